@@ -1,0 +1,1 @@
+"""From MEDS events to packed batches; imports nothing of the models."""

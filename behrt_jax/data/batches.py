@@ -1,0 +1,106 @@
+"""Batches: epochs of packed rows as a function of (seed, epoch), and one pass in a fixed order for evaluation."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from behrt_jax.data import packing, sequences
+from behrt_jax.data.dataset import Patients
+from behrt_jax.data.hashing import hash_integers
+
+
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+    """One pass over a split: windows, rows, their order.
+
+    Attributes:
+      windows: what of each patient is seen.
+      plan: which patients share a row.
+      order: (rows,) the order in which rows come.
+      salt: what shuffles the codes of a moment.
+    """
+
+    windows: sequences.Windows
+    plan: packing.Plan
+    order: np.ndarray
+    salt: int
+
+    def num_batches(self, batch_size: int) -> int:
+        """Batches in the epoch; the last may be part empty."""
+        return -(-len(self.plan) // batch_size)
+
+    @property
+    def fill(self) -> float:
+        """The share of tokens in the rows that are not padding."""
+        return float(self.windows.lengths.sum() / max(len(self.plan), 1))
+
+
+def training_epoch(patients: Patients, index: sequences.VisitIndex, seed: int, epoch: int) -> Epoch:
+    """Plans an epoch of training: a random window of each patient, packed, rows in random order."""
+    salt = int(hash_integers(seed, epoch + 1).view(np.int64))
+    windows = sequences.random_windows(index, patients.subject_ids, salt)
+    plan = packing.pack(windows.lengths, index.row_length)
+    return Epoch(windows, plan, np.argsort(hash_integers(salt, np.arange(len(plan))), kind="stable"), salt)
+
+
+def evaluation_epoch(patients: Patients, index: sequences.VisitIndex) -> Epoch:
+    """Plans one pass over each patient's newest window, in a fixed order."""
+    del patients
+    windows = sequences.newest_windows(index)
+    plan = packing.pack(windows.lengths, index.row_length)
+    return Epoch(windows, plan, np.arange(len(plan)), sequences.EVALUATION_SALT)
+
+
+def batch_of(patients: Patients, index: sequences.VisitIndex, epoch: Epoch, number: int, batch_size: int) -> dict[str, np.ndarray]:
+    """Lays out one batch of an epoch.
+
+    Returns:
+      The columns of `sequences.COLUMNS` as (B, L), `patient_ids` (B, L) int32 (0 = padding, 1.. = which patient in the
+      row) and `patient_index` (B, P) int32 with the row of `patients` of each, -1 where there is none. P is fixed for a
+      split. Rows past the epoch's last are empty.
+    """
+    rows = epoch.order[number * batch_size : (number + 1) * batch_size]
+    counts = epoch.plan.offsets[rows + 1] - epoch.plan.offsets[rows]
+    slots = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    members = epoch.plan.members[np.repeat(epoch.plan.offsets[rows], counts) + slots]
+    row_of = np.repeat(np.arange(len(rows)), counts)
+    lengths = epoch.windows.lengths[members]
+    before = np.cumsum(lengths) - lengths
+    starts_of_row = before[np.cumsum(counts) - counts]
+    offset = row_of * index.row_length + before - starts_of_row[row_of]
+
+    columns = sequences.build_columns(patients, index, epoch.windows, members, epoch.salt)
+    target = np.repeat(offset - before, lengths) + np.arange(lengths.sum())
+    shape = (batch_size, index.row_length)
+    batch = {}
+    for name, values in {**columns, "patient_ids": np.repeat(slots + 1, lengths).astype(np.int32)}.items():
+        batch[name] = np.zeros(shape[0] * shape[1], values.dtype)
+        batch[name][target] = values
+        batch[name] = batch[name].reshape(shape)
+    batch["patient_index"] = np.full((batch_size, max(int(counts.max(initial=1)), 1)), -1, np.int32)
+    batch["patient_index"][row_of, slots] = members
+    return batch
+
+
+def training_batches(patients: Patients, row_length: int, batch_size: int, seed: int, start_step: int = 0) -> Iterator[dict]:
+    """Yields training batches without end, beginning with that of `start_step`.
+
+    Skipping to a step plans the epochs before it and lays out none of their rows, so a resume needs the step alone.
+    """
+    index = sequences.index_visits(patients, row_length)
+    first_step, number = 0, 0
+    while True:
+        epoch = training_epoch(patients, index, seed, number)
+        steps = epoch.num_batches(batch_size)
+        for batch in range(max(start_step - first_step, 0), steps):
+            yield batch_of(patients, index, epoch, batch, batch_size)
+        first_step, number = first_step + steps, number + 1
+
+
+def evaluation_batches(patients: Patients, row_length: int, batch_size: int) -> Iterator[dict]:
+    """Yields each patient's newest window once, in a fixed order."""
+    index = sequences.index_visits(patients, row_length)
+    epoch = evaluation_epoch(patients, index)
+    for number in range(epoch.num_batches(batch_size)):
+        yield batch_of(patients, index, epoch, number, batch_size)

@@ -1,0 +1,88 @@
+"""Prepared patients as a tensorflow-datasets data set (array_record files, no TensorFlow needed) and in memory."""
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+TOKEN_COLUMNS = ("code", "visit", "moment", "minutes")
+
+
+class PatientTokens(tfds.core.GeneratorBasedBuilder):
+    """One example a patient: its id, whether its birth is known, and its tokens as rows of `TOKEN_COLUMNS`."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    examples: dict[str, Callable[[], Iterator]] = {}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "subject_id": np.int64,
+            "has_birth": np.bool_,
+            "tokens": tfds.features.Tensor(shape=(None, len(TOKEN_COLUMNS)), dtype=np.int32, encoding="bytes"),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        return {split: generate() for split, generate in self.examples.items()}
+
+    def _generate_examples(self):
+        raise NotImplementedError("each split brings its own generator")
+
+
+def write(folder: Path, examples: dict[str, Callable[[], Iterator]]) -> None:
+    """Writes the examples of each split below `folder`."""
+    builder = PatientTokens(data_dir=folder, file_format="array_record")
+    builder.examples = examples
+    with contextlib.redirect_stdout(io.StringIO()), _without_bars():
+        builder.download_and_prepare()
+
+
+@contextlib.contextmanager
+def _without_bars():
+    tfds.disable_progress_bar()
+    try:
+        yield
+    finally:
+        tfds.enable_progress_bar()
+
+
+@dataclasses.dataclass(frozen=True)
+class Patients:
+    """The patients of one split, as one long array of tokens cut by offsets (CSR).
+
+    Attributes:
+      subject_ids: (N,) int64, ascending.
+      has_birth: (N,) bool; without a known birth, minutes count from the first event and ages are unknown.
+      offsets: (N + 1,) int64; patient i has the tokens `offsets[i]:offsets[i + 1]`.
+      codes, visits, moments, minutes: (T,) int32; static tokens come first in a patient, with visit -1. Minutes count
+        from birth. Tokens that share a moment have no order.
+    """
+
+    subject_ids: np.ndarray
+    has_birth: np.ndarray
+    offsets: np.ndarray
+    codes: np.ndarray
+    visits: np.ndarray
+    moments: np.ndarray
+    minutes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.subject_ids)
+
+
+def read(folder: Path, split: str) -> Patients:
+    """Reads a split of prepared data into memory, by ascending subject id."""
+    source = PatientTokens(data_dir=folder, file_format="array_record").as_data_source(split)
+    examples = sorted(source, key=lambda example: example["subject_id"])
+    tokens = np.concatenate([example["tokens"] for example in examples])
+    return Patients(
+        subject_ids=np.array([example["subject_id"] for example in examples], np.int64),
+        has_birth=np.array([example["has_birth"] for example in examples], bool),
+        offsets=np.cumsum([0, *(len(example["tokens"]) for example in examples)]),
+        **{name: np.ascontiguousarray(tokens[:, i]) for i, name in enumerate(("codes", "visits", "moments", "minutes"))},
+    )

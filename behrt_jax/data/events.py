@@ -1,0 +1,184 @@
+"""MEDS events: find, validate and read a data set, one shard at a time.
+
+A data set is a folder as the Medical Event Data Standard (MEDS 0.3-0.4) lays it out: `data/**/*.parquet` with
+`subject_id, time, code, numeric_value`, sharded by subject, and `metadata/subject_splits.parquet`.
+"""
+
+import fnmatch
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from behrt_jax.data.hashing import hash_fraction
+
+BIRTH = "MEDS_BIRTH"
+DEATH = "MEDS_DEATH"
+SPLITS = ("train", "tuning", "held_out")
+SPLIT_SHARES = (0.70, 0.15, 0.15)
+SPLITS_FILE = Path("metadata") / "subject_splits.parquet"
+
+
+def find_shards(path: str | Path) -> list[Path]:
+    """Returns the parquet files of a MEDS data set in a fixed order.
+
+    Raises:
+      ValueError: the folder is missing or holds no parquet file under `data/`.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such directory; data.path must name a MEDS data set (a folder with data/)")
+    shards = sorted((root / "data").rglob("*.parquet"))
+    if not shards:
+        raise ValueError(f"{root}: no *.parquet file under {root / 'data'}; expected MEDS shards there")
+    return shards
+
+
+def read_shard(shard: Path, extra_columns: tuple[str, ...] = ()) -> pl.DataFrame:
+    """Reads and validates one shard.
+
+    Args:
+      shard: a parquet file of MEDS events.
+      extra_columns: further columns to keep where the file has them, such as a visit column.
+
+    Returns:
+      `subject_id:Int64, time:Datetime[us] (null = static), code:String, numeric_value:Float32` and the extra
+      columns found, sorted by subject, then time with the static rows first.
+
+    Raises:
+      ValueError: the file cannot be read, a column is missing or mistyped, or its rows break the standard.
+    """
+    try:
+        schema = pl.read_parquet_schema(shard)
+        _check_columns(shard, schema)
+        keep = [name for name in ("subject_id", "time", "code", "numeric_value", *extra_columns) if name in schema]
+        events = pl.scan_parquet(shard).select(keep).collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{shard}: not a readable parquet file ({reason}); write or copy it again") from error
+    if "numeric_value" not in schema:
+        events = events.with_columns(numeric_value=pl.lit(None, pl.Float32))
+    events = events.with_columns(
+        pl.col("subject_id").cast(pl.Int64),
+        pl.col("time").cast(pl.Datetime("us")),
+        pl.col("code").cast(pl.String),
+        pl.col("numeric_value").cast(pl.Float32),
+    )
+    _check_rows(shard, events)
+    return events
+
+
+def _check_columns(shard: Path, schema: dict[str, pl.DataType]) -> None:
+    expected = {
+        "subject_id": ("int64", lambda kind: kind.is_integer()),
+        "time": ("timestamp[us] without a time zone", lambda kind: kind.base_type() == pl.Datetime and not kind.time_zone),
+        "code": ("string", lambda kind: kind.base_type() in (pl.String, pl.Categorical, pl.Enum)),
+    }
+    for name, (wanted, fits) in expected.items():
+        if name not in schema:
+            raise ValueError(f"{shard}: column '{name}' is missing (found {', '.join(schema)}); expected {wanted}")
+        if not fits(schema[name]):
+            raise ValueError(f"{shard}: column '{name}' is {schema[name]}; expected {wanted}; convert it")
+    kind = schema.get("numeric_value")
+    if kind is not None and not (kind.is_numeric() or kind == pl.Null):
+        raise ValueError(f"{shard}: column 'numeric_value' is {kind}; expected float32; convert it")
+
+
+def _check_rows(shard: Path, events: pl.DataFrame) -> None:
+    for name in ("code", "subject_id"):
+        if missing := events[name].null_count():
+            raise ValueError(f"{shard}: column '{name}' is null in {missing} of {events.height} rows; drop or fill them")
+    if not events["subject_id"].is_sorted():
+        raise ValueError(f"{shard}: column 'subject_id' is not sorted; sort the shard by subject_id, then time")
+    same_subject = pl.col("subject_id") == pl.col("subject_id").shift(1)
+    previous = pl.col("time").shift(1)
+    backward = (pl.col("time") < previous) | (pl.col("time").is_null() & previous.is_not_null())
+    unsorted = events.select((same_subject & backward).sum()).item()
+    if unsorted:
+        raise ValueError(
+            f"{shard}: column 'time' goes backwards within a subject in {unsorted} rows; "
+            "sort the shard by subject_id, then time (static rows, with a null time, first)"
+        )
+    early = events.filter(pl.col("time") < birth_times(pl.col("time")))
+    if early.height:
+        raise ValueError(
+            f"{shard}: {early.height} events of {early['subject_id'].n_unique()} subjects lie before {BIRTH}; "
+            "expected no event before birth; correct the birth times or remove the events"
+        )
+
+
+def birth_times(time: pl.Expr) -> pl.Expr:
+    """Returns each subject's first `MEDS_BIRTH` time, null where there is none."""
+    return time.filter(pl.col("code") == BIRTH).min().over("subject_id")
+
+
+def read_splits(path: str | Path) -> pl.DataFrame | None:
+    """Reads `metadata/subject_splits.parquet` as `subject_id:Int64, split:String`; None where there is none.
+
+    Raises:
+      ValueError: the file cannot be read, lacks a column, or puts a subject in two splits.
+    """
+    file = Path(path) / SPLITS_FILE
+    if not file.exists():
+        return None
+    try:
+        splits = pl.read_parquet(file)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{file}: not a readable parquet file ({reason}); write or copy it again") from error
+    for name in ("subject_id", "split"):
+        if name not in splits.columns:
+            raise ValueError(f"{file}: column '{name}' is missing (found {', '.join(splits.columns)})")
+    if not splits.schema["subject_id"].is_integer():
+        raise ValueError(f"{file}: column 'subject_id' is {splits.schema['subject_id']}; expected int64; convert it")
+    splits = splits.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)).unique()
+    doubled = splits.height - splits["subject_id"].n_unique()
+    if doubled:
+        raise ValueError(f"{file}: {doubled} subjects are in two splits; each must be in one of {', '.join(SPLITS)}")
+    return splits
+
+
+def make_splits(subject_ids: np.ndarray) -> pl.DataFrame:
+    """Assigns subjects to train, tuning and held_out (70/15/15) by a hash of their id alone.
+
+    The split of a subject never changes when others join the data set.
+    """
+    bounds = np.cumsum(SPLIT_SHARES)[:-1]
+    index = np.searchsorted(bounds, hash_fraction(subject_ids), side="right")
+    return pl.DataFrame({"subject_id": subject_ids, "split": np.array(SPLITS)[index]})
+
+
+def check_disjoint(subjects: dict[Path, np.ndarray]) -> None:
+    """Checks that no subject is in two shards.
+
+    Args:
+      subjects: the distinct subject ids of each shard.
+
+    Raises:
+      ValueError: a subject is in two shards (as when a shard was copied), or no shard holds an event.
+    """
+    ids = np.concatenate(list(subjects.values()))
+    if not ids.size:
+        raise ValueError(f"{next(iter(subjects))}: the data set is empty: its {len(subjects)} shards hold no event")
+    owners = np.repeat(np.arange(len(subjects)), [len(found) for found in subjects.values()])
+    order = np.argsort(ids, kind="stable")
+    repeated = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+    if repeated.size:
+        first, second = (list(subjects)[owners[order[repeated[0] + step]]] for step in (0, 1))
+        raise ValueError(
+            f"{second}: {repeated.size} subjects are also in another shard, such as {first}; a subject must be in one "
+            "shard: remove the duplicate shard or merge the subject's rows"
+        )
+
+
+def matching_codes(codes: list[str], include: tuple[str, ...], exclude: tuple[str, ...]) -> list[str]:
+    """Returns the codes that match a pattern of `include` and none of `exclude` (shell patterns, case kept).
+
+    >>> matching_codes(["LAB//1", "DIAGNOSIS//2"], ("*",), ("LAB//*",))
+    ['DIAGNOSIS//2']
+    """
+
+    def matches(code: str, patterns: tuple[str, ...]) -> bool:
+        return any(fnmatch.fnmatchcase(code, pattern) for pattern in patterns)
+
+    return [code for code in codes if matches(code, include) and not matches(code, exclude)]

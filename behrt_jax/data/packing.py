@@ -1,0 +1,81 @@
+"""Packing: which sequences share a row, by best-fit-decreasing over a histogram of lengths."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Rows of sequences as one long array cut by offsets (CSR).
+
+    Attributes:
+      members: (N,) sequences in the order in which rows hold them.
+      offsets: (rows + 1,) row r holds `members[offsets[r]:offsets[r + 1]]`.
+    """
+
+    members: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+def pack(lengths: np.ndarray, row_length: int) -> Plan:
+    """Packs sequences into as few rows as best-fit-decreasing finds (Johnson 1973).
+
+    Sequences of one length are interchangeable, so the plan is made for counts of each length: the cost grows with the
+    square of the row length, hardly with the number of sequences.
+
+    Args:
+      lengths: (N,) tokens of each sequence, 1 to `row_length`.
+      row_length: L.
+
+    Returns:
+      The plan; every sequence is in exactly one row.
+
+    Raises:
+      ValueError: a sequence is empty or longer than a row.
+
+    >>> pack(np.array([3, 5, 2]), 5).members.tolist()
+    [1, 0, 2]
+    """
+    lengths = np.asarray(lengths)
+    if lengths.size and not 1 <= lengths.min() <= lengths.max() <= row_length:
+        raise ValueError(f"lengths: found {lengths.min()} to {lengths.max()}; expected 1 to row_length={row_length}")
+    # rows_with[r] holds arrays of row numbers that have r tokens free.
+    rows_with: list[list[np.ndarray]] = [[] for _ in range(row_length + 1)]
+    row_of = np.empty(len(lengths), np.int64)
+    num_rows = 0
+    by_length = np.argsort(-lengths, kind="stable")
+    sizes, firsts = np.unique(-lengths[by_length], return_index=True)
+    for size, sequences in zip(-sizes, np.split(by_length, firsts[1:]), strict=True):
+        placed = 0
+        for free in range(size, row_length + 1):
+            if placed == len(sequences) or not rows_with[free]:
+                continue
+            rows = np.concatenate(rows_with[free])
+            placed = _fill(rows, free, size, sequences, placed, row_of, rows_with)
+        if placed < len(sequences):
+            needed = -(-(len(sequences) - placed) // (row_length // size))
+            rows = np.arange(num_rows, num_rows + needed)
+            num_rows += needed
+            _fill(rows, row_length, size, sequences, placed, row_of, rows_with)
+    members = np.argsort(row_of, kind="stable")
+    return Plan(members, np.searchsorted(row_of[members], np.arange(num_rows + 1)))
+
+
+def _fill(rows, free, size, sequences, placed, row_of, rows_with) -> int:
+    """Puts sequences of one size into rows with `free` tokens, filling each row before the next."""
+    each = free // size
+    taken = min(len(sequences) - placed, each * len(rows))
+    row_of[sequences[placed : placed + taken]] = rows[np.arange(taken) // each]
+    full, rest = divmod(taken, each)
+    rows_with[free] = []
+    for left, some in ((free - each * size, rows[:full]), (free - rest * size, rows[full:][:1] if rest else rows[:0])):
+        if some.size:
+            rows_with[left].append(some)
+    untouched = rows[full + (1 if rest else 0) :]
+    if untouched.size:
+        rows_with[free].append(untouched)
+    return placed + taken

@@ -1,0 +1,202 @@
+"""Sequences: which window of whole visits of a patient is seen, and how it is laid out as columns of tokens."""
+
+import dataclasses
+
+import numpy as np
+
+from behrt_jax.data.dataset import Patients
+from behrt_jax.data.hashing import hash_fraction, hash_integers
+from behrt_jax.data.vocabulary import CLS, NUM_SPECIAL, SEP
+
+MINUTES_PER_DAY = 24 * 60
+MINUTES_PER_YEAR = 365.25 * MINUTES_PER_DAY
+EVALUATION_SALT = 0
+COLUMNS = {
+    "codes": np.int32,
+    "ages": np.float32,
+    "visit_ids": np.int32,
+    "positions": np.int32,
+    "time_deltas": np.float32,
+    "maskable": np.bool_,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class VisitIndex:
+    """Where the visits of a split lie in its tokens; made once by `index_visits`.
+
+    Attributes:
+      starts: (visits + 1,) index of each visit's first token; the last entry closes the last visit.
+      first_visit: (N + 1,) index of each patient's first visit.
+      static_counts: (N,) static tokens of each patient that are used.
+      budgets: (N,) tokens of a row left for visits, after `[CLS]` and the static tokens.
+      ends: (visits + 1,) running count of visit tokens, one `[SEP]` a visit included.
+      row_length: L.
+    """
+
+    starts: np.ndarray
+    first_visit: np.ndarray
+    static_counts: np.ndarray
+    budgets: np.ndarray
+    ends: np.ndarray
+    row_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """The part of each patient that an epoch sees.
+
+    Attributes:
+      start: (N,) index of the first visit.
+      stop: (N,) index after the last visit.
+      skipped: (N,) oldest codes left out of a visit that is longer than a row (0 for all others).
+      lengths: (N,) tokens of the sequence, `[CLS]`, static tokens and `[SEP]` included.
+    """
+
+    start: np.ndarray
+    stop: np.ndarray
+    skipped: np.ndarray
+    lengths: np.ndarray
+
+
+def index_visits(patients: Patients, row_length: int) -> VisitIndex:
+    """Finds the visits of all patients; static tokens take at most half a row."""
+    owners = np.repeat(np.arange(len(patients)), np.diff(patients.offsets))
+    timed = np.flatnonzero(patients.visits >= 0)
+    changes = np.diff(patients.visits[timed], prepend=-1) != 0
+    changes |= np.diff(owners[timed], prepend=-1) != 0
+    starts = timed[changes]
+    first_visit = np.searchsorted(owners[starts], np.arange(len(patients) + 1))
+    # A visit ends where the next begins, or before the next patient's static tokens.
+    stops = np.append(starts[1:], len(patients.codes))
+    stops = np.minimum(stops, patients.offsets[owners[starts] + 1])
+    statics = starts[first_visit[:-1]] - patients.offsets[:-1]
+    kept = np.minimum(statics, row_length // 2 - 1)
+    return VisitIndex(
+        starts=np.stack([starts, stops]),
+        first_visit=first_visit,
+        static_counts=kept,
+        budgets=row_length - 1 - kept,
+        ends=np.concatenate([[0], np.cumsum(stops - starts + 1)]),
+        row_length=row_length,
+    )
+
+
+def newest_windows(index: VisitIndex) -> Windows:
+    """Returns each patient's newest whole visits that fit a row; of a visit longer than a row, its newest codes."""
+    return _close_windows(index, index.first_visit[1:].copy())
+
+
+def random_windows(index: VisitIndex, subject_ids: np.ndarray, salt: int) -> Windows:
+    """Returns a window of whole visits for each patient, a function of (salt, subject).
+
+    The visit that must be in the window is drawn evenly; the window extends from it to newer visits, then to older ones.
+    """
+    first, last = index.first_visit[:-1], index.first_visit[1:]
+    drawn = first + np.floor(hash_fraction(salt, subject_ids) * (last - first)).astype(np.int64)
+    reach = index.ends[drawn] + index.budgets
+    stop = np.searchsorted(index.ends, reach, side="right") - 1
+    return _close_windows(index, np.clip(stop, drawn + 1, last))
+
+
+def _close_windows(index: VisitIndex, stop: np.ndarray) -> Windows:
+    """Extends windows that end before visit `stop` to older whole visits as far as a row allows."""
+    first, budgets = index.first_visit[:-1], index.budgets
+    start = np.searchsorted(index.ends, index.ends[stop] - budgets, side="left")
+    start = np.clip(start, first, stop - 1)
+    tokens = index.ends[stop] - index.ends[start]
+    skipped = np.maximum(tokens - budgets, 0)
+    return Windows(start, stop, skipped, 1 + index.static_counts + tokens - skipped)
+
+
+def window_report(index: VisitIndex, windows: Windows) -> dict[str, int]:
+    """Counts what the windows leave out: patients cut, visits cut, codes of visits longer than a row."""
+    all_visits = np.diff(index.first_visit)
+    seen = windows.stop - windows.start
+    return {
+        "patients": len(seen),
+        "patients_cut": int(((seen < all_visits) | (windows.skipped > 0)).sum()),
+        "visits_cut": int((all_visits - seen).sum()),
+        "visits": int(all_visits.sum()),
+        "codes_cut_in_long_visits": int(windows.skipped.sum()),
+    }
+
+
+def build_columns(patients: Patients, index: VisitIndex, windows: Windows, members: np.ndarray, salt: int):
+    """Lays out the sequences of some patients, one after the other.
+
+    A sequence is `[CLS]`, the static tokens, then each visit's codes and `[SEP]`. Codes of one moment are ordered by a
+    hash of (salt, subject, moment, code), since any fixed order would give masked codes away.
+
+    Args:
+      patients: the split.
+      index: its visits.
+      windows: what of each patient is seen.
+      members: (n,) the patients to lay out.
+      salt: `EVALUATION_SALT` or a function of (seed, epoch).
+
+    Returns:
+      The columns of `COLUMNS`, each `(windows.lengths[members].sum(),)`: ages in years (NaN where birth is unknown),
+      visit_ids from 0 in the window, positions from 0 in the sequence, time_deltas in days since the start of the
+      previous visit, maskable True for codes of visits that the vocabulary knows.
+    """
+    lengths = windows.lengths[members]
+    offsets = np.cumsum(lengths) - lengths
+    owner = np.repeat(np.arange(len(members)), lengths)
+    columns = {name: np.zeros(lengths.sum(), kind) for name, kind in COLUMNS.items()}
+    columns["positions"][:] = np.arange(len(owner)) - offsets[owner]
+    columns["codes"][offsets] = CLS
+
+    # Everything below is about visits (one entry a visit in a window), then about their tokens.
+    visits_of = windows.stop[members] - windows.start[members]
+    visit_owner = np.repeat(np.arange(len(members)), visits_of)
+    visit_ids = _ranges(np.zeros_like(visits_of), visits_of)
+    visit = windows.start[members][visit_owner] + visit_ids
+    begin, end = index.starts[0][visit], index.starts[1][visit]
+    begin = begin + np.where(visit_ids == 0, windows.skipped[members][visit_owner], 0)
+    sizes = end - begin
+    is_first = visit == index.first_visit[:-1][members][visit_owner]
+    previous = index.starts[0][np.where(is_first, visit, visit - 1)]
+    gaps = (patients.minutes[index.starts[0][visit]] - patients.minutes[previous]) / MINUTES_PER_DAY
+
+    source = _shuffled(patients, _ranges(begin, sizes), np.repeat(members[visit_owner], sizes), salt)
+    visit_offset = np.cumsum(sizes + 1) - (sizes + 1)
+    visit_offset += (offsets + 1 + index.static_counts[members] - _exclusive_sums(sizes + 1, visits_of))[visit_owner]
+    target = _ranges(visit_offset, sizes)
+    separators = visit_offset + sizes
+
+    columns["codes"][target] = patients.codes[source]
+    columns["codes"][separators] = SEP
+    columns["maskable"][target] = patients.codes[source] >= NUM_SPECIAL
+    columns["visit_ids"][target] = np.repeat(visit_ids, sizes)
+    columns["visit_ids"][separators] = visit_ids
+    columns["time_deltas"][target] = np.repeat(gaps, sizes)
+    columns["time_deltas"][separators] = gaps
+    minutes = np.repeat(patients.minutes[index.starts[0][windows.start[members]]], lengths)
+    minutes[target] = patients.minutes[source]
+    minutes[separators] = patients.minutes[end - 1]
+    columns["ages"][:] = np.where(patients.has_birth[members][owner], minutes / MINUTES_PER_YEAR, np.nan)
+
+    statics = index.static_counts[members]
+    columns["codes"][_ranges(offsets + 1, statics)] = patients.codes[_ranges(patients.offsets[:-1][members], statics)]
+    return columns
+
+
+def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Concatenates `arange(start, start + size)` over all pairs."""
+    return np.arange(sizes.sum()) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+
+
+def _exclusive_sums(values: np.ndarray, group_sizes: np.ndarray) -> np.ndarray:
+    """Returns for each group the sum of the values before it."""
+    running = np.concatenate([[0], np.cumsum(values)])
+    return running[np.cumsum(group_sizes) - group_sizes]
+
+
+def _shuffled(patients: Patients, source: np.ndarray, owner: np.ndarray, salt: int) -> np.ndarray:
+    """Orders the tokens of each moment by hash; `source` lists tokens visit by visit."""
+    moments = patients.moments[source]
+    keys = hash_integers(salt, patients.subject_ids[owner], moments, patients.codes[source])
+    starts = np.diff(moments, prepend=-2) != 0
+    starts |= np.diff(owner, prepend=-1) != 0
+    return source[np.lexsort((keys, np.cumsum(starts)))]

@@ -1,0 +1,75 @@
+"""Masked-code modelling: which codes are hidden, and how well they are told from the rest."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+MASK_ID = 3
+FIRST_CODE_ID = 5
+
+
+class Masked(NamedTuple):
+    """A batch with some codes hidden.
+
+    Attributes:
+      inputs: (B, L) int32, `codes` with 80% of the chosen replaced by `[MASK]` and 10% by random codes.
+      positions: (B, K) int32, the chosen places in the row.
+      labels: (B, K) int32, the codes that were there.
+      weights: (B, K) float32, 1 for chosen places and 0 for the unused rest of K.
+    """
+
+    inputs: jax.Array
+    positions: jax.Array
+    labels: jax.Array
+    weights: jax.Array
+
+
+def mask_codes(key: jax.Array, codes: jax.Array, maskable: jax.Array, rate: float, vocab_size: int) -> Masked:
+    """Hides a share of the codes of each row (Devlin et al. 2019: 80% masked, 10% random, 10% kept).
+
+    Each row hides `rate` of its maskable codes, rounded up or down at random so that the mean is exact. K, the room for
+    them, is fixed at `rate` of the row length, which no row can exceed: nothing overflows.
+
+    Args:
+      key: a key used for this batch alone.
+      codes: (B, L) int32.
+      maskable: (B, L) bool; False for special and static tokens and for padding.
+      rate: share of the maskable codes to hide, 0 < rate <= 1.
+      vocab_size: V.
+
+    Returns:
+      The batch with K = ceil(rate * L).
+    """
+    rows, length = codes.shape
+    choose_key, round_key, action_key, random_key = jax.random.split(key, 4)
+    room = math.ceil(rate * length)
+    order = jnp.where(maskable, jax.random.uniform(choose_key, codes.shape), -1.0)
+    _, positions = jax.lax.top_k(order, room)
+    wanted = rate * maskable.sum(axis=1) + jax.random.uniform(round_key, (rows,))
+    chosen = jnp.arange(room)[None, :] < jnp.floor(wanted)[:, None]
+    labels = jnp.take_along_axis(codes, positions, axis=1)
+    action = jax.random.uniform(action_key, positions.shape)
+    random_codes = jax.random.randint(random_key, positions.shape, FIRST_CODE_ID, vocab_size)
+    replaced = jnp.where(action < 0.8, MASK_ID, jnp.where(action < 0.9, random_codes, labels))
+    new = jnp.where(chosen, replaced, labels).astype(codes.dtype)
+    inputs = jax.vmap(lambda row, place, value: row.at[place].set(value))(codes, positions, new)
+    return Masked(inputs, positions, labels, chosen.astype(jnp.float32))
+
+
+def masked_outcomes(logits: jax.Array, masked: Masked) -> dict[str, jax.Array]:
+    """Compares logits with the hidden codes, position by position.
+
+    Args:
+      logits: (B, K, V).
+      masked: as `mask_codes` gave it.
+
+    Returns:
+      `loss` (nats), `accuracy` and `top5_accuracy` (0 or 1), each (B, K) float32; a tie counts against the model.
+    """
+    logits = logits.astype(jnp.float32)
+    of_label = jnp.take_along_axis(logits, masked.labels[:, :, None], axis=-1)
+    loss = jax.nn.logsumexp(logits, axis=-1) - of_label[..., 0]
+    rank = (jax.lax.stop_gradient(logits) >= jax.lax.stop_gradient(of_label)).sum(axis=-1)
+    return {"loss": loss, "accuracy": (rank <= 1).astype(jnp.float32), "top5_accuracy": (rank <= 5).astype(jnp.float32)}
