@@ -14,7 +14,7 @@ class Masked(NamedTuple):
     """A batch with some codes hidden.
 
     Attributes:
-      inputs: (B, L) int32, `codes` with 80% of the chosen replaced by `[MASK]` and 10% by random codes.
+      inputs: (B, L) int32, `codes` with the chosen ones replaced.
       positions: (B, K) int32, the chosen places in the row.
       labels: (B, K) int32, the codes that were there.
       weights: (B, K) float32, 1 for chosen places and 0 for the unused rest of K.
@@ -26,8 +26,26 @@ class Masked(NamedTuple):
     weights: jax.Array
 
 
-def mask_codes(key: jax.Array, codes: jax.Array, maskable: jax.Array, rate: float, vocab_size: int) -> Masked:
-    """Hides a share of the codes of each row (Devlin et al. 2019: 80% masked, 10% random, 10% kept).
+class Replacement(NamedTuple):
+    """What stands in the place of a hidden code: `[MASK]`, a random code, or else the code itself.
+
+    Attributes:
+      masked: share replaced by `[MASK]`.
+      random: share replaced by a random code.
+    """
+
+    masked: float
+    random: float
+
+
+TRAINING = Replacement(masked=0.8, random=0.1)
+EVALUATION = Replacement(masked=1.0, random=0.0)
+
+
+def mask_codes(
+    key: jax.Array, codes: jax.Array, maskable: jax.Array, rate: float, vocab_size: int, replacement: Replacement = TRAINING
+) -> Masked:
+    """Hides a share of the codes of each row (Devlin et al. 2019).
 
     Each row hides `rate` of its maskable codes, rounded up or down at random so that the mean is exact. K, the room for
     them, is fixed at `rate` of the row length, which no row can exceed: nothing overflows.
@@ -38,6 +56,8 @@ def mask_codes(key: jax.Array, codes: jax.Array, maskable: jax.Array, rate: floa
       maskable: (B, L) bool; False for special and static tokens and for padding.
       rate: share of the maskable codes to hide, 0 < rate <= 1.
       vocab_size: V.
+      replacement: 80% `[MASK]`, 10% random, 10% kept in training; in evaluation `[MASK]` alone, so that a score counts
+        only codes that the model cannot see.
 
     Returns:
       The batch with K = ceil(rate * L).
@@ -52,7 +72,8 @@ def mask_codes(key: jax.Array, codes: jax.Array, maskable: jax.Array, rate: floa
     labels = jnp.take_along_axis(codes, positions, axis=1)
     action = jax.random.uniform(action_key, positions.shape)
     random_codes = jax.random.randint(random_key, positions.shape, FIRST_CODE_ID, vocab_size)
-    replaced = jnp.where(action < 0.8, MASK_ID, jnp.where(action < 0.9, random_codes, labels))
+    is_random = action < replacement.masked + replacement.random
+    replaced = jnp.where(action < replacement.masked, MASK_ID, jnp.where(is_random, random_codes, labels))
     new = jnp.where(chosen, replaced, labels).astype(codes.dtype)
     inputs = jax.vmap(lambda row, place, value: row.at[place].set(value))(codes, positions, new)
     return Masked(inputs, positions, labels, chosen.astype(jnp.float32))
@@ -73,3 +94,34 @@ def masked_outcomes(logits: jax.Array, masked: Masked) -> dict[str, jax.Array]:
     loss = jax.nn.logsumexp(logits, axis=-1) - of_label[..., 0]
     rank = (jax.lax.stop_gradient(logits) >= jax.lax.stop_gradient(of_label)).sum(axis=-1)
     return {"loss": loss, "accuracy": (rank <= 1).astype(jnp.float32), "top5_accuracy": (rank <= 5).astype(jnp.float32)}
+
+
+def mlm_objective(model, params, batch: dict[str, jax.Array], keys: dict[str, jax.Array], train: bool, *, mask_rate: float):
+    """Scores a model on the hidden codes of a batch.
+
+    Args:
+      model: a `BEHRTForMLM`.
+      params: its variables.
+      batch: the columns of packed rows.
+      keys: `masking` and, when training, `dropout`.
+      train: whether dropout is on.
+      mask_rate: share of codes to hide.
+
+    Returns:
+      The summed loss, the number of hidden codes and metrics as pairs (sum, count).
+    """
+    masked = mask_codes(keys["masking"], batch["codes"], batch["maskable"], mask_rate, model.config.vocab_size)
+    outcomes = score_masked(model, params, batch, masked, keys["dropout"] if train else None)
+    count = masked.weights.sum()
+    metrics = {f"mlm/{name}": ((values * masked.weights).sum(), count) for name, values in outcomes.items()}
+    return metrics["mlm/loss"][0], count, metrics
+
+
+def score_masked(model, params, batch: dict[str, jax.Array], masked: Masked, dropout_key: jax.Array | None = None):
+    """Returns `masked_outcomes` of a model; dropout is on where a key is given."""
+    columns = (batch[name] for name in ("ages", "visit_ids", "patient_ids", "positions"))
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    logits = model.apply(
+        params, masked.inputs, *columns, masked_positions=masked.positions, deterministic=dropout_key is None, rngs=rngs
+    )
+    return masked_outcomes(logits, masked)

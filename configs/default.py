@@ -1,0 +1,71 @@
+"""The one place of every default; the recipes of the tiers set the sizes and the length of the run."""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """Returns the defaults, locked: a key that is not here is an error."""
+    config = config_dict.ConfigDict()
+    config.seed = 0
+
+    config.data = config_dict.ConfigDict()
+    config.data.path = "data/synthea-1151"  # any MEDS data set
+    config.data.prepared_dir = "prepared"  # prepared copies, one folder a data set and data config
+    config.data.visits = "auto"  # a visit column where there is one, else days; or: day, gap, a column's name
+    config.data.visit_gap_hours = 24.0
+    config.data.codes_include = ("*",)
+    # Measurements are many and say little without their values; without them a row holds many more visits.
+    config.data.codes_exclude = (
+        "MEDS_BIRTH",
+        "OBSERVATION//*",
+        "LAB//*",
+        "VITAL*",
+        "MEASUREMENT//*",
+        "SUBJECT_WEIGHT_AT_INFUSION//*",
+        "SUBJECT_FLUID_OUTPUT//*",
+        "Blood Pressure*",
+        "Weight (*",
+        "Height (*",
+        "BMI (*",
+        "eGFR*",
+    )
+    config.data.unique_codes_in_visit = True
+    config.data.min_patients = 5  # codes of fewer train patients become [UNK]
+    config.data.value_bins = 10  # quantile bins for codes that carry numbers; below 2: none
+    config.data.row_length = 256
+
+    config.model = config_dict.ConfigDict()
+    config.model.vocab_size = config_dict.placeholder(int)  # set from the fitted vocabulary
+    config.model.embedding_dim = 64
+    config.model.hidden_dim = 128
+    config.model.num_layers = 2
+    config.model.num_heads = 4
+    config.model.feedforward_dim = 512
+    config.model.max_positions = 256
+    config.model.max_visits = 512
+    config.model.max_age = 100
+    config.model.age_bin_size = 5.0
+    config.model.dropout = 0.1
+
+    config.objective = config_dict.ConfigDict()
+    config.objective.mask_rate = 0.15
+
+    config.optimizer = config_dict.ConfigDict()
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 200
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.b2 = 0.999
+    config.optimizer.clip_norm = 1.0
+
+    config.train = config_dict.ConfigDict()
+    config.train.num_steps = 1500
+    config.train.batch_size = 16
+    config.train.accumulate_steps = 1
+    config.train.evaluate_every = 250
+    config.train.log_every = 25
+    config.train.patience = 0  # evaluations without a better tuning loss before the run stops; 0: never
+
+    config.evaluation = config_dict.ConfigDict()
+    config.evaluation.batch_size = 32
+    config.evaluation.mask_draws = 4  # times each patient is masked anew in the final evaluation
+    return config.lock()
