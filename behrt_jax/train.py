@@ -115,6 +115,7 @@ def train(
     config: TrainConfig,
     *,
     evaluate: Callable[[Any], dict[str, float]],
+    watch: str,
     save: Callable[[TrainState, dict[str, float] | None], None],
     log: Callable[[int, str, dict[str, float]], None],
     advance: Callable[[int], None] = lambda step: None,
@@ -128,7 +129,8 @@ def train(
       train_step: as `make_train_step` gives it.
       batches: begins with the batch of `state.step`; the tokens of a batch are counted where `patient_ids` is not 0.
       config: lengths and intervals.
-      evaluate: maps parameters to metrics on tuning; the first is the loss that early stopping watches.
+      evaluate: maps parameters to metrics on tuning.
+      watch: the name of the tuning loss that early stopping watches.
       save: keeps a state, with its tuning metrics or None when interrupted.
       log: takes (step, split, metrics by name).
       advance: called with the step after each update.
@@ -160,7 +162,7 @@ def train(
             tuning = evaluate(state.params)
             log(step, "tuning", tuning)
             save(state, tuning)
-            losses.append(next(iter(tuning.values())))
+            losses.append(tuning[watch])
             since = time.perf_counter()
             if is_exhausted(losses, config.patience):
                 return Outcome(state, "stopped_early")

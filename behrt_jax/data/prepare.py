@@ -79,6 +79,7 @@ class Prepared:
 def prepare(
     config: DataConfig,
     fitted: vocabulary.Vocabulary | None = None,
+    splits: tuple[str, ...] = events.SPLITS,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Prepared:
     """Prepares a data set, or finds it prepared.
@@ -86,6 +87,7 @@ def prepare(
     Args:
       config: the data section of a recipe.
       fitted: the vocabulary of a trained model, for other data than it was trained on; fitted on train if None.
+      splits: those that must have patients; others may be empty where `fitted` is given.
       progress: called with a line for each stage.
 
     Returns:
@@ -100,7 +102,7 @@ def prepare(
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
         try:
-            _write(config, fitted, scratch, progress)
+            _write(config, fitted, splits, scratch, progress)
             if not folder.exists():
                 scratch.rename(folder)
         finally:
@@ -109,10 +111,16 @@ def prepare(
     return Prepared(folder, vocabulary.Vocabulary.load(folder / "vocabulary.json"), report)
 
 
-def _write(config: DataConfig, fitted, folder: Path, progress) -> None:
+def _write(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, progress) -> None:
     counts: collections.Counter = collections.Counter()
     progress(f"reading {config.path}")
     splits, shards_of_split, samples = _survey(config, counts)
+    for split in needed:
+        if not shards_of_split[split]:
+            raise ValueError(
+                f"{config.path}: split '{split}' has no patient; expected some in each of {', '.join(needed)}; "
+                "check metadata/subject_splits.parquet"
+            )
     edges = fitted.value_edges if fitted else vocabulary.fit_value_edges(samples, config.value_bins, config.min_patients)
     if fitted is None:
         progress("fitting the vocabulary on the train split")
@@ -124,7 +132,6 @@ def _write(config: DataConfig, fitted, folder: Path, progress) -> None:
 
     def examples(split: str) -> Iterator[tuple[int, dict]]:
         members = splits.filter(pl.col("split") == split)
-        counts[f"patients/{split}"] = counts[f"tokens/{split}"] = counts[f"unknown/{split}"] = 0
         for shard in shards_of_split[split]:
             tokens = tokenize(shard, config, edges, members, counts)
             tokens = tokens.with_columns(code_id=fitted.encode(tokens["token"]))
@@ -133,16 +140,19 @@ def _write(config: DataConfig, fitted, folder: Path, progress) -> None:
             for example in _patients(tokens):
                 counts[f"patients/{split}"] += 1
                 yield example["subject_id"], example
-
-    progress("writing the prepared data")
-    dataset.write(folder, {split: lambda split=split: examples(split) for split in events.SPLITS})
-    for split in events.SPLITS:
         if not counts[f"patients/{split}"]:
             raise ValueError(
-                f"{config.path}: split '{split}' has no patient with a code in the sequence; expected some in each of "
-                f"{', '.join(events.SPLITS)}; check metadata/subject_splits.parquet and data.codes_include"
+                f"{config.path}: no patient of split '{split}' has a code left in the sequence; check data.codes_include "
+                "and data.codes_exclude"
             )
+
+    progress("writing the prepared data")
+    present = [split for split in events.SPLITS if shards_of_split[split]]
+    dataset.write(folder, {split: lambda split=split: examples(split) for split in present})
+    if counts["splits_made"]:
+        splits.write_parquet(folder / "subject_splits.parquet")
     counts["codes"] = len(fitted.codes)
+    counts.update({f"{what}/{split}": 0 for what in ("patients", "tokens", "unknown") for split in events.SPLITS})
     (folder / "report.json").write_text(json.dumps(dict(sorted(counts.items())), indent=1))
 
 

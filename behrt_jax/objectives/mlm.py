@@ -125,3 +125,9 @@ def score_masked(model, params, batch: dict[str, jax.Array], masked: Masked, dro
         params, masked.inputs, *columns, masked_positions=masked.positions, deterministic=dropout_key is None, rngs=rngs
     )
     return masked_outcomes(logits, masked)
+
+
+def check_rate(rate: float) -> None:
+    """Raises a ValueError for a mask rate outside (0, 1]."""
+    if not 0 < rate <= 1:
+        raise ValueError(f"objective.mask_rate: found {rate}; expected more than 0 and at most 1")

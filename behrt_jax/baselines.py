@@ -1,0 +1,234 @@
+"""What counting and linear models reach on the same hidden codes, fitted on train and tuned on tuning.
+
+Each baseline sees the window that the model sees, with the same codes hidden.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.sparse
+import scipy.special
+
+from behrt_jax.evaluate import MaskedBatch, score_log_probabilities
+from behrt_jax.metrics import Outcomes, concatenate
+from behrt_jax.objectives.mlm import FIRST_CODE_ID
+
+Predictor = Callable[[MaskedBatch], np.ndarray]
+
+STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+MAX_CODES = 2000
+AGE_BINS = np.arange(0, 100, 5)
+LINEAR_LEARNING_RATES = (3e-3, 1e-2)
+LINEAR_BATCH = 1024
+LINEAR_STEPS = 500
+
+
+def fit_baselines(
+    batches: Callable[[], Iterable[dict]],
+    masked: Callable[[], Iterator[MaskedBatch]],
+    tuning: list[MaskedBatch],
+    vocab_size: int,
+    progress: Callable[[str], None] = lambda message: None,
+) -> dict[str, Predictor]:
+    """Fits every baseline.
+
+    Args:
+      batches: starts one pass over unmasked training batches.
+      masked: starts an endless stream of masked training batches.
+      tuning: masked tuning batches, by whose loss strengths of smoothing and the length of training are chosen.
+      vocab_size: V.
+      progress: called with the name of each baseline as its fit begins.
+
+    Returns:
+      By name, a function from a masked batch to (n, V) log-probabilities of its hidden codes.
+    """
+    progress("counting codes and neighbours")
+    counts, following = count_codes(batches(), vocab_size)
+    frequency = (counts + 1e-3 * (np.arange(vocab_size) >= FIRST_CODE_ID)) / (counts.sum() + 1e-3 * vocab_size)
+    progress("linear model")
+    return {
+        "most frequent code": most_frequent(frequency),
+        "patient's own most frequent code": choose(
+            [own_most_frequent(frequency, strength) for strength in STRENGTHS], tuning
+        ),
+        "neighbouring codes (bigram)": choose([bigram(frequency, following, strength) for strength in STRENGTHS], tuning),
+        "linear on visit, neighbours, history, age": fit_linear(masked(), tuning, frequency),
+    }
+
+
+def predict(predictor: Predictor, masked_batches: Iterable[MaskedBatch]) -> Outcomes:
+    """Scores a baseline at each hidden code."""
+    return concatenate([score_log_probabilities(predictor(batch), batch) for batch in masked_batches])
+
+
+def choose(candidates: list[Predictor], tuning: list[MaskedBatch]) -> Predictor:
+    """Returns the candidate of lowest loss on tuning."""
+    return min(candidates, key=lambda candidate: predict(candidate, tuning).values["loss"].mean())
+
+
+def count_codes(batches: Iterable[dict], vocab_size: int) -> tuple[np.ndarray, scipy.sparse.csr_array]:
+    """Counts maskable codes, (V,), and which token follows which in a patient, (V, V) sparse."""
+    counts = np.zeros(vocab_size)
+    following = scipy.sparse.csr_array((vocab_size, vocab_size))
+    for batch in batches:
+        codes = batch["codes"]
+        counts += np.bincount(codes[batch["maskable"]], minlength=vocab_size)
+        pairs = (batch["patient_ids"][:, 1:] == batch["patient_ids"][:, :-1]) & (batch["patient_ids"][:, 1:] > 0)
+        where = codes[:, :-1][pairs], codes[:, 1:][pairs]
+        following = following + scipy.sparse.csr_array((np.ones(pairs.sum()), where), shape=(vocab_size, vocab_size))
+    return counts, following
+
+
+def most_frequent(frequency: np.ndarray) -> Predictor:
+    """Predicts the frequencies of train, whatever the patient."""
+    scores = _log(frequency)
+    return lambda batch: np.broadcast_to(scores, (len(batch.labels), len(scores)))
+
+
+def own_most_frequent(frequency: np.ndarray, strength: float) -> Predictor:
+    """Predicts the visible codes of the patient's window, mixed with `strength` codes of train's frequencies."""
+
+    def predictor(batch: MaskedBatch) -> np.ndarray:
+        _, by_patient, groups = visible_counts(batch, len(frequency))
+        seen = by_patient[groups[1]].toarray()
+        return _log((seen + strength * frequency) / (seen.sum(axis=1, keepdims=True) + strength))
+
+    return predictor
+
+
+def bigram(frequency: np.ndarray, following: scipy.sparse.csr_array, strength: float) -> Predictor:
+    """Predicts from the tokens on both sides as if they were independent given the code."""
+    preceding = following.T.tocsr()
+    maskable = frequency > 0
+
+    def given(table, neighbours):
+        rows = table[neighbours].toarray() * maskable
+        return _log((rows + strength * frequency) / (rows.sum(axis=1, keepdims=True) + strength))
+
+    def predictor(batch: MaskedBatch) -> np.ndarray:
+        rows, places = batch.targets
+        codes = np.pad(np.where(batch.batch["patient_ids"] > 0, batch.masked.inputs, 0), ((0, 0), (1, 1)))
+        scores = given(following, codes[rows, places]) + given(preceding, codes[rows, places + 2]) - _log(frequency)
+        return scores - scipy.special.logsumexp(scores, axis=1, keepdims=True)
+
+    return predictor
+
+
+def visible_counts(batch: MaskedBatch, vocab_size: int):
+    """Counts visible codes by visit and by patient.
+
+    Returns:
+      (visits, V) and (patients, V) sparse counts, and for each hidden code the index of its (visit, patient, visit
+      before, visit after); a patient without a visit before or after has an empty last row for it.
+    """
+    columns = batch.batch
+    real = columns["patient_ids"] > 0
+    rows = np.nonzero(real)[0]
+    changed = np.diff(columns["patient_ids"][real], prepend=0) != 0
+    changed |= np.diff(rows, prepend=-1) != 0
+    patient = np.cumsum(changed) - 1
+    visit = np.cumsum(changed | (np.diff(columns["visit_ids"][real], prepend=0) != 0)) - 1
+    inputs = batch.masked.inputs[real]
+    seen = inputs >= FIRST_CODE_ID
+    timed = seen & columns["maskable"][real]
+
+    def table(groups, where):
+        shape = (groups[-1] + 2, vocab_size)
+        return scipy.sparse.csr_array((np.ones(where.sum()), (groups[where], inputs[where])), shape=shape)
+
+    index = np.full(real.shape, -1)
+    index[real] = np.arange(real.sum())
+    target = index[batch.targets]
+    of_visit = np.append(patient[np.flatnonzero(np.diff(visit, prepend=-1))], [-1, -1])
+    own, nothing = visit[target], visit[-1] + 1
+    before = np.where(of_visit[own - 1] == patient[target], own - 1, nothing)
+    after = np.where(of_visit[own + 1] == patient[target], own + 1, nothing)
+    return table(visit, timed), table(patient, seen), (own, patient[target], before, after)
+
+
+def linear_features(batch: MaskedBatch, vocab_size: int, num_codes: int) -> scipy.sparse.csr_array:
+    """Returns the inputs of the linear model, one row a hidden code.
+
+    Visible codes of the visit, of the visits before and after it, log counts in the patient's whole window, the age in
+    bins of five years and a constant; of the codes the `num_codes` most frequent.
+    """
+    by_visit, by_patient, (own, patient, before, after) = visible_counts(batch, vocab_size)
+    by_visit, by_patient = (table[:, FIRST_CODE_ID : FIRST_CODE_ID + num_codes].tocsr() for table in (by_visit, by_patient))
+    ages = np.nan_to_num(batch.batch["ages"][batch.targets], nan=-1.0)
+    bins = np.searchsorted(AGE_BINS, ages, side="right")
+    age = scipy.sparse.csr_array((np.ones(len(bins)), (np.arange(len(bins)), bins)), shape=(len(bins), len(AGE_BINS) + 1))
+    history = by_patient[patient].log1p()
+    blocks = [by_visit[own].minimum(1), by_visit[before].minimum(1), by_visit[after].minimum(1), history, age]
+    return scipy.sparse.hstack([*blocks, np.ones((len(bins), 1))]).tocsr()
+
+
+def fit_linear(masked: Iterator[MaskedBatch], tuning: list[MaskedBatch], frequency: np.ndarray) -> Predictor:
+    """Fits a multinomial logistic regression by Adam, keeping the learning rate and the step of lowest tuning loss.
+
+    Of more than `MAX_CODES` codes, only the most frequent are told apart; the others share what is left by frequency.
+    """
+    vocab_size = len(frequency)
+    num_codes = min(vocab_size - FIRST_CODE_ID, MAX_CODES)
+    width = linear_features(tuning[0], vocab_size, num_codes).shape[1]
+    needed = LINEAR_BATCH * LINEAR_STEPS
+    drawn = list(itertools.takewhile(_until(needed), masked))
+    features = scipy.sparse.vstack([linear_features(batch, vocab_size, num_codes) for batch in drawn]).tocsr()
+    labels = np.minimum(np.concatenate([batch.labels for batch in drawn]) - FIRST_CODE_ID, num_codes)
+    checks = [(linear_features(batch, vocab_size, num_codes), np.minimum(batch.labels - FIRST_CODE_ID, num_codes)) for batch in tuning]
+
+    def loss(weights, inputs, targets):
+        return optax.softmax_cross_entropy_with_integer_labels(inputs @ weights, targets).mean()
+
+    best = (np.inf, np.zeros((width, num_codes + 1), np.float32))
+    for learning_rate in LINEAR_LEARNING_RATES:
+        optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, LINEAR_STEPS))
+        weights = jnp.zeros((width, num_codes + 1))
+        state = optimizer.init(weights)
+
+        @jax.jit
+        def step(weights, state, inputs, targets, optimizer=optimizer):
+            updates, state = optimizer.update(jax.grad(loss)(weights, inputs, targets), state)
+            return optax.apply_updates(weights, updates), state
+
+        score = jax.jit(loss)
+        rng = np.random.default_rng(0)
+        for number in range(LINEAR_STEPS):
+            chosen = rng.choice(len(labels), LINEAR_BATCH)
+            weights, state = step(weights, state, features[chosen].toarray().astype(np.float32), labels[chosen])
+            if (number + 1) % (LINEAR_STEPS // 5) == 0:
+                tuned = np.mean([score(weights, inputs.toarray().astype(np.float32), targets) for inputs, targets in checks])
+                best = min(best, (float(tuned), np.asarray(weights)), key=lambda pair: pair[0])
+
+    rest = np.where(np.arange(vocab_size) >= FIRST_CODE_ID + num_codes, frequency, 0.0)
+    rest = _log(rest / max(rest.sum(), 1e-12))
+
+    def predictor(batch: MaskedBatch) -> np.ndarray:
+        scores = linear_features(batch, vocab_size, num_codes) @ best[1]
+        scores = scores - scipy.special.logsumexp(scores, axis=1, keepdims=True)
+        full = scores[:, -1:] + rest[None, :]
+        full[:, FIRST_CODE_ID : FIRST_CODE_ID + num_codes] = scores[:, :-1]
+        full[:, :FIRST_CODE_ID] = _log(np.zeros(()))
+        return full
+
+    return predictor
+
+
+def _until(needed: int) -> Callable[[MaskedBatch], bool]:
+    """Returns a test that is true until `needed` hidden codes have been counted."""
+    total = 0
+
+    def more(batch: MaskedBatch) -> bool:
+        nonlocal total
+        had = total
+        total += len(batch.labels)
+        return had < needed
+
+    return more
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(probabilities, 1e-12))

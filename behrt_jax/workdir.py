@@ -1,0 +1,140 @@
+"""A workdir: the config and the vocabulary beside the checkpoints, checked on resume, loaded in one call."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from behrt_jax.checkpoint import Checkpoints
+from behrt_jax.data.vocabulary import Vocabulary
+from behrt_jax.models.behrt import BEHRTForMLM
+from behrt_jax.models.config import BEHRTConfig
+from behrt_jax.state import TrainState
+
+CONFIG_FILE = "config.json"
+VOCABULARY_FILE = "vocabulary.json"
+CHECKPOINTS = "checkpoints"
+TUNING_LOSS = "mlm/loss"
+# Keys that may change between a run and its resume: where data lies, and what is only shown or measured at the end.
+MOVABLE = ("data.path", "data.prepared_dir", "train.log_every", "evaluation.")
+
+
+class Loaded(NamedTuple):
+    """What `load` gives: `config, vocabulary, model, params`."""
+
+    config: ConfigDict
+    vocabulary: Vocabulary
+    model: BEHRTForMLM
+    params: Any
+
+
+def load(workdir: str | Path) -> Loaded:
+    """Loads a pre-trained model from its workdir, with the parameters of lowest tuning loss.
+
+    Args:
+      workdir: what `experiments.pretrain` wrote.
+
+    Returns:
+      `(config, vocabulary, model, params)`; `model.apply(params, codes, ages, visit_ids, attention_mask)` gives logits.
+
+    Raises:
+      ValueError: the workdir lacks a file, or holds no checkpoint that can be read.
+    """
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    vocabulary = Vocabulary.load(workdir / VOCABULARY_FILE)
+    if config.model.vocab_size != len(vocabulary):
+        raise ValueError(
+            f"{workdir / VOCABULARY_FILE}: holds {len(vocabulary)} tokens, but config.json says "
+            f"model.vocab_size={config.model.vocab_size}; the files are not of the same run"
+        )
+    model = BEHRTForMLM(BEHRTConfig(**config.model))
+    params = restore_params(workdir, model)
+    return Loaded(config, vocabulary, model, params)
+
+
+def restore_params(workdir: Path, model: BEHRTForMLM, warn: Callable[[str], None] = print) -> Any:
+    """Restores the best parameters of a workdir for a model; see `load`."""
+    folder = workdir / CHECKPOINTS
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such directory; {workdir} holds no checkpoint yet, run experiments.pretrain first")
+    checkpoints = Checkpoints(folder, TUNING_LOSS)
+    like = jax.eval_shape(lambda key: initialize(model, key), jax.random.key(0))
+    params = checkpoints.restore_best(like, warn)
+    checkpoints.close()
+    if params is None:
+        raise ValueError(f"{folder}: holds no checkpoint; run experiments.pretrain first")
+    return params
+
+
+def initialize(model: BEHRTForMLM, key: jax.Array) -> Any:
+    """Makes the variables of a model."""
+    ints = jax.numpy.zeros((1, 2), "int32")
+    return model.init(key, ints, ints.astype("float32"), ints, ints)
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """Reads the config of a workdir, locked.
+
+    Raises:
+      ValueError: there is none, or it is not JSON.
+    """
+    file = workdir / CONFIG_FILE
+    try:
+        return ConfigDict(_tuples(json.loads(file.read_text()))).lock()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: not the config of a workdir ({error}); expected one that pretrain wrote") from error
+
+
+def open_workdir(workdir: Path, config: ConfigDict, vocabulary: Vocabulary) -> bool:
+    """Makes a workdir, or checks that an existing one is of the same config and vocabulary.
+
+    Returns:
+      True if the workdir was there.
+
+    Raises:
+      ValueError: the workdir belongs to another config or vocabulary; the message names the keys.
+    """
+    if (workdir / CONFIG_FILE).exists():
+        differing = differences(read_config(workdir), config)
+        if differing:
+            raise ValueError(f"{workdir}: belongs to another config ({'; '.join(differing)}); use another --workdir or the same keys")
+        if Vocabulary.load(workdir / VOCABULARY_FILE).fingerprint != vocabulary.fingerprint:
+            raise ValueError(
+                f"{workdir / VOCABULARY_FILE}: belongs to another vocabulary than {config.data.path} now gives; "
+                "use another --workdir or the data that the run began with"
+            )
+        return True
+    workdir.mkdir(parents=True, exist_ok=True)
+    vocabulary.save(workdir / VOCABULARY_FILE)
+    scratch = workdir / f"{CONFIG_FILE}.tmp"
+    scratch.write_text(json.dumps(config.to_dict(), indent=1))
+    scratch.replace(workdir / CONFIG_FILE)
+    return False
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Lists the keys, `MOVABLE` ones aside, in which two configs differ: `train.num_steps: 10 there, 20 now`."""
+    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+    keys = sorted({*before, *after})
+    return [
+        f"{key}: {before.get(key, 'absent')} there, {after.get(key, 'absent')} now"
+        for key in keys
+        if _tuples(before.get(key, ...)) != _tuples(after.get(key, ...)) and not key.startswith(MOVABLE)
+    ]
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

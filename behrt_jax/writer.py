@@ -1,0 +1,45 @@
+"""Where metrics go: `metrics.jsonl`, one JSON object a line, and TensorBoard files."""
+
+import json
+import math
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+
+class MetricsWriter:
+    """Appends metrics to a workdir; on a resume, what came after the resumed step is taken out first.
+
+    Attributes:
+      file: `metrics.jsonl`; each line holds `step`, `split` and metrics by name.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        """Opens the workdir to go on after `step`."""
+        self.file = workdir / "metrics.jsonl"
+        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+        scratch = self.file.with_suffix(".tmp")
+        scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        scratch.replace(self.file)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        """Adds one line and its TensorBoard scalars."""
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        with self.file.open("a") as file:
+            file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
+        for name, value in metrics.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        """Writes out what is pending."""
+        self._board.close()
+
+
+def read_metrics(workdir: Path) -> list[dict]:
+    """Reads the lines of `metrics.jsonl`; a last line cut short by a kill is left out."""
+    file = workdir / "metrics.jsonl"
+    if not file.exists():
+        return []
+    lines = file.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]

@@ -1,0 +1,9 @@
+"""Small: for a laptop."""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.model.update(embedding_dim=64, hidden_dim=128, num_layers=2, num_heads=4, feedforward_dim=512)
+    return config

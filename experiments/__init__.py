@@ -1,0 +1,1 @@
+"""Commands: thin scripts, each run as `python -m experiments.NAME`."""

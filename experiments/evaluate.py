@@ -1,0 +1,108 @@
+"""Held-out metrics of a pre-trained model beside its baselines, printed and written to `evaluation.json`.
+
+python -m experiments.evaluate --workdir=DIR [--data=DIR] [--split=held_out]
+"""
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+
+from behrt_jax import baselines, evaluate, metrics, workdir
+from behrt_jax.data import batches, dataset, events
+from behrt_jax.data.prepare import DataConfig, prepare
+from experiments import command
+
+BASELINE_BATCHES = 200
+EVALUATION_FILE = "evaluation.json"
+COLUMNS = {"mlm/accuracy": "accuracy", "mlm/top5_accuracy": "top-5 accuracy", "mlm/perplexity": "perplexity"}
+
+
+def evaluate_run(folder: Path, split: str, data: str | None = None, say: Callable[[str], None] = print) -> dict:
+    """Scores the best checkpoint of a workdir and the baselines on the same hidden codes, and writes the result.
+
+    Args:
+      folder: the workdir.
+      split: `train`, `tuning` or `held_out`.
+      data: another MEDS data set to score on, with the model's vocabulary; the run's own if None.
+      say: takes lines on what is going on.
+
+    Returns:
+      `{"split", "patients", "metrics": {NAME: {"value", "low", "high", "n"}}, "baselines": {NAME: {...}}}`.
+    """
+    config, vocabulary, model, params = workdir.load(folder)
+    own = prepare(DataConfig(**config.data), progress=say)
+    if own.vocabulary.fingerprint != vocabulary.fingerprint:
+        raise ValueError(
+            f"{config.data.path}: gives another vocabulary than {folder} was trained with; baselines are fitted on the "
+            "train split of the run: restore that data"
+        )
+    scored = own
+    if data is not None:
+        scored = prepare(DataConfig(**{**config.data, "path": data}), fitted=vocabulary, splits=(split,), progress=say)
+    settings = config.evaluation
+    rate, size, length = config.objective.mask_rate, len(vocabulary), config.data.row_length
+
+    def masked(patients, draws):
+        plain = batches.evaluation_batches(patients, length, settings.batch_size)
+        return list(evaluate.mask_batches(plain, rate, size, draws))
+
+    def training():
+        endless = batches.training_batches(train, length, settings.batch_size, config.seed)
+        return itertools.islice(endless, BASELINE_BATCHES)
+
+    train, tuning = (dataset.read(own.folder, name) for name in ("train", "tuning"))
+    targets = masked(dataset.read(scored.folder, split), settings.mask_draws)
+    outcomes = evaluate.score(evaluate.make_score_step(model), params, targets)
+    result = {
+        "split": split,
+        "patients": len(set(outcomes.patients.tolist())),
+        "metrics": metrics.summarize(outcomes, "mlm"),
+        "baselines": {},
+    }
+    predictors = baselines.fit_baselines(
+        training,
+        lambda: evaluate.mask_batches(training(), rate, size, draws=1),
+        masked(tuning, 1),
+        size,
+        progress=lambda name: say(f"baselines: {name}"),
+    )
+    for name, predictor in predictors.items():
+        result["baselines"][name] = metrics.summarize(baselines.predict(predictor, targets), "mlm")
+    (folder / EVALUATION_FILE).write_text(json.dumps(result, indent=1))
+    return result
+
+
+def format_table(result: dict) -> str:
+    """Lays out a result as a table: the model, then the baselines from best to worst."""
+    rows = {"BEHRT (this run)": result["metrics"]}
+    rows.update(sorted(result["baselines"].items(), key=lambda item: -item[1]["mlm/accuracy"]["value"]))
+    width = max(map(len, rows)) + 2
+    title = f"{result['split']}: {result['patients']:,} patients, {result['metrics']['mlm/loss']['n']:,} masked codes, 95% intervals"
+    lines = [title, " " * width + "".join(f"{label:>24}" for label in COLUMNS.values())]
+    for name, found in rows.items():
+        cells = [_cell(found[column]) for column in COLUMNS]
+        lines.append(name.ljust(width) + "".join(f"{cell:>24}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _cell(entry: dict) -> str:
+    digits = 3 if entry["high"] < 2 else 1
+    return f"{entry['value']:.{digits}f} [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
+
+
+def main() -> None:
+    """Runs the command."""
+    folder = Path(FLAGS.workdir)
+    print(format_table(evaluate_run(folder, FLAGS.split, FLAGS.data)))
+    print(f"written: {folder / EVALUATION_FILE}")
+
+
+if __name__ == "__main__":
+    FLAGS = flags.FLAGS
+    flags.DEFINE_string("workdir", None, "What experiments.pretrain wrote.", required=True)
+    flags.DEFINE_string("data", None, "Another MEDS data set to score on; default: the run's own.")
+    flags.DEFINE_enum("split", "held_out", events.SPLITS, "Which patients to score.")
+    command.run(main)
