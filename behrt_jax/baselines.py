@@ -55,7 +55,9 @@ def fit_baselines(
         "patient's own most frequent code": choose(
             [own_most_frequent(frequency, strength) for strength in STRENGTHS], tuning
         ),
-        "neighbouring codes (bigram)": choose([bigram(frequency, following, strength) for strength in STRENGTHS], tuning),
+        "neighbouring codes (bigram)": choose(
+            [bigram(frequency, following, strength) for strength in STRENGTHS], tuning
+        ),
         "linear on visit, neighbours, history, age": fit_linear(masked(), tuning, frequency),
     }
 
@@ -157,10 +159,14 @@ def linear_features(batch: MaskedBatch, vocab_size: int, num_codes: int) -> scip
     bins of five years and a constant; of the codes the `num_codes` most frequent.
     """
     by_visit, by_patient, (own, patient, before, after) = visible_counts(batch, vocab_size)
-    by_visit, by_patient = (table[:, FIRST_CODE_ID : FIRST_CODE_ID + num_codes].tocsr() for table in (by_visit, by_patient))
+    by_visit, by_patient = (
+        table[:, FIRST_CODE_ID : FIRST_CODE_ID + num_codes].tocsr() for table in (by_visit, by_patient)
+    )
     ages = np.nan_to_num(batch.batch["ages"][batch.targets], nan=-1.0)
     bins = np.searchsorted(AGE_BINS, ages, side="right")
-    age = scipy.sparse.csr_array((np.ones(len(bins)), (np.arange(len(bins)), bins)), shape=(len(bins), len(AGE_BINS) + 1))
+    age = scipy.sparse.csr_array(
+        (np.ones(len(bins)), (np.arange(len(bins)), bins)), shape=(len(bins), len(AGE_BINS) + 1)
+    )
     history = by_patient[patient].log1p()
     blocks = [by_visit[own].minimum(1), by_visit[before].minimum(1), by_visit[after].minimum(1), history, age]
     return scipy.sparse.hstack([*blocks, np.ones((len(bins), 1))]).tocsr()
@@ -178,7 +184,10 @@ def fit_linear(masked: Iterator[MaskedBatch], tuning: list[MaskedBatch], frequen
     drawn = list(itertools.takewhile(_until(needed), masked))
     features = scipy.sparse.vstack([linear_features(batch, vocab_size, num_codes) for batch in drawn]).tocsr()
     labels = np.minimum(np.concatenate([batch.labels for batch in drawn]) - FIRST_CODE_ID, num_codes)
-    checks = [(linear_features(batch, vocab_size, num_codes), np.minimum(batch.labels - FIRST_CODE_ID, num_codes)) for batch in tuning]
+    checks = [
+        (linear_features(batch, vocab_size, num_codes), np.minimum(batch.labels - FIRST_CODE_ID, num_codes))
+        for batch in tuning
+    ]
 
     def loss(weights, inputs, targets):
         return optax.softmax_cross_entropy_with_integer_labels(inputs @ weights, targets).mean()
@@ -200,7 +209,9 @@ def fit_linear(masked: Iterator[MaskedBatch], tuning: list[MaskedBatch], frequen
             chosen = rng.choice(len(labels), LINEAR_BATCH)
             weights, state = step(weights, state, features[chosen].toarray().astype(np.float32), labels[chosen])
             if (number + 1) % (LINEAR_STEPS // 5) == 0:
-                tuned = np.mean([score(weights, inputs.toarray().astype(np.float32), targets) for inputs, targets in checks])
+                tuned = np.mean(
+                    [score(weights, inputs.toarray().astype(np.float32), targets) for inputs, targets in checks]
+                )
                 best = min(best, (float(tuned), np.asarray(weights)), key=lambda pair: pair[0])
 
     rest = np.where(np.arange(vocab_size) >= FIRST_CODE_ID + num_codes, frequency, 0.0)

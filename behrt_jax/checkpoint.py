@@ -28,7 +28,9 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file it opens
         keep = [
             preservation_policy.LatestN(NEWEST_KEPT),
-            preservation_policy.BestN(get_metric_fn=lambda metrics: metrics[metric], reverse=True, n=1, keep_checkpoints_without_metrics=False),
+            preservation_policy.BestN(
+                get_metric_fn=lambda metrics: metrics[metric], reverse=True, n=1, keep_checkpoints_without_metrics=False
+            ),
         ]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
@@ -85,14 +87,18 @@ class Checkpoints:
             try:
                 restored = dict(self._manager.restore(step, args=items).items())
             except Exception as error:  # Orbax and its stores raise many kinds for a damaged file
-                reason = " ".join(str(error).split())[:200]
-                warn(f"checkpoint {step} in {self.folder} cannot be read, so the one before is taken ({type(error).__name__}: {reason})")
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                warn(f"checkpoint {step} in {self.folder} cannot be read, so the one before is taken ({reason})")
                 continue
             if mismatch := shape_mismatch(restored, like):
-                raise ValueError(f"{self.folder / str(step)}: {mismatch}; the checkpoint belongs to another model config")
+                raise ValueError(
+                    f"{self.folder / str(step)}: {mismatch}; the checkpoint belongs to another model config"
+                )
             return restored
         if steps:
-            raise ValueError(f"{self.folder}: none of the checkpoints {steps} can be read; train anew in another workdir")
+            raise ValueError(
+                f"{self.folder}: none of the checkpoints {steps} can be read; train anew in another workdir"
+            )
         return None
 
     def close(self) -> None:

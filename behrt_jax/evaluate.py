@@ -26,12 +26,12 @@ class MaskedBatch(NamedTuple):
     def targets(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows and places in the row of the hidden codes, each (n,)."""
         rows, slots = np.nonzero(self.masked.weights)
-        return rows, self.masked.positions[rows, slots]
+        return rows, np.asarray(self.masked.positions)[rows, slots]
 
     @property
     def labels(self) -> np.ndarray:
         """(n,) the hidden codes."""
-        return self.masked.labels[np.nonzero(self.masked.weights)]
+        return np.asarray(self.masked.labels)[np.nonzero(self.masked.weights)]
 
     @property
     def patients(self) -> np.ndarray:
@@ -45,7 +45,9 @@ def device_columns(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: batch[name] for name in ("codes", "ages", "visit_ids", "positions", "patient_ids", "maskable")}
 
 
-def mask_batches(batches: Iterable[dict], mask_rate: float, vocab_size: int, draws: int, seed: int = 0) -> Iterator[MaskedBatch]:
+def mask_batches(
+    batches: Iterable[dict], mask_rate: float, vocab_size: int, draws: int, seed: int = 0
+) -> Iterator[MaskedBatch]:
     """Hides codes in evaluation batches, several times over.
 
     Args:
@@ -84,7 +86,7 @@ def score(score_step, params, masked_batches: Iterable[MaskedBatch]) -> Outcomes
 
 
 def score_log_probabilities(log_probabilities: np.ndarray, masked_batch: MaskedBatch) -> Outcomes:
-    """Scores the predictions of a baseline, (n, V) log-probabilities at the hidden codes, by the model's own measure."""
+    """Scores the predictions of a baseline, (n, V) log-probabilities, by the model's own measure."""
     labels = jnp.asarray(masked_batch.labels)[None, :]
     shaped = mlm.Masked(labels, labels, labels, jnp.ones(labels.shape))
     found = jax.device_get(mlm.masked_outcomes(jnp.asarray(log_probabilities)[None], shaped))

@@ -57,9 +57,8 @@ def summarize(outcomes: Outcomes, prefix: str, seed: int = 0) -> dict[str, dict[
     _, owners = np.unique(outcomes.patients, return_inverse=True)
     names = list(outcomes.values)
     num_patients = int(owners.max()) + 1
-    columns = [np.bincount(owners, outcomes.values[name].astype(np.float64), num_patients) for name in names]
-    columns.append(np.bincount(owners, minlength=num_patients).astype(np.float64))
-    table = np.stack(columns, axis=1)
+    measured = [outcomes.values[name].astype(np.float64) for name in names] + [np.ones(len(owners))]
+    table = np.stack([np.bincount(owners, values, num_patients) for values in measured], axis=1)
     rng = np.random.default_rng(seed)
     uniform = np.full(num_patients, 1.0 / num_patients)
     resampled = np.stack([rng.multinomial(num_patients, uniform) @ table for _ in range(NUM_RESAMPLES)])

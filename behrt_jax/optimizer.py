@@ -44,12 +44,15 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
       ValueError: the warm-up does not end before the last step.
     """
     if config.warmup_steps >= num_steps:
-        raise ValueError(
-            f"optimizer.warmup_steps: found {config.warmup_steps} with train.num_steps={num_steps}; expected fewer than num_steps"
-        )
+        found = f"found {config.warmup_steps} with train.num_steps={num_steps}"
+        raise ValueError(f"optimizer.warmup_steps: {found}; expected fewer than num_steps")
     peak = config.learning_rate
     schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0, peak_value=peak, warmup_steps=config.warmup_steps, decay_steps=num_steps, end_value=FINAL_SHARE * peak
+        init_value=0.0,
+        peak_value=peak,
+        warmup_steps=config.warmup_steps,
+        decay_steps=num_steps,
+        end_value=FINAL_SHARE * peak,
     )
     return lambda count: schedule(count + 1)
 

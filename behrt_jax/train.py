@@ -40,9 +40,8 @@ class TrainConfig:
             if getattr(self, key) < 1:
                 raise ValueError(f"train.{key}: found {getattr(self, key)}; expected 1 or more")
         if self.batch_size % self.accumulate_steps:
-            raise ValueError(
-                f"train.accumulate_steps: found {self.accumulate_steps}; expected a divisor of train.batch_size={self.batch_size}"
-            )
+            found = f"found {self.accumulate_steps} with train.batch_size={self.batch_size}"
+            raise ValueError(f"train.accumulate_steps: {found}; expected a divisor of the batch size")
         if self.patience < 0:
             raise ValueError(f"train.patience: found {self.patience}; expected 0 or more")
 
@@ -118,7 +117,7 @@ def train(
     watch: str,
     save: Callable[[TrainState, dict[str, float] | None], None],
     log: Callable[[int, str, dict[str, float]], None],
-    advance: Callable[[int], None] = lambda step: None,
+    advance: Callable[[int], object] = lambda step: None,
     interrupted: Callable[[], bool] = lambda: False,
     tuning_losses: list[float] | None = None,
 ) -> Outcome:

@@ -12,7 +12,6 @@ from behrt_jax.checkpoint import Checkpoints
 from behrt_jax.data.vocabulary import Vocabulary
 from behrt_jax.models.behrt import BEHRTForMLM
 from behrt_jax.models.config import BEHRTConfig
-from behrt_jax.state import TrainState
 
 CONFIG_FILE = "config.json"
 VOCABULARY_FILE = "vocabulary.json"
@@ -60,7 +59,9 @@ def restore_params(workdir: Path, model: BEHRTForMLM, warn: Callable[[str], None
     """Restores the best parameters of a workdir for a model; see `load`."""
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such directory; {workdir} holds no checkpoint yet, run experiments.pretrain first")
+        raise ValueError(
+            f"{folder}: no such directory; {workdir} holds no checkpoint yet, run experiments.pretrain first"
+        )
     checkpoints = Checkpoints(folder, TUNING_LOSS)
     like = jax.eval_shape(lambda key: initialize(model, key), jax.random.key(0))
     params = checkpoints.restore_best(like, warn)
@@ -101,7 +102,9 @@ def open_workdir(workdir: Path, config: ConfigDict, vocabulary: Vocabulary) -> b
     if (workdir / CONFIG_FILE).exists():
         differing = differences(read_config(workdir), config)
         if differing:
-            raise ValueError(f"{workdir}: belongs to another config ({'; '.join(differing)}); use another --workdir or the same keys")
+            raise ValueError(
+                f"{workdir}: belongs to another config ({'; '.join(differing)}); use another --workdir or the same keys"
+            )
         if Vocabulary.load(workdir / VOCABULARY_FILE).fingerprint != vocabulary.fingerprint:
             raise ValueError(
                 f"{workdir / VOCABULARY_FILE}: belongs to another vocabulary than {config.data.path} now gives; "

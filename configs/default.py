@@ -45,6 +45,7 @@ def get_config() -> config_dict.ConfigDict:
     config.model.max_visits = 512
     config.model.max_age = 100
     config.model.age_bin_size = 5.0
+    config.model.visit_bias = True  # attention falls with the number of visits between; see docs/choices.md
     config.model.dropout = 0.1
 
     config.objective = config_dict.ConfigDict()

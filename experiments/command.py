@@ -13,7 +13,7 @@ from absl import flags
 flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 USER_ERROR = 2
-# glibc hands memory back to the system and asks for it again at every step; kept, a step on CPU takes about a fifth less.
+# glibc hands memory back to the system and asks for it again at every step; a step on CPU is faster where it keeps it.
 KEEP_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "34359738368",
@@ -43,13 +43,15 @@ def is_user_error(error: Exception) -> bool:
 
 
 def describe(error: Exception) -> str:
-    """Puts an error in one line; a config key that does not exist is named as it was given, with the nearest that does."""
+    """Puts an error in one line; a config key that does not exist is named with the nearest that does."""
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
     if isinstance(error, AttributeError | KeyError):
         key = text.strip("'\"").split("'")[0].split('"')[0].strip()
         given = next((arg.split("=")[0] for arg in sys.argv if arg.split("=")[0].endswith(f".{key}")), key)
         near = re.search(r'Did you mean "(\w+)"', text)
-        return f"{given}: no such config key" + (f"; did you mean {given.rpartition('.')[0]}.{near[1]}?" if near else "")
+        return f"{given}: no such config key" + (
+            f"; did you mean {given.rpartition('.')[0]}.{near[1]}?" if near else ""
+        )
     return text
 
 

@@ -14,10 +14,10 @@ from behrt_jax import baselines, evaluate, metrics, workdir
 from behrt_jax.data import batches, dataset, events
 from behrt_jax.data.prepare import DataConfig, prepare
 from experiments import command
+from experiments.summary import format_table
 
 BASELINE_BATCHES = 200
 EVALUATION_FILE = "evaluation.json"
-COLUMNS = {"mlm/accuracy": "accuracy", "mlm/top5_accuracy": "top-5 accuracy", "mlm/perplexity": "perplexity"}
 
 
 def evaluate_run(folder: Path, split: str, data: str | None = None, say: Callable[[str], None] = print) -> dict:
@@ -73,24 +73,6 @@ def evaluate_run(folder: Path, split: str, data: str | None = None, say: Callabl
         result["baselines"][name] = metrics.summarize(baselines.predict(predictor, targets), "mlm")
     (folder / EVALUATION_FILE).write_text(json.dumps(result, indent=1))
     return result
-
-
-def format_table(result: dict) -> str:
-    """Lays out a result as a table: the model, then the baselines from best to worst."""
-    rows = {"BEHRT (this run)": result["metrics"]}
-    rows.update(sorted(result["baselines"].items(), key=lambda item: -item[1]["mlm/accuracy"]["value"]))
-    width = max(map(len, rows)) + 2
-    title = f"{result['split']}: {result['patients']:,} patients, {result['metrics']['mlm/loss']['n']:,} masked codes, 95% intervals"
-    lines = [title, " " * width + "".join(f"{label:>24}" for label in COLUMNS.values())]
-    for name, found in rows.items():
-        cells = [_cell(found[column]) for column in COLUMNS]
-        lines.append(name.ljust(width) + "".join(f"{cell:>24}" for cell in cells))
-    return "\n".join(lines)
-
-
-def _cell(entry: dict) -> str:
-    digits = 3 if entry["high"] < 2 else 1
-    return f"{entry['value']:.{digits}f} [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
 
 
 def main() -> None:

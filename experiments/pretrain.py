@@ -4,30 +4,31 @@ python -m experiments.pretrain --config=configs/small.py [--workdir=DIR] [--conf
 """
 
 import functools
-import json
 import signal
+import sys
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from behrt_jax import evaluate, metrics, state, train, workdir, writer
+from behrt_jax import evaluate, state, train, workdir, writer
 from behrt_jax.checkpoint import Checkpoints
-from behrt_jax.data import batches, dataset, events, sequences
-from behrt_jax.data.prepare import DataConfig, Prepared, prepare
+from behrt_jax.data import batches, dataset, events
+from behrt_jax.data.prepare import DataConfig, prepare
 from behrt_jax.models.behrt import BEHRTForMLM, count_parameters
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.objectives import mlm
 from behrt_jax.optimizer import OptimizerConfig, make_optimizer
 from experiments import command
-from experiments.evaluate import EVALUATION_FILE, evaluate_run, format_table
+from experiments.evaluate import EVALUATION_FILE, evaluate_run
+from experiments.summary import describe_data, describe_rows, format_table
 
 
 def main() -> int:
     """Runs the command."""
     config = FLAGS.config
-    folder = Path(FLAGS.workdir or Path("runs") / Path(flags.FLAGS["config"].config_filename).stem)
+    folder = Path(FLAGS.workdir or Path("runs") / Path(flags.FLAGS["config"].config_filename).stem)  # pyright: ignore
     # Everything that can be wrong in the config is found before minutes go into the data.
     data_config, train_config = DataConfig(**config.data), train.TrainConfig(**config.train)
     BEHRTConfig(**{**config.model, "vocab_size": 1})
@@ -40,12 +41,17 @@ def main() -> int:
     model = BEHRTForMLM(BEHRTConfig(**config.model))
     current = state.create_state(functools.partial(workdir.initialize, model), optimizer, config.seed)
     splits = {split: dataset.read(prepared.folder, split) for split in events.SPLITS}
-    print("\n".join(describe_data(prepared, splits["train"], data_config.row_length, count_parameters(current.params))))
+    print("\n".join(describe_data(prepared, count_parameters(current.params))))
+    print(describe_rows(splits["train"], data_config.row_length, config.seed))
     workdir.open_workdir(folder, config, prepared.vocabulary)
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
     current = checkpoints.restore_newest(current, warn=lambda line: print(f"warning: {line}")) or current
     done = int(current.step)
-    losses = [line[workdir.TUNING_LOSS] for line in writer.read_metrics(folder) if line["split"] == "tuning" and line["step"] <= done]
+    losses = [
+        line[workdir.TUNING_LOSS]
+        for line in writer.read_metrics(folder)
+        if line["split"] == "tuning" and line["step"] <= done
+    ]
 
     if done < train_config.num_steps and not train.is_exhausted(losses, train_config.patience):
         if done:
@@ -59,8 +65,12 @@ def main() -> int:
         return 0
     checkpoints.close()
     print(format_table(evaluate_run(folder, "held_out")))
-    print(f"written: {folder}/ (config.json, vocabulary.json, metrics.jsonl, {EVALUATION_FILE}, checkpoints/, tensorboard/)")
-    print(f"next: python -m experiments.evaluate --workdir={folder} --split=tuning, or in Python behrt_jax.load('{folder}')")
+    print(
+        f"written: {folder}/ (config.json, vocabulary.json, metrics.jsonl, {EVALUATION_FILE}, checkpoints/, tensorboard/)"
+    )
+    print(
+        f"next: python -m experiments.evaluate --workdir={folder} --split=tuning, or in Python behrt_jax.load('{folder}')"
+    )
     return 0
 
 
@@ -87,9 +97,13 @@ def fit(config, folder, model, optimizer, current, splits, checkpoints, losses) 
         def log(step, split, found):
             log_file.write(step, split, found)
             if split == "train":
-                bar.set_postfix_str(f"loss {found['mlm/loss']:.3f}, {found['tokens_per_second']:,.0f} tokens/s", refresh=False)
+                bar.set_postfix_str(
+                    f"loss {found['mlm/loss']:.3f}, {found['tokens_per_second']:,.0f} tokens/s", refresh=False
+                )
             else:
-                bar.write(f"step {step:,}: {split} " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+                bar.write(
+                    f"step {step:,}: {split} " + ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+                )
 
         try:
             outcome = train.train(
@@ -107,7 +121,11 @@ def fit(config, folder, model, optimizer, current, splits, checkpoints, losses) 
             )
         except train.TrainingDivergedError as error:
             last = checkpoints.steps()
-            good = f"the last good checkpoint is {checkpoints.folder / str(last[-1])}" if last else "no checkpoint was saved before"
+            good = (
+                f"the last good checkpoint is {checkpoints.folder / str(last[-1])}"
+                if last
+                else "no checkpoint was saved before"
+            )
             raise train.TrainingDivergedError(f"{error}; {good}; lower optimizer.learning_rate") from error
         finally:
             log_file.close()
@@ -117,46 +135,8 @@ def fit(config, folder, model, optimizer, current, splits, checkpoints, losses) 
     return interrupt.signal if outcome.reason == "interrupted" else None
 
 
-def describe_data(prepared: Prepared, patients: dataset.Patients, row_length: int, num_parameters: int) -> list[str]:
-    """Says in one line what was found, and in further lines what is left out or cut."""
-    counts = prepared.report
-    by_split = {split: counts[f"patients/{split}"] for split in events.SPLITS}
-    tokens = sum(counts[f"tokens/{split}"] for split in events.SPLITS)
-    unknown = sum(counts[f"unknown/{split}"] for split in events.SPLITS)
-    splits = ", ".join(f"{number:,} {split}" for split, number in by_split.items())
-    lines = [
-        f"found {sum(by_split.values()):,} patients ({splits}), {counts['events']:,} events, {counts['visits']:,} visits, "
-        f"{counts['codes']:,} codes, {tokens:,} tokens; the model has {num_parameters:,} parameters"
-    ]
-    left_out = {
-        "events by data.codes_include and data.codes_exclude": counts["events_left_out_by_pattern"],
-        "repeats of a code within a visit": counts["repeats_left_out"],
-        "patients without any code left": counts["patients_without_codes"],
-        "patients in other splits": counts["patients_in_other_splits"],
-    }
-    lines.append("left out: " + ", ".join(f"{number:,} {what}" for what, number in left_out.items() if number or "events" in what))
-    lines.append(f"[UNK]: {unknown / max(tokens, 1):.2%} of tokens are codes of fewer than data.min_patients train patients")
-    if counts["splits_made"]:
-        lines.append(f"splits: the data has none; made 70/15/15 from a hash of the subject id, stored in {prepared.folder / 'subject_splits.parquet'}")
-    if counts["patients_without_birth"]:
-        lines.append(f"ages: {counts['patients_without_birth']:,} patients have no MEDS_BIRTH; their age is unknown to the model")
-    if counts["events_after_death"]:
-        lines.append(f"kept: {counts['events_after_death']:,} events after a MEDS_DEATH")
-    index = sequences.index_visits(patients, row_length)
-    cut = sequences.window_report(index, sequences.newest_windows(index))
-    epoch = batches.training_epoch(patients, index, 0, 0)
-    lines.append(
-        f"rows of {row_length} tokens, {epoch.fill / row_length:.1%} full: {cut['patients_cut']:,} of {cut['patients']:,} train patients are "
-        f"longer; training draws a random window of each, evaluation takes the newest (cuts {cut['visits_cut']:,} of {cut['visits']:,} "
-        f"visits and {cut['codes_cut_in_long_visits']:,} codes of visits longer than a row)"
-    )
-    return lines
-
-
 def resume_command(folder: Path) -> str:
     """Returns the command line that was given, with the workdir spelled out."""
-    import sys
-
     given = [arg for arg in sys.argv[1:] if not arg.startswith("--workdir")]
     return " ".join(["python -m experiments.pretrain", *given, f"--workdir={folder}"])
 

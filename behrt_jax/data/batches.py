@@ -52,7 +52,9 @@ def evaluation_epoch(patients: Patients, index: sequences.VisitIndex) -> Epoch:
     return Epoch(windows, plan, np.arange(len(plan)), sequences.EVALUATION_SALT)
 
 
-def batch_of(patients: Patients, index: sequences.VisitIndex, epoch: Epoch, number: int, batch_size: int) -> dict[str, np.ndarray]:
+def batch_of(
+    patients: Patients, index: sequences.VisitIndex, epoch: Epoch, number: int, batch_size: int
+) -> dict[str, np.ndarray]:
     """Lays out one batch of an epoch.
 
     Returns:
@@ -83,7 +85,9 @@ def batch_of(patients: Patients, index: sequences.VisitIndex, epoch: Epoch, numb
     return batch
 
 
-def training_batches(patients: Patients, row_length: int, batch_size: int, seed: int, start_step: int = 0) -> Iterator[dict]:
+def training_batches(
+    patients: Patients, row_length: int, batch_size: int, seed: int, start_step: int = 0
+) -> Iterator[dict]:
     """Yields training batches without end, beginning with that of `start_step`.
 
     Skipping to a step plans the epochs before it and lays out none of their rows, so a resume needs the step alone.

@@ -84,5 +84,7 @@ def read(folder: Path, split: str) -> Patients:
         subject_ids=np.array([example["subject_id"] for example in examples], np.int64),
         has_birth=np.array([example["has_birth"] for example in examples], bool),
         offsets=np.cumsum([0, *(len(example["tokens"]) for example in examples)]),
-        **{name: np.ascontiguousarray(tokens[:, i]) for i, name in enumerate(("codes", "visits", "moments", "minutes"))},
+        **{
+            name: np.ascontiguousarray(tokens[:, i]) for i, name in enumerate(("codes", "visits", "moments", "minutes"))
+        },
     )

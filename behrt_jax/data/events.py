@@ -71,7 +71,10 @@ def read_shard(shard: Path, extra_columns: tuple[str, ...] = ()) -> pl.DataFrame
 def _check_columns(shard: Path, schema: dict[str, pl.DataType]) -> None:
     expected = {
         "subject_id": ("int64", lambda kind: kind.is_integer()),
-        "time": ("timestamp[us] without a time zone", lambda kind: kind.base_type() == pl.Datetime and not kind.time_zone),
+        "time": (
+            "timestamp[us] without a time zone",
+            lambda kind: kind.base_type() == pl.Datetime and not kind.time_zone,
+        ),
         "code": ("string", lambda kind: kind.base_type() in (pl.String, pl.Categorical, pl.Enum)),
     }
     for name, (wanted, fits) in expected.items():
@@ -87,7 +90,9 @@ def _check_columns(shard: Path, schema: dict[str, pl.DataType]) -> None:
 def _check_rows(shard: Path, events: pl.DataFrame) -> None:
     for name in ("code", "subject_id"):
         if missing := events[name].null_count():
-            raise ValueError(f"{shard}: column '{name}' is null in {missing} of {events.height} rows; drop or fill them")
+            raise ValueError(
+                f"{shard}: column '{name}' is null in {missing} of {events.height} rows; drop or fill them"
+            )
     if not events["subject_id"].is_sorted():
         raise ValueError(f"{shard}: column 'subject_id' is not sorted; sort the shard by subject_id, then time")
     same_subject = pl.col("subject_id") == pl.col("subject_id").shift(1)

@@ -121,12 +121,16 @@ def _write(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, pr
                 f"{config.path}: split '{split}' has no patient; expected some in each of {', '.join(needed)}; "
                 "check metadata/subject_splits.parquet"
             )
-    edges = fitted.value_edges if fitted else vocabulary.fit_value_edges(samples, config.value_bins, config.min_patients)
+    edges = (
+        fitted.value_edges if fitted else vocabulary.fit_value_edges(samples, config.value_bins, config.min_patients)
+    )
     if fitted is None:
         progress("fitting the vocabulary on the train split")
         train = splits.filter(pl.col("split") == "train")
         tokens = [tokenize(shard, config, edges, train) for shard in shards_of_split["train"]]
-        fitted = vocabulary.fit_vocabulary([vocabulary.count_tokens(part) for part in tokens], edges, config.min_patients)
+        fitted = vocabulary.fit_vocabulary(
+            [vocabulary.count_tokens(part) for part in tokens], edges, config.min_patients
+        )
         del tokens
     fitted.save(folder / "vocabulary.json")
 
@@ -172,7 +176,11 @@ def _survey(config: DataConfig, counts: collections.Counter):
             pl.col("subject_id").n_unique() - pl.col("subject_id").filter(pl.col("code") == events.BIRTH).n_unique()
         ).item()
         if config.value_bins > 1:
-            train = found if listed is None else found.join(listed.filter(pl.col("split") == "train"), on="subject_id", how="semi")
+            train = (
+                found
+                if listed is None
+                else found.join(listed.filter(pl.col("split") == "train"), on="subject_id", how="semi")
+            )
             if listed is None:
                 made = events.make_splits(subjects[shard]).filter(pl.col("split") == "train")
                 train = found.join(made, on="subject_id", how="semi")
@@ -190,7 +198,8 @@ def _survey(config: DataConfig, counts: collections.Counter):
     counts["patients_in_other_splits"] = joined.filter(~pl.col("split").is_in(events.SPLITS)).height
     owner = {split: set(joined.filter(pl.col("split") == split)["subject_id"]) for split in events.SPLITS}
     needed = {
-        split: [shard for shard, ids in subjects.items() if not owner[split].isdisjoint(ids.tolist())] for split in events.SPLITS
+        split: [shard for shard, ids in subjects.items() if not owner[split].isdisjoint(ids.tolist())]
+        for split in events.SPLITS
     }
     return joined, needed, samples
 
@@ -228,7 +237,9 @@ def tokenize(
       `subject_id, token, visit:Int32, moment:Int32 (-1 for static rows), minutes:Int32 (since birth, or since the
       first event where no birth is known), has_birth:Boolean`, by subject, static rows first, then by visit and time.
     """
-    found = events.read_shard(shard, _visit_columns(config)).join(members, on="subject_id", how="semi", maintain_order="left")
+    found = events.read_shard(shard, _visit_columns(config)).join(
+        members, on="subject_id", how="semi", maintain_order="left"
+    )
     birth = events.birth_times(pl.col("time"))
     found = found.with_columns(
         has_birth=birth.is_not_null(), origin=pl.coalesce(birth, pl.col("time").min().over("subject_id"))
@@ -237,7 +248,9 @@ def tokenize(
     timed = visits.assign_visits(found, config.visits, config.visit_gap_hours)
     kept_timed, kept_static = _select_codes(timed, config), _select_codes(static, config)
     tokens = vocabulary.add_tokens(visits.number_visits(kept_timed), value_edges)
-    static_tokens = kept_static.with_columns(visit=pl.lit(-1, pl.Int32), moment=pl.lit(-1, pl.Int32), token=pl.col("code"))
+    static_tokens = kept_static.with_columns(
+        visit=pl.lit(-1, pl.Int32), moment=pl.lit(-1, pl.Int32), token=pl.col("code")
+    )
     minutes = (pl.col("time") - pl.col("origin")).dt.total_minutes().fill_null(0).cast(pl.Int32)
     columns = ("subject_id", "token", "visit", "moment", minutes.alias("minutes"), "has_birth")
     merged = pl.concat([static_tokens.select(columns), tokens.select(columns)]).sort("subject_id", maintain_order=True)

@@ -23,7 +23,9 @@ def visit_column(columns: list[str], visits: str) -> str | None:
     if visits == "auto":
         return next((name for name in VISIT_COLUMNS if name in columns), None)
     if visits not in columns:
-        raise ValueError(f"data.visits: column '{visits}' is not in the data (found {', '.join(columns)}); use auto, day or gap")
+        raise ValueError(
+            f"data.visits: column '{visits}' is not in the data (found {', '.join(columns)}); use auto, day or gap"
+        )
     return visits
 
 
@@ -51,9 +53,7 @@ def assign_visits(events: pl.DataFrame, visits: str, gap_hours: float) -> pl.Dat
         keys = {"_name": pause.fill_null(False).cum_sum().over("subject_id"), "_day": pl.lit(None, pl.Date)}
     else:
         keys = {"_name": pl.lit(None, pl.String), "_day": day}
-    timed = timed.with_columns(**keys).with_columns(
-        _start=pl.col("time").min().over("subject_id", "_name", "_day")
-    )
+    timed = timed.with_columns(**keys).with_columns(_start=pl.col("time").min().over("subject_id", "_name", "_day"))
     timed = timed.sort("subject_id", "_start", "_name", "_day", "time", maintain_order=True)
     return timed.with_columns(visit=pl.struct("subject_id", "_name", "_day").rle_id()).drop("_name", "_day", "_start")
 

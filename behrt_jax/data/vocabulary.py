@@ -53,7 +53,9 @@ class Vocabulary:
 
     def encode(self, tokens: pl.Series) -> pl.Series:
         """Maps tokens to ids (int32); what is not in the vocabulary becomes `[UNK]`."""
-        return tokens.replace_strict(list(self.codes), list(range(NUM_SPECIAL, len(self))), default=UNK, return_dtype=pl.Int32)
+        return tokens.replace_strict(
+            list(self.codes), list(range(NUM_SPECIAL, len(self))), default=UNK, return_dtype=pl.Int32
+        )
 
     def save(self, file: Path) -> None:
         """Writes the vocabulary as JSON."""
@@ -75,9 +77,13 @@ class Vocabulary:
             vocabulary = cls(codes, counts, patients, edges)
             matches = vocabulary.fingerprint == content["fingerprint"]
         except (OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: not a vocabulary file ({error}); restore it or prepare the data again") from error
+            raise ValueError(
+                f"{file}: not a vocabulary file ({error}); restore it or prepare the data again"
+            ) from error
         if not matches:
-            raise ValueError(f"{file}: changed since it was written (its fingerprint differs); restore the original file")
+            raise ValueError(
+                f"{file}: changed since it was written (its fingerprint differs); restore the original file"
+            )
         return vocabulary
 
 
@@ -114,7 +120,10 @@ def fit_value_edges(samples: list[pl.DataFrame], num_bins: int, min_patients: in
         .agg(pl.col("values").head(_VALUES_PER_CODE).sort().alias("values"))
         .join(patients, on="code")
         .filter(pl.col("patients") >= min_patients)
-        .select("code", *[pl.col("values").list.eval(pl.element().quantile(q)).list.first().alias(str(q)) for q in quantiles])
+        .select(
+            "code",
+            *[pl.col("values").list.eval(pl.element().quantile(q)).list.first().alias(str(q)) for q in quantiles],
+        )
         .sort("code")
     )
     return {row[0]: tuple(sorted(set(row[1:]))) for row in edges.iter_rows()}
@@ -130,7 +139,9 @@ def add_tokens(events: pl.DataFrame, value_edges: dict[str, tuple[float, ...]]) 
     names = [f"_edge{index}" for index in range(width)]
     table = pl.DataFrame(padded, schema={"code": pl.String, **dict.fromkeys(names, pl.Float64)}, orient="row")
     joined = events.join(table, on="code", how="left", maintain_order="left")
-    quantile = 1 + pl.sum_horizontal([(pl.col("numeric_value") > pl.col(name)).fill_null(False).cast(pl.Int32) for name in names])
+    quantile = 1 + pl.sum_horizontal(
+        [(pl.col("numeric_value") > pl.col(name)).fill_null(False).cast(pl.Int32) for name in names]
+    )
     has_bin = pl.col(names[0]).is_not_null() & pl.col("numeric_value").is_finite().fill_null(False)
     token = pl.when(has_bin).then(pl.format("{}//Q{}", "code", quantile)).otherwise("code")
     return joined.with_columns(token=token).drop(names)
@@ -141,7 +152,9 @@ def count_tokens(events: pl.DataFrame) -> pl.DataFrame:
     return events.group_by("token").agg(count=pl.len(), patients=pl.col("subject_id").n_unique())
 
 
-def fit_vocabulary(counts: list[pl.DataFrame], value_edges: dict[str, tuple[float, ...]], min_patients: int) -> Vocabulary:
+def fit_vocabulary(
+    counts: list[pl.DataFrame], value_edges: dict[str, tuple[float, ...]], min_patients: int
+) -> Vocabulary:
     """Builds the vocabulary from the counts of the train shards.
 
     Args:

@@ -47,7 +47,7 @@ class BEHRT(nn.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(codes.shape[1]), codes.shape)
         x = self.embedding(codes, ages, visit_ids, positions, deterministic)
-        return self.encoder(x, attention_mask, deterministic, positions if __import__("os").environ.get("REL")=="ropepos" else visit_ids)
+        return self.encoder(x, attention_mask, visit_ids, deterministic)
 
 
 class BEHRTForMLM(nn.Module):

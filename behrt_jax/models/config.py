@@ -19,6 +19,7 @@ class BEHRTConfig:
       max_visits: rows of the visit table; later visits share the last.
       max_age: years; older ages share the last bin.
       age_bin_size: years a bin.
+      visit_bias: whether attention falls with the number of visits between two tokens, by a slope for each head.
       dropout: share of activations dropped after the embeddings and in each residual branch.
     """
 
@@ -32,10 +33,19 @@ class BEHRTConfig:
     max_visits: int = 512
     max_age: int = 100
     age_bin_size: float = 5.0
+    visit_bias: bool = False
     dropout: float = 0.1
 
     def __post_init__(self):
-        for key in ("vocab_size", "embedding_dim", "hidden_dim", "num_layers", "num_heads", "feedforward_dim", "max_visits"):
+        for key in (
+            "vocab_size",
+            "embedding_dim",
+            "hidden_dim",
+            "num_layers",
+            "num_heads",
+            "feedforward_dim",
+            "max_visits",
+        ):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}: found {getattr(self, key)}; expected 1 or more")
         if self.hidden_dim % self.num_heads:
@@ -44,9 +54,8 @@ class BEHRTConfig:
                 f"expected a multiple, such as {-(-self.hidden_dim // self.num_heads) * self.num_heads}"
             )
         if self.max_age <= 0 or not 0 < self.age_bin_size <= self.max_age:
-            raise ValueError(
-                f"model.age_bin_size: found {self.age_bin_size} with max_age={self.max_age}; expected 0 < age_bin_size <= max_age"
-            )
+            found = f"found {self.age_bin_size} with max_age={self.max_age}"
+            raise ValueError(f"model.age_bin_size: {found}; expected 0 < age_bin_size <= max_age")
         if self.max_positions < 0:
             raise ValueError(f"model.max_positions: found {self.max_positions}; expected 0 or more")
         if not 0 <= self.dropout < 1:

@@ -1,4 +1,4 @@
-"""Dropout from an integer hash of the element's index: on CPU about free, where threefry costs a third of a small step."""
+"""Dropout from an integer hash of the element's index: about free on CPU, where threefry is not."""
 
 import flax.linen as nn
 import jax
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 def hash_bits(key: jax.Array, size: int) -> jax.Array:
     """Returns `size` pseudo-random uint32, a function of the key.
 
-    Two rounds of multiply and xor-shift (the low-bias constants of Wellons 2018) over a counter, with one word of the key
-    as the counter's start and one mixed in between the rounds.
+    Two rounds of multiply and xor-shift (the low-bias constants of Wellons 2018) over a counter, with one word of the
+    key as the counter's start and one mixed in between the rounds.
     """
     start, middle = jax.random.bits(key, (2,), jnp.uint32)
     bits = jax.lax.iota(jnp.uint32, size) + start

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.dropout import Dropout
 
-INITIALIZER = nn.initializers.normal(float(__import__("os").environ.get("INIT", "0.02")))
+INITIALIZER = nn.initializers.normal(0.02)
 
 
 class AgeEmbedding(nn.Module):

@@ -8,28 +8,36 @@ from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.dropout import Dropout
 
 NEGATIVE = -1e30
+STEEPEST = 4.0
 
 
-def attention_pairs(patient_ids: jax.Array) -> jax.Array:
-    """Returns which tokens may attend to which.
+def attention_bias(patient_ids: jax.Array, visit_ids: jax.Array, slopes: tuple[float, ...]) -> jax.Array:
+    """Returns what is added to attention scores: who may see whom, and how much nearer visits count.
 
     Args:
       patient_ids: (B, L) ints; 0 is padding, equal numbers are one patient.
+      visit_ids: (B, L) int visit numbers.
+      slopes: of each head, how much a score falls with each visit between query and key; all 0 for one bias.
 
     Returns:
-      (B, 1, L, L) bool: query and key belong to the same patient and are not padding.
+      (B, H, L, L) float32, or (B, 1, L, L) where all slopes are 0: minus slope times visit distance within a patient
+      (ALiBi, Press et al. 2022, on visits), and a large negative number between patients and for padding.
     """
     same = patient_ids[:, :, None] == patient_ids[:, None, :]
-    return (same & (patient_ids[:, None, :] != 0))[:, None]
+    allowed = (same & (patient_ids[:, None, :] != 0))[:, None]
+    if not any(slopes):
+        return jnp.where(allowed, 0.0, NEGATIVE)
+    distance = jnp.abs(visit_ids[:, :, None] - visit_ids[:, None, :]).astype(jnp.float32)
+    return jnp.where(allowed, -jnp.asarray(slopes)[None, :, None, None] * distance[:, None], NEGATIVE)
 
 
-def rotate(x, where, base=float(__import__("os").environ.get("BASE","1000"))):
-    half = x.shape[-1] // 2
-    freq = base ** (-jnp.arange(half) / half)
-    ang = where[:, None, :, None] * freq
-    c, s = jnp.cos(ang), jnp.sin(ang)
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * c - b * s, a * s + b * c], -1)
+def visit_slopes(num_heads: int) -> tuple[float, ...]:
+    """Returns slopes from steep, which sees little but its own visit, in even ratios to 0, which sees all alike.
+
+    >>> visit_slopes(4)
+    (4.0, 1.0, 0.25, 0.0)
+    """
+    return (*(STEEPEST * 4.0 ** (-4 * head / num_heads) for head in range(num_heads - 1)), 0.0)
 
 
 class SelfAttention(nn.Module):
@@ -42,22 +50,14 @@ class SelfAttention(nn.Module):
     config: BEHRTConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, allowed: jax.Array, where=None) -> jax.Array:
-        """Maps (B, L, D) to (B, L, D); `allowed` is (B, 1, L, L) bool."""
+    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        """Maps (B, L, D) to (B, L, D); `bias` is what `attention_bias` gave."""
         rows, length, width = x.shape
         heads = self.config.num_heads
         qkv = nn.Dense(3 * width, name="qkv")(x).reshape(rows, length, 3, heads, width // heads)
         query, key, value = (qkv[:, :, index].transpose(0, 2, 1, 3) for index in range(3))
-        import os
-        mode = os.environ.get("REL", "none")
-        if mode in ("rope", "ropepos"):
-            query, key = rotate(query, where), rotate(key, where)
         scores = jnp.matmul(query * (width // heads) ** -0.5, key.transpose(0, 1, 3, 2))
-        if mode == "alibi":
-            dist = jnp.abs(where[:, :, None] - where[:, None, :]).astype(jnp.float32)[:, None]
-            slopes = jnp.array([4.0, 1.0, 0.25, 0.0])[:heads] if heads == 4 else 2.0 ** -jnp.arange(heads)
-            scores = scores - dist * slopes[None, :, None, None]
-        weights = nn.softmax(jnp.where(allowed, scores, NEGATIVE), axis=-1)
+        weights = nn.softmax(scores + bias, axis=-1)
         mixed = jnp.matmul(weights, value).transpose(0, 2, 1, 3).reshape(rows, length, width)
         return nn.Dense(width, name="output")(mixed)
 
@@ -88,10 +88,10 @@ class EncoderBlock(nn.Module):
     config: BEHRTConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, allowed: jax.Array, deterministic: bool, where=None) -> jax.Array:
+    def __call__(self, x: jax.Array, bias: jax.Array, deterministic: bool) -> jax.Array:
         """Maps (B, L, D) to (B, L, D)."""
         dropout = Dropout(self.config.dropout)
-        attended = SelfAttention(self.config, name="attention")(nn.LayerNorm(name="attention_norm")(x), allowed, where)
+        attended = SelfAttention(self.config, name="attention")(nn.LayerNorm(name="attention_norm")(x), bias)
         x = x + dropout(attended, deterministic)
         transformed = FeedForward(self.config, name="feedforward")(nn.LayerNorm(name="feedforward_norm")(x))
         return x + dropout(transformed, deterministic)
@@ -107,9 +107,10 @@ class Encoder(nn.Module):
     config: BEHRTConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, patient_ids: jax.Array, deterministic: bool = True, where=None) -> jax.Array:
+    def __call__(self, x, patient_ids, visit_ids, deterministic: bool = True) -> jax.Array:
         """Maps (B, L, D) to (B, L, D) with attention within equal, non-zero `patient_ids` (B, L)."""
-        allowed = attention_pairs(patient_ids)
+        heads = self.config.num_heads
+        bias = attention_bias(patient_ids, visit_ids, visit_slopes(heads) if self.config.visit_bias else (0.0,) * heads)
         for layer in range(self.config.num_layers):
-            x = EncoderBlock(self.config, name=f"block_{layer}")(x, allowed, deterministic, where)
+            x = EncoderBlock(self.config, name=f"block_{layer}")(x, bias, deterministic)
         return nn.LayerNorm(name="norm")(x)

@@ -43,7 +43,12 @@ EVALUATION = Replacement(masked=1.0, random=0.0)
 
 
 def mask_codes(
-    key: jax.Array, codes: jax.Array, maskable: jax.Array, rate: float, vocab_size: int, replacement: Replacement = TRAINING
+    key: jax.Array,
+    codes: jax.Array,
+    maskable: jax.Array,
+    rate: float,
+    vocab_size: int,
+    replacement: Replacement = TRAINING,
 ) -> Masked:
     """Hides a share of the codes of each row (Devlin et al. 2019).
 
@@ -96,7 +101,9 @@ def masked_outcomes(logits: jax.Array, masked: Masked) -> dict[str, jax.Array]:
     return {"loss": loss, "accuracy": (rank <= 1).astype(jnp.float32), "top5_accuracy": (rank <= 5).astype(jnp.float32)}
 
 
-def mlm_objective(model, params, batch: dict[str, jax.Array], keys: dict[str, jax.Array], train: bool, *, mask_rate: float):
+def mlm_objective(
+    model, params, batch: dict[str, jax.Array], keys: dict[str, jax.Array], train: bool, *, mask_rate: float
+):
     """Scores a model on the hidden codes of a batch.
 
     Args:

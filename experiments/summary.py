@@ -1,0 +1,68 @@
+"""What the commands print: what a data set holds and what is left out of it, and tables of results."""
+
+from behrt_jax.data import batches, dataset, events, sequences
+from behrt_jax.data.prepare import Prepared
+
+COLUMNS = {"mlm/accuracy": "accuracy", "mlm/top5_accuracy": "top-5 accuracy", "mlm/perplexity": "perplexity"}
+
+
+def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
+    """Says in one line what was found, and in further lines what was left out."""
+    counts = prepared.report
+    tokens = sum(counts[f"tokens/{split}"] for split in events.SPLITS)
+    unknown = sum(counts[f"unknown/{split}"] for split in events.SPLITS)
+    patients = sum(counts[f"patients/{split}"] for split in events.SPLITS)
+    splits = ", ".join(f"{counts[f'patients/{split}']:,} {split}" for split in events.SPLITS)
+    left_out = {
+        "events by data.codes_include and data.codes_exclude": counts["events_left_out_by_pattern"],
+        "repeats of a code within a visit": counts["repeats_left_out"],
+        "patients without any code left": counts["patients_without_codes"],
+        "patients in other splits": counts["patients_in_other_splits"],
+    }
+    lines = [
+        f"found {patients:,} patients ({splits}), {counts['events']:,} events, {counts['visits']:,} visits, "
+        f"{counts['codes']:,} codes, {tokens:,} tokens; the model has {num_parameters:,} parameters",
+        "left out: " + (", ".join(f"{number:,} {what}" for what, number in left_out.items() if number) or "nothing"),
+        f"[UNK]: {unknown / max(tokens, 1):.2%} of tokens, codes of fewer than data.min_patients train patients",
+    ]
+    if counts["splits_made"]:
+        stored = prepared.folder / "subject_splits.parquet"
+        lines.append(f"splits: the data has none; made 70/15/15 from a hash of the subject id, stored in {stored}")
+    if counts["patients_without_birth"]:
+        lines.append(f"ages: unknown to the model for {counts['patients_without_birth']:,} patients without MEDS_BIRTH")
+    if counts["events_after_death"]:
+        lines.append(f"kept: {counts['events_after_death']:,} events after a MEDS_DEATH")
+    return lines
+
+
+def describe_rows(patients: dataset.Patients, row_length: int, seed: int) -> str:
+    """Says how full the packed rows of train are and what does not fit a row."""
+    index = sequences.index_visits(patients, row_length)
+    fill = batches.training_epoch(patients, index, seed, 0).fill / row_length
+    cut = sequences.window_report(index, sequences.newest_windows(index))
+    return (
+        f"rows: {row_length} tokens, {fill:.1%} full; {cut['patients_cut']:,} of {cut['patients']:,} train patients "
+        f"are longer than one: training draws a random window of whole visits, evaluation takes the newest (it leaves out "
+        f"{cut['visits_cut']:,} of {cut['visits']:,} visits and {cut['codes_cut_in_long_visits']:,} codes of visits "
+        "longer than a row)"
+    )
+
+
+def format_table(result: dict) -> str:
+    """Lays out the result of an evaluation: the model, then the baselines from best to worst."""
+    rows = {"BEHRT (this run)": result["metrics"]}
+    rows.update(sorted(result["baselines"].items(), key=lambda item: -item[1]["mlm/accuracy"]["value"]))
+    width = max(map(len, rows)) + 2
+    targets = result["metrics"]["mlm/loss"]["n"]
+    lines = [
+        f"{result['split']}: {result['patients']:,} patients, {targets:,} masked codes, 95% intervals",
+        " " * width + "".join(f"{label:>24}" for label in COLUMNS.values()),
+    ]
+    for name, found in rows.items():
+        lines.append(name.ljust(width) + "".join(f"{_cell(found[column]):>24}" for column in COLUMNS))
+    return "\n".join(lines)
+
+
+def _cell(entry: dict) -> str:
+    digits = 3 if entry["high"] < 2 else 1
+    return f"{entry['value']:.{digits}f} [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
