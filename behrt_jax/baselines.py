@@ -3,7 +3,6 @@
 Each baseline sees the window that the model sees, with the same codes hidden.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -23,8 +22,8 @@ STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 MAX_CODES = 2000
 AGE_BINS = np.arange(0, 100, 5)
 LINEAR_LEARNING_RATES = (3e-3, 1e-2)
-LINEAR_BATCH = 1024
 LINEAR_STEPS = 500
+LINEAR_CHECK_EVERY = 100
 
 
 def fit_baselines(
@@ -58,7 +57,7 @@ def fit_baselines(
         "neighbouring codes (bigram)": choose(
             [bigram(frequency, following, strength) for strength in STRENGTHS], tuning
         ),
-        "linear on visit, neighbours, history, age": fit_linear(masked(), tuning, frequency),
+        "linear on visit, neighbours, history, age": fit_linear(masked, tuning, frequency),
     }
 
 
@@ -172,53 +171,29 @@ def linear_features(batch: MaskedBatch, vocab_size: int, num_codes: int) -> scip
     return scipy.sparse.hstack([*blocks, np.ones((len(bins), 1))]).tocsr()
 
 
-def fit_linear(masked: Iterator[MaskedBatch], tuning: list[MaskedBatch], frequency: np.ndarray) -> Predictor:
+def fit_linear(
+    masked: Callable[[], Iterator[MaskedBatch]], tuning: list[MaskedBatch], frequency: np.ndarray
+) -> Predictor:
     """Fits a multinomial logistic regression by Adam, keeping the learning rate and the step of lowest tuning loss.
 
     Of more than `MAX_CODES` codes, only the most frequent are told apart; the others share what is left by frequency.
     """
     vocab_size = len(frequency)
     num_codes = min(vocab_size - FIRST_CODE_ID, MAX_CODES)
-    width = linear_features(tuning[0], vocab_size, num_codes).shape[1]
-    needed = LINEAR_BATCH * LINEAR_STEPS
-    drawn = list(itertools.takewhile(_until(needed), masked))
-    features = scipy.sparse.vstack([linear_features(batch, vocab_size, num_codes) for batch in drawn]).tocsr()
-    labels = np.minimum(np.concatenate([batch.labels for batch in drawn]) - FIRST_CODE_ID, num_codes)
-    checks = [
-        (linear_features(batch, vocab_size, num_codes), np.minimum(batch.labels - FIRST_CODE_ID, num_codes))
-        for batch in tuning
-    ]
 
-    def loss(weights, inputs, targets):
-        return optax.softmax_cross_entropy_with_integer_labels(inputs @ weights, targets).mean()
+    def examples(batch):
+        features = linear_features(batch, vocab_size, num_codes).toarray().astype(np.float32)
+        return features, np.minimum(batch.labels - FIRST_CODE_ID, num_codes)
 
-    best = (np.inf, np.zeros((width, num_codes + 1), np.float32))
-    for learning_rate in LINEAR_LEARNING_RATES:
-        optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, LINEAR_STEPS))
-        weights = jnp.zeros((width, num_codes + 1))
-        state = optimizer.init(weights)
-
-        @jax.jit
-        def step(weights, state, inputs, targets, optimizer=optimizer):
-            updates, state = optimizer.update(jax.grad(loss)(weights, inputs, targets), state)
-            return optax.apply_updates(weights, updates), state
-
-        score = jax.jit(loss)
-        rng = np.random.default_rng(0)
-        for number in range(LINEAR_STEPS):
-            chosen = rng.choice(len(labels), LINEAR_BATCH)
-            weights, state = step(weights, state, features[chosen].toarray().astype(np.float32), labels[chosen])
-            if (number + 1) % (LINEAR_STEPS // 5) == 0:
-                tuned = np.mean(
-                    [score(weights, inputs.toarray().astype(np.float32), targets) for inputs, targets in checks]
-                )
-                best = min(best, (float(tuned), np.asarray(weights)), key=lambda pair: pair[0])
-
+    checks = [examples(batch) for batch in tuning]
+    shape = (checks[0][0].shape[1], num_codes + 1)
+    fits = [_descend(map(examples, masked()), checks, shape, rate) for rate in LINEAR_LEARNING_RATES]
+    _, weights = min(fits, key=lambda fit: fit[0])
     rest = np.where(np.arange(vocab_size) >= FIRST_CODE_ID + num_codes, frequency, 0.0)
     rest = _log(rest / max(rest.sum(), 1e-12))
 
     def predictor(batch: MaskedBatch) -> np.ndarray:
-        scores = linear_features(batch, vocab_size, num_codes) @ best[1]
+        scores = linear_features(batch, vocab_size, num_codes) @ weights
         scores = scores - scipy.special.logsumexp(scores, axis=1, keepdims=True)
         full = scores[:, -1:] + rest[None, :]
         full[:, FIRST_CODE_ID : FIRST_CODE_ID + num_codes] = scores[:, :-1]
@@ -228,17 +203,39 @@ def fit_linear(masked: Iterator[MaskedBatch], tuning: list[MaskedBatch], frequen
     return predictor
 
 
-def _until(needed: int) -> Callable[[MaskedBatch], bool]:
-    """Returns a test that is true until `needed` hidden codes have been counted."""
-    total = 0
+def _descend(
+    examples: Iterator, checks: list, shape: tuple[int, int], learning_rate: float
+) -> tuple[float, np.ndarray]:
+    """Runs Adam from zero weights; returns the lowest tuning loss seen and its weights."""
 
-    def more(batch: MaskedBatch) -> bool:
-        nonlocal total
-        had = total
-        total += len(batch.labels)
-        return had < needed
+    def loss(weights, inputs, targets, mask):
+        losses = optax.softmax_cross_entropy_with_integer_labels(inputs @ weights, targets)
+        return (losses * mask).sum() / mask.sum()
 
-    return more
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, LINEAR_STEPS))
+
+    @jax.jit
+    def step(weights, state, batch):
+        updates, state = optimizer.update(jax.grad(loss)(weights, *batch), state)
+        return optax.apply_updates(weights, updates), state
+
+    score = jax.jit(loss)
+    checks = [_padded(*check) for check in checks]
+    weights = jnp.zeros(shape)
+    state = optimizer.init(weights)
+    best = (np.inf, np.zeros(shape, np.float32))
+    for number in range(1, LINEAR_STEPS + 1):
+        weights, state = step(weights, state, _padded(*next(examples)))
+        if number % LINEAR_CHECK_EVERY == 0:
+            tuned = float(np.mean([score(weights, *check) for check in checks]))
+            best = min(best, (tuned, np.asarray(weights)), key=lambda pair: pair[0])
+    return best
+
+
+def _padded(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rounds examples up to a multiple of 256 with a mask, so that few shapes are compiled."""
+    more = -len(labels) % 256
+    return np.pad(features, ((0, more), (0, 0))), np.pad(labels, (0, more)), np.arange(len(labels) + more) < len(labels)
 
 
 def _log(probabilities: np.ndarray) -> np.ndarray:

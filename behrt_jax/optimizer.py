@@ -14,14 +14,14 @@ class OptimizerConfig:
 
     Attributes:
       learning_rate: the peak.
-      warmup_steps: steps of linear warm-up.
+      warmup_share: share of the run in which the learning rate rises linearly, 0 <= share < 1.
       weight_decay: decoupled decay of matrices (Loshchilov and Hutter 2019); vectors are not decayed.
       b2: decay of the second moment.
       clip_norm: the largest global norm of a gradient.
     """
 
     learning_rate: float
-    warmup_steps: int
+    warmup_share: float
     weight_decay: float
     b2: float
     clip_norm: float
@@ -30,8 +30,11 @@ class OptimizerConfig:
         for key in ("learning_rate", "clip_norm"):
             if getattr(self, key) <= 0:
                 raise ValueError(f"optimizer.{key}: found {getattr(self, key)}; expected more than 0")
-        if self.warmup_steps < 0 or self.weight_decay < 0 or not 0 < self.b2 < 1:
-            raise ValueError("optimizer: expected warmup_steps >= 0, weight_decay >= 0 and 0 < b2 < 1")
+        if self.weight_decay < 0:
+            raise ValueError(f"optimizer.weight_decay: found {self.weight_decay}; expected 0 or more")
+        for key in ("warmup_share", "b2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"optimizer.{key}: found {getattr(self, key)}; expected 0 or more and less than 1")
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -39,18 +42,12 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
     It rises to the peak over the warm-up (the first update is not zero), then falls along a cosine to 1% of the peak at
     the last update.
-
-    Raises:
-      ValueError: the warm-up does not end before the last step.
     """
-    if config.warmup_steps >= num_steps:
-        found = f"found {config.warmup_steps} with train.num_steps={num_steps}"
-        raise ValueError(f"optimizer.warmup_steps: {found}; expected fewer than num_steps")
     peak = config.learning_rate
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=peak,
-        warmup_steps=config.warmup_steps,
+        warmup_steps=int(config.warmup_share * num_steps),
         decay_steps=num_steps,
         end_value=FINAL_SHARE * peak,
     )

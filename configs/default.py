@@ -53,7 +53,7 @@ def get_config() -> config_dict.ConfigDict:
 
     config.optimizer = config_dict.ConfigDict()
     config.optimizer.learning_rate = 1e-3
-    config.optimizer.warmup_steps = 200
+    config.optimizer.warmup_share = 0.05  # of train.num_steps
     config.optimizer.weight_decay = 0.01
     config.optimizer.b2 = 0.999
     config.optimizer.clip_norm = 1.0
@@ -67,6 +67,8 @@ def get_config() -> config_dict.ConfigDict:
     config.train.patience = 0  # evaluations without a better tuning loss before the run stops; 0: never
 
     config.evaluation = config_dict.ConfigDict()
+    config.evaluation.mask_rate = 0.15  # of codes hidden in evaluation, whatever training hides
     config.evaluation.batch_size = 32
+    config.evaluation.max_patients = 10_000  # of a split; of a larger one, those with the lowest hash of their id
     config.evaluation.mask_draws = 4  # times each patient is masked anew in the final evaluation
     return config.lock()

@@ -42,20 +42,21 @@ def evaluate_run(folder: Path, split: str, data: str | None = None, say: Callabl
     scored = own
     if data is not None:
         scored = prepare(DataConfig(**{**config.data, "path": data}), fitted=vocabulary, splits=(split,), progress=say)
-    settings = config.evaluation
-    rate, size, length = config.objective.mask_rate, len(vocabulary), config.data.row_length
+    settings, size, length = config.evaluation, len(vocabulary), config.data.row_length
+    train, tuning = (dataset.read(own.folder, name) for name in ("train", "tuning"))
+    everyone = dataset.read(scored.folder, split)
+    patients, tuning = (dataset.sample(found, settings.max_patients) for found in (everyone, tuning))
+    if len(patients) < len(everyone):
+        say(f"scoring {len(patients):,} of {len(everyone):,} patients of {split} (evaluation.max_patients)")
 
-    def masked(patients, draws):
-        plain = batches.evaluation_batches(patients, length, settings.batch_size)
-        return list(evaluate.mask_batches(plain, rate, size, draws))
+    def masked(found, draws):
+        plain = batches.evaluation_batches(found, length, settings.batch_size)
+        return evaluate.mask_batches(plain, settings.mask_rate, size, draws)
 
     def training():
-        endless = batches.training_batches(train, length, settings.batch_size, config.seed)
-        return itertools.islice(endless, BASELINE_BATCHES)
+        return batches.training_batches(train, length, settings.batch_size, config.seed)
 
-    train, tuning = (dataset.read(own.folder, name) for name in ("train", "tuning"))
-    targets = masked(dataset.read(scored.folder, split), settings.mask_draws)
-    outcomes = evaluate.score(evaluate.make_score_step(model), params, targets)
+    outcomes = evaluate.score(evaluate.make_score_step(model), params, masked(patients, settings.mask_draws))
     result = {
         "split": split,
         "patients": len(set(outcomes.patients.tolist())),
@@ -63,14 +64,15 @@ def evaluate_run(folder: Path, split: str, data: str | None = None, say: Callabl
         "baselines": {},
     }
     predictors = baselines.fit_baselines(
-        training,
-        lambda: evaluate.mask_batches(training(), rate, size, draws=1),
-        masked(tuning, 1),
+        lambda: itertools.islice(training(), BASELINE_BATCHES),
+        lambda: evaluate.mask_batches(training(), settings.mask_rate, size, draws=1),
+        list(masked(tuning, 1)),
         size,
-        progress=lambda name: say(f"baselines: {name}"),
+        progress=lambda name: say(f"fitting baselines: {name}"),
     )
     for name, predictor in predictors.items():
-        result["baselines"][name] = metrics.summarize(baselines.predict(predictor, targets), "mlm")
+        found = baselines.predict(predictor, masked(patients, settings.mask_draws))
+        result["baselines"][name] = metrics.summarize(found, "mlm")
     (folder / EVALUATION_FILE).write_text(json.dumps(result, indent=1))
     return result
 

@@ -65,12 +65,9 @@ def main() -> int:
         return 0
     checkpoints.close()
     print(format_table(evaluate_run(folder, "held_out")))
-    print(
-        f"written: {folder}/ (config.json, vocabulary.json, metrics.jsonl, {EVALUATION_FILE}, checkpoints/, tensorboard/)"
-    )
-    print(
-        f"next: python -m experiments.evaluate --workdir={folder} --split=tuning, or in Python behrt_jax.load('{folder}')"
-    )
+    print(f"written to {folder}: {EVALUATION_FILE}, metrics.jsonl, tensorboard/, checkpoints/, and what load() needs")
+    print(f"next: python -m experiments.evaluate --workdir={folder} --split=tuning")
+    print(f"in Python: config, vocabulary, model, params = behrt_jax.load('{folder}')")
     return 0
 
 
@@ -82,14 +79,16 @@ def fit(config, folder, model, optimizer, current, splits, checkpoints, losses) 
     done = int(current.step)
     length = config.data.row_length
     stream = batches.training_batches(splits["train"], length, train_config.batch_size, config.seed, done)
-    plain = batches.evaluation_batches(splits["tuning"], length, config.evaluation.batch_size)
-    tuning = list(evaluate.mask_batches(plain, config.objective.mask_rate, config.model.vocab_size, draws=1))
+    settings = config.evaluation
+    tuning = dataset.sample(splits["tuning"], settings.max_patients)
     score_step = evaluate.make_score_step(model)
     log_file = writer.MetricsWriter(folder, done)
     interrupt = command.Interrupt()
 
     def score_tuning(params):
-        outcomes = evaluate.score(score_step, params, tuning)
+        plain = batches.evaluation_batches(tuning, length, settings.batch_size)
+        masked = evaluate.mask_batches(plain, settings.mask_rate, config.model.vocab_size, draws=1)
+        outcomes = evaluate.score(score_step, params, masked)
         return {f"mlm/{name}": float(values.mean()) for name, values in outcomes.values.items()}
 
     with tqdm(total=train_config.num_steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05) as bar:

@@ -42,8 +42,8 @@ def describe_rows(patients: dataset.Patients, row_length: int, seed: int) -> str
     cut = sequences.window_report(index, sequences.newest_windows(index))
     return (
         f"rows: {row_length} tokens, {fill:.1%} full; {cut['patients_cut']:,} of {cut['patients']:,} train patients "
-        f"are longer than one: training draws a random window of whole visits, evaluation takes the newest (it leaves out "
-        f"{cut['visits_cut']:,} of {cut['visits']:,} visits and {cut['codes_cut_in_long_visits']:,} codes of visits "
+        "are longer than one: training draws a random window of whole visits, evaluation takes the newest (without "
+        f"{cut['visits_cut']:,} of {cut['visits']:,} visits, and {cut['codes_cut_in_long_visits']:,} codes of visits "
         "longer than a row)"
     )
 

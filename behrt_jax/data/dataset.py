@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
+from behrt_jax.data.hashing import hash_integers
+
 TOKEN_COLUMNS = ("code", "visit", "moment", "minutes")
 
 
@@ -88,3 +90,15 @@ def read(folder: Path, split: str) -> Patients:
             name: np.ascontiguousarray(tokens[:, i]) for i, name in enumerate(("codes", "visits", "moments", "minutes"))
         },
     )
+
+
+def sample(patients: Patients, max_patients: int) -> Patients:
+    """Returns at most `max_patients` patients, those with the lowest hash of their id; all if there are no more."""
+    if len(patients) <= max_patients:
+        return patients
+    chosen = np.sort(np.argsort(hash_integers(patients.subject_ids), kind="stable")[:max_patients])
+    sizes = np.diff(patients.offsets)[chosen]
+    tokens = np.concatenate([np.arange(patients.offsets[i], patients.offsets[i + 1]) for i in chosen])
+    columns = {name: getattr(patients, name)[tokens] for name in ("codes", "visits", "moments", "minutes")}
+    subjects = {name: getattr(patients, name)[chosen] for name in ("subject_ids", "has_birth")}
+    return Patients(**subjects, offsets=np.concatenate([[0], np.cumsum(sizes)]), **columns)

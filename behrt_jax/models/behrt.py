@@ -81,7 +81,11 @@ class BEHRTForMLM(nn.Module):
         Returns:
           (B, K, V) logits, or (B, L, V) without `masked_positions`.
         """
-        hidden = self.behrt(codes, ages, visit_ids, attention_mask, positions, deterministic)
+        hidden = self.encode(codes, ages, visit_ids, attention_mask, positions, deterministic)
         if masked_positions is not None:
             hidden = jnp.take_along_axis(hidden, masked_positions[:, :, None], axis=1)
         return self.head(hidden, self.behrt.embedding.attend)
+
+    def encode(self, codes, ages, visit_ids, attention_mask, positions=None, deterministic: bool = True) -> jax.Array:
+        """Returns the (B, L, D) hidden states of the encoder; arguments are as `BEHRT.__call__` takes them."""
+        return self.behrt(codes, ages, visit_ids, attention_mask, positions, deterministic)
