@@ -24,55 +24,72 @@ KEEP_MEMORY = {
 
 def run(main: Callable[[], int | None]) -> None:
     """Parses the flags, runs a command and exits; a user's error is one line and exit status 2."""
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
-        flags.FLAGS(sys.argv)
+        _parse_flags()
         sys.exit(main())
     except KeyboardInterrupt:
         print("\ninterrupted; nothing is half-written, the same command begins again", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except (flags.Error, ValueError, OSError, AttributeError, KeyError, TypeError) as error:
-        if "--debug" in sys.argv or not is_user_error(error):
+    except (ValueError, OSError) as error:
+        if "--debug" in sys.argv:
             traceback.print_exc()
-        print(f"error: {describe(error)}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(USER_ERROR)
 
 
-def is_user_error(error: Exception) -> bool:
-    """Whether an error comes from input: ours are ValueErrors, and parsing flags raises kinds of its own."""
-    return isinstance(error, flags.Error | ValueError | OSError) or not flags.FLAGS.is_parsed()
+def _parse_flags() -> None:
+    try:
+        flags.FLAGS(sys.argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
+        raise ValueError(describe(error)) from error
+
+
+def _exit_on_signal(number, frame) -> None:
+    del frame
+    sys.exit(128 + number)
 
 
 def describe(error: Exception) -> str:
-    """Puts an error in one line; a config key that does not exist is named with the nearest that does."""
-    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    """Puts an error of the flags in our words; a config key that does not exist is named with the nearest that does."""
+    text = " ".join(str(error).split())
     if isinstance(error, AttributeError | KeyError):
-        key = text.strip("'\"").split("'")[0].split('"')[0].strip()
+        key = re.search(r"\w+", text)[0]  # pyright: ignore
         given = next((arg.split("=")[0] for arg in sys.argv if arg.split("=")[0].endswith(f".{key}")), key)
         near = re.search(r'Did you mean "(\w+)"', text)
         return f"{given}: no such config key" + (
             f"; did you mean {given.rpartition('.')[0]}.{near[1]}?" if near else ""
         )
+    if "--config=None" in text or "Failed loading config" in text:
+        given = next((arg for arg in sys.argv if arg.startswith("--config=")), "--config")
+        return f"{given}: expected a recipe that exists, such as --config=configs/small.py"
     return text
 
 
 class Interrupt:
-    """Notes Ctrl-C and SIGTERM, so that a loop can save and stop; a second signal stops at once.
+    """Notes Ctrl-C and SIGTERM while a loop runs, so that it can save and stop; a second signal stops at once.
 
     Attributes:
       signal: the signal that came, or None.
     """
 
-    def __init__(self):
+    signal: int | None = None
+
+    def __enter__(self) -> "Interrupt":
         """Begins to listen."""
-        self.signal: int | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
+        return self
 
-    def _note(self, number, frame):
+    def __exit__(self, *exception) -> None:
+        """Listens no more."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _exit_on_signal)
+
+    def _note(self, number, frame) -> None:
         del frame
         self.signal = number
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
+        self.__exit__()
 
     def __call__(self) -> bool:
         """Whether a signal has come."""

@@ -4,7 +4,6 @@ python -m experiments.pretrain --config=configs/small.py [--workdir=DIR] [--conf
 """
 
 import functools
-import signal
 import sys
 from pathlib import Path
 
@@ -83,7 +82,6 @@ def fit(config, folder, model, optimizer, current, splits, checkpoints, losses) 
     tuning = dataset.sample(splits["tuning"], settings.max_patients)
     score_step = evaluate.make_score_step(model)
     log_file = writer.MetricsWriter(folder, done)
-    interrupt = command.Interrupt()
 
     def score_tuning(params):
         plain = batches.evaluation_batches(tuning, length, settings.batch_size)
@@ -91,7 +89,10 @@ def fit(config, folder, model, optimizer, current, splits, checkpoints, losses) 
         outcomes = evaluate.score(score_step, params, masked)
         return {f"mlm/{name}": float(values.mean()) for name, values in outcomes.values.items()}
 
-    with tqdm(total=train_config.num_steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05) as bar:
+    # A terminal shows a bar that moves; a log file gets a line now and then.
+    every = 0.5 if sys.stderr.isatty() else 30.0
+    bar = tqdm(total=train_config.num_steps, initial=done, unit="step", dynamic_ncols=True, mininterval=every)
+    with bar, command.Interrupt() as interrupt:
 
         def log(step, split, found):
             log_file.write(step, split, found)
@@ -128,7 +129,6 @@ def fit(config, folder, model, optimizer, current, splits, checkpoints, losses) 
             raise train.TrainingDivergedError(f"{error}; {good}; lower optimizer.learning_rate") from error
         finally:
             log_file.close()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     if outcome.reason == "stopped_early":
         print(f"stopped early: {train_config.patience} evaluations without a better tuning loss")
     return interrupt.signal if outcome.reason == "interrupted" else None

@@ -32,7 +32,7 @@ class Epoch:
 
     @property
     def fill(self) -> float:
-        """The share of tokens in the rows that are not padding."""
+        """Tokens of a row that are not padding, on average; divide by the row's length for a share."""
         return float(self.windows.lengths.sum() / max(len(self.plan), 1))
 
 
@@ -59,8 +59,8 @@ def batch_of(
 
     Returns:
       The columns of `sequences.COLUMNS` as (B, L), `patient_ids` (B, L) int32 (0 = padding, 1.. = which patient in the
-      row) and `patient_index` (B, P) int32 with the row of `patients` of each, -1 where there is none. P is fixed for a
-      split. Rows past the epoch's last are empty.
+      row) and `patient_index` (B, P) int32 with the row of `patients` of each, -1 where there is none. P is the most
+      patients that a row of this epoch holds. Rows past the epoch's last are empty.
     """
     rows = epoch.order[number * batch_size : (number + 1) * batch_size]
     counts = epoch.plan.offsets[rows + 1] - epoch.plan.offsets[rows]
@@ -80,7 +80,8 @@ def batch_of(
         batch[name] = np.zeros(shape[0] * shape[1], values.dtype)
         batch[name][target] = values
         batch[name] = batch[name].reshape(shape)
-    batch["patient_index"] = np.full((batch_size, max(int(counts.max(initial=1)), 1)), -1, np.int32)
+    most = int(np.diff(epoch.plan.offsets).max(initial=1))
+    batch["patient_index"] = np.full((batch_size, most), -1, np.int32)
     batch["patient_index"][row_of, slots] = members
     return batch
 

@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import io
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ class PatientTokens(tfds.core.GeneratorBasedBuilder):
     """One example a patient: its id, whether its birth is known, and its tokens as rows of `TOKEN_COLUMNS`."""
 
     VERSION = tfds.core.Version("1.0.0")
-    examples: dict[str, Callable[[], Iterator]] = {}
+    examples: dict[str, Iterator[tuple[int, dict]]] = {}
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -30,18 +31,30 @@ class PatientTokens(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         del dl_manager
-        return {split: generate() for split, generate in self.examples.items()}
+        return self.examples
 
     def _generate_examples(self):
         raise NotImplementedError("each split brings its own generator")
 
 
-def write(folder: Path, examples: dict[str, Callable[[], Iterator]]) -> None:
-    """Writes the examples of each split below `folder`."""
+def write(folder: Path, examples: dict[str, Iterator[tuple[int, dict]]]) -> None:
+    """Writes the examples of each split, at least one a split, below `folder`.
+
+    Args:
+      folder: a folder that exists.
+      examples: for each split, pairs of a subject id and what `PatientTokens` holds of the patient.
+
+    Raises:
+      OSError: the files cannot be written.
+    """
     builder = PatientTokens(data_dir=folder, file_format="array_record")
     builder.examples = examples
-    with contextlib.redirect_stdout(io.StringIO()), _without_bars():
-        builder.download_and_prepare()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), _without_bars():
+            builder.download_and_prepare()
+    except RuntimeError as error:  # what array_record raises for a full disk
+        raise OSError(str(error)) from error
+    shutil.rmtree(folder / "downloads", ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -78,9 +91,25 @@ class Patients:
 
 
 def read(folder: Path, split: str) -> Patients:
-    """Reads a split of prepared data into memory, by ascending subject id."""
-    source = PatientTokens(data_dir=folder, file_format="array_record").as_data_source(split)
-    examples = sorted(source, key=lambda example: example["subject_id"])
+    """Reads a split of prepared data into memory, by ascending subject id.
+
+    Raises:
+      ValueError: the split is not there, or its files are damaged.
+    """
+    builder = PatientTokens(data_dir=folder, file_format="array_record")
+    found = list(builder.info.splits)
+    if split not in found:
+        raise ValueError(
+            f"{folder}: split '{split}' is not in the prepared data (found {', '.join(found) or 'none'}); use one of "
+            "these, or other data"
+        )
+    try:
+        examples = sorted(builder.as_data_source(split), key=lambda example: example["subject_id"])
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{folder}: split '{split}' of the prepared data is damaged ({type(error).__name__}); remove the "
+            "folder to have the data prepared again"
+        ) from error
     tokens = np.concatenate([example["tokens"] for example in examples])
     return Patients(
         subject_ids=np.array([example["subject_id"] for example in examples], np.int64),
@@ -96,9 +125,10 @@ def sample(patients: Patients, max_patients: int) -> Patients:
     """Returns at most `max_patients` patients, those with the lowest hash of their id; all if there are no more."""
     if len(patients) <= max_patients:
         return patients
-    chosen = np.sort(np.argsort(hash_integers(patients.subject_ids), kind="stable")[:max_patients])
-    sizes = np.diff(patients.offsets)[chosen]
-    tokens = np.concatenate([np.arange(patients.offsets[i], patients.offsets[i + 1]) for i in chosen])
+    chosen = np.zeros(len(patients), bool)
+    chosen[np.argsort(hash_integers(patients.subject_ids), kind="stable")[:max_patients]] = True
+    sizes = np.diff(patients.offsets)
+    tokens = np.repeat(chosen, sizes)
     columns = {name: getattr(patients, name)[tokens] for name in ("codes", "visits", "moments", "minutes")}
     subjects = {name: getattr(patients, name)[chosen] for name in ("subject_ids", "has_birth")}
-    return Patients(**subjects, offsets=np.concatenate([[0], np.cumsum(sizes)]), **columns)
+    return Patients(**subjects, offsets=np.concatenate([[0], np.cumsum(sizes[chosen])]), **columns)

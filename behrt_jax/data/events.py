@@ -16,6 +16,7 @@ BIRTH = "MEDS_BIRTH"
 DEATH = "MEDS_DEATH"
 SPLITS = ("train", "tuning", "held_out")
 SPLIT_SHARES = (0.70, 0.15, 0.15)
+LONGEST_HISTORY_DAYS = 365_250  # int32 minutes would hold four times that
 SPLITS_FILE = Path("metadata") / "subject_splits.parquet"
 
 
@@ -51,7 +52,8 @@ def read_shard(shard: Path, extra_columns: tuple[str, ...] = ()) -> pl.DataFrame
     try:
         schema = pl.read_parquet_schema(shard)
         _check_columns(shard, schema)
-        keep = [name for name in ("subject_id", "time", "code", "numeric_value", *extra_columns) if name in schema]
+        wanted = dict.fromkeys(("subject_id", "time", "code", "numeric_value", *extra_columns))
+        keep = [name for name in wanted if name in schema]
         events = pl.scan_parquet(shard).select(keep).collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).splitlines()[0]
@@ -70,7 +72,7 @@ def read_shard(shard: Path, extra_columns: tuple[str, ...] = ()) -> pl.DataFrame
 
 def _check_columns(shard: Path, schema: dict[str, pl.DataType]) -> None:
     expected = {
-        "subject_id": ("int64", lambda kind: kind.is_integer()),
+        "subject_id": ("int64", _fits_int64),
         "time": (
             "timestamp[us] without a time zone",
             lambda kind: kind.base_type() == pl.Datetime and not kind.time_zone,
@@ -85,6 +87,10 @@ def _check_columns(shard: Path, schema: dict[str, pl.DataType]) -> None:
     kind = schema.get("numeric_value")
     if kind is not None and not (kind.is_numeric() or kind == pl.Null):
         raise ValueError(f"{shard}: column 'numeric_value' is {kind}; expected float32; convert it")
+
+
+def _fits_int64(kind: pl.DataType) -> bool:
+    return kind.is_integer() and kind != pl.UInt64
 
 
 def _check_rows(shard: Path, events: pl.DataFrame) -> None:
@@ -110,6 +116,13 @@ def _check_rows(shard: Path, events: pl.DataFrame) -> None:
             f"{shard}: {early.height} events of {early['subject_id'].n_unique()} subjects lie before {BIRTH}; "
             "expected no event before birth; correct the birth times or remove the events"
         )
+    since_first = pl.col("time") - pl.col("time").min().over("subject_id")
+    late = events.select((since_first > pl.duration(days=LONGEST_HISTORY_DAYS)).sum()).item()
+    if late:
+        raise ValueError(
+            f"{shard}: column 'time' is more than 1,000 years after the subject's first in {late} rows (a placeholder "
+            "such as 9999-12-31?); correct or remove them"
+        )
 
 
 def birth_times(time: pl.Expr) -> pl.Expr:
@@ -134,7 +147,7 @@ def read_splits(path: str | Path) -> pl.DataFrame | None:
     for name in ("subject_id", "split"):
         if name not in splits.columns:
             raise ValueError(f"{file}: column '{name}' is missing (found {', '.join(splits.columns)})")
-    if not splits.schema["subject_id"].is_integer():
+    if not _fits_int64(splits.schema["subject_id"]):
         raise ValueError(f"{file}: column 'subject_id' is {splits.schema['subject_id']}; expected int64; convert it")
     splits = splits.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)).unique()
     doubled = splits.height - splits["subject_id"].n_unique()

@@ -40,7 +40,7 @@ def pack(lengths: np.ndarray, row_length: int) -> Plan:
     >>> pack(np.array([3, 5, 2]), 5).members.tolist()
     [1, 0, 2]
     """
-    lengths = np.asarray(lengths)
+    lengths = np.asarray(lengths, np.int64)
     if lengths.size and not 1 <= lengths.min() <= lengths.max() <= row_length:
         raise ValueError(f"lengths: found {lengths.min()} to {lengths.max()}; expected 1 to row_length={row_length}")
     # rows_with[r] holds arrays of row numbers that have r tokens free.
@@ -49,7 +49,7 @@ def pack(lengths: np.ndarray, row_length: int) -> Plan:
     num_rows = 0
     by_length = np.argsort(-lengths, kind="stable")
     sizes, firsts = np.unique(-lengths[by_length], return_index=True)
-    for size, sequences in zip(-sizes, np.split(by_length, firsts[1:]), strict=True):
+    for size, sequences in zip(-sizes, np.split(by_length, firsts)[1:], strict=True):
         placed = 0
         for free in range(size, row_length + 1):
             if placed == len(sequences) or not rows_with[free]:

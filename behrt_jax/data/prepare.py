@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import shutil
 import tempfile
@@ -14,7 +15,8 @@ import polars as pl
 
 from behrt_jax.data import dataset, events, visits, vocabulary
 
-FORMAT = 1
+FORMAT = 2
+MOST_SAMPLES = 16  # samples of numeric values, one a shard, that are held before they are merged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,9 @@ class DataConfig:
     row_length: int
 
     def __post_init__(self):
+        for key in ("codes_include", "codes_exclude"):
+            if isinstance(getattr(self, key), str):
+                raise ValueError(f"data.{key}: found one string; expected a tuple of patterns, such as ('LAB//*',)")
         bounds = {"visit_gap_hours": 0.0, "min_patients": 1, "value_bins": 0, "row_length": 8}
         for key, lowest in bounds.items():
             if getattr(self, key) < lowest:
@@ -76,6 +81,21 @@ class Prepared:
     report: dict
 
 
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What one pass over the validated shards found.
+
+    Attributes:
+      splits: `subject_id, split` of every subject in the data.
+      shards: for each split, the shards that hold subjects of it.
+      samples: numeric values of the train split, for the fit of their bins.
+    """
+
+    splits: pl.DataFrame
+    shards: dict[str, list[Path]]
+    samples: list[pl.DataFrame]
+
+
 def prepare(
     config: DataConfig,
     fitted: vocabulary.Vocabulary | None = None,
@@ -98,114 +118,155 @@ def prepare(
     """
     name = f"{Path(config.path).resolve().name}-{config.fingerprint(fitted.fingerprint if fitted else '')}"
     folder = Path(config.prepared_dir) / name
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+    prepared = _load(folder)
+    if prepared is None:
         try:
-            _write(config, fitted, splits, scratch, progress)
-            if not folder.exists():
-                scratch.rename(folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    report = json.loads((folder / "report.json").read_text())
-    return Prepared(folder, vocabulary.Vocabulary.load(folder / "vocabulary.json"), report)
+            prepared = _prepare(config, fitted, splits, folder, progress)
+        except OSError as error:
+            raise ValueError(
+                f"{folder.parent}: cannot write the prepared data ({error}); free space there, or name a folder that "
+                "can be written in data.prepared_dir"
+            ) from error
+    return prepared
 
 
-def _write(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, progress) -> None:
+def _load(folder: Path) -> Prepared | None:
+    """Reads what `_prepare` wrote; None where there is nothing or it was cut short."""
+    try:
+        report = json.loads((folder / "report.json").read_text())
+        return Prepared(folder, vocabulary.Vocabulary.load(folder / "vocabulary.json"), report)
+    except (OSError, ValueError):
+        return None
+
+
+def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, progress) -> Prepared:
+    """Reads the data set, then writes `folder` in one move."""
     counts: collections.Counter = collections.Counter()
     progress(f"reading {config.path}")
-    splits, shards_of_split, samples = _survey(config, counts)
+    survey = _survey(config, counts, with_samples=fitted is None and config.value_bins > 1)
+    needed = needed if fitted else tuple(dict.fromkeys(("train", *needed)))
     for split in needed:
-        if not shards_of_split[split]:
+        if not survey.shards[split]:
             raise ValueError(
                 f"{config.path}: split '{split}' has no patient; expected some in each of {', '.join(needed)}; "
-                "check metadata/subject_splits.parquet"
+                f"{'add patients or' if counts['splits_made'] else 'correct'} {events.SPLITS_FILE}"
             )
-    edges = (
-        fitted.value_edges if fitted else vocabulary.fit_value_edges(samples, config.value_bins, config.min_patients)
-    )
     if fitted is None:
         progress("fitting the vocabulary on the train split")
-        train = splits.filter(pl.col("split") == "train")
-        tokens = [tokenize(shard, config, edges, train) for shard in shards_of_split["train"]]
-        fitted = vocabulary.fit_vocabulary(
-            [vocabulary.count_tokens(part) for part in tokens], edges, config.min_patients
-        )
-        del tokens
-    fitted.save(folder / "vocabulary.json")
-
-    def examples(split: str) -> Iterator[tuple[int, dict]]:
-        members = splits.filter(pl.col("split") == split)
-        for shard in shards_of_split[split]:
-            tokens = tokenize(shard, config, edges, members, counts)
-            tokens = tokens.with_columns(code_id=fitted.encode(tokens["token"]))
-            counts[f"tokens/{split}"] += tokens.height
-            counts[f"unknown/{split}"] += int((tokens["code_id"] == vocabulary.UNK).sum())
-            for example in _patients(tokens):
-                counts[f"patients/{split}"] += 1
-                yield example["subject_id"], example
-        if not counts[f"patients/{split}"]:
-            raise ValueError(
-                f"{config.path}: no patient of split '{split}' has a code left in the sequence; check data.codes_include "
-                "and data.codes_exclude"
-            )
-
+        edges = vocabulary.fit_value_edges(survey.samples, config.value_bins, config.min_patients)
+        parts = [vocabulary.count_tokens(tokens) for tokens in _tokenized(survey, "train", config, edges)]
+        fitted = vocabulary.fit_vocabulary(parts, edges, config.min_patients)
     progress("writing the prepared data")
-    present = [split for split in events.SPLITS if shards_of_split[split]]
-    dataset.write(folder, {split: lambda split=split: examples(split) for split in present})
-    if counts["splits_made"]:
-        splits.write_parquet(folder / "subject_splits.parquet")
-    counts["codes"] = len(fitted.codes)
-    counts.update({f"{what}/{split}": 0 for what in ("patients", "tokens", "unknown") for split in events.SPLITS})
-    (folder / "report.json").write_text(json.dumps(dict(sorted(counts.items())), indent=1))
+    examples = _first_examples(survey, config, fitted, needed, counts)
+    return Prepared(folder, fitted, _write(folder, examples, survey, fitted, counts))
 
 
-def _survey(config: DataConfig, counts: collections.Counter):
-    """Validates every shard; returns the splits, the shards that each split needs and samples of numeric values."""
+def _write(folder: Path, examples: dict[str, Iterator], survey: Survey, fitted, counts) -> dict:
+    """Writes prepared data beside `folder` and moves it there; returns the report."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        dataset.write(scratch, examples)
+        if counts["splits_made"]:
+            survey.splits.write_parquet(scratch / "subject_splits.parquet")
+        fitted.save(scratch / "vocabulary.json")
+        counts["codes"] = len(fitted.codes)
+        counts.update({f"{what}/{split}": 0 for what in ("patients", "tokens", "unknown") for split in events.SPLITS})
+        report = dict(sorted(counts.items()))
+        (scratch / "report.json").write_text(json.dumps(report, indent=1))
+        if _load(folder) is None:  # no other process was faster
+            shutil.rmtree(folder, ignore_errors=True)
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return report
+
+
+def _survey(config: DataConfig, counts: collections.Counter, with_samples: bool) -> Survey:
+    """Validates every shard and counts its events."""
     listed = events.read_splits(config.path)
-    columns = _visit_columns(config)
+    counts["splits_made"] = int(listed is None)
     subjects: dict[Path, np.ndarray] = {}
     samples: list[pl.DataFrame] = []
     for shard in events.find_shards(config.path):
-        found = events.read_shard(shard, columns)
-        visits.visit_column(found.columns, config.visits)
-        subjects[shard] = found["subject_id"].unique().to_numpy()
-        counts["events"] += found.height
-        counts["events_after_death"] += found.select((pl.col("time") > _death_times()).sum()).item()
-        counts["patients_without_birth"] += found.select(
-            pl.col("subject_id").n_unique() - pl.col("subject_id").filter(pl.col("code") == events.BIRTH).n_unique()
-        ).item()
-        if config.value_bins > 1:
-            train = (
-                found
-                if listed is None
-                else found.join(listed.filter(pl.col("split") == "train"), on="subject_id", how="semi")
-            )
-            if listed is None:
-                made = events.make_splits(subjects[shard]).filter(pl.col("split") == "train")
-                train = found.join(made, on="subject_id", how="semi")
+        found = events.read_shard(shard, _visit_columns(config))
+        visits.visit_column(list(pl.read_parquet_schema(shard)), config.visits, shard)
+        subjects[shard] = found["subject_id"].unique().sort().to_numpy()
+        splits = events.make_splits(subjects[shard]) if listed is None else listed
+        _count_events(found, splits, counts)
+        if with_samples:
+            train = found.join(splits.filter(pl.col("split") == "train"), on="subject_id", how="semi")
             samples.append(vocabulary.sample_values(_select_codes(train, config)))
+            samples = samples if len(samples) < MOST_SAMPLES else [vocabulary.merge_samples(samples)]
     events.check_disjoint(subjects)
-    everyone = np.concatenate(list(subjects.values()))
-    splits = events.make_splits(everyone) if listed is None else listed
-    counts["splits_made"] = int(listed is None)
-    joined = pl.DataFrame({"subject_id": everyone}).join(splits, on="subject_id", how="left")
-    if missing := joined["split"].null_count():
+    splits = _splits_of_all(config, np.concatenate(list(subjects.values())), listed)
+    shards = {}
+    for split in events.SPLITS:
+        members = splits.filter(pl.col("split") == split)["subject_id"].to_numpy()
+        shards[split] = [shard for shard, ids in subjects.items() if np.isin(ids, members).any()]
+    return Survey(splits, shards, samples)
+
+
+def _splits_of_all(config: DataConfig, subject_ids: np.ndarray, listed: pl.DataFrame | None) -> pl.DataFrame:
+    """Returns the split of each subject, as listed or else made from a hash."""
+    if listed is None:
+        return events.make_splits(subject_ids)
+    splits = pl.DataFrame({"subject_id": subject_ids}).join(listed, on="subject_id", how="left", maintain_order="left")
+    if missing := splits["split"].null_count():
         raise ValueError(
-            f"{Path(config.path) / events.SPLITS_FILE}: {missing} of {everyone.size} subjects of the data have no split; "
-            "add them, or remove the file to have splits made from a hash of the subject id"
+            f"{Path(config.path) / events.SPLITS_FILE}: {missing} of {splits.height} subjects of the data have no "
+            "split; add them, or remove the file to have splits made from a hash of the subject id"
         )
-    counts["patients_in_other_splits"] = joined.filter(~pl.col("split").is_in(events.SPLITS)).height
-    owner = {split: set(joined.filter(pl.col("split") == split)["subject_id"]) for split in events.SPLITS}
-    needed = {
-        split: [shard for shard, ids in subjects.items() if not owner[split].isdisjoint(ids.tolist())]
-        for split in events.SPLITS
-    }
-    return joined, needed, samples
+    return splits
 
 
-def _death_times() -> pl.Expr:
-    return pl.col("time").filter(pl.col("code") == events.DEATH).min().over("subject_id")
+def _count_events(found: pl.DataFrame, splits: pl.DataFrame, counts: collections.Counter) -> None:
+    """Adds a shard's counts that no later choice of codes changes."""
+    death = pl.col("time").filter(pl.col("code") == events.DEATH).min().over("subject_id")
+    is_birth = (pl.col("code") == events.BIRTH) & pl.col("time").is_not_null()
+    elsewhere = found.join(splits.filter(~pl.col("split").is_in(events.SPLITS)), on="subject_id", how="semi")
+    counts["events"] += found.height
+    counts["events_after_death"] += found.select((pl.col("time") > death).sum()).item()
+    counts["events_in_other_splits"] += elsewhere.height
+    counts["patients_in_other_splits"] += elsewhere["subject_id"].n_unique()
+    counts["patients_without_birth"] += found["subject_id"].n_unique() - found.filter(is_birth)["subject_id"].n_unique()
+
+
+def _tokenized(survey: Survey, split: str, config: DataConfig, edges, counts=None) -> Iterator[pl.DataFrame]:
+    """Reads the shards of a split as tokens, one at a time."""
+    members = survey.splits.filter(pl.col("split") == split)
+    return (tokenize(shard, config, edges, members, counts) for shard in survey.shards[split])
+
+
+def _first_examples(survey: Survey, config: DataConfig, fitted, needed, counts) -> dict[str, Iterator]:
+    """Returns a generator of examples for each split that has any.
+
+    Raises:
+      ValueError: a split that is needed has no patient with a code left.
+    """
+    present = {}
+    for split in events.SPLITS:
+        examples = _examples(survey, split, config, fitted, counts)
+        first = next(examples, None)
+        if first is not None:
+            present[split] = itertools.chain([first], examples)
+        elif split in needed:
+            raise ValueError(
+                f"{config.path}: no patient of split '{split}' has a code left in the sequence; check "
+                "data.codes_include and data.codes_exclude"
+            )
+    return present
+
+
+def _examples(survey: Survey, split: str, config: DataConfig, fitted, counts) -> Iterator[tuple[int, dict]]:
+    """Yields each patient of a split as tokens, and counts them."""
+    for tokens in _tokenized(survey, split, config, fitted.value_edges, counts):
+        tokens = tokens.with_columns(code_id=fitted.encode(tokens["token"]))
+        counts[f"tokens/{split}"] += tokens.height
+        counts[f"unknown/{split}"] += int((tokens["code_id"] == vocabulary.UNK).sum())
+        for example in _patients(tokens):
+            counts[f"patients/{split}"] += 1
+            yield example["subject_id"], example
 
 
 def _visit_columns(config: DataConfig) -> tuple[str, ...]:
@@ -261,6 +322,7 @@ def tokenize(
     if counts is not None:
         counts["events_left_out_by_pattern"] += found.height - read
         counts["repeats_left_out"] += read - merged.height
+        counts["events_of_patients_without_codes"] += merged.height - with_visits.height
         counts["patients_without_codes"] += found["subject_id"].n_unique() - with_visits["subject_id"].n_unique()
         counts["visits"] += with_visits.filter(pl.col("visit") >= 0).select("subject_id", "visit").unique().height
     return with_visits

@@ -29,6 +29,7 @@ class VisitIndex:
       starts: (visits + 1,) index of each visit's first token; the last entry closes the last visit.
       first_visit: (N + 1,) index of each patient's first visit.
       static_counts: (N,) static tokens of each patient that are used.
+      statics_cut: (N,) further static tokens, left out for want of room.
       budgets: (N,) tokens of a row left for visits, after `[CLS]` and the static tokens.
       ends: (visits + 1,) running count of visit tokens, one `[SEP]` a visit included.
       row_length: L.
@@ -37,6 +38,7 @@ class VisitIndex:
     starts: np.ndarray
     first_visit: np.ndarray
     static_counts: np.ndarray
+    statics_cut: np.ndarray
     budgets: np.ndarray
     ends: np.ndarray
     row_length: int
@@ -76,6 +78,7 @@ def index_visits(patients: Patients, row_length: int) -> VisitIndex:
         starts=np.stack([starts, stops]),
         first_visit=first_visit,
         static_counts=kept,
+        statics_cut=statics - kept,
         budgets=row_length - 1 - kept,
         ends=np.concatenate([[0], np.cumsum(stops - starts + 1)]),
         row_length=row_length,
@@ -90,7 +93,8 @@ def newest_windows(index: VisitIndex) -> Windows:
 def random_windows(index: VisitIndex, subject_ids: np.ndarray, salt: int) -> Windows:
     """Returns a window of whole visits for each patient, a function of (salt, subject).
 
-    The visit that must be in the window is drawn evenly; the window extends from it to newer visits, then to older ones.
+    The visit that must be in the window is drawn evenly; the window extends from it to newer visits, then to older
+    ones.
     """
     first, last = index.first_visit[:-1], index.first_visit[1:]
     drawn = first + np.floor(hash_fraction(salt, subject_ids) * (last - first)).astype(np.int64)
@@ -110,7 +114,7 @@ def _close_windows(index: VisitIndex, stop: np.ndarray) -> Windows:
 
 
 def window_report(index: VisitIndex, windows: Windows) -> dict[str, int]:
-    """Counts what the windows leave out: patients cut, visits cut, codes of visits longer than a row."""
+    """Counts what the windows leave out: patients cut, visits cut, codes of visits longer than a row, static codes."""
     all_visits = np.diff(index.first_visit)
     seen = windows.stop - windows.start
     return {
@@ -119,6 +123,7 @@ def window_report(index: VisitIndex, windows: Windows) -> dict[str, int]:
         "visits_cut": int((all_visits - seen).sum()),
         "visits": int(all_visits.sum()),
         "codes_cut_in_long_visits": int(windows.skipped.sum()),
+        "static_codes_cut": int(index.statics_cut.sum()),
     }
 
 

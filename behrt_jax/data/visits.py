@@ -5,12 +5,13 @@ import polars as pl
 VISIT_COLUMNS = ("visit_id", "visit_occurrence_id", "encounter_id", "hadm_id")
 
 
-def visit_column(columns: list[str], visits: str) -> str | None:
+def visit_column(columns: list[str], visits: str, source: object = "the data") -> str | None:
     """Resolves the config key `data.visits` against the columns of a shard.
 
     Args:
       columns: the columns that the shard has.
       visits: `auto` (the first of `VISIT_COLUMNS` the shard has, else calendar days), `day`, `gap`, or a column name.
+      source: what has these columns, for the error.
 
     Returns:
       The column that names visits, or None for calendar days or gaps.
@@ -24,7 +25,8 @@ def visit_column(columns: list[str], visits: str) -> str | None:
         return next((name for name in VISIT_COLUMNS if name in columns), None)
     if visits not in columns:
         raise ValueError(
-            f"data.visits: column '{visits}' is not in the data (found {', '.join(columns)}); use auto, day or gap"
+            f"data.visits: column '{visits}' is not in {source} (found {', '.join(columns)}); name one of these, or "
+            "use auto, day or gap"
         )
     return visits
 
@@ -61,11 +63,14 @@ def assign_visits(events: pl.DataFrame, visits: str, gap_hours: float) -> pl.Dat
 def number_visits(events: pl.DataFrame) -> pl.DataFrame:
     """Numbers visits and moments from 0 in each subject, without holes.
 
-    A moment is what shares subject, visit and time: its codes have no order among themselves.
+    A moment is what shares subject, visit and time: its codes have no order among themselves. Visits are ordered by the
+    first of the events that are left, so that the time from one to the next is never negative.
 
     Returns:
       The events with `visit:Int32` renumbered and `moment:Int32` added.
     """
+    start = pl.col("time").min().over("subject_id", "visit")
+    events = events.sort("subject_id", start, "visit", "time", maintain_order=True)
     runs = {
         "visit": pl.struct("subject_id", "visit").rle_id().cast(pl.Int32),
         "moment": pl.struct("subject_id", "visit", "time").rle_id().cast(pl.Int32),

@@ -61,7 +61,8 @@ class Vocabulary:
         """Writes the vocabulary as JSON."""
         entries = list(zip(self.codes, self.counts, self.patients, strict=True))
         content = {"special_tokens": SPECIAL_TOKENS, "codes": entries, "value_edges": self.value_edges}
-        file.write_text(json.dumps({**content, "fingerprint": self.fingerprint}, indent=1, ensure_ascii=False))
+        text = json.dumps({**content, "fingerprint": self.fingerprint}, indent=1, ensure_ascii=False)
+        file.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, file: Path) -> "Vocabulary":
@@ -71,7 +72,7 @@ class Vocabulary:
           ValueError: the file is missing, is not such a vocabulary, or its content does not match its fingerprint.
         """
         try:
-            content = json.loads(file.read_text())
+            content = json.loads(file.read_text(encoding="utf-8"))
             codes, counts, patients = zip(*content["codes"], strict=True)
             edges = {code: tuple(values) for code, values in content["value_edges"].items()}
             vocabulary = cls(codes, counts, patients, edges)
@@ -94,14 +95,30 @@ def sample_values(events: pl.DataFrame) -> pl.DataFrame:
       `code, values:List(Float32), hashes:List(UInt64), patients:UInt32`, one row a code.
     """
     numeric = events.filter(pl.col("numeric_value").is_finite() & pl.col("time").is_not_null())
-    keys = (numeric["subject_id"], numeric["time"].to_physical(), numeric["numeric_value"].to_numpy().view("int32"))
-    hashed = numeric.with_columns(_hash=pl.Series(hash_integers(*keys), dtype=pl.UInt64))
+    subjects, times, values = (
+        numeric[name].to_physical().to_numpy() for name in ("subject_id", "time", "numeric_value")
+    )
+    hashed = numeric.with_columns(
+        _hash=pl.Series(hash_integers(subjects, times, values.view("int32")), dtype=pl.UInt64)
+    )
     first = pl.col("_hash").arg_sort().head(_VALUES_PER_CODE)
     return hashed.group_by("code").agg(
         values=pl.col("numeric_value").gather(first),
         hashes=pl.col("_hash").gather(first),
         patients=pl.col("subject_id").n_unique(),
     )
+
+
+def merge_samples(samples: list[pl.DataFrame]) -> pl.DataFrame:
+    """Merges the samples of shards, whose subjects are disjoint, to a sample of the same form and size."""
+    together = pl.concat(samples)
+    values = (
+        together.explode("values", "hashes")
+        .sort("code", "hashes", "values")
+        .group_by("code", maintain_order=True)
+        .agg(pl.col("values", "hashes").head(_VALUES_PER_CODE))
+    )
+    return values.join(together.group_by("code").agg(pl.col("patients").sum()), on="code", maintain_order="left")
 
 
 def fit_value_edges(samples: list[pl.DataFrame], num_bins: int, min_patients: int) -> dict[str, tuple[float, ...]]:
@@ -112,13 +129,9 @@ def fit_value_edges(samples: list[pl.DataFrame], num_bins: int, min_patients: in
     samples = [sample for sample in samples if sample.height]
     if not samples or num_bins < 2:
         return {}
-    merged = pl.concat(samples).explode("values", "hashes").sort("code", "hashes", "values")
-    patients = pl.concat(samples).group_by("code").agg(pl.col("patients").sum())
     quantiles = [index / num_bins for index in range(1, num_bins)]
     edges = (
-        merged.group_by("code", maintain_order=True)
-        .agg(pl.col("values").head(_VALUES_PER_CODE).sort().alias("values"))
-        .join(patients, on="code")
+        merge_samples(samples)
         .filter(pl.col("patients") >= min_patients)
         .select(
             "code",
@@ -173,6 +186,4 @@ def fit_vocabulary(
             f"or more (the most frequent: {total['patients'].max() or 0}); lower it, or check data.codes_include "
             "and data.codes_exclude"
         )
-    binned = {token.rpartition("//Q")[0] for token in kept["token"]}
-    edges = {code: value_edges[code] for code in value_edges if code in binned}
-    return Vocabulary(tuple(kept["token"]), tuple(kept["count"]), tuple(kept["patients"]), edges)
+    return Vocabulary(tuple(kept["token"]), tuple(kept["count"]), tuple(kept["patients"]), value_edges)

@@ -1,0 +1,39 @@
+"""What several folders of tests share: the bundled patients, prepared once."""
+
+from pathlib import Path
+
+import pytest
+
+from behrt_jax.data import dataset
+from behrt_jax.data.prepare import DataConfig, Prepared, prepare
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def bundled_config(tmp_path_factory) -> DataConfig:
+    """The bundled patients without measurements, as the default recipe has them."""
+    return DataConfig(
+        path=str(ROOT / "data" / "synthea-1151"),
+        prepared_dir=str(tmp_path_factory.mktemp("prepared")),
+        visits="auto",
+        visit_gap_hours=24.0,
+        codes_include=("*",),
+        codes_exclude=("MEDS_BIRTH", "OBSERVATION//*"),
+        unique_codes_in_visit=True,
+        min_patients=5,
+        value_bins=10,
+        row_length=256,
+    )
+
+
+@pytest.fixture(scope="session")
+def bundled(bundled_config) -> Prepared:
+    """The bundled patients, prepared."""
+    return prepare(bundled_config)
+
+
+@pytest.fixture(scope="session")
+def bundled_train(bundled) -> dataset.Patients:
+    """The train split of the bundled patients."""
+    return dataset.read(bundled.folder, "train")

@@ -1,0 +1,148 @@
+"""Small data sets and patients that tests write by hand."""
+
+import datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from behrt_jax.data.dataset import Patients
+from behrt_jax.data.prepare import DataConfig
+
+START = datetime.datetime(2000, 1, 1)
+SCHEMA = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
+
+
+def table(rows: list[tuple], visit_column: str | None = None) -> pl.DataFrame:
+    """Makes events of `(subject, days since 2000 or None, code[, value[, visit]])`."""
+    schema = {**SCHEMA, **({visit_column: pl.Int64} if visit_column else {})}
+    full = [(*row, *[None] * (len(schema) - len(row))) for row in rows]
+    moments = [None if row[1] is None else START + datetime.timedelta(days=row[1]) for row in full]
+    return pl.DataFrame(
+        [(row[0], moment, *row[2:]) for row, moment in zip(full, moments, strict=True)], schema=schema, orient="row"
+    )
+
+
+class MedsFolder:
+    """A MEDS data set in a temporary folder, and data configs for it."""
+
+    def __init__(self, tmp_path: Path, name: str = "meds"):
+        self.root, self.prepared_dir = tmp_path / name, tmp_path / "prepared"
+
+    def shard(self, name: str, events: pl.DataFrame | list[tuple]) -> Path:
+        file = self.root / "data" / f"{name}.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        (events if isinstance(events, pl.DataFrame) else table(events)).write_parquet(file)
+        return file
+
+    def splits(self, splits: dict[int, str] | pl.DataFrame) -> Path:
+        file = self.root / "metadata" / "subject_splits.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(splits, dict):
+            splits = pl.DataFrame({"subject_id": list(splits), "split": list(splits.values())})
+        splits.write_parquet(file)
+        return file
+
+    def config(self, **changes) -> DataConfig:
+        settings = {
+            "path": str(self.root),
+            "prepared_dir": str(self.prepared_dir),
+            "visits": "auto",
+            "visit_gap_hours": 24.0,
+            "codes_include": ("*",),
+            "codes_exclude": ("MEDS_BIRTH",),
+            "unique_codes_in_visit": True,
+            "min_patients": 2,
+            "value_bins": 4,
+            "row_length": 32,
+        }
+        return DataConfig(**{**settings, **changes})
+
+    def left_behind(self) -> list[str]:
+        """What lies in the folder of prepared data."""
+        return sorted(path.name for path in self.prepared_dir.iterdir()) if self.prepared_dir.exists() else []
+
+
+# Ten patients of two shards: 0-5 train, 6-7 tuning, 8-9 held out. Their ids begin with 7100 and the codes with SECRET,
+# so that a test can tell whether a message repeats any.
+SUBJECTS = tuple(71_000_000 + number for number in range(10))
+SPLITS = {subject: "train tuning held_out".split()[max(0, i - 4) // 2] for i, subject in enumerate(SUBJECTS)}
+
+
+def history(subject: int) -> list[tuple]:
+    """A birth, a static code and two visits of the same codes for all."""
+    return [
+        (subject, None, "SECRET//SEX"),
+        (subject, 0, "MEDS_BIRTH"),
+        (subject, 400, "SECRET//A"),
+        (subject, 400, "SECRET//B", float(subject % 10)),
+        (subject, 500, "SECRET//A"),
+    ]
+
+
+def write_cohort(folder: MedsFolder) -> MedsFolder:
+    """Writes the ten patients: two shards and the splits."""
+    for shard, subjects in (("0", SUBJECTS[:5]), ("1", SUBJECTS[5:])):
+        folder.shard(shard, [row for subject in subjects for row in history(subject)])
+    folder.splits(SPLITS)
+    return folder
+
+
+def patients_of(*people: dict) -> Patients:
+    """Makes patients by hand.
+
+    Args:
+      people: for each, `static` codes, `visits` as lists of `(code, minutes)`, and `id` and `birth` where they matter.
+    """
+    tokens, sizes = [], []
+    for person in people:
+        rows = [(code, -1, -1, 0) for code in person.get("static", ())]
+        moment = -1
+        for number, visit in enumerate(person["visits"]):
+            for place, (code, minutes) in enumerate(visit):
+                moment += place == 0 or minutes != visit[place - 1][1]
+                rows.append((code, number, moment, minutes))
+        tokens += rows
+        sizes.append(len(rows))
+    columns = np.array(tokens, np.int32).reshape(-1, 4)
+    return Patients(
+        subject_ids=np.array([person.get("id", i + 1) for i, person in enumerate(people)], np.int64),
+        has_birth=np.array([person.get("birth", True) for person in people], bool),
+        offsets=np.cumsum([0, *sizes]),
+        codes=columns[:, 0],
+        visits=columns[:, 1],
+        moments=columns[:, 2],
+        minutes=columns[:, 3],
+    )
+
+
+def random_patients(seed: int, count: int, most_visits: int = 8, most_codes: int = 6, vocabulary: int = 60) -> Patients:
+    """Makes patients with random visits; codes from 4 ([UNK]) on."""
+    rng = np.random.default_rng(seed)
+    people = []
+    for number in range(count):
+        minutes, visits = 0, []
+        for _ in range(rng.integers(1, most_visits + 1)):
+            minutes += int(rng.integers(1, 200_000))
+            times = np.sort(minutes + rng.integers(0, 3, rng.integers(1, most_codes + 1)))
+            visits.append([(int(rng.integers(4, vocabulary)), int(time)) for time in times])
+            minutes = int(times[-1])
+        static = rng.integers(5, vocabulary, rng.integers(0, 4)).tolist()
+        people.append({"id": 10 + 3 * number, "static": static, "visits": visits, "birth": number % 5 != 4})
+    return patients_of(*people)
+
+
+def only(patients: Patients, keep: np.ndarray) -> Patients:
+    """Keeps some patients, by a mask or by positions."""
+    order = np.arange(len(patients))[keep]
+    parts = [np.arange(patients.offsets[i], patients.offsets[i + 1]) for i in order]
+    tokens = np.concatenate(parts)
+    return Patients(
+        patients.subject_ids[order],
+        patients.has_birth[order],
+        np.cumsum([0, *map(len, parts)]),
+        patients.codes[tokens],
+        patients.visits[tokens],
+        patients.moments[tokens],
+        patients.minutes[tokens],
+    )

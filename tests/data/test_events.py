@@ -1,0 +1,237 @@
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+
+from behrt_jax.data import events
+from tests.data.handmade import START, SUBJECTS, history, table
+
+FIRST, SECOND = SUBJECTS[:2]
+
+
+def assert_clear(error: pytest.ExceptionInfo, *parts: object) -> None:
+    """The message names each part, is one line, and repeats neither a subject nor a code."""
+    message = str(error.value)
+    for part in parts:
+        assert str(part) in message
+    without_paths = re.sub(r"/\S+", "", message)
+    assert "\n" not in message
+    assert not re.search(r"SECRET|7100\d\d\d\d|2000-|2001-", without_paths)
+
+
+def read_error(meds, rows, *parts):
+    shard = meds.shard("0", rows)
+    with pytest.raises(ValueError) as error:
+        events.read_shard(shard)
+    assert_clear(error, shard, *parts)
+
+
+def test_a_valid_shard(cohort):
+    shard = cohort.root / "data" / "0.parquet"
+    found = events.read_shard(shard)
+    assert found.schema == {
+        "subject_id": pl.Int64,
+        "time": pl.Datetime("us"),
+        "code": pl.String,
+        "numeric_value": pl.Float32,
+    }
+    assert found.rows() == table([row for subject in SUBJECTS[:5] for row in history(subject)]).rows()
+
+
+def test_shards_come_in_order_from_all_folders(meds):
+    files = [meds.shard(name, history(FIRST)) for name in ("train/1", "held_out/0", "train/0", "flat")]
+    (meds.root / "data" / "notes.txt").write_text("not a shard")
+    assert events.find_shards(meds.root) == sorted(files)
+
+
+def test_missing_directory(tmp_path):
+    with pytest.raises(ValueError) as error:
+        events.find_shards(tmp_path / "nowhere")
+    assert_clear(error, tmp_path / "nowhere", "no such directory", "data.path", "folder with data/")
+
+
+def test_no_parquet(meds):
+    (meds.root / "data").mkdir(parents=True)
+    (meds.root / "elsewhere.parquet").touch()
+    with pytest.raises(ValueError) as error:
+        events.find_shards(meds.root)
+    assert_clear(error, meds.root, "no *.parquet file under", meds.root / "data", "expected MEDS shards")
+
+
+@pytest.mark.parametrize("name", ["subject_id", "time", "code"])
+def test_missing_column(meds, name):
+    rest = [column for column in table([]).columns if column != name]
+    read_error(meds, table(history(FIRST)).drop(name), f"'{name}' is missing (found {', '.join(rest)})", "expected")
+
+
+def test_numeric_value_may_be_missing(meds):
+    found = events.read_shard(meds.shard("0", table(history(FIRST)).drop("numeric_value")))
+    assert found.schema["numeric_value"] == pl.Float32 and found["numeric_value"].null_count() == found.height
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "wanted"),
+    [
+        ("subject_id", pl.String, "expected int64"),
+        ("subject_id", pl.Float64, "expected int64"),
+        ("subject_id", pl.UInt64, "expected int64"),
+        ("time", pl.Int64, "expected timestamp[us] without a time zone"),
+        ("time", pl.Date, "expected timestamp[us]"),
+        ("time", pl.Datetime("us", "UTC"), "expected timestamp[us] without a time zone"),
+        ("code", pl.Binary, "expected string"),
+        ("numeric_value", pl.String, "expected float32"),
+    ],
+)
+def test_mistyped_column(meds, name, kind, wanted):
+    mistyped = table(history(FIRST)).with_columns(pl.col(name).cast(kind))
+    read_error(meds, mistyped, f"column '{name}' is {kind}", wanted, "convert it")
+
+
+@pytest.mark.parametrize("unit", ["ms", "ns"])
+def test_other_units_of_time(meds, unit):
+    other = table(history(FIRST)).with_columns(pl.col("time").dt.cast_time_unit(unit))
+    found = events.read_shard(meds.shard("0", other))
+    assert found.rows() == table(history(FIRST)).rows()
+    assert found.schema["time"] == pl.Datetime("us")
+
+
+def test_other_kinds_of_numbers_and_codes(meds):
+    other = table(history(FIRST)).with_columns(
+        pl.col("subject_id").cast(pl.UInt32), pl.col("code").cast(pl.Categorical), pl.col("numeric_value").cast(pl.Int16)
+    )
+    assert events.read_shard(meds.shard("0", other)).rows() == table(history(FIRST)).rows()
+
+
+def test_unsorted_subjects(meds):
+    rows = [*history(SECOND), *history(FIRST)]
+    read_error(meds, rows, "'subject_id' is not sorted", "sort the shard by subject_id, then time")
+
+
+def test_unsorted_times(meds):
+    rows = [(FIRST, 5, "SECRET//A"), (FIRST, 3, "SECRET//B"), (FIRST, 4, "SECRET//C"), (SECOND, 1, "SECRET//A")]
+    read_error(meds, rows, "'time' goes backwards within a subject in 1 rows", "sort the shard")
+
+
+def test_static_rows_after_timed_ones(meds):
+    rows = [(FIRST, 5, "SECRET//A"), (FIRST, None, "SECRET//B"), (SECOND, None, "SECRET//B")]
+    read_error(meds, rows, "'time' goes backwards within a subject in 1 rows", "static rows, with a null time, first")
+
+
+@pytest.mark.parametrize("name", ["code", "subject_id"])
+def test_nulls(meds, name):
+    rows = table([(FIRST, 1, "SECRET//A"), (FIRST, 2, "SECRET//B"), (SECOND, 2, "SECRET//B")])
+    holed = rows.with_columns(pl.when(pl.col("numeric_value").is_null() & (pl.int_range(pl.len()) > 0)).then(name))
+    read_error(meds, holed, f"'{name}' is null in 1 of 3 rows", "drop or fill")
+
+
+def test_events_before_birth(meds):
+    rows = [(FIRST, 1, "SECRET//A"), (FIRST, 2, "SECRET//A"), (FIRST, 3, "MEDS_BIRTH"), (SECOND, 1, "SECRET//A")]
+    read_error(meds, rows, "2 events of 1 subjects lie before MEDS_BIRTH", "correct the birth times or remove")
+
+
+def test_events_at_the_time_of_birth_and_without_a_birth_are_fine(meds):
+    rows = [(FIRST, 3, "SECRET//A"), (FIRST, 3, "MEDS_BIRTH"), (SECOND, 1, "SECRET//A")]
+    assert events.read_shard(meds.shard("0", rows)).height == 3
+
+
+def test_placeholder_times(meds):
+    rows = [(FIRST, 0, "MEDS_BIRTH"), (FIRST, 2_900_000, "SECRET//A"), (SECOND, 1, "SECRET//A")]
+    read_error(meds, rows, "'time' is more than 1,000 years after", "in 1 rows", "9999-12-31", "correct or remove")
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.98])
+def test_truncated_parquet(cohort, kept):
+    shard = cohort.root / "data" / "0.parquet"
+    content = shard.read_bytes()
+    shard.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError) as error:
+        events.read_shard(shard)
+    assert_clear(error, shard, "not a readable parquet file", "write or copy it again")
+
+
+def test_damaged_pages(meds):
+    rows = [(FIRST, day, f"SECRET//{day}", float(day)) for day in range(3000)]
+    shard = meds.shard("0", rows)
+    content = bytearray(shard.read_bytes())
+    content[100 : len(content) // 2] = bytes(len(content) // 2 - 100)
+    shard.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        events.read_shard(shard)
+    assert_clear(error, shard, "not a readable parquet file")
+
+
+def test_extra_columns_are_kept_where_they_are(meds):
+    rows = table([(FIRST, 1, "SECRET//A", None, 7)], visit_column="hadm_id")
+    found = events.read_shard(meds.shard("0", rows), ("visit_id", "hadm_id", "code"))
+    assert found.columns == ["subject_id", "time", "code", "numeric_value", "hadm_id"]
+
+
+def test_splits_as_they_are_listed(cohort):
+    found = events.read_splits(cohort.root)
+    assert found is not None
+    assert sorted(found["split"].to_list()) == ["held_out"] * 2 + ["train"] * 6 + ["tuning"] * 2
+    assert events.read_splits(cohort.root / "data") is None
+
+
+def splits_error(meds, splits, *parts):
+    file = meds.splits(splits)
+    with pytest.raises(ValueError) as error:
+        events.read_splits(meds.root)
+    assert_clear(error, file, *parts)
+
+
+def test_subject_in_two_splits(meds):
+    rows = pl.DataFrame({"subject_id": [FIRST, SECOND, FIRST, SECOND], "split": ["train", "train", "tuning", "train"]})
+    splits_error(meds, rows, "1 subjects are in two splits", "train, tuning, held_out")
+
+
+def test_splits_with_a_wrong_column(meds):
+    rows = pl.DataFrame({"subject_id": [FIRST], "part": ["train"]})
+    splits_error(meds, rows, "'split' is missing (found subject_id, part)")
+    rows = pl.DataFrame({"subject_id": [str(FIRST)], "split": ["train"]})
+    splits_error(meds, rows, "'subject_id' is String", "expected int64", "convert it")
+
+
+def test_truncated_splits(cohort):
+    file = cohort.root / events.SPLITS_FILE
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ValueError) as error:
+        events.read_splits(cohort.root)
+    assert_clear(error, file, "not a readable parquet file", "write or copy it again")
+
+
+def test_made_splits_have_the_shares_and_stay_when_patients_join():
+    ids = np.arange(20_000) * 7 + 3
+    made = events.make_splits(ids)
+    shares = {split: (made["split"] == split).mean() for split in events.SPLITS}
+    assert shares == {split: pytest.approx(share, abs=0.012) for split, share in zip(events.SPLITS, (0.7, 0.15, 0.15))}
+    few = events.make_splits(ids[::-50])
+    assert few.join(made, on=["subject_id", "split"], how="semi").height == few.height == 400
+
+
+def test_duplicate_shards(tmp_path):
+    subjects = {tmp_path / "a": np.array([1, 5]), tmp_path / "b": np.array([2, 3]), tmp_path / "c": np.array([5, 1, 9])}
+    with pytest.raises(ValueError) as error:
+        events.check_disjoint(subjects)
+    assert_clear(error, tmp_path / "c", "2 subjects are also in another shard", tmp_path / "a", "remove the duplicate")
+    del subjects[tmp_path / "a"]
+    events.check_disjoint(subjects)
+
+
+def test_no_event_at_all(tmp_path):
+    with pytest.raises(ValueError, match="the data set is empty: its 2 shards hold no event"):
+        events.check_disjoint({tmp_path / "a": np.array([], int), tmp_path / "b": np.array([], int)})
+
+
+def test_patterns_match_case_and_whole_codes():
+    codes = ["LAB//1", "lab//1", "X//LAB//1", "DIAGNOSIS//2", "LAB"]
+    assert events.matching_codes(codes, ("*",), ("LAB//*",)) == ["lab//1", "X//LAB//1", "DIAGNOSIS//2", "LAB"]
+    assert events.matching_codes(codes, ("LAB*", "DIAG*"), ("*//1",)) == ["DIAGNOSIS//2", "LAB"]
+    assert events.matching_codes(codes, (), ()) == []
+
+
+def test_birth_times_are_each_subjects_own(meds):
+    rows = table([(FIRST, 3, "MEDS_BIRTH"), (FIRST, 9, "MEDS_BIRTH"), (SECOND, 1, "SECRET//A")])
+    births = rows.select(events.birth_times(pl.col("time"))).to_series().to_list()
+    assert [birth and (birth - START).days for birth in births] == [3, 3, None]

@@ -1,0 +1,71 @@
+"""What the tests of models and training share: a tiny model, packed batches with random content, strict JAX."""
+
+import contextlib
+import functools
+
+import jax
+import numpy as np
+
+from behrt_jax.models.behrt import BEHRTForMLM
+from behrt_jax.models.config import BEHRTConfig
+from behrt_jax.optimizer import OptimizerConfig
+from behrt_jax.state import create_state
+from behrt_jax.workdir import initialize
+
+VOCAB_SIZE = 30
+SIZES = {"embedding_dim": 8, "hidden_dim": 16, "num_layers": 1, "num_heads": 2, "feedforward_dim": 16}
+
+
+@contextlib.contextmanager
+def strict_jax():
+    """Refuses silent broadcasting between ranks and random keys used twice."""
+    with jax.numpy_rank_promotion("raise"), jax.debug_key_reuse(True):
+        yield
+
+
+def config(**overrides) -> BEHRTConfig:
+    settings = {**SIZES, "max_positions": 12, "max_visits": 6, "visit_bias": True, **overrides}
+    return BEHRTConfig(vocab_size=VOCAB_SIZE, **settings)
+
+
+def optimizer_config(**overrides) -> OptimizerConfig:
+    settings = {"learning_rate": 1e-2, "warmup_share": 0.2, "weight_decay": 0.01, "b2": 0.999, "clip_norm": 1.0}
+    return OptimizerConfig(**{**settings, **overrides})
+
+
+def initial_state(model: BEHRTForMLM, optimizer, seed: int = 0):
+    return create_state(functools.partial(initialize, model), optimizer, seed)
+
+
+def scattered(params, seed: int = 0, scale: float = 0.3):
+    """Moves every parameter away from its initial value, so that biases and scales matter."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: leaf + scale * rng.standard_normal(leaf.shape).astype(np.float32), params)
+
+
+def packed_batch(lengths: list[list[int]], row_length: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Lays out patients of given lengths row by row: `[CLS]`, codes of some visits, a `[SEP]` at the end."""
+    rng = np.random.default_rng(seed)
+    shape = (len(lengths), row_length)
+    batch = {name: np.zeros(shape, np.int32) for name in ("codes", "visit_ids", "positions", "patient_ids")}
+    batch["ages"], batch["maskable"] = np.zeros(shape, np.float32), np.zeros(shape, bool)
+    batch["patient_index"] = np.full((len(lengths), max(map(len, lengths))), -1, np.int32)
+    number = 0
+    for row, sizes in enumerate(lengths):
+        start = 0
+        for slot, size in enumerate(sizes):
+            here = (row, slice(start, start + size))
+            batch["codes"][here] = [1, *rng.integers(5, VOCAB_SIZE, size - 2), 2]
+            batch["maskable"][row, start + 1 : start + size - 1] = True
+            batch["visit_ids"][here] = np.sort(rng.integers(0, 4, size))
+            batch["ages"][here] = np.sort(rng.uniform(0, 95, size))
+            batch["positions"][here] = np.arange(size)
+            batch["patient_ids"][here] = slot + 1
+            batch["patient_index"][row, slot] = number
+            start, number = start + size, number + 1
+    return batch
+
+
+def columns(batch: dict) -> tuple:
+    """Returns the arguments of a model's call."""
+    return tuple(batch[name] for name in ("codes", "ages", "visit_ids", "patient_ids", "positions"))
