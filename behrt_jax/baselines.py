@@ -23,7 +23,8 @@ MAX_CODES = 2000
 AGE_BINS = np.arange(0, 100, 5)
 LINEAR_LEARNING_RATES = (3e-3, 1e-2)
 LINEAR_STEPS = 500
-LINEAR_CHECK_EVERY = 100
+LINEAR_CHECK_EVERY = 50
+LINEAR_PATIENCE = 2
 
 
 def fit_baselines(
@@ -223,12 +224,14 @@ def _descend(
     checks = [_padded(*check) for check in checks]
     weights = jnp.zeros(shape)
     state = optimizer.init(weights)
-    best = (np.inf, np.zeros(shape, np.float32))
+    best, waited = (np.inf, np.zeros(shape, np.float32)), 0
     for number in range(1, LINEAR_STEPS + 1):
         weights, state = step(weights, state, _padded(*next(examples)))
         if number % LINEAR_CHECK_EVERY == 0:
             tuned = float(np.mean([score(weights, *check) for check in checks]))
-            best = min(best, (tuned, np.asarray(weights)), key=lambda pair: pair[0])
+            best, waited = ((tuned, np.asarray(weights)), 0) if tuned < best[0] else (best, waited + 1)
+            if waited == LINEAR_PATIENCE:
+                break
     return best
 
 

@@ -53,6 +53,8 @@ class Checkpoints:
     def restore_newest(self, like: TrainState, warn: Callable[[str], None]) -> TrainState | None:
         """Restores the newest state that can be read; None where there is none.
 
+        Damaged checkpoints after it are removed, so that the run which goes on from it can save those steps again.
+
         Args:
           like: a state, or its shapes, that the restored one must equal in structure.
           warn: called with a line for each checkpoint passed over.
@@ -62,7 +64,13 @@ class Checkpoints:
         """
         rest = {"step": like.step, "opt_state": like.opt_state}
         found = self._restore(list(reversed(self.steps())), {"params": like.params, "rest": rest}, warn)
-        return found and TrainState(found["rest"]["step"], found["params"], found["rest"]["opt_state"])
+        if found is None:
+            return None
+        state = TrainState(found["rest"]["step"], found["params"], found["rest"]["opt_state"])
+        for step in self.steps():
+            if step > state.step:
+                self._manager.delete(step)
+        return state
 
     def restore_best(self, like: Any, warn: Callable[[str], None]) -> Any | None:
         """Restores the parameters of lowest tuning loss; the newest where none was evaluated or the best is damaged.
@@ -81,19 +89,18 @@ class Checkpoints:
         return found and found["params"]
 
     def _restore(self, steps: list[int], like: dict, warn) -> Any | None:
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        target = jax.tree.map(_placed, like)
         items = ocp.args.Composite(**{name: ocp.args.StandardRestore(item) for name, item in target.items()})
         for step in steps:
             try:
                 restored = dict(self._manager.restore(step, args=items).items())
             except Exception as error:  # Orbax and its stores raise many kinds for a damaged file
+                if mismatch := shape_mismatch(self._stored_shapes(step), like["params"]):
+                    place = self.folder / str(step)
+                    raise ValueError(f"{place}: {mismatch}; the checkpoint belongs to another model config") from error
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                warn(f"checkpoint {step} in {self.folder} cannot be read, so the one before is taken ({reason})")
+                warn(f"checkpoint {step} in {self.folder} cannot be read and is passed over for another ({reason})")
                 continue
-            if mismatch := shape_mismatch(restored, like):
-                raise ValueError(
-                    f"{self.folder / str(step)}: {mismatch}; the checkpoint belongs to another model config"
-                )
             return restored
         if steps:
             raise ValueError(
@@ -101,16 +108,32 @@ class Checkpoints:
             )
         return None
 
+    def _stored_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of each parameter as its metadata tells; empty where that is damaged too."""
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                stored = reader.metadata(self.folder / str(step) / "params")
+        except Exception:  # as in `_restore`
+            return {}
+        tree = getattr(stored, "item_metadata", stored)  # newer versions of Orbax wrap the tree
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
+
     def close(self) -> None:
         """Waits for what is being written."""
         self._manager.close()
 
 
-def shape_mismatch(restored: Any, like: Any) -> str | None:
-    """Names the first parameter whose shape differs, or None."""
-    found = jax.tree_util.tree_leaves_with_path(restored)
-    expected = jax.tree.leaves(like)
-    for (path, leaf), other in zip(found, expected, strict=True):
-        if leaf.shape != other.shape:
-            return f"{jax.tree_util.keystr(path)} has shape {leaf.shape}, expected {other.shape}"
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Returns shape, type and device of an array; shapes without a device go to the first, wherever they were saved."""
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def shape_mismatch(found: dict[str, tuple[int, ...]], like: Any) -> str | None:
+    """Names the first parameter whose shape is not that of `like`, or None; nothing found is no mismatch."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(like):
+        name = jax.tree_util.keystr(path)
+        if found and found.get(name) != leaf.shape:
+            return f"{name} has shape {found.get(name, 'none')}, expected {leaf.shape}"
     return None

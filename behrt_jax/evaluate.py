@@ -1,5 +1,6 @@
 """Evaluation of masked-code models: the same hidden codes for a model and for every baseline."""
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -57,13 +58,16 @@ def mask_batches(
       draws: how often each batch is masked anew, to take the noise of the masks out of the result.
       seed: with the batch's number and the draw, decides the masks.
     """
-    hide = jax.jit(
-        lambda key, codes, maskable: mlm.mask_codes(key, codes, maskable, mask_rate, vocab_size, mlm.EVALUATION)
-    )
     for number, batch in enumerate(batches):
         for draw in range(draws):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), draw)
-            yield MaskedBatch(batch, jax.device_get(hide(key, batch["codes"], batch["maskable"])))
+            masked = _mask(key, batch["codes"], batch["maskable"], mask_rate, vocab_size)
+            yield MaskedBatch(batch, jax.device_get(masked))
+
+
+@functools.partial(jax.jit, static_argnames=("mask_rate", "vocab_size"))  # here, so that it is compiled once
+def _mask(key, codes, maskable, mask_rate, vocab_size):
+    return mlm.mask_codes(key, codes, maskable, mask_rate, vocab_size, mlm.EVALUATION)
 
 
 def make_score_step(model):

@@ -88,8 +88,11 @@ def make_train_step(objective: Callable, optimizer: optax.GradientTransformation
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
         grads, count, metrics = gradients(state.params, batch, step_keys(seed, state.step))
         grads = jax.tree.map(lambda grad: grad / jnp.maximum(count, 1.0), grads)
-        metrics["gradient_norm"] = (optax.global_norm(grads), jnp.ones(()))
-        return state.apply(optimizer, grads), metrics
+        state = state.apply(optimizer, grads)
+        # The loss is that of the parameters before the update; their norm after it tells whether they may be saved.
+        metrics["gradient_norm"] = (optax.tree.norm(grads), jnp.ones(()))
+        metrics["parameter_norm"] = (optax.tree.norm(state.params), jnp.ones(()))
+        return state, metrics
 
     return train_step
 
@@ -137,7 +140,7 @@ def train(
       tuning_losses: losses of earlier evaluations, oldest first, for early stopping after a resume.
 
     Raises:
-      TrainingDivergedError: a loss is NaN or infinite; no state is saved after that.
+      TrainingDivergedError: a loss or the parameters are NaN or infinite; no state is saved after that.
     """
     step = int(state.step)
     losses = list(tuning_losses or [])
@@ -160,6 +163,7 @@ def train(
         if is_due:
             tuning = evaluate(state.params)
             log(step, "tuning", tuning)
+            check_finite([{f"tuning {name}": (value, 1) for name, value in tuning.items()}], step - 1)
             save(state, tuning)
             losses.append(tuning[watch])
             since = time.perf_counter()

@@ -46,23 +46,23 @@ def get_config() -> config_dict.ConfigDict:
     config.model.max_age = 100
     config.model.age_bin_size = 5.0
     config.model.visit_bias = True  # attention falls with the number of visits between; see docs/choices.md
-    config.model.dropout = 0.1
+    config.model.dropout = 0.0
 
     config.objective = config_dict.ConfigDict()
-    config.objective.mask_rate = 0.15
+    config.objective.mask_rate = 0.3  # of codes hidden in training; see docs/choices.md
 
     config.optimizer = config_dict.ConfigDict()
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_share = 0.05  # of train.num_steps
     config.optimizer.weight_decay = 0.01
     config.optimizer.b2 = 0.999
     config.optimizer.clip_norm = 1.0
 
     config.train = config_dict.ConfigDict()
-    config.train.num_steps = 1500
-    config.train.batch_size = 16
+    config.train.num_steps = 5000
+    config.train.batch_size = 8
     config.train.accumulate_steps = 1
-    config.train.evaluate_every = 250
+    config.train.evaluate_every = 500
     config.train.log_every = 25
     config.train.patience = 0  # evaluations without a better tuning loss before the run stops; 0: never
 

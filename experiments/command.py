@@ -34,7 +34,7 @@ def run(main: Callable[[], int | None]) -> None:
     except (ValueError, OSError) as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {describe(error)}", file=sys.stderr)
         sys.exit(USER_ERROR)
 
 
@@ -55,7 +55,8 @@ def describe(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, AttributeError | KeyError):
         key = re.search(r"\w+", text)[0]  # pyright: ignore
-        given = next((arg.split("=")[0] for arg in sys.argv if arg.split("=")[0].endswith(f".{key}")), key)
+        paths = (arg.partition("=")[0] for arg in sys.argv)
+        given = next((found[0] for path in paths if (found := re.match(rf"--config\.([\w.]+\.)?{key}\b", path))), key)
         near = re.search(r'Did you mean "(\w+)"', text)
         return f"{given}: no such config key" + (
             f"; did you mean {given.rpartition('.')[0]}.{near[1]}?" if near else ""

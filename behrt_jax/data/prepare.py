@@ -332,5 +332,5 @@ def _patients(tokens: pl.DataFrame) -> Iterator[dict]:
     matrix = tokens.select("code_id", "visit", "moment", "minutes").to_numpy().astype(np.int32)
     subjects, starts = np.unique(tokens["subject_id"].to_numpy(), return_index=True)
     has_birth = tokens["has_birth"].to_numpy()
-    for subject, start, stop in zip(subjects, starts, [*starts[1:], len(matrix)], strict=True):
+    for subject, start, stop in zip(subjects, starts, np.append(starts, len(matrix))[1:], strict=True):
         yield {"subject_id": int(subject), "has_birth": bool(has_birth[start]), "tokens": matrix[start:stop]}

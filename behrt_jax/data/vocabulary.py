@@ -113,7 +113,7 @@ def merge_samples(samples: list[pl.DataFrame]) -> pl.DataFrame:
     """Merges the samples of shards, whose subjects are disjoint, to a sample of the same form and size."""
     together = pl.concat(samples)
     values = (
-        together.explode("values", "hashes")
+        together.explode("values", "hashes", empty_as_null=False)
         .sort("code", "hashes", "values")
         .group_by("code", maintain_order=True)
         .agg(pl.col("values", "hashes").head(_VALUES_PER_CODE))
@@ -135,7 +135,10 @@ def fit_value_edges(samples: list[pl.DataFrame], num_bins: int, min_patients: in
         .filter(pl.col("patients") >= min_patients)
         .select(
             "code",
-            *[pl.col("values").list.eval(pl.element().quantile(q)).list.first().alias(str(q)) for q in quantiles],
+            *[
+                pl.col("values").list.eval(pl.element().quantile(q, "linear")).list.first().alias(str(q))
+                for q in quantiles
+            ],
         )
         .sort("code")
     )

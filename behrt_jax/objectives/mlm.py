@@ -74,6 +74,7 @@ def mask_codes(
     _, positions = jax.lax.top_k(order, room)
     wanted = rate * maskable.sum(axis=1) + jax.random.uniform(round_key, (rows,))
     chosen = jnp.arange(room)[None, :] < jnp.floor(wanted)[:, None]
+    chosen &= jnp.take_along_axis(maskable, positions, axis=1)  # rounding can want one more than there is
     labels = jnp.take_along_axis(codes, positions, axis=1)
     action = jax.random.uniform(action_key, positions.shape)
     random_codes = jax.random.randint(random_key, positions.shape, FIRST_CODE_ID, vocab_size)

@@ -1,10 +1,12 @@
 """Small data sets and patients that tests write by hand."""
 
 import datetime
+import re
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 
 from behrt_jax.data.dataset import Patients
 from behrt_jax.data.prepare import DataConfig
@@ -86,6 +88,16 @@ def write_cohort(folder: MedsFolder) -> MedsFolder:
         folder.shard(shard, [row for subject in subjects for row in history(subject)])
     folder.splits(SPLITS)
     return folder
+
+
+def assert_clear(error: pytest.ExceptionInfo, *parts: object) -> None:
+    """Checks that a message names each part, is one line, and repeats neither a subject nor a code nor a date."""
+    message = str(error.value)
+    for part in parts:
+        assert str(part) in message
+    without_paths = re.sub(r"/\S+", "", message)
+    assert "\n" not in message
+    assert not re.search(r"SECRET|7100\d{4}|200[0-9]-", without_paths)
 
 
 def patients_of(*people: dict) -> Patients:

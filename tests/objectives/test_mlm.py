@@ -23,11 +23,16 @@ def _strict():
 
 
 @functools.cache
-def many_draws(replacement=mlm.TRAINING, rate=RATE):
+def many_draws(replacement):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(DRAWS))
-    hide = functools.partial(mlm.mask_codes, rate=rate, vocab_size=tiny.VOCAB_SIZE, replacement=replacement)
+    hide = functools.partial(mlm.mask_codes, rate=RATE, vocab_size=tiny.VOCAB_SIZE, replacement=replacement)
     draw = jax.jit(jax.vmap(hide, (0, None, None)))
     return jax.device_get(draw(keys, BATCH["codes"], BATCH["maskable"]))
+
+
+@jax.jit
+def hide_codes(key):
+    return mlm.mask_codes(key, BATCH["codes"], BATCH["maskable"], RATE, tiny.VOCAB_SIZE)
 
 
 def chosen_places(masked):
@@ -54,13 +59,13 @@ def test_only_maskable_places_are_chosen_and_all_others_stay(replacement):
 
 
 def test_labels_are_the_codes_that_were_there():
-    masked = many_draws()
+    masked = many_draws(mlm.TRAINING)
     expected = np.take_along_axis(np.broadcast_to(BATCH["codes"], masked.inputs.shape), masked.positions, axis=2)
     np.testing.assert_array_equal(masked.labels, expected)
 
 
 def test_the_share_is_exact_in_the_mean_and_no_row_exceeds_its_room():
-    masked = many_draws()
+    masked = many_draws(mlm.TRAINING)
     room = math.ceil(RATE * 40)
     assert masked.positions.shape == (DRAWS, 4, room)
     counts, maskable = masked.weights.sum(axis=2), BATCH["maskable"].sum(axis=1)
@@ -73,20 +78,21 @@ def test_the_share_is_exact_in_the_mean_and_no_row_exceeds_its_room():
 
 
 def test_every_maskable_place_is_as_likely_as_any_other():
-    share = chosen_places(many_draws()).mean(axis=0)[BATCH["maskable"]]
+    share = chosen_places(many_draws(mlm.TRAINING)).mean(axis=0)[BATCH["maskable"]]
     assert abs(share - RATE).max() < 4.5 * math.sqrt(RATE * (1 - RATE) / DRAWS)
 
 
 def test_a_row_full_of_codes_and_a_rate_of_one_hide_all():
     codes = jnp.asarray(np.random.default_rng(0).integers(5, 30, (2, 10)), jnp.int32)
     maskable = jnp.asarray([[True] * 10, [True] * 3 + [False] * 7])
-    masked = mlm.mask_codes(jax.random.key(0), codes, maskable, 1.0, 30, mlm.EVALUATION)
+    hide = jax.jit(lambda key: mlm.mask_codes(key, codes, maskable, 1.0, 30, mlm.EVALUATION))
+    masked = hide(jax.random.key(0))
     np.testing.assert_array_equal(masked.inputs, np.where(maskable, 3, codes))
     assert masked.weights.sum() == 13
 
 
 def test_training_replaces_80_10_10():
-    masked = many_draws()
+    masked = many_draws(mlm.TRAINING)
     chosen = masked.weights > 0
     inputs = np.take_along_axis(masked.inputs, masked.positions, axis=2)[chosen]
     labels, total = masked.labels[chosen], chosen.sum()
@@ -106,11 +112,9 @@ def test_evaluation_replaces_all_by_mask():
 
 
 def test_masks_are_new_every_draw_and_the_same_for_the_same_key():
-    places = chosen_places(many_draws()).reshape(DRAWS, -1)
+    places = chosen_places(many_draws(mlm.TRAINING)).reshape(DRAWS, -1)
     assert len(np.unique(places[:100], axis=0)) == 100
-    again, twice = (
-        mlm.mask_codes(jax.random.key(7), BATCH["codes"], BATCH["maskable"], RATE, tiny.VOCAB_SIZE) for _ in range(2)
-    )
+    again, twice = (hide_codes(jax.random.key(7)) for _ in range(2))
     assert all(np.array_equal(first, second) for first, second in zip(again, twice, strict=True))
 
 
@@ -142,32 +146,33 @@ def test_outcomes_equal_those_of_numpy():
     np.testing.assert_array_equal(found["top5_accuracy"], place < 5)
 
 
-def scores_as_model(logits):
+def scores_as_model():
     """A model whose logits are its parameters, to look at the objective alone."""
-    del logits
     return types.SimpleNamespace(
         config=types.SimpleNamespace(vocab_size=tiny.VOCAB_SIZE), apply=lambda params, *args, **kwargs: params
     )
 
 
 def test_the_loss_counts_chosen_places_alone():
-    keys = {"masking": jax.random.key(3), "dropout": jax.random.key(4)}
-    masked = mlm.mask_codes(keys["masking"], BATCH["codes"], BATCH["maskable"], RATE, tiny.VOCAB_SIZE)
+    masked = jax.device_get(hide_codes(jax.random.key(3)))
     logits = jnp.asarray(np.random.default_rng(1).normal(size=(*masked.labels.shape, tiny.VOCAB_SIZE)), jnp.float32)
-    model = scores_as_model(logits)
+    model = scores_as_model()
 
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(logits):
+        keys = {"masking": jax.random.key(3), "dropout": jax.random.key(4)}
         total, count, metrics = mlm.mlm_objective(model, logits, BATCH, keys, train=False, mask_rate=RATE)
         return total, (count, metrics)
 
-    (total, (count, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(logits)
+    (total, (count, metrics)), gradient = loss(logits)
     chosen = np.asarray(masked.weights) > 0
     assert count == chosen.sum() and 0 < count < chosen.size
     assert not gradient[~chosen].any() and gradient[chosen].any(axis=-1).all()
     wide = np.asarray(logits, np.float64)
     losses = np.log(np.exp(wide).sum(axis=-1)) - np.take_along_axis(wide, masked.labels[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(total, losses[chosen].sum(), rtol=1e-5)
-    moved, (_, moved_metrics) = loss(jnp.where(chosen[..., None], logits, 1e3))
+    (moved, (_, moved_metrics)), _ = loss(jnp.where(chosen[..., None], logits, 1e3))
     assert moved == total and moved_metrics == metrics
 
 
