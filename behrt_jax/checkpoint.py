@@ -1,5 +1,6 @@
 """Checkpoints: Orbax steps, the newest two and the best kept; a damaged one gives way to the one before."""
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from behrt_jax.state import TrainState
 
 NEWEST_KEPT = 2
+FILES = "files.json"  # the size of each file of a step, to tell a damaged one before Orbax stumbles over it
 
 
 class Checkpoints:
@@ -48,7 +50,9 @@ class Checkpoints:
         """Saves a state under its step, with tuning metrics where there are some."""
         rest = {"step": state.step, "opt_state": state.opt_state}
         items = ocp.args.Composite(params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest))
-        self._manager.save(int(state.step), args=items, metrics=metrics)
+        step = int(state.step)
+        self._manager.save(step, args=items, metrics=metrics)
+        (self.folder / str(step) / FILES).write_text(json.dumps(self._list_files(step)))
 
     def restore_newest(self, like: TrainState, warn: Callable[[str], None]) -> TrainState | None:
         """Restores the newest state that can be read; None where there is none.
@@ -92,20 +96,37 @@ class Checkpoints:
         target = jax.tree.map(_placed, like)
         items = ocp.args.Composite(**{name: ocp.args.StandardRestore(item) for name, item in target.items()})
         for step in steps:
-            try:
-                restored = dict(self._manager.restore(step, args=items).items())
-            except Exception as error:  # Orbax and its stores raise many kinds for a damaged file
+            damage = self._find_damage(step)
+            if damage is None:
                 if mismatch := shape_mismatch(self._stored_shapes(step), like["params"]):
                     place = self.folder / str(step)
-                    raise ValueError(f"{place}: {mismatch}; the checkpoint belongs to another model config") from error
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                warn(f"checkpoint {step} in {self.folder} cannot be read and is passed over for another ({reason})")
-                continue
-            return restored
+                    raise ValueError(f"{place}: {mismatch}; the checkpoint belongs to another model config")
+                try:
+                    return dict(self._manager.restore(step, args=items).items())
+                except Exception as error:  # Orbax and its stores raise many kinds for a damaged file
+                    damage = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            warn(f"checkpoint {step} in {self.folder} cannot be read and is passed over for another ({damage})")
         if steps:
             raise ValueError(
                 f"{self.folder}: none of the checkpoints {steps} can be read; train anew in another workdir"
             )
+        return None
+
+    def _list_files(self, step: int) -> dict[str, int]:
+        root = self.folder / str(step)
+        files = sorted(file for file in root.rglob("*") if file.is_file() and file.name != FILES)
+        return {str(file.relative_to(root)): file.stat().st_size for file in files}
+
+    def _find_damage(self, step: int) -> str | None:
+        """Says which file of a checkpoint is missing or cut short; None where all is well or nothing is known."""
+        try:
+            listed = json.loads((self.folder / str(step) / FILES).read_text())
+        except (OSError, ValueError):  # a kill came before it was written
+            return None
+        found = self._list_files(step)
+        for name, size in listed.items():
+            if found.get(name) != size:
+                return f"{name} has {found[name]} bytes, expected {size}" if name in found else f"{name} is missing"
         return None
 
     def _stored_shapes(self, step: int) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,8 @@ VOCABULARY_FILE = "vocabulary.json"
 CHECKPOINTS = "checkpoints"
 TUNING_LOSS = "mlm/loss"
 # Keys that may change between a run and its resume: where data lies, and what is only shown or measured at the end.
-MOVABLE = ("data.path", "data.prepared_dir", "train.log_every", "evaluation.")
+# The size of the vocabulary is not a choice; vocabularies are compared by their fingerprints.
+MOVABLE = ("data.path", "data.prepared_dir", "train.log_every", "evaluation.", "model.vocab_size")
 
 
 class Loaded(NamedTuple):
@@ -86,7 +87,7 @@ def read_config(workdir: Path) -> ConfigDict:
     file = workdir / CONFIG_FILE
     try:
         return ConfigDict(_tuples(json.loads(file.read_text()))).lock()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{file}: not the config of a workdir ({error}); expected one that pretrain wrote") from error
 
 
@@ -110,13 +111,19 @@ def open_workdir(workdir: Path, config: ConfigDict, vocabulary: Vocabulary) -> b
                 f"{workdir / VOCABULARY_FILE}: belongs to another vocabulary than {config.data.path} now gives; "
                 "use another --workdir or the data that the run began with"
             )
+        if read_config(workdir).to_dict() != config.to_dict():
+            _write_config(workdir, config)  # so that evaluation finds data that has moved
         return True
     workdir.mkdir(parents=True, exist_ok=True)
     vocabulary.save(workdir / VOCABULARY_FILE)
+    _write_config(workdir, config)
+    return False
+
+
+def _write_config(workdir: Path, config: ConfigDict) -> None:
     scratch = workdir / f"{CONFIG_FILE}.tmp"
     scratch.write_text(json.dumps(config.to_dict(), indent=1))
     scratch.replace(workdir / CONFIG_FILE)
-    return False
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:

@@ -32,7 +32,7 @@ def get_config() -> config_dict.ConfigDict:
     config.data.unique_codes_in_visit = True
     config.data.min_patients = 5  # codes of fewer train patients become [UNK]
     config.data.value_bins = 10  # quantile bins for codes that carry numbers; below 2: none
-    config.data.row_length = 256
+    config.data.row_length = 256  # tokens a row, and the longest window of one patient
 
     config.model = config_dict.ConfigDict()
     config.model.vocab_size = config_dict.placeholder(int)  # set from the fitted vocabulary
@@ -41,7 +41,7 @@ def get_config() -> config_dict.ConfigDict:
     config.model.num_layers = 2
     config.model.num_heads = 4
     config.model.feedforward_dim = 512
-    config.model.max_positions = 256
+    config.model.max_positions = config_dict.placeholder(int)  # not given: as many as a row has; 0: no positions
     config.model.max_visits = 512
     config.model.max_age = 100
     config.model.age_bin_size = 5.0

@@ -1,4 +1,7 @@
-"""Small: for a laptop."""
+"""Small: 2 layers, 0.5 M parameters, for a laptop.
+
+python -m experiments.pretrain --config=configs/small.py
+"""
 
 from configs import default
 

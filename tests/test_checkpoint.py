@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from behrt_jax.checkpoint import Checkpoints
+from behrt_jax.checkpoint import FILES, Checkpoints
 from behrt_jax.state import TrainState
 
 OPTIMIZER = optax.adam(0.1)
@@ -116,6 +116,29 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(checkpoints, damage):
     assert "checkpoint 8" in warning and str(checkpoints.folder) in warning and "\n" not in warning
     # The run goes on from 4, and its own 8 takes the place of the damaged one.
     again.save(state_at(8), {"loss": 0.3})
+    assert_identical(reopened(checkpoints).restore_newest(state_at(0), fail), state_at(8))
+
+
+def test_an_error_of_orbax_is_taken_for_damage(checkpoints, monkeypatch):
+    save(checkpoints, {4: 0.5, 8: 0.4})
+    again, warnings = reopened(checkpoints), []
+    restore = again._manager.restore
+
+    def stumble(step, **kwargs):
+        if step == 8:
+            raise RuntimeError("checksum\ndiffers")
+        return restore(step, **kwargs)
+
+    monkeypatch.setattr(again._manager, "restore", stumble)
+    assert_identical(again.restore_newest(state_at(0), warnings.append), state_at(4))
+    assert len(warnings) == 1 and warnings[0].endswith("(RuntimeError: checksum differs)")
+
+
+@pytest.mark.parametrize("left", [None, "", '{"params/'])
+def test_a_kill_before_the_list_of_files_was_written_does_not_matter(checkpoints, left):
+    save(checkpoints, {4: 0.5, 8: 0.4})
+    listing = checkpoints.folder / "8" / FILES
+    listing.unlink() if left is None else listing.write_text(left)
     assert_identical(reopened(checkpoints).restore_newest(state_at(0), fail), state_at(8))
 
 

@@ -1,0 +1,163 @@
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from configs import default
+
+import behrt_jax
+from behrt_jax import workdir
+from behrt_jax.checkpoint import Checkpoints
+from behrt_jax.data.vocabulary import Vocabulary
+from behrt_jax.models.behrt import BEHRTForMLM
+from behrt_jax.models.config import BEHRTConfig
+from behrt_jax.optimizer import make_optimizer
+from tests import tiny
+
+
+def vocabulary(first="A"):
+    codes = tuple(chr(ord(first) + index) for index in range(tiny.VOCAB_SIZE - 5))
+    counts = tuple(range(len(codes), 0, -1))
+    return Vocabulary(codes, counts, counts, {codes[0]: (1.5, 2.5)})
+
+
+def config(**overrides):
+    made = default.get_config()
+    with made.unlocked():
+        made.model.update(**tiny.SIZES, vocab_size=tiny.VOCAB_SIZE)
+        for key, value in overrides.items():
+            section, _, name = key.partition("__")
+            made[section][name] = value
+    return made
+
+
+def test_a_new_workdir_holds_config_and_vocabulary(tmp_path):
+    folder = tmp_path / "runs" / "new"
+    assert workdir.open_workdir(folder, config(), vocabulary()) is False
+    assert workdir.open_workdir(folder, config(), vocabulary()) is True
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "vocabulary.json"]
+    assert json.loads((folder / "config.json").read_text())["model"]["hidden_dim"] == 16
+    assert Vocabulary.load(folder / "vocabulary.json").fingerprint == vocabulary().fingerprint
+
+
+def test_a_config_is_read_back_as_it_was(tmp_path):
+    workdir.open_workdir(tmp_path, config(), vocabulary())
+    found = workdir.read_config(tmp_path)
+    assert found.to_dict() == config().to_dict() and found.is_locked
+    assert isinstance(found.data.codes_exclude, tuple)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"train__num_steps": 77}, r"train.num_steps: 1500 there, 77 now"),
+        ({"model__hidden_dim": 32}, r"model.hidden_dim: 16 there, 32 now"),
+        ({"data__codes_exclude": ("X*",)}, r"data.codes_exclude: \('MEDS_BIRTH'.*\) there, \('X\*',\) now"),
+        ({"data__row_length": 64}, r"data.row_length: \d+ there, 64 now"),
+        ({"optimizer__b2": 0.9, "train__patience": 3}, r"optimizer.b2: 0.\d+ there, 0.9 now; train.patience: 0 there, 3"),
+        ({"train__new_key": 1}, r"train.new_key: absent there, 1 now"),
+    ],
+)
+def test_a_workdir_of_another_config_names_keys_and_values(tmp_path, overrides, message):
+    workdir.open_workdir(tmp_path, config(train__num_steps=1500), vocabulary())
+    with pytest.raises(ValueError, match=message) as caught:
+        workdir.open_workdir(tmp_path, config(**{"train__num_steps": 1500, **overrides}), vocabulary())
+    assert str(tmp_path) in str(caught.value) and "use another --workdir" in str(caught.value)
+    assert workdir.read_config(tmp_path).to_dict() == config(train__num_steps=1500).to_dict()
+
+
+def test_a_changed_seed_is_another_config(tmp_path):
+    workdir.open_workdir(tmp_path, config(), vocabulary())
+    other = config()
+    other.seed = 5
+    with pytest.raises(ValueError, match="seed: 0 there, 5 now"):
+        workdir.open_workdir(tmp_path, other, vocabulary())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"data__path": "moved"}, {"data__prepared_dir": "moved"}, {"train__log_every": 1}, {"evaluation__mask_draws": 9}],
+)
+def test_some_keys_may_change_between_a_run_and_its_resume(tmp_path, overrides):
+    workdir.open_workdir(tmp_path, config(), vocabulary())
+    assert workdir.open_workdir(tmp_path, config(**overrides), vocabulary())
+    assert workdir.read_config(tmp_path).to_dict() == config(**overrides).to_dict()
+
+
+def test_a_workdir_of_another_vocabulary_is_refused(tmp_path):
+    workdir.open_workdir(tmp_path, config(), vocabulary())
+    with pytest.raises(ValueError, match="vocabulary.json: belongs to another vocabulary than elsewhere now gives"):
+        workdir.open_workdir(tmp_path, config(data__path="elsewhere"), vocabulary("B"))
+
+
+def test_another_size_of_the_vocabulary_is_told_as_such_and_not_as_a_key_nobody_set(tmp_path):
+    workdir.open_workdir(tmp_path, config(), vocabulary())
+    smaller = vocabulary()
+    smaller = Vocabulary(smaller.codes[1:], smaller.counts[1:], smaller.patients[1:], {})
+    with pytest.raises(ValueError, match="vocabulary.json: belongs to another vocabulary"):
+        workdir.open_workdir(tmp_path, config(model__vocab_size=len(smaller)), smaller)
+
+
+def trained(folder, steps=(3,)):
+    """A workdir with a checkpoint of random parameters for each step; the first has the lowest tuning loss."""
+    workdir.open_workdir(folder, config(), vocabulary())
+    model = BEHRTForMLM(BEHRTConfig(**config().model))
+    optimizer = make_optimizer(tiny.optimizer_config(), 10)
+    state = tiny.initial_state(model, optimizer)
+    checkpoints, saved = Checkpoints(folder / "checkpoints", workdir.TUNING_LOSS), {}
+    for step in steps:
+        saved[step] = tiny.scattered(state.params, seed=step)
+        state = state.replace(step=np.asarray(step, np.int32), params=saved[step])
+        checkpoints.save(state, {workdir.TUNING_LOSS: float(step)})
+    checkpoints.close()
+    return model, saved
+
+
+def test_load_gives_the_best_model_with_the_same_logits(tmp_path):
+    model, saved = trained(tmp_path, steps=(3, 6))
+    loaded_config, loaded_vocabulary, loaded_model, params = behrt_jax.load(tmp_path)
+    assert loaded_config.to_dict() == config().to_dict()
+    assert loaded_vocabulary == vocabulary()
+    batch = tiny.packed_batch([[6, 4]], 12)
+    apply = jax.jit(model.apply)
+    expected, found = (apply(each, *tiny.columns(batch)) for each in (saved[3], params))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(jax.jit(loaded_model.apply)(params, *tiny.columns(batch)), expected)
+    assert np.isfinite(found).all() and math.prod(found.shape) == 12 * tiny.VOCAB_SIZE
+
+
+def test_load_says_what_a_workdir_lacks(tmp_path):
+    with pytest.raises(ValueError, match=r"missing/config.json: not the config of a workdir"):
+        behrt_jax.load(tmp_path / "missing")
+    workdir.open_workdir(tmp_path, config(), vocabulary())
+    with pytest.raises(ValueError, match=r"checkpoints: no such directory; .* run experiments.pretrain first"):
+        behrt_jax.load(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match=r"checkpoints: holds no checkpoint; run experiments.pretrain first"):
+        behrt_jax.load(tmp_path)
+    (tmp_path / "vocabulary.json").unlink()
+    with pytest.raises(ValueError, match=r"vocabulary.json: not a vocabulary file"):
+        behrt_jax.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", '{"model": ', "[1, 2]"])
+def test_a_config_that_is_no_config_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config.json: not the config of a workdir"):
+        workdir.read_config(tmp_path)
+
+
+def test_load_refuses_files_of_different_runs(tmp_path):
+    workdir.open_workdir(tmp_path, config(model__vocab_size=99), vocabulary())
+    with pytest.raises(ValueError, match=r"holds 30 tokens, but config.json says model.vocab_size=99"):
+        behrt_jax.load(tmp_path)
+
+
+def test_load_says_when_the_parameters_are_of_another_model(tmp_path):
+    trained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["model"]["feedforward_dim"] = 24
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"feedforward.*has shape .*16.*, expected .*24.*another model config"):
+        behrt_jax.load(tmp_path)
