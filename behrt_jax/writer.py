@@ -43,3 +43,9 @@ def read_metrics(workdir: Path) -> list[dict]:
         return []
     lines = file.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1]]
+
+
+def read_series(workdir: Path, split: str, name: str, last_step: int) -> list[float]:
+    """Returns the values of one metric on one split, in order, up to and with `last_step`."""
+    lines = (line for line in read_metrics(workdir) if line["split"] == split and line["step"] <= last_step)
+    return [line[name] for line in lines if line.get(name) is not None]

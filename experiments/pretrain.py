@@ -48,11 +48,7 @@ def main() -> int:
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
     current = checkpoints.restore_newest(current, warn=lambda line: print(f"warning: {line}")) or current
     done = int(current.step)
-    losses = [
-        line[workdir.TUNING_LOSS]
-        for line in writer.read_metrics(folder)
-        if line["split"] == "tuning" and line["step"] <= done
-    ]
+    losses = writer.read_series(folder, "tuning", workdir.TUNING_LOSS, done)
 
     if done < train_config.num_steps and not train.is_exhausted(losses, train_config.patience):
         if done:

@@ -18,6 +18,8 @@ def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
         "repeats of a code within a visit": counts["repeats_left_out"],
         "patients without any code left": counts["patients_without_codes"],
         "patients in other splits": counts["patients_in_other_splits"],
+        "events of patients in other splits": counts["events_in_other_splits"],
+        "events of patients without any code left": counts["events_of_patients_without_codes"],
     }
     lines = [
         f"found {patients:,} patients ({splits}), {counts['events']:,} events, {counts['visits']:,} visits, "
@@ -43,8 +45,8 @@ def describe_rows(patients: dataset.Patients, row_length: int, seed: int) -> str
     return (
         f"rows: {row_length} tokens, {fill:.1%} full; {cut['patients_cut']:,} of {cut['patients']:,} train patients "
         "are longer than one: training draws a random window of whole visits, evaluation takes the newest (without "
-        f"{cut['visits_cut']:,} of {cut['visits']:,} visits, and {cut['codes_cut_in_long_visits']:,} codes of visits "
-        "longer than a row)"
+        f"{cut['visits_cut']:,} of {cut['visits']:,} visits, {cut['codes_cut_in_long_visits']:,} codes of visits "
+        f"longer than a row and {cut['static_codes_cut']:,} static codes past half a row)"
     )
 
 

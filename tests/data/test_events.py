@@ -1,5 +1,7 @@
+import meds as standard
 import numpy as np
 import polars as pl
+import pyarrow.parquet
 import pytest
 
 from behrt_jax.data import events
@@ -25,6 +27,21 @@ def test_a_valid_shard(cohort):
         "numeric_value": pl.Float32,
     }
     assert found.rows() == table([row for subject in SUBJECTS[:5] for row in history(subject)]).rows()
+
+
+def test_names_are_those_of_the_standard():
+    assert (events.BIRTH, events.DEATH) == (standard.birth_code, standard.death_code)
+    assert events.SPLITS == (standard.train_split, standard.tuning_split, standard.held_out_split)
+    assert str(events.SPLITS_FILE) == standard.subject_splits_filepath
+
+
+def test_reads_what_the_standard_writes(bundled_config, tmp_path):
+    shard = events.find_shards(bundled_config.path)[0]
+    aligned = standard.DataSchema.align(pyarrow.parquet.read_table(shard))
+    standard.DataSchema.validate(aligned)
+    pyarrow.parquet.write_table(aligned, tmp_path / "0.parquet")
+    found = events.read_shard(tmp_path / "0.parquet", ("visit_id",))
+    assert found.equals(events.read_shard(shard, ("visit_id",))) and found.height > 100_000
 
 
 def test_shards_come_in_order_from_all_folders(meds):

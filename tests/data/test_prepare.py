@@ -2,6 +2,7 @@ import collections
 import dataclasses
 import errno
 import shutil
+import time
 from pathlib import Path
 
 import polars as pl
@@ -506,7 +507,9 @@ def test_data_without_train_patients(cohort, tmp_path):
 
 @pytest.mark.skipif(not MIMIC.is_dir(), reason="the MIMIC-IV demo does not lie beside the repository")
 def test_real_patients_with_only_the_path_changed(bundled_config):
+    began = time.perf_counter()
     prepared = prepare(dataclasses.replace(bundled_config, path=str(MIMIC)))
+    assert time.perf_counter() - began < 60
     report = prepared.report
     files = events.find_shards(MIMIC)
     assert report["events"] == sum(pl.scan_parquet(file).select(pl.len()).collect().item() for file in files) == 916_166

@@ -70,7 +70,7 @@ def test_day_ignores_the_visit_column():
 
 
 def test_gaps():
-    rows = [(1, 0, "a"), (1, 0.5, "b"), (1, 1.0, "c"), (1, 1.51, "d"), (2, 1.6, "e"), (2, 9, "f")]
+    rows = [(1, 0, "a"), (1, 0.5, "b"), (1, 1.0, "c"), (1, 1.505, "d"), (2, 1.6, "e"), (2, 9, "f")]
     assert grouped(table(rows), "gap", 12.0) == [["a", "b", "c"], ["d"], ["e"], ["f"]]
     assert grouped(table(rows), "gap", 13.0) == [["a", "b", "c", "d"], ["e"], ["f"]]
 

@@ -1,0 +1,133 @@
+"""Commands as a user runs them, on sixty of the bundled patients and a tiny model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import polars as pl
+import pytest
+
+from behrt_jax import workdir
+from behrt_jax.checkpoint import Checkpoints
+from behrt_jax.data.vocabulary import Vocabulary
+
+ROOT = Path(__file__).parents[2]
+BUNDLED = ROOT / "data" / "synthea-1151"
+PATIENTS = {"train": 40, "tuning": 10, "held_out": 10}
+NUM_STEPS = 40
+EVALUATE_EVERY = 10
+TINY = {
+    "data.row_length": 64,
+    "data.min_patients": 3,
+    "model.embedding_dim": 8,
+    "model.hidden_dim": 16,
+    "model.num_layers": 1,
+    "model.num_heads": 2,
+    "model.feedforward_dim": 16,
+    "model.max_positions": 64,
+    "train.batch_size": 2,
+    "train.num_steps": NUM_STEPS,
+    "train.evaluate_every": EVALUATE_EVERY,
+    "train.log_every": 1,
+    "optimizer.warmup_share": 0.1,
+    "evaluation.batch_size": 4,
+    "evaluation.mask_draws": 2,
+}
+
+
+def cut_data_set(folder: Path, skip: int) -> Path:
+    """Writes a MEDS data set of sixty bundled patients, leaving out the first `skip` of each split."""
+    splits = pl.read_parquet(BUNDLED / "metadata" / "subject_splits.parquet")
+    chosen = pl.concat(
+        splits.filter(pl.col("split") == split).sort("subject_id").slice(skip, number)
+        for split, number in PATIENTS.items()
+    )
+    events = pl.read_parquet(sorted((BUNDLED / "data").rglob("*.parquet")))
+    events = events.join(chosen, on="subject_id", how="semi").sort("subject_id", "time", nulls_last=False)
+    for part in ("data", "metadata"):
+        (folder / part).mkdir(parents=True)
+    events.write_parquet(folder / "data" / "0.parquet")
+    chosen.write_parquet(folder / "metadata" / "subject_splits.parquet")
+    return folder
+
+
+class Workplace:
+    """A folder with data, prepared copies, runs and compiled functions, and the way to run commands there."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.data = cut_data_set(folder / "meds", skip=0)
+        self.environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+
+    def arguments(self, run: str, **overrides) -> list[str]:
+        """The flags of a tiny run; overrides name a key with two underscores for the dot."""
+        keys = {**TINY, "data.path": self.data, "data.prepared_dir": self.folder / "prepared"}
+        keys.update({key.replace("__", "."): value for key, value in overrides.items()})
+        given = [f"--config.{key}={value}" for key, value in keys.items()]
+        return [f"--config={ROOT / 'configs' / 'small.py'}", f"--workdir={self.folder / run}", *given]
+
+    def start(self, arguments: list[str], module: str = "experiments.pretrain") -> subprocess.Popen:
+        command = [sys.executable, "-m", module, *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=ROOT, env=self.environment, **pipes)
+
+    def run(self, arguments: list[str], module: str = "experiments.pretrain") -> subprocess.CompletedProcess:
+        process = self.start(arguments, module)
+        out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def newest_state(folder: Path) -> dict[str, bytes]:
+    """The arrays of the newest checkpoint by name, as bytes."""
+    checkpoints = Checkpoints(folder / "checkpoints", workdir.TUNING_LOSS)
+    step = checkpoints.steps()[-1]
+    checkpoints.close()
+    import orbax.checkpoint as ocp
+
+    arrays = {"step": bytes([step])}
+    for part in ("params", "rest"):
+        with ocp.StandardCheckpointer() as reader:
+            path = folder.resolve() / "checkpoints" / str(step) / part
+            stored = reader.metadata(path)
+            tree = getattr(stored, "item_metadata", stored)
+            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device()), tree)
+            found = reader.restore(path, like)
+        leaves = jax.tree_util.tree_leaves_with_path(found)
+        arrays.update({part + jax.tree_util.keystr(key): leaf.tobytes() for key, leaf in jax.device_get(leaves)})
+    return arrays
+
+
+def device():
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def metrics_of(folder: Path, split: str) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["split"] == split]
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory) -> Workplace:
+    return Workplace(tmp_path_factory.mktemp("workplace"))
+
+
+@pytest.fixture(scope="session")
+def whole(workplace) -> tuple[Path, subprocess.CompletedProcess]:
+    """A run that was never stopped: its workdir and what it printed."""
+    done = workplace.run(workplace.arguments("whole"))
+    assert done.returncode == 0, done.stderr
+    return workplace.folder / "whole", done
+
+
+@pytest.fixture(scope="session")
+def vocabulary(whole) -> Vocabulary:
+    return Vocabulary.load(whole[0] / "vocabulary.json")
