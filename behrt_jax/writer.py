@@ -28,8 +28,9 @@ class MetricsWriter:
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with self.file.open("a") as file:
             file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
-        for name, value in metrics.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
+        for name, value in finite.items():
+            if value is not None:
+                self._board.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
         """Writes out what is pending."""

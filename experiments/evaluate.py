@@ -12,7 +12,8 @@ from absl import flags
 
 from behrt_jax import baselines, evaluate, metrics, workdir
 from behrt_jax.data import batches, dataset, events
-from behrt_jax.data.prepare import DataConfig, prepare
+from behrt_jax.data.config import DataConfig
+from behrt_jax.data.prepare import prepare
 from experiments import command
 from experiments.summary import format_table
 
@@ -73,7 +74,9 @@ def evaluate_run(folder: Path, split: str, data: str | None = None, say: Callabl
     for name, predictor in predictors.items():
         found = baselines.predict(predictor, masked(patients, settings.mask_draws))
         result["baselines"][name] = metrics.summarize(found, "mlm")
-    (folder / EVALUATION_FILE).write_text(json.dumps(result, indent=1))
+    scratch = folder / f"{EVALUATION_FILE}.tmp"
+    scratch.write_text(json.dumps(result, indent=1))
+    scratch.replace(folder / EVALUATION_FILE)
     return result
 
 

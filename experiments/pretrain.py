@@ -4,6 +4,7 @@ python -m experiments.pretrain --config=configs/small.py [--workdir=DIR] [--conf
 """
 
 import functools
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from tqdm import tqdm
 from behrt_jax import evaluate, state, train, workdir, writer
 from behrt_jax.checkpoint import Checkpoints
 from behrt_jax.data import batches, dataset, events
-from behrt_jax.data.prepare import DataConfig, prepare
+from behrt_jax.data.config import DataConfig
+from behrt_jax.data.prepare import prepare
 from behrt_jax.models.behrt import BEHRTForMLM, count_parameters
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.objectives import mlm
@@ -135,7 +137,7 @@ def fit(config, folder, model, optimizer, current, splits, checkpoints, losses) 
 def resume_command(folder: Path) -> str:
     """Returns the command line that was given, with the workdir spelled out."""
     given = [arg for arg in sys.argv[1:] if not arg.startswith("--workdir")]
-    return " ".join(["python -m experiments.pretrain", *given, f"--workdir={folder}"])
+    return f"python -m experiments.pretrain {shlex.join([*given, f'--workdir={folder}'])}"
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from behrt_jax.data.config import DataConfig
 from behrt_jax.data.dataset import Patients
-from behrt_jax.data.prepare import DataConfig
 
 START = datetime.datetime(2000, 1, 1)
 SCHEMA = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}

@@ -8,9 +8,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from behrt_jax.data import dataset, events
-from behrt_jax.data import prepare as preparation
-from behrt_jax.data.prepare import DataConfig, prepare
+from behrt_jax.data import dataset, events, survey
+from behrt_jax.data.config import DataConfig
+from behrt_jax.data.prepare import prepare
 from behrt_jax.data.vocabulary import UNK, Vocabulary
 from tests.data.handmade import SPLITS, SUBJECTS, MedsFolder, assert_clear, history, table, write_cohort
 
@@ -345,7 +345,7 @@ def test_units_of_time_change_nothing(cohort, tmp_path, unit):
 
 def test_sampled_values_are_merged_on_the_way(cohort, tmp_path, monkeypatch):
     vocabulary = prepare(cohort.config(min_patients=1)).vocabulary
-    monkeypatch.setattr(preparation, "MOST_SAMPLES", 2)
+    monkeypatch.setattr(survey, "MOST_SAMPLES", 2)
     assert prepare(cohort.config(min_patients=1, prepared_dir=str(tmp_path / "again"))).vocabulary == vocabulary
 
 

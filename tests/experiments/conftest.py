@@ -2,17 +2,19 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
+import orbax.checkpoint as ocp
 import polars as pl
 import pytest
 
 from behrt_jax import workdir
 from behrt_jax.checkpoint import Checkpoints
-from behrt_jax.data.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[2]
 BUNDLED = ROOT / "data" / "synthea-1151"
@@ -63,6 +65,7 @@ class Workplace:
         self.environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling takes most of the time of a tiny run
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -86,13 +89,37 @@ class Workplace:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+    def train(self, arguments: list[str]) -> str:
+        """Runs until training has ended and leaves out the evaluation behind it; returns what was printed."""
+        process, printed = self.start(arguments), []
+        for line in process.stdout:
+            printed.append(line)
+            if line.startswith("fitting baselines"):
+                process.terminate()
+        process.stdout.close()
+        errors = process.stderr.read()
+        process.stderr.close()
+        assert process.wait() == 128 + signal.SIGTERM, errors
+        return "".join(printed)
+
+    def stop_at(self, run: str, arguments: list[str], step: int, number: int) -> subprocess.CompletedProcess:
+        """Starts a run and sends it a signal as soon as its metrics show the step."""
+        process, file = self.start(arguments), self.folder / run / "metrics.jsonl"
+        while process.poll() is None:
+            lines = file.read_text().splitlines() if file.exists() else []
+            if any(f'"step": {number},' in line for line in lines[-3:] for number in range(step, NUM_STEPS)):
+                process.send_signal(number)
+                break
+            time.sleep(0.002)
+        out, err = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
 def newest_state(folder: Path) -> dict[str, bytes]:
     """The arrays of the newest checkpoint by name, as bytes."""
     checkpoints = Checkpoints(folder / "checkpoints", workdir.TUNING_LOSS)
     step = checkpoints.steps()[-1]
     checkpoints.close()
-    import orbax.checkpoint as ocp
-
     arrays = {"step": bytes([step])}
     for part in ("params", "rest"):
         with ocp.StandardCheckpointer() as reader:
@@ -126,8 +153,3 @@ def whole(workplace) -> tuple[Path, subprocess.CompletedProcess]:
     done = workplace.run(workplace.arguments("whole"))
     assert done.returncode == 0, done.stderr
     return workplace.folder / "whole", done
-
-
-@pytest.fixture(scope="session")
-def vocabulary(whole) -> Vocabulary:
-    return Vocabulary.load(whole[0] / "vocabulary.json")

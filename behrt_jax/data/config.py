@@ -1,0 +1,63 @@
+"""What of a data set becomes tokens, checked once, and the fingerprint of a source and these choices."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+from behrt_jax.data import events
+
+FORMAT = 2  # of prepared data; a change prepares everything anew
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What of a MEDS data set becomes tokens; the section `data` of a recipe.
+
+    Attributes:
+      path: the MEDS data set.
+      prepared_dir: where prepared data is cached, one folder a fingerprint.
+      visits: `auto`, `day`, `gap`, or the name of a visit column (see `visits.visit_column`).
+      visit_gap_hours: the pause that starts a new visit with `visits="gap"`.
+      codes_include: shell patterns of the codes that enter the sequence.
+      codes_exclude: shell patterns of the codes that do not.
+      unique_codes_in_visit: keep only the first of a code's repeats within a visit.
+      min_patients: codes of fewer train patients become `[UNK]`.
+      value_bins: quantile bins of numeric values; below 2, values are left out.
+      row_length: L, tokens a row; also the longest window of one patient.
+    """
+
+    path: str
+    prepared_dir: str
+    visits: str
+    visit_gap_hours: float
+    codes_include: tuple[str, ...]
+    codes_exclude: tuple[str, ...]
+    unique_codes_in_visit: bool
+    min_patients: int
+    value_bins: int
+    row_length: int
+
+    def __post_init__(self):
+        for key in ("codes_include", "codes_exclude"):
+            if isinstance(getattr(self, key), str):
+                raise ValueError(f"data.{key}: found one string; expected a tuple of patterns, such as ('LAB//*',)")
+        bounds = {"visit_gap_hours": 0.0, "min_patients": 1, "value_bins": 0, "row_length": 8}
+        for key, lowest in bounds.items():
+            if getattr(self, key) < lowest:
+                raise ValueError(f"data.{key}: found {getattr(self, key)}; expected {lowest} or more")
+
+    def fingerprint(self, fitted: str = "") -> str:
+        """A digest of the source's files and of the keys that shape prepared data.
+
+        Args:
+          fitted: the fingerprint of a vocabulary from elsewhere, if one is used.
+        """
+        root = Path(self.path)
+        shards = events.find_shards(root)
+        files = [*shards, *([root / events.SPLITS_FILE] if (root / events.SPLITS_FILE).exists() else [])]
+        sources = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        keys = dataclasses.asdict(self)
+        for unrelated in ("path", "prepared_dir", "row_length"):
+            del keys[unrelated]
+        return hashlib.sha256(json.dumps([FORMAT, sources, keys, fitted], sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,78 @@
+"""The first pass over a data set: every shard is validated and counted before anything is written."""
+
+import collections
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from behrt_jax.data import events, tokens, visits, vocabulary
+from behrt_jax.data.config import DataConfig
+
+MOST_SAMPLES = 16  # samples of numeric values, one a shard, that are held before they are merged
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What one pass over the validated shards found.
+
+    Attributes:
+      splits: `subject_id, split` of every subject in the data.
+      shards: for each split, the shards that hold subjects of it.
+      samples: numeric values of the train split, for the fit of their bins.
+    """
+
+    splits: pl.DataFrame
+    shards: dict[str, list[Path]]
+    samples: list[pl.DataFrame]
+
+
+def survey_shards(config: DataConfig, counts: collections.Counter, with_samples: bool) -> Survey:
+    """Validates every shard and counts its events."""
+    listed = events.read_splits(config.path)
+    counts["splits_made"] = int(listed is None)
+    subjects: dict[Path, np.ndarray] = {}
+    samples: list[pl.DataFrame] = []
+    for shard in events.find_shards(config.path):
+        found = events.read_shard(shard, tokens.visit_columns(config))
+        visits.visit_column(list(pl.read_parquet_schema(shard)), config.visits, shard)
+        subjects[shard] = found["subject_id"].unique().sort().to_numpy()
+        splits = events.make_splits(subjects[shard]) if listed is None else listed
+        _count_events(found, splits, counts)
+        if with_samples:
+            train = found.join(splits.filter(pl.col("split") == "train"), on="subject_id", how="semi")
+            samples.append(vocabulary.sample_values(tokens.select_codes(train, config)))
+            samples = samples if len(samples) < MOST_SAMPLES else [vocabulary.merge_samples(samples)]
+    events.check_disjoint(subjects)
+    splits = _splits_of_all(config, np.concatenate(list(subjects.values())), listed)
+    shards = {}
+    for split in events.SPLITS:
+        members = splits.filter(pl.col("split") == split)["subject_id"].to_numpy()
+        shards[split] = [shard for shard, ids in subjects.items() if np.isin(ids, members).any()]
+    return Survey(splits, shards, samples)
+
+
+def _splits_of_all(config: DataConfig, subject_ids: np.ndarray, listed: pl.DataFrame | None) -> pl.DataFrame:
+    """Returns the split of each subject, as listed or else made from a hash."""
+    if listed is None:
+        return events.make_splits(subject_ids)
+    splits = pl.DataFrame({"subject_id": subject_ids}).join(listed, on="subject_id", how="left", maintain_order="left")
+    if missing := splits["split"].null_count():
+        raise ValueError(
+            f"{Path(config.path) / events.SPLITS_FILE}: {missing} of {splits.height} subjects of the data have no "
+            "split; add them, or remove the file to have splits made from a hash of the subject id"
+        )
+    return splits
+
+
+def _count_events(found: pl.DataFrame, splits: pl.DataFrame, counts: collections.Counter) -> None:
+    """Adds a shard's counts that no later choice of codes changes."""
+    death = pl.col("time").filter(pl.col("code") == events.DEATH).min().over("subject_id")
+    is_birth = (pl.col("code") == events.BIRTH) & pl.col("time").is_not_null()
+    elsewhere = found.join(splits.filter(~pl.col("split").is_in(events.SPLITS)), on="subject_id", how="semi")
+    counts["events"] += found.height
+    counts["events_after_death"] += found.select((pl.col("time") > death).sum()).item()
+    counts["events_in_other_splits"] += elsewhere.height
+    counts["patients_in_other_splits"] += elsewhere["subject_id"].n_unique()
+    counts["patients_without_birth"] += found["subject_id"].n_unique() - found.filter(is_birth)["subject_id"].n_unique()

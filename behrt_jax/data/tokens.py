@@ -1,0 +1,81 @@
+"""Tokens: the events of a shard that are kept, in the order of the sequence."""
+
+import collections
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from behrt_jax.data import events, visits, vocabulary
+from behrt_jax.data.config import DataConfig
+
+
+def visit_columns(config: DataConfig) -> tuple[str, ...]:
+    """Returns the columns beyond MEDS that the config needs of a shard, where it has them."""
+    return visits.VISIT_COLUMNS if config.visits == "auto" else (config.visits,)
+
+
+def select_codes(found: pl.DataFrame, config: DataConfig) -> pl.DataFrame:
+    """Keeps the events whose codes the patterns of the config keep."""
+    names = found["code"].unique().to_list()
+    return found.filter(pl.col("code").is_in(events.matching_codes(names, config.codes_include, config.codes_exclude)))
+
+
+def tokenize(
+    shard: Path,
+    config: DataConfig,
+    value_edges: dict[str, tuple[float, ...]],
+    members: pl.DataFrame,
+    counts: collections.Counter | None = None,
+) -> pl.DataFrame:
+    """Reads one shard as tokens in sequence order.
+
+    Args:
+      shard: a parquet file of MEDS events.
+      config: the data section of a recipe.
+      value_edges: bins of numeric values.
+      members: the subjects to keep, by `subject_id`.
+      counts: if given, what was left out is added to it.
+
+    Returns:
+      `subject_id, token, visit:Int32, moment:Int32 (-1 for static rows), minutes:Int32 (since birth, or since the
+      first event where no birth is known), has_birth:Boolean`, by subject, static rows first, then by visit and time.
+    """
+    found = events.read_shard(shard, visit_columns(config)).join(
+        members, on="subject_id", how="semi", maintain_order="left"
+    )
+    birth = events.birth_times(pl.col("time"))
+    found = found.with_columns(
+        has_birth=birth.is_not_null(), origin=pl.coalesce(birth, pl.col("time").min().over("subject_id"))
+    )
+    static = found.filter(pl.col("time").is_null()).with_columns(visit=pl.lit(None, pl.UInt32))
+    timed = visits.assign_visits(found, config.visits, config.visit_gap_hours)
+    kept_timed, kept_static = select_codes(timed, config), select_codes(static, config)
+    tokens = vocabulary.add_tokens(visits.number_visits(kept_timed), value_edges)
+    static_tokens = kept_static.with_columns(
+        visit=pl.lit(-1, pl.Int32), moment=pl.lit(-1, pl.Int32), token=pl.col("code")
+    )
+    minutes = (pl.col("time") - pl.col("origin")).dt.total_minutes().fill_null(0).cast(pl.Int32)
+    columns = ("subject_id", "token", "visit", "moment", minutes.alias("minutes"), "has_birth")
+    merged = pl.concat([static_tokens.select(columns), tokens.select(columns)]).sort("subject_id", maintain_order=True)
+    read = merged.height
+    if config.unique_codes_in_visit:
+        merged = merged.unique(["subject_id", "visit", "token"], keep="first", maintain_order=True)
+    with_visits = merged.filter(pl.col("visit").max().over("subject_id") >= 0)
+    if counts is not None:
+        counts["events_left_out_by_pattern"] += found.height - read
+        counts["repeats_left_out"] += read - merged.height
+        counts["events_of_patients_without_codes"] += merged.height - with_visits.height
+        counts["patients_without_codes"] += found["subject_id"].n_unique() - with_visits["subject_id"].n_unique()
+        counts["visits"] += with_visits.filter(pl.col("visit") >= 0).select("subject_id", "visit").unique().height
+    return with_visits
+
+
+def split_patients(tokens: pl.DataFrame) -> Iterator[dict]:
+    """Yields each patient of `tokenize`'s result with `code_id` added, as `dataset.PatientTokens` holds it."""
+    matrix = tokens.select("code_id", "visit", "moment", "minutes").to_numpy().astype(np.int32)
+    subjects, starts = np.unique(tokens["subject_id"].to_numpy(), return_index=True)
+    has_birth = tokens["has_birth"].to_numpy()
+    for subject, start, stop in zip(subjects, starts, np.append(starts, len(matrix))[1:], strict=True):
+        yield {"subject_id": int(subject), "has_birth": bool(has_birth[start]), "tokens": matrix[start:stop]}

@@ -1,0 +1,155 @@
+"""What a user gets to see for bad input: one line that begins with `error: `, exit status 2 and no traceback.
+
+All commands run in children of one process that has imported everything once.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.experiments.conftest import ROOT
+
+DRIVER = """
+import json, os, resource, runpy, signal, sys, traceback
+import behrt_jax, experiments.summary, experiments.evaluate, tqdm
+
+def child(case):
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{case['prefix']}.{name}", os.O_WRONLY | os.O_CREAT, 0o600), number)
+    if case["limit"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (case["limit"], case["limit"]))
+    sys.argv = [case["module"], *case["arguments"]]
+    try:
+        runpy.run_module(case["module"], run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+for case in json.load(sys.stdin):
+    pid = os.fork()
+    if pid == 0:
+        status = child(case)
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+NEEDS_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/sys is of Linux")
+
+# Name: (overrides of a tiny run by the workdir "whole", further flags; None in their place: no other flags at all;
+# what the message must hold).
+CASES = {
+    "unknown key": (["--config.train.num_step=3"], r"config\.train\.num_step: no such config key; did you mean .*num_steps"),
+    "unknown section": (["--config.trian.num_steps=3"], r"config\.trian.*: no such config key"),
+    "wrong type": (["--config.train.num_steps=many"], r"num_steps.*many"),
+    "hidden_dim": (["--config.model.hidden_dim=15"], r"model\.hidden_dim: 15 is not divisible by model\.num_heads=2"),
+    "mask rate": (["--config.objective.mask_rate=0.0"], r"objective\.mask_rate: found 0\.0; expected more than 0"),
+    "warm-up": (["--config.optimizer.warmup_share=1.0"], r"optimizer\.warmup_share: found 1\.0"),
+    "accumulation": (["--config.train.accumulate_steps=3"], r"train\.accumulate_steps: found 3 with train\.batch_size=2"),
+    "data path": (["--config.data.path=no/such/place"], r"no/such/place: no such directory; data\.path must name"),
+    "no recipe": (["--config=configs/smal.py"], r"configs/smal\.py.*"),
+    "unknown flag": (["--worksdir=x"], r"worksdir"),
+    "another config": (["--config.train.num_steps=41"], r"whole: belongs to another config \(train\.num_steps: 40 there, 41"),
+    "below a file": (["--workdir={folder}/file/run"], r"file"),
+    "no permission": (["--workdir=/sys/behrt_jax"], r"/sys/behrt_jax"),
+    "nothing to evaluate": (None, r"nowhere/config\.json: not the config of a workdir"),
+    "with traceback": (["--config.model.hidden_dim=15", "--debug"], r"model\.hidden_dim: 15 is not divisible"),
+    "diverges at once": (
+        ["--workdir={folder}/diverged", "--config.optimizer.learning_rate=1e30"],
+        r"is (nan|inf) at step 1; no checkpoint was saved before; lower optimizer\.learning_rate",
+    ),
+    "diverges later": (
+        [
+            "--workdir={folder}/diverging",
+            "--config.optimizer.learning_rate=1e6",
+            "--config.optimizer.warmup_share=0.9",
+            "--config.train.evaluate_every=1",
+        ],
+        r"is (nan|inf) at step (\d+); the last good checkpoint is .*/diverging/checkpoints/(\d+); lower optimizer",
+    ),
+    "no space for the data": (
+        ["--workdir={folder}/unprepared", "--config.data.prepared_dir={folder}/full", "--config.data.value_bins=3"],
+        r".",
+    ),
+    "no space for the workdir": (["--workdir={folder}/full_workdir"], r"File too large.*vocabulary\.json"),
+    "no space for a checkpoint": (["--workdir={folder}/full_checkpoint"], r"."),
+}
+LIMITS = {"no space for the data": 4096, "no space for the workdir": 1024}
+SHOWS_TRACEBACK = "with traceback"
+
+
+@pytest.fixture(scope="session")
+def outcomes(workplace, whole, tmp_path_factory) -> dict[str, tuple[int, str, str]]:
+    """Exit status, output and errors of every case."""
+    folder, prints = workplace.folder, tmp_path_factory.mktemp("prints")
+    (folder / "file").write_text("")
+    vocabulary = (whole[0] / "vocabulary.json").stat().st_size
+    cases = []
+    for name, (flags, _) in CASES.items():
+        if flags is None:
+            module, arguments = "experiments.evaluate", ["--workdir=nowhere"]
+        else:
+            module, given = "experiments.pretrain", [flag.format(folder=folder) for flag in flags]
+            keys = {flag.partition("=")[0] for flag in given}
+            arguments = [flag for flag in workplace.arguments("whole") if flag.partition("=")[0] not in keys] + given
+        limit = LIMITS.get(name, vocabulary + 4096 if name == "no space for a checkpoint" else 0)
+        cases.append({"module": module, "arguments": arguments, "limit": limit, "prefix": str(prints / name)})
+    environment = {**workplace.environment, "MALLOC_ARENA_MAX": "1"}  # set already, so no command starts itself again
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=300,
+    )
+    statuses = list(map(int, done.stdout.split()))
+    assert len(statuses) == len(CASES), done.stderr
+    texts = [[Path(f"{case['prefix']}.{kind}").read_text() for kind in ("out", "err")] for case in cases]
+    return {name: (status, *text) for name, status, text in zip(CASES, statuses, texts, strict=True)}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=NEEDS_LINUX) if name == "no permission" else name for name in CASES]
+)
+def test_bad_input_ends_with_one_line(name, outcomes):
+    status, out, err = outcomes[name]
+    assert status == 2, out + err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and err.splitlines()[-1] == lines[0]
+    assert re.search(CASES[name][1], lines[0]), lines[0]
+    assert ("Traceback (most recent call last)" in out + err) is (name == SHOWS_TRACEBACK), err
+
+
+def test_what_is_wrong_with_the_config_is_said_before_anything_is_read(outcomes):
+    for name in ("unknown key", "hidden_dim", "mask rate", "warm-up", "accumulation", "no recipe"):
+        assert outcomes[name][1] == ""
+
+
+def test_nothing_half_written_is_left(workplace, outcomes):
+    del outcomes
+    assert not (workplace.folder / "unprepared").exists()
+    assert not list((workplace.folder / "full").iterdir())
+    assert not (workplace.folder / "full_workdir" / "config.json").exists()
+    assert (workplace.folder / "file").read_text() == ""
+
+
+def test_a_checkpoint_without_space_leaves_none(workplace, outcomes):
+    del outcomes
+    steps = [path.name for path in (workplace.folder / "full_checkpoint" / "checkpoints").iterdir()]
+    assert not [name for name in steps if name.isdigit()]
+
+
+def test_the_good_checkpoint_that_is_named_is_there_and_none_after_it(workplace, outcomes):
+    found = re.search(CASES["diverges later"][1], outcomes["diverges later"][2])
+    assert found
+    diverged, good = int(found[2]), int(found[3])
+    saved = sorted(int(path.name) for path in (workplace.folder / "diverging" / "checkpoints").glob("[0-9]*"))
+    assert saved[-1] == good < diverged
+    assert not list((workplace.folder / "diverged" / "checkpoints").glob("[0-9]*"))

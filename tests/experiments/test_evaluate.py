@@ -1,0 +1,52 @@
+"""Evaluation of a trained workdir on other splits and other data."""
+
+import json
+import runpy
+import shutil
+import signal
+import sys
+
+import pytest
+
+from behrt_jax import baselines
+from experiments.evaluate import evaluate_run
+from tests.experiments.conftest import cut_data_set
+
+
+@pytest.fixture
+def trained(whole, tmp_path, monkeypatch):
+    """A copy of the trained workdir, so that its own evaluation stays; baselines are fitted briefly."""
+    monkeypatch.setattr(baselines, "LINEAR_STEPS", 50)
+    return shutil.copytree(whole[0], tmp_path / "trained")
+
+
+def evaluation_of(folder):
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_another_split_by_the_command(trained, whole, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate", f"--workdir={trained}", "--split=tuning"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("experiments.evaluate", run_name="__main__")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert not ended.value.code
+    result, printed = evaluation_of(trained), capsys.readouterr().out
+    assert result["split"] == "tuning" and 8 <= result["patients"] <= 10
+    assert result["metrics"] != evaluation_of(whole[0])["metrics"]
+    assert f"tuning: {result['patients']} patients" in printed and str(trained / "evaluation.json") in printed
+
+
+def test_other_data(trained, whole, tmp_path):
+    other = cut_data_set(tmp_path / "other", skip=50)
+    result = evaluate_run(trained, "held_out", str(other), say=lambda line: None)
+    assert result["split"] == "held_out" and 8 <= result["patients"] <= 10
+    assert result["metrics"] != evaluation_of(whole[0])["metrics"]
+    assert evaluation_of(trained) == result
+
+
+def test_data_that_changed_since_training_is_refused(trained, tmp_path):
+    config = json.loads((trained / "config.json").read_text())
+    config["data"]["path"] = str(cut_data_set(tmp_path / "other", skip=50))
+    (trained / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="gives another vocabulary than .* was trained with"):
+        evaluate_run(trained, "held_out", say=lambda line: None)
