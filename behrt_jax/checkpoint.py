@@ -1,7 +1,9 @@
 """Checkpoints: Orbax steps, the newest two and the best kept; a damaged one gives way to the one before."""
 
+import contextlib
 import json
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ class Checkpoints:
     def __init__(self, folder: Path, metric: str):
         """Opens the folder, and makes it if there is none."""
         self.folder, self.metric = Path(folder).resolve(), metric
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file it opens
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of every file; its errors are raised as well
         keep = [
             preservation_policy.LatestN(NEWEST_KEPT),
             preservation_policy.BestN(
@@ -47,11 +49,22 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
-        """Saves a state under its step, with tuning metrics where there are some."""
+        """Saves a state under its step, with tuning metrics where there are some.
+
+        Raises:
+          OSError: it could not be written; the checkpoints before it stay.
+        """
         rest = {"step": state.step, "opt_state": state.opt_state}
         items = ocp.args.Composite(params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest))
         step = int(state.step)
-        self._manager.save(step, args=items, metrics=metrics)
+        try:
+            with _quiet_threads():
+                self._manager.save(step, args=items, metrics=metrics)
+        except Exception as error:  # Orbax and its stores raise many kinds for a full disk
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[-200:]}"
+            raise OSError(
+                f"{self.folder}: checkpoint {step} could not be written; free some space ({reason})"
+            ) from error
         (self.folder / str(step) / FILES).write_text(json.dumps(self._list_files(step)))
 
     def restore_newest(self, like: TrainState, warn: Callable[[str], None]) -> TrainState | None:
@@ -102,7 +115,8 @@ class Checkpoints:
                     place = self.folder / str(step)
                     raise ValueError(f"{place}: {mismatch}; the checkpoint belongs to another model config")
                 try:
-                    return dict(self._manager.restore(step, args=items).items())
+                    with _quiet_threads():
+                        return dict(self._manager.restore(step, args=items).items())
                 except Exception as error:  # Orbax and its stores raise many kinds for a damaged file
                     damage = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             warn(f"checkpoint {step} in {self.folder} cannot be read and is passed over for another ({damage})")
@@ -143,6 +157,16 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is being written."""
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _quiet_threads():
+    """Keeps the threads of Orbax from printing tracebacks of errors that it raises again in the caller's thread."""
+    shown, threading.excepthook = threading.excepthook, lambda arguments: None
+    try:
+        yield
+    finally:
+        threading.excepthook = shown
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:

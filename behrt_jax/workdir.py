@@ -99,6 +99,7 @@ def open_workdir(workdir: Path, config: ConfigDict, vocabulary: Vocabulary) -> b
 
     Raises:
       ValueError: the workdir belongs to another config or vocabulary; the message names the keys.
+      OSError: there is no space or no permission to write it.
     """
     if (workdir / CONFIG_FILE).exists():
         differing = differences(read_config(workdir), config)
@@ -114,9 +115,12 @@ def open_workdir(workdir: Path, config: ConfigDict, vocabulary: Vocabulary) -> b
         if read_config(workdir).to_dict() != config.to_dict():
             _write_config(workdir, config)  # so that evaluation finds data that has moved
         return True
-    workdir.mkdir(parents=True, exist_ok=True)
-    vocabulary.save(workdir / VOCABULARY_FILE)
-    _write_config(workdir, config)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        vocabulary.save(workdir / VOCABULARY_FILE)
+        _write_config(workdir, config)
+    except OSError as error:
+        raise OSError(f"{workdir}: cannot be written ({error}); use another --workdir, or free some space") from error
     return False
 
 

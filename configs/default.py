@@ -41,7 +41,7 @@ def get_config() -> config_dict.ConfigDict:
     config.model.num_layers = 2
     config.model.num_heads = 4
     config.model.feedforward_dim = 512
-    config.model.max_positions = config_dict.placeholder(int)  # not given: as many as a row has; 0: no positions
+    config.model.max_positions = 0  # no position table: codes of a moment have no order, ages and visits tell the rest
     config.model.max_visits = 512
     config.model.max_age = 100
     config.model.age_bin_size = 5.0
@@ -52,14 +52,14 @@ def get_config() -> config_dict.ConfigDict:
     config.objective.mask_rate = 0.3  # of codes hidden in training; see docs/choices.md
 
     config.optimizer = config_dict.ConfigDict()
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_share = 0.05  # of train.num_steps
     config.optimizer.weight_decay = 0.01
     config.optimizer.b2 = 0.999
     config.optimizer.clip_norm = 1.0
 
     config.train = config_dict.ConfigDict()
-    config.train.num_steps = 5000
+    config.train.num_steps = 4500
     config.train.batch_size = 8
     config.train.accumulate_steps = 1
     config.train.evaluate_every = 500

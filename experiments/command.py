@@ -64,6 +64,8 @@ def describe(error: Exception) -> str:
     if "--config=None" in text or "Failed loading config" in text:
         given = next((arg for arg in sys.argv if arg.startswith("--config=")), "--config")
         return f"{given}: expected a recipe that exists, such as --config=configs/small.py"
+    if isinstance(error, OSError) and error.errno and not error.filename:  # a write that does not say where
+        return f"{text}; check the space and the permissions of --workdir and data.prepared_dir"
     return text
 
 

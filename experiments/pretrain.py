@@ -32,8 +32,6 @@ def main() -> int:
     folder = Path(FLAGS.workdir or Path("runs") / Path(flags.FLAGS["config"].config_filename).stem)  # pyright: ignore
     # Everything that can be wrong in the config is found before minutes go into the data.
     data_config, train_config = DataConfig(**config.data), train.TrainConfig(**config.train)
-    if config.model.max_positions is None:
-        config.model.max_positions = config.data.row_length
     BEHRTConfig(**{**config.model, "vocab_size": 1})
     optimizer = make_optimizer(OptimizerConfig(**config.optimizer), train_config.num_steps)
     mlm.check_rate(config.objective.mask_rate)

@@ -165,7 +165,7 @@ def truth_or_even(batch, share):
 
 
 def partner_batches(seed, count):
-    """Visits of pairs (5, 10), (6, 11) ...: the visible code of a visit tells the hidden one, unless both are hidden."""
+    """Visits of pairs (5, 10), (6, 11) ...: the visible code of a visit tells the hidden one."""
     rng = np.random.default_rng(seed)
     for number in range(count):
         batch = tiny.packed_batch([[1 + 3 * 8], [1 + 3 * 8]], 25, seed=number)

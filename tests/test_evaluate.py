@@ -40,7 +40,11 @@ def test_hidden_codes_belong_to_their_patients():
 def test_a_baseline_that_is_given_the_labels_is_always_right():
     masked = masked_by_hand()
     found = predict(lambda batch: np.log(np.eye(11) * 0.9 + 0.009)[batch.labels], [masked, masked])
-    assert len(found.patients) == 8 and (found.values["accuracy"] == 1).all() and (found.values["top5_accuracy"] == 1).all()
+    assert (
+        len(found.patients) == 8
+        and (found.values["accuracy"] == 1).all()
+        and (found.values["top5_accuracy"] == 1).all()
+    )
     np.testing.assert_allclose(found.values["loss"], -np.log(0.909 / (0.9 + 11 * 0.009)), rtol=1e-5)
 
 

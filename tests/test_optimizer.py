@@ -62,7 +62,9 @@ def test_decay_takes_in_every_matrix_of_the_model_and_no_vector():
     model = BEHRTForMLM(tiny.config())
     optimizer = make_optimizer(tiny.optimizer_config(weight_decay=1.0), 10)
     shapes = jax.eval_shape(functools.partial(initialize, model), jax.random.key(0))
-    params, zeros = (jax.tree.map(lambda leaf, value=value: np.full(leaf.shape, value, np.float32), shapes) for value in (1.0, 0.0))
+    params, zeros = (
+        jax.tree.map(lambda leaf, value=value: np.full(leaf.shape, value, np.float32), shapes) for value in (1.0, 0.0)
+    )
     found, _ = jax.jit(lambda: optimizer.update(zeros, optimizer.init(params), params))()
     for path, leaf in jax.tree_util.tree_leaves_with_path(found):
         is_vector = any(name in jax.tree_util.keystr(path) for name in ("'bias'", "'scale'"))

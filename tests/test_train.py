@@ -122,9 +122,7 @@ def start(seed=0):
 
 
 def identical(first, second):
-    return all(
-        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
-    )
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
 
 
 def test_a_run_is_a_function_of_its_seed():
@@ -324,8 +322,6 @@ def test_parameters_broken_by_an_update_show_in_its_own_metrics():
     ],
 )
 def test_wrong_settings_name_key_and_value(overrides, message):
-    good = TrainConfig(
-        num_steps=6, batch_size=4, accumulate_steps=2, evaluate_every=3, log_every=2, patience=0
-    )
+    good = TrainConfig(num_steps=6, batch_size=4, accumulate_steps=2, evaluate_every=3, log_every=2, patience=0)
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(good, **overrides)

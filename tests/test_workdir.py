@@ -4,7 +4,6 @@ import math
 import jax
 import numpy as np
 import pytest
-from configs import default
 
 import behrt_jax
 from behrt_jax import workdir
@@ -13,6 +12,7 @@ from behrt_jax.data.vocabulary import Vocabulary
 from behrt_jax.models.behrt import BEHRTForMLM
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.optimizer import make_optimizer
+from configs import default
 from tests import tiny
 
 
@@ -25,7 +25,7 @@ def vocabulary(first="A"):
 def config(**overrides):
     made = default.get_config()
     with made.unlocked():
-        made.model.update(**tiny.SIZES, vocab_size=tiny.VOCAB_SIZE)
+        made.model.update(**tiny.SIZES, vocab_size=tiny.VOCAB_SIZE, max_positions=12)
         for key, value in overrides.items():
             section, _, name = key.partition("__")
             made[section][name] = value
@@ -55,7 +55,10 @@ def test_a_config_is_read_back_as_it_was(tmp_path):
         ({"model__hidden_dim": 32}, r"model.hidden_dim: 16 there, 32 now"),
         ({"data__codes_exclude": ("X*",)}, r"data.codes_exclude: \('MEDS_BIRTH'.*\) there, \('X\*',\) now"),
         ({"data__row_length": 64}, r"data.row_length: \d+ there, 64 now"),
-        ({"optimizer__b2": 0.9, "train__patience": 3}, r"optimizer.b2: 0.\d+ there, 0.9 now; train.patience: 0 there, 3"),
+        (
+            {"optimizer__b2": 0.9, "train__patience": 3},
+            r"optimizer.b2: 0.\d+ there, 0.9 now; train.patience: 0 there, 3",
+        ),
         ({"train__new_key": 1}, r"train.new_key: absent there, 1 now"),
     ],
 )

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.dropout import Dropout
 
-# BERT's 0.02 learns far more slowly here: docs/choices.md.
-INITIALIZER = nn.initializers.normal(0.1)
+# Codes begin larger than what is added to them; all at BERT's 0.02 learns far more slowly (docs/choices.md).
+CODE_INITIALIZER = nn.initializers.normal(0.1)
+INITIALIZER = nn.initializers.normal(0.02)
 
 
 class AgeEmbedding(nn.Module):
@@ -81,7 +82,7 @@ class BEHRTEmbedding(nn.Module):
     def setup(self):
         """Declares the tables and the projection."""
         config = self.config
-        self.codes = nn.Embed(config.vocab_size, config.embedding_dim, embedding_init=INITIALIZER)
+        self.codes = nn.Embed(config.vocab_size, config.embedding_dim, embedding_init=CODE_INITIALIZER)
         self.ages = AgeEmbedding(config.embedding_dim, config.max_age, config.age_bin_size)
         self.visits = VisitEmbedding(config.embedding_dim, config.max_visits)
         if config.max_positions:

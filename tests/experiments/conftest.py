@@ -88,7 +88,6 @@ class Workplace:
         out, err = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-
     def train(self, arguments: list[str]) -> str:
         """Runs until training has ended and leaves out the evaluation behind it; returns what was printed."""
         process, printed = self.start(arguments), []

@@ -44,19 +44,28 @@ NEEDS_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/sys is of Lin
 # Name: (overrides of a tiny run by the workdir "whole", further flags; None in their place: no other flags at all;
 # what the message must hold).
 CASES = {
-    "unknown key": (["--config.train.num_step=3"], r"config\.train\.num_step: no such config key; did you mean .*num_steps"),
+    "unknown key": (
+        ["--config.train.num_step=3"],
+        r"config\.train\.num_step: no such config key; did you mean .*num_steps",
+    ),
     "unknown section": (["--config.trian.num_steps=3"], r"config\.trian.*: no such config key"),
     "wrong type": (["--config.train.num_steps=many"], r"num_steps.*many"),
     "hidden_dim": (["--config.model.hidden_dim=15"], r"model\.hidden_dim: 15 is not divisible by model\.num_heads=2"),
     "mask rate": (["--config.objective.mask_rate=0.0"], r"objective\.mask_rate: found 0\.0; expected more than 0"),
     "warm-up": (["--config.optimizer.warmup_share=1.0"], r"optimizer\.warmup_share: found 1\.0"),
-    "accumulation": (["--config.train.accumulate_steps=3"], r"train\.accumulate_steps: found 3 with train\.batch_size=2"),
+    "accumulation": (
+        ["--config.train.accumulate_steps=3"],
+        r"train\.accumulate_steps: found 3 with train\.batch_size=2",
+    ),
     "data path": (["--config.data.path=no/such/place"], r"no/such/place: no such directory; data\.path must name"),
-    "no recipe": (["--config=configs/smal.py"], r"configs/smal\.py.*"),
+    "no recipe": (["--config=configs/smal.py"], r"configs/smal\.py: expected a recipe that exists"),
     "unknown flag": (["--worksdir=x"], r"worksdir"),
-    "another config": (["--config.train.num_steps=41"], r"whole: belongs to another config \(train\.num_steps: 40 there, 41"),
-    "below a file": (["--workdir={folder}/file/run"], r"file"),
-    "no permission": (["--workdir=/sys/behrt_jax"], r"/sys/behrt_jax"),
+    "another config": (
+        ["--config.train.num_steps=41"],
+        r"whole: belongs to another config \(train\.num_steps: 40 there, 41",
+    ),
+    "below a file": (["--workdir={folder}/file/run"], r"file/run: cannot be written .*; use another --workdir"),
+    "no permission": (["--workdir=/sys/behrt_jax"], r"/sys/behrt_jax: cannot be written"),
     "nothing to evaluate": (None, r"nowhere/config\.json: not the config of a workdir"),
     "with traceback": (["--config.model.hidden_dim=15", "--debug"], r"model\.hidden_dim: 15 is not divisible"),
     "diverges at once": (
@@ -74,10 +83,16 @@ CASES = {
     ),
     "no space for the data": (
         ["--workdir={folder}/unprepared", "--config.data.prepared_dir={folder}/full", "--config.data.value_bins=3"],
-        r".",
+        r"/full.*(space|too large)",
     ),
-    "no space for the workdir": (["--workdir={folder}/full_workdir"], r"File too large.*vocabulary\.json"),
-    "no space for a checkpoint": (["--workdir={folder}/full_checkpoint"], r"."),
+    "no space for the workdir": (
+        ["--workdir={folder}/full_workdir"],
+        r"full_workdir: cannot be written .*File too large.*; use another",
+    ),
+    "no space for a checkpoint": (
+        ["--workdir={folder}/full_checkpoint"],
+        r"full_checkpoint/checkpoints: checkpoint 10 could not be written; free some space \(.*File too large",
+    ),
 }
 LIMITS = {"no space for the data": 4096, "no space for the workdir": 1024}
 SHOWS_TRACEBACK = "with traceback"
@@ -97,6 +112,7 @@ def outcomes(workplace, whole, tmp_path_factory) -> dict[str, tuple[int, str, st
             module, given = "experiments.pretrain", [flag.format(folder=folder) for flag in flags]
             keys = {flag.partition("=")[0] for flag in given}
             arguments = [flag for flag in workplace.arguments("whole") if flag.partition("=")[0] not in keys] + given
+            arguments.sort(key=lambda flag: flag.startswith("--config."))  # which must come after --config itself
         limit = LIMITS.get(name, vocabulary + 4096 if name == "no space for a checkpoint" else 0)
         cases.append({"module": module, "arguments": arguments, "limit": limit, "prefix": str(prints / name)})
     environment = {**workplace.environment, "MALLOC_ARENA_MAX": "1"}  # set already, so no command starts itself again

@@ -89,9 +89,7 @@ def test_positions_default_to_the_place_in_the_row():
     params, run = model_of(True)
     model = BEHRTForMLM(tiny.config(num_layers=2))
     batch = tiny.packed_batch([[16], [16]], 16)
-    np.testing.assert_allclose(
-        jax.jit(model.apply)(params, *tiny.columns(batch)[:4]), run(batch)[1], atol=1e-5
-    )
+    np.testing.assert_allclose(jax.jit(model.apply)(params, *tiny.columns(batch)[:4]), run(batch)[1], atol=1e-5)
 
 
 def test_a_row_of_padding_is_finite_and_so_is_its_gradient():

@@ -1,9 +1,9 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from configs import large, medium, small
 
 from behrt_jax import BEHRT, BEHRTConfig, count_parameters
+from configs import large, medium, small
 from tests import tiny
 
 PRESETS = {"small": 506_624, "medium": 2_351_360, "large": 13_193_728}
