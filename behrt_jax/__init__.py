@@ -5,7 +5,7 @@
 
 from behrt_jax.models.behrt import BEHRT, BEHRTForMLM, count_parameters
 from behrt_jax.models.config import BEHRTConfig
-from behrt_jax.models.embeddings import AgeEmbedding, BEHRTEmbedding, PositionalEmbedding, VisitEmbedding
+from behrt_jax.models.embeddings import AgeEmbedding, BEHRTEmbedding, PositionalEmbedding, TimeEmbedding, VisitEmbedding
 from behrt_jax.workdir import load
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "BEHRTEmbedding",
     "BEHRTForMLM",
     "PositionalEmbedding",
+    "TimeEmbedding",
     "VisitEmbedding",
     "count_parameters",
     "load",

@@ -43,7 +43,8 @@ class MaskedBatch(NamedTuple):
 
 def device_columns(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the columns that a model or an objective reads."""
-    return {name: batch[name] for name in ("codes", "ages", "visit_ids", "positions", "patient_ids", "maskable")}
+    names = ("codes", "ages", "visit_ids", "positions", "time_deltas", "patient_ids", "maskable")
+    return {name: batch[name] for name in names}
 
 
 def mask_batches(

@@ -75,7 +75,8 @@ def restore_params(workdir: Path, model: BEHRTForMLM, warn: Callable[[str], None
 def initialize(model: BEHRTForMLM, key: jax.Array) -> Any:
     """Makes the variables of a model."""
     ints = jax.numpy.zeros((1, 2), "int32")
-    return model.init(key, ints, ints.astype("float32"), ints, ints)
+    days = ints.astype("float32")
+    return model.init(key, ints, days, ints, ints, time_deltas=days)
 
 
 def read_config(workdir: Path) -> ConfigDict:

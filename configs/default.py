@@ -41,11 +41,13 @@ def get_config() -> config_dict.ConfigDict:
     config.model.num_layers = 2
     config.model.num_heads = 4
     config.model.feedforward_dim = 512
-    config.model.max_positions = 0  # no position table: codes of a moment have no order, ages and visits tell the rest
+    config.model.max_positions = 0  # rows of a position table; 0: none, as rotary attention does better
     config.model.max_visits = 512
     config.model.max_age = 100
-    config.model.age_bin_size = 5.0
+    config.model.age_bin_size = 1.0
+    config.model.time_bins = 28  # of days since the previous visit, two a doubling; 0: left out
     config.model.visit_bias = True  # attention falls with the number of visits between; see docs/choices.md
+    config.model.rotary = True  # attention tells how far apart two tokens stand
     config.model.dropout = 0.0
 
     config.objective = config_dict.ConfigDict()
@@ -59,7 +61,7 @@ def get_config() -> config_dict.ConfigDict:
     config.optimizer.clip_norm = 1.0
 
     config.train = config_dict.ConfigDict()
-    config.train.num_steps = 4500
+    config.train.num_steps = 4000
     config.train.batch_size = 8
     config.train.accumulate_steps = 1
     config.train.evaluate_every = 500

@@ -39,12 +39,12 @@ def main() -> int:
     prepared = prepare(data_config, progress=print)
     with config.unlocked():
         config.model.vocab_size = len(prepared.vocabulary)
+    workdir.open_workdir(folder, config, prepared.vocabulary)
     model = BEHRTForMLM(BEHRTConfig(**config.model))
     current = state.create_state(functools.partial(workdir.initialize, model), optimizer, config.seed)
     splits = {split: dataset.read(prepared.folder, split) for split in events.SPLITS}
     print("\n".join(describe_data(prepared, count_parameters(current.params))))
     print(describe_rows(splits["train"], data_config.row_length, config.seed))
-    workdir.open_workdir(folder, config, prepared.vocabulary)
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
     current = checkpoints.restore_newest(current, warn=lambda line: print(f"warning: {line}")) or current
     done = int(current.step)

@@ -14,6 +14,7 @@ from behrt_jax.objectives.mlm import mlm_objective
 from behrt_jax.optimizer import make_optimizer
 from behrt_jax.state import TrainState
 from behrt_jax.train import TrainConfig, TrainingDivergedError, is_exhausted, make_train_step, train
+from behrt_jax.workdir import initialize
 from tests import tiny
 
 NUM_STEPS = 12
@@ -161,8 +162,11 @@ def test_one_step_of_the_large_tier():
     train_step = make_train_step(functools.partial(mlm_objective, model, mask_rate=0.15), optimizer, 0)
     batch = tiny.packed_batch([[20, 12], [25]], 32)
     del batch["patient_index"]
-    state = tiny.initial_state(model, optimizer)
-    before = jax.device_get(state.params)
+    # Drawn here, for the initialisation takes as long to compile as the step.
+    shapes, rng = jax.eval_shape(functools.partial(initialize, model), jax.random.key(0)), np.random.default_rng(0)
+    before = jax.tree.map(lambda leaf: 0.05 * rng.standard_normal(leaf.shape, np.float32), shapes)
+    params = jax.tree.map(jnp.array, before)
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
     state, metrics = train_step(state, batch)
     total, count = metrics["mlm/loss"]
     assert float(total / count) == pytest.approx(math.log(1000), abs=1.5)

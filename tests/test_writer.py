@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from behrt_jax.writer import MetricsWriter, read_metrics
+from behrt_jax.writer import MetricsWriter, read_metrics, read_series
 
 
 def write(folder, first_step, steps, loss=1.0):
@@ -55,3 +55,14 @@ def test_a_last_line_cut_short_is_left_out_and_the_file_goes_on_whole(tmp_path, 
 
 def test_no_file_has_no_lines(tmp_path):
     assert read_metrics(tmp_path) == []
+
+
+def test_a_series_holds_one_metric_of_one_split_up_to_a_step(tmp_path):
+    writer = MetricsWriter(tmp_path, 0)
+    for step, loss in ((2, 0.5), (4, float("nan")), (6, 0.25), (8, 0.125)):
+        writer.write(step, "train", {"loss": 9.0})
+        writer.write(step, "tuning", {"loss": loss, "other": 1.0})
+    writer.close()
+    assert read_series(tmp_path, "tuning", "loss", 6) == [0.5, 0.25]
+    assert read_series(tmp_path, "tuning", "absent", 6) == []
+    assert read_series(tmp_path / "elsewhere", "tuning", "loss", 6) == []

@@ -24,7 +24,15 @@ def strict_jax():
 
 
 def config(**overrides) -> BEHRTConfig:
-    settings = {**SIZES, "max_positions": 12, "max_visits": 6, "visit_bias": True, **overrides}
+    settings = {
+        **SIZES,
+        "max_positions": 12,
+        "max_visits": 6,
+        "time_bins": 12,
+        "visit_bias": True,
+        "rotary": True,
+        **overrides,
+    }
     return BEHRTConfig(vocab_size=VOCAB_SIZE, **settings)
 
 
@@ -48,7 +56,8 @@ def packed_batch(lengths: list[list[int]], row_length: int, seed: int = 0) -> di
     rng = np.random.default_rng(seed)
     shape = (len(lengths), row_length)
     batch = {name: np.zeros(shape, np.int32) for name in ("codes", "visit_ids", "positions", "patient_ids")}
-    batch["ages"], batch["maskable"] = np.zeros(shape, np.float32), np.zeros(shape, bool)
+    batch["ages"], batch["time_deltas"] = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    batch["maskable"] = np.zeros(shape, bool)
     batch["patient_index"] = np.full((len(lengths), max(map(len, lengths))), -1, np.int32)
     number = 0
     for row, sizes in enumerate(lengths):
@@ -59,6 +68,7 @@ def packed_batch(lengths: list[list[int]], row_length: int, seed: int = 0) -> di
             batch["maskable"][row, start + 1 : start + size - 1] = True
             batch["visit_ids"][here] = np.sort(rng.integers(0, 4, size))
             batch["ages"][here] = np.sort(rng.uniform(0, 95, size))
+            batch["time_deltas"][here] = rng.uniform(0, 100, size)
             batch["positions"][here] = np.arange(size)
             batch["patient_ids"][here] = slot + 1
             batch["patient_index"][row, slot] = number
@@ -68,4 +78,4 @@ def packed_batch(lengths: list[list[int]], row_length: int, seed: int = 0) -> di
 
 def columns(batch: dict) -> tuple:
     """Returns the arguments of a model's call."""
-    return tuple(batch[name] for name in ("codes", "ages", "visit_ids", "patient_ids", "positions"))
+    return tuple(batch[name] for name in ("codes", "ages", "visit_ids", "patient_ids", "positions", "time_deltas"))

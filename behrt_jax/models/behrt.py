@@ -29,7 +29,9 @@ class BEHRT(nn.Module):
         self.embedding = BEHRTEmbedding(self.config)
         self.encoder = Encoder(self.config)
 
-    def __call__(self, codes, ages, visit_ids, attention_mask, positions=None, deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self, codes, ages, visit_ids, attention_mask, positions=None, time_deltas=None, deterministic: bool = True
+    ) -> jax.Array:
         """Encodes tokens in the context of their patient.
 
         Args:
@@ -39,6 +41,7 @@ class BEHRT(nn.Module):
           attention_mask: (B, L) int; 0 for padding and 1 for tokens, or for packed rows `patient_ids`: tokens see the
             tokens of their row with the same number.
           positions: (B, L) int positions in the patient's sequence; the place in the row if not given.
+          time_deltas: (B, L) float days since the previous visit; read where `config.time_bins` is not 0.
           deterministic: False draws dropout from the stream `dropout`.
 
         Returns:
@@ -46,8 +49,8 @@ class BEHRT(nn.Module):
         """
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(codes.shape[1]), codes.shape)
-        x = self.embedding(codes, ages, visit_ids, positions, deterministic)
-        return self.encoder(x, attention_mask, visit_ids, deterministic)
+        x = self.embedding(codes, ages, visit_ids, positions, time_deltas, deterministic)
+        return self.encoder(x, attention_mask, visit_ids, positions, deterministic)
 
 
 class BEHRTForMLM(nn.Module):
@@ -65,7 +68,15 @@ class BEHRTForMLM(nn.Module):
         self.head = MaskedCodeHead(self.config)
 
     def __call__(
-        self, codes, ages, visit_ids, attention_mask, positions=None, masked_positions=None, deterministic: bool = True
+        self,
+        codes,
+        ages,
+        visit_ids,
+        attention_mask,
+        positions=None,
+        time_deltas=None,
+        masked_positions=None,
+        deterministic: bool = True,
     ) -> jax.Array:
         """Scores the vocabulary at masked positions.
 
@@ -75,17 +86,20 @@ class BEHRTForMLM(nn.Module):
           visit_ids: (B, L).
           attention_mask: (B, L).
           positions: (B, L).
+          time_deltas: (B, L).
           masked_positions: (B, K) int places in the row at which to score; all if not given.
           deterministic: as in `BEHRT.__call__`.
 
         Returns:
           (B, K, V) logits, or (B, L, V) without `masked_positions`.
         """
-        hidden = self.encode(codes, ages, visit_ids, attention_mask, positions, deterministic)
+        hidden = self.encode(codes, ages, visit_ids, attention_mask, positions, time_deltas, deterministic)
         if masked_positions is not None:
             hidden = jnp.take_along_axis(hidden, masked_positions[:, :, None], axis=1)
         return self.head(hidden, self.behrt.embedding.attend)
 
-    def encode(self, codes, ages, visit_ids, attention_mask, positions=None, deterministic: bool = True) -> jax.Array:
+    def encode(
+        self, codes, ages, visit_ids, attention_mask, positions=None, time_deltas=None, deterministic: bool = True
+    ) -> jax.Array:
         """Returns the (B, L, D) hidden states of the encoder; arguments are as `BEHRT.__call__` takes them."""
-        return self.behrt(codes, ages, visit_ids, attention_mask, positions, deterministic)
+        return self.behrt(codes, ages, visit_ids, attention_mask, positions, time_deltas, deterministic)

@@ -19,7 +19,9 @@ class BEHRTConfig:
       max_visits: rows of the visit table; later visits share the last.
       max_age: years; older ages share the last bin.
       age_bin_size: years a bin.
+      time_bins: rows of the table of days since the previous visit, two a doubling. 0 leaves it out.
       visit_bias: whether attention falls with the number of visits between two tokens, by a slope for each head.
+      rotary: whether attention tells the distance between positions by rotating queries and keys.
       dropout: share of activations dropped after the embeddings and in each residual branch.
     """
 
@@ -33,7 +35,9 @@ class BEHRTConfig:
     max_visits: int = 512
     max_age: int = 100
     age_bin_size: float = 5.0
+    time_bins: int = 0
     visit_bias: bool = False
+    rotary: bool = False
     dropout: float = 0.1
 
     def __post_init__(self):
@@ -53,11 +57,17 @@ class BEHRTConfig:
                 f"model.hidden_dim: {self.hidden_dim} is not divisible by model.num_heads={self.num_heads}; "
                 f"expected a multiple, such as {-(-self.hidden_dim // self.num_heads) * self.num_heads}"
             )
+        if self.rotary and self.hidden_dim // self.num_heads % 2:
+            width = self.hidden_dim // self.num_heads
+            raise ValueError(
+                f"model.rotary: the width of a head, hidden_dim / num_heads, is {width}; expected an even one"
+            )
         if self.max_age <= 0 or not 0 < self.age_bin_size <= self.max_age:
             found = f"found {self.age_bin_size} with max_age={self.max_age}"
             raise ValueError(f"model.age_bin_size: {found}; expected 0 < age_bin_size <= max_age")
-        if self.max_positions < 0:
-            raise ValueError(f"model.max_positions: found {self.max_positions}; expected 0 or more")
+        for key in ("max_positions", "time_bins"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"model.{key}: found {getattr(self, key)}; expected 0 or more")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout: found {self.dropout}; expected 0 <= dropout < 1")
 

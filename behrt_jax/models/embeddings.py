@@ -70,8 +70,27 @@ class PositionalEmbedding(nn.Module):
         return nn.Embed(self.max_positions, self.dim, embedding_init=INITIALIZER, name="table")(rows)
 
 
+class TimeEmbedding(nn.Module):
+    """Embeds the days since the previous visit in logarithmic bins, two for each doubling.
+
+    Attributes:
+      dim: width.
+      num_bins: rows of the table; 28 tell days apart up to 33 years, and longer times share the last.
+    """
+
+    dim: int
+    num_bins: int = 28
+
+    @nn.compact
+    def __call__(self, time_deltas: jax.Array) -> jax.Array:
+        """Maps (B, L) float days to (B, L, dim); below 0 counts as 0, which has a bin of its own with less than 0.4."""
+        bins = jnp.floor(2.0 * jnp.log2(1.0 + jnp.maximum(time_deltas, 0.0)))
+        rows = jnp.clip(bins, 0, self.num_bins - 1).astype(jnp.int32)
+        return nn.Embed(self.num_bins, self.dim, embedding_init=INITIALIZER, name="table")(rows)
+
+
 class BEHRTEmbedding(nn.Module):
-    """The sum of code, age, visit and position embeddings, normalised, and projected to the hidden width.
+    """The sum of code, age, visit, position and time embeddings, normalised, and projected to the hidden width.
 
     Attributes:
       config: sizes and choices.
@@ -87,15 +106,21 @@ class BEHRTEmbedding(nn.Module):
         self.visits = VisitEmbedding(config.embedding_dim, config.max_visits)
         if config.max_positions:
             self.positions = PositionalEmbedding(config.embedding_dim, config.max_positions)
+        if config.time_bins:
+            self.times = TimeEmbedding(config.embedding_dim, config.time_bins)
         self.norm = nn.LayerNorm()
         self.projection = nn.Dense(config.hidden_dim)
         self.dropout = Dropout(config.dropout)
 
-    def __call__(self, codes, ages, visit_ids, positions, deterministic: bool = True) -> jax.Array:
+    def __call__(self, codes, ages, visit_ids, positions, time_deltas=None, deterministic: bool = True) -> jax.Array:
         """Embeds (B, L) tokens to (B, L, D); see `BEHRT.__call__` for the arguments."""
         x = self.codes(codes) + self.ages(ages) + self.visits(visit_ids)
         if self.config.max_positions:
             x = x + self.positions(positions)
+        if self.config.time_bins:
+            if time_deltas is None:
+                raise ValueError("time_deltas: found None; expected (B, L) days, as model.time_bins is not 0")
+            x = x + self.times(time_deltas)
         return self.projection(self.dropout(self.norm(x), deterministic))
 
     def attend(self, query: jax.Array) -> jax.Array:

@@ -127,7 +127,7 @@ def mlm_objective(
 
 def score_masked(model, params, batch: dict[str, jax.Array], masked: Masked, dropout_key: jax.Array | None = None):
     """Returns `masked_outcomes` of a model; dropout is on where a key is given."""
-    columns = (batch[name] for name in ("ages", "visit_ids", "patient_ids", "positions"))
+    columns = (batch[name] for name in ("ages", "visit_ids", "patient_ids", "positions", "time_deltas"))
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     logits = model.apply(
         params, masked.inputs, *columns, masked_positions=masked.positions, deterministic=dropout_key is None, rngs=rngs

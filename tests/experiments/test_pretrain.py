@@ -74,9 +74,8 @@ def test_what_was_trained_is_loaded_in_one_call(whole):
     config, vocabulary, model, params = behrt_jax.load(whole[0])
     assert config.model.vocab_size == len(vocabulary) and config.data.row_length == TINY["data.row_length"]
     codes = np.array([[1, 7, 2]])
-    logits = jax.jit(model.apply)(
-        params, codes, np.full((1, 3), 40.0, np.float32), np.zeros_like(codes), np.ones_like(codes)
-    )
+    ages, days = np.full((1, 3), 40.0, np.float32), np.zeros((1, 3), np.float32)
+    logits = jax.jit(model.apply)(params, codes, ages, np.zeros_like(codes), np.ones_like(codes), time_deltas=days)
     assert logits.shape == (1, 3, len(vocabulary)) and np.isfinite(logits).all()
 
 

@@ -20,8 +20,8 @@ def _strict():
 @functools.cache
 def model_of(visit_bias: bool, num_layers: int = 2):
     model = BEHRTForMLM(tiny.config(visit_bias=visit_bias, num_layers=num_layers))
-    ints = np.zeros((1, 2), np.int32)
-    params = tiny.scattered(jax.jit(model.init)(jax.random.key(0), ints, ints.astype(np.float32), ints, ints))
+    ints, days = np.zeros((1, 2), np.int32), np.zeros((1, 2), np.float32)
+    params = tiny.scattered(jax.jit(model.init)(jax.random.key(0), ints, days, ints, ints, ints, days))
 
     @jax.jit
     def run(params, *columns):
@@ -38,6 +38,7 @@ def changed(batch, places, rng):
     batch["ages"][places] = rng.choice([np.nan, np.inf, -1.0, 3e38, 20.0, 71.0], count)
     batch["visit_ids"][places] = rng.integers(0, 2**30, count)
     batch["positions"][places] = rng.integers(0, 2**30, count)
+    batch["time_deltas"][places] = rng.choice([np.inf, -1.0, 3e38, 0.0, 71.0], count)
     return batch
 
 
@@ -57,7 +58,7 @@ def test_patients_never_see_row_mates_or_padding(visit_bias, patient):
 
 
 @pytest.mark.parametrize("visit_bias", [True, False])
-@pytest.mark.parametrize("column", ["codes", "ages", "visit_ids", "positions"])
+@pytest.mark.parametrize("column", ["codes", "ages", "visit_ids", "positions", "time_deltas"])
 def test_every_token_sees_every_token_of_its_own_patient(visit_bias, column):
     _, run = model_of(visit_bias)
     batch = tiny.packed_batch([[5, 4, 3], []], 16)
@@ -65,7 +66,8 @@ def test_every_token_sees_every_token_of_its_own_patient(visit_bias, column):
     real = batch["patient_ids"] > 0
     for place in (5, 8):  # the first and the last token of the second patient
         other = {name: values.copy() for name, values in batch.items()}
-        other[column][0, place] = {"codes": 17, "ages": 97, "visit_ids": 5, "positions": 11}[column]
+        new = {"codes": 17, "ages": 97, "visit_ids": 5, "positions": 11, "time_deltas": 0.0}
+        other[column][0, place] = new[column]
         moved = (run(other)[0] != before).any(axis=-1)
         np.testing.assert_array_equal(moved[real], batch["patient_ids"][real] == 2)
 
@@ -89,7 +91,9 @@ def test_positions_default_to_the_place_in_the_row():
     params, run = model_of(True)
     model = BEHRTForMLM(tiny.config(num_layers=2))
     batch = tiny.packed_batch([[16], [16]], 16)
-    np.testing.assert_allclose(jax.jit(model.apply)(params, *tiny.columns(batch)[:4]), run(batch)[1], atol=1e-5)
+    codes, ages, visit_ids, mask, _, time_deltas = tiny.columns(batch)
+    found = jax.jit(model.apply)(params, codes, ages, visit_ids, mask, time_deltas=time_deltas)
+    np.testing.assert_allclose(found, run(batch)[1], atol=1e-5)
 
 
 def test_a_row_of_padding_is_finite_and_so_is_its_gradient():
@@ -124,7 +128,15 @@ def gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def attention(x, weights, patient_ids, visit_ids, slopes):
+def turned(x, positions):
+    """Pairs of features as complex numbers, turned by an angle that grows with the position."""
+    half = x.shape[-1] // 2
+    angles = positions[..., None] * 100.0 ** (-np.arange(half) / half)
+    product = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
+    return np.concatenate([product.real, product.imag], axis=-1)
+
+
+def attention(x, weights, patient_ids, visit_ids, positions, slopes):
     """One query and head at a time, over the keys of its patient alone."""
     rows, length, width = x.shape
     query, key, value = np.split(dense(x, weights["qkv"]), 3, axis=-1)
@@ -135,7 +147,8 @@ def attention(x, weights, patient_ids, visit_ids, slopes):
             mine = np.flatnonzero(patient_ids[row] == patient_ids[row, place])
             for head, slope in enumerate(slopes):
                 part = slice(head * size, (head + 1) * size)
-                scores = key[row, mine, part] @ query[row, place, part] / np.sqrt(size)
+                asked = turned(query[row, place, part], positions[row, place])
+                scores = turned(key[row, mine, part], positions[row, mine]) @ asked / np.sqrt(size)
                 scores = scores - slope * abs(visit_ids[row, mine] - visit_ids[row, place])
                 share = np.exp(scores - scores.max())
                 mixed[row, place, part] = share / share.sum() @ value[row, mine, part]
@@ -144,18 +157,20 @@ def attention(x, weights, patient_ids, visit_ids, slopes):
 
 def forward(params, config, batch):
     embedding, encoder = params["behrt"]["embedding"], params["behrt"]["encoder"]
-    codes, ages, visit_ids, patient_ids, positions = tiny.columns(batch)
+    codes, ages, visit_ids, patient_ids, positions, time_deltas = tiny.columns(batch)
     age_bins = np.where(np.isnan(ages), 0, 1 + np.minimum(np.nan_to_num(ages) // 5, 20)).astype(int)
     x = embedding["codes"]["embedding"][codes]
     x = x + embedding["ages"]["table"]["embedding"][age_bins]
     x = x + embedding["visits"]["table"]["embedding"][np.minimum(visit_ids, config.max_visits - 1)]
     x = x + embedding["positions"]["table"]["embedding"][np.minimum(positions, config.max_positions - 1)]
+    time_bins = np.minimum(np.floor(2 * np.log2(1 + time_deltas)), config.time_bins - 1).astype(int)
+    x = x + embedding["times"]["table"]["embedding"][time_bins]
     x = dense(layer_norm(x, embedding["norm"]), embedding["projection"])
     slopes = visit_slopes(config.num_heads) if config.visit_bias else (0.0,) * config.num_heads
     for layer in range(config.num_layers):
         block = encoder[f"block_{layer}"]
         normed = layer_norm(x, block["attention_norm"])
-        x = x + attention(normed, block["attention"], patient_ids, visit_ids, slopes)
+        x = x + attention(normed, block["attention"], patient_ids, visit_ids, positions, slopes)
         inner = gelu(dense(layer_norm(x, block["feedforward_norm"]), block["feedforward"]["input"]))
         x = x + dense(inner, block["feedforward"]["output"])
     hidden = layer_norm(x, encoder["norm"])

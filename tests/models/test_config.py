@@ -13,7 +13,7 @@ SIZES = ("embedding_dim", "hidden_dim", "num_layers", "num_heads", "feedforward_
 
 def encoder_parameters(config: BEHRTConfig) -> int:
     ints, floats = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 2))
-    shapes = jax.eval_shape(BEHRT(config).init, jax.random.key(0), ints, floats, ints, ints)
+    shapes = jax.eval_shape(BEHRT(config).init, jax.random.key(0), ints, floats, ints, ints, ints, floats)
     return count_parameters(shapes)
 
 
@@ -52,6 +52,7 @@ def test_recipes_have_the_sizes_of_their_tier(name):
         ({"num_heads": -1}, "model.num_heads: found -1"),
         ({"max_visits": 0}, "model.max_visits: found 0"),
         ({"max_positions": -1}, "model.max_positions: found -1; expected 0 or more"),
+        ({"time_bins": -1}, "model.time_bins: found -1; expected 0 or more"),
         ({"dropout": 1.0}, "model.dropout: found 1.0; expected 0 <= dropout < 1"),
         ({"dropout": -0.1}, "model.dropout: found -0.1"),
         ({"age_bin_size": 0.0}, "model.age_bin_size: found 0.0 with max_age=100"),

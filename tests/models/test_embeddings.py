@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from behrt_jax import AgeEmbedding, PositionalEmbedding, VisitEmbedding
+from behrt_jax import AgeEmbedding, PositionalEmbedding, TimeEmbedding, VisitEmbedding
 from tests import tiny
 
 
@@ -17,7 +17,7 @@ def embed(module, values):
     """Embeds a list of values, (n, dim), by a table of distinct rows."""
     values = jnp.asarray([values])
     params = module.init(jax.random.key(0), values)
-    return np.asarray(module.apply(params, values))[0], params["params"]["table"]["embedding"]
+    return np.asarray(module.apply(params, values))[0], np.asarray(params["params"]["table"]["embedding"])
 
 
 def same(first, second):
@@ -59,3 +59,9 @@ def test_visits_and_positions_clamp_at_the_ends_of_the_table(module):
     assert same(found[1:5], table)
     assert same(found[0], table[0])
     assert same(found[5], table[3]) and same(found[6], table[3])
+
+
+def test_days_fall_in_two_bins_a_doubling_and_clamp_at_both_ends():
+    days = [-5.0, 0.0, 0.41, 0.42, 0.99, 1.0, 3.0, 7.0, 1e9, np.inf]
+    found, table = embed(TimeEmbedding(6, 7), days)
+    np.testing.assert_array_equal(found, table[[0, 0, 0, 1, 1, 2, 4, 6, 6, 6]])
