@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -87,7 +88,8 @@ class Checkpoints:
         for step in self.steps():
             if step > state.step:
                 self._manager.delete(step)
-        return state
+        # Training donates the state; memory that restored arrays share must not be (under jax 0.5.0 it crashes).
+        return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
 
     def restore_best(self, like: Any, warn: Callable[[str], None]) -> Any | None:
         """Restores the parameters of lowest tuning loss; the newest where none was evaluated or the best is damaged.
