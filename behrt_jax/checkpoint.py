@@ -1,8 +1,9 @@
 """Checkpoints: Orbax steps, the newest two and the best kept; a damaged one gives way to the one before."""
 
-import contextlib
+import functools
 import json
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ class Checkpoints:
         """Opens the folder, and makes it if there is none."""
         self.folder, self.metric = Path(folder).resolve(), metric
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of every file; its errors are raised as well
+        _quiet_threads()
         keep = [
             preservation_policy.LatestN(NEWEST_KEPT),
             preservation_policy.BestN(
@@ -59,8 +61,7 @@ class Checkpoints:
         items = ocp.args.Composite(params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest))
         step = int(state.step)
         try:
-            with _quiet_threads():
-                self._manager.save(step, args=items, metrics=metrics)
+            self._manager.save(step, args=items, metrics=metrics)
         except Exception as error:  # Orbax and its stores raise many kinds for a full disk
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[-200:]}"
             raise OSError(
@@ -117,8 +118,7 @@ class Checkpoints:
                     place = self.folder / str(step)
                     raise ValueError(f"{place}: {mismatch}; the checkpoint belongs to another model config")
                 try:
-                    with _quiet_threads():
-                        return dict(self._manager.restore(step, args=items).items())
+                    return dict(self._manager.restore(step, args=items).items())
                 except Exception as error:  # Orbax and its stores raise many kinds for a damaged file
                     damage = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             warn(f"checkpoint {step} in {self.folder} cannot be read and is passed over for another ({damage})")
@@ -161,14 +161,20 @@ class Checkpoints:
         self._manager.close()
 
 
-@contextlib.contextmanager
-def _quiet_threads():
-    """Keeps the threads of Orbax from printing tracebacks of errors that it raises again in the caller's thread."""
-    shown, threading.excepthook = threading.excepthook, lambda arguments: None
-    try:
-        yield
-    finally:
-        threading.excepthook = shown
+@functools.cache  # once a process
+def _quiet_threads() -> None:
+    """Hides what threads of Orbax print, even later, about an error that it raises in the caller's thread as well."""
+    show_thread, show_ignored = threading.excepthook, sys.unraisablehook
+
+    def of_thread(arguments):
+        if not type(arguments.thread).__module__.startswith("orbax"):
+            show_thread(arguments)
+
+    def of_callback(arguments):
+        if str(arguments.exc_value) != "Event loop is closed":
+            show_ignored(arguments)
+
+    threading.excepthook, sys.unraisablehook = of_thread, of_callback
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:

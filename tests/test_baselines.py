@@ -179,7 +179,7 @@ def partner_batches(seed, count):
 
 def test_the_linear_model_finds_a_planted_rule(monkeypatch):
     monkeypatch.setattr(baselines, "LINEAR_STEPS", 100)
-    monkeypatch.setattr(baselines, "LINEAR_LEARNING_RATES", (0.1,))
+    monkeypatch.setattr(baselines, "LINEAR_LEARNING_RATE", 0.1)
 
     def hide(seed, count):
         return mask_batches(partner_batches(seed, count), 0.15, 15, draws=1, seed=seed)
