@@ -31,7 +31,8 @@ class Checkpoints:
     def __init__(self, folder: Path, metric: str):
         """Opens the folder, and makes it if there is none."""
         self.folder, self.metric = Path(folder).resolve(), metric
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of every file; its errors are raised as well
+        for name in ("absl", "asyncio"):  # Orbax tells of every file; its errors are raised as well
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         _quiet_threads()
         keep = [
             preservation_policy.LatestN(NEWEST_KEPT),

@@ -19,7 +19,7 @@ CHECKPOINTS = "checkpoints"
 TUNING_LOSS = "mlm/loss"
 # Keys that may change between a run and its resume: where data lies, and what is only shown or measured at the end.
 # The size of the vocabulary is not a choice; vocabularies are compared by their fingerprints.
-MOVABLE = ("data.path", "data.prepared_dir", "train.log_every", "evaluation.", "model.vocab_size")
+MOVABLE = ("data.path", "data.prepared_dir", "train.log_every", "evaluation.mask_draws", "model.vocab_size")
 
 
 class Loaded(NamedTuple):
@@ -38,7 +38,8 @@ def load(workdir: str | Path) -> Loaded:
       workdir: what `experiments.pretrain` wrote.
 
     Returns:
-      `(config, vocabulary, model, params)`; `model.apply(params, codes, ages, visit_ids, attention_mask)` gives logits.
+      `(config, vocabulary, model, params)`; `model.apply(params, codes, ages, visit_ids, attention_mask)` gives logits,
+      with `time_deltas=` (days since the previous visit) too where `config.model.time_bins` is not 0.
 
     Raises:
       ValueError: the workdir lacks a file, or holds no checkpoint that can be read.

@@ -134,7 +134,10 @@ def fit(config, folder, model, optimizer, current, splits, checkpoints, losses) 
 
 def resume_command(folder: Path) -> str:
     """Returns the command line that was given, with the workdir spelled out."""
-    given = [arg for arg in sys.argv[1:] if not arg.startswith("--workdir")]
+    given = list(sys.argv[1:])
+    if "--workdir" in given:  # its value is the next word
+        del given[given.index("--workdir") : given.index("--workdir") + 2]
+    given = [word for word in given if not word.startswith("--workdir=")]
     return f"python -m experiments.pretrain {shlex.join([*given, f'--workdir={folder}'])}"
 
 
