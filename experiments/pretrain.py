@@ -133,12 +133,11 @@ def fit(config, folder, model, optimizer, current, splits, checkpoints, losses) 
 
 
 def resume_command(folder: Path) -> str:
-    """Returns the command line that was given, with the workdir spelled out."""
-    given = list(sys.argv[1:])
-    if "--workdir" in given:  # its value is the next word
-        del given[given.index("--workdir") : given.index("--workdir") + 2]
-    given = [word for word in given if not word.startswith("--workdir=")]
-    return f"python -m experiments.pretrain {shlex.join([*given, f'--workdir={folder}'])}"
+    """Returns the command line that was given, with the workdir where it was left to the default."""
+    given = sys.argv[1:]
+    if not any(word.partition("=")[0] == "--workdir" for word in given):
+        given = [*given, f"--workdir={folder}"]
+    return f"python -m experiments.pretrain {shlex.join(given)}"
 
 
 if __name__ == "__main__":
