@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from behrt_jax import evaluate, state, train, workdir, writer
 from behrt_jax.checkpoint import Checkpoints
-from behrt_jax.data import batches, dataset, events
+from behrt_jax.data import batches, dataset
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.models.behrt import BEHRTForMLM, count_parameters
@@ -42,7 +42,7 @@ def main() -> int:
     workdir.open_workdir(folder, config, prepared.vocabulary)
     model = BEHRTForMLM(BEHRTConfig(**config.model))
     current = state.create_state(functools.partial(workdir.initialize, model), optimizer, config.seed)
-    splits = {split: dataset.read(prepared.folder, split) for split in events.SPLITS}
+    splits = {split: dataset.read(prepared.folder, split) for split in ("train", "tuning")}
     print("\n".join(describe_data(prepared, count_parameters(current.params))))
     print(describe_rows(splits["train"], data_config.row_length, config.seed))
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)

@@ -44,9 +44,8 @@ def training_epoch(patients: Patients, index: sequences.VisitIndex, seed: int, e
     return Epoch(windows, plan, np.argsort(hash_integers(salt, np.arange(len(plan))), kind="stable"), salt)
 
 
-def evaluation_epoch(patients: Patients, index: sequences.VisitIndex) -> Epoch:
+def evaluation_epoch(index: sequences.VisitIndex) -> Epoch:
     """Plans one pass over each patient's newest window, in a fixed order."""
-    del patients
     windows = sequences.newest_windows(index)
     plan = packing.pack(windows.lengths, index.row_length)
     return Epoch(windows, plan, np.arange(len(plan)), sequences.EVALUATION_SALT)
@@ -106,6 +105,6 @@ def training_batches(
 def evaluation_batches(patients: Patients, row_length: int, batch_size: int) -> Iterator[dict]:
     """Yields each patient's newest window once, in a fixed order."""
     index = sequences.index_visits(patients, row_length)
-    epoch = evaluation_epoch(patients, index)
+    epoch = evaluation_epoch(index)
     for number in range(epoch.num_batches(batch_size)):
         yield batch_of(patients, index, epoch, number, batch_size)

@@ -103,7 +103,7 @@ def test_the_last_batch_is_part_empty():
     for name in {*sequences.COLUMNS, "patient_ids"}:
         assert not last[name][last["patient_ids"] == 0].any()
         assert last[name].shape == found[0][name].shape
-    assert batches.evaluation_epoch(patients, index).num_batches(BATCH_SIZE) == 2
+    assert batches.evaluation_epoch(index).num_batches(BATCH_SIZE) == 2
 
 
 def test_padding_is_zero_everywhere():
