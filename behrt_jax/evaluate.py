@@ -43,7 +43,7 @@ class MaskedBatch(NamedTuple):
 
 def device_columns(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the columns that a model or an objective reads."""
-    names = ("codes", "ages", "visit_ids", "positions", "time_deltas", "patient_ids", "maskable")
+    names = ("codes", "ages", "visit_ids", "positions", "time_deltas", "dates", "patient_ids", "maskable")
     return {name: batch[name] for name in names}
 
 

@@ -39,7 +39,8 @@ def load(workdir: str | Path) -> Loaded:
 
     Returns:
       `(config, vocabulary, model, params)`; `model.apply(params, codes, ages, visit_ids, attention_mask)` gives logits,
-      with `time_deltas=` (days since the previous visit) too where `config.model.time_bins` is not 0.
+      with `time_deltas=` (days since the previous visit) too where `config.model.time_bins` is not 0, and `dates=`
+      (years since 2000) where `config.model.date_encoding` is not `none`.
 
     Raises:
       ValueError: the workdir lacks a file, or holds no checkpoint that can be read.
@@ -77,7 +78,7 @@ def initialize(model: BEHRTForMLM, key: jax.Array) -> Any:
     """Makes the variables of a model."""
     ints = jax.numpy.zeros((1, 2), "int32")
     days = ints.astype("float32")
-    return model.init(key, ints, days, ints, ints, time_deltas=days)
+    return model.init(key, ints, days, ints, ints, time_deltas=days, dates=days)
 
 
 def read_config(workdir: Path) -> ConfigDict:

@@ -33,6 +33,7 @@ def get_config() -> config_dict.ConfigDict:
     config.data.min_patients = 5  # codes of fewer train patients become [UNK]
     config.data.value_bins = 10  # quantile bins for codes that carry numbers; below 2: none
     config.data.row_length = 256  # tokens a row, and the longest window of one patient
+    config.data.separators = True  # [SEP] ends each visit
 
     config.model = config_dict.ConfigDict()
     config.model.vocab_size = config_dict.placeholder(int)  # set from the fitted vocabulary
@@ -41,14 +42,23 @@ def get_config() -> config_dict.ConfigDict:
     config.model.num_layers = 2
     config.model.num_heads = 4
     config.model.feedforward_dim = 512
-    config.model.max_positions = 0  # rows of a position table; 0: none, as rotary attention does better
+    config.model.position_encoding = "none"  # or: learned, sinusoidal; rotary attention does better
+    config.model.max_positions = 256  # rows of the learned table; later positions share the last
     config.model.max_visits = 512
     config.model.max_age = 100
     config.model.age_bin_size = 1.0
-    config.model.time_bins = 28  # of days since the previous visit, two a doubling; 0: left out
+    config.model.age_encoding = "bins"  # or: time2vec, sinusoidal
+    config.model.date_encoding = "none"  # or: time2vec; leave it out where dates were shifted to hide them
+    config.model.time_bins = 28  # of days since the previous visit; 0: left out
+    config.model.time_bin_days = 0.0  # days a bin; 0: two bins a doubling
     config.model.visit_bias = True  # attention falls with the number of visits between; see docs/choices.md
-    config.model.rotary = True  # attention tells how far apart two tokens stand
+    config.model.rotary = "positions"  # attention tells how far apart two tokens stand; or: ages, none
+    config.model.causal = False  # True: a visit sees only itself and the past
+    config.model.encoder = "transformer"  # or: hierarchical (visit vectors, then a Transformer over visits), lstm
+    config.model.feedforward = "gelu"  # or: swiglu
+    config.model.pooling = "mean"  # from tokens to the patient, in heads for patients; or: cls, max, attention
     config.model.dropout = 0.0
+    config.model.dtype = "float32"  # of matrix products; bfloat16 is for GPUs
 
     config.objective = config_dict.ConfigDict()
     config.objective.mask_rate = 0.3  # of codes hidden in training; see docs/choices.md

@@ -43,7 +43,8 @@ def evaluate_run(folder: Path, split: str, data: str | None = None, say: Callabl
     scored = own
     if data is not None:
         scored = prepare(DataConfig(**{**config.data, "path": data}), fitted=vocabulary, splits=(split,), progress=say)
-    settings, size, length = config.evaluation, len(vocabulary), config.data.row_length
+    settings, size = config.evaluation, len(vocabulary)
+    length, separators = config.data.row_length, config.data.separators
     train, tuning = (dataset.read(own.folder, name) for name in ("train", "tuning"))
     everyone = dataset.read(scored.folder, split)
     patients, tuning = (dataset.sample(found, settings.max_patients) for found in (everyone, tuning))
@@ -51,11 +52,11 @@ def evaluate_run(folder: Path, split: str, data: str | None = None, say: Callabl
         say(f"scoring {len(patients):,} of {len(everyone):,} patients of {split} (evaluation.max_patients)")
 
     def masked(found, draws):
-        plain = batches.evaluation_batches(found, length, settings.batch_size)
+        plain = batches.evaluation_batches(found, length, settings.batch_size, separators)
         return evaluate.mask_batches(plain, settings.mask_rate, size, draws)
 
     def training():
-        return batches.training_batches(train, length, settings.batch_size, config.seed)
+        return batches.training_batches(train, length, settings.batch_size, config.seed, separators=separators)
 
     outcomes = evaluate.score(evaluate.make_score_step(model), params, masked(patients, settings.mask_draws))
     result = {

@@ -44,7 +44,7 @@ def main() -> int:
     current = state.create_state(functools.partial(workdir.initialize, model), optimizer, config.seed)
     splits = {split: dataset.read(prepared.folder, split) for split in ("train", "tuning")}
     print("\n".join(describe_data(prepared, count_parameters(current.params))))
-    print(describe_rows(splits["train"], data_config.row_length, config.seed))
+    print(describe_rows(splits["train"], data_config.row_length, data_config.separators, config.seed))
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
     current = checkpoints.restore_newest(current, warn=lambda line: print(f"warning: {line}")) or current
     done = int(current.step)
@@ -74,15 +74,15 @@ def fit(config, folder, model, optimizer, current, splits, checkpoints, losses) 
     objective = functools.partial(mlm.mlm_objective, model, mask_rate=config.objective.mask_rate)
     train_step = train.make_train_step(objective, optimizer, config.seed, train_config.accumulate_steps)
     done = int(current.step)
-    length = config.data.row_length
-    stream = batches.training_batches(splits["train"], length, train_config.batch_size, config.seed, done)
+    length, separators = config.data.row_length, config.data.separators
+    stream = batches.training_batches(splits["train"], length, train_config.batch_size, config.seed, done, separators)
     settings = config.evaluation
     tuning = dataset.sample(splits["tuning"], settings.max_patients)
     score_step = evaluate.make_score_step(model)
     log_file = writer.MetricsWriter(folder, done)
 
     def score_tuning(params):
-        plain = batches.evaluation_batches(tuning, length, settings.batch_size)
+        plain = batches.evaluation_batches(tuning, length, settings.batch_size, separators)
         masked = evaluate.mask_batches(plain, settings.mask_rate, config.model.vocab_size, draws=1)
         outcomes = evaluate.score(score_step, params, masked)
         return {f"mlm/{name}": float(values.mean()) for name, values in outcomes.values.items()}

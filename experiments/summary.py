@@ -37,9 +37,9 @@ def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
     return lines
 
 
-def describe_rows(patients: dataset.Patients, row_length: int, seed: int) -> str:
+def describe_rows(patients: dataset.Patients, row_length: int, separators: bool, seed: int) -> str:
     """Says how full the packed rows of train are and what does not fit a row."""
-    index = sequences.index_visits(patients, row_length)
+    index = sequences.index_visits(patients, row_length, separators)
     fill = batches.training_epoch(patients, index, seed, 0).fill / row_length
     cut = sequences.window_report(index, sequences.newest_windows(index))
     return (

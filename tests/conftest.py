@@ -24,6 +24,7 @@ def bundled_config(tmp_path_factory) -> DataConfig:
         min_patients=5,
         value_bins=10,
         row_length=256,
+        separators=True,
     )
 
 

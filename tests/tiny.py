@@ -30,7 +30,7 @@ def config(**overrides) -> BEHRTConfig:
         "max_visits": 6,
         "time_bins": 12,
         "visit_bias": True,
-        "rotary": True,
+        "rotary": "positions",
         **overrides,
     }
     return BEHRTConfig(vocab_size=VOCAB_SIZE, **settings)
@@ -56,7 +56,7 @@ def packed_batch(lengths: list[list[int]], row_length: int, seed: int = 0) -> di
     rng = np.random.default_rng(seed)
     shape = (len(lengths), row_length)
     batch = {name: np.zeros(shape, np.int32) for name in ("codes", "visit_ids", "positions", "patient_ids")}
-    batch["ages"], batch["time_deltas"] = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    batch |= {name: np.zeros(shape, np.float32) for name in ("ages", "time_deltas", "dates")}
     batch["maskable"] = np.zeros(shape, bool)
     batch["patient_index"] = np.full((len(lengths), max(map(len, lengths))), -1, np.int32)
     number = 0
@@ -69,6 +69,7 @@ def packed_batch(lengths: list[list[int]], row_length: int, seed: int = 0) -> di
             batch["visit_ids"][here] = np.sort(rng.integers(0, 4, size))
             batch["ages"][here] = np.sort(rng.uniform(0, 95, size))
             batch["time_deltas"][here] = rng.uniform(0, 100, size)
+            batch["dates"][here] = np.sort(rng.uniform(-40, 25, size))
             batch["positions"][here] = np.arange(size)
             batch["patient_ids"][here] = slot + 1
             batch["patient_index"][row, slot] = number
@@ -77,5 +78,10 @@ def packed_batch(lengths: list[list[int]], row_length: int, seed: int = 0) -> di
 
 
 def columns(batch: dict) -> tuple:
-    """Returns the arguments of a model's call."""
-    return tuple(batch[name] for name in ("codes", "ages", "visit_ids", "patient_ids", "positions", "time_deltas"))
+    """Returns the positional arguments of a model's call."""
+    return tuple(batch[name] for name in ("codes", "ages", "visit_ids", "patient_ids"))
+
+
+def named(batch: dict) -> dict:
+    """Returns the keyword arguments of a model's call."""
+    return {name: batch[name] for name in ("positions", "time_deltas", "dates")}

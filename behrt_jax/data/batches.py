@@ -86,13 +86,13 @@ def batch_of(
 
 
 def training_batches(
-    patients: Patients, row_length: int, batch_size: int, seed: int, start_step: int = 0
+    patients: Patients, row_length: int, batch_size: int, seed: int, start_step: int = 0, separators: bool = True
 ) -> Iterator[dict]:
-    """Yields training batches without end, beginning with that of `start_step`.
+    """Yields training batches without end, beginning with that of `start_step`; `separators`: see `index_visits`.
 
     Skipping to a step plans the epochs before it and lays out none of their rows, so a resume needs the step alone.
     """
-    index = sequences.index_visits(patients, row_length)
+    index = sequences.index_visits(patients, row_length, separators)
     first_step, number = 0, 0
     while True:
         epoch = training_epoch(patients, index, seed, number)
@@ -102,9 +102,9 @@ def training_batches(
         first_step, number = first_step + steps, number + 1
 
 
-def evaluation_batches(patients: Patients, row_length: int, batch_size: int) -> Iterator[dict]:
-    """Yields each patient's newest window once, in a fixed order."""
-    index = sequences.index_visits(patients, row_length)
+def evaluation_batches(patients: Patients, row_length: int, batch_size: int, separators: bool = True) -> Iterator[dict]:
+    """Yields each patient's newest window once, in a fixed order; `separators`: see `index_visits`."""
+    index = sequences.index_visits(patients, row_length, separators)
     epoch = evaluation_epoch(index)
     for number in range(epoch.num_batches(batch_size)):
         yield batch_of(patients, index, epoch, number, batch_size)

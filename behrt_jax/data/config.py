@@ -7,7 +7,7 @@ from pathlib import Path
 
 from behrt_jax.data import events
 
-FORMAT = 2  # of prepared data; a change prepares everything anew
+FORMAT = 3  # of prepared data; a change prepares everything anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,7 @@ class DataConfig:
       min_patients: codes of fewer train patients become `[UNK]`.
       value_bins: quantile bins of numeric values; below 2, values are left out.
       row_length: L, tokens a row; also the longest window of one patient.
+      separators: whether `[SEP]` ends each visit.
     """
 
     path: str
@@ -37,6 +38,7 @@ class DataConfig:
     min_patients: int
     value_bins: int
     row_length: int
+    separators: bool
 
     def __post_init__(self):
         for key in ("codes_include", "codes_exclude"):
@@ -58,6 +60,6 @@ class DataConfig:
         files = [*shards, *([root / events.SPLITS_FILE] if (root / events.SPLITS_FILE).exists() else [])]
         sources = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         keys = dataclasses.asdict(self)
-        for unrelated in ("path", "prepared_dir", "row_length"):
+        for unrelated in ("path", "prepared_dir", "row_length", "separators"):
             del keys[unrelated]
         return hashlib.sha256(json.dumps([FORMAT, sources, keys, fitted], sort_keys=True).encode()).hexdigest()[:16]

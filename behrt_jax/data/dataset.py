@@ -16,7 +16,7 @@ TOKEN_COLUMNS = ("code", "visit", "moment", "minutes")
 
 
 class PatientTokens(tfds.core.GeneratorBasedBuilder):
-    """One example a patient: its id, whether its birth is known, and its tokens as rows of `TOKEN_COLUMNS`."""
+    """One example a patient: what `Patients` holds of it, its tokens as rows of `TOKEN_COLUMNS`."""
 
     VERSION = tfds.core.Version("1.0.0")
     examples: dict[str, Iterator[tuple[int, dict]]] = {}
@@ -25,6 +25,7 @@ class PatientTokens(tfds.core.GeneratorBasedBuilder):
         features = {
             "subject_id": np.int64,
             "has_birth": np.bool_,
+            "origin": np.int32,
             "tokens": tfds.features.Tensor(shape=(None, len(TOKEN_COLUMNS)), dtype=np.int32, encoding="bytes"),
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
@@ -73,6 +74,7 @@ class Patients:
     Attributes:
       subject_ids: (N,) int64, ascending.
       has_birth: (N,) bool; without a known birth, minutes count from the first event and ages are unknown.
+      origins: (N,) int32; where the minutes of each patient count from, in minutes since 2000-01-01T00:00.
       offsets: (N + 1,) int64; patient i has the tokens `offsets[i]:offsets[i + 1]`.
       codes, visits, moments, minutes: (T,) int32; static tokens come first in a patient, with visit -1. Minutes count
         from birth. Tokens that share a moment have no order.
@@ -80,6 +82,7 @@ class Patients:
 
     subject_ids: np.ndarray
     has_birth: np.ndarray
+    origins: np.ndarray
     offsets: np.ndarray
     codes: np.ndarray
     visits: np.ndarray
@@ -114,6 +117,7 @@ def read(folder: Path, split: str) -> Patients:
     return Patients(
         subject_ids=np.array([example["subject_id"] for example in examples], np.int64),
         has_birth=np.array([example["has_birth"] for example in examples], bool),
+        origins=np.array([example["origin"] for example in examples], np.int32),
         offsets=np.cumsum([0, *(len(example["tokens"]) for example in examples)]),
         **{
             name: np.ascontiguousarray(tokens[:, i]) for i, name in enumerate(("codes", "visits", "moments", "minutes"))
@@ -130,5 +134,5 @@ def sample(patients: Patients, max_patients: int) -> Patients:
     sizes = np.diff(patients.offsets)
     tokens = np.repeat(chosen, sizes)
     columns = {name: getattr(patients, name)[tokens] for name in ("codes", "visits", "moments", "minutes")}
-    subjects = {name: getattr(patients, name)[chosen] for name in ("subject_ids", "has_birth")}
+    subjects = {name: getattr(patients, name)[chosen] for name in ("subject_ids", "has_birth", "origins")}
     return Patients(**subjects, offsets=np.concatenate([[0], np.cumsum(sizes[chosen])]), **columns)

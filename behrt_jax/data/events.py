@@ -4,6 +4,7 @@ A data set is a folder as the Medical Event Data Standard (MEDS 0.3-0.4) lays it
 `subject_id, time, code, numeric_value`, sharded by subject, and `metadata/subject_splits.parquet`.
 """
 
+import datetime
 import fnmatch
 from pathlib import Path
 
@@ -17,6 +18,8 @@ DEATH = "MEDS_DEATH"
 SPLITS = ("train", "tuning", "held_out")
 SPLIT_SHARES = (0.70, 0.15, 0.15)
 LONGEST_HISTORY_DAYS = 365_250  # int32 minutes would hold four times that
+EPOCH = datetime.datetime(2000, 1, 1)
+LAST_YEAR = 6000  # int32 minutes from EPOCH reach 4,083 years either way
 SPLITS_FILE = Path("metadata") / "subject_splits.parquet"
 
 
@@ -122,6 +125,13 @@ def _check_rows(shard: Path, events: pl.DataFrame) -> None:
         raise ValueError(
             f"{shard}: column 'time' is more than 1,000 years after the subject's first in {late} rows (a placeholder "
             "such as 9999-12-31?); correct or remove them"
+        )
+    bounds = (datetime.datetime.min, datetime.datetime(LAST_YEAR + 1, 1, 1))
+    absurd = events.select((~pl.col("time").is_between(*bounds, closed="left")).sum()).item()
+    if absurd:
+        raise ValueError(
+            f"{shard}: column 'time' is not in the years 1 to {LAST_YEAR:,} in {absurd} rows (a placeholder such as "
+            "9999-12-31?); correct or remove them"
         )
 
 

@@ -14,6 +14,7 @@ EVALUATION_SALT = 0
 COLUMNS = {
     "codes": np.int32,
     "ages": np.float32,
+    "dates": np.float32,
     "visit_ids": np.int32,
     "positions": np.int32,
     "time_deltas": np.float32,
@@ -31,8 +32,9 @@ class VisitIndex:
       static_counts: (N,) static tokens of each patient that are used.
       statics_cut: (N,) further static tokens, left out for want of room.
       budgets: (N,) tokens of a row left for visits, after `[CLS]` and the static tokens.
-      ends: (visits + 1,) running count of visit tokens, one `[SEP]` a visit included.
+      ends: (visits + 1,) running count of visit tokens, with `separators` one `[SEP]` a visit included.
       row_length: L.
+      separators: whether `[SEP]` ends each visit.
     """
 
     starts: np.ndarray
@@ -42,6 +44,7 @@ class VisitIndex:
     budgets: np.ndarray
     ends: np.ndarray
     row_length: int
+    separators: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Windows:
       start: (N,) index of the first visit.
       stop: (N,) index after the last visit.
       skipped: (N,) oldest codes left out of a visit that is longer than a row (0 for all others).
-      lengths: (N,) tokens of the sequence, `[CLS]`, static tokens and `[SEP]` included.
+      lengths: (N,) tokens of the sequence, `[CLS]`, static tokens and any `[SEP]` included.
     """
 
     start: np.ndarray
@@ -61,8 +64,14 @@ class Windows:
     lengths: np.ndarray
 
 
-def index_visits(patients: Patients, row_length: int) -> VisitIndex:
-    """Finds the visits of all patients; static tokens take at most half a row."""
+def index_visits(patients: Patients, row_length: int, separators: bool = True) -> VisitIndex:
+    """Finds the visits of all patients; static tokens take at most half a row.
+
+    Args:
+      patients: the split.
+      row_length: L.
+      separators: whether `[SEP]` ends each visit; without, windows use the room it leaves.
+    """
     owners = np.repeat(np.arange(len(patients)), np.diff(patients.offsets))
     timed = np.flatnonzero(patients.visits >= 0)
     changes = np.diff(patients.visits[timed], prepend=-1) != 0
@@ -80,8 +89,9 @@ def index_visits(patients: Patients, row_length: int) -> VisitIndex:
         static_counts=kept,
         statics_cut=statics - kept,
         budgets=row_length - 1 - kept,
-        ends=np.concatenate([[0], np.cumsum(stops - starts + 1)]),
+        ends=np.concatenate([[0], np.cumsum(stops - starts + separators)]),
         row_length=row_length,
+        separators=separators,
     )
 
 
@@ -130,8 +140,9 @@ def window_report(index: VisitIndex, windows: Windows) -> dict[str, int]:
 def build_columns(patients: Patients, index: VisitIndex, windows: Windows, members: np.ndarray, salt: int):
     """Lays out the sequences of some patients, one after the other.
 
-    A sequence is `[CLS]`, the static tokens, then each visit's codes and `[SEP]`. Codes of one moment are ordered by a
-    hash of (salt, subject, moment, code), since any fixed order would give masked codes away.
+    A sequence is `[CLS]`, the static tokens, then each visit's codes and, with `index.separators`, `[SEP]`. Codes of
+    one moment are ordered by a hash of (salt, subject, moment, code), since any fixed order would give masked codes
+    away.
 
     Args:
       patients: the split.
@@ -142,8 +153,10 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
 
     Returns:
       The columns of `COLUMNS`, each `(windows.lengths[members].sum(),)`: ages in years (NaN where birth is unknown),
-      visit_ids from 0 in the window, positions from 0 in the sequence, time_deltas in days since the start of the
-      previous visit, maskable True for codes of visits that the vocabulary knows.
+      dates in years since 1 January 2000 (below 0 before), visit_ids from 0 in the window, positions from 0 in the
+      sequence, time_deltas in days since the start of the previous visit, maskable True for codes of visits that the
+      vocabulary knows. `[CLS]` and static tokens have the age and date of the window's first visit, `[SEP]` those of
+      its visit's last code.
     """
     lengths = windows.lengths[members]
     offsets = np.cumsum(lengths) - lengths
@@ -165,22 +178,26 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
     gaps = (patients.minutes[index.starts[0][visit]] - patients.minutes[previous]) / MINUTES_PER_DAY
 
     source = _shuffled(patients, _ranges(begin, sizes), np.repeat(members[visit_owner], sizes), salt)
-    visit_offset = np.cumsum(sizes + 1) - (sizes + 1)
-    visit_offset += (offsets + 1 + index.static_counts[members] - _exclusive_sums(sizes + 1, visits_of))[visit_owner]
+    costs = sizes + index.separators
+    visit_offset = np.cumsum(costs) - costs
+    visit_offset += (offsets + 1 + index.static_counts[members] - _exclusive_sums(costs, visits_of))[visit_owner]
     target = _ranges(visit_offset, sizes)
-    separators = visit_offset + sizes
 
     columns["codes"][target] = patients.codes[source]
-    columns["codes"][separators] = SEP
     columns["maskable"][target] = patients.codes[source] >= NUM_SPECIAL
     columns["visit_ids"][target] = np.repeat(visit_ids, sizes)
-    columns["visit_ids"][separators] = visit_ids
     columns["time_deltas"][target] = np.repeat(gaps, sizes)
-    columns["time_deltas"][separators] = gaps
     minutes = np.repeat(patients.minutes[index.starts[0][windows.start[members]]], lengths)
     minutes[target] = patients.minutes[source]
-    minutes[separators] = patients.minutes[end - 1]
+    if index.separators:
+        closing = visit_offset + sizes
+        columns["codes"][closing] = SEP
+        columns["visit_ids"][closing] = visit_ids
+        columns["time_deltas"][closing] = gaps
+        minutes[closing] = patients.minutes[end - 1]
     columns["ages"][:] = np.where(patients.has_birth[members][owner], minutes / MINUTES_PER_YEAR, np.nan)
+    # The sum of two int32 may not fit one.
+    columns["dates"][:] = (patients.origins[members].astype(np.int64)[owner] + minutes) / MINUTES_PER_YEAR
 
     statics = index.static_counts[members]
     columns["codes"][_ranges(offsets + 1, statics)] = patients.codes[_ranges(patients.offsets[:-1][members], statics)]

@@ -40,14 +40,15 @@ def tokenize(
 
     Returns:
       `subject_id, token, visit:Int32, moment:Int32 (-1 for static rows), minutes:Int32 (since birth, or since the
-      first event where no birth is known), has_birth:Boolean`, by subject, static rows first, then by visit and time.
+      first event where no birth is known), has_birth:Boolean, origin:Int32 (where minutes count from, in minutes since
+      2000)`, by subject, static rows first, then by visit and time.
     """
     found = events.read_shard(shard, visit_columns(config)).join(
         members, on="subject_id", how="semi", maintain_order="left"
     )
     birth = events.birth_times(pl.col("time"))
     found = found.with_columns(
-        has_birth=birth.is_not_null(), origin=pl.coalesce(birth, pl.col("time").min().over("subject_id"))
+        has_birth=birth.is_not_null(), began=pl.coalesce(birth, pl.col("time").min().over("subject_id"))
     )
     static = found.filter(pl.col("time").is_null()).with_columns(visit=pl.lit(None, pl.UInt32))
     timed = visits.assign_visits(found, config.visits, config.visit_gap_hours)
@@ -56,8 +57,9 @@ def tokenize(
     static_tokens = kept_static.with_columns(
         visit=pl.lit(-1, pl.Int32), moment=pl.lit(-1, pl.Int32), token=pl.col("code")
     )
-    minutes = (pl.col("time") - pl.col("origin")).dt.total_minutes().fill_null(0).cast(pl.Int32)
-    columns = ("subject_id", "token", "visit", "moment", minutes.alias("minutes"), "has_birth")
+    minutes = (pl.col("time") - pl.col("began")).dt.total_minutes().fill_null(0).cast(pl.Int32).alias("minutes")
+    origin = (pl.col("began") - events.EPOCH).dt.total_minutes().cast(pl.Int32).alias("origin")
+    columns = ("subject_id", "token", "visit", "moment", minutes, "has_birth", origin)
     merged = pl.concat([static_tokens.select(columns), tokens.select(columns)]).sort("subject_id", maintain_order=True)
     read = merged.height
     if config.unique_codes_in_visit:
@@ -76,6 +78,11 @@ def split_patients(tokens: pl.DataFrame) -> Iterator[dict]:
     """Yields each patient of `tokenize`'s result with `code_id` added, as `dataset.PatientTokens` holds it."""
     matrix = tokens.select("code_id", "visit", "moment", "minutes").to_numpy().astype(np.int32)
     subjects, starts = np.unique(tokens["subject_id"].to_numpy(), return_index=True)
-    has_birth = tokens["has_birth"].to_numpy()
+    has_birth, origin = tokens["has_birth"].to_numpy(), tokens["origin"].to_numpy()
     for subject, start, stop in zip(subjects, starts, np.append(starts, len(matrix))[1:], strict=True):
-        yield {"subject_id": int(subject), "has_birth": bool(has_birth[start]), "tokens": matrix[start:stop]}
+        yield {
+            "subject_id": int(subject),
+            "has_birth": bool(has_birth[start]),
+            "origin": int(origin[start]),
+            "tokens": matrix[start:stop],
+        }

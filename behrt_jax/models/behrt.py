@@ -1,13 +1,19 @@
-"""BEHRT: the embeddings and the encoder, and BEHRT with a head for masked codes."""
+"""BEHRT: the embeddings and the encoder, and BEHRT with a head for codes, for next visits, and for patients."""
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
-from behrt_jax.models.config import BEHRTConfig
+from behrt_jax.models import pooling as pools
+from behrt_jax.models.config import CHOICES, BEHRTConfig
 from behrt_jax.models.embeddings import BEHRTEmbedding
-from behrt_jax.models.encoder import Encoder
-from behrt_jax.models.heads import MaskedCodeHead
+from behrt_jax.models.encoder import Encoder, HierarchicalEncoder
+from behrt_jax.models.heads import ClassificationHead, CodeHead
+from behrt_jax.models.inputs import check_inputs, count_patients
+from behrt_jax.models.lstm import LSTMEncoder
 
 
 def count_parameters(params) -> int:
@@ -27,10 +33,20 @@ class BEHRT(nn.Module):
     def setup(self):
         """Declares the embeddings and the encoder."""
         self.embedding = BEHRTEmbedding(self.config)
-        self.encoder = Encoder(self.config)
+        encoders = {"transformer": Encoder, "hierarchical": HierarchicalEncoder, "lstm": LSTMEncoder}
+        self.encoder = encoders[self.config.encoder](self.config)
+        self.attention_pooling = pools.AttentionPooling()
 
     def __call__(
-        self, codes, ages, visit_ids, attention_mask, positions=None, time_deltas=None, deterministic: bool = True
+        self,
+        codes,
+        ages,
+        visit_ids,
+        attention_mask,
+        positions=None,
+        time_deltas=None,
+        dates=None,
+        deterministic: bool = True,
     ) -> jax.Array:
         """Encodes tokens in the context of their patient.
 
@@ -42,19 +58,74 @@ class BEHRT(nn.Module):
             tokens of their row with the same number.
           positions: (B, L) int positions in the patient's sequence; the place in the row if not given.
           time_deltas: (B, L) float days since the previous visit; read where `config.time_bins` is not 0.
+          dates: (B, L) float years since 1 January 2000; read where `config.date_encoding` is not `none`.
           deterministic: False draws dropout from the stream `dropout`.
 
         Returns:
           (B, L, D) hidden states; those of padding mean nothing.
+
+        Raises:
+          ValueError: see `inputs.check_inputs`; or a column that the config needs is not given.
         """
+        columns = {"ages": ages, "visit_ids": visit_ids, "attention_mask": attention_mask}
+        check_inputs(self.config, codes, positions, **columns, time_deltas=time_deltas, dates=dates)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(codes.shape[1]), codes.shape)
-        x = self.embedding(codes, ages, visit_ids, positions, time_deltas, deterministic)
-        return self.encoder(x, attention_mask, visit_ids, positions, deterministic)
+        x = self.embedding(codes, ages, visit_ids, positions, time_deltas, dates, deterministic)
+        return self.encoder(x, attention_mask, visit_ids, positions, ages, deterministic)
+
+    def get_patient_embedding(
+        self,
+        codes,
+        ages,
+        visit_ids,
+        attention_mask,
+        *,
+        pooling: str = "mean",
+        num_patients: int | None = None,
+        **columns,
+    ) -> jax.Array:
+        """Encodes patients: `model.apply(params, ..., method="get_patient_embedding")`.
+
+        Args:
+          codes: (B, L); the others too, and `columns`, are as `__call__` takes them.
+          ages: (B, L).
+          visit_ids: (B, L).
+          attention_mask: (B, L).
+          pooling: `cls` (the first token), `mean`, `max`, or `attention`, whose weights are learned in a head.
+          num_patients: P, the most patients that a packed row holds; None for one patient a row.
+          **columns: `positions`, `time_deltas`, `dates`, `deterministic`.
+
+        Returns:
+          (B, D), or (B, P, D) with `num_patients`; zeros for a patient without tokens.
+
+        Raises:
+          ValueError: an unknown pooling; `cls` where the first token cannot see later visits; `attention` without
+            parameters for it; or rows that hold more than `num_patients`.
+        """
+        if pooling not in CHOICES["pooling"]:
+            raise ValueError(f"pooling: found {pooling!r}; expected one of {', '.join(CHOICES['pooling'])}")
+        if pooling == "cls" and not self.config.sees_future:
+            raise ValueError(
+                "pooling: found 'cls', but the first token of a causal model sees no later visit; use mean"
+            )
+        members = pools.membership(attention_mask, count_patients(attention_mask, num_patients))
+        hidden = self(codes, ages, visit_ids, attention_mask, **columns)
+        if pooling == "attention":
+            if not self.is_initializing() and not self.has_variable("params", "attention_pooling"):
+                raise ValueError(
+                    "pooling: found 'attention', but the parameters hold no weights for it; they are learned in a head "
+                    "with model.pooling='attention', or made by init(..., method='get_patient_embedding')"
+                )
+            pooled = self.attention_pooling(hidden, members)
+        else:
+            pool = {"cls": pools.pool_first, "mean": pools.pool_mean, "max": pools.pool_max}[pooling]
+            pooled = pool(hidden, members)
+        return pooled if num_patients else pooled[:, 0]
 
 
-class BEHRTForMLM(nn.Module):
-    """BEHRT with a head that scores the code at masked positions; its output layer is the code table.
+class BEHRTWithHead(nn.Module):
+    """What the models with a head share: the encoder, and how to call it alone.
 
     Attributes:
       config: sizes and choices.
@@ -62,44 +133,153 @@ class BEHRTForMLM(nn.Module):
 
     config: BEHRTConfig
 
+    def encode(self, codes, ages, visit_ids, attention_mask, **columns) -> jax.Array:
+        """Returns the (B, L, D) hidden states of the encoder; arguments are as `BEHRT.__call__` takes them."""
+        return self.behrt(codes, ages, visit_ids, attention_mask, **columns)
+
+    def get_patient_embedding(self, codes, ages, visit_ids, attention_mask, **arguments) -> jax.Array:
+        """Returns what `BEHRT.get_patient_embedding` does, by `config.pooling` if no other is given."""
+        arguments = {"pooling": self.config.pooling, **arguments}
+        return self.behrt.get_patient_embedding(codes, ages, visit_ids, attention_mask, **arguments)
+
+
+class BEHRTForMLM(BEHRTWithHead):
+    """BEHRT with a head that scores the code at masked positions; its output layer is the code table."""
+
     def setup(self):
         """Declares the encoder and the head."""
         self.behrt = BEHRT(self.config)
-        self.head = MaskedCodeHead(self.config)
+        self.head = CodeHead(self.config)
 
-    def __call__(
-        self,
-        codes,
-        ages,
-        visit_ids,
-        attention_mask,
-        positions=None,
-        time_deltas=None,
-        masked_positions=None,
-        deterministic: bool = True,
-    ) -> jax.Array:
+    def __call__(self, codes, ages, visit_ids, attention_mask, *, masked_positions=None, **columns) -> jax.Array:
         """Scores the vocabulary at masked positions.
 
         Args:
-          codes: (B, L); the others too are as `BEHRT.__call__` takes them.
+          codes: (B, L); the others too, and `columns`, are as `BEHRT.__call__` takes them.
           ages: (B, L).
           visit_ids: (B, L).
           attention_mask: (B, L).
-          positions: (B, L).
-          time_deltas: (B, L).
           masked_positions: (B, K) int places in the row at which to score; all if not given.
-          deterministic: as in `BEHRT.__call__`.
+          **columns: `positions`, `time_deltas`, `dates`, `deterministic`.
 
         Returns:
           (B, K, V) logits, or (B, L, V) without `masked_positions`.
         """
-        hidden = self.encode(codes, ages, visit_ids, attention_mask, positions, time_deltas, deterministic)
+        hidden = self.encode(codes, ages, visit_ids, attention_mask, **columns)
         if masked_positions is not None:
             hidden = jnp.take_along_axis(hidden, masked_positions[:, :, None], axis=1)
         return self.head(hidden, self.behrt.embedding.attend)
 
-    def encode(
-        self, codes, ages, visit_ids, attention_mask, positions=None, time_deltas=None, deterministic: bool = True
+
+class BEHRTForNextVisitPrediction(BEHRTWithHead):
+    """BEHRT with a head that scores which codes the next visit holds, each on its own (multi-label)."""
+
+    def setup(self):
+        """Declares the encoder and the head."""
+        self.behrt = BEHRT(self.config)
+        self.head = CodeHead(self.config)
+
+    def __call__(
+        self, codes, ages, visit_ids, attention_mask, *, visit_ends=None, num_patients=None, **columns
     ) -> jax.Array:
-        """Returns the (B, L, D) hidden states of the encoder; arguments are as `BEHRT.__call__` takes them."""
-        return self.behrt(codes, ages, visit_ids, attention_mask, positions, time_deltas, deterministic)
+        """Scores the vocabulary after the whole history, or after each of some visits.
+
+        Args:
+          codes: (B, L); the others too, and `columns`, are as `BEHRT.__call__` takes them.
+          ages: (B, L).
+          visit_ids: (B, L).
+          attention_mask: (B, L).
+          visit_ends: (B, K) int places in the row, the last token of each visit after which to score.
+          num_patients: P, as `BEHRT.get_patient_embedding` takes it; not read with `visit_ends`.
+          **columns: `positions`, `time_deltas`, `dates`, `deterministic`.
+
+        Returns:
+          Logits, one for each code: (B, K, V) with `visit_ends`, else (B, V), or (B, P, V) with `num_patients`.
+
+        Raises:
+          ValueError: `visit_ends` in a model whose visits see the future, which would hold the answer.
+        """
+        if visit_ends is None:
+            state = self.get_patient_embedding(
+                codes, ages, visit_ids, attention_mask, num_patients=num_patients, **columns
+            )
+        elif self.config.sees_future:
+            raise ValueError(
+                "visit_ends: this model sees the visits that it would predict; expected model.causal=True (or the lstm "
+                "encoder), or rows that end before the visit to predict and no visit_ends"
+            )
+        else:
+            hidden = self.encode(codes, ages, visit_ids, attention_mask, **columns)
+            state = jnp.take_along_axis(hidden, visit_ends[:, :, None], axis=1)
+        return self.head(state, self.behrt.embedding.attend)
+
+
+class BEHRTForSequenceClassification(BEHRTWithHead):
+    """BEHRT with a linear head on the patient's embedding.
+
+    Attributes:
+      num_labels: 1 for a binary outcome; the number of classes, or of outcomes that do not exclude each other. Logits
+        are for a sigmoid, a softmax, or a sigmoid each.
+    """
+
+    num_labels: int = 1
+
+    def setup(self):
+        """Declares the encoder and the head."""
+        if self.num_labels < 1:
+            raise ValueError(f"num_labels: found {self.num_labels}; expected 1 or more")
+        self.behrt = BEHRT(self.config)
+        self.head = ClassificationHead(self.config, self.num_labels)
+
+    def __call__(
+        self, codes, ages, visit_ids, attention_mask, *, num_patients=None, deterministic: bool = True, **columns
+    ) -> jax.Array:
+        """Scores patients.
+
+        Args:
+          codes: (B, L); the others too, and `columns`, are as `BEHRT.__call__` takes them.
+          ages: (B, L).
+          visit_ids: (B, L).
+          attention_mask: (B, L).
+          num_patients: P, as `BEHRT.get_patient_embedding` takes it.
+          deterministic: False draws dropout from the stream `dropout`.
+          **columns: `positions`, `time_deltas`, `dates`.
+
+        Returns:
+          (B, num_labels) logits, or (B, P, num_labels) with `num_patients`.
+        """
+        arguments = {"num_patients": num_patients, "deterministic": deterministic, **columns}
+        pooled = self.get_patient_embedding(codes, ages, visit_ids, attention_mask, **arguments)
+        return self.head(pooled, deterministic)
+
+
+def encode(model, params, codes, ages, visit_ids, attention_mask, *, capture_attention: bool = False, **columns) -> Any:
+    """Encodes tokens with any of the models, on request with the attention weights of every layer and head.
+
+    Args:
+      model: a `BEHRT`, or one with a head.
+      params: its variables.
+      codes: (B, L); the others too, and `columns`, are as `BEHRT.__call__` takes them.
+      ages: (B, L).
+      visit_ids: (B, L).
+      attention_mask: (B, L).
+      capture_attention: whether to return the weights too.
+      **columns: `positions`, `time_deltas`, `dates`, `deterministic`.
+
+    Returns:
+      (B, L, D) hidden states; with `capture_attention`, also (num_layers, B, H, L, L) float32 weights, from the query
+      (last but one axis) to the key, where the hierarchical encoder has visits in place of tokens.
+
+    Raises:
+      ValueError: the weights of an LSTM are asked for, which has none.
+    """
+    method = "__call__" if isinstance(model, BEHRT) else "encode"
+    arguments = (params, codes, ages, visit_ids, attention_mask)
+    if not capture_attention:
+        return model.apply(*arguments, **columns, method=method)
+    if model.config.encoder == "lstm":
+        raise ValueError("capture_attention: model.encoder='lstm' has no attention")
+    hidden, state = model.apply(*arguments, **columns, method=method, mutable=["intermediates"])
+    blocks = {path: found[0] for path, found in flatten_dict(state["intermediates"]).items() if path[-1] == "weights"}
+    in_order = sorted(blocks, key=lambda path: int(path[-3].removeprefix("block_")))
+    return hidden, jnp.stack([blocks[path] for path in in_order])

@@ -3,10 +3,21 @@
 import dataclasses
 from typing import Any
 
+CHOICES = {
+    "age_encoding": ("bins", "time2vec", "sinusoidal"),
+    "date_encoding": ("none", "time2vec"),
+    "position_encoding": ("learned", "sinusoidal", "none"),
+    "rotary": ("none", "positions", "ages"),
+    "encoder": ("transformer", "hierarchical", "lstm"),
+    "feedforward": ("gelu", "swiglu"),
+    "pooling": ("cls", "mean", "max", "attention"),
+    "dtype": ("float32", "bfloat16"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class BEHRTConfig:
-    """Sizes and choices of a BEHRT encoder; the section `model` of a recipe.
+    """Sizes and choices of a BEHRT encoder; the section `model` of a recipe. The defaults are the reference's.
 
     Attributes:
       vocab_size: V, special tokens included.
@@ -15,14 +26,23 @@ class BEHRTConfig:
       num_layers: encoder blocks.
       num_heads: H; must divide `hidden_dim`.
       feedforward_dim: width of the feed-forward layer.
-      max_positions: rows of the position table; later positions share the last. 0 leaves positions out.
+      max_positions: rows of the table of `position_encoding="learned"`; later positions share the last.
       max_visits: rows of the visit table; later visits share the last.
-      max_age: years; older ages share the last bin.
+      max_age: years; with `age_encoding="bins"`, older ages share the last bin.
       age_bin_size: years a bin.
-      time_bins: rows of the table of days since the previous visit, two a doubling. 0 leaves it out.
+      age_encoding: `bins`, `time2vec` or `sinusoidal`.
+      date_encoding: `none`, or `time2vec` of the calendar date. Leave it out where dates were shifted to hide them.
+      position_encoding: `learned`, `sinusoidal` or `none`.
+      time_bins: rows of the table of days since the previous visit. 0 leaves it out.
+      time_bin_days: days a bin; 0 for logarithmic bins, two a doubling. The reference: 53 bins of 7 days.
+      rotary: what attention tells the distance of by rotating queries and keys: `none`, `positions` or `ages`.
       visit_bias: whether attention falls with the number of visits between two tokens, by a slope for each head.
-      rotary: whether attention tells the distance between positions by rotating queries and keys.
+      causal: whether a visit sees only itself and the past.
+      encoder: `transformer` over codes, `hierarchical` (codes to visit vectors, a Transformer over visits), or `lstm`.
+      feedforward: `gelu`, or `swiglu`, which has half as many weights again at the same width.
+      pooling: from tokens to the patient, in the heads for patients: `cls`, `mean`, `max` or `attention`.
       dropout: share of activations dropped after the embeddings and in each residual branch.
+      dtype: of the matrix products, `float32` or `bfloat16`; parameters, softmax and residuals are float32.
     """
 
     vocab_size: int
@@ -35,41 +55,54 @@ class BEHRTConfig:
     max_visits: int = 512
     max_age: int = 100
     age_bin_size: float = 5.0
+    age_encoding: str = "bins"
+    date_encoding: str = "none"
+    position_encoding: str = "learned"
     time_bins: int = 0
+    time_bin_days: float = 0.0
+    rotary: str = "none"
     visit_bias: bool = False
-    rotary: bool = False
+    causal: bool = False
+    encoder: str = "transformer"
+    feedforward: str = "gelu"
+    pooling: str = "mean"
     dropout: float = 0.1
+    dtype: str = "float32"
 
     def __post_init__(self):
-        for key in (
-            "vocab_size",
-            "embedding_dim",
-            "hidden_dim",
-            "num_layers",
-            "num_heads",
-            "feedforward_dim",
-            "max_visits",
-        ):
-            if getattr(self, key) < 1:
-                raise ValueError(f"model.{key}: found {getattr(self, key)}; expected 1 or more")
+        for key in ("vocab_size", "embedding_dim", "hidden_dim", "num_layers", "num_heads", "feedforward_dim"):
+            self._expect(getattr(self, key) >= 1, key, "1 or more")
+        for key, choices in CHOICES.items():
+            self._expect(getattr(self, key) in choices, key, f"one of {', '.join(choices)}")
+        self._expect(self.max_visits >= 1, "max_visits", "1 or more")
+        self._expect(self.max_positions >= (self.position_encoding == "learned"), "max_positions", "1 or more")
         if self.hidden_dim % self.num_heads:
             raise ValueError(
                 f"model.hidden_dim: {self.hidden_dim} is not divisible by model.num_heads={self.num_heads}; "
                 f"expected a multiple, such as {-(-self.hidden_dim // self.num_heads) * self.num_heads}"
             )
-        if self.rotary and self.hidden_dim // self.num_heads % 2:
-            width = self.hidden_dim // self.num_heads
+        width = self.hidden_dim // self.num_heads
+        if self.rotary != "none" and width % 2:
             raise ValueError(
                 f"model.rotary: the width of a head, hidden_dim / num_heads, is {width}; expected an even one"
             )
+        if "sinusoidal" in (self.age_encoding, self.position_encoding):
+            self._expect(self.embedding_dim % 2 == 0, "embedding_dim", "an even width for a sinusoidal encoding")
         if self.max_age <= 0 or not 0 < self.age_bin_size <= self.max_age:
             found = f"found {self.age_bin_size} with max_age={self.max_age}"
             raise ValueError(f"model.age_bin_size: {found}; expected 0 < age_bin_size <= max_age")
-        for key in ("max_positions", "time_bins"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"model.{key}: found {getattr(self, key)}; expected 0 or more")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout: found {self.dropout}; expected 0 <= dropout < 1")
+        for key in ("time_bins", "time_bin_days"):
+            self._expect(getattr(self, key) >= 0, key, "0 or more")
+        self._expect(0 <= self.dropout < 1, "dropout", "0 <= dropout < 1")
+
+    def _expect(self, holds: bool, key: str, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"model.{key}: found {getattr(self, key)}; expected {expected}")
+
+    @property
+    def sees_future(self) -> bool:
+        """Whether the state of a token depends on later visits."""
+        return not self.causal and self.encoder != "lstm"
 
     @classmethod
     def small(cls, vocab_size: int, **overrides: Any) -> "BEHRTConfig":

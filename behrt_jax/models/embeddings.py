@@ -1,4 +1,4 @@
-"""What a token is: its code, how old the patient is, which visit it is in, where it stands."""
+"""What a token is: its code, how old the patient is, which visit it is in, where it stands, and when it was."""
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ from behrt_jax.models.dropout import Dropout
 # Codes begin larger than what is added to them; all at BERT's 0.02 learns far more slowly (docs/choices.md).
 CODE_INITIALIZER = nn.initializers.normal(0.1)
 INITIALIZER = nn.initializers.normal(0.02)
+SINE_SCALE = 0.03  # a sine of this amplitude is as large as a table that begins at 0.02
 
 
 class AgeEmbedding(nn.Module):
@@ -70,27 +71,78 @@ class PositionalEmbedding(nn.Module):
         return nn.Embed(self.max_positions, self.dim, embedding_init=INITIALIZER, name="table")(rows)
 
 
-class TimeEmbedding(nn.Module):
-    """Embeds the days since the previous visit in logarithmic bins, two for each doubling.
+class SinusoidalPositionalEncoding(nn.Module):
+    """Sines and cosines of the position, interleaved (Vaswani et al. 2017); fixed, without parameters.
+
+    Attributes:
+      dim: width, even.
+      base: wavelengths go from 2 pi to 2 pi times this.
+    """
+
+    dim: int
+    base: float = 10_000.0
+
+    def __call__(self, positions: jax.Array) -> jax.Array:
+        """Maps (B, L) positions, or ages in years (Delphi, Shmatko et al. 2025), to (B, L, dim); NaN gives zeros."""
+        frequencies = self.base ** (-jnp.arange(0, self.dim, 2) / self.dim)
+        angles = jnp.nan_to_num(positions)[..., None] * frequencies[None, None, :]
+        waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, self.dim)
+        return jnp.where(jnp.isnan(positions)[..., None], 0.0, waves)
+
+
+class Time2Vec(nn.Module):
+    """Embeds a time as one line and many sines with learned frequencies and phases (Kazemi et al. 2019).
+
+    The sines begin with periods spread evenly, in ratios, from a quarter of a year to two centuries, and each feature
+    has an amplitude of its own, so that the sum with other embeddings begins in balance.
 
     Attributes:
       dim: width.
-      num_bins: rows of the table; 28 tell days apart up to 33 years, and longer times share the last.
+      scale: years that count as 1, which keeps the input of order 1.
+    """
+
+    dim: int
+    scale: float = 50.0
+
+    @nn.compact
+    def __call__(self, years: jax.Array) -> jax.Array:
+        """Maps (B, L) float years (an age, or a date since 2000) to (B, L, dim); NaN has a vector of its own."""
+        periods = jnp.geomspace(0.25, 200.0, self.dim - 1) / self.scale
+        begin = jnp.concatenate([jnp.ones(1), 2 * jnp.pi / periods])
+        frequencies = self.param("frequencies", lambda key: begin)
+        phases = self.param("phases", nn.initializers.uniform(2 * jnp.pi), (self.dim,))
+        amplitudes = self.param("amplitudes", nn.initializers.constant(SINE_SCALE), (self.dim,))
+        unknown = self.param("unknown", INITIALIZER, (1, 1, self.dim))
+        angles = jnp.nan_to_num(years)[..., None] / self.scale * frequencies[None, None] + phases[None, None]
+        features = jnp.concatenate([angles[..., :1], jnp.sin(angles[..., 1:])], axis=-1)
+        return jnp.where(jnp.isnan(years)[..., None], unknown, features * amplitudes[None, None])
+
+
+class TimeEmbedding(nn.Module):
+    """Embeds the days since the previous visit in bins, of equal width or two for each doubling.
+
+    Attributes:
+      dim: width.
+      num_bins: rows of the table; longer times share the last. 28 logarithmic bins tell days apart up to 33 years.
+      bin_days: days a bin; 0 for logarithmic bins.
     """
 
     dim: int
     num_bins: int = 28
+    bin_days: float = 0.0
 
     @nn.compact
     def __call__(self, time_deltas: jax.Array) -> jax.Array:
-        """Maps (B, L) float days to (B, L, dim); below 0 counts as 0, which has a bin of its own with less than 0.4."""
-        bins = jnp.floor(2.0 * jnp.log2(1.0 + jnp.maximum(time_deltas, 0.0)))
+        """Maps (B, L) float days to (B, L, dim); below 0 counts as 0. The first logarithmic bin ends at 0.4 days."""
+        days = jnp.maximum(time_deltas, 0.0)
+        # The small number keeps rounding from putting a whole power of two (8,191 days) below its bin.
+        bins = days // self.bin_days if self.bin_days else jnp.floor(2.0 * jnp.log2(1.0 + days) + 1e-4)
         rows = jnp.clip(bins, 0, self.num_bins - 1).astype(jnp.int32)
         return nn.Embed(self.num_bins, self.dim, embedding_init=INITIALIZER, name="table")(rows)
 
 
 class BEHRTEmbedding(nn.Module):
-    """The sum of code, age, visit, position and time embeddings, normalised, and projected to the hidden width.
+    """The sum of code, age, visit, position, time and date embeddings, normalised, and projected to the hidden width.
 
     Attributes:
       config: sizes and choices.
@@ -101,28 +153,52 @@ class BEHRTEmbedding(nn.Module):
     def setup(self):
         """Declares the tables and the projection."""
         config = self.config
-        self.codes = nn.Embed(config.vocab_size, config.embedding_dim, embedding_init=CODE_INITIALIZER)
-        self.ages = AgeEmbedding(config.embedding_dim, config.max_age, config.age_bin_size)
-        self.visits = VisitEmbedding(config.embedding_dim, config.max_visits)
-        if config.max_positions:
-            self.positions = PositionalEmbedding(config.embedding_dim, config.max_positions)
+        dim = config.embedding_dim
+        self.codes = nn.Embed(config.vocab_size, dim, embedding_init=CODE_INITIALIZER)
+        if config.age_encoding == "bins":
+            self.ages = AgeEmbedding(dim, config.max_age, config.age_bin_size)
+        elif config.age_encoding == "time2vec":
+            self.ages = Time2Vec(dim)
+        else:
+            self.ages = SinusoidalPositionalEncoding(dim)
+            self.age_scale = self.param("age_scale", nn.initializers.constant(SINE_SCALE), ())
+        self.visits = VisitEmbedding(dim, config.max_visits)
+        if config.position_encoding == "learned":
+            self.positions = PositionalEmbedding(dim, config.max_positions)
+        elif config.position_encoding == "sinusoidal":
+            self.positions = SinusoidalPositionalEncoding(dim)
+            self.position_scale = self.param("position_scale", nn.initializers.constant(SINE_SCALE), ())
         if config.time_bins:
-            self.times = TimeEmbedding(config.embedding_dim, config.time_bins)
+            self.times = TimeEmbedding(dim, config.time_bins, config.time_bin_days)
+        if config.date_encoding == "time2vec":
+            self.dates = Time2Vec(dim)
         self.norm = nn.LayerNorm()
         self.projection = nn.Dense(config.hidden_dim)
         self.dropout = Dropout(config.dropout)
 
-    def __call__(self, codes, ages, visit_ids, positions, time_deltas=None, deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self, codes, ages, visit_ids, positions, time_deltas=None, dates=None, deterministic: bool = True
+    ) -> jax.Array:
         """Embeds (B, L) tokens to (B, L, D); see `BEHRT.__call__` for the arguments."""
-        x = self.codes(codes) + self.ages(ages) + self.visits(visit_ids)
-        if self.config.max_positions:
-            x = x + self.positions(positions)
-        if self.config.time_bins:
-            if time_deltas is None:
-                raise ValueError("time_deltas: found None; expected (B, L) days, as model.time_bins is not 0")
-            x = x + self.times(time_deltas)
+        config = self.config
+        x = self.codes(codes) + self.visits(visit_ids)
+        x = x + self.ages(ages) * (self.age_scale if config.age_encoding == "sinusoidal" else 1.0)
+        if config.position_encoding != "none":
+            x = x + self.positions(positions) * (
+                self.position_scale if config.position_encoding == "sinusoidal" else 1.0
+            )
+        if config.time_bins:
+            x = x + self.times(_needed("time_deltas", time_deltas, "days since the previous visit", "time_bins"))
+        if config.date_encoding != "none":
+            x = x + self.dates(_needed("dates", dates, "years since 2000", "date_encoding"))
         return self.projection(self.dropout(self.norm(x), deterministic))
 
     def attend(self, query: jax.Array) -> jax.Array:
         """Scores (..., embedding_dim) queries against the code table: (..., V)."""
         return self.codes.attend(query)
+
+
+def _needed(name: str, values: jax.Array | None, unit: str, key: str) -> jax.Array:
+    if values is None:
+        raise ValueError(f"{name}: found None; expected (B, L) {unit}, as model.{key} asks for it")
+    return values

@@ -10,22 +10,29 @@ from behrt_jax.models.dropout import Dropout
 NEGATIVE = -1e30
 STEEPEST = 4.0
 ROTARY_BASE = 100.0
+ROTARY_STEPS_PER_YEAR = 12.0  # with rotary ages, a month turns as far as a position does
 
 
-def attention_bias(patient_ids: jax.Array, visit_ids: jax.Array, slopes: tuple[float, ...]) -> jax.Array:
+def attention_bias(
+    patient_ids: jax.Array, visit_ids: jax.Array, slopes: tuple[float, ...], causal: bool = False
+) -> jax.Array:
     """Returns what is added to attention scores: who may see whom, and how much nearer visits count.
 
     Args:
       patient_ids: (B, L) ints; 0 is padding, equal numbers are one patient.
       visit_ids: (B, L) int visit numbers.
       slopes: of each head, how much a score falls with each visit between query and key; all 0 for one bias.
+      causal: whether a visit sees only itself and those before it.
 
     Returns:
       (B, H, L, L) float32, or (B, 1, L, L) where all slopes are 0: minus slope times visit distance within a patient
-      (ALiBi, Press et al. 2022, on visits), and a large negative number between patients and for padding.
+      (ALiBi, Press et al. 2022, on visits), and a large negative number for padding and for what may not be seen.
     """
     same = patient_ids[:, :, None] == patient_ids[:, None, :]
-    allowed = (same & (patient_ids[:, None, :] != 0))[:, None]
+    allowed = same & (patient_ids[:, None, :] != 0)
+    if causal:
+        allowed &= visit_ids[:, None, :] <= visit_ids[:, :, None]
+    allowed = allowed[:, None]
     if not any(slopes):
         return jnp.where(allowed, 0.0, NEGATIVE)
     distance = jnp.abs(visit_ids[:, :, None] - visit_ids[:, None, :]).astype(jnp.float32)
@@ -41,10 +48,10 @@ def visit_slopes(num_heads: int) -> tuple[float, ...]:
     return (*(STEEPEST * 4.0 ** (-4 * head / num_heads) for head in range(num_heads - 1)), 0.0)
 
 
-def rotation(positions: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """Returns cosines and sines of the rotary encoding of positions (Su et al. 2021), (B, 1, L, size // 2) each."""
+def rotation(places: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Returns cosines and sines of the rotary encoding of places (Su et al. 2021), (B, 1, L, size // 2) each."""
     frequencies = ROTARY_BASE ** (-jnp.arange(size // 2) / (size // 2))
-    angles = positions[:, None, :, None] * frequencies[None, None, None, :]
+    angles = places[:, None, :, None] * frequencies[None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -52,11 +59,12 @@ def rotate(x: jax.Array, cosines_and_sines: tuple[jax.Array, jax.Array]) -> jax.
     """Rotates (B, H, L, size) queries or keys, the first half of their width against the second."""
     cosines, sines = cosines_and_sines
     first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cosines - second * sines, first * sines + second * cosines], axis=-1)
+    turned = jnp.concatenate([first * cosines - second * sines, first * sines + second * cosines], axis=-1)
+    return turned.astype(x.dtype)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017) within patients.
+    """Multi-head self-attention (Vaswani et al. 2017) within patients; sows its weights (B, H, L, L).
 
     Attributes:
       config: sizes and choices.
@@ -68,19 +76,20 @@ class SelfAttention(nn.Module):
     def __call__(self, x: jax.Array, bias: jax.Array, rotary: tuple[jax.Array, jax.Array] | None) -> jax.Array:
         """Maps (B, L, D) to (B, L, D); `bias` and `rotary` are what `attention_bias` and `rotation` gave."""
         rows, length, width = x.shape
-        heads = self.config.num_heads
-        qkv = nn.Dense(3 * width, name="qkv")(x).reshape(rows, length, 3, heads, width // heads)
+        heads, dtype = self.config.num_heads, compute_dtype(self.config)
+        qkv = nn.Dense(3 * width, dtype=dtype, name="qkv")(x).reshape(rows, length, 3, heads, width // heads)
         query, key, value = (qkv[:, :, index].transpose(0, 2, 1, 3) for index in range(3))
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
         scores = jnp.matmul(query * (width // heads) ** -0.5, key.transpose(0, 1, 3, 2))
-        weights = nn.softmax(scores + bias, axis=-1)
-        mixed = jnp.matmul(weights, value).transpose(0, 2, 1, 3).reshape(rows, length, width)
-        return nn.Dense(width, name="output")(mixed)
+        weights = nn.softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) + bias, axis=-1)
+        self.sow("intermediates", "weights", weights)  # costs nothing unless the caller asks for `intermediates`
+        mixed = jnp.matmul(weights.astype(value.dtype), value).transpose(0, 2, 1, 3).reshape(rows, length, width)
+        return nn.Dense(width, dtype=dtype, name="output")(mixed)
 
 
 class FeedForward(nn.Module):
-    """Two dense layers with GELU between.
+    """Two dense layers with GELU between, or with the gate of SwiGLU (Shazeer 2020).
 
     Attributes:
       config: sizes and choices.
@@ -91,8 +100,13 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, L, D) to (B, L, D)."""
-        hidden = nn.gelu(nn.Dense(self.config.feedforward_dim, name="input")(x))
-        return nn.Dense(self.config.hidden_dim, name="output")(hidden)
+        width, dtype = self.config.feedforward_dim, compute_dtype(self.config)
+        if self.config.feedforward == "swiglu":
+            gate, up = jnp.split(nn.Dense(2 * width, dtype=dtype, name="input")(x), 2, axis=-1)
+            hidden = nn.silu(gate) * up
+        else:
+            hidden = nn.gelu(nn.Dense(width, dtype=dtype, name="input")(x))
+        return nn.Dense(self.config.hidden_dim, dtype=dtype, name="output")(hidden)
 
 
 class EncoderBlock(nn.Module):
@@ -124,11 +138,60 @@ class Encoder(nn.Module):
     config: BEHRTConfig
 
     @nn.compact
-    def __call__(self, x, patient_ids, visit_ids, positions, deterministic: bool = True) -> jax.Array:
+    def __call__(self, x, patient_ids, visit_ids, positions, ages, deterministic: bool = True) -> jax.Array:
         """Maps (B, L, D) to (B, L, D) with attention within equal, non-zero `patient_ids` (B, L)."""
-        heads = self.config.num_heads
-        bias = attention_bias(patient_ids, visit_ids, visit_slopes(heads) if self.config.visit_bias else (0.0,) * heads)
-        rotary = rotation(positions, self.config.hidden_dim // heads) if self.config.rotary else None
-        for layer in range(self.config.num_layers):
-            x = EncoderBlock(self.config, name=f"block_{layer}")(x, bias, rotary, deterministic)
+        config, heads = self.config, self.config.num_heads
+        slopes = visit_slopes(heads) if config.visit_bias else (0.0,) * heads
+        bias = attention_bias(patient_ids, visit_ids, slopes, config.causal)
+        rotary = None
+        if config.rotary != "none":
+            places = positions if config.rotary == "positions" else jnp.nan_to_num(ages) * ROTARY_STEPS_PER_YEAR
+            rotary = rotation(places, config.hidden_dim // heads)
+        for layer in range(config.num_layers):
+            x = EncoderBlock(config, name=f"block_{layer}")(x, bias, rotary, deterministic)
         return nn.LayerNorm(name="norm")(x)
+
+
+class HierarchicalEncoder(nn.Module):
+    """Codes to visit vectors, a Transformer over visits, and each token's own vector on top of its visit's state.
+
+    A visit's vector is the mean of its tokens, as in the visit-level models of Choi et al. (2016) and Li et al. (2022).
+    The tokens of a visit must lie side by side.
+
+    Attributes:
+      config: sizes and choices.
+    """
+
+    config: BEHRTConfig
+
+    @nn.compact
+    def __call__(self, x, patient_ids, visit_ids, positions, ages, deterministic: bool = True) -> jax.Array:
+        """Maps (B, L, D) to (B, L, D); visits attend to those of equal, non-zero `patient_ids` (B, L)."""
+        del positions  # a visit's position is its number
+        starts, slots = visit_slots(patient_ids, visit_ids)
+        length = patient_ids.shape[1]
+        real = jnp.where(patient_ids != 0, slots, length)  # padding belongs to no visit
+        membership = nn.one_hot(real, length, dtype=x.dtype)  # (B, L, visits)
+        sizes = jnp.maximum(membership.sum(axis=1), 1.0)
+        visits = jnp.einsum("blv,bld->bvd", membership, x) / sizes[:, :, None]
+        # The first token of a visit says whose it is; slots without a visit become padding.
+        first = jax.vmap(lambda flags: jnp.flatnonzero(flags, size=length, fill_value=length))(starts)
+        of_visit = [
+            jnp.take_along_axis(jnp.pad(column, ((0, 0), (0, 1))), first, axis=1)
+            for column in (patient_ids, visit_ids, ages)
+        ]
+        states = Encoder(self.config, name="visits")(visits, of_visit[0], of_visit[1], *of_visit[1:], deterministic)
+        context = jnp.take_along_axis(states, slots[:, :, None], axis=1)
+        return nn.LayerNorm(name="norm")(x + context)
+
+
+def visit_slots(patient_ids: jax.Array, visit_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns which tokens begin a visit, (B, L) bool, and the number of each token's visit in its row, (B, L)."""
+    changes = (jnp.diff(patient_ids, axis=1) != 0) | (jnp.diff(visit_ids, axis=1) != 0)
+    starts = jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True) & (patient_ids != 0)
+    return starts, jnp.maximum(jnp.cumsum(starts, axis=1) - 1, 0)
+
+
+def compute_dtype(config: BEHRTConfig):
+    """Returns the dtype of matrix products; None, that of their inputs, for float32, so that float64 works too."""
+    return jnp.bfloat16 if config.dtype == "bfloat16" else None

@@ -127,11 +127,11 @@ def mlm_objective(
 
 def score_masked(model, params, batch: dict[str, jax.Array], masked: Masked, dropout_key: jax.Array | None = None):
     """Returns `masked_outcomes` of a model; dropout is on where a key is given."""
-    columns = (batch[name] for name in ("ages", "visit_ids", "patient_ids", "positions", "time_deltas"))
+    columns = (batch[name] for name in ("ages", "visit_ids", "patient_ids"))
+    named = {name: batch[name] for name in ("positions", "time_deltas", "dates")}
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    logits = model.apply(
-        params, masked.inputs, *columns, masked_positions=masked.positions, deterministic=dropout_key is None, rngs=rngs
-    )
+    named.update(masked_positions=masked.positions, deterministic=dropout_key is None)
+    logits = model.apply(params, masked.inputs, *columns, **named, rngs=rngs)
     return masked_outcomes(logits, masked)
 
 

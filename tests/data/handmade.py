@@ -57,6 +57,7 @@ class MedsFolder:
             "min_patients": 2,
             "value_bins": 4,
             "row_length": 32,
+            "separators": True,
         }
         return DataConfig(**{**settings, **changes})
 
@@ -104,7 +105,8 @@ def patients_of(*people: dict) -> Patients:
     """Makes patients by hand.
 
     Args:
-      people: for each, `static` codes, `visits` as lists of `(code, minutes)`, and `id` and `birth` where they matter.
+      people: for each, `static` codes, `visits` as lists of `(code, minutes)`, and `id`, `birth` and
+        `origin` where they matter.
     """
     tokens, sizes = [], []
     for person in people:
@@ -120,6 +122,7 @@ def patients_of(*people: dict) -> Patients:
     return Patients(
         subject_ids=np.array([person.get("id", i + 1) for i, person in enumerate(people)], np.int64),
         has_birth=np.array([person.get("birth", True) for person in people], bool),
+        origins=np.array([person.get("origin", 0) for person in people], np.int32),
         offsets=np.cumsum([0, *sizes]),
         codes=columns[:, 0],
         visits=columns[:, 1],
@@ -140,7 +143,9 @@ def random_patients(seed: int, count: int, most_visits: int = 8, most_codes: int
             visits.append([(int(rng.integers(4, vocabulary)), int(time)) for time in times])
             minutes = int(times[-1])
         static = rng.integers(5, vocabulary, rng.integers(0, 4)).tolist()
-        people.append({"id": 10 + 3 * number, "static": static, "visits": visits, "birth": number % 5 != 4})
+        origin = int(rng.integers(-50_000_000, 10_000_000))
+        person = {"id": 10 + 3 * number, "static": static, "visits": visits, "birth": number % 5 != 4}
+        people.append({**person, "origin": origin})
     return patients_of(*people)
 
 
@@ -152,6 +157,7 @@ def only(patients: Patients, keep: np.ndarray) -> Patients:
     return Patients(
         patients.subject_ids[order],
         patients.has_birth[order],
+        patients.origins[order],
         np.cumsum([0, *map(len, parts)]),
         patients.codes[tokens],
         patients.visits[tokens],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from behrt_jax.data import batches, sequences
-from behrt_jax.data.vocabulary import CLS
+from behrt_jax.data.vocabulary import CLS, SEP
 from tests.data.handmade import only, patients_of, random_patients
 
 ROW_LENGTH, BATCH_SIZE = 24, 4
@@ -140,6 +140,19 @@ def test_evaluation_is_the_newest_window_in_a_fixed_order():
         mine = of_patient(batch, patient)
         for name in sequences.COLUMNS:
             np.testing.assert_array_equal(mine[name], columns[name][end - windows.lengths[patient] : end])
+
+
+def test_separators_can_be_left_out():
+    patients = patients_of(*[{"visits": [[(10 + i, i)] for i in range(ROW_LENGTH - 1)]}] * 3)
+    for found in (
+        next(batches.evaluation_batches(patients, ROW_LENGTH, 3, separators=False)),
+        next(batches.training_batches(patients, ROW_LENGTH, 3, seed=1, separators=False)),
+    ):
+        assert SEP not in found["codes"]
+    for found in (next(batches.evaluation_batches(patients, ROW_LENGTH, 3)), next(stream(patients=patients))):
+        assert SEP in found["codes"] and (found["codes"] == SEP).sum() == found["maskable"].sum()
+    (whole,) = batches.evaluation_batches(patients, ROW_LENGTH, 3, separators=False)
+    assert (whole["patient_ids"] == 1).all() and whole["maskable"][:, 1:].all()
 
 
 def test_places_for_patients_are_the_same_in_all_batches_of_an_epoch():

@@ -14,11 +14,12 @@ def examples(patients: dataset.Patients, order=None):
         inside = slice(patients.offsets[i], patients.offsets[i + 1])
         tokens = np.stack([getattr(patients, name)[inside] for name in COLUMNS], axis=1)
         subject = int(patients.subject_ids[i])
-        yield subject, {"subject_id": subject, "has_birth": bool(patients.has_birth[i]), "tokens": tokens}
+        known = {"has_birth": bool(patients.has_birth[i]), "origin": int(patients.origins[i])}
+        yield subject, {"subject_id": subject, **known, "tokens": tokens}
 
 
 def assert_same(one: dataset.Patients, other: dataset.Patients) -> None:
-    for name in ("subject_ids", "has_birth", "offsets", *COLUMNS):
+    for name in ("subject_ids", "has_birth", "origins", "offsets", *COLUMNS):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
@@ -35,6 +36,7 @@ def test_round_trip_by_ascending_subject(written):
     found = dataset.read(written, "train")
     assert_same(found, random_patients(0, 40))
     assert found.subject_ids.dtype == np.int64 and found.has_birth.dtype == bool
+    assert found.origins.dtype == np.int32 and len(set(found.origins.tolist())) == 40
     assert {getattr(found, name).dtype for name in COLUMNS} == {np.dtype(np.int32)}
     assert len(dataset.read(written, "tuning")) == 3
 
@@ -48,12 +50,14 @@ def test_writes_array_record_and_nothing_else(written):
     assert len(names) == 4 and [path.name for path in written.iterdir()] == ["patient_tokens"]
 
 
-def test_large_ids_survive(tmp_path):
+def test_large_numbers_survive(tmp_path):
     tokens = np.array([[5, 0, 0, 2**31 - 1]], np.int32)
     big = 2**62 + 1
-    dataset.write(tmp_path, {"train": iter([(big, {"subject_id": big, "has_birth": True, "tokens": tokens})])})
+    example = {"subject_id": big, "has_birth": True, "origin": -(2**31), "tokens": tokens}
+    dataset.write(tmp_path, {"train": iter([(big, example)])})
     found = dataset.read(tmp_path, "train")
     assert found.subject_ids.tolist() == [big] and found.minutes.tolist() == [2**31 - 1]
+    assert found.origins.tolist() == [-(2**31)]
 
 
 def test_writing_says_nothing(tmp_path, capfd):

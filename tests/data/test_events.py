@@ -1,3 +1,5 @@
+import datetime
+
 import meds as standard
 import numpy as np
 import polars as pl
@@ -145,6 +147,19 @@ def test_events_at_the_time_of_birth_and_without_a_birth_are_fine(meds):
 def test_placeholder_times(meds):
     rows = [(FIRST, 0, "MEDS_BIRTH"), (FIRST, 2_900_000, "SECRET//A"), (SECOND, 1, "SECRET//A")]
     read_error(meds, rows, "'time' is more than 1,000 years after", "in 1 rows", "9999-12-31", "correct or remove")
+    rows = [(FIRST, None, "SECRET//SEX"), (FIRST, 2_900_000, "SECRET//A"), (SECOND, 1, "SECRET//A")]
+    read_error(meds, rows, "'time' is not in the years 1 to 6,000 in 1 rows", "9999-12-31", "correct or remove")
+    before = table(rows).with_columns(time=pl.col("time") - pl.duration(days=2_900_000))
+    read_error(meds, before, "'time' is not in the years 1 to 6,000 in 1 rows")
+
+
+def test_the_first_and_the_last_time(meds):
+    moments = [datetime.datetime(1, 1, 1), datetime.datetime(events.LAST_YEAR, 12, 31, 23, 59)]
+    rows = table([(FIRST, 0, "MEDS_BIRTH"), (SECOND, 0, "SECRET//A")]).with_columns(time=pl.Series(moments))
+    found = events.read_shard(meds.shard("0", rows))
+    assert found["time"].to_list() == moments
+    minutes = [(moment - events.EPOCH) / datetime.timedelta(minutes=1) for moment in moments]
+    assert -(2**31) < minutes[0] and minutes[1] < 2**31
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.98])

@@ -5,10 +5,11 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
-from behrt_jax.data import dataset, events, survey
+from behrt_jax.data import dataset, events, sequences, survey
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.data.vocabulary import UNK, Vocabulary
@@ -245,6 +246,34 @@ def test_tokens_of_a_patient(meds):
     assert [visit for _, visit, _ in by_gap] == [-1, 0, 0, 0, 1]
 
 
+def test_dates_are_those_of_the_events(meds):
+    """With and without a known birth, before and after 2000, from year 1 on."""
+    people = {
+        FIRST: [(-20_000.75, "MEDS_BIRTH"), (-9_000.25, "A"), (3_000.5, "A")],
+        FIRST + 1: [(-800.5, "A"), (-700, "A"), (9.25, "A")],
+        FIRST + 2: [(9_000.125, "A"), (9_001, "A")],
+        FIRST + 3: [(-730_119, "MEDS_BIRTH"), (-730_118, "A")],
+    }
+    rows = []
+    for subject, timed in people.items():
+        rows += [(subject, None, "SEX"), *[(subject, *event) for event in timed]]
+    meds.shard("0", [*rows, *history(LAST - 1), *history(LAST)])
+    meds.splits({**dict.fromkeys(people, "train"), LAST - 1: "tuning", LAST: "held_out"})
+    patients = dataset.read(prepare(meds.config(min_patients=1)).folder, "train")
+    days = [timed[0][0] for timed in people.values()]
+    assert patients.origins.tolist() == [round(day * 1440) for day in days]
+    assert patients.has_birth.tolist() == [True, False, False, True]
+    index = sequences.index_visits(patients, 32, separators=False)
+    found = sequences.build_columns(patients, index, sequences.newest_windows(index), np.arange(len(patients)), 0)
+    expected = []
+    for timed in people.values():
+        seen = [day for day, code in timed if code != "MEDS_BIRTH"]
+        expected += [seen[0], seen[0], *seen]  # [CLS] and the static code have the first visit's
+    recent = len(expected) - 3
+    np.testing.assert_allclose(found["dates"][:recent] * 365.25, expected[:recent], atol=1 / 1440)
+    np.testing.assert_allclose(found["dates"], np.array(expected) / 365.25, rtol=1e-6)
+
+
 def test_values_become_bins(cohort):
     prepared = prepare(cohort.config(min_patients=1, value_bins=2))
     bins = {subject: rows[2][0] for subject, rows in decoded(prepared, "train").items()}
@@ -287,7 +316,8 @@ def test_a_birth_without_a_time_is_no_birth(cohort):
     cohort.splits({**SPLITS, FIRST - 1: "train"})
     prepared = prepare(cohort.config())
     assert prepared.report["patients_without_birth"] == 1
-    assert not dataset.read(prepared.folder, "train").has_birth[0]
+    found = dataset.read(prepared.folder, "train")
+    assert not found.has_birth[0] and found.origins[0] == 9 * 1440
 
 
 def test_patients_of_other_splits_and_events_after_death_are_counted(cohort):
@@ -385,7 +415,7 @@ def test_second_preparation_writes_and_reads_nothing(cohort):
     first = prepare(cohort.config(), progress=lines.append)
     before = modified(cohort.prepared_dir)
     assert len(before) == 7 and len(lines) == 3
-    second = prepare(cohort.config(row_length=64), progress=lines.append)
+    second = prepare(cohort.config(row_length=64, separators=False), progress=lines.append)
     assert modified(cohort.prepared_dir) == before and len(lines) == 3
     assert second == first
 
@@ -408,7 +438,7 @@ OTHER_KEYS = {
     "min_patients": 3,
     "value_bins": 5,
 }
-UNRELATED_KEYS = {"row_length": 64, "prepared_dir": "elsewhere"}
+UNRELATED_KEYS = {"row_length": 64, "separators": False, "prepared_dir": "elsewhere"}
 
 
 def test_fingerprint_holds_every_key_that_matters(cohort, tmp_path):

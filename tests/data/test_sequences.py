@@ -1,4 +1,5 @@
 import collections
+import datetime
 
 import numpy as np
 import pytest
@@ -12,9 +13,15 @@ DAY = 1440
 YEAR = 365.25 * DAY
 
 
-def newest(patients, row_length: int, salt: int = sequences.EVALUATION_SALT) -> dict[str, np.ndarray]:
+def minutes_since_2000(moment: datetime.datetime) -> int:
+    return round((moment - datetime.datetime(2000, 1, 1)) / datetime.timedelta(minutes=1))
+
+
+def newest(
+    patients, row_length: int, salt: int = sequences.EVALUATION_SALT, separators: bool = True
+) -> dict[str, np.ndarray]:
     """The columns of all patients' newest windows."""
-    index = sequences.index_visits(patients, row_length)
+    index = sequences.index_visits(patients, row_length, separators)
     windows = sequences.newest_windows(index)
     return sequences.build_columns(patients, index, windows, np.arange(len(patients)), salt)
 
@@ -77,6 +84,31 @@ def test_ages_are_unknown_without_a_birth():
     assert found[:3].tolist() == [1, 1, 1] and np.isnan(found[3:]).all() and len(found) == 6
 
 
+@pytest.mark.parametrize("separators", [True, False])
+@pytest.mark.parametrize("birth", [True, False])
+def test_dates_are_years_since_2000_with_or_without_a_birth(birth, separators):
+    origin = datetime.datetime(1999, 11, 3, 7, 30)
+    first, second, third = (origin + datetime.timedelta(minutes=minutes) for minutes in (0, 90 * DAY, 90 * DAY + 45))
+    person = {"static": [20], "visits": [[(10, 0)], [(11, 90 * DAY), (12, 90 * DAY + 45)]], "birth": birth}
+    patients = patients_of({**person, "origin": minutes_since_2000(origin)})
+    found = newest(patients, 16, separators=separators)
+    moments = [first, first, first, first, second, third, third]
+    kept = [True, True, True, separators, True, True, separators]
+    expected = [minutes_since_2000(moment) for moment, keep in zip(moments, kept, strict=True) if keep]
+    assert expected[0] < 0 < expected[-1]
+    np.testing.assert_allclose(found["dates"] * YEAR, expected, atol=0.5)
+
+    # A window that begins with the second visit: [CLS] and the static token take its start.
+    found = newest(patients_of({**person, "visits": [[(9, 0)] * 6, person["visits"][1]], "origin": 0}), 8)
+    np.testing.assert_allclose(found["dates"] * YEAR / DAY, [90] * 3 + [90 + 45 / DAY] * 2, atol=1e-3)
+
+
+def test_dates_beyond_int32():
+    origin = 2**31 - 1
+    found = newest(patients_of({"visits": [[(10, 600 * YEAR)]], "origin": origin}), 8)
+    np.testing.assert_allclose(found["dates"], origin / YEAR + 600, rtol=1e-6)
+
+
 @pytest.mark.parametrize("row_length", [8, 13, 24, 100])
 def test_newest_windows_are_what_a_loop_finds(row_length):
     patients = random_patients(1, 200)
@@ -104,6 +136,56 @@ def test_random_windows_are_what_a_loop_finds(row_length):
             start, stop = grow([len(visit) + 1 for visit in visits], index.budgets[i], chosen)
             assert (windows.start[i], windows.stop[i]) == (index.first_visit[i] + start, index.first_visit[i] + stop)
         assert 1 <= windows.lengths.min() and windows.lengths.max() <= row_length
+
+
+@pytest.mark.parametrize("row_length", [8, 13, 24])
+def test_windows_without_separators_use_the_room(row_length):
+    patients = random_patients(2, 200, most_codes=12)
+    index = sequences.index_visits(patients, row_length, separators=False)
+    by_patient = visits_by_patient(patients)
+    found = [(sequences.newest_windows(index), [len(visits) - 1 for visits in by_patient], 0)]
+    for salt in (1, 2, 3):
+        fractions = hash_fraction(salt, patients.subject_ids)
+        chosen = [int(fraction * len(visits)) for fraction, visits in zip(fractions, by_patient, strict=True)]
+        found.append((sequences.random_windows(index, patients.subject_ids, salt), chosen, salt))
+    cut = 0
+    for windows, chosen, salt in found:
+        columns = sequences.build_columns(patients, index, windows, np.arange(len(patients)), salt)
+        assert SEP not in columns["codes"] and windows.lengths.sum() == len(columns["codes"])
+        assert windows.lengths.max() <= row_length
+        ends = np.cumsum(windows.lengths)
+        for i, visits in enumerate(by_patient):
+            start, stop = grow([len(visit) for visit in visits], index.budgets[i], chosen[i])
+            assert (windows.start[i], windows.stop[i]) == (index.first_visit[i] + start, index.first_visit[i] + stop)
+            seen = slice(ends[i] - windows.lengths[i], ends[i])
+            assert columns["positions"][seen].tolist() == list(range(windows.lengths[i]))
+            assert columns["codes"][seen][0] == CLS
+            skipped = windows.skipped[i]
+            assert skipped == max(len(visits[start]) - index.budgets[i], 0) and (not skipped or stop == start + 1)
+            cut += skipped > 0
+            expected = [token for visit in visits[start:stop] for token in visit][skipped:]
+            inside = slice(seen.start + 1 + index.static_counts[i], seen.stop)
+            assert sorted(columns["codes"][inside]) == sorted(patients.codes[expected])
+            visit_ids = patients.visits[expected] - patients.visits[expected[0]]
+            assert columns["visit_ids"][inside].tolist() == visit_ids.tolist()
+            np.testing.assert_allclose(
+                columns["dates"][inside] * YEAR, patients.origins[i] + patients.minutes[expected], atol=5
+            )
+    assert cut > 20 or row_length > 13
+
+
+def test_a_patient_without_separators_token_by_token():
+    visits = [[(10, 0)], [(11, 2 * DAY), (UNK, 2 * DAY + 60)], [(12, 10 * DAY), (13, 10 * DAY + 5)]]
+    patients = patients_of({"static": [20, 21], "visits": visits})
+    # 8 tokens: [CLS], two static codes and five others, which just fit; three [SEP] do not.
+    found = newest(patients, 8, separators=False)
+    assert found["codes"].tolist() == [CLS, 20, 21, 10, 11, UNK, 12, 13]
+    assert found["visit_ids"].tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert found["positions"].tolist() == list(range(8))
+    assert found["time_deltas"].tolist() == [0, 0, 0, 0, 2, 2, 8, 8]
+    assert found["maskable"].tolist() == [token in (10, 11, 12, 13) for token in found["codes"]]
+    np.testing.assert_allclose(found["ages"] * YEAR / DAY, [0, 0, 0, 0, 2, 2 + 1 / 24, 10, 10 + 5 / DAY], rtol=1e-5)
+    assert newest(patients, 8)["codes"].tolist() == [CLS, 20, 21, 12, 13, SEP]
 
 
 def test_windows_hold_whole_visits_but_for_the_oldest_codes_of_a_long_one():
@@ -280,3 +362,6 @@ def test_bundled_patients_in_sequence(bundled_train):
     assert (found["codes"] == CLS).sum() == len(bundled_train)
     assert (found["codes"] == SEP).sum() == (windows.stop - windows.start).sum()
     assert (found["time_deltas"] >= 0).all() and (found["ages"] >= 0).all() and found["ages"].max() < 120
+    births = (found["dates"] - found["ages"]).astype(np.float64)
+    owners = np.repeat(np.arange(len(bundled_train)), windows.lengths)
+    np.testing.assert_allclose(births * YEAR, bundled_train.origins[owners], atol=10)  # float32 at a hundred years

@@ -1,0 +1,61 @@
+"""What a model is given, checked at the door: shapes always, values where they are known (not while tracing)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from behrt_jax.models.config import BEHRTConfig
+
+
+def check_inputs(config: BEHRTConfig, codes, positions, **columns) -> None:
+    """Checks the arguments of a model.
+
+    Args:
+      config: sizes and choices.
+      codes: (B, L) ints, 0 <= id < V.
+      positions: (B, L) or None.
+      **columns: the other arguments by name; None where not given.
+
+    Raises:
+      ValueError: an argument has another rank or shape than `codes`; codes are not ints or out of range; or rows
+        without `positions` are longer than a learned table of positions. The message names what was found.
+    """
+    if jnp.ndim(codes) != 2:
+        raise ValueError(f"codes: found shape {jnp.shape(codes)}; expected (rows, length), such as codes[None] for one")
+    for name, values in {"positions": positions, **columns}.items():
+        if values is not None and jnp.shape(values) != jnp.shape(codes):
+            raise ValueError(f"{name}: found shape {jnp.shape(values)}; expected that of codes, {jnp.shape(codes)}")
+    if not jnp.issubdtype(jnp.result_type(codes), jnp.integer):
+        raise ValueError(f"codes: found dtype {jnp.result_type(codes)}; expected integers, the ids of the vocabulary")
+    length = codes.shape[1]
+    if positions is None and config.position_encoding == "learned" and length > config.max_positions:
+        raise ValueError(
+            f"codes: found rows of length {length}; expected at most model.max_positions={config.max_positions}; "
+            "cut the rows, raise max_positions, or give positions (those past the table share its last row)"
+        )
+    if isinstance(codes, jax.core.Tracer) or not codes.size:
+        return
+    lowest, highest = int(np.min(codes)), int(np.max(codes))
+    if lowest < 0 or highest >= config.vocab_size:
+        raise ValueError(
+            f"codes: found ids from {lowest} to {highest}; expected 0 to {config.vocab_size - 1}, as "
+            f"model.vocab_size={config.vocab_size}; was another vocabulary used?"
+        )
+
+
+def count_patients(attention_mask, num_patients: int | None) -> int:
+    """Returns the number of patients a row has room for; 1 if not given.
+
+    Raises:
+      ValueError: rows hold more patients than that, as far as values are known.
+    """
+    if num_patients is not None and num_patients < 1:
+        raise ValueError(f"num_patients: found {num_patients}; expected 1 or more")
+    if not isinstance(attention_mask, jax.core.Tracer) and jnp.size(attention_mask):
+        highest = int(np.max(attention_mask))
+        if highest > (num_patients or 1):
+            raise ValueError(
+                f"attention_mask: found patients up to {highest} in a row, but num_patients={num_patients}; "
+                f"expected num_patients={highest} or more for packed rows"
+            )
+    return num_patients or 1

@@ -1,0 +1,37 @@
+"""The LSTM encoder that survival models of EHR are compared with, on the same inputs and heads."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from behrt_jax.models.config import BEHRTConfig
+from behrt_jax.models.dropout import Dropout
+
+
+class LSTMEncoder(nn.Module):
+    """A stack of LSTM layers (Hochreiter and Schmidhuber 1997) that begin anew at each patient, and a normalisation.
+
+    Attributes:
+      config: sizes; `hidden_dim` and `num_layers` are those of the stack.
+    """
+
+    config: BEHRTConfig
+
+    @nn.compact
+    def __call__(self, x, patient_ids, visit_ids, positions, ages, deterministic: bool = True) -> jax.Array:
+        """Maps (B, L, D) to (B, L, D); a token's state depends on its patient's tokens up to it."""
+        del visit_ids, positions, ages
+        goes_on = patient_ids[:, 1:] == patient_ids[:, :-1]
+        goes_on = jnp.pad(goes_on, ((0, 0), (1, 0))).astype(x.dtype)
+        for layer in range(self.config.num_layers):
+            cell = nn.OptimizedLSTMCell(self.config.hidden_dim, name=f"layer_{layer}")
+            start = (jnp.zeros_like(x[:, 0]), jnp.zeros_like(x[:, 0]))
+            scan = nn.scan(_step, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
+            _, x = scan(cell, start, (x, goes_on))
+            x = Dropout(self.config.dropout)(x, deterministic)
+        return nn.LayerNorm(name="norm")(x)
+
+
+def _step(cell: nn.OptimizedLSTMCell, carry: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, jax.Array]):
+    x, goes_on = inputs
+    return cell(tuple(part * goes_on[:, None] for part in carry), x)

@@ -1,0 +1,44 @@
+"""From tokens to patients: the first token, the mean, the maximum, or a learned weighting."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def membership(patient_ids: jax.Array, num_patients: int) -> jax.Array:
+    """Returns which tokens are whose: (B, P, L) bool from (B, L) `patient_ids` (0 = padding, 1..P)."""
+    return patient_ids[:, None, :] == jnp.arange(1, num_patients + 1)[None, :, None]
+
+
+def pool_first(hidden: jax.Array, members: jax.Array) -> jax.Array:
+    """Returns the state of each patient's first token, its `[CLS]`: (B, P, D); zeros for a patient without tokens."""
+    first = jnp.take_along_axis(hidden, jnp.argmax(members, axis=-1)[:, :, None], axis=1)
+    return _zero_if_empty(first, members)
+
+
+def pool_mean(hidden: jax.Array, members: jax.Array) -> jax.Array:
+    """Returns the mean of each patient's states: (B, P, D); zeros for a patient without tokens."""
+    weights = members / jnp.maximum(members.sum(axis=-1, keepdims=True), 1)
+    return jnp.matmul(weights.astype(hidden.dtype), hidden)
+
+
+def pool_max(hidden: jax.Array, members: jax.Array) -> jax.Array:
+    """Returns the largest of each patient's states, feature by feature: (B, P, D); zeros for one without tokens."""
+    lowest = jnp.finfo(hidden.dtype).min
+    largest = jnp.where(members[..., None], hidden[:, None], lowest).max(axis=2)
+    return _zero_if_empty(largest, members)
+
+
+def _zero_if_empty(pooled: jax.Array, members: jax.Array) -> jax.Array:
+    return jnp.where(members.any(axis=-1)[:, :, None], pooled, 0.0)
+
+
+class AttentionPooling(nn.Module):
+    """The mean of a patient's states, weighted by a softmax of learned scores (Bahdanau et al. 2015, one vector)."""
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, members: jax.Array) -> jax.Array:
+        """Maps (B, L, D) states and (B, P, L) members to (B, P, D); zeros for a patient without tokens."""
+        scores = nn.Dense(1, use_bias=False, name="scores")(hidden)[:, None, :, 0]
+        weights = nn.softmax(jnp.where(members, scores, -1e30), axis=-1)
+        return _zero_if_empty(jnp.matmul(weights, hidden), members)
