@@ -97,7 +97,7 @@ def index_visits(patients: Patients, row_length: int, separators: bool = True) -
 
 def newest_windows(index: VisitIndex) -> Windows:
     """Returns each patient's newest whole visits that fit a row; of a visit longer than a row, its newest codes."""
-    return _close_windows(index, index.first_visit[1:].copy())
+    return windows_until(index, index.first_visit[1:].copy())
 
 
 def random_windows(index: VisitIndex, subject_ids: np.ndarray, salt: int) -> Windows:
@@ -110,10 +110,10 @@ def random_windows(index: VisitIndex, subject_ids: np.ndarray, salt: int) -> Win
     drawn = first + np.floor(hash_fraction(salt, subject_ids) * (last - first)).astype(np.int64)
     reach = index.ends[drawn] + index.budgets
     stop = np.searchsorted(index.ends, reach, side="right") - 1
-    return _close_windows(index, np.clip(stop, drawn + 1, last))
+    return windows_until(index, np.clip(stop, drawn + 1, last))
 
 
-def _close_windows(index: VisitIndex, stop: np.ndarray) -> Windows:
+def windows_until(index: VisitIndex, stop: np.ndarray) -> Windows:
     """Extends windows that end before visit `stop` to older whole visits as far as a row allows."""
     first, budgets = index.first_visit[:-1], index.budgets
     start = np.searchsorted(index.ends, index.ends[stop] - budgets, side="left")
