@@ -3,9 +3,24 @@
 `load(workdir)` gives `(config, vocabulary, model, params)` of a pre-trained model.
 """
 
-from behrt_jax.models.behrt import BEHRT, BEHRTForMLM, count_parameters
+from behrt_jax.models.behrt import (
+    BEHRT,
+    BEHRTForMLM,
+    BEHRTForNextVisitPrediction,
+    BEHRTForSequenceClassification,
+    count_parameters,
+    encode,
+)
 from behrt_jax.models.config import BEHRTConfig
-from behrt_jax.models.embeddings import AgeEmbedding, BEHRTEmbedding, PositionalEmbedding, TimeEmbedding, VisitEmbedding
+from behrt_jax.models.embeddings import (
+    AgeEmbedding,
+    BEHRTEmbedding,
+    PositionalEmbedding,
+    SinusoidalPositionalEncoding,
+    Time2Vec,
+    TimeEmbedding,
+    VisitEmbedding,
+)
 from behrt_jax.workdir import load
 
 __all__ = [
@@ -14,9 +29,14 @@ __all__ = [
     "BEHRTConfig",
     "BEHRTEmbedding",
     "BEHRTForMLM",
+    "BEHRTForNextVisitPrediction",
+    "BEHRTForSequenceClassification",
     "PositionalEmbedding",
+    "SinusoidalPositionalEncoding",
+    "Time2Vec",
     "TimeEmbedding",
     "VisitEmbedding",
     "count_parameters",
+    "encode",
     "load",
 ]

@@ -268,7 +268,7 @@ def encode(model, params, codes, ages, visit_ids, attention_mask, *, capture_att
 
     Returns:
       (B, L, D) hidden states; with `capture_attention`, also (num_layers, B, H, L, L) float32 weights, from the query
-      (last but one axis) to the key, where the hierarchical encoder has visits in place of tokens.
+      (last but one axis) to the key; in the hierarchical encoder a visit stands at the place of its first token.
 
     Raises:
       ValueError: the weights of an LSTM are asked for, which has none.

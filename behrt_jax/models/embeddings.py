@@ -113,7 +113,8 @@ class Time2Vec(nn.Module):
         phases = self.param("phases", nn.initializers.uniform(2 * jnp.pi), (self.dim,))
         amplitudes = self.param("amplitudes", nn.initializers.constant(SINE_SCALE), (self.dim,))
         unknown = self.param("unknown", INITIALIZER, (1, 1, self.dim))
-        angles = jnp.nan_to_num(years)[..., None] / self.scale * frequencies[None, None] + phases[None, None]
+        finite = jnp.clip(jnp.nan_to_num(years), -1e4, 1e4)  # a NaN here would reach all patients of the row
+        angles = finite[..., None] / self.scale * frequencies[None, None] + phases[None, None]
         features = jnp.concatenate([angles[..., :1], jnp.sin(angles[..., 1:])], axis=-1)
         return jnp.where(jnp.isnan(years)[..., None], unknown, features * amplitudes[None, None])
 
@@ -134,7 +135,7 @@ class TimeEmbedding(nn.Module):
     @nn.compact
     def __call__(self, time_deltas: jax.Array) -> jax.Array:
         """Maps (B, L) float days to (B, L, dim); below 0 counts as 0. The first logarithmic bin ends at 0.4 days."""
-        days = jnp.maximum(time_deltas, 0.0)
+        days = jnp.maximum(jnp.nan_to_num(time_deltas), 0.0)  # infinity // 7 would be NaN
         # The small number keeps rounding from putting a whole power of two (8,191 days) below its bin.
         bins = days // self.bin_days if self.bin_days else jnp.floor(2.0 * jnp.log2(1.0 + days) + 1e-4)
         rows = jnp.clip(bins, 0, self.num_bins - 1).astype(jnp.int32)

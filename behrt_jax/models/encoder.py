@@ -145,7 +145,7 @@ class Encoder(nn.Module):
         bias = attention_bias(patient_ids, visit_ids, slopes, config.causal)
         rotary = None
         if config.rotary != "none":
-            places = positions if config.rotary == "positions" else jnp.nan_to_num(ages) * ROTARY_STEPS_PER_YEAR
+            places = positions if config.rotary == "positions" else jnp.nan_to_num(ages * ROTARY_STEPS_PER_YEAR)
             rotary = rotation(places, config.hidden_dim // heads)
         for layer in range(config.num_layers):
             x = EncoderBlock(config, name=f"block_{layer}")(x, bias, rotary, deterministic)
@@ -169,27 +169,26 @@ class HierarchicalEncoder(nn.Module):
         """Maps (B, L, D) to (B, L, D); visits attend to those of equal, non-zero `patient_ids` (B, L)."""
         del positions  # a visit's position is its number
         starts, slots = visit_slots(patient_ids, visit_ids)
-        length = patient_ids.shape[1]
-        real = jnp.where(patient_ids != 0, slots, length)  # padding belongs to no visit
-        membership = nn.one_hot(real, length, dtype=x.dtype)  # (B, L, visits)
-        sizes = jnp.maximum(membership.sum(axis=1), 1.0)
-        visits = jnp.einsum("blv,bld->bvd", membership, x) / sizes[:, :, None]
-        # The first token of a visit says whose it is; slots without a visit become padding.
-        first = jax.vmap(lambda flags: jnp.flatnonzero(flags, size=length, fill_value=length))(starts)
-        of_visit = [
-            jnp.take_along_axis(jnp.pad(column, ((0, 0), (0, 1))), first, axis=1)
-            for column in (patient_ids, visit_ids, ages)
-        ]
-        states = Encoder(self.config, name="visits")(visits, of_visit[0], of_visit[1], *of_visit[1:], deterministic)
+        everywhere = jnp.arange(patient_ids.shape[1])[None, None, :]
+        members = (slots[:, :, None] == everywhere) & (patient_ids != 0)[:, :, None]  # (B, L, visits)
+        weights = members / jnp.maximum(members.sum(axis=1, keepdims=True), 1)
+        visits = jnp.einsum("blv,bld->bvd", weights.astype(x.dtype), x)
+        # A visit stands where its first token does, with that token's patient, number and age; all else is padding.
+        owners = jnp.where(starts, patient_ids, 0)
+        states = Encoder(self.config, name="visits")(visits, owners, visit_ids, visit_ids, ages, deterministic)
         context = jnp.take_along_axis(states, slots[:, :, None], axis=1)
         return nn.LayerNorm(name="norm")(x + context)
 
 
 def visit_slots(patient_ids: jax.Array, visit_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns which tokens begin a visit, (B, L) bool, and the number of each token's visit in its row, (B, L)."""
+    """Returns which tokens begin a visit, (B, L) bool, and the place of the first token of each token's visit, (B, L).
+
+    Padding begins no visit; its place means nothing.
+    """
     changes = (jnp.diff(patient_ids, axis=1) != 0) | (jnp.diff(visit_ids, axis=1) != 0)
     starts = jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True) & (patient_ids != 0)
-    return starts, jnp.maximum(jnp.cumsum(starts, axis=1) - 1, 0)
+    places = jnp.where(starts, jnp.arange(starts.shape[1])[None, :], 0)
+    return starts, jax.lax.cummax(places, axis=1)
 
 
 def compute_dtype(config: BEHRTConfig):

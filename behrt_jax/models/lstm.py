@@ -22,7 +22,7 @@ class LSTMEncoder(nn.Module):
         """Maps (B, L, D) to (B, L, D); a token's state depends on its patient's tokens up to it."""
         del visit_ids, positions, ages
         goes_on = patient_ids[:, 1:] == patient_ids[:, :-1]
-        goes_on = jnp.pad(goes_on, ((0, 0), (1, 0))).astype(x.dtype)
+        goes_on = jnp.pad(goes_on, ((0, 0), (1, 0)))
         for layer in range(self.config.num_layers):
             cell = nn.OptimizedLSTMCell(self.config.hidden_dim, name=f"layer_{layer}")
             start = (jnp.zeros_like(x[:, 0]), jnp.zeros_like(x[:, 0]))
@@ -34,4 +34,4 @@ class LSTMEncoder(nn.Module):
 
 def _step(cell: nn.OptimizedLSTMCell, carry: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, jax.Array]):
     x, goes_on = inputs
-    return cell(tuple(part * goes_on[:, None] for part in carry), x)
+    return cell(tuple(jnp.where(goes_on[:, None], part, 0.0) for part in carry), x)
