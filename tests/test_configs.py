@@ -9,10 +9,10 @@ from behrt_jax.data.prepare import DataConfig
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.optimizer import OptimizerConfig
 from behrt_jax.train import TrainConfig
-from configs import default, large, medium, small
+from configs import default, large, medium, reference, small
 
 ROOT = Path(__file__).parents[1]
-RECIPES = {"default": default, "small": small, "medium": medium, "large": large}
+RECIPES = {"default": default, "small": small, "medium": medium, "large": large, "reference": reference}
 SECTIONS = {"data": DataConfig, "model": BEHRTConfig, "optimizer": OptimizerConfig, "train": TrainConfig}
 
 

@@ -76,10 +76,10 @@ def test_masks_of_an_evaluation_are_fixed_and_differ_by_batch_and_draw():
 def test_scores_of_a_model_are_those_of_its_logits_at_the_hidden_codes():
     model = BEHRTForMLM(tiny.config())
     batch = plain_batches()[0]
-    params = tiny.scattered(jax.jit(model.init)(jax.random.key(0), *tiny.columns(batch)))
+    params = tiny.scattered(jax.jit(model.init)(jax.random.key(0), *tiny.columns(batch), **tiny.named(batch)))
     (masked,) = evaluate.mask_batches([batch], 0.3, tiny.VOCAB_SIZE, draws=1)
     found = evaluate.score(evaluate.make_score_step(model), params, [masked])
-    logits = jax.jit(model.apply)(params, *tiny.columns({**batch, "codes": masked.masked.inputs}))
+    logits = jax.jit(model.apply)(params, *tiny.columns({**batch, "codes": masked.masked.inputs}), **tiny.named(batch))
     wide = np.asarray(logits, np.float64)[masked.targets]
     losses = np.log(np.exp(wide).sum(axis=1)) - wide[np.arange(len(wide)), masked.labels]
     np.testing.assert_allclose(found.values["loss"], losses, atol=1e-4)

@@ -96,8 +96,8 @@ def test_a_batch_without_targets_changes_nothing():
 
 
 @functools.cache
-def model_step(seed=0, dropout=0.1, learning_rate=1e-2, num_steps=NUM_STEPS):
-    model = BEHRTForMLM(tiny.config(dropout=dropout))
+def model_step(seed=0, dropout=0.1, learning_rate=1e-2, num_steps=NUM_STEPS, **choices):
+    model = BEHRTForMLM(tiny.config(dropout=dropout, **choices))
     optimizer = make_optimizer(tiny.optimizer_config(learning_rate=learning_rate), num_steps)
     objective = functools.partial(mlm_objective, model, mask_rate=0.25)
     return model, optimizer, make_train_step(objective, optimizer, seed)
@@ -144,8 +144,14 @@ def test_a_run_resumed_from_its_state_is_bit_identical():
     assert not identical(whole.params, restarted.params)
 
 
-def test_a_small_batch_is_learnt_by_heart():
-    model, optimizer, train_step = model_step(dropout=0.0, learning_rate=2e-2, num_steps=600)
+TIME2VEC = {"age_encoding": "time2vec", "date_encoding": "time2vec"}
+
+
+@pytest.mark.parametrize(
+    "choices", [{}, {"encoder": "hierarchical"}, {"encoder": "lstm"}, {"causal": True, "rotary": "ages", **TIME2VEC}]
+)
+def test_a_small_batch_is_learnt_by_heart_by_each_encoder(choices):
+    model, optimizer, train_step = model_step(dropout=0.0, learning_rate=2e-2, num_steps=600, **choices)
     state, (batch,) = tiny.initial_state(model, optimizer), batches(stop=1)
     losses = []
     for _ in range(600):

@@ -123,10 +123,11 @@ def test_load_gives_the_best_model_with_the_same_logits(tmp_path):
     assert loaded_config.to_dict() == config().to_dict()
     assert loaded_vocabulary == vocabulary()
     batch = tiny.packed_batch([[6, 4]], 12)
+    columns, named = tiny.columns(batch), tiny.named(batch)
     apply = jax.jit(model.apply)
-    expected, found = (apply(each, *tiny.columns(batch)) for each in (saved[3], params))
+    expected, found = (apply(each, *columns, **named) for each in (saved[3], params))
     np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(jax.jit(loaded_model.apply)(params, *tiny.columns(batch)), expected)
+    np.testing.assert_array_equal(jax.jit(loaded_model.apply)(params, *columns, **named), expected)
     assert np.isfinite(found).all() and math.prod(found.shape) == 12 * tiny.VOCAB_SIZE
 
 

@@ -109,8 +109,8 @@ class BEHRT(nn.Module):
             raise ValueError(
                 "pooling: found 'cls', but the first token of a causal model sees no later visit; use mean"
             )
-        members = pools.membership(attention_mask, count_patients(attention_mask, num_patients))
         hidden = self(codes, ages, visit_ids, attention_mask, **columns)
+        members = pools.membership(attention_mask, count_patients(attention_mask, num_patients))
         if pooling == "attention":
             if not self.is_initializing() and not self.has_variable("params", "attention_pooling"):
                 raise ValueError(

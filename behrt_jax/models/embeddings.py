@@ -137,7 +137,7 @@ class TimeEmbedding(nn.Module):
         """Maps (B, L) float days to (B, L, dim); below 0 counts as 0. The first logarithmic bin ends at 0.4 days."""
         days = jnp.maximum(jnp.nan_to_num(time_deltas), 0.0)  # infinity // 7 would be NaN
         # The small number keeps rounding from putting a whole power of two (8,191 days) below its bin.
-        bins = days // self.bin_days if self.bin_days else jnp.floor(2.0 * jnp.log2(1.0 + days) + 1e-4)
+        bins = days // self.bin_days if self.bin_days else jnp.floor(2.0 * jnp.log2(1.0 + days) + 1e-5)
         rows = jnp.clip(bins, 0, self.num_bins - 1).astype(jnp.int32)
         return nn.Embed(self.num_bins, self.dim, embedding_init=INITIALIZER, name="table")(rows)
 

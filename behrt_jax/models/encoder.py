@@ -145,7 +145,8 @@ class Encoder(nn.Module):
         bias = attention_bias(patient_ids, visit_ids, slopes, config.causal)
         rotary = None
         if config.rotary != "none":
-            places = positions if config.rotary == "positions" else jnp.nan_to_num(ages * ROTARY_STEPS_PER_YEAR)
+            years = jnp.clip(jnp.nan_to_num(ages), -1e4, 1e4)  # a NaN here would reach all patients of the row
+            places = positions if config.rotary == "positions" else years * ROTARY_STEPS_PER_YEAR
             rotary = rotation(places, config.hidden_dim // heads)
         for layer in range(config.num_layers):
             x = EncoderBlock(config, name=f"block_{layer}")(x, bias, rotary, deterministic)

@@ -35,7 +35,8 @@ def check_inputs(config: BEHRTConfig, codes, positions, **columns) -> None:
         )
     if isinstance(codes, jax.core.Tracer) or not codes.size:
         return
-    lowest, highest = int(np.min(codes)), int(np.max(codes))
+    values = np.asarray(codes)  # jnp.min of an array that is known would be traced under jit
+    lowest, highest = int(values.min()), int(values.max())
     if lowest < 0 or highest >= config.vocab_size:
         raise ValueError(
             f"codes: found ids from {lowest} to {highest}; expected 0 to {config.vocab_size - 1}, as "
@@ -52,7 +53,7 @@ def count_patients(attention_mask, num_patients: int | None) -> int:
     if num_patients is not None and num_patients < 1:
         raise ValueError(f"num_patients: found {num_patients}; expected 1 or more")
     if not isinstance(attention_mask, jax.core.Tracer) and jnp.size(attention_mask):
-        highest = int(np.max(attention_mask))
+        highest = int(np.asarray(attention_mask).max())
         if highest > (num_patients or 1):
             raise ValueError(
                 f"attention_mask: found patients up to {highest} in a row, but num_patients={num_patients}; "

@@ -1,5 +1,7 @@
 """The LSTM encoder that survival models of EHR are compared with, on the same inputs and heads."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -26,12 +28,14 @@ class LSTMEncoder(nn.Module):
         for layer in range(self.config.num_layers):
             cell = nn.OptimizedLSTMCell(self.config.hidden_dim, name=f"layer_{layer}")
             start = (jnp.zeros_like(x[:, 0]), jnp.zeros_like(x[:, 0]))
-            scan = nn.scan(_step, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
-            _, x = scan(cell, start, (x, goes_on))
-            x = Dropout(self.config.dropout)(x, deterministic)
+            cell(start, x[:, 0])  # makes the parameters; nn.scan needs a newer JAX than that for jax-metal
+            step = functools.partial(_step, *cell.unbind())
+            _, states = jax.lax.scan(step, start, (x.swapaxes(0, 1), goes_on.swapaxes(0, 1)))
+            x = Dropout(self.config.dropout)(states.swapaxes(0, 1), deterministic)
         return nn.LayerNorm(name="norm")(x)
 
 
-def _step(cell: nn.OptimizedLSTMCell, carry: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, jax.Array]):
+def _step(cell: nn.OptimizedLSTMCell, variables, carry: tuple[jax.Array, jax.Array], inputs: tuple):
     x, goes_on = inputs
-    return cell(tuple(jnp.where(goes_on[:, None], part, 0.0) for part in carry), x)
+    carry = tuple(jnp.where(goes_on[:, None], part, 0.0) for part in carry)
+    return cell.apply(variables, carry, x)

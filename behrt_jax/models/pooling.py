@@ -25,8 +25,9 @@ def pool_mean(hidden: jax.Array, members: jax.Array) -> jax.Array:
 def pool_max(hidden: jax.Array, members: jax.Array) -> jax.Array:
     """Returns the largest of each patient's states, feature by feature: (B, P, D); zeros for one without tokens."""
     lowest = jnp.finfo(hidden.dtype).min
-    largest = jnp.where(members[..., None], hidden[:, None], lowest).max(axis=2)
-    return _zero_if_empty(largest, members)
+    # The gradient of max compares values that XLA may have rounded twice, and is NaN where none is the largest.
+    largest = jnp.where(members[..., None], hidden[:, None], lowest).argmax(axis=2)
+    return _zero_if_empty(jnp.take_along_axis(hidden, largest, axis=1), members)
 
 
 def _zero_if_empty(pooled: jax.Array, members: jax.Array) -> jax.Array:

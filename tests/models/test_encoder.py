@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from behrt_jax.models.encoder import attention_bias, visit_slopes
+from behrt_jax.models.encoder import attention_bias, rotate, rotation, visit_slopes, visit_slots
 from tests import tiny
 
 
@@ -40,3 +40,72 @@ def test_without_slopes_one_bias_serves_all_heads():
     assert bias.shape == (1, 1, 4, 4)
     expected = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]], bool)
     np.testing.assert_array_equal(bias[0, 0] == 0, expected)
+
+
+def test_causal_bias_by_hand():
+    """Patient 1 with visits 0, 0, 2, then 1 of patient 2 and padding: a visit sees itself whole, and the past."""
+    patients, visits = np.array([[1, 1, 1, 2, 2, 0]]), np.array([[0, 0, 2, 1, 3, 0]])
+    expected = np.array(
+        [
+            [1, 1, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0],
+            [0, 0, 0, 1, 0, 0],
+            [0, 0, 0, 1, 1, 0],
+            [0, 0, 0, 0, 0, 0],
+        ],
+        bool,
+    )
+    plain = np.asarray(attention_bias(patients, visits, (0.0, 0.0), causal=True))
+    assert plain.shape == (1, 1, 6, 6)
+    np.testing.assert_array_equal(plain[0, 0], np.where(expected, 0.0, np.float32(-1e30)))
+    sloped = np.asarray(attention_bias(patients, visits, (3.0, 0.5), causal=True))
+    assert sloped.shape == (1, 2, 6, 6) and sloped.dtype == np.float32
+    np.testing.assert_array_equal(sloped[0, :, 2, :3], [[-6, -6, 0], [-1, -1, 0]])
+    np.testing.assert_array_equal(sloped[0, :, 4, 3:5], [[-6, 0], [-1, 0]])
+    assert (sloped[0, :, ~expected] == np.float32(-1e30)).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_padding_sees_nothing_and_is_seen_by_none(causal):
+    patients, visits = np.array([[0, 1, 0], [0, 0, 0]]), np.zeros((2, 3), int)
+    for slopes in ((0.0,), (4.0, 0.0)):
+        seen = np.asarray(attention_bias(patients, visits, slopes, causal)) > -1e29
+        assert seen[0, :, 1, 1].all() and seen.sum() == len(seen[0])
+
+
+def test_slots_by_hand():
+    """Patient 1 with visits 0, 0, 2, patient 2 with visits 2, 3, 3, padding: a visit's slot is its first place."""
+    patients = np.array([[1, 1, 1, 2, 2, 2, 0, 0], [0, 3, 3, 3, 0, 1, 0, 0]])
+    visits = np.array([[0, 0, 2, 2, 3, 3, 0, 0], [0, 0, 1, 1, 1, 1, 0, 5]])
+    starts, slots = (np.asarray(part) for part in visit_slots(patients, visits))
+    np.testing.assert_array_equal(starts, [[1, 0, 1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 1, 0, 0]])
+    np.testing.assert_array_equal(slots[patients != 0], [0, 0, 2, 3, 4, 4, 1, 2, 2, 5])
+    assert starts.dtype == bool and (slots >= 0).all() and (slots < 8).all()
+
+
+def test_rotated_queries_and_keys_meet_by_their_distance_alone():
+    rng = np.random.default_rng(0)
+    query, key = (rng.standard_normal((1, 1, 1, 8)).astype(np.float32) for _ in range(2))
+
+    def score(first, second):
+        at = [rotation(np.array([[place]], np.float32), 8) for place in (first, second)]
+        return (np.asarray(rotate(query, at[0])) * np.asarray(rotate(key, at[1]))).sum()
+
+    assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
+    assert score(5, 5) == pytest.approx((query * key).sum(), abs=1e-5)
+    assert abs(score(7, 3) - score(3, 7)) > 0.1 and abs(score(7, 3) - score(8, 3)) > 0.1
+
+
+def test_rotation_turns_each_pair_by_its_own_frequency():
+    cosines, sines = (np.asarray(part) for part in rotation(np.array([[0, 1, 9]]), 4))
+    assert cosines.shape == sines.shape == (1, 1, 3, 2)
+    angles = np.array([[0, 0], [1, 0.1], [9, 0.9]])
+    np.testing.assert_allclose(cosines[0, 0], np.cos(angles), atol=1e-6)
+    np.testing.assert_allclose(sines[0, 0], np.sin(angles), atol=1e-6)
+    x = np.arange(12, dtype=np.float32).reshape(1, 1, 3, 4)
+    turned = np.asarray(rotate(x, (cosines, sines)))[0, 0]
+    np.testing.assert_array_equal(turned[0], x[0, 0, 0])
+    one, two = x[0, 0, 2, :2] * np.cos(angles[2]), x[0, 0, 2, 2:] * np.sin(angles[2])
+    np.testing.assert_allclose(turned[2, :2], one - two, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(x[0, 0], axis=-1), rtol=1e-5)
