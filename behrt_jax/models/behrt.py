@@ -264,7 +264,7 @@ def encode(model, params, codes, ages, visit_ids, attention_mask, *, capture_att
       visit_ids: (B, L).
       attention_mask: (B, L).
       capture_attention: whether to return the weights too.
-      **columns: `positions`, `time_deltas`, `dates`, `deterministic`.
+      **columns: `positions`, `time_deltas`, `dates`.
 
     Returns:
       (B, L, D) hidden states; with `capture_attention`, also (num_layers, B, H, L, L) float32 weights, from the query

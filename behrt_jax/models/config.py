@@ -42,7 +42,7 @@ class BEHRTConfig:
       feedforward: `gelu`, or `swiglu`, which has half as many weights again at the same width.
       pooling: from tokens to the patient, in the heads for patients: `cls`, `mean`, `max` or `attention`.
       dropout: share of activations dropped after the embeddings and in each residual branch.
-      dtype: of the matrix products, `float32` or `bfloat16`; parameters, softmax and residuals are float32.
+      dtype: of the matrix products in the blocks of a Transformer, `float32` or `bfloat16`; all else is float32.
     """
 
     vocab_size: int
@@ -75,7 +75,8 @@ class BEHRTConfig:
         for key, choices in CHOICES.items():
             self._expect(getattr(self, key) in choices, key, f"one of {', '.join(choices)}")
         self._expect(self.max_visits >= 1, "max_visits", "1 or more")
-        self._expect(self.max_positions >= (self.position_encoding == "learned"), "max_positions", "1 or more")
+        fewest = 1 if self.position_encoding == "learned" else 0
+        self._expect(self.max_positions >= fewest, "max_positions", f"{fewest} or more")
         if self.hidden_dim % self.num_heads:
             raise ValueError(
                 f"model.hidden_dim: {self.hidden_dim} is not divisible by model.num_heads={self.num_heads}; "
