@@ -57,7 +57,7 @@ def run_all(folder: Path, pending: list[tuple[str, int]], num_steps: int, jobs: 
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     shares = [cores[job::jobs] for job in range(jobs)]
 
-    def make(run: tuple[str, int]) -> None:
+    def make(run: tuple[str, int]) -> str | None:
         share = shares.pop()
         only = [
             "-m",
@@ -70,13 +70,16 @@ def run_all(folder: Path, pending: list[tuple[str, int]], num_steps: int, jobs: 
         done = subprocess.run([sys.executable, *only], stdout=subprocess.PIPE, text=True, preexec_fn=bind)
         shares.append(share)
         if done.returncode:
-            raise ValueError(f"{run[0]}, seed {run[1]}: the run failed, its own error is above")
+            return f"{run[0]}, seed {run[1]}"
         with (folder / "results.jsonl").open("a") as file:
             file.write(done.stdout.splitlines()[-1] + "\n")
+        return None
 
     with ThreadPoolExecutor(jobs) as pool:
-        for _ in tqdm(pool.map(make, pending), total=len(pending), unit="run", dynamic_ncols=True):
-            pass
+        ended = list(tqdm(pool.map(make, pending), total=len(pending), unit="run", dynamic_ncols=True))
+    failed = [run for run in ended if run]
+    if failed:
+        raise ValueError(f"{len(failed)} runs failed, their own errors are above: {'; '.join(failed)}")
 
 
 def read_results(folder: Path, num_steps: int) -> dict[tuple[str, int], dict]:

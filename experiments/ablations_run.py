@@ -72,18 +72,19 @@ def embed_histories(config, model, params, patients):
         named = {name: columns[name] for name in ("positions", "time_deltas", "dates")}
         inputs = (columns[name] for name in ("codes", "ages", "visit_ids", "patient_ids"))
         call = functools.partial(model.apply, params, *inputs, **named, num_patients=most)
-        return {name: call(pooling=name, method="get_patient_embedding") for name in POOLINGS}
+        return {name: call(pooling=name, method="get_patient_embedding") for name in poolings}
 
-    found, targets = {name: [] for name in POOLINGS}, []
+    poolings = POOLINGS if model.config.sees_future else POOLINGS[1:]  # `cls` sees the first visit alone
+    found, targets = {name: [] for name in poolings}, []
     for (windows, wanted, members), plan in zip(cuts, plans, strict=True):
         epoch = batches.Epoch(windows, plan, np.arange(len(plan)), sequences.EVALUATION_SALT)
-        pooled = {name: np.zeros((len(patients), config.model.hidden_dim), np.float32) for name in POOLINGS}
+        pooled = {name: np.zeros((len(patients), config.model.hidden_dim), np.float32) for name in poolings}
         for number in range(epoch.num_batches(config.evaluation.batch_size)):
             batch = batches.batch_of(patients, index, epoch, number, config.evaluation.batch_size)
             rows, slots = np.nonzero(batch["patient_index"] >= 0)
             for name, values in jax.device_get(embed(evaluate.device_columns(batch))).items():
                 pooled[name][batch["patient_index"][rows, slots]] = values[rows, slots]
-        for name in POOLINGS:
+        for name in poolings:
             found[name].append(pooled[name][members])
         targets.append(wanted[members])
     return {name: np.concatenate(parts) for name, parts in found.items()}, np.concatenate(targets)
@@ -130,7 +131,7 @@ def main() -> None:
     masked = evaluate.mask_batches(plain, settings.mask_rate, config.model.vocab_size, draws=2)
     outcomes = evaluate.score(evaluate.make_score_step(model), params, masked).values
     fitted, held = (embed_histories(config, model, params, found) for found in (patients, tuning))
-    poolings = {name: probe(fitted[0][name], fitted[1], held[0][name], held[1]) for name in POOLINGS}
+    poolings = {name: probe(fitted[0][name], fitted[1], held[0][name], held[1]) for name in fitted[0]}
     result = {"variant": FLAGS.variant, "seed": FLAGS.seed, "num_steps": FLAGS.num_steps, "seconds": seconds}
     result |= {"parameters": count_parameters(params), "poolings": poolings, "next_visit": poolings["mean"]}
     result |= {name: float(outcomes[name].mean()) for name in ("loss", "accuracy", "top5_accuracy")}
