@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 
 from behrt_jax.data import dataset
 from behrt_jax.data.prepare import DataConfig, Prepared, prepare
+from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,3 +40,18 @@ def bundled(bundled_config) -> Prepared:
 def bundled_train(bundled) -> dataset.Patients:
     """The train split of the bundled patients."""
     return dataset.read(bundled.folder, "train")
+
+
+@pytest.fixture
+def strict_jax():
+    """Refuses silent broadcasting between ranks and random keys used twice."""
+    with tiny.strict_jax():
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For small models, which take longer to compile than to run; what they compute is the same."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

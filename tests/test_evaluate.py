@@ -8,11 +8,7 @@ from behrt_jax.models.behrt import BEHRTForMLM
 from behrt_jax.objectives.mlm import Masked
 from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def _strict():
-    with tiny.strict_jax():
-        yield
+pytestmark = pytest.mark.usefixtures("strict_jax")
 
 
 def masked_by_hand():

@@ -14,10 +14,7 @@ from tests import tiny
 PARAMS = {"kernel": jnp.full((2, 3), 2.0), "scale": jnp.full((3,), 2.0)}
 
 
-@pytest.fixture(autouse=True)
-def _strict():
-    with tiny.strict_jax():
-        yield
+pytestmark = pytest.mark.usefixtures("strict_jax")
 
 
 def rates(num_steps, **overrides):

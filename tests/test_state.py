@@ -9,11 +9,7 @@ from behrt_jax.optimizer import make_optimizer
 from behrt_jax.state import step_keys
 from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def _strict():
-    with tiny.strict_jax():
-        yield
+pytestmark = pytest.mark.usefixtures("strict_jax")
 
 
 def data(key):

@@ -20,18 +20,7 @@ from tests import tiny
 NUM_STEPS = 12
 
 
-@pytest.fixture(autouse=True)
-def _strict():
-    with tiny.strict_jax():
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """These steps take longer to compile than to run, and what they compute is the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("strict_jax", "quick_compilation")
 
 
 # The step, on a small regression whose gradients can be written down.

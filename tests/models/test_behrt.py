@@ -10,11 +10,7 @@ from behrt_jax import BEHRTForMLM
 from tests import tiny
 from tests.models import reference, variants
 
-
-@pytest.fixture(autouse=True)
-def _strict():
-    with tiny.strict_jax():
-        yield
+pytestmark = pytest.mark.usefixtures("strict_jax")
 
 
 def config_of(visit_bias: bool = True):

@@ -20,18 +20,7 @@ BATCH = tiny.packed_batch([[5, 4, 3], [7]], 16)
 REAL = BATCH["patient_ids"] != 0
 
 
-@pytest.fixture(autouse=True)
-def _strict():
-    with tiny.strict_jax():
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """These models take longer to compile than to run, and what they compute is the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("strict_jax", "quick_compilation")
 
 
 @functools.cache

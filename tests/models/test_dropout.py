@@ -6,16 +6,12 @@ import pytest
 import scipy.stats
 
 from behrt_jax.models.dropout import Dropout, hash_bits
-from tests import tiny
 
 SIZE = 1 << 16
 RATE = 0.1
 
 
-@pytest.fixture(autouse=True)
-def _strict():
-    with tiny.strict_jax():
-        yield
+pytestmark = pytest.mark.usefixtures("strict_jax")
 
 
 def kept(key, rate=RATE, shape=(SIZE,)):

@@ -2,13 +2,8 @@ import numpy as np
 import pytest
 
 from behrt_jax.models.encoder import attention_bias, rotate, rotation, visit_slopes, visit_slots
-from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def _strict():
-    with tiny.strict_jax():
-        yield
+pytestmark = pytest.mark.usefixtures("strict_jax")
 
 
 def test_slopes_fall_in_even_ratios_to_zero():

@@ -27,10 +27,7 @@ HEADS = {  # of each model, and the places that it scores
 }
 
 
-@pytest.fixture(autouse=True)
-def _strict():
-    with tiny.strict_jax():
-        yield
+pytestmark = pytest.mark.usefixtures("strict_jax")
 
 
 def wide(tree):

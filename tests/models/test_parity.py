@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from behrt_jax.models.config import CHOICES
-from tests import tiny
 from tests.models import reference, variants
 
 BATCH = variants.awkward_batch()
@@ -16,10 +15,7 @@ ROWS = np.arange(3)[:, None]
 WITH_HEADS = ("sinusoidal ages", "hierarchical, causal", "lstm")
 
 
-@pytest.fixture(autouse=True)
-def _strict():
-    with tiny.strict_jax():
-        yield
+pytestmark = pytest.mark.usefixtures("strict_jax")
 
 
 @functools.cache

@@ -17,18 +17,7 @@ POOLINGS = ("cls", "mean", "max", "attention")
 PATIENT_IDS = np.array([[1, 1, 1, 0, 2, 3, 3, 0], [0, 0, 2, 2, 2, 0, 0, 0], [0] * 8])
 
 
-@pytest.fixture(autouse=True)
-def _strict():
-    with tiny.strict_jax():
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """These models take longer to compile than to run, and what they compute is the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("strict_jax", "quick_compilation")
 
 
 def states(seed=0, width=5):

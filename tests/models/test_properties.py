@@ -34,18 +34,7 @@ UNORDERED = {
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
 
 
-@pytest.fixture(autouse=True)
-def _strict():
-    with tiny.strict_jax():
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """These models take longer to compile than to run, and what they compute is the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("strict_jax", "quick_compilation")
 
 
 @functools.cache

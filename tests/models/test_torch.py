@@ -19,10 +19,7 @@ ONE_PATIENT_A_ROW = [[9], [12], [4]]
 TWO_PATIENTS_A_ROW = [[5, 4], [3, 9], [2, 10]]
 
 
-@pytest.fixture(autouse=True)
-def _strict():
-    with tiny.strict_jax():
-        yield
+pytestmark = pytest.mark.usefixtures("strict_jax")
 
 
 @functools.cache

@@ -16,10 +16,7 @@ DRAWS = 2000
 BATCH = tiny.packed_batch([[20, 11, 3], [30], [8, 8, 8, 8], []], 40)
 
 
-@pytest.fixture(autouse=True)
-def _strict():
-    with tiny.strict_jax():
-        yield
+pytestmark = pytest.mark.usefixtures("strict_jax")
 
 
 @functools.cache
