@@ -8,7 +8,7 @@ from configs import small
 
 def get_config():
     config = small.get_config()
-    config.model.update(position_encoding="learned", age_bin_size=5.0, time_bins=53, time_bin_days=7.0)
+    config.model.update(position_encoding="learned", time_bins=53, time_bin_days=7.0)
     config.model.update(visit_bias=False, rotary="none", pooling="cls", dropout=0.1)
     config.objective.mask_rate = 0.15
     return config

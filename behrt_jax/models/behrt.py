@@ -72,7 +72,9 @@ class BEHRT(nn.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(codes.shape[1]), codes.shape)
         x = self.embedding(codes, ages, visit_ids, positions, time_deltas, dates, deterministic)
-        return self.encoder(x, attention_mask, visit_ids, positions, ages, deterministic)
+        # Attention reads differences of years alone, which dates give as well where birth is unknown.
+        years = ages if dates is None else jnp.where(jnp.isnan(ages), dates, ages)
+        return self.encoder(x, attention_mask, visit_ids, positions, years, deterministic)
 
     def get_patient_embedding(
         self,

@@ -9,7 +9,6 @@ CHOICES = {
     "position_encoding": ("learned", "sinusoidal", "none"),
     "rotary": ("none", "positions", "ages"),
     "encoder": ("transformer", "hierarchical", "lstm"),
-    "feedforward": ("gelu", "swiglu"),
     "pooling": ("cls", "mean", "max", "attention"),
     "dtype": ("float32", "bfloat16"),
 }
@@ -35,11 +34,11 @@ class BEHRTConfig:
       position_encoding: `learned`, `sinusoidal` or `none`.
       time_bins: rows of the table of days since the previous visit. 0 leaves it out.
       time_bin_days: days a bin; 0 for logarithmic bins, two a doubling. The reference: 53 bins of 7 days.
-      rotary: what attention tells the distance of by rotating queries and keys: `none`, `positions` or `ages`.
+      rotary: what attention tells the distance of by rotating queries and keys: `none`, `positions` or `ages`, in whose
+        place dates serve where birth is unknown.
       visit_bias: whether attention falls with the number of visits between two tokens, by a slope for each head.
       causal: whether a visit sees only itself and the past.
       encoder: `transformer` over codes, `hierarchical` (codes to visit vectors, a Transformer over visits), or `lstm`.
-      feedforward: `gelu`, or `swiglu`, which has half as many weights again at the same width.
       pooling: from tokens to the patient, in the heads for patients: `cls`, `mean`, `max` or `attention`.
       dropout: share of activations dropped after the embeddings and in each residual branch.
       dtype: of the matrix products in the blocks of a Transformer, `float32` or `bfloat16`; all else is float32.
@@ -64,7 +63,6 @@ class BEHRTConfig:
     visit_bias: bool = False
     causal: bool = False
     encoder: str = "transformer"
-    feedforward: str = "gelu"
     pooling: str = "mean"
     dropout: float = 0.1
     dtype: str = "float32"

@@ -89,7 +89,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two dense layers with GELU between, or with the gate of SwiGLU (Shazeer 2020).
+    """Two dense layers with GELU between.
 
     Attributes:
       config: sizes and choices.
@@ -100,12 +100,8 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, L, D) to (B, L, D)."""
-        width, dtype = self.config.feedforward_dim, compute_dtype(self.config)
-        if self.config.feedforward == "swiglu":
-            gate, up = jnp.split(nn.Dense(2 * width, dtype=dtype, name="input")(x), 2, axis=-1)
-            hidden = nn.silu(gate) * up
-        else:
-            hidden = nn.gelu(nn.Dense(width, dtype=dtype, name="input")(x))
+        dtype = compute_dtype(self.config)
+        hidden = nn.gelu(nn.Dense(self.config.feedforward_dim, dtype=dtype, name="input")(x))
         return nn.Dense(self.config.hidden_dim, dtype=dtype, name="output")(hidden)
 
 
@@ -138,14 +134,14 @@ class Encoder(nn.Module):
     config: BEHRTConfig
 
     @nn.compact
-    def __call__(self, x, patient_ids, visit_ids, positions, ages, deterministic: bool = True) -> jax.Array:
+    def __call__(self, x, patient_ids, visit_ids, positions, years, deterministic: bool = True) -> jax.Array:
         """Maps (B, L, D) to (B, L, D) with attention within equal, non-zero `patient_ids` (B, L)."""
         config, heads = self.config, self.config.num_heads
         slopes = visit_slopes(heads) if config.visit_bias else (0.0,) * heads
         bias = attention_bias(patient_ids, visit_ids, slopes, config.causal)
         rotary = None
         if config.rotary != "none":
-            years = jnp.clip(jnp.nan_to_num(ages), -1e4, 1e4)  # a NaN here would reach all patients of the row
+            years = jnp.clip(jnp.nan_to_num(years), -1e4, 1e4)  # a NaN here would reach all patients of the row
             places = positions if config.rotary == "positions" else years * ROTARY_STEPS_PER_YEAR
             rotary = rotation(places, config.hidden_dim // heads)
         for layer in range(config.num_layers):
@@ -166,7 +162,7 @@ class HierarchicalEncoder(nn.Module):
     config: BEHRTConfig
 
     @nn.compact
-    def __call__(self, x, patient_ids, visit_ids, positions, ages, deterministic: bool = True) -> jax.Array:
+    def __call__(self, x, patient_ids, visit_ids, positions, years, deterministic: bool = True) -> jax.Array:
         """Maps (B, L, D) to (B, L, D); visits attend to those of equal, non-zero `patient_ids` (B, L)."""
         del positions  # a visit's position is its number
         starts, slots = visit_slots(patient_ids, visit_ids)
@@ -176,7 +172,7 @@ class HierarchicalEncoder(nn.Module):
         visits = jnp.einsum("blv,bld->bvd", weights.astype(x.dtype), x)
         # A visit stands where its first token does, with that token's patient, number and age; all else is padding.
         owners = jnp.where(starts, patient_ids, 0)
-        states = Encoder(self.config, name="visits")(visits, owners, visit_ids, visit_ids, ages, deterministic)
+        states = Encoder(self.config, name="visits")(visits, owners, visit_ids, visit_ids, years, deterministic)
         context = jnp.take_along_axis(states, slots[:, :, None], axis=1)
         return nn.LayerNorm(name="norm")(x + context)
 

@@ -101,8 +101,9 @@ def turned(x, place):
 
 
 def rotary_places(patient, config):
-    """Positions, or months of age, where an unknown age is 0."""
-    months = [0.0 if np.isnan(age) else 12 * age for age in patient["ages"]]
+    """Positions, or months of age; months of the date where the age is unknown, and 0 where both are."""
+    years = np.where(np.isnan(patient["ages"]), patient["dates"], patient["ages"])
+    months = 12 * np.nan_to_num(years)
     return {"none": np.zeros(len(months)), "positions": patient["positions"], "ages": months}[config.rotary]
 
 
@@ -124,12 +125,8 @@ def attention(x, weights, patient, config):
     return dense(mixed, weights["output"])
 
 
-def feedforward(x, weights, config):
-    inner = dense(x, weights["input"])
-    if config.feedforward == "swiglu":  # Shazeer (2020), equation 6
-        gate, up = np.split(inner, 2, axis=-1)
-        return dense(gate * sigmoid(gate) * up, weights["output"])
-    return dense(gelu(inner), weights["output"])
+def feedforward(x, weights):
+    return dense(gelu(dense(x, weights["input"])), weights["output"])
 
 
 def transformer(x, weights, patient, config):
@@ -137,7 +134,7 @@ def transformer(x, weights, patient, config):
     for layer in range(config.num_layers):
         block = weights[f"block_{layer}"]
         x = x + attention(layer_norm(x, block["attention_norm"]), block["attention"], patient, config)
-        x = x + feedforward(layer_norm(x, block["feedforward_norm"]), block["feedforward"], config)
+        x = x + feedforward(layer_norm(x, block["feedforward_norm"]), block["feedforward"])
     return layer_norm(x, weights["norm"])
 
 
@@ -146,7 +143,8 @@ def hierarchical(x, weights, patient, config):
     numbers = list(dict.fromkeys(patient["visit_ids"].tolist()))
     own = [np.flatnonzero(patient["visit_ids"] == number) for number in numbers]
     visits = {"visit_ids": np.array(numbers), "positions": np.array(numbers)}
-    visits["ages"] = np.array([patient["ages"][tokens[0]] for tokens in own])
+    for name in ("ages", "dates"):
+        visits[name] = np.array([patient[name][tokens[0]] for tokens in own])
     states = transformer(np.stack([x[tokens].mean(axis=0) for tokens in own]), weights["visits"], visits, config)
     context = np.stack([states[numbers.index(number)] for number in patient["visit_ids"]])
     return layer_norm(x + context, weights["norm"])

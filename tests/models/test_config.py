@@ -30,7 +30,6 @@ CHOICES = {
     "position_encoding": "learned, sinusoidal, none",
     "rotary": "none, positions, ages",
     "encoder": "transformer, hierarchical, lstm",
-    "feedforward": "gelu, swiglu",
     "pooling": "cls, mean, max, attention",
     "dtype": "float32, bfloat16",
 }
@@ -96,7 +95,6 @@ def test_preset_counts_follow_from_the_sizes(tier):
         ({"position_encoding": "sinusoidal"}, 1 - 50 * 64),
         ({"position_encoding": "none"}, -50 * 64),
         ({"rotary": "ages", "visit_bias": True, "causal": True, "dtype": "bfloat16"}, 0),
-        ({"feedforward": "swiglu"}, 2 * (128 * 512 + 512)),
         ({"encoder": "hierarchical"}, 2 * 128),
         ({"max_visits": 100, "max_age": 80, "age_bin_size": 1.0}, (100 - 512 + 82 - 22) * 64),
     ],

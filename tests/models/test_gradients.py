@@ -65,7 +65,7 @@ def test_each_parameter_has_the_gradient_of_central_differences(name):
 
 def test_gradients_are_held_for_every_choice_and_head():
     configs = [variants.config_of(name) for name in HEADS]
-    for key in ("age_encoding", "date_encoding", "position_encoding", "rotary", "feedforward", "encoder"):
+    for key in ("age_encoding", "date_encoding", "position_encoding", "rotary", "encoder"):
         assert {getattr(config, key) for config in configs} == set(CHOICES[key]), key
     pooled = {
         variants.config_of(name).pooling for name, (head, places) in HEADS.items() if head != "codes" and not places

@@ -17,7 +17,7 @@ PLAIN = {"visit_bias": False, "rotary": "none"}
 TIME = {"age_encoding": "time2vec", "date_encoding": "time2vec"}
 MODELS = {
     "reference": {**PLAIN, "time_bins": 53, "time_bin_days": 7.0},
-    "all of time": {**TIME, "rotary": "ages", "position_encoding": "sinusoidal", "feedforward": "swiglu"},
+    "all of time": {**TIME, "rotary": "ages", "position_encoding": "sinusoidal"},
     "causal": {**TIME, "causal": True},
     "hierarchical": {**TIME, "encoder": "hierarchical"},
     "causal hierarchical": {**TIME, "encoder": "hierarchical", "causal": True, "rotary": "ages"},

@@ -16,7 +16,7 @@ from tests import tiny
 PLAIN = {"visit_bias": False, "rotary": "none", "time_bins": 0}
 CONFIGS = {
     "defaults": PLAIN,
-    "current recipe": {"num_heads": 4, "feedforward": "swiglu"},
+    "current recipe": {"num_heads": 4},
     "causal, months": {
         "causal": True,
         "rotary": "ages",
@@ -40,13 +40,11 @@ CONFIGS = {
         "position_encoding": "sinusoidal",
         "rotary": "ages",
         "causal": True,
-        "feedforward": "swiglu",
     },
     "hierarchical": {**PLAIN, "encoder": "hierarchical", "time_bins": 12, "pooling": "cls"},
     "hierarchical, causal": {
         "encoder": "hierarchical",
         "causal": True,
-        "feedforward": "swiglu",
         "date_encoding": "time2vec",
         "pooling": "attention",
     },
