@@ -22,17 +22,16 @@ from experiments import command
 VARIANTS = {
     "small recipe": {},
     "attention: no fall with visit distance": {"model.visit_bias": False},
-    "positions: none": {"model.rotary": "none"},
-    "positions: learned table": {"model.rotary": "none", "model.position_encoding": "learned"},
-    "positions: sinusoidal": {"model.rotary": "none", "model.position_encoding": "sinusoidal"},
-    "positions: rotary on ages": {"model.rotary": "ages"},
-    "ages: 5-year bins": {"model.age_bin_size": 5.0},
+    "attention: rotary on positions": {"model.rotary": "positions"},
+    "attention: not rotary": {"model.rotary": "none"},
+    "positions: learned table, not rotary": {"model.rotary": "none", "model.position_encoding": "learned"},
+    "positions: sinusoidal, not rotary": {"model.rotary": "none", "model.position_encoding": "sinusoidal"},
+    "ages: bins of one year": {"model.age_bin_size": 1.0},
     "ages: Time2Vec": {"model.age_encoding": "time2vec"},
     "ages: sinusoidal": {"model.age_encoding": "sinusoidal"},
     "dates: Time2Vec added": {"model.date_encoding": "time2vec"},
-    "days since last visit: left out": {"model.time_bins": 0},
-    "days since last visit: 7-day bins to a year": {"model.time_bins": 53, "model.time_bin_days": 7.0},
-    "feed-forward: SwiGLU, same parameters": {"model.feedforward": "swiglu", "model.feedforward_dim": 341},
+    "days since last visit: logarithmic bins added": {"model.time_bins": 28},
+    "days since last visit: 7-day bins to a year added": {"model.time_bins": 53, "model.time_bin_days": 7.0},
     "no [SEP]": {"data.separators": False},
     "20% hidden in training": {"objective.mask_rate": 0.2},
     "15% hidden in training": {"objective.mask_rate": 0.15},
@@ -98,7 +97,8 @@ def format_tables(results: dict[tuple[str, int], dict], num_steps: int) -> str:
         found = [results[name, seed] for seed in seeds if (name, seed) in results]
         if found:
             cells = [_cell([run[metric] for run in found], 0 if metric == "seconds" else 3) for metric in METRICS]
-            lines.append(f"| {name} | {found[0]['parameters']:,} | {' | '.join(cells)} |")
+            label = name if len(found) == len(seeds) else f"{name} ({len(found)} seeds)"
+            lines.append(f"| {label} | {found[0]['parameters']:,} | {' | '.join(cells)} |")
     base = [results["small recipe", seed] for seed in seeds if ("small recipe", seed) in results]
     lines += ["", "| pooling of the small recipe's states | next-visit average precision |", "|---|---|"]
     lines += [f"| {name} | {_cell([run['poolings'][name] for run in base], 3)} |" for name in POOLINGS if base]

@@ -1,0 +1,70 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from behrt_jax.data import sequences
+from behrt_jax.models.config import BEHRTConfig
+from experiments import ablations, ablations_run
+from tests.data.handmade import random_patients
+
+
+@pytest.mark.parametrize("name", ablations.VARIANTS)
+def test_every_variant_is_a_model_of_the_small_tier(name):
+    config = ablations.recipe(name, seed=2, num_steps=7)
+    assert (config.seed, config.train.num_steps) == (2, 7)
+    base = ablations.recipe("small recipe", seed=2, num_steps=7)
+    assert (config.to_json() == base.to_json()) == (name == "small recipe")
+    config.model.vocab_size = 1000
+    BEHRTConfig(**config.model)
+
+
+def test_the_table_has_means_and_ranges_of_the_runs_that_are_there(tmp_path):
+    def line(variant, seed, accuracy, num_steps=600):
+        poolings = {"cls": 0.1 * seed, "mean": 0.3, "max": 0.2}
+        run = {"variant": variant, "seed": seed, "num_steps": num_steps, "accuracy": accuracy, "next_visit": 0.3}
+        return json.dumps({**run, "seconds": 60.4, "parameters": 1234, "poolings": poolings})
+
+    runs = [line("small recipe", 0, 0.5), line("small recipe", 1, 0.6), line("no [SEP]", 1, 0.25)]
+    (tmp_path / "results.jsonl").write_text("\n".join([*runs, line("small recipe", 2, 0.9, num_steps=5)]))
+    results = ablations.read_results(tmp_path, 600)
+    table = ablations.format_tables(results, 600)
+    assert "2 seeds, 600 steps" in table
+    assert "| small recipe | 1,234 | 0.550 [0.500, 0.600] | 0.300 [0.300, 0.300] | 60 [60, 60] |" in table
+    assert "| no [SEP] (1 seeds) | 1,234 | 0.250 [0.250, 0.250] |" in table
+    assert "| cls | 0.050 [0.000, 0.100] |" in table
+    assert "hierarchical" not in table
+
+
+def test_a_cut_history_ends_before_the_visit_whose_codes_it_must_tell():
+    patients = random_patients(0, 60)
+    index = sequences.index_visits(patients, 48)
+    windows, targets, members = ablations_run.cut_histories(patients, index, 60, salt=1)
+    assert set(members) == set(np.flatnonzero(np.diff(index.first_visit) > 1))
+    for patient in members:
+        following = windows.stop[patient]
+        codes = patients.codes[index.starts[0][following] : index.starts[1][following]]
+        assert set(np.flatnonzero(targets[patient])) == {code for code in codes if code > 4}
+    chosen = windows.stop[members] - index.first_visit[:-1][members]
+    assert chosen.min() == 1 and (chosen == np.diff(index.first_visit)[members] - 1).any()
+
+    # Another future, the same past: what is laid out does not move.
+    after = np.zeros(len(patients.codes), bool)
+    for patient in members:
+        after[index.starts[0][windows.stop[patient]] : patients.offsets[patient + 1]] = True
+    other = dataclasses.replace(patients, codes=np.where(after, 5 + patients.codes % 50, patients.codes))
+    before, moved = (sequences.build_columns(each, index, windows, members, 0) for each in (patients, other))
+    assert after.any() and all(np.array_equal(before[name], moved[name], equal_nan=True) for name in before)
+
+
+def test_the_probe_finds_what_the_features_tell_and_nothing_in_noise():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(1200, 4)).astype(np.float32)
+    targets = features @ rng.normal(size=(4, 6)) + rng.normal(size=(1200, 6)) > 2.0
+    train, held = slice(0, 800), slice(800, None)
+    told = ablations_run.probe(features[train], targets[train], features[held], targets[held])
+    noise = rng.normal(size=features.shape).astype(np.float32)
+    guessed = ablations_run.probe(noise[train], targets[train], noise[held], targets[held])
+    assert told > 0.6
+    assert guessed < told - 0.2
