@@ -39,7 +39,7 @@ VARIANTS = {
     "encoder: hierarchical": {"model.encoder": "hierarchical"},
     "encoder: LSTM, 1.2 M parameters": {"model.encoder": "lstm", "model.hidden_dim": 256},
 }
-METRICS = {"accuracy": "masked-code accuracy", "next_visit": "next-visit average precision", "seconds": "seconds"}
+METRICS = {"accuracy": "masked-code accuracy", "next_visit": "next-visit average precision"}
 POOLINGS = ("cls", "mean", "max")
 
 
@@ -96,18 +96,17 @@ def format_tables(results: dict[tuple[str, int], dict], num_steps: int) -> str:
     for name in VARIANTS:
         found = [results[name, seed] for seed in seeds if (name, seed) in results]
         if found:
-            cells = [_cell([run[metric] for run in found], 0 if metric == "seconds" else 3) for metric in METRICS]
+            cells = [_cell([run[metric] for run in found]) for metric in METRICS]
             label = name if len(found) == len(seeds) else f"{name} ({len(found)} seeds)"
             lines.append(f"| {label} | {found[0]['parameters']:,} | {' | '.join(cells)} |")
     base = [results["small recipe", seed] for seed in seeds if ("small recipe", seed) in results]
     lines += ["", "| pooling of the small recipe's states | next-visit average precision |", "|---|---|"]
-    lines += [f"| {name} | {_cell([run['poolings'][name] for run in base], 3)} |" for name in POOLINGS if base]
+    lines += [f"| {name} | {_cell([run['poolings'][name] for run in base])} |" for name in POOLINGS if base]
     return "\n".join(lines) + "\n"
 
 
-def _cell(values: list[float], digits: int) -> str:
-    mean = sum(values) / len(values)
-    return f"{mean:.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
+def _cell(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
 
 
 def main() -> None:
