@@ -1,8 +1,8 @@
 """What a model is given, checked at the door: shapes always, values where they are known (not while tracing)."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from behrt_jax.models.config import BEHRTConfig
 
@@ -33,7 +33,7 @@ def check_inputs(config: BEHRTConfig, codes, positions, **columns) -> None:
             f"codes: found rows of length {length}; expected at most model.max_positions={config.max_positions}; "
             "cut the rows, raise max_positions, or give positions (those past the table share its last row)"
         )
-    if isinstance(codes, jax.core.Tracer) or not codes.size:
+    if isinstance(codes, Tracer) or not codes.size:
         return
     values = np.asarray(codes)  # jnp.min of an array that is known would be traced under jit
     lowest, highest = int(values.min()), int(values.max())
@@ -52,7 +52,7 @@ def count_patients(attention_mask, num_patients: int | None) -> int:
     """
     if num_patients is not None and num_patients < 1:
         raise ValueError(f"num_patients: found {num_patients}; expected 1 or more")
-    if not isinstance(attention_mask, jax.core.Tracer) and jnp.size(attention_mask):
+    if not isinstance(attention_mask, Tracer) and jnp.size(attention_mask):
         highest = int(np.asarray(attention_mask).max())
         if highest > (num_patients or 1):
             raise ValueError(

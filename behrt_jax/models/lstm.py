@@ -37,5 +37,5 @@ class LSTMEncoder(nn.Module):
 
 def _step(cell: nn.OptimizedLSTMCell, variables, carry: tuple[jax.Array, jax.Array], inputs: tuple):
     x, goes_on = inputs
-    carry = tuple(jnp.where(goes_on[:, None], part, 0.0) for part in carry)
-    return cell.apply(variables, carry, x)
+    begun_anew = tuple(jnp.where(goes_on[:, None], part, 0.0) for part in carry)
+    return cell.apply(variables, begun_anew, x)

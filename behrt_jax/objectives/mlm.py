@@ -129,9 +129,10 @@ def score_masked(model, params, batch: dict[str, jax.Array], masked: Masked, dro
     """Returns `masked_outcomes` of a model; dropout is on where a key is given."""
     columns = (batch[name] for name in ("ages", "visit_ids", "patient_ids"))
     named = {name: batch[name] for name in ("positions", "time_deltas", "dates")}
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    named.update(masked_positions=masked.positions, deterministic=dropout_key is None)
-    logits = model.apply(params, masked.inputs, *columns, **named, rngs=rngs)
+    is_training = dropout_key is not None
+    rngs = {"dropout": dropout_key} if is_training else None
+    scored = {"masked_positions": masked.positions, "deterministic": not is_training}
+    logits = model.apply(params, masked.inputs, *columns, **named, **scored, rngs=rngs)
     return masked_outcomes(logits, masked)
 
 
