@@ -29,8 +29,8 @@ def main() -> None:
     patients = model.apply(params, codes, ages, visit_ids, attention_mask, method="get_patient_embedding")
 
     print(f"Model parameters: {count_parameters(params):,}")
-    print(f"Output shape: {np.shape(hidden)}")
-    print(f"Patient embedding shape: {np.shape(patients)}")
+    print(f"Output shape: {hidden.shape}")  # pyright: ignore
+    print(f"Patient embedding shape: {patients.shape}")  # pyright: ignore
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on a Mac, kilobytes elsewhere
     print(f"Peak memory: {peak / (1e9 if sys.platform == 'darwin' else 1e6):.1f} GB")
 
