@@ -10,16 +10,13 @@ from behrt_jax.models.encoder import Encoder, EncoderBlock, attention_bias
 from tests import tiny
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("strict_jax")]
 
 CONFIG = tiny.config(num_layers=2, visit_bias=False, rotary="none", time_bins=0)
 WIDTH = CONFIG.hidden_dim
 EPSILON = 1e-6  # that of Flax
 ONE_PATIENT_A_ROW = [[9], [12], [4]]
 TWO_PATIENTS_A_ROW = [[5, 4], [3, 9], [2, 10]]
-
-
-pytestmark = pytest.mark.usefixtures("strict_jax")
 
 
 @functools.cache
