@@ -146,8 +146,8 @@ def test_the_order_of_codes_within_a_visit_says_nothing_without_positions(name, 
     for row in range(2):
         for patient, visit in {*zip(batch["patient_ids"][row], batch["visit_ids"][row], strict=True)}:
             here = (batch["patient_ids"][row] == patient) & (batch["visit_ids"][row] == visit)
-            age = batch["ages"][row, here][0]
-            batch["ages"][row, here] = age  # a visit is at one age
+            for time in ("ages", "dates"):
+                batch[time][row, here] = batch[time][row, here][0]  # a visit is at one time
             order[row, here] = rng.permutation(order[row, here])
     shuffled = {name: np.take_along_axis(values, order, axis=1) for name, values in batch.items()}
     shuffled["positions"] = batch["positions"]
