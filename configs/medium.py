@@ -1,4 +1,4 @@
-"""Medium: 4 layers, 2.4 M parameters, for a workstation or one GPU; five times the cost of small a token.
+"""Medium: 4 layers, 2.3 M parameters, for a workstation or one GPU; five times the cost of small a token.
 
 python -m experiments.pretrain --config=configs/medium.py --config.data.path=DIR
 """

@@ -21,7 +21,9 @@ COUNTS = {
     "BEHRTForSequenceClassification, attention pooling": (506_881, 2_351_873, 13_194_753),
 }
 TIERS = ("small", "medium", "large")
-DOCUMENT = Path(__file__).parents[2] / "docs" / "model.md"
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "model.md"
+RECIPE_COUNTS = {"small": 503_424, "medium": 2_338_560, "large": 13_142_528}
 RECIPES = {"small": (small, 0.45e6, 0.60e6), "medium": (medium, 2e6, 3e6), "large": (large, 10e6, 15e6)}
 SIZES = ("embedding_dim", "hidden_dim", "num_layers", "num_heads", "feedforward_dim")
 CHOICES = {
@@ -112,6 +114,8 @@ def test_recipes_have_the_sizes_of_their_tier(tier):
     found, preset = BEHRTConfig(**config.model), getattr(BEHRTConfig, tier)(1000)
     assert [getattr(found, key) for key in SIZES] == [getattr(preset, key) for key in SIZES]
     assert lowest <= parameters(found) <= highest
+    assert parameters(found) == RECIPE_COUNTS[tier]
+    assert f"{parameters(found):,}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("tier", TIERS)
