@@ -12,6 +12,7 @@ def get_config() -> config_dict.ConfigDict:
     config.data.path = "data/synthea-1151"  # any MEDS data set
     config.data.prepared_dir = "prepared"  # prepared copies, one folder a data set and data config
     config.data.visits = "auto"  # a visit column where there is one, else days; or: day, gap, a column's name
+    config.data.events_without_visit = "visits"  # a null in the visit column: a visit a day; or: leave_out
     config.data.visit_gap_hours = 24.0
     config.data.codes_include = ("*",)
     # Measurements are many and say little without their values; without them a row holds many more visits.

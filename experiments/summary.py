@@ -15,6 +15,7 @@ def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
     splits = ", ".join(f"{counts[f'patients/{split}']:,} {split}" for split in events.SPLITS)
     left_out = {
         "events by data.codes_include and data.codes_exclude": counts["events_left_out_by_pattern"],
+        "events that name no visit": counts["events_without_visit"],
         "repeats of a code within a visit": counts["repeats_left_out"],
         "patients without any code left": counts["patients_without_codes"],
         "patients in other splits": counts["patients_in_other_splits"],

@@ -19,6 +19,7 @@ def bundled_config(tmp_path_factory) -> DataConfig:
         path=str(ROOT / "data" / "synthea-1151"),
         prepared_dir=str(tmp_path_factory.mktemp("prepared")),
         visits="auto",
+        events_without_visit="visits",
         visit_gap_hours=24.0,
         codes_include=("*",),
         codes_exclude=("MEDS_BIRTH", "OBSERVATION//*"),

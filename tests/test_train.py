@@ -95,7 +95,7 @@ def model_step(seed=0, dropout=0.1, learning_rate=1e-2, num_steps=NUM_STEPS, **c
 def batches(start=0, stop=NUM_STEPS):
     for step in range(start, stop):
         batch = tiny.packed_batch([[9, 7], [12, 4], [16], []], 16, seed=step)
-        del batch["patient_index"]
+        del batch["patient_index"], batch["first_visits"]
         yield jax.device_put(batch)
 
 
@@ -156,7 +156,7 @@ def test_one_step_of_the_large_tier():
     optimizer = make_optimizer(tiny.optimizer_config(learning_rate=1e-4, warmup_share=0.0), 10)
     train_step = make_train_step(functools.partial(mlm_objective, model, mask_rate=0.15), optimizer, 0)
     batch = tiny.packed_batch([[20, 12], [25]], 32)
-    del batch["patient_index"]
+    del batch["patient_index"], batch["first_visits"]
     # Drawn here, for the initialisation takes as long to compile as the step.
     shapes, rng = jax.eval_shape(functools.partial(initialize, model), jax.random.key(0)), np.random.default_rng(0)
     before = jax.tree.map(lambda leaf: 0.05 * rng.standard_normal(leaf.shape, np.float32), shapes)

@@ -58,8 +58,9 @@ def batch_of(
 
     Returns:
       The columns of `sequences.COLUMNS` as (B, L), `patient_ids` (B, L) int32 (0 = padding, 1.. = which patient in the
-      row) and `patient_index` (B, P) int32 with the row of `patients` of each, -1 where there is none. P is the most
-      patients that a row of this epoch holds. Rows past the epoch's last are empty.
+      row), `patient_index` (B, P) int32 with the row of `patients` of each and `first_visits` (B, P) int32 with the
+      index of the first visit in its window, -1 where there is none. P is the most windows that a row of this epoch
+      holds. Rows past the epoch's last are empty.
     """
     rows = epoch.order[number * batch_size : (number + 1) * batch_size]
     counts = epoch.plan.offsets[rows + 1] - epoch.plan.offsets[rows]
@@ -80,8 +81,9 @@ def batch_of(
         batch[name][target] = values
         batch[name] = batch[name].reshape(shape)
     most = int(np.diff(epoch.plan.offsets).max(initial=1))
-    batch["patient_index"] = np.full((batch_size, most), -1, np.int32)
-    batch["patient_index"][row_of, slots] = members
+    for name, values in (("patient_index", epoch.windows.patients), ("first_visits", epoch.windows.start)):
+        batch[name] = np.full((batch_size, most), -1, np.int32)
+        batch[name][row_of, slots] = values[members]
     return batch
 
 

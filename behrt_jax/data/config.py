@@ -7,7 +7,7 @@ from pathlib import Path
 
 from behrt_jax.data import events
 
-FORMAT = 3  # of prepared data; a change prepares everything anew
+FORMAT = 4  # of prepared data; a change prepares everything anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +18,7 @@ class DataConfig:
       path: the MEDS data set.
       prepared_dir: where prepared data is cached, one folder a fingerprint.
       visits: `auto`, `day`, `gap`, or the name of a visit column (see `visits.visit_column`).
+      events_without_visit: `visits` to group events that name no visit by calendar day, `leave_out` to leave them out.
       visit_gap_hours: the pause that starts a new visit with `visits="gap"`.
       codes_include: shell patterns of the codes that enter the sequence.
       codes_exclude: shell patterns of the codes that do not.
@@ -31,6 +32,7 @@ class DataConfig:
     path: str
     prepared_dir: str
     visits: str
+    events_without_visit: str
     visit_gap_hours: float
     codes_include: tuple[str, ...]
     codes_exclude: tuple[str, ...]
@@ -44,6 +46,9 @@ class DataConfig:
         for key in ("codes_include", "codes_exclude"):
             if isinstance(getattr(self, key), str):
                 raise ValueError(f"data.{key}: found one string; expected a tuple of patterns, such as ('LAB//*',)")
+        if self.events_without_visit not in ("visits", "leave_out"):
+            found = repr(self.events_without_visit)
+            raise ValueError(f"data.events_without_visit: found {found}; expected visits or leave_out")
         bounds = {"visit_gap_hours": 0.0, "min_patients": 1, "value_bins": 0, "row_length": 8}
         for key, lowest in bounds.items():
             if getattr(self, key) < lowest:

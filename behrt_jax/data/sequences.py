@@ -49,15 +49,17 @@ class VisitIndex:
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """The part of each patient that an epoch sees.
+    """Parts of patients that an epoch sees, W of them.
 
     Attributes:
-      start: (N,) index of the first visit.
-      stop: (N,) index after the last visit.
-      skipped: (N,) oldest codes left out of a visit that is longer than a row (0 for all others).
-      lengths: (N,) tokens of the sequence, `[CLS]`, static tokens and any `[SEP]` included.
+      patients: (W,) whose each is.
+      start: (W,) index of the first visit.
+      stop: (W,) index after the last visit.
+      skipped: (W,) oldest codes left out of a visit that is longer than a row (0 for all others).
+      lengths: (W,) tokens of the sequence, `[CLS]`, static tokens and any `[SEP]` included.
     """
 
+    patients: np.ndarray
     start: np.ndarray
     stop: np.ndarray
     skipped: np.ndarray
@@ -113,19 +115,48 @@ def random_windows(index: VisitIndex, subject_ids: np.ndarray, salt: int) -> Win
     return windows_until(index, np.clip(stop, drawn + 1, last))
 
 
-def windows_until(index: VisitIndex, stop: np.ndarray) -> Windows:
-    """Extends windows that end before visit `stop` to older whole visits as far as a row allows."""
-    first, budgets = index.first_visit[:-1], index.budgets
+def windows_until(index: VisitIndex, stop: np.ndarray, patients: np.ndarray | None = None) -> Windows:
+    """Extends windows that end before visit `stop` to older whole visits as far as a row allows.
+
+    Args:
+      index: the visits.
+      stop: (W,) index after the last visit of each window.
+      patients: (W,) whose they are; if not given, one window a patient in order.
+    """
+    patients = np.arange(len(index.budgets)) if patients is None else patients
+    first, budgets = index.first_visit[patients], index.budgets[patients]
     start = np.searchsorted(index.ends, index.ends[stop] - budgets, side="left")
     start = np.clip(start, first, stop - 1)
     tokens = index.ends[stop] - index.ends[start]
     skipped = np.maximum(tokens - budgets, 0)
-    return Windows(start, stop, skipped, 1 + index.static_counts + tokens - skipped)
+    return Windows(patients, start, stop, skipped, 1 + index.static_counts[patients] + tokens - skipped)
+
+
+def covering_windows(index: VisitIndex) -> Windows:
+    """Returns windows that together hold every visit, each but a patient's first with a past of half a row.
+
+    A window ends about half a row after the one before it, so that the visits it adds find the other half filled with
+    what came before them, or with everything where there is less. A visit is added by the first window that holds it.
+    """
+    everyone = np.arange(len(index.budgets))
+    done, last = index.first_visit[:-1].copy(), index.first_visit[1:]
+    patients, stops = [], []
+    going = everyone[done < last]
+    while going.size:
+        reach = index.ends[done[going]] + np.where(
+            done[going] == index.first_visit[going], index.budgets[going], index.budgets[going] // 2
+        )
+        stop = np.searchsorted(index.ends, reach, side="right") - 1
+        done[going] = np.clip(stop, done[going] + 1, last[going])
+        patients.append(going)
+        stops.append(done[going].copy())
+        going = going[done[going] < last[going]]
+    return windows_until(index, np.concatenate(stops), np.concatenate(patients))
 
 
 def window_report(index: VisitIndex, windows: Windows) -> dict[str, int]:
     """Counts what the windows leave out: patients cut, visits cut, codes of visits longer than a row, static codes."""
-    all_visits = np.diff(index.first_visit)
+    all_visits = np.diff(index.first_visit)[windows.patients]
     seen = windows.stop - windows.start
     return {
         "patients": len(seen),
@@ -138,7 +169,7 @@ def window_report(index: VisitIndex, windows: Windows) -> dict[str, int]:
 
 
 def build_columns(patients: Patients, index: VisitIndex, windows: Windows, members: np.ndarray, salt: int):
-    """Lays out the sequences of some patients, one after the other.
+    """Lays out the sequences of some windows, one after the other.
 
     A sequence is `[CLS]`, the static tokens, then each visit's codes and, with `index.separators`, `[SEP]`. Codes of
     one moment are ordered by a hash of (salt, subject, moment, code), since any fixed order would give masked codes
@@ -147,8 +178,8 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
     Args:
       patients: the split.
       index: its visits.
-      windows: what of each patient is seen.
-      members: (n,) the patients to lay out.
+      windows: what of patients is seen.
+      members: (n,) the windows to lay out.
       salt: `EVALUATION_SALT` or a function of (seed, epoch).
 
     Returns:
@@ -158,6 +189,7 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
       vocabulary knows. `[CLS]` and static tokens have the age and date of the window's first visit, `[SEP]` those of
       its visit's last code.
     """
+    owners = windows.patients[members]
     lengths = windows.lengths[members]
     offsets = np.cumsum(lengths) - lengths
     owner = np.repeat(np.arange(len(members)), lengths)
@@ -173,14 +205,14 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
     begin, end = index.starts[0][visit], index.starts[1][visit]
     begin = begin + np.where(visit_ids == 0, windows.skipped[members][visit_owner], 0)
     sizes = end - begin
-    is_first = visit == index.first_visit[:-1][members][visit_owner]
+    is_first = visit == index.first_visit[owners][visit_owner]
     previous = index.starts[0][np.where(is_first, visit, visit - 1)]
     gaps = (patients.minutes[index.starts[0][visit]] - patients.minutes[previous]) / MINUTES_PER_DAY
 
-    source = _shuffled(patients, _ranges(begin, sizes), np.repeat(members[visit_owner], sizes), salt)
+    source = _shuffled(patients, _ranges(begin, sizes), np.repeat(owners[visit_owner], sizes), salt)
     costs = sizes + index.separators
     visit_offset = np.cumsum(costs) - costs
-    visit_offset += (offsets + 1 + index.static_counts[members] - _exclusive_sums(costs, visits_of))[visit_owner]
+    visit_offset += (offsets + 1 + index.static_counts[owners] - _exclusive_sums(costs, visits_of))[visit_owner]
     target = _ranges(visit_offset, sizes)
 
     columns["codes"][target] = patients.codes[source]
@@ -195,12 +227,12 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
         columns["visit_ids"][closing] = visit_ids
         columns["time_deltas"][closing] = gaps
         minutes[closing] = patients.minutes[end - 1]
-    columns["ages"][:] = np.where(patients.has_birth[members][owner], minutes / MINUTES_PER_YEAR, np.nan)
+    columns["ages"][:] = np.where(patients.has_birth[owners][owner], minutes / MINUTES_PER_YEAR, np.nan)
     # The sum of two int32 may not fit one.
-    columns["dates"][:] = (patients.origins[members].astype(np.int64)[owner] + minutes) / MINUTES_PER_YEAR
+    columns["dates"][:] = (patients.origins[owners].astype(np.int64)[owner] + minutes) / MINUTES_PER_YEAR
 
-    statics = index.static_counts[members]
-    columns["codes"][_ranges(offsets + 1, statics)] = patients.codes[_ranges(patients.offsets[:-1][members], statics)]
+    statics = index.static_counts[owners]
+    columns["codes"][_ranges(offsets + 1, statics)] = patients.codes[_ranges(patients.offsets[:-1][owners], statics)]
     return columns
 
 

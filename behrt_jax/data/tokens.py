@@ -51,6 +51,11 @@ def tokenize(
         has_birth=birth.is_not_null(), began=pl.coalesce(birth, pl.col("time").min().over("subject_id"))
     )
     static = found.filter(pl.col("time").is_null()).with_columns(visit=pl.lit(None, pl.UInt32))
+    column = visits.visit_column(found.columns, config.visits, shard)
+    without_visit = 0
+    if column is not None and config.events_without_visit == "leave_out":
+        named = found.filter(pl.col("time").is_null() | pl.col(column).is_not_null())
+        without_visit, found = found.height - named.height, named
     timed = visits.assign_visits(found, config.visits, config.visit_gap_hours)
     kept_timed, kept_static = select_codes(timed, config), select_codes(static, config)
     tokens = vocabulary.add_tokens(visits.number_visits(kept_timed), value_edges)
@@ -66,6 +71,7 @@ def tokenize(
         merged = merged.unique(["subject_id", "visit", "token"], keep="first", maintain_order=True)
     with_visits = merged.filter(pl.col("visit").max().over("subject_id") >= 0)
     if counts is not None:
+        counts["events_without_visit"] += without_visit
         counts["events_left_out_by_pattern"] += found.height - read
         counts["repeats_left_out"] += read - merged.height
         counts["events_of_patients_without_codes"] += merged.height - with_visits.height

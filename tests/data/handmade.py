@@ -50,6 +50,7 @@ class MedsFolder:
             "path": str(self.root),
             "prepared_dir": str(self.prepared_dir),
             "visits": "auto",
+            "events_without_visit": "visits",
             "visit_gap_hours": 24.0,
             "codes_include": ("*",),
             "codes_exclude": ("MEDS_BIRTH",),

@@ -431,6 +431,7 @@ def test_changed_source_is_prepared_anew(cohort):
 
 OTHER_KEYS = {
     "visits": "day",
+    "events_without_visit": "leave_out",
     "visit_gap_hours": 12.0,
     "codes_include": ("A*",),
     "codes_exclude": ("B*",),
