@@ -1,6 +1,7 @@
-"""Evaluation of masked-code models: the same hidden codes for a model and for every baseline."""
+"""Evaluation: the same hidden codes and the same next visits for a model and for every baseline."""
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -8,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from behrt_jax.metrics import Outcomes, concatenate
-from behrt_jax.objectives import mlm
+from behrt_jax.metrics import Outcomes, concatenate, mean_metrics, merge_sums
+from behrt_jax.objectives import mlm, next_visit
+from behrt_jax.objectives.objective import Objective
 
 
 class MaskedBatch(NamedTuple):
@@ -43,8 +45,8 @@ class MaskedBatch(NamedTuple):
 
 def device_columns(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the columns that a model or an objective reads."""
-    names = ("codes", "ages", "visit_ids", "positions", "time_deltas", "dates", "patient_ids", "maskable")
-    return {name: batch[name] for name in names}
+    host_only = ("patient_index", "window_index", "window_starts")
+    return {name: values for name, values in batch.items() if name not in host_only}
 
 
 def mask_batches(
@@ -88,6 +90,58 @@ def score(score_step, params, masked_batches: Iterable[MaskedBatch]) -> Outcomes
         chosen = masked_batch.masked.weights > 0
         parts.append(Outcomes(masked_batch.patients, {name: values[chosen] for name, values in found.items()}))
     return concatenate(parts)
+
+
+def make_predict_step(model, codes: np.ndarray, causal: bool):
+    """Returns a jitted (params, columns, ends) -> probabilities (B, K, T) of target codes and days (B, K)."""
+
+    @jax.jit
+    def predict_step(params, columns, ends):
+        logits, log_days = next_visit.score_next_visits(model, params, columns, ends, causal)
+        return jax.nn.sigmoid(logits.astype(jnp.float32)[..., codes]), jnp.expm1(log_days)
+
+    return predict_step
+
+
+def predict_next_visits(predict_step, params, batches: Iterable[tuple], size: tuple[int, int]):
+    """Predicts the visit after each of some visits.
+
+    Args:
+      predict_step: as `make_predict_step` gives it.
+      params: the variables of the model.
+      batches: packed rows, (B, K) places of last tokens, and (B, K) which example follows each, -1 for none.
+      size: (N, T), examples and target codes.
+
+    Returns:
+      (N, T) float32 probabilities and (N,) float32 days.
+    """
+    probabilities, days = np.zeros(size, np.float32), np.zeros(size[0], np.float32)
+    for batch, ends, examples in batches:
+        found, when = jax.device_get(predict_step(params, device_columns(batch), ends))
+        used = examples >= 0
+        probabilities[examples[used]], days[examples[used]] = found[used], when[used]
+    return probabilities, days
+
+
+def make_tuning_step(objective: Objective):
+    """Returns a jitted (params, columns, key) -> metrics as pairs (sum, count), without dropout."""
+    return jax.jit(lambda params, columns, key: objective.measure(params, objective.prepare(columns, key), None))
+
+
+def score_objective(tuning_step, objective: Objective, params, batches: Iterable[dict], seed: int = 0):
+    """Returns the mean metrics of an objective over batches, and `loss`, what it minimises.
+
+    Args:
+      tuning_step: as `make_tuning_step` gives it.
+      objective: the same objective.
+      params: the variables of the model.
+      batches: packed batches in a fixed order.
+      seed: with the batch's number, decides what is hidden.
+    """
+    keys = (jax.random.fold_in(jax.random.key(seed), number) for number in itertools.count())
+    sums = [tuning_step(params, device_columns(batch), key) for batch, key in zip(batches, keys, strict=False)]
+    means = mean_metrics(merge_sums(jax.device_get(sums)))
+    return {"loss": objective.total(means), **means}
 
 
 def score_log_probabilities(log_probabilities: np.ndarray, masked_batch: MaskedBatch) -> Outcomes:

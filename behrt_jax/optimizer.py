@@ -54,12 +54,14 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     return lambda count: schedule(count + 1)
 
 
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Returns the optimizer of a run of `num_steps` updates."""
+def make_optimizer(
+    config: OptimizerConfig, num_steps: int, schedule: optax.Schedule | None = None
+) -> optax.GradientTransformation:
+    """Returns the optimizer of a run of `num_steps` updates, with the schedule of `make_schedule` or another."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            make_schedule(config, num_steps),
+            schedule or make_schedule(config, num_steps),
             b2=config.b2,
             weight_decay=config.weight_decay,
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from behrt_jax.metrics import mean_metrics, merge_sums
+from behrt_jax.objectives.objective import Objective
 from behrt_jax.state import TrainState, step_keys
 
 
@@ -50,34 +51,37 @@ class TrainingDivergedError(ValueError):
     """The loss is no longer a finite number."""
 
 
-def make_train_step(objective: Callable, optimizer: optax.GradientTransformation, seed: int, accumulate_steps: int = 1):
+def make_train_step(
+    objective: Objective, optimizer: optax.GradientTransformation, seed: int, accumulate_steps: int = 1
+):
     """Returns a jitted (state, batch) -> (state, metrics); the state is donated.
 
     Args:
-      objective: (params, batch, keys, train) -> (loss summed over targets, number of targets, metrics as pairs
-        (sum, count)).
+      objective: what is minimised.
       optimizer: as `optimizer.make_optimizer` gives it.
       seed: with the step, decides masks and dropout.
-      accumulate_steps: parts of the batch whose gradients are summed before the update; the update is that of the
-        summed loss over the summed targets, however targets fall on parts.
+      accumulate_steps: parts of the batch whose gradients are summed before the update. Targets are drawn and counted
+        for the whole batch, so that the update is the same however they fall on parts.
     """
 
-    def part_gradients(params, batch, keys):
-        def loss_sum(params):
-            total, count, metrics = objective(params, batch, keys, train=True)
-            return total, (count, metrics)
+    def part_gradients(params, part, counts, dropout_key):
+        def loss(params):
+            metrics = objective.measure(params, part, dropout_key)
+            means = {name: metrics[name][0] / jnp.maximum(counts[name], 1.0) for name in objective.weights}
+            return objective.total(means), metrics
 
-        grads, (count, metrics) = jax.grad(loss_sum, has_aux=True)(params)
-        return grads, count, metrics
+        return jax.grad(loss, has_aux=True)(params)
 
     def gradients(params, batch, keys):
+        prepared = objective.prepare(batch, keys["masking"])
+        counts = objective.count(prepared)
         if accumulate_steps == 1:
-            return part_gradients(params, batch, keys)
-        parts = jax.tree.map(lambda x: x.reshape(accumulate_steps, -1, *x.shape[1:]), batch)
+            return part_gradients(params, prepared, counts, keys["dropout"])
+        parts = jax.tree.map(lambda x: x.reshape(accumulate_steps, -1, *x.shape[1:]), prepared)
 
         def part(number):
-            part_keys = {name: jax.random.fold_in(key, number) for name, key in keys.items()}
-            return part_gradients(params, jax.tree.map(lambda x: x[number], parts), part_keys)
+            dropout_key = jax.random.fold_in(keys["dropout"], number)
+            return part_gradients(params, jax.tree.map(lambda x: x[number], parts), counts, dropout_key)
 
         def add(number, sums):
             return jax.tree.map(jnp.add, sums, part(number))
@@ -86,8 +90,7 @@ def make_train_step(objective: Callable, optimizer: optax.GradientTransformation
 
     @functools.partial(jax.jit, donate_argnames="state")
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
-        grads, count, metrics = gradients(state.params, batch, step_keys(seed, state.step))
-        grads = jax.tree.map(lambda grad: grad / jnp.maximum(count, 1.0), grads)
+        grads, metrics = gradients(state.params, batch, step_keys(seed, state.step))
         state = state.apply(optimizer, grads)
         # The loss is that of the parameters before the update; their norm after it tells whether they may be saved.
         metrics["gradient_norm"] = (optax.tree.norm(grads), jnp.ones(()))

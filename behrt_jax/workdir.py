@@ -5,18 +5,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
 from behrt_jax.checkpoint import Checkpoints
 from behrt_jax.data.vocabulary import Vocabulary
-from behrt_jax.models.behrt import BEHRTForMLM
+from behrt_jax.models.behrt import BEHRTForPretraining
 from behrt_jax.models.config import BEHRTConfig
+from behrt_jax.objectives.config import ObjectiveConfig
 
 CONFIG_FILE = "config.json"
 VOCABULARY_FILE = "vocabulary.json"
 CHECKPOINTS = "checkpoints"
-TUNING_LOSS = "mlm/loss"
+TUNING_LOSS = "loss"  # the weighted sum of the losses that are trained
 # Keys that may change between a run and its resume: where data lies, and what is only shown or measured at the end.
 # The size of the vocabulary is not a choice; vocabularies are compared by their fingerprints.
 MOVABLE = ("data.path", "data.prepared_dir", "train.log_every", "evaluation.mask_draws", "model.vocab_size")
@@ -27,7 +29,7 @@ class Loaded(NamedTuple):
 
     config: ConfigDict
     vocabulary: Vocabulary
-    model: BEHRTForMLM
+    model: BEHRTForPretraining
     params: Any
 
 
@@ -38,8 +40,9 @@ def load(workdir: str | Path) -> Loaded:
       workdir: what `experiments.pretrain` wrote.
 
     Returns:
-      `(config, vocabulary, model, params)`; `model.apply(params, codes, ages, visit_ids, attention_mask)` gives logits,
-      with `time_deltas=` (days since the previous visit) too where `config.model.time_bins` is not 0, and `dates=`
+      `(config, vocabulary, model, params)`; `model.apply(params, codes, ages, visit_ids, attention_mask)` gives the
+      logits of masked codes where the model was trained on them, `method="predict_next_visits"` those of next visits.
+      With `time_deltas=` (days since the previous visit) too where `config.model.time_bins` is not 0, and `dates=`
       (years since 2000) where `config.model.date_encoding` is not `none`.
 
     Raises:
@@ -53,12 +56,12 @@ def load(workdir: str | Path) -> Loaded:
             f"{workdir / VOCABULARY_FILE}: holds {len(vocabulary)} tokens, but config.json says "
             f"model.vocab_size={config.model.vocab_size}; the files are not of the same run"
         )
-    model = BEHRTForMLM(BEHRTConfig(**config.model))
+    model = build_model(config)
     params = restore_params(workdir, model)
     return Loaded(config, vocabulary, model, params)
 
 
-def restore_params(workdir: Path, model: BEHRTForMLM, warn: Callable[[str], None] = print) -> Any:
+def restore_params(workdir: Path, model: nn.Module, warn: Callable[[str], None] = print) -> Any:
     """Restores the best parameters of a workdir for a model; see `load`."""
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
@@ -74,11 +77,19 @@ def restore_params(workdir: Path, model: BEHRTForMLM, warn: Callable[[str], None
     return params
 
 
-def initialize(model: BEHRTForMLM, key: jax.Array) -> Any:
-    """Makes the variables of a model."""
+def build_model(config: ConfigDict) -> BEHRTForPretraining:
+    """Builds the model of a recipe, whose `model.vocab_size` is set, with a head for each of its objectives."""
+    objective = ObjectiveConfig(**config.objective)
+    bins = len(objective.event_edges) + 1
+    return BEHRTForPretraining(BEHRTConfig(**config.model), tuple(objective.weights), bins)
+
+
+def initialize(model: nn.Module, key: jax.Array) -> Any:
+    """Makes the variables of a model, with those of all its heads."""
     ints = jax.numpy.zeros((1, 2), "int32")
     days = ints.astype("float32")
-    return model.init(key, ints, days, ints, ints, time_deltas=days, dates=days)
+    method = "score_all" if isinstance(model, BEHRTForPretraining) else "__call__"
+    return model.init(key, ints, days, ints, ints, time_deltas=days, dates=days, method=method)
 
 
 def read_config(workdir: Path) -> ConfigDict:

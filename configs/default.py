@@ -61,7 +61,20 @@ def get_config() -> config_dict.ConfigDict:
     config.model.dtype = "float32"  # of matrix products; bfloat16 is for GPUs
 
     config.objective = config_dict.ConfigDict()
+    config.objective.name = "mlm"  # masked codes; or: next_visit, time_to_event, joint
+    config.objective.mlm_weight = 1.0  # in joint; 0 leaves an objective out
+    config.objective.next_visit_weight = 0.2
+    config.objective.time_to_event_weight = 0.0
     config.objective.mask_rate = 0.3  # of codes hidden in training; see docs/choices.md
+    config.objective.masking = "codes"  # each on its own; or: spans, visits
+    config.objective.mask_values = True  # whether codes with a value (LAB//51087//Q7) are hidden too
+    # What next visits and events are about, and of how many train patients at least.
+    config.objective.targets = ("CONDITION//*", "DIAGNOSIS//*", "PROCEDURE//*", "MEDICATION//*")
+    config.objective.min_patients = 5
+    config.objective.history = "every_visit"  # each predicts the next, causally; or: random_cut, both ways before a cut
+    config.objective.days_weight = 0.1  # of the time to the next visit, beside its codes
+    config.objective.event_visits = 16  # visits a row after which events are predicted
+    config.objective.event_edges = ()  # days that part the bins of rates; (): eight bins by quantiles of train
 
     config.optimizer = config_dict.ConfigDict()
     config.optimizer.learning_rate = 4e-3

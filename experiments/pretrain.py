@@ -1,9 +1,8 @@
-"""Pre-trains BEHRT on a MEDS data set by masked-code modelling; resumes where an earlier run of the workdir stopped.
+"""Pre-trains BEHRT on a MEDS data set; resumes where an earlier run of the workdir stopped.
 
 python -m experiments.pretrain --config=configs/small.py [--workdir=DIR] [--config.KEY=VALUE ...]
 """
 
-import functools
 import shlex
 import sys
 from pathlib import Path
@@ -12,18 +11,18 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from behrt_jax import evaluate, state, train, workdir, writer
+from behrt_jax import state, train, workdir, writer
 from behrt_jax.checkpoint import Checkpoints
-from behrt_jax.data import batches, dataset
+from behrt_jax.data import dataset
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
-from behrt_jax.models.behrt import BEHRTForMLM, count_parameters
+from behrt_jax.models.behrt import count_parameters
 from behrt_jax.models.config import BEHRTConfig
-from behrt_jax.objectives import mlm
+from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.optimizer import OptimizerConfig, make_optimizer
-from experiments import command
+from experiments import command, tables, task
 from experiments.evaluate import EVALUATION_FILE, evaluate_run
-from experiments.summary import describe_data, describe_rows, format_table
+from experiments.summary import describe_data, describe_rows
 
 
 def main() -> int:
@@ -34,17 +33,21 @@ def main() -> int:
     data_config, train_config = DataConfig(**config.data), train.TrainConfig(**config.train)
     BEHRTConfig(**{**config.model, "vocab_size": 1})
     optimizer = make_optimizer(OptimizerConfig(**config.optimizer), train_config.num_steps)
-    mlm.check_rate(config.objective.mask_rate)
+    ObjectiveConfig(**config.objective)
 
     prepared = prepare(data_config, progress=print)
+    splits = {split: dataset.read(prepared.folder, split) for split in ("train", "tuning")}
     with config.unlocked():
         config.model.vocab_size = len(prepared.vocabulary)
+    task.set_event_edges(config, prepared.vocabulary, splits["train"])
+    trained = task.make_task(config, prepared.vocabulary)
     workdir.open_workdir(folder, config, prepared.vocabulary)
-    model = BEHRTForMLM(BEHRTConfig(**config.model))
-    current = state.create_state(functools.partial(workdir.initialize, model), optimizer, config.seed)
-    splits = {split: dataset.read(prepared.folder, split) for split in ("train", "tuning")}
+    initialize = task.initialize(config, trained, prepared.vocabulary, splits["train"])
+    current = state.create_state(initialize, optimizer, config.seed)
     print("\n".join(describe_data(prepared, count_parameters(current.params))))
     print(describe_rows(splits["train"], data_config.row_length, data_config.separators, config.seed))
+    if trained.is_target.any():
+        print(f"targets: {trained.is_target.sum():,} codes by objective.targets and objective.min_patients")
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
     current = checkpoints.restore_newest(current, warn=lambda line: print(f"warning: {line}")) or current
     done = int(current.step)
@@ -53,7 +56,7 @@ def main() -> int:
     if done < train_config.num_steps and not train.is_exhausted(losses, train_config.patience):
         if done:
             print(f"resuming {folder} after step {done:,} of {train_config.num_steps:,}")
-        stopped_by = fit(config, folder, model, optimizer, current, splits, checkpoints, losses)
+        stopped_by = fit(config, folder, trained, optimizer, current, splits, checkpoints, losses)
         if stopped_by:
             print(f"stopped and saved; the same command goes on from here: {resume_command(folder)}")
             return 128 + stopped_by
@@ -61,31 +64,20 @@ def main() -> int:
         print(f"{folder} is finished after {done:,} steps; nothing to do. Its results: {folder / EVALUATION_FILE}")
         return 0
     checkpoints.close()
-    print(format_table(evaluate_run(folder, "held_out")))
+    print(tables.format_result(evaluate_run(folder, "held_out")))
     print(f"written to {folder}: {EVALUATION_FILE}, metrics.jsonl, tensorboard/, checkpoints/, and what load() needs")
     print(f"next: python -m experiments.evaluate --workdir={folder} --split=tuning")
     print(f"in Python: config, vocabulary, model, params = behrt_jax.load('{folder}')")
     return 0
 
 
-def fit(config, folder, model, optimizer, current, splits, checkpoints, losses) -> int | None:
+def fit(config, folder, trained, optimizer, current, splits, checkpoints, losses) -> int | None:
     """Trains to the end; returns the signal that interrupted it, or None."""
     train_config = train.TrainConfig(**config.train)
-    objective = functools.partial(mlm.mlm_objective, model, mask_rate=config.objective.mask_rate)
-    train_step = train.make_train_step(objective, optimizer, config.seed, train_config.accumulate_steps)
+    train_step = train.make_train_step(trained.objective, optimizer, config.seed, train_config.accumulate_steps)
     done = int(current.step)
-    length, separators = config.data.row_length, config.data.separators
-    stream = batches.training_batches(splits["train"], length, train_config.batch_size, config.seed, done, separators)
-    settings = config.evaluation
-    tuning = dataset.sample(splits["tuning"], settings.max_patients)
-    score_step = evaluate.make_score_step(model)
     log_file = writer.MetricsWriter(folder, done)
-
-    def score_tuning(params):
-        plain = batches.evaluation_batches(tuning, length, settings.batch_size, separators)
-        masked = evaluate.mask_batches(plain, settings.mask_rate, config.model.vocab_size, draws=1)
-        outcomes = evaluate.score(score_step, params, masked)
-        return {f"mlm/{name}": float(values.mean()) for name, values in outcomes.values.items()}
+    tuning = dataset.sample(splits["tuning"], config.evaluation.max_patients)
 
     # A terminal shows a bar that moves; a log file gets a line now and then.
     every = 0.5 if sys.stderr.isatty() else 30.0
@@ -96,7 +88,7 @@ def fit(config, folder, model, optimizer, current, splits, checkpoints, losses) 
             log_file.write(step, split, found)
             if split == "train":
                 bar.set_postfix_str(
-                    f"loss {found['mlm/loss']:.3f}, {found['tokens_per_second']:,.0f} tokens/s", refresh=False
+                    f"loss {trained.objective.total(found):.3f}, {found['tokens_per_second']:,.0f} tokens/s", refresh=False
                 )
             else:
                 bar.write(
@@ -107,9 +99,9 @@ def fit(config, folder, model, optimizer, current, splits, checkpoints, losses) 
             outcome = train.train(
                 current,
                 train_step,
-                (evaluate.device_columns(batch) for batch in stream),
+                task.training_columns(config, trained, splits["train"], done),
                 train_config,
-                evaluate=score_tuning,
+                evaluate=task.tuning_scorer(config, trained, tuning),
                 watch=workdir.TUNING_LOSS,
                 save=checkpoints.save,
                 log=log,

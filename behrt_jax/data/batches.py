@@ -44,9 +44,9 @@ def training_epoch(patients: Patients, index: sequences.VisitIndex, seed: int, e
     return Epoch(windows, plan, np.argsort(hash_integers(salt, np.arange(len(plan))), kind="stable"), salt)
 
 
-def evaluation_epoch(index: sequences.VisitIndex) -> Epoch:
-    """Plans one pass over each patient's newest window, in a fixed order."""
-    windows = sequences.newest_windows(index)
+def evaluation_epoch(index: sequences.VisitIndex, windows: sequences.Windows | None = None) -> Epoch:
+    """Plans one pass over windows, in a fixed order; over each patient's newest if none are given."""
+    windows = sequences.newest_windows(index) if windows is None else windows
     plan = packing.pack(windows.lengths, index.row_length)
     return Epoch(windows, plan, np.arange(len(plan)), sequences.EVALUATION_SALT)
 
@@ -58,8 +58,8 @@ def batch_of(
 
     Returns:
       The columns of `sequences.COLUMNS` as (B, L), `patient_ids` (B, L) int32 (0 = padding, 1.. = which patient in the
-      row), `patient_index` (B, P) int32 with the row of `patients` of each and `first_visits` (B, P) int32 with the
-      index of the first visit in its window, -1 where there is none. P is the most windows that a row of this epoch
+      row), `patient_index` (B, P) int32 with the row of `patients` of each, `window_index` (B, P) int32 with its place in
+      `epoch.windows` and `window_starts` (B, P) int32 with the index of its first visit, -1 where there is none. P is the most windows that a row of this epoch
       holds. Rows past the epoch's last are empty.
     """
     rows = epoch.order[number * batch_size : (number + 1) * batch_size]
@@ -81,10 +81,20 @@ def batch_of(
         batch[name][target] = values
         batch[name] = batch[name].reshape(shape)
     most = int(np.diff(epoch.plan.offsets).max(initial=1))
-    for name, values in (("patient_index", epoch.windows.patients), ("first_visits", epoch.windows.start)):
+    of_slots = {"patient_index": epoch.windows.patients, "window_starts": epoch.windows.start}
+    of_slots["window_index"] = np.arange(len(epoch.windows.start))
+    for name, values in of_slots.items():
         batch[name] = np.full((batch_size, most), -1, np.int32)
         batch[name][row_of, slots] = values[members]
     return batch
+
+
+def visit_ends(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the row and the place of the last token of each visit of a packed batch, and the visit's index."""
+    owners, visit_ids = batch["patient_ids"], batch["visit_ids"]
+    next_owner, next_visit = (np.pad(values[:, 1:], ((0, 0), (0, 1))) for values in (owners, visit_ids))
+    rows, places = np.nonzero((owners != 0) & ((owners != next_owner) | (visit_ids != next_visit)))
+    return rows, places, batch["window_starts"][rows, owners[rows, places] - 1] + visit_ids[rows, places]
 
 
 def training_batches(

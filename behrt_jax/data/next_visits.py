@@ -1,13 +1,14 @@
 """Next visits as examples: which visits are predicted from those before them, and the codes that each holds."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.sparse
 
-from behrt_jax.data import events
+from behrt_jax.data import batches, events
 from behrt_jax.data.dataset import Patients
-from behrt_jax.data.sequences import VisitIndex
+from behrt_jax.data.sequences import VisitIndex, covering_windows, windows_until
 from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
 
 
@@ -94,3 +95,39 @@ def visit_codes(patients: Patients, index: VisitIndex, vocab_size: int) -> scipy
     kept = codes >= NUM_SPECIAL
     ones = np.ones(int(kept.sum()), bool)
     return scipy.sparse.csr_array((ones, (visits[kept], codes[kept])), shape=(len(starts), vocab_size))
+
+
+def boundary_batches(
+    patients: Patients, index: VisitIndex, examples: NextVisits, batch_size: int, cut: bool = False
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
+    """Yields packed rows in which each example can be predicted once, after the visit before it.
+
+    Args:
+      patients: the split.
+      index: its visits.
+      examples: what is to be predicted.
+      batch_size: B.
+      cut: whether each example has a window of its own, which ends before the visit to predict, for models whose visits
+        see each other both ways; else rows hold later visits too, which a causal model does not see.
+
+    Yields:
+      The columns of packed rows; (B, K) the places of the last tokens of visits, 0 for unused ones; (B, K) which of
+      the examples follows each, -1 where none does or where another row holds more of its past.
+    """
+    visits = examples.visits
+    if cut:
+        windows, added = windows_until(index, visits, examples.patients), visits - 1
+    else:
+        windows, added = covering_windows(index)
+    epoch = batches.evaluation_epoch(index, windows)
+    room = index.row_length // (2 if index.separators else 1)
+    for number in range(epoch.num_batches(batch_size)):
+        batch = batches.batch_of(patients, index, epoch, number, batch_size)
+        rows, places, visit = batches.visit_ends(batch)
+        window = batch["window_index"][rows, batch["patient_ids"][rows, places] - 1]
+        example = np.minimum(np.searchsorted(visits, visit + 1), len(visits) - 1)
+        used = (visits[example] == visit + 1) & (visit >= added[window])
+        slots = np.arange(len(rows)) - np.searchsorted(rows, np.arange(batch_size))[rows]
+        ends, which = np.zeros((batch_size, room), np.int32), np.full((batch_size, room), -1)
+        ends[rows, slots], which[rows, slots] = places, np.where(used, example, -1)
+        yield batch, ends, which

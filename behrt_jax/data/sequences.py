@@ -132,26 +132,30 @@ def windows_until(index: VisitIndex, stop: np.ndarray, patients: np.ndarray | No
     return Windows(patients, start, stop, skipped, 1 + index.static_counts[patients] + tokens - skipped)
 
 
-def covering_windows(index: VisitIndex) -> Windows:
+def covering_windows(index: VisitIndex) -> tuple[Windows, np.ndarray]:
     """Returns windows that together hold every visit, each but a patient's first with a past of half a row.
 
     A window ends about half a row after the one before it, so that the visits it adds find the other half filled with
-    what came before them, or with everything where there is less. A visit is added by the first window that holds it.
+    what came before them, or with everything where there is less.
+
+    Returns:
+      The windows, and (W,) the index of the first visit that each adds: a visit is added by one window.
     """
     everyone = np.arange(len(index.budgets))
     done, last = index.first_visit[:-1].copy(), index.first_visit[1:]
-    patients, stops = [], []
+    patients, added, stops = [], [], []
     going = everyone[done < last]
     while going.size:
         reach = index.ends[done[going]] + np.where(
             done[going] == index.first_visit[going], index.budgets[going], index.budgets[going] // 2
         )
         stop = np.searchsorted(index.ends, reach, side="right") - 1
+        added.append(done[going].copy())
         done[going] = np.clip(stop, done[going] + 1, last[going])
         patients.append(going)
         stops.append(done[going].copy())
         going = going[done[going] < last[going]]
-    return windows_until(index, np.concatenate(stops), np.concatenate(patients))
+    return windows_until(index, np.concatenate(stops), np.concatenate(patients)), np.concatenate(added)
 
 
 def window_report(index: VisitIndex, windows: Windows) -> dict[str, int]:

@@ -134,11 +134,13 @@ class Encoder(nn.Module):
     config: BEHRTConfig
 
     @nn.compact
-    def __call__(self, x, patient_ids, visit_ids, positions, years, deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self, x, patient_ids, visit_ids, positions, years, deterministic: bool = True, causal: bool = False
+    ) -> jax.Array:
         """Maps (B, L, D) to (B, L, D) with attention within equal, non-zero `patient_ids` (B, L)."""
         config, heads = self.config, self.config.num_heads
         slopes = visit_slopes(heads) if config.visit_bias else (0.0,) * heads
-        bias = attention_bias(patient_ids, visit_ids, slopes, config.causal)
+        bias = attention_bias(patient_ids, visit_ids, slopes, causal)
         rotary = None
         if config.rotary != "none":
             years = jnp.clip(jnp.nan_to_num(years), -1e4, 1e4)  # a NaN here would reach all patients of the row
@@ -162,7 +164,9 @@ class HierarchicalEncoder(nn.Module):
     config: BEHRTConfig
 
     @nn.compact
-    def __call__(self, x, patient_ids, visit_ids, positions, years, deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self, x, patient_ids, visit_ids, positions, years, deterministic: bool = True, causal: bool = False
+    ) -> jax.Array:
         """Maps (B, L, D) to (B, L, D); visits attend to those of equal, non-zero `patient_ids` (B, L)."""
         del positions  # a visit's position is its number
         starts, slots = visit_slots(patient_ids, visit_ids)
@@ -172,7 +176,8 @@ class HierarchicalEncoder(nn.Module):
         visits = jnp.einsum("blv,bld->bvd", weights.astype(x.dtype), x)
         # A visit stands where its first token does, with that token's patient, number and age; all else is padding.
         owners = jnp.where(starts, patient_ids, 0)
-        states = Encoder(self.config, name="visits")(visits, owners, visit_ids, visit_ids, years, deterministic)
+        encode = Encoder(self.config, name="visits")
+        states = encode(visits, owners, visit_ids, visit_ids, years, deterministic, causal)
         context = jnp.take_along_axis(states, slots[:, :, None], axis=1)
         return nn.LayerNorm(name="norm")(x + context)
 

@@ -1,12 +1,16 @@
 """Heads: what turns hidden states into scores."""
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.dropout import Dropout
+
+LOG_RATE = math.log(1 / 36_525.0)  # once in a hundred years, until training sets the rates of its data
 
 
 class CodeHead(nn.Module):
@@ -41,3 +45,35 @@ class ClassificationHead(nn.Module):
     def __call__(self, pooled: jax.Array, deterministic: bool) -> jax.Array:
         """Maps (..., D) patient embeddings to (..., num_labels) logits."""
         return nn.Dense(self.num_labels, name="output")(Dropout(self.config.dropout)(pooled, deterministic))
+
+
+class DaysHead(nn.Module):
+    """The expected log(1 + days) to the next visit, which begins at four weeks."""
+
+    @nn.compact
+    def __call__(self, states: jax.Array) -> jax.Array:
+        """Maps (..., D) states to (...) float32."""
+        begin = nn.initializers.constant(math.log1p(28.0))
+        return nn.Dense(1, bias_init=begin, name="output")(states).astype(jnp.float32)[..., 0]
+
+
+class EventHead(nn.Module):
+    """Piecewise-constant rates of every code (MOTOR, Steinberg et al. 2024), low in rank: a query for each time bin.
+
+    Attributes:
+      config: sizes and choices.
+      num_bins: bins of time.
+    """
+
+    config: BEHRTConfig
+    num_bins: int
+
+    @nn.compact
+    def __call__(self, states: jax.Array, score_codes: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """Maps (..., D) states to (..., bins, V) float32 log rates a day."""
+        width = self.config.embedding_dim
+        queries = nn.gelu(nn.Dense(self.num_bins * width, name="transform")(states))
+        queries = nn.LayerNorm(name="norm")(queries.reshape(*states.shape[:-1], self.num_bins, width))
+        log_rates = self.param("log_rates", nn.initializers.constant(LOG_RATE), (self.config.vocab_size,))
+        scores = score_codes(queries) * width**-0.5
+        return scores.astype(jnp.float32) + jax.lax.broadcast_to_rank(log_rates, scores.ndim)

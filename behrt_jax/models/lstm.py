@@ -20,9 +20,11 @@ class LSTMEncoder(nn.Module):
     config: BEHRTConfig
 
     @nn.compact
-    def __call__(self, x, patient_ids, visit_ids, positions, years, deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self, x, patient_ids, visit_ids, positions, years, deterministic: bool = True, causal: bool = True
+    ) -> jax.Array:
         """Maps (B, L, D) to (B, L, D); a token's state depends on its patient's tokens up to it."""
-        del visit_ids, positions, years
+        del visit_ids, positions, years, causal  # it reads from the past to the future, whatever is asked
         goes_on = patient_ids[:, 1:] == patient_ids[:, :-1]
         goes_on = jnp.pad(goes_on, ((0, 0), (1, 0)))
         for layer in range(self.config.num_layers):

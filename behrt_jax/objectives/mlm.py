@@ -6,8 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from behrt_jax.models.inputs import model_arguments
+from behrt_jax.objectives.config import ObjectiveConfig
+from behrt_jax.objectives.objective import Objective
+
 MASK_ID = 3
 FIRST_CODE_ID = 5
+MEAN_SPAN = 3.0  # tokens
 
 
 class Masked(NamedTuple):
@@ -49,11 +54,14 @@ def mask_codes(
     rate: float,
     vocab_size: int,
     replacement: Replacement = TRAINING,
+    groups: jax.Array | None = None,
 ) -> Masked:
     """Hides a share of the codes of each row (Devlin et al. 2019).
 
     Each row hides `rate` of its maskable codes, rounded up or down at random so that the mean is exact. K, the room for
-    them, is fixed at `rate` of the row length, which no row can exceed: nothing overflows.
+    them, is fixed at `rate` of the row length, which no row can exceed: nothing overflows. With groups, K is twice
+    that, and a group is hidden whole or not at all: a row hides about its share, and a group for which there is no
+    room stays in sight.
 
     Args:
       key: a key used for this batch alone.
@@ -63,17 +71,23 @@ def mask_codes(
       vocab_size: V.
       replacement: 80% `[MASK]`, 10% random, 10% kept in training; in evaluation `[MASK]` alone, so that a score counts
         only codes that the model cannot see.
+      groups: (B, L) int32 from 0, as `visit_groups` or `span_groups` gives them; each code on its own if not given.
 
     Returns:
-      The batch with K = ceil(rate * L).
+      The batch with K = ceil(rate * L), or with groups twice that but at most L.
     """
     rows, length = codes.shape
     choose_key, round_key, action_key, random_key = jax.random.split(key, 4)
+    drawn = jax.random.uniform(choose_key, codes.shape)
     room = math.ceil(rate * length)
-    order = jnp.where(maskable, jax.random.uniform(choose_key, codes.shape), -1.0)
-    _, positions = jax.lax.top_k(order, room)
-    wanted = rate * maskable.sum(axis=1) + jax.random.uniform(round_key, (rows,))
-    chosen = jnp.arange(room)[None, :] < jnp.floor(wanted)[:, None]
+    if groups is not None:
+        drawn, room = jnp.take_along_axis(drawn, groups, axis=1), min(2 * room, length)
+    _, positions = jax.lax.top_k(jnp.where(maskable, drawn, -1.0), room)
+    wanted = jnp.floor(rate * maskable.sum(axis=1) + jax.random.uniform(round_key, (rows,)))[:, None]
+    if groups is None:
+        chosen = jnp.arange(room)[None, :] < wanted
+    else:
+        chosen = _choose_groups(jnp.where(maskable, groups, length), positions, wanted)
     chosen &= jnp.take_along_axis(maskable, positions, axis=1)  # rounding can want one more than there is
     labels = jnp.take_along_axis(codes, positions, axis=1)
     action = jax.random.uniform(action_key, positions.shape)
@@ -83,6 +97,30 @@ def mask_codes(
     new = jnp.where(chosen, replaced, labels).astype(codes.dtype)
     inputs = jax.vmap(lambda row, place, value: row.at[place].set(value))(codes, positions, new)
     return Masked(inputs, positions, labels, chosen.astype(jnp.float32))
+
+
+def _choose_groups(groups: jax.Array, positions: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Returns which of (B, K) places, group by group, belong to the groups whose middle comes before `wanted`."""
+    length, room = groups.shape[1], positions.shape[1]
+    sizes = jax.vmap(lambda row: jnp.zeros(length + 1, jnp.int32).at[row].add(1))(groups)
+    group = jnp.take_along_axis(groups, positions, axis=1)
+    size = jnp.take_along_axis(sizes, group, axis=1)
+    begins = jnp.pad(jnp.diff(group, axis=1) != 0, ((0, 0), (1, 0)), constant_values=True)
+    first = jax.lax.cummax(jnp.where(begins, jnp.arange(room)[None, :], 0), axis=1)
+    return (first + (size - 1) / 2 < wanted) & (first + size <= room)
+
+
+def visit_groups(patient_ids: jax.Array, visit_ids: jax.Array) -> jax.Array:
+    """Numbers the visits of each row from 0: (B, L) int32."""
+    changes = (jnp.diff(patient_ids, axis=1) != 0) | (jnp.diff(visit_ids, axis=1) != 0)
+    return jnp.cumsum(jnp.pad(changes, ((0, 0), (1, 0))), axis=1)
+
+
+def span_groups(key: jax.Array, patient_ids: jax.Array) -> jax.Array:
+    """Cuts each row into spans of random length, three tokens in the mean, within patients (Joshi et al. 2020)."""
+    breaks = jax.random.bernoulli(key, 1 / MEAN_SPAN, (patient_ids.shape[0], patient_ids.shape[1] - 1))
+    breaks |= jnp.diff(patient_ids, axis=1) != 0
+    return jnp.cumsum(jnp.pad(breaks, ((0, 0), (1, 0))), axis=1)
 
 
 def masked_outcomes(logits: jax.Array, masked: Masked) -> dict[str, jax.Array]:
@@ -102,41 +140,33 @@ def masked_outcomes(logits: jax.Array, masked: Masked) -> dict[str, jax.Array]:
     return {"loss": loss, "accuracy": (rank <= 1).astype(jnp.float32), "top5_accuracy": (rank <= 5).astype(jnp.float32)}
 
 
-def mlm_objective(
-    model, params, batch: dict[str, jax.Array], keys: dict[str, jax.Array], train: bool, *, mask_rate: float
-):
-    """Scores a model on the hidden codes of a batch.
+def make_objective(model, config: ObjectiveConfig, has_value=None, replacement: Replacement = TRAINING) -> Objective:
+    """Returns the objective of hidden codes, whose loss is `mlm/loss`; see `joint.make_objective`."""
 
-    Args:
-      model: a `BEHRTForMLM`.
-      params: its variables.
-      batch: the columns of packed rows.
-      keys: `masking` and, when training, `dropout`.
-      train: whether dropout is on.
-      mask_rate: share of codes to hide.
+    def prepare(batch, key):
+        group_key, mask_key = jax.random.split(key)
+        maskable, groups = batch["maskable"], None
+        if config.masking == "visits":
+            groups = visit_groups(batch["patient_ids"], batch["visit_ids"])
+        elif config.masking == "spans":
+            groups = span_groups(group_key, batch["patient_ids"])
+        if not config.mask_values:
+            maskable &= ~jnp.asarray(has_value)[batch["codes"]]
+        choices = (config.mask_rate, model.config.vocab_size, replacement, groups)
+        return batch, mask_codes(mask_key, batch["codes"], maskable, *choices)
 
-    Returns:
-      The summed loss, the number of hidden codes and metrics as pairs (sum, count).
-    """
-    masked = mask_codes(keys["masking"], batch["codes"], batch["maskable"], mask_rate, model.config.vocab_size)
-    outcomes = score_masked(model, params, batch, masked, keys["dropout"] if train else None)
-    count = masked.weights.sum()
-    metrics = {f"mlm/{name}": ((values * masked.weights).sum(), count) for name, values in outcomes.items()}
-    return metrics["mlm/loss"][0], count, metrics
+    def measure(params, prepared, dropout_key):
+        batch, masked = prepared
+        outcomes = score_masked(model, params, batch, masked, dropout_key)
+        count = masked.weights.sum()
+        return {f"mlm/{name}": ((values * masked.weights).sum(), count) for name, values in outcomes.items()}
+
+    return Objective(prepare, measure, lambda prepared: {"mlm/loss": prepared[1].weights.sum()}, {"mlm/loss": 1.0})
 
 
 def score_masked(model, params, batch: dict[str, jax.Array], masked: Masked, dropout_key: jax.Array | None = None):
     """Returns `masked_outcomes` of a model; dropout is on where a key is given."""
-    columns = (batch[name] for name in ("ages", "visit_ids", "patient_ids"))
-    named = {name: batch[name] for name in ("positions", "time_deltas", "dates")}
-    is_training = dropout_key is not None
-    rngs = {"dropout": dropout_key} if is_training else None
-    scored = {"masked_positions": masked.positions, "deterministic": not is_training}
-    logits = model.apply(params, masked.inputs, *columns, **named, **scored, rngs=rngs)
-    return masked_outcomes(logits, masked)
-
-
-def check_rate(rate: float) -> None:
-    """Raises a ValueError for a mask rate outside (0, 1]."""
-    if not 0 < rate <= 1:
-        raise ValueError(f"objective.mask_rate: found {rate}; expected more than 0 and at most 1")
+    (_, *columns), named = model_arguments(batch)
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    scored = {"masked_positions": masked.positions, "deterministic": dropout_key is None}
+    return masked_outcomes(model.apply(params, masked.inputs, *columns, **named, **scored, rngs=rngs), masked)

@@ -1,0 +1,128 @@
+"""Events ahead: when each target code comes next after a visit, or how long the patient was known without it."""
+
+import dataclasses
+
+import numpy as np
+
+from behrt_jax.data.batches import visit_ends
+from behrt_jax.data.dataset import Patients
+from behrt_jax.data.hashing import hash_integers
+from behrt_jax.data.sequences import MINUTES_PER_DAY, VisitIndex
+
+SHORTEST = 1.0 / MINUTES_PER_DAY  # days; what comes at the same moment counts as a minute away
+
+
+@dataclasses.dataclass(frozen=True)
+class EventTimes:
+    """The target codes of a split in an order in which the next one of a kind is found by bisection.
+
+    Attributes:
+      codes: (T,) ids of the target codes.
+      keys: (E,) ascending, one an event: patient, code and visit as one number.
+      minutes: (E,) when each happened.
+      ends: (visits,) when the last token of each visit happened.
+      last: (patients,) when each patient was last known.
+      owners: (visits,) the patient of each visit.
+    """
+
+    codes: np.ndarray
+    keys: np.ndarray
+    minutes: np.ndarray
+    ends: np.ndarray
+    last: np.ndarray
+    owners: np.ndarray
+
+    def after(self, visits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (n, T) float32 days from the ends of visits to each code's next visit, and (n, T) bool, if it comes.
+
+        Where it does not, days go to the last that is known of the patient. Always above 0.
+        """
+        owners = self.owners[visits]
+        wanted = self._key(owners[:, None], np.arange(len(self.codes))[None, :], visits[:, None] + 1)
+        place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        num_visits = len(self.ends)
+        happened = (self.keys[place] >= wanted) & (self.keys[place] // num_visits == wanted // num_visits)
+        until = np.where(happened, self.minutes[place], self.last[owners][:, None])
+        days = (until - self.ends[visits][:, None]) / MINUTES_PER_DAY
+        return np.maximum(days, SHORTEST).astype(np.float32), happened
+
+    def _key(self, owners, codes, visits):
+        return (owners.astype(np.int64) * len(self.codes) + codes) * len(self.ends) + visits
+
+    def add(self, batch: dict[str, np.ndarray], num_visits: int, salt: int) -> dict[str, np.ndarray]:
+        """Adds events ahead to packed rows.
+
+        Args:
+          batch: as `batches.batch_of` lays it out.
+          num_visits: K, visits a row, drawn by hash; fewer where a row holds fewer.
+          salt: a function of (seed, step).
+
+        Returns:
+          The batch with `event_ends` (B, K) int32, the place of each visit's last token, `event_weights` (B, K)
+          float32, 1 for visits and 0 for the unused rest, `event_days` (B, K, T) float32 and `event_happened`
+          (B, K, T) bool, as `after` gives them.
+        """
+        rows, places, visits = visit_ends(batch)
+        order = np.lexsort((hash_integers(salt, visits), rows))
+        rows, places, visits = rows[order], places[order], visits[order]
+        slots = np.arange(len(rows)) - np.searchsorted(rows, np.arange(len(batch["codes"])))[rows]
+        rows, places, visits, slots = (found[slots < num_visits] for found in (rows, places, visits, slots))
+        shape = (len(batch["codes"]), num_visits)
+        ends, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        days = np.ones((*shape, len(self.codes)), np.float32)
+        happened = np.zeros(days.shape, bool)
+        ends[rows, slots], weights[rows, slots] = places, 1.0
+        days[rows, slots], happened[rows, slots] = self.after(visits)
+        new = {"event_ends": ends, "event_weights": weights, "event_days": days, "event_happened": happened}
+        return {**batch, **new}
+
+
+def index_events(patients: Patients, index: VisitIndex, is_target: np.ndarray) -> EventTimes:
+    """Puts the target codes of a split in order.
+
+    Args:
+      patients: the split.
+      index: its visits.
+      is_target: (V,) bool.
+    """
+    starts, stops = index.starts
+    owners = np.repeat(np.arange(len(patients)), np.diff(index.first_visit))
+    timed = np.flatnonzero(patients.visits >= 0)
+    visit = np.repeat(np.arange(len(starts)), stops - starts)
+    ends = np.zeros(len(starts), np.int64)
+    np.maximum.at(ends, visit, patients.minutes[timed])
+    last = np.zeros(len(patients), np.int64)
+    np.maximum.at(last, owners, ends)
+    kept = is_target[patients.codes[timed]]
+    minutes = patients.minutes[timed][kept].astype(np.int64)
+    number = np.cumsum(is_target) - 1
+    times = EventTimes(np.flatnonzero(is_target), np.zeros(0, np.int64), minutes, ends, last, owners)
+    keys = times._key(owners[visit[kept]], number[patients.codes[timed][kept]], visit[kept])
+    order = np.lexsort((minutes, keys))
+    return dataclasses.replace(times, keys=keys[order], minutes=minutes[order])
+
+
+def fit_edges(times: EventTimes, num_bins: int, sample: int = 2000) -> tuple[float, ...]:
+    """Returns inner edges (days) of bins that hold about as many events each, from some visits of a split.
+
+    Args:
+      times: of train.
+      num_bins: bins.
+      sample: visits looked at, spread evenly.
+    """
+    visits = np.unique(np.linspace(0, len(times.ends) - 1, sample).astype(np.int64))
+    days, happened = times.after(visits)
+    edges = np.quantile(days[happened], np.arange(1, num_bins) / num_bins) if happened.any() else np.zeros(0)
+    return tuple(float(edge) for edge in np.unique(np.round(edges, 3)) if edge > 0)
+
+
+def log_rates(times: EventTimes, vocab_size: int, sample: int = 2000) -> np.ndarray:
+    """Returns the log of each code's rate a day over the events ahead of some visits, (V,) float32.
+
+    Codes that are no target have the rate of a code without events.
+    """
+    visits = np.unique(np.linspace(0, len(times.ends) - 1, sample).astype(np.int64))
+    days, happened = times.after(visits)
+    rates = np.full(vocab_size, 0.5 / days.sum(axis=0).max(), np.float64)
+    rates[times.codes] = (happened.sum(axis=0) + 0.5) / days.sum(axis=0)
+    return np.log(rates).astype(np.float32)

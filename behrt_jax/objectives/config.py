@@ -1,0 +1,72 @@
+"""What a model is trained to predict: the section `objective` of a recipe, checked once."""
+
+import dataclasses
+
+CHOICES = {
+    "name": ("mlm", "next_visit", "time_to_event", "joint"),
+    "masking": ("codes", "spans", "visits"),
+    "history": ("every_visit", "random_cut"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """The section `objective` of a recipe.
+
+    Attributes:
+      name: `mlm` (masked codes), `next_visit`, `time_to_event`, or `joint`: all whose weight is not 0.
+      mlm_weight: of the masked codes' loss in `joint`.
+      next_visit_weight: of the next visits' loss in `joint`.
+      time_to_event_weight: of the events' loss in `joint`.
+      mask_rate: share of the codes to hide, 0 < rate <= 1.
+      masking: what is hidden together: `codes` on their own, `spans` of neighbours, or whole `visits`.
+      mask_values: whether codes that carry a value are hidden too.
+      targets: shell patterns of the codes that next visits and events are about.
+      min_patients: targets of fewer train patients are left out.
+      history: what next visits are predicted from: causally after `every_visit`, or from a history cut at a
+        `random_cut`, a new one each time, in which codes see each other both ways.
+      days_weight: of the time to the next visit beside its codes; 0 leaves it out.
+      event_visits: visits a row after which events are predicted.
+      event_edges: days that part the bins of events' rates, ascending; from quantiles of train if empty.
+    """
+
+    name: str
+    mlm_weight: float
+    next_visit_weight: float
+    time_to_event_weight: float
+    mask_rate: float
+    masking: str
+    mask_values: bool
+    targets: tuple[str, ...]
+    min_patients: int
+    history: str
+    days_weight: float
+    event_visits: int
+    event_edges: tuple[float, ...]
+
+    def __post_init__(self):
+        for key, choices in CHOICES.items():
+            self._expect(getattr(self, key) in choices, key, f"one of {', '.join(choices)}")
+        for key in ("mlm_weight", "next_visit_weight", "time_to_event_weight", "days_weight"):
+            self._expect(getattr(self, key) >= 0, key, "0 or more")
+        self._expect(0 < self.mask_rate <= 1, "mask_rate", "more than 0 and at most 1")
+        self._expect(not isinstance(self.targets, str), "targets", "a tuple of patterns, such as ('CONDITION//*',)")
+        for key in ("min_patients", "event_visits"):
+            self._expect(getattr(self, key) >= 1, key, "1 or more")
+        edges = (0.0, *self.event_edges)
+        rises = all(low < high for low, high in zip(edges, edges[1:], strict=False))
+        self._expect(rises, "event_edges", "days above 0 in ascending order")
+        if not self.weights:
+            raise ValueError("objective.name: found joint with all weights 0; expected one of them above 0")
+
+    def _expect(self, holds: bool, key: str, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"objective.{key}: found {getattr(self, key)!r}; expected {expected}")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each objective that is trained."""
+        if self.name != "joint":
+            return {self.name: 1.0}
+        weights = {name: getattr(self, f"{name}_weight") for name in CHOICES["name"][:-1]}
+        return {name: weight for name, weight in weights.items() if weight}

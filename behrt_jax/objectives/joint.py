@@ -1,0 +1,35 @@
+"""The objective that a recipe asks for: one of them, or several together."""
+
+import functools
+
+import numpy as np
+
+from behrt_jax.objectives import mlm, next_visit, time_to_event
+from behrt_jax.objectives.config import ObjectiveConfig
+from behrt_jax.objectives.objective import Objective, combine
+
+
+def make_objective(
+    model,
+    config: ObjectiveConfig,
+    separators: bool,
+    is_target: np.ndarray | None = None,
+    has_value: np.ndarray | None = None,
+    replacement: mlm.Replacement = mlm.TRAINING,
+) -> Objective:
+    """Returns the objective that a recipe asks for.
+
+    Args:
+      model: a `BEHRTForPretraining` with a head for each; for masked codes alone, a `BEHRTForMLM` will do.
+      config: the section `objective`.
+      separators: whether `[SEP]` ends each visit of the batches.
+      is_target: (V,) bool, what next visits and events are about; not read for masked codes alone.
+      has_value: (V,) bool, codes that carry a value; not read with `config.mask_values`.
+      replacement: what stands in the place of hidden codes.
+    """
+    makers = {
+        "mlm": functools.partial(mlm.make_objective, model, config, has_value, replacement),
+        "next_visit": functools.partial(next_visit.make_objective, model, config, separators, is_target),
+        "time_to_event": functools.partial(time_to_event.make_objective, model, config.event_edges, is_target),
+    }
+    return combine({name: (makers[name](), weight) for name, weight in config.weights.items()})

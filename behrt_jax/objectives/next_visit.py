@@ -1,0 +1,161 @@
+"""Next-visit prediction: which codes the visit after each visit holds, and in how many days it comes."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from behrt_jax.models.inputs import model_arguments
+from behrt_jax.objectives.config import ObjectiveConfig
+from behrt_jax.objectives.objective import Objective
+
+
+class Boundaries(NamedTuple):
+    """The visits of a batch that another visit follows in the row, K a row at most.
+
+    Attributes:
+      ends: (B, K) int32, the place of the last token of the visit before each boundary; 0 for unused ones.
+      slots: (B, L) int32, for each token of a visit after a boundary, which; K for all other tokens.
+      days: (B, K) float32, days from the start of one visit to the start of the next.
+      weights: (B, K) float32, 1 for boundaries and 0 for the unused rest of K.
+      codes: (B, L) int32, what is in the row.
+      wanted: (B, L) bool, the tokens that are to be predicted: target codes after a boundary, each once a visit.
+    """
+
+    ends: jax.Array
+    slots: jax.Array
+    days: jax.Array
+    weights: jax.Array
+    codes: jax.Array
+    wanted: jax.Array
+
+    @property
+    def num_targets(self) -> jax.Array:
+        """(B, K) float32, how many target codes the visit after each boundary holds."""
+        return self.add_up(self.wanted.astype(jnp.float32))
+
+    def add_up(self, values: jax.Array) -> jax.Array:
+        """Adds up (B, L) values of tokens by the boundary before their visit: (B, K)."""
+        room = self.ends.shape[1]
+        add = jax.vmap(lambda slot, value: jnp.zeros(room, value.dtype).at[slot].add(value, mode="drop"))
+        return add(self.slots, values)
+
+
+def find_boundaries(batch: dict[str, jax.Array], is_target: jax.Array, separators: bool) -> Boundaries:
+    """Finds where a visit begins after another of the same patient.
+
+    Args:
+      batch: the columns of packed rows.
+      is_target: (V,) bool, the codes to predict.
+      separators: whether `[SEP]` ends each visit; a visit then has two tokens at least, and K = L // 2, else K = L.
+    """
+    patients, visits = batch["patient_ids"], batch["visit_ids"]
+    same = (patients[:, 1:] == patients[:, :-1]) & (patients[:, 1:] != 0)
+    begins = jnp.pad(same & (visits[:, 1:] != visits[:, :-1]), ((0, 0), (1, 0)))
+    room = patients.shape[1] // (2 if separators else 1)
+    number = jnp.cumsum(begins, axis=1) - 1
+    starts = jnp.where(begins, number, room)
+    place = jnp.broadcast_to(jnp.arange(begins.shape[1], dtype=jnp.int32), begins.shape)
+
+    def scatter(values):
+        put = jax.vmap(lambda slot, value: jnp.zeros(room, value.dtype).at[slot].set(value, mode="drop"))
+        return put(starts, values)
+
+    within = (number >= 0) & (visits > 0) & (patients != 0)
+    slots, codes = jnp.where(within, number, room), batch["codes"]
+    twins = (slots[:, :, None] == slots[:, None, :]) & (codes[:, :, None] == codes[:, None, :])
+    is_repeat = jnp.tril(twins, -1).any(axis=2)
+    return Boundaries(
+        ends=scatter(place - 1),
+        slots=slots,
+        days=scatter(batch["time_deltas"]),
+        weights=scatter(begins.astype(jnp.float32)),
+        codes=codes,
+        wanted=is_target[codes] & within & ~is_repeat,
+    )
+
+
+def next_visit_losses(logits: jax.Array, boundaries: Boundaries, is_target: jax.Array) -> jax.Array:
+    """Compares scores with the codes of the next visit, without a dense table of targets.
+
+    Args:
+      logits: (B, K, V).
+      boundaries: as `find_boundaries` gives them.
+      is_target: (V,) bool.
+
+    Returns:
+      (B, K) binary cross-entropy summed over target codes (nats).
+    """
+    logits = logits.astype(jnp.float32)
+    absent = jnp.where(is_target[None, None, :], jax.nn.softplus(logits), 0.0).sum(axis=-1)
+    slots = jnp.minimum(boundaries.slots, logits.shape[1] - 1)
+    own = jax.vmap(lambda table, slot, code: table[slot, code])(logits, slots, boundaries.codes)
+    return absent - boundaries.add_up(jnp.where(boundaries.wanted, own, 0.0))
+
+
+def cut_histories(key: jax.Array, batch: dict[str, jax.Array], boundaries: Boundaries):
+    """Cuts each patient's history before a visit drawn evenly from those after its first in the row.
+
+    Args:
+      key: a key used for this batch alone.
+      batch: the columns of packed rows.
+      boundaries: of the whole rows.
+
+    Returns:
+      The batch with `patient_ids` 0 from the visit to predict on, so that nothing of it can be seen, and the boundaries
+      with the cuts alone.
+    """
+    patients, visits = batch["patient_ids"], batch["visit_ids"]
+    rows, length = patients.shape
+    most = jax.vmap(lambda visit, patient: jnp.zeros(length + 1, jnp.int32).at[patient].max(visit))(visits, patients)
+    drawn = 1 + jnp.floor(jax.random.uniform(key, most.shape) * most).astype(jnp.int32)
+    cut = jnp.take_along_axis(drawn, patients, axis=1)
+    before = patients * ((visits < cut) | (jnp.take_along_axis(most, patients, axis=1) == 0))
+    place = jnp.minimum(boundaries.ends + 1, length - 1)  # the first token of the visit to predict
+    is_cut = jnp.take_along_axis(visits == cut, place, axis=1)
+    kept = boundaries._replace(weights=boundaries.weights * is_cut, wanted=boundaries.wanted & (visits == cut))
+    return {**batch, "patient_ids": before}, kept
+
+
+def make_objective(model, config: ObjectiveConfig, separators: bool, is_target) -> Objective:
+    """Returns the objective of next visits; its losses are `next_visit/loss` and `next_visit/days_loss`.
+
+    Visits without a target code are predicted by their day alone. See `joint.make_objective`.
+    """
+    is_target = jnp.asarray(is_target)
+    every_visit = config.history == "every_visit"
+
+    def prepare(batch, key):
+        boundaries = find_boundaries(batch, is_target, separators)
+        return (batch, boundaries) if every_visit else cut_histories(key, batch, boundaries)
+
+    def known(boundaries):
+        return boundaries.weights * (boundaries.num_targets > 0)
+
+    def count(prepared):
+        _, boundaries = prepared
+        return {"next_visit/loss": known(boundaries).sum(), "next_visit/days_loss": boundaries.weights.sum()}
+
+    def measure(params, prepared, dropout_key):
+        batch, boundaries = prepared
+        logits, days = score_next_visits(model, params, batch, boundaries.ends, every_visit, dropout_key)
+        losses = next_visit_losses(logits, boundaries, is_target)
+        errors = jnp.square(days - jnp.log1p(boundaries.days))
+        counts = count(prepared)
+        return {
+            "next_visit/loss": ((losses * known(boundaries)).sum(), counts["next_visit/loss"]),
+            "next_visit/days_loss": ((errors * boundaries.weights).sum(), counts["next_visit/days_loss"]),
+        }
+
+    return Objective(prepare, measure, count, {"next_visit/loss": 1.0, "next_visit/days_loss": config.days_weight})
+
+
+def score_next_visits(model, params, batch, ends, causal: bool = True, dropout_key: jax.Array | None = None):
+    """Returns a `BEHRTForPretraining`'s logits (B, K, V) and log-days (B, K) after the visits that end at `ends`.
+
+    Dropout is on where a key is given.
+    """
+    columns, named = model_arguments(batch)
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    arguments = {**named, "visit_ends": ends, "causal": causal, "deterministic": dropout_key is None}
+    return model.apply(params, *columns, **arguments, rngs=rngs, method="predict_next_visits")

@@ -1,0 +1,74 @@
+"""A finished run, loaded to be scored: the model, its data, and the patients to score."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from behrt_jax import workdir
+from behrt_jax.data import dataset, sequences
+from behrt_jax.data.config import DataConfig
+from behrt_jax.data.prepare import prepare
+from behrt_jax.data.vocabulary import Vocabulary
+from experiments import task
+
+
+class Run(NamedTuple):
+    """A finished run and the patients to score.
+
+    Attributes:
+      config: its recipe.
+      vocabulary: that of the model.
+      trained: the model and its objectives.
+      params: of the best checkpoint.
+      source: the MEDS data set of the patients to score.
+      split: the split to score.
+      train: its train split, on which baselines are fitted.
+      tuning: its tuning split, at most `evaluation.max_patients`.
+      patients: those to score, at most `evaluation.max_patients`.
+      say: takes lines on what is going on.
+    """
+
+    config: ConfigDict
+    vocabulary: Vocabulary
+    trained: task.Task
+    params: Any
+    source: Path
+    split: str
+    train: dataset.Patients
+    tuning: dataset.Patients
+    patients: dataset.Patients
+    say: Callable[[str], None]
+
+    def index(self, patients: dataset.Patients) -> sequences.VisitIndex:
+        """Finds the visits of patients, as the run's rows hold them."""
+        return sequences.index_visits(patients, self.config.data.row_length, self.config.data.separators)
+
+
+def load_run(folder: Path, split: str, data: str | None, say: Callable[[str], None]) -> Run:
+    """Loads a run from its workdir, and its data.
+
+    Raises:
+      ValueError: the workdir cannot be loaded, or its data is not what the model was trained with.
+    """
+    config, vocabulary, _, params = workdir.load(folder)
+    own = prepare(DataConfig(**config.data), progress=say)
+    if own.vocabulary.fingerprint != vocabulary.fingerprint:
+        raise ValueError(
+            f"{config.data.path}: gives another vocabulary than {folder} was trained with; baselines are fitted on the "
+            "train split of the run: restore that data"
+        )
+    scored = own
+    if data is not None:
+        scored = prepare(DataConfig(**{**config.data, "path": data}), fitted=vocabulary, splits=(split,), progress=say)
+    train, tuning = (dataset.read(own.folder, name) for name in ("train", "tuning"))
+    everyone, most = dataset.read(scored.folder, split), config.evaluation.max_patients
+    patients = dataset.sample(everyone, most)
+    if len(patients) < len(everyone):
+        say(f"scoring {len(patients):,} of {len(everyone):,} patients of {split} (evaluation.max_patients)")
+    trained = task.make_task(config, vocabulary)
+    source = Path(data or config.data.path)
+    return Run(
+        config, vocabulary, trained, params, source, split, train, dataset.sample(tuning, most), patients, say
+    )

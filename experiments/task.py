@@ -1,0 +1,125 @@
+"""What a recipe trains: the model with its heads, the objective, its batches, and its metrics on tuning."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from behrt_jax import evaluate, workdir
+from behrt_jax.data import batches, dataset, events_ahead, next_visits, sequences
+from behrt_jax.data.hashing import hash_integers
+from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
+from behrt_jax.models.behrt import BEHRTForPretraining
+from behrt_jax.objectives import mlm
+from behrt_jax.objectives.config import ObjectiveConfig
+from behrt_jax.objectives.joint import make_objective
+from behrt_jax.objectives.objective import Objective
+
+EVENT_BINS = 8
+
+
+class Task(NamedTuple):
+    """A model and what it is trained for.
+
+    Attributes:
+      model: with a head for each objective.
+      objective: what training minimises.
+      tuning_objective: the same on fixed targets, codes hidden one by one at `evaluation.mask_rate`.
+      is_target: (V,) bool, what next visits and events are about; nothing for masked codes alone.
+    """
+
+    model: BEHRTForPretraining
+    objective: Objective
+    tuning_objective: Objective
+    is_target: np.ndarray
+
+
+def make_task(config: ConfigDict, vocabulary: Vocabulary) -> Task:
+    """Builds what a config asks for; its `model.vocab_size` and `objective.event_edges` are set."""
+    settings = ObjectiveConfig(**config.objective)
+    is_target = np.zeros(len(vocabulary), bool)
+    if set(settings.weights) - {"mlm"}:
+        is_target = next_visits.target_codes(vocabulary, settings.targets, settings.min_patients)
+    has_value = np.zeros(len(vocabulary), bool)
+    has_value[NUM_SPECIAL:] = [code.rpartition("//Q")[0] in vocabulary.value_edges for code in vocabulary.codes]
+    model = workdir.build_model(config)
+    shared = (config.data.separators, is_target, has_value)
+    fixed = dataclasses.replace(settings, mask_rate=config.evaluation.mask_rate, masking="codes", mask_values=True)
+    return Task(
+        model,
+        make_objective(model, settings, *shared),
+        make_objective(model, fixed, *shared, mlm.EVALUATION),
+        is_target,
+    )
+
+
+def set_event_edges(config: ConfigDict, vocabulary: Vocabulary, train: dataset.Patients) -> None:
+    """Sets the bins of events' rates from train where the config asks for events and gives none."""
+    settings = ObjectiveConfig(**config.objective)
+    if "time_to_event" in settings.weights and not settings.event_edges:
+        is_target = next_visits.target_codes(vocabulary, settings.targets, settings.min_patients)
+        with config.unlocked():
+            config.objective.event_edges = events_ahead.fit_edges(_events(config, train, is_target), EVENT_BINS)
+
+
+def initialize(config: ConfigDict, task: Task, vocabulary: Vocabulary, train: dataset.Patients) -> Callable:
+    """Returns a function from a key to the variables; heads begin at the rates of train."""
+    num_visits = _index(config, train).first_visit[-1]
+    shares = (np.concatenate([np.zeros(NUM_SPECIAL), vocabulary.counts]) + 0.5) / (num_visits + 1.0)
+    logits = np.log(shares / np.maximum(1 - shares, 1e-3)).astype(np.float32)
+    rates = None
+    if "time_to_event" in task.model.objectives:
+        rates = events_ahead.log_rates(_events(config, train, task.is_target), len(vocabulary))
+
+    def make(key: jax.Array) -> Any:
+        variables = workdir.initialize(task.model, key)
+        heads = dict(variables["params"])
+        if "next_visit" in heads:
+            heads["next_visit"] = {**heads["next_visit"], "bias": jax.numpy.asarray(logits)}
+        if rates is not None:
+            heads["time_to_event"] = {**heads["time_to_event"], "log_rates": jax.numpy.asarray(rates)}
+        return {**variables, "params": heads}
+
+    return make
+
+
+def training_columns(config: ConfigDict, task: Task, train: dataset.Patients, start_step: int) -> Iterator[dict]:
+    """Yields what the train step takes, beginning with the batch of `start_step`."""
+    length, size, separators = config.data.row_length, config.train.batch_size, config.data.separators
+    stream = batches.training_batches(train, length, size, config.seed, start_step, separators)
+    add = _adder(config, task, train, config.seed)
+    return (evaluate.device_columns(add(batch, step)) for step, batch in enumerate(stream, start_step))
+
+
+def tuning_scorer(config: ConfigDict, task: Task, tuning: dataset.Patients) -> Callable[[Any], dict[str, float]]:
+    """Returns a function from parameters to the objective's metrics on the newest window of each patient."""
+    length, size, separators = config.data.row_length, config.evaluation.batch_size, config.data.separators
+    step = evaluate.make_tuning_step(task.tuning_objective)
+    add = _adder(config, task, tuning, sequences.EVALUATION_SALT)
+
+    def score(params) -> dict[str, float]:
+        plain = batches.evaluation_batches(tuning, length, size, separators)
+        found = (add(batch, number) for number, batch in enumerate(plain))
+        return evaluate.score_objective(step, task.tuning_objective, params, found)
+
+    return score
+
+
+def _adder(config: ConfigDict, task: Task, patients: dataset.Patients, seed: int) -> Callable[[dict, int], dict]:
+    """Returns what adds events ahead to a batch, where the objective needs them."""
+    if "time_to_event" not in task.model.objectives:
+        return lambda batch, step: batch
+    add = functools.partial(_events(config, patients, task.is_target).add, num_visits=config.objective.event_visits)
+    return lambda batch, step: add(batch, salt=int(hash_integers(seed, step + 1).view(np.int64)))
+
+
+def _index(config: ConfigDict, patients: dataset.Patients) -> sequences.VisitIndex:
+    return sequences.index_visits(patients, config.data.row_length, config.data.separators)
+
+
+def _events(config: ConfigDict, patients: dataset.Patients, is_target: np.ndarray) -> events_ahead.EventTimes:
+    return events_ahead.index_events(patients, _index(config, patients), is_target)
