@@ -89,6 +89,7 @@ def get_config() -> config_dict.ConfigDict:
     config.train.accumulate_steps = 1
     config.train.evaluate_every = 500
     config.train.log_every = 25
+    config.train.max_patients = 0  # of the train split, for learning curves; 0: all
     config.train.patience = 0  # evaluations without a better tuning loss before the run stops; 0: never
 
     config.evaluation = config_dict.ConfigDict()

@@ -21,11 +21,10 @@ from behrt_jax.data import batches, dataset, packing, sequences, vocabulary
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.hashing import hash_fraction
 from behrt_jax.data.prepare import prepare
-from behrt_jax.models.behrt import BEHRTForMLM, count_parameters
-from behrt_jax.models.config import BEHRTConfig
-from behrt_jax.objectives import mlm
+from behrt_jax.models.behrt import count_parameters
+from behrt_jax.models.inputs import model_arguments
 from behrt_jax.optimizer import OptimizerConfig, make_optimizer
-from experiments import command
+from experiments import command, task
 from experiments.ablations import POOLINGS, recipe
 
 CUTS = 4  # histories of each patient
@@ -34,16 +33,14 @@ PROBE_LEARNING_RATE = 0.02
 PROBE_DECAY = 1e-4
 
 
-def pretrain(config, model, patients):
+def pretrain(config, trained, patients):
     """Trains a model from scratch; returns its parameters."""
     optimizer = make_optimizer(OptimizerConfig(**config.optimizer), config.train.num_steps)
-    current = state.create_state(functools.partial(workdir.initialize, model), optimizer, config.seed)
-    objective = functools.partial(mlm.mlm_objective, model, mask_rate=config.objective.mask_rate)
-    train_step = train.make_train_step(objective, optimizer, config.seed)
-    length, size = config.data.row_length, config.train.batch_size
-    stream = batches.training_batches(patients, length, size, config.seed, separators=config.data.separators)
-    for batch in itertools.islice(stream, config.train.num_steps):
-        current, metrics = train_step(current, evaluate.device_columns(batch))
+    current = state.create_state(functools.partial(workdir.initialize, trained.model), optimizer, config.seed)
+    train_step = train.make_train_step(trained.objective, optimizer, config.seed)
+    stream = task.training_columns(config, trained, patients, 0)
+    for columns in itertools.islice(stream, config.train.num_steps):
+        current, metrics = train_step(current, columns)
     train.check_finite([jax.device_get(metrics)], config.train.num_steps - 1)
     return current.params
 
@@ -69,8 +66,7 @@ def embed_histories(config, model, params, patients):
 
     @jax.jit
     def embed(columns):
-        named = {name: columns[name] for name in ("positions", "time_deltas", "dates")}
-        inputs = (columns[name] for name in ("codes", "ages", "visit_ids", "patient_ids"))
+        inputs, named = model_arguments(columns)
         call = functools.partial(model.apply, params, *inputs, **named, num_patients=most)
         return {name: call(pooling=name, method="get_patient_embedding") for name in poolings}
 
@@ -121,10 +117,11 @@ def main() -> None:
     config = recipe(FLAGS.variant, FLAGS.seed, FLAGS.num_steps)
     prepared = prepare(DataConfig(**config.data))
     config.model.vocab_size = len(prepared.vocabulary)
-    model = BEHRTForMLM(BEHRTConfig(**config.model))
+    trained = task.make_task(config, prepared.vocabulary)
+    model = trained.model
     patients, tuning = (dataset.read(prepared.folder, split) for split in ("train", "tuning"))
     began = time.perf_counter()
-    params = pretrain(config, model, patients)
+    params = pretrain(config, trained, patients)
     seconds = time.perf_counter() - began
     settings = config.evaluation
     plain = batches.evaluation_batches(tuning, config.data.row_length, settings.batch_size, config.data.separators)

@@ -1,80 +1,63 @@
 """Held-out metrics of a pre-trained model beside its baselines, printed and written to `evaluation.json`.
 
-python -m experiments.evaluate --workdir=DIR [--data=DIR] [--split=held_out]
+python -m experiments.evaluate --workdir=DIR [--versus=DIR] [--data=DIR] [--split=held_out] [--nobaselines] [--plots]
 """
 
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 
-from behrt_jax import baselines, evaluate, metrics, workdir
-from behrt_jax.data import batches, dataset, events
-from behrt_jax.data.config import DataConfig
-from behrt_jax.data.prepare import prepare
-from experiments import command
-from experiments.summary import format_table
+from behrt_jax.data import events
+from experiments import command, plots, tables
+from experiments.evaluate_events import score_events
+from experiments.evaluate_masked import score_masked
+from experiments.evaluate_next_visit import score_next_visits
+from experiments.run import load_run
 
-BASELINE_BATCHES = 200
 EVALUATION_FILE = "evaluation.json"
+SECTIONS = {"mlm": score_masked, "next_visit": score_next_visits, "time_to_event": score_events}
 
 
-def evaluate_run(folder: Path, split: str, data: str | None = None, say: Callable[[str], None] = print) -> dict:
-    """Scores the best checkpoint of a workdir and the baselines on the same hidden codes, and writes the result.
+def evaluate_run(
+    folder: Path,
+    split: str,
+    data: str | None = None,
+    versus: str | None = None,
+    with_baselines: bool = True,
+    say: Callable[[str], None] = print,
+) -> dict:
+    """Scores the best checkpoint of a workdir and the baselines on the same targets, and writes the result.
 
     Args:
       folder: the workdir.
       split: `train`, `tuning` or `held_out`.
       data: another MEDS data set to score on, with the model's vocabulary; the run's own if None.
+      versus: the workdir of another run of the same data, scored as one more baseline.
+      with_baselines: whether to fit baselines.
       say: takes lines on what is going on.
 
     Returns:
-      `{"split", "patients", "metrics": {NAME: {"value", "low", "high", "n"}}, "baselines": {NAME: {...}}}`.
+      `{"split", "patients", "metrics": {NAME: {"value", "low", "high", "n"}}, "baselines": {BASELINE: {NAME: ...}},
+      "versus": {BASELINE: {NAME: {"value", "low", "high"}}}}`, where `versus` has the differences to each baseline, and
+      for simulated data `oracle`.
     """
-    config, vocabulary, model, params = workdir.load(folder)
-    own = prepare(DataConfig(**config.data), progress=say)
-    if own.vocabulary.fingerprint != vocabulary.fingerprint:
-        raise ValueError(
-            f"{config.data.path}: gives another vocabulary than {folder} was trained with; baselines are fitted on the "
-            "train split of the run: restore that data"
-        )
-    scored = own
-    if data is not None:
-        scored = prepare(DataConfig(**{**config.data, "path": data}), fitted=vocabulary, splits=(split,), progress=say)
-    settings, size = config.evaluation, len(vocabulary)
-    length, separators = config.data.row_length, config.data.separators
-    train, tuning = (dataset.read(own.folder, name) for name in ("train", "tuning"))
-    everyone = dataset.read(scored.folder, split)
-    patients, tuning = (dataset.sample(found, settings.max_patients) for found in (everyone, tuning))
-    if len(patients) < len(everyone):
-        say(f"scoring {len(patients):,} of {len(everyone):,} patients of {split} (evaluation.max_patients)")
-
-    def masked(found, draws):
-        plain = batches.evaluation_batches(found, length, settings.batch_size, separators)
-        return evaluate.mask_batches(plain, settings.mask_rate, size, draws)
-
-    def training():
-        return batches.training_batches(train, length, settings.batch_size, config.seed, separators=separators)
-
-    outcomes = evaluate.score(evaluate.make_score_step(model), params, masked(patients, settings.mask_draws))
-    result = {
-        "split": split,
-        "patients": len(set(outcomes.patients.tolist())),
-        "metrics": metrics.summarize(outcomes, "mlm"),
-        "baselines": {},
-    }
-    predictors = baselines.fit_baselines(
-        lambda: itertools.islice(training(), BASELINE_BATCHES),
-        lambda: evaluate.mask_batches(training(), settings.mask_rate, size, draws=1),
-        list(masked(tuning, 1)),
-        size,
-        progress=lambda name: say(f"fitting baselines: {name}"),
-    )
-    for name, predictor in predictors.items():
-        found = baselines.predict(predictor, masked(patients, settings.mask_draws))
-        result["baselines"][name] = metrics.summarize(found, "mlm")
+    run = load_run(folder, split, data, say)
+    other = None if versus is None else load_run(Path(versus), split, data, say)
+    if other is not None and other.vocabulary.fingerprint != run.vocabulary.fingerprint:
+        raise ValueError(f"--versus={versus}: has another vocabulary than {folder}; expected a run of the same data")
+    result = {"split": split, "patients": len(run.patients), "metrics": {}, "baselines": {}, "versus": {}}
+    for name in run.trained.model.objectives:
+        shared = other if other is not None and name in other.trained.model.objectives else None
+        section = SECTIONS[name](run, shared, with_baselines)
+        result["metrics"] |= section["metrics"]
+        for part in ("baselines", "versus"):
+            for baseline, found in section[part].items():
+                label = versus if baseline == "other run" else baseline
+                result[part][label] = {**result[part].get(label, {}), **found}
+        if "oracle" in section:
+            result["oracle"] = {**result.get("oracle", {}), **section["oracle"]}
     scratch = folder / f"{EVALUATION_FILE}.tmp"
     scratch.write_text(json.dumps(result, indent=1))
     scratch.replace(folder / EVALUATION_FILE)
@@ -84,13 +67,19 @@ def evaluate_run(folder: Path, split: str, data: str | None = None, say: Callabl
 def main() -> None:
     """Runs the command."""
     folder = Path(FLAGS.workdir)
-    print(format_table(evaluate_run(folder, FLAGS.split, FLAGS.data)))
+    print(tables.format_result(evaluate_run(folder, FLAGS.split, FLAGS.data, FLAGS.versus, FLAGS.baselines)))
     print(f"written: {folder / EVALUATION_FILE}")
+    if FLAGS.plots:
+        for file in plots.draw(folder, FLAGS.split, FLAGS.data):
+            print(f"written: {file}")
 
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
     flags.DEFINE_string("workdir", None, "What experiments.pretrain wrote.", required=True)
+    flags.DEFINE_string("versus", None, "The workdir of another run of the same data, to compare with.")
     flags.DEFINE_string("data", None, "Another MEDS data set to score on; default: the run's own.")
     flags.DEFINE_enum("split", "held_out", events.SPLITS, "Which patients to score.")
+    flags.DEFINE_bool("baselines", True, "Fit baselines; they take some minutes.")
+    flags.DEFINE_bool("plots", False, "Also write figures: learning curve, reliability, precision and recall.")
     command.run(main)

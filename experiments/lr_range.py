@@ -40,13 +40,17 @@ def measure(config, num_steps: int, lowest: float, highest: float) -> tuple[np.n
     rates = np.geomspace(lowest, highest, num_steps)
     schedule = optax.exponential_decay(lowest, 1, float(rates[1] / rates[0]))
     optimizer = make_optimizer(OptimizerConfig(**config.optimizer), num_steps, schedule)
-    current = state.create_state(task.initialize(config, trained, prepared.vocabulary, patients), optimizer, config.seed)
+    current = state.create_state(
+        task.initialize(config, trained, prepared.vocabulary, patients), optimizer, config.seed
+    )
     train_step = train.make_train_step(trained.objective, optimizer, config.seed, config.train.accumulate_steps)
     losses, average = [], 0.0
     stream = itertools.islice(task.training_columns(config, trained, patients, 0), num_steps)
     for step, columns in enumerate(tqdm(stream, total=num_steps, unit="step", dynamic_ncols=True), start=1):
         current, metrics = train_step(current, columns)
-        found = {name: float(total) / max(float(count), 1.0) for name, (total, count) in jax.device_get(metrics).items()}
+        found = {
+            name: float(total) / max(float(count), 1.0) for name, (total, count) in jax.device_get(metrics).items()
+        }
         average = SMOOTHING * average + (1 - SMOOTHING) * trained.objective.total(found)
         losses.append(average / (1 - SMOOTHING**step))
         if not np.isfinite(average):

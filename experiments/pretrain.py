@@ -1,6 +1,6 @@
 """Pre-trains BEHRT on a MEDS data set; resumes where an earlier run of the workdir stopped.
 
-python -m experiments.pretrain --config=configs/small.py [--workdir=DIR] [--config.KEY=VALUE ...]
+python -m experiments.pretrain --config=configs/small.py [--workdir=DIR] [--nobaselines] [--config.KEY=VALUE ...]
 """
 
 import shlex
@@ -37,6 +37,7 @@ def main() -> int:
 
     prepared = prepare(data_config, progress=print)
     splits = {split: dataset.read(prepared.folder, split) for split in ("train", "tuning")}
+    splits["train"] = dataset.sample(splits["train"], train_config.max_patients)
     with config.unlocked():
         config.model.vocab_size = len(prepared.vocabulary)
     task.set_event_edges(config, prepared.vocabulary, splits["train"])
@@ -64,7 +65,7 @@ def main() -> int:
         print(f"{folder} is finished after {done:,} steps; nothing to do. Its results: {folder / EVALUATION_FILE}")
         return 0
     checkpoints.close()
-    print(tables.format_result(evaluate_run(folder, "held_out")))
+    print(tables.format_result(evaluate_run(folder, "held_out", with_baselines=FLAGS.baselines)))
     print(f"written to {folder}: {EVALUATION_FILE}, metrics.jsonl, tensorboard/, checkpoints/, and what load() needs")
     print(f"next: python -m experiments.evaluate --workdir={folder} --split=tuning")
     print(f"in Python: config, vocabulary, model, params = behrt_jax.load('{folder}')")
@@ -88,7 +89,8 @@ def fit(config, folder, trained, optimizer, current, splits, checkpoints, losses
             log_file.write(step, split, found)
             if split == "train":
                 bar.set_postfix_str(
-                    f"loss {trained.objective.total(found):.3f}, {found['tokens_per_second']:,.0f} tokens/s", refresh=False
+                    f"loss {trained.objective.total(found):.3f}, {found['tokens_per_second']:,.0f} tokens/s",
+                    refresh=False,
                 )
             else:
                 bar.write(
@@ -137,5 +139,6 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "The recipe, such as configs/small.py.", lock_config=True)
     flags.mark_flag_as_required("config")
     flags.DEFINE_string("workdir", None, "Where everything is written; default: runs/ and the recipe's name.")
+    flags.DEFINE_bool("baselines", True, "Fit baselines for the evaluation at the end; they take some minutes.")
     command.keep_memory()
     command.run(main)

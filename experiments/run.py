@@ -63,12 +63,11 @@ def load_run(folder: Path, split: str, data: str | None, say: Callable[[str], No
     if data is not None:
         scored = prepare(DataConfig(**{**config.data, "path": data}), fitted=vocabulary, splits=(split,), progress=say)
     train, tuning = (dataset.read(own.folder, name) for name in ("train", "tuning"))
+    train = dataset.sample(train, config.train.max_patients)
     everyone, most = dataset.read(scored.folder, split), config.evaluation.max_patients
     patients = dataset.sample(everyone, most)
     if len(patients) < len(everyone):
         say(f"scoring {len(patients):,} of {len(everyone):,} patients of {split} (evaluation.max_patients)")
     trained = task.make_task(config, vocabulary)
     source = Path(data or config.data.path)
-    return Run(
-        config, vocabulary, trained, params, source, split, train, dataset.sample(tuning, most), patients, say
-    )
+    return Run(config, vocabulary, trained, params, source, split, train, dataset.sample(tuning, most), patients, say)

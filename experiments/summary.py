@@ -1,9 +1,7 @@
-"""What the commands print: what a data set holds and what is left out of it, and tables of results."""
+"""What the commands say of data: what a data set holds and what is left out of it."""
 
 from behrt_jax.data import batches, dataset, events, sequences
 from behrt_jax.data.prepare import Prepared
-
-COLUMNS = {"mlm/accuracy": "accuracy", "mlm/top5_accuracy": "top-5 accuracy", "mlm/perplexity": "perplexity"}
 
 
 def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
@@ -49,23 +47,3 @@ def describe_rows(patients: dataset.Patients, row_length: int, separators: bool,
         f"{cut['visits_cut']:,} of {cut['visits']:,} visits, {cut['codes_cut_in_long_visits']:,} codes of visits "
         f"longer than a row and {cut['static_codes_cut']:,} static codes past half a row)"
     )
-
-
-def format_table(result: dict) -> str:
-    """Lays out the result of an evaluation: the model, then the baselines from best to worst."""
-    rows = {"BEHRT (this run)": result["metrics"]}
-    rows.update(sorted(result["baselines"].items(), key=lambda item: -item[1]["mlm/accuracy"]["value"]))
-    width = max(map(len, rows)) + 2
-    targets = result["metrics"]["mlm/loss"]["n"]
-    lines = [
-        f"{result['split']}: {result['patients']:,} patients, {targets:,} masked codes, 95% intervals",
-        " " * width + "".join(f"{label:>24}" for label in COLUMNS.values()),
-    ]
-    for name, found in rows.items():
-        lines.append(name.ljust(width) + "".join(f"{_cell(found[column]):>24}" for column in COLUMNS))
-    return "\n".join(lines)
-
-
-def _cell(entry: dict) -> str:
-    digits = 3 if entry["high"] < 2 else 1
-    return f"{entry['value']:.{digits}f} [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"

@@ -126,8 +126,8 @@ def read(folder: Path, split: str) -> Patients:
 
 
 def sample(patients: Patients, max_patients: int) -> Patients:
-    """Returns at most `max_patients` patients, those with the lowest hash of their id; all if there are no more."""
-    if len(patients) <= max_patients:
+    """Returns at most `max_patients` patients, those with the lowest hash of their id; all if there are no more, or 0."""
+    if not 0 < max_patients < len(patients):
         return patients
     chosen = np.zeros(len(patients), bool)
     chosen[np.argsort(hash_integers(patients.subject_ids), kind="stable")[:max_patients]] = True

@@ -23,10 +23,11 @@ def make_objective(
       model: a `BEHRTForPretraining` with a head for each; for masked codes alone, a `BEHRTForMLM` will do.
       config: the section `objective`.
       separators: whether `[SEP]` ends each visit of the batches.
-      is_target: (V,) bool, what next visits and events are about; not read for masked codes alone.
+      is_target: (V,) bool, what next visits and events are about; all codes if not given.
       has_value: (V,) bool, codes that carry a value; not read with `config.mask_values`.
       replacement: what stands in the place of hidden codes.
     """
+    is_target = np.ones(model.config.vocab_size, bool) if is_target is None else is_target
     makers = {
         "mlm": functools.partial(mlm.make_objective, model, config, has_value, replacement),
         "next_visit": functools.partial(next_visit.make_objective, model, config, separators, is_target),

@@ -131,13 +131,15 @@ def masked_outcomes(logits: jax.Array, masked: Masked) -> dict[str, jax.Array]:
       masked: as `mask_codes` gave it.
 
     Returns:
-      `loss` (nats), `accuracy` and `top5_accuracy` (0 or 1), each (B, K) float32; a tie counts against the model.
+      `loss` (nats), `accuracy`, `top5_accuracy` and `top20_accuracy` (0 or 1), each (B, K) float32; a tie counts against
+      the model.
     """
     logits = logits.astype(jnp.float32)
     of_label = jnp.take_along_axis(logits, masked.labels[:, :, None], axis=-1)
     loss = jax.nn.logsumexp(logits, axis=-1) - of_label[..., 0]
     rank = (jax.lax.stop_gradient(logits) >= jax.lax.stop_gradient(of_label)).sum(axis=-1)
-    return {"loss": loss, "accuracy": (rank <= 1).astype(jnp.float32), "top5_accuracy": (rank <= 5).astype(jnp.float32)}
+    ranks = {"accuracy": 1, "top5_accuracy": 5, "top20_accuracy": 20}
+    return {"loss": loss, **{name: (rank <= k).astype(jnp.float32) for name, k in ranks.items()}}
 
 
 def make_objective(model, config: ObjectiveConfig, has_value=None, replacement: Replacement = TRAINING) -> Objective:

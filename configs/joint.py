@@ -1,0 +1,16 @@
+"""Joint: the small model on masked codes and next visits together, on the reference's next visits.
+
+python -m experiments.pretrain --config=configs/joint.py
+
+A step takes twice that of masked codes alone. Events that name no visit are left out, as in the reference protocol
+(docs/results.md): what belongs to no visit is no visit to predict.
+"""
+
+from configs import small
+
+
+def get_config():
+    config = small.get_config()
+    config.objective.name = "joint"
+    config.data.events_without_visit = "leave_out"
+    return config

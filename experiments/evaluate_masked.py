@@ -1,0 +1,85 @@
+"""Masked codes of held-out patients: a run beside baselines on the same hidden codes, and the oracle's ceiling."""
+
+import itertools
+
+import numpy as np
+
+from behrt_jax import baselines, evaluate, metrics
+from behrt_jax.data import batches, oracle, world
+from behrt_jax.data.dataset import Patients
+from experiments.run import Run
+
+BASELINE_BATCHES = 200
+
+
+def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True) -> dict:
+    """Scores a run and the baselines on the same hidden codes.
+
+    Args:
+      run: the run.
+      other: a run of the same data, to compare with.
+      with_baselines: whether to fit baselines.
+    """
+    settings, size = run.config.evaluation, len(run.vocabulary)
+    hidden = list(_masked(run, run.patients, settings.mask_draws))
+    own = evaluate.score(evaluate.make_score_step(run.trained.model), run.params, hidden)
+
+    def training():
+        length, separators = run.config.data.row_length, run.config.data.separators
+        return batches.training_batches(run.train, length, settings.batch_size, run.config.seed, separators=separators)
+
+    predictors = {}
+    if with_baselines:
+        predictors = baselines.fit_baselines(
+            lambda: itertools.islice(training(), BASELINE_BATCHES),
+            lambda: evaluate.mask_batches(training(), settings.mask_rate, size, draws=1),
+            list(_masked(run, run.tuning, 1)),
+            size,
+            progress=lambda name: run.say(f"fitting baselines: {name}"),
+        )
+    compared = {name: baselines.predict(predictor, hidden) for name, predictor in predictors.items()}
+    if other is not None:
+        compared["other run"] = evaluate.score(evaluate.make_score_step(other.trained.model), other.params, hidden)
+    result = {
+        "metrics": metrics.summarize(own, "mlm"),
+        "baselines": {name: metrics.summarize(found, "mlm") for name, found in compared.items()},
+        "versus": {name: metrics.paired(own, found, "mlm") for name, found in compared.items()},
+    }
+    if (run.source / world.WORLD_FILE).exists():
+        run.say("asking the oracle")
+        result["oracle"] = metrics.summarize(ask_oracle(run, hidden), "mlm")
+    return result
+
+
+def ask_oracle(run: Run, hidden: list[evaluate.MaskedBatch]) -> metrics.Outcomes:
+    """Scores what a model would say that knows the simulation, and the patients' whole histories."""
+    lives = world.load_world(run.source)
+    seen = oracle.read_histories(run.source, run.patients.subject_ids)
+    tokens = run.vocabulary.tokens
+    column = {code: place for place, code in enumerate(lives.codes)}
+    columns = np.array([column.get(token, -1) for token in tokens])
+    draws = run.config.evaluation.mask_draws
+    parts = []
+    for draw in range(draws):
+        places = [_visits(masked) for masked in hidden[draw::draws]]
+        masks = np.zeros(seen.codes.shape, bool)
+        for visits, masked in zip(places, hidden[draw::draws], strict=True):
+            masks[visits, columns[masked.labels]] = True
+        chances = oracle.masked_probabilities(lives, seen, masks)
+        for visits, masked in zip(places, hidden[draw::draws], strict=True):
+            of_tokens = np.where(columns >= 0, chances[visits][:, columns], 0.0)
+            parts.append(evaluate.score_log_probabilities(np.log(np.maximum(of_tokens, 1e-12)), masked))
+    return metrics.concatenate(parts)
+
+
+def _masked(run: Run, patients: Patients, draws: int):
+    settings, data = run.config.evaluation, run.config.data
+    plain = batches.evaluation_batches(patients, data.row_length, settings.batch_size, data.separators)
+    return evaluate.mask_batches(plain, settings.mask_rate, len(run.vocabulary), draws)
+
+
+def _visits(masked: evaluate.MaskedBatch) -> np.ndarray:
+    """Returns the index of the visit of each hidden code: (n,)."""
+    rows, places = masked.targets
+    slots = masked.batch["patient_ids"][rows, places] - 1
+    return masked.batch["window_starts"][rows, slots] + masked.batch["visit_ids"][rows, places]

@@ -1,0 +1,146 @@
+"""Next visits of held-out patients: a run beside baselines, by kind of code, age and sex, and the oracle's ceiling."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from behrt_jax import baselines_next_visit, evaluate, metrics, multilabel
+from behrt_jax.baselines_next_visit import Split
+from behrt_jax.data import next_visits, oracle, sequences, world
+from behrt_jax.data.dataset import Patients
+from experiments.run import Run
+
+COMPARED = ("average_precision", "average_precision/new", "micro_f1", "recall@10", "recall@10/new")
+
+
+class Predictions(NamedTuple):
+    """What is said of the examples of tuning, for the threshold, and of the patients to score.
+
+    Attributes:
+      tuning: (N, T) probabilities; None where the threshold is that of the scored examples' own best F1.
+      scored: (N, T) probabilities.
+    """
+
+    tuning: np.ndarray | None
+    scored: np.ndarray
+
+
+def score_next_visits(run: Run, other: Run | None = None, with_baselines: bool = True) -> dict:
+    """Scores a run and the baselines on the same next visits.
+
+    Args:
+      run: the run.
+      other: a run of the same data, to compare with.
+      with_baselines: whether to fit baselines.
+    """
+    splits = [find_examples(run, patients) for patients in (run.train, run.tuning, run.patients)]
+    train, tuning, scored = splits
+    own, days = predict(run, tuning, scored)
+    compared = {}
+    predictors = {}
+    if with_baselines:
+        predictors = baselines_next_visit.fit_baselines(
+            train, tuning, len(run.vocabulary), lambda name: run.say(f"fitting baselines: {name}")
+        )
+    for name, predictor in predictors.items():
+        compared[name] = Predictions(predictor(tuning), predictor(scored))
+    if other is not None:
+        compared["other run"] = predict(other, tuning, scored)[0]
+    examples = describe(run, scored)
+    run.say("resampling patients")
+    found = measure(own, tuning, examples)
+    result = {"metrics": _summaries(found), "baselines": {}, "versus": {}}
+    result["metrics"] |= metrics.summarize(days_errors(scored, days), "next_visit")
+    usual = np.full(len(scored.examples), np.median(days_before(train)))
+    for name, predictions in compared.items():
+        estimates = measure(predictions, tuning, examples)
+        result["baselines"][name] = _summaries(estimates)
+        names = [f"{multilabel.PREFIX}{metric}" for metric in COMPARED]
+        pairs = {metric: (found[metric], estimates[metric]) for metric in names if metric in found}
+        result["versus"][name] = {metric: metrics.difference(*pair) for metric, pair in pairs.items()}
+    result["baselines"]["median days of train"] = metrics.summarize(days_errors(scored, usual), "next_visit")
+    if (run.source / world.WORLD_FILE).exists():
+        run.say("asking the oracle")
+        result["oracle"] = _summaries(measure(ask_oracle(run, scored), tuning, examples))
+    return result
+
+
+def find_examples(run: Run, patients: Patients) -> Split:
+    """Finds the visits of patients that are to be predicted."""
+    index = run.index(patients)
+    return Split(patients, index, next_visits.find_next_visits(patients, index, run.trained.is_target))
+
+
+def predict(run: Run, *splits: Split) -> tuple[Predictions, np.ndarray]:
+    """Returns what a run says of the examples of tuning and of those to score, and the days of the latter."""
+    codes, size = np.flatnonzero(run.trained.is_target), run.config.evaluation.batch_size
+    cut = run.config.objective.history == "random_cut"
+    step = evaluate.make_predict_step(run.trained.model, codes, causal=not cut)
+    found = []
+    for split in splits:
+        rows = next_visits.boundary_batches(split.patients, split.index, split.examples, size, cut)
+        found.append(evaluate.predict_next_visits(step, run.params, rows, split.examples.targets.shape))
+    return Predictions(*(probabilities for probabilities, _ in found)), found[-1][1]
+
+
+def describe(run: Run, split: Split) -> multilabel.Examples:
+    """Returns what came, and the parts of it to measure: kinds of code, age bands, sexes."""
+    patients, examples = split.patients, split.examples
+    tokens = np.asarray(run.vocabulary.tokens)
+    kinds = np.array([str(token).partition("//")[0] for token in tokens[examples.codes]])
+    ages = _minutes(split)[examples.visits - 1] / sequences.MINUTES_PER_YEAR
+    ages = np.where(patients.has_birth[examples.patients], ages, np.nan)
+    sexes = np.full(len(patients), "", dtype="U16")
+    owners = np.repeat(np.arange(len(patients)), np.diff(patients.offsets))
+    for code in [code for code, token in enumerate(tokens) if token.startswith("GENDER//")]:
+        sexes[owners[(patients.visits < 0) & (patients.codes == code)]] = tokens[code].partition("//")[2][:16]
+    cells = multilabel.group_cells(kinds, ages, sexes[examples.patients])
+    return multilabel.Examples(examples.targets, examples.patients, examples.seen_before(), cells)
+
+
+def measure(predictions: Predictions, tuning: Split, examples: multilabel.Examples) -> dict[str, metrics.Estimate]:
+    """Measures predictions, with the threshold of the best micro-F1 on tuning."""
+    chosen = (predictions.scored, examples.targets)
+    if predictions.tuning is not None:
+        chosen = (predictions.tuning, tuning.examples.targets)
+    return multilabel.measure(predictions.scored, examples, multilabel.best_threshold(*chosen))
+
+
+def days_before(split: Split) -> np.ndarray:
+    """Returns the days from the visit before each visit to predict, start to start: (N,)."""
+    minutes, visits = _minutes(split), split.examples.visits
+    return (minutes[visits] - minutes[visits - 1]) / sequences.MINUTES_PER_DAY
+
+
+def days_errors(split: Split, days: np.ndarray) -> metrics.Outcomes:
+    """Returns how far the log of 1 + the predicted days is from the truth."""
+    errors = np.abs(np.log1p(np.maximum(days, 0)) - np.log1p(days_before(split)))
+    return metrics.Outcomes(split.examples.patients, {"log_days_error": errors})
+
+
+def ask_oracle(run: Run, split: Split) -> Predictions:
+    """Returns what a model that knows the simulation would say.
+
+    Raises:
+      ValueError: the visits of the prepared data are not those of the simulation.
+    """
+    lives = world.load_world(run.source)
+    seen = oracle.read_histories(run.source, split.patients.subject_ids)
+    if len(seen.owner) != len(split.index.starts[0]):
+        raise ValueError(
+            f"{run.source}: holds {len(seen.owner):,} visits of these patients, the prepared data "
+            f"{len(split.index.starts[0]):,}; train with data.events_without_visit=leave_out to compare with the oracle"
+        )
+    columns = {code: place for place, code in enumerate(lives.codes)}
+    wanted = [columns[run.vocabulary.tokens[code]] for code in split.examples.codes]
+    is_target = np.isin(np.arange(len(lives.codes)), wanted)
+    found = oracle.next_visit_probabilities(lives, seen, is_target)
+    return Predictions(None, found[split.examples.visits - 1][:, wanted].astype(np.float32))
+
+
+def _minutes(split: Split) -> np.ndarray:
+    return split.patients.minutes[split.index.starts[0]].astype(np.int64)
+
+
+def _summaries(estimates: dict[str, metrics.Estimate]) -> dict:
+    return {name: found.summary() for name, found in estimates.items()}

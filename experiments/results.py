@@ -1,0 +1,87 @@
+"""The results table of the README: one recipe on several populations, each beside its baselines.
+
+python -m experiments.results --populations=bundled,simulated,mimic=DIR [--config=...] [--workdir=...]
+
+`bundled` is the data in the repository, `simulated` is written by experiments.simulate (10,000 patients, seed 0), any
+other NAME=DIR is a MEDS data set. Runs and evaluations that are finished are not made again.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from experiments import command
+from experiments.tables import COLUMNS, format_cell
+
+SIMULATED_PATIENTS = 10_000
+# Simulated patients' deaths are left out, for the oracle does not see them.
+OVERRIDES = {"simulated": ["--config.data.codes_exclude=('MEDS_BIRTH','MEDS_DEATH')"]}
+
+
+def call(module: str, *arguments: str) -> None:
+    """Runs a command of this package and raises a ValueError where it fails."""
+    print(f"python -m experiments.{module} {shlex.join(arguments)}", flush=True)
+    if status := subprocess.run([sys.executable, "-m", f"experiments.{module}", *arguments]).returncode:
+        raise ValueError(f"experiments.{module} failed with status {status}; its error is above")
+
+
+def run_population(folder: Path, population: str, config: str) -> tuple[str, dict]:
+    """Trains and evaluates on one population, unless that is done; returns its name and the evaluation."""
+    name, _, path = population.partition("=")
+    workdir, overrides = folder / name, list(OVERRIDES.get(name, []))
+    if name == "simulated" and not path:
+        path = str(folder / "simulated-data")
+        if not Path(path).exists():
+            call("simulate", f"--patients={SIMULATED_PATIENTS}", f"--output={path}")
+    if path:
+        overrides.append(f"--config.data.path={path}")
+    elif name != "bundled":
+        raise ValueError(f"--populations: found {population}; expected bundled, simulated or NAME=DIR")
+    if not (workdir / "evaluation.json").exists():
+        call("pretrain", f"--config={config}", f"--workdir={workdir}", *overrides)
+    return name, json.loads((workdir / "evaluation.json").read_text())
+
+
+def format_markdown(results: dict[str, dict]) -> str:
+    """Lays out each objective as a table in Markdown: the oracle, the run, and baselines from best to worst."""
+    parts = []
+    for objective, labels in COLUMNS.items():
+        columns = {f"{objective}/{name}": label for name, label in labels.items()}
+        first = next(iter(columns))
+        if not any(first in result["metrics"] for result in results.values()):
+            continue
+        lines = [f"| {objective} | " + " | ".join(columns.values()) + " |", "|---|" + "---|" * len(columns)]
+        for name, result in results.items():
+            if first not in result["metrics"]:
+                continue
+            known = {label: found for label, found in result["baselines"].items() if first in found}
+            ranked = sorted(known.items(), key=lambda item: -item[1][first]["value"])
+            oracle = [("oracle", result["oracle"])] if first in result.get("oracle", {}) else []
+            for label, found in [*oracle, ("**BEHRT**", result["metrics"]), *ranked]:
+                cells = [format_cell(found[column]) if column in found else "" for column in columns]
+                lines.append(f"| {name}: {label} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    """Runs the command."""
+    folder = Path(FLAGS.workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = dict(run_population(folder, population, FLAGS.config) for population in FLAGS.populations)
+    table = format_markdown(results)
+    (folder / "results.md").write_text(table)
+    print(table)
+    print(f"written: {folder / 'results.md'}")
+
+
+if __name__ == "__main__":
+    FLAGS = flags.FLAGS
+    flags.DEFINE_string("config", "configs/joint.py", "The recipe.")
+    flags.DEFINE_list("populations", ["bundled", "simulated"], "bundled, simulated, or NAME=DIR of a MEDS data set.")
+    flags.DEFINE_string("workdir", "runs/results", "Where the runs are made.")
+    command.run(main)

@@ -1,0 +1,111 @@
+"""Learning curves: held-out losses against train patients, with a fit of what more patients are worth.
+
+python -m experiments.scaling --config=configs/small.py --sizes=100,200,400,800 [--workdir=DIR] [--config.KEY=...]
+
+Each size is a run of experiments.pretrain in a folder of its own; what is finished is not made again.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from scipy.optimize import curve_fit
+
+from experiments import command
+from experiments.tables import format_cell
+
+METRICS = ("mlm/loss", "mlm/accuracy", "next_visit/loss", "next_visit/average_precision", "time_to_event/loss")
+
+
+def power_law(patients, floor, height, exponent):
+    """A loss that falls to a floor: `floor + height * patients ** -exponent`."""
+    return floor + height * np.asarray(patients, float) ** -exponent
+
+
+def fit_power_law(patients: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fits floor, height and exponent, all at least 0, to four sizes or more; returns them and their standard errors.
+
+    Raises:
+      ValueError: fewer than four sizes, or no fit is found.
+    """
+    if len(patients) < 4:
+        raise ValueError(
+            f"--sizes: found {len(patients)}; expected four or more to fit three numbers and tell the error"
+        )
+    begin = (0.9 * losses.min(), (losses.max() - 0.9 * losses.min()) * patients.min() ** 0.5, 0.5)
+    try:
+        found, spread = curve_fit(power_law, patients, losses, p0=begin, bounds=(0, [np.inf, np.inf, 3]), maxfev=20_000)
+    except RuntimeError as error:
+        raise ValueError(f"no power law fits the losses {losses.round(4).tolist()} ({error})") from error
+    return found, np.sqrt(np.diag(spread))
+
+
+def run_size(folder: Path, size: int, arguments: list[str]) -> dict:
+    """Makes the run of one size, unless it is there, and returns its evaluation."""
+    workdir = folder / str(size)
+    if not (workdir / "evaluation.json").exists():
+        given = ["--nobaselines", f"--workdir={workdir}", f"--config.train.max_patients={size}", *arguments]
+        print(f"{size:,} patients: python -m experiments.pretrain {shlex.join(given)}", flush=True)
+        done = subprocess.run([sys.executable, "-m", "experiments.pretrain", *given])
+        if done.returncode:
+            raise ValueError(f"the run of {size} patients failed with status {done.returncode}; its error is above")
+    return json.loads((workdir / "evaluation.json").read_text())
+
+
+def describe(results: dict[int, dict]) -> str:
+    """Lays out the held-out metrics by size as a table, and the fit of each loss."""
+    metrics = [name for name in METRICS if all(name in found["metrics"] for found in results.values())]
+    lines = ["| train patients | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
+    for size, found in results.items():
+        lines.append(f"| {size:,} | " + " | ".join(format_cell(found["metrics"][name]) for name in metrics) + " |")
+    sizes = np.array(list(results))
+    for name in metrics if len(sizes) > 3 else ():
+        if name.endswith("loss"):
+            losses = np.array([found["metrics"][name]["value"] for found in results.values()])
+            (floor, height, exponent), errors = fit_power_law(sizes, losses)
+            twice = power_law(2 * sizes[-1], floor, height, exponent)
+            lines.append(
+                f"\n{name} = {floor:.2f} + {height:.3g} N^-{exponent:.2f} (standard error of the exponent "
+                f"{errors[2]:.2f}); twice {sizes[-1]:,} patients would bring it from {losses[-1]:.3f} to {twice:.3f}"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: dict[int, dict], file: Path) -> None:
+    """Draws each loss against patients with its interval."""
+    names = [name for name in METRICS if name.endswith("loss") and name in next(iter(results.values()))["metrics"]]
+    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        low, middle, high = (
+            np.array([found["metrics"][name][key] for found in results.values()]) for key in ("low", "value", "high")
+        )
+        axes.errorbar(list(results), middle, yerr=[middle - low, high - middle], marker="o", capsize=3)
+        axes.set(xscale="log", xlabel="train patients", ylabel="held-out loss (nats)", title=name)
+    figure.savefig(file, dpi=150)
+
+
+def main() -> None:
+    """Runs the command."""
+    folder, sizes = Path(FLAGS.workdir), sorted(int(size) for size in FLAGS.sizes)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {size: run_size(folder, size, [f"--config={FLAGS.config}", *PASSED_ON]) for size in sizes}
+    table = describe(results)
+    (folder / "scaling.md").write_text(table)
+    draw(results, folder / "scaling.png")
+    print(table)
+    print(f"written: {folder / 'scaling.md'}, {folder / 'scaling.png'}")
+
+
+if __name__ == "__main__":
+    FLAGS = flags.FLAGS
+    flags.DEFINE_string("workdir", "runs/scaling", "Where the runs are made.")
+    flags.DEFINE_list("sizes", None, "Numbers of train patients, separated by commas.", required=True)
+    flags.DEFINE_string("config", None, "The recipe; --config.KEY=VALUE are passed on too.", required=True)
+    PASSED_ON = [word for word in sys.argv[1:] if word.startswith("--config.")]
+    sys.argv = [word for word in sys.argv if word not in PASSED_ON]
+    command.run(main)

@@ -1,0 +1,80 @@
+"""Tables of an evaluation, as the commands print them."""
+
+# The columns of each objective's table; the first sorts the baselines.
+COLUMNS = {
+    "mlm": {"accuracy": "accuracy", "top5_accuracy": "top-5", "top20_accuracy": "top-20", "perplexity": "perplexity"},
+    "next_visit": {
+        "average_precision": "average precision",
+        "average_precision/new": "AP, new codes",
+        "micro_f1": "micro-F1",
+        "recall@10": "recall@10",
+    },
+    "time_to_event": {"loss": "loss (nats)"},
+}
+TITLES = {"mlm": "masked codes", "next_visit": "next visits", "time_to_event": "events ahead"}
+GROUPS = ("type=", "age=", "sex=")
+LOWER_IS_BETTER = ("loss",)
+
+
+def format_result(result: dict) -> str:
+    """Lays out the result of an evaluation: a table for each objective, then next visits by group."""
+    parts = [f"{result['split']}: {result['patients']:,} patients, 95% intervals over patients"]
+    for objective in COLUMNS:
+        if any(name.startswith(f"{objective}/") for name in result["metrics"]):
+            parts.append(_objective_table(result, objective))
+    return "\n\n".join(parts)
+
+
+def _objective_table(result: dict, objective: str) -> str:
+    columns = {f"{objective}/{name}": label for name, label in COLUMNS[objective].items()}
+    first = next(iter(columns))
+    columns = {name: label for name, label in columns.items() if name in result["metrics"]}
+    named = {name: found for name, found in result["baselines"].items() if first in found}
+    sign = 1 if first.endswith(LOWER_IS_BETTER) else -1
+    named = dict(sorted(named.items(), key=lambda item: sign * item[1][first]["value"]))
+    rows = {"BEHRT (this run)": result["metrics"], **named}
+    if first in result.get("oracle", {}):
+        rows = {"oracle (the ceiling)": result["oracle"], **rows}
+    header = f"{TITLES[objective]} ({result['metrics'][first]['n']:,})"
+    lines = _grid(header, rows, columns)
+    if named:
+        best = next(iter(named))
+        pairs = result["versus"].get(best, {})
+        differences = [f"{label} {_signed(pairs[name])}" for name, label in columns.items() if name in pairs]
+        lines.append(f"difference to {best}: {', '.join(differences)}")
+        lines += _group_table(result, objective, best)
+    return "\n".join(lines)
+
+
+def _group_table(result: dict, objective: str, best: str) -> list[str]:
+    """Compares the run with the best baseline by kind of code, age and sex."""
+    prefix = f"{objective}/average_precision/"
+    groups = [name for name in result["metrics"] if name.startswith(tuple(prefix + group for group in GROUPS))]
+    rows = {name.removeprefix(prefix): {"run": result["metrics"][name]} for name in groups}
+    for name in groups:
+        if name in result["baselines"][best]:
+            rows[name.removeprefix(prefix)]["best"] = result["baselines"][best][name]
+    return ["", *_grid("average precision", rows, {"run": "BEHRT (this run)", "best": best})] if rows else []
+
+
+def _grid(header: str, rows: dict[str, dict], columns: dict[str, str]) -> list[str]:
+    first = max(map(len, [header, *rows])) + 2
+    widths = {name: max(len(label), 20) + 2 for name, label in columns.items()}
+    lines = [header.ljust(first) + "".join(label.rjust(widths[name]) for name, label in columns.items())]
+    for label, found in rows.items():
+        cells = (
+            format_cell(found[name]).rjust(widths[name]) if name in found else "".rjust(widths[name])
+            for name in columns
+        )
+        lines.append((label.ljust(first) + "".join(cells)).rstrip())
+    return lines
+
+
+def format_cell(entry: dict) -> str:
+    """Writes a value with its interval: `0.617 [0.601, 0.633]`."""
+    digits = 3 if entry["high"] < 2 else 1
+    return f"{entry['value']:.{digits}f} [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
+
+
+def _signed(entry: dict) -> str:
+    return f"{entry['value']:+.3f} [{entry['low']:+.3f}, {entry['high']:+.3f}]"
