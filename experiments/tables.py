@@ -35,7 +35,7 @@ def _objective_table(result: dict, objective: str) -> str:
     rows = {"BEHRT (this run)": result["metrics"], **named}
     if first in result.get("oracle", {}):
         rows = {"oracle (the ceiling)": result["oracle"], **rows}
-    header = f"{TITLES[objective]} ({result['metrics'][first]['n']:,})"
+    header = f"{TITLES[objective]} ({result['metrics'][f'{objective}/loss']['n']:,})"
     lines = _grid(header, rows, columns)
     if named:
         best = next(iter(named))
