@@ -1,0 +1,87 @@
+"""A linear probe of a frozen encoder: logistic regressions from the embedding of a cut history to the next visit."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.metrics import average_precision_score
+
+from behrt_jax import evaluate
+from behrt_jax.data import batches, dataset, packing, sequences, vocabulary
+from behrt_jax.data.hashing import hash_fraction
+from behrt_jax.models.inputs import model_arguments
+from experiments.variants import POOLINGS
+
+CUTS = 4  # histories of each patient
+PROBE_STEPS = 200
+PROBE_LEARNING_RATE = 0.02
+PROBE_DECAY = 1e-4
+
+
+def cut_histories(patients: dataset.Patients, index: sequences.VisitIndex, size: int, salt: int):
+    """Draws a visit of each patient but the first: the windows up to it, and the codes in it as (N, V) bool."""
+    first, last = index.first_visit[:-1], index.first_visit[1:]
+    following = first + 1 + np.floor(hash_fraction(salt, patients.subject_ids) * (last - first - 1)).astype(np.int64)
+    members = np.flatnonzero(last - first > 1)
+    targets = np.zeros((len(patients), size), bool)
+    for patient in members:
+        codes = patients.codes[slice(*index.starts[:, following[patient]])]
+        targets[patient, codes[codes >= vocabulary.NUM_SPECIAL]] = True
+    return sequences.windows_until(index, np.minimum(following, last)), targets, members
+
+
+def embed_histories(config, model, params, patients):
+    """Returns the frozen embeddings of cut histories by pooling, each (n, D), and the next visit's codes (n, V)."""
+    index = sequences.index_visits(patients, config.data.row_length, config.data.separators)
+    cuts = [cut_histories(patients, index, config.model.vocab_size, salt) for salt in range(1, CUTS + 1)]
+    plans = [packing.pack(windows.lengths, index.row_length) for windows, _, _ in cuts]
+    most = max(int(np.diff(plan.offsets).max()) for plan in plans)
+
+    @jax.jit
+    def embed(columns):
+        inputs, named = model_arguments(columns)
+        call = functools.partial(model.apply, params, *inputs, **named, num_patients=most)
+        return {name: call(pooling=name, method="get_patient_embedding") for name in poolings}
+
+    poolings = POOLINGS if model.config.sees_future else POOLINGS[1:]  # `cls` sees the first visit alone
+    found, targets = {name: [] for name in poolings}, []
+    for (windows, wanted, members), plan in zip(cuts, plans, strict=True):
+        epoch = batches.Epoch(windows, plan, np.arange(len(plan)), sequences.EVALUATION_SALT)
+        pooled = {name: np.zeros((len(patients), config.model.hidden_dim), np.float32) for name in poolings}
+        for number in range(epoch.num_batches(config.evaluation.batch_size)):
+            batch = batches.batch_of(patients, index, epoch, number, config.evaluation.batch_size)
+            rows, slots = np.nonzero(batch["patient_index"] >= 0)
+            for name, values in jax.device_get(embed(evaluate.device_columns(batch))).items():
+                pooled[name][batch["patient_index"][rows, slots]] = values[rows, slots]
+        for name in poolings:
+            found[name].append(pooled[name][members])
+        targets.append(wanted[members])
+    return {name: np.concatenate(parts) for name, parts in found.items()}, np.concatenate(targets)
+
+
+def probe(train_features, train_targets, features, targets) -> float:
+    """Fits logistic regressions on the train features; returns the micro average precision on the others."""
+    mean, deviation = train_features.mean(axis=0), train_features.std(axis=0) + 1e-6
+    inputs, wanted = jnp.asarray((train_features - mean) / deviation), jnp.asarray(train_targets, jnp.float32)
+    rate = (train_targets.sum(axis=0) + 0.5) / (len(train_targets) + 1)
+    weights = (jnp.zeros((inputs.shape[1], wanted.shape[1])), jnp.asarray(np.log(rate / (1 - rate)), jnp.float32))
+    decayed = jax.tree.map(lambda leaf: leaf.ndim > 1, weights)
+    optimizer = optax.adamw(PROBE_LEARNING_RATE, weight_decay=PROBE_DECAY, mask=decayed)
+
+    def loss(weights):
+        return optax.sigmoid_binary_cross_entropy(inputs @ weights[0] + weights[1][None], wanted).mean(axis=0).sum()
+
+    @jax.jit
+    def fit(weights):
+        def step(_, carry):
+            weights, moments = carry
+            updates, moments = optimizer.update(jax.grad(loss)(weights), moments, weights)
+            return optax.apply_updates(weights, updates), moments
+
+        return jax.lax.fori_loop(0, PROBE_STEPS, step, (weights, optimizer.init(weights)))[0]
+
+    weights = jax.device_get(fit(weights))
+    scores = (features - mean) / deviation @ weights[0] + weights[1]
+    return float(average_precision_score(targets.ravel(), scores.ravel()))
