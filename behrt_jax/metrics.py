@@ -41,6 +41,65 @@ def concatenate(parts: list[Outcomes]) -> Outcomes:
     )
 
 
+class Estimate(NamedTuple):
+    """A metric and what it is on resampled patients.
+
+    Attributes:
+      value: on the data itself.
+      replicates: (1000,) on each resample; NaN where one holds nothing to measure.
+      n: how much was measured.
+    """
+
+    value: float
+    replicates: np.ndarray
+    n: int
+
+    def summary(self) -> dict[str, float]:
+        """Returns `{"value", "low", "high", "n"}` with a 95% percentile interval."""
+        return {**interval(self.value, self.replicates), "n": self.n}
+
+
+def interval(value: float, replicates: np.ndarray) -> dict[str, float]:
+    """Returns `{"value", "low", "high"}` with a 95% percentile interval."""
+    low, high = np.nanquantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def difference(first: Estimate, second: Estimate) -> dict[str, float]:
+    """Returns how much higher the first estimate is, as `interval` does; both from the same resamples of patients."""
+    return interval(first.value - second.value, first.replicates - second.replicates)
+
+
+def compare(first: dict[str, Estimate], second: dict[str, Estimate]) -> dict[str, dict[str, float]]:
+    """Returns the differences of all metrics that both have; see `difference`."""
+    return {name: difference(first[name], second[name]) for name in first if name in second}
+
+
+def resamples(num_patients: int, seed: int = 0) -> np.ndarray:
+    """Returns how often each patient is in each resample, (1000, num_patients), a function of both arguments."""
+    rng = np.random.default_rng(seed)
+    uniform = np.full(num_patients, 1.0 / num_patients)
+    drawn = (rng.multinomial(num_patients, uniform) for _ in range(NUM_RESAMPLES))
+    return np.stack([counts.astype(np.uint16) for counts in drawn])
+
+
+def estimate(outcomes: Outcomes, prefix: str, seed: int = 0) -> dict[str, Estimate]:
+    """Averages outcomes, on the data and on 1,000 resamples of whole patients; `loss` also as `perplexity`."""
+    _, owners = np.unique(outcomes.patients, return_inverse=True)
+    num_patients = int(owners.max()) + 1
+    measured = [values.astype(np.float64) for values in outcomes.values.values()] + [np.ones(len(owners))]
+    table = np.stack([np.bincount(owners, values, num_patients) for values in measured], axis=1)
+    resampled = np.stack([counts @ table for counts in resamples(num_patients, seed)])
+    means = resampled[:, :-1] / resampled[:, -1:]
+    values = table[:, :-1].sum(axis=0) / table[:, -1].sum()
+    estimates = {}
+    for place, name in enumerate(outcomes.values):
+        found = estimates[f"{prefix}/{name}"] = Estimate(float(values[place]), means[:, place], len(owners))
+        if name == "loss":
+            estimates[f"{prefix}/perplexity"] = Estimate(np.exp(found.value), np.exp(found.replicates), found.n)
+    return estimates
+
+
 def summarize(outcomes: Outcomes, prefix: str, seed: int = 0) -> dict[str, dict[str, float]]:
     """Averages outcomes, with percentile bootstrap intervals over patients (Efron 1979).
 
@@ -54,21 +113,25 @@ def summarize(outcomes: Outcomes, prefix: str, seed: int = 0) -> dict[str, dict[
     Returns:
       Name to `{"value", "low", "high", "n"}` with 95% intervals and n targets; `loss` also as `perplexity`.
     """
-    _, owners = np.unique(outcomes.patients, return_inverse=True)
-    names = list(outcomes.values)
-    num_patients = int(owners.max()) + 1
-    measured = [outcomes.values[name].astype(np.float64) for name in names] + [np.ones(len(owners))]
-    table = np.stack([np.bincount(owners, values, num_patients) for values in measured], axis=1)
-    rng = np.random.default_rng(seed)
-    uniform = np.full(num_patients, 1.0 / num_patients)
-    resampled = np.stack([rng.multinomial(num_patients, uniform) @ table for _ in range(NUM_RESAMPLES)])
-    means = resampled[:, :-1] / resampled[:, -1:]
-    lows, highs = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    values = table[:, :-1].sum(axis=0) / table[:, -1].sum()
-    summary = {}
-    for name, *numbers in zip(names, values, lows, highs, strict=True):
-        summary[f"{prefix}/{name}"] = dict(zip(("value", "low", "high"), map(float, numbers), strict=True))
-        if name == "loss":
-            exponentials = map(float, np.exp(numbers))
-            summary[f"{prefix}/perplexity"] = dict(zip(("value", "low", "high"), exponentials, strict=True))
-    return {name: {**numbers, "n": len(owners)} for name, numbers in summary.items()}
+    return {name: found.summary() for name, found in estimate(outcomes, prefix, seed).items()}
+
+
+def paired(first: Outcomes, second: Outcomes, prefix: str, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Compares the outcomes of two models at the same targets.
+
+    Args:
+      first: of one model.
+      second: of another; its targets may be in another order.
+      prefix: put before each name.
+      seed: of the resamples.
+
+    Returns:
+      Name to `{"value", "low", "high"}` of the first model's mean minus that of the second.
+
+    Raises:
+      ValueError: the two are not of the same patients with as many targets each.
+    """
+    counts = [np.unique(outcomes.patients, return_counts=True) for outcomes in (first, second)]
+    if not all(np.array_equal(*sides) for sides in zip(*counts, strict=True)):
+        raise ValueError("only outcomes at the same targets of the same patients can be compared")
+    return compare(estimate(first, prefix, seed), estimate(second, prefix, seed))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from behrt_jax.metrics import Outcomes, concatenate, mean_metrics, merge_sums, summarize
+from behrt_jax.metrics import Outcomes, concatenate, mean_metrics, merge_sums, paired, summarize
 
 
 def outcomes(patients, **values):
@@ -86,3 +86,25 @@ def test_concatenate_keeps_patients_with_their_values():
     joined = concatenate([outcomes([1, 2], loss=[0.1, 0.2]), outcomes([], loss=[]), outcomes([3], loss=[0.3])])
     np.testing.assert_array_equal(joined.patients, [1, 2, 3])
     np.testing.assert_allclose(joined.values["loss"], [0.1, 0.2, 0.3], rtol=1e-6)
+
+
+def test_paired_differences_of_a_model_with_itself_and_with_another():
+    rng = np.random.default_rng(5)
+    patients = np.repeat(np.arange(40), 10)
+    own = rng.normal(0, 1, 40)[patients]
+    loss = own + rng.normal(0, 0.1, 400)
+    first, second = outcomes(patients, loss=loss), outcomes(patients, loss=loss + 0.2 + rng.normal(0, 0.1, 400))
+    assert set(paired(first, first, "mlm")) == {"mlm/loss", "mlm/perplexity"}
+    assert all(entry == {"value": 0, "low": 0, "high": 0} for entry in paired(first, first, "mlm").values())
+    found = paired(second, first, "mlm")["mlm/loss"]
+    # What patients have in common drops out: the interval is that of the differences alone.
+    expected = summarize(outcomes(patients, x=second.values["loss"] - first.values["loss"]), "mlm")["mlm/x"]
+    assert found == pytest.approx({name: expected[name] for name in found}, abs=1e-5)
+    assert found["high"] - found["low"] < 0.05
+
+
+def test_only_outcomes_at_the_same_targets_are_paired():
+    with pytest.raises(ValueError, match="same targets of the same patients"):
+        paired(outcomes([1, 1, 2], loss=[1, 2, 3]), outcomes([1, 2, 2], loss=[1, 2, 3]), "mlm")
+    with pytest.raises(ValueError, match="same targets of the same patients"):
+        paired(outcomes([1, 1, 2], loss=[1, 2, 3]), outcomes([1, 1], loss=[1, 2]), "mlm")

@@ -63,8 +63,7 @@ def find_boundaries(batch: dict[str, jax.Array], is_target: jax.Array, separator
 
     within = (number >= 0) & (visits > 0) & (patients != 0)
     slots, codes = jnp.where(within, number, room), batch["codes"]
-    twins = (slots[:, :, None] == slots[:, None, :]) & (codes[:, :, None] == codes[:, None, :])
-    is_repeat = jnp.tril(twins, -1).any(axis=2)
+    is_repeat = _find_repeats(slots * len(is_target) + codes)
     return Boundaries(
         ends=scatter(place - 1),
         slots=slots,
@@ -73,6 +72,14 @@ def find_boundaries(batch: dict[str, jax.Array], is_target: jax.Array, separator
         codes=codes,
         wanted=is_target[codes] & within & ~is_repeat,
     )
+
+
+def _find_repeats(values: jax.Array) -> jax.Array:
+    """Returns which entries of each row of (B, L) stand earlier in it too."""
+    order = jnp.argsort(values, axis=1, stable=True)
+    ordered = jnp.take_along_axis(values, order, axis=1)
+    again = jnp.pad(ordered[:, 1:] == ordered[:, :-1], ((0, 0), (1, 0)))
+    return jax.vmap(lambda place, flag: jnp.zeros_like(flag).at[place].set(flag))(order, again)
 
 
 def next_visit_losses(logits: jax.Array, boundaries: Boundaries, is_target: jax.Array) -> jax.Array:
@@ -110,7 +117,7 @@ def cut_histories(key: jax.Array, batch: dict[str, jax.Array], boundaries: Bound
     most = jax.vmap(lambda visit, patient: jnp.zeros(length + 1, jnp.int32).at[patient].max(visit))(visits, patients)
     drawn = 1 + jnp.floor(jax.random.uniform(key, most.shape) * most).astype(jnp.int32)
     cut = jnp.take_along_axis(drawn, patients, axis=1)
-    before = patients * ((visits < cut) | (jnp.take_along_axis(most, patients, axis=1) == 0))
+    before = patients * (visits < cut)
     place = jnp.minimum(boundaries.ends + 1, length - 1)  # the first token of the visit to predict
     is_cut = jnp.take_along_axis(visits == cut, place, axis=1)
     kept = boundaries._replace(weights=boundaries.weights * is_cut, wanted=boundaries.wanted & (visits == cut))

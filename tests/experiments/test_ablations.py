@@ -6,18 +6,21 @@ import pytest
 
 from behrt_jax.data import sequences
 from behrt_jax.models.config import BEHRTConfig
-from experiments import ablations, ablations_run
+from behrt_jax.objectives.config import ObjectiveConfig
+from experiments import ablations, linear_probe, variants
 from tests.data.handmade import random_patients
 
 
-@pytest.mark.parametrize("name", ablations.VARIANTS)
-def test_every_variant_is_a_model_of_the_small_tier(name):
-    config = ablations.recipe(name, seed=2, num_steps=7)
+@pytest.mark.parametrize("name", variants.VARIANTS)
+def test_every_variant_is_a_model_and_an_objective_of_the_small_tier(name):
+    config = variants.recipe(name, seed=2, num_steps=7)
     assert (config.seed, config.train.num_steps) == (2, 7)
-    base = ablations.recipe("small recipe", seed=2, num_steps=7)
-    assert (config.to_json() == base.to_json()) == (name == "small recipe")
+    unchanged = "joint recipe" if name in variants.TRAINING else "small recipe"
+    base = variants.recipe(unchanged, seed=2, num_steps=7)
+    assert (config.to_json() == base.to_json()) == (name == unchanged)
     config.model.vocab_size = 1000
     BEHRTConfig(**config.model)
+    ObjectiveConfig(**config.objective)
 
 
 def test_the_table_has_means_and_ranges_of_the_runs_that_are_there(tmp_path):
@@ -40,7 +43,7 @@ def test_the_table_has_means_and_ranges_of_the_runs_that_are_there(tmp_path):
 def test_a_cut_history_ends_before_the_visit_whose_codes_it_must_tell():
     patients = random_patients(0, 60)
     index = sequences.index_visits(patients, 48)
-    windows, targets, members = ablations_run.cut_histories(patients, index, 60, salt=1)
+    windows, targets, members = linear_probe.cut_histories(patients, index, 60, salt=1)
     assert set(members) == set(np.flatnonzero(np.diff(index.first_visit) > 1))
     for patient in members:
         following = windows.stop[patient]
@@ -63,8 +66,8 @@ def test_the_probe_finds_what_the_features_tell_and_nothing_in_noise():
     features = rng.normal(size=(1200, 4)).astype(np.float32)
     targets = features @ rng.normal(size=(4, 6)) + rng.normal(size=(1200, 6)) > 2.0
     train, held = slice(0, 800), slice(800, None)
-    told = ablations_run.probe(features[train], targets[train], features[held], targets[held])
+    told = linear_probe.probe(features[train], targets[train], features[held], targets[held])
     noise = rng.normal(size=features.shape).astype(np.float32)
-    guessed = ablations_run.probe(noise[train], targets[train], noise[held], targets[held])
+    guessed = linear_probe.probe(noise[train], targets[train], noise[held], targets[held])
     assert told > 0.6
     assert guessed < told - 0.2

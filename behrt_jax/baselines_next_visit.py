@@ -1,0 +1,268 @@
+"""What counting and models without a sequence reach on next visits, fitted on train and tuned on tuning.
+
+Each baseline sees the patient's visits before the one to predict, however many; the model sees what fits a row.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.sparse
+
+from behrt_jax.data.dataset import Patients
+from behrt_jax.data.history import Histories, add_past, describe_histories
+from behrt_jax.data.next_visits import NextVisits, visit_codes
+from behrt_jax.data.sequences import VisitIndex
+
+MAX_EXAMPLES = 200_000
+STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
+HALF_LIVES = (2.0, 6.0, 20.0, 60.0, math.inf)  # in visits
+AGE_BINS = np.arange(0, 100, 5)
+BATCH_SIZE, CHUNK = 512, 1024
+PASSES, MIN_STEPS, CHECKS, PATIENCE = 6, 1000, 12, 2
+# Those of the lowest loss on the tuning split of the bundled data: of learning rates 0.001 and 0.002 with dropout 0.3
+# and 0.5 of hidden units, without and with dropout of inputs, and a half-life of 8 visits rather than no decayed counts
+# (which is worth 0.03 to 0.04 of average precision to both).
+LEARNING_RATES = {"logistic regression": 0.003, "MLP": 0.002}
+HIDDEN, DROPOUT, RECENT = 512, 0.5, 8.0
+
+
+class Split(NamedTuple):
+    """Patients, their visits, and which of them are predicted."""
+
+    patients: Patients
+    index: VisitIndex
+    examples: NextVisits
+
+
+class Table(NamedTuple):
+    """The inputs of a fit: (N, D) sparse float32 features and (N, T) sparse bool targets."""
+
+    features: scipy.sparse.csr_array
+    targets: scipy.sparse.csr_array
+
+
+Predictor = Callable[[Split], np.ndarray]
+
+
+def fit_baselines(
+    train: Split, tuning: Split, vocab_size: int, progress: Callable[[str], None] = lambda message: None
+) -> dict[str, Predictor]:
+    """Fits every baseline.
+
+    Args:
+      train: of more than `MAX_EXAMPLES` visits to predict, a random sample of so many is used.
+      tuning: chooses smoothing, decay and the length of training by its loss.
+      vocab_size: V.
+      progress: called with the name of each baseline as its fit begins.
+
+    Returns:
+      By name, a function from a split to (N, T) float32 probabilities.
+    """
+    train, tuning = sample_examples(train, MAX_EXAMPLES), sample_examples(tuning, MAX_EXAMPLES)
+    share = frequency(train.examples)
+    progress("counting")
+    repeats = [repeat_last(train, vocab_size, strength) for strength in STRENGTHS]
+    own = [own_frequency(share, vocab_size, half_life, k) for half_life in HALF_LIVES for k in STRENGTHS]
+    return {
+        "frequency": lambda split: np.tile(share.astype(np.float32), (len(split.examples), 1)),
+        "repeat last visit": choose(repeats, tuning),
+        "own frequency with decay": choose(own, tuning),
+        **fit_networks(train, tuning, vocab_size, progress),
+    }
+
+
+def sample_examples(split: Split, count: int, seed: int = 0) -> Split:
+    """Returns the split with a random sample of `count` visits to predict; all if there are no more."""
+    examples = split.examples
+    if len(examples) <= count:
+        return split
+    rows = np.sort(np.random.default_rng(seed).choice(len(examples), count, replace=False))
+    columns = {name: getattr(examples, name)[rows] for name in ("visits", "patients", "targets")}
+    return split._replace(examples=dataclasses.replace(examples, **columns))
+
+
+def choose(candidates: list[Predictor], tuning: Split) -> Predictor:
+    """Returns the candidate of lowest loss on tuning."""
+    return min(candidates, key=lambda candidate: mean_loss(candidate(tuning), tuning.examples.targets))
+
+
+def mean_loss(probabilities: np.ndarray, targets: scipy.sparse.csr_array) -> float:
+    """Returns the binary cross-entropy in nats, summed over codes and averaged over visits."""
+    rows = np.repeat(np.arange(len(probabilities)), np.diff(targets.indptr))
+    likely = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    held = likely[rows, targets.indices].astype(np.float64)
+    absent = np.log1p(-likely).sum(dtype=np.float64)
+    return float(-(absent + (np.log(held) - np.log1p(-held)).sum()) / len(likely))
+
+
+def frequency(examples: NextVisits) -> np.ndarray:
+    """Returns the share of examples with each target code, (T,)."""
+    return np.asarray(examples.targets.sum(axis=0)).ravel() / len(examples)
+
+
+def last_targets(split: Split, vocab_size: int) -> scipy.sparse.csr_array:
+    """Returns which target codes the last visit before each visit to predict holds, (N, T) sparse bool."""
+    return visit_codes(split.patients, split.index, vocab_size)[split.examples.visits - 1][:, split.examples.codes]
+
+
+def repeat_last(train: Split, vocab_size: int, strength: float) -> Predictor:
+    """Predicts each code by whether the last visit held it.
+
+    The two chances of a code are smoothed by `strength` examples of the mean chance of a repeat over all codes, and of
+    the code's frequency.
+    """
+    last, targets = last_targets(train, vocab_size).astype(np.float64), train.examples.targets.astype(np.float64)
+    held, both, came = (np.asarray(table.sum(axis=0)).ravel() for table in (last, last.multiply(targets), targets))
+    mean = both.sum() / max(held.sum(), 1)
+    repeated = (both + strength * mean) / (held + strength)
+    share = came / len(train.examples)
+    begun = (came - both + strength * share) / (len(train.examples) - held + strength)
+
+    def predictor(split: Split) -> np.ndarray:
+        found = np.tile(begun.astype(np.float32), (len(split.examples), 1))
+        rows, codes = last_targets(split, vocab_size).nonzero()
+        found[rows, codes] = repeated[codes]
+        return found
+
+    return predictor
+
+
+def own_frequency(share: np.ndarray, vocab_size: int, half_life: float, strength: float) -> Predictor:
+    """Predicts the decayed share of past visits with each code, mixed with `strength` visits of train's frequencies."""
+
+    def predictor(split: Split) -> np.ndarray:
+        codes = visit_codes(split.patients, split.index, vocab_size)[:, split.examples.codes].astype(np.float32)
+        every = scipy.sparse.csr_array(np.ones((codes.shape[0], 1), np.float32))
+        seen = add_past(scipy.sparse.hstack([codes, every]).tocsr(), split.index, split.examples, half_life)
+        found = seen.toarray()
+        visits = found[:, -1:] + np.float32(strength)
+        return (found[:, :-1] + (strength * share).astype(np.float32)) / visits
+
+    return predictor
+
+
+def features_of(split: Split, vocab_size: int) -> scipy.sparse.csr_array:
+    """Returns the inputs of regression and MLP, one row a visit to predict, (N, 4 V + 23) sparse float32.
+
+    Log counts of all codes over past visits, the same with visits fading by a half-life of `RECENT`, codes of the last
+    visit, static tokens, the age in bins of five years (the first for an unknown one), and the logs of the number of
+    past visits and of the days between the last two.
+    """
+    known: Histories = describe_histories(split.patients, split.index, split.examples, vocab_size)
+    codes = visit_codes(split.patients, split.index, vocab_size).astype(np.float32)
+    recent = add_past(codes, split.index, split.examples, RECENT)
+    bins = np.searchsorted(AGE_BINS, np.nan_to_num(known.ages, nan=-1.0), side="right")
+    ages = np.eye(len(AGE_BINS) + 1, dtype=np.float32)[bins]
+    numbers = np.log1p(np.stack([known.visits, known.days], axis=1)).astype(np.float32)
+    blocks = [known.counts.log1p(), recent.log1p(), known.last, known.statics, ages, numbers]
+    return scipy.sparse.hstack([scipy.sparse.csr_array(block) for block in blocks]).tocsr()
+
+
+def fit_networks(train: Split, tuning: Split, vocab_size: int, progress: Callable[[str], None]) -> dict[str, Predictor]:
+    """Fits the logistic regression and the MLP on one stream of features."""
+    progress("features")
+    table = Table(features_of(train, vocab_size), train.examples.targets)
+    used = np.unique(table.features.indices)
+    table = table._replace(features=table.features[:, used])
+    checks = Table(features_of(tuning, vocab_size)[:, used], tuning.examples.targets)
+    fitted = descend(table, checks, {"logistic regression": 0, "MLP": HIDDEN}, LEARNING_RATES, progress)
+
+    def predictor(params) -> Predictor:
+        return lambda split: predict(params, features_of(split, vocab_size)[:, used])
+
+    return {name: predictor(params) for name, params in fitted.items()}
+
+
+def initial_params(width: int, hidden: int, share: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+    """Returns weights that predict train's frequencies (T,): of a regression if `hidden` is 0, else of an MLP."""
+    share = np.clip(share, 1e-6, 1 - 1e-6)
+    output = {"bias": np.log(share / (1 - share)).astype(np.float32)}
+    if not hidden:
+        return {"weights": np.zeros((width, len(share)), np.float32), **output}
+    first = np.random.default_rng(seed).standard_normal((width, hidden)) * math.sqrt(2 / width)
+    output |= {"weights": np.zeros((hidden, len(share)), np.float32)}
+    return {"hidden": first.astype(np.float32), "hidden_bias": np.zeros(hidden, np.float32), **output}
+
+
+def logits_of(params: dict, inputs: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+    """Returns (B, T) logits of (B, D) inputs; dropout of hidden units is on where a key is given."""
+    if "hidden" in params:
+        inputs = jax.nn.relu(inputs @ params["hidden"] + params["hidden_bias"][None])
+        if dropout_key is not None:
+            kept = jax.random.bernoulli(dropout_key, 1 - DROPOUT, inputs.shape)
+            inputs = jnp.where(kept, inputs / (1 - DROPOUT), 0.0)
+    return inputs @ params["weights"] + params["bias"][None]
+
+
+_probabilities = jax.jit(lambda params, inputs: jax.nn.sigmoid(logits_of(params, inputs)))
+
+
+def predict(params: dict, features: scipy.sparse.csr_array) -> np.ndarray:
+    """Returns (N, T) float32 probabilities."""
+    found = np.empty((features.shape[0], len(params["bias"])), np.float32)
+    for start in range(0, len(found), CHUNK):
+        inputs = features[start : start + CHUNK].toarray()
+        padded = np.pad(inputs, ((0, CHUNK - len(inputs)), (0, 0)))  # one shape, so that it is compiled once
+        found[start : start + CHUNK] = np.asarray(_probabilities(params, padded))[: len(inputs)]
+    return found
+
+
+def mini_batches(table: Table, size: int, seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields dense float32 features and targets of `size` examples, forever, each pass in a new order."""
+    rng = np.random.default_rng(seed)
+    while True:
+        order = rng.permutation(table.features.shape[0])
+        for start in range(0, len(order) - size + 1, size):
+            rows = np.sort(order[start : start + size])
+            yield table.features[rows].toarray(), table.targets[rows].toarray().astype(np.float32)
+
+
+def descend(
+    table: Table, checks: Table, hidden: dict[str, int], rates: dict[str, float], progress: Callable[[str], None]
+) -> dict[str, dict]:
+    """Runs Adam on several networks side by side; returns of each the parameters of the lowest tuning loss seen.
+
+    Args:
+      table: of train.
+      checks: of tuning.
+      hidden: the hidden units of each network by name; 0 is a logistic regression.
+      rates: the first learning rate of each; it falls to 0 along a cosine.
+      progress: called with the losses at each check.
+    """
+    count, width = table.features.shape
+    share = np.asarray(table.targets.sum(axis=0)).ravel() / count
+    size = min(BATCH_SIZE, count)
+    steps = max(PASSES * (count // size), MIN_STEPS)
+    optimizers = {name: optax.adam(optax.cosine_decay_schedule(rates[name], steps)) for name in hidden}
+    params = {name: initial_params(width, units, share) for name, units in hidden.items()}
+    states = {name: optimizers[name].init(params[name]) for name in hidden}
+    best = {name: (math.inf, params[name], 0) for name in hidden}  # loss, parameters, at which step
+
+    def loss(own, inputs, targets, key):
+        return optax.sigmoid_binary_cross_entropy(logits_of(own, inputs, key), targets).sum(axis=-1).mean()
+
+    @jax.jit
+    def step(params, states, inputs, targets, number):
+        key, after = jax.random.fold_in(jax.random.key(0), number), {}
+        for name in params:
+            updates, state = optimizers[name].update(jax.grad(loss)(params[name], inputs, targets, key), states[name])
+            after[name] = optax.apply_updates(params[name], updates), state
+        return tuple({name: pair[side] for name, pair in after.items()} for side in (0, 1))
+
+    every = -(-steps // CHECKS)
+    for number, (inputs, targets) in zip(range(1, steps + 1), mini_batches(table, size), strict=False):
+        params, states = step(params, states, inputs, targets, number)
+        if number % every == 0 or number == steps:
+            found = {name: mean_loss(predict(own, checks.features), checks.targets) for name, own in params.items()}
+            better = {name: (found[name], jax.device_get(params[name]), number) for name in params}
+            best |= {name: better[name] for name in params if found[name] < best[name][0]}
+            progress(f"{number} of {steps} steps: " + ", ".join(f"{name} {lost:.3f}" for name, lost in found.items()))
+            if number - max(at for _, _, at in best.values()) >= PATIENCE * every:
+                break
+    return {name: own for name, (_, own, _) in best.items()}
