@@ -13,6 +13,8 @@ FORBIDDEN = {
     "behrt_jax/objectives": ("behrt_jax.data", "behrt_jax.train", "behrt_jax.evaluate"),
     "behrt_jax/train.py": ("behrt_jax.data",),
     "behrt_jax/evaluate.py": ("behrt_jax.data",),
+    "behrt_jax/metrics.py": ("behrt_jax.data", "behrt_jax.models", "behrt_jax.objectives"),
+    "behrt_jax/multilabel.py": ("behrt_jax.data", "behrt_jax.models", "behrt_jax.objectives"),
     "experiments": ("tests", "pickle"),
 }
 
