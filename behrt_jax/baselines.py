@@ -1,19 +1,20 @@
-"""What counting and linear models reach on the same hidden codes, fitted on train and tuned on tuning.
+"""What counting, a linear model and an MLP reach on the same hidden codes, fitted on train and tuned on tuning.
 
 Each baseline sees the window that the model sees, with the same codes hidden.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.sparse
 import scipy.special
 
+from behrt_jax import networks
 from behrt_jax.evaluate import MaskedBatch, score_log_probabilities
 from behrt_jax.metrics import Outcomes, concatenate
+from behrt_jax.networks import Recipe
 from behrt_jax.objectives.mlm import FIRST_CODE_ID
 
 Predictor = Callable[[MaskedBatch], np.ndarray]
@@ -21,11 +22,15 @@ Predictor = Callable[[MaskedBatch], np.ndarray]
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 MAX_CODES = 2000
 AGE_BINS = np.arange(0, 100, 5)
-# Of 0.003, 0.01, 0.03, 0.06 and 0.1 that of the lowest loss on the tuning split of the bundled data.
-LINEAR_LEARNING_RATE = 0.03
-LINEAR_STEPS = 1000
-LINEAR_CHECK_EVERY = 100
-LINEAR_PATIENCE = 2
+# Linear: of 0.003, 0.01, 0.03, 0.06 and 0.1 the rate of the lowest loss on the tuning split of the bundled data.
+# MLP: see docs/results.md.
+RECIPES = {
+    "linear on visit, neighbours, history, age": Recipe(0.03),
+    "MLP on visit, neighbours, history, age": Recipe(0.003, hidden=512, dropout=0.5),
+}
+NETWORK_STEPS = 1000
+CHECK_EVERY = 100
+PATIENCE = 2
 
 
 def fit_baselines(
@@ -50,7 +55,6 @@ def fit_baselines(
     progress("counting codes and neighbours")
     counts, following = count_codes(batches(), vocab_size)
     frequency = (counts + 1e-3 * (np.arange(vocab_size) >= FIRST_CODE_ID)) / (counts.sum() + 1e-3 * vocab_size)
-    progress("linear model")
     return {
         "most frequent code": most_frequent(frequency),
         "patient's own most frequent code": choose(
@@ -59,7 +63,7 @@ def fit_baselines(
         "neighbouring codes (bigram)": choose(
             [bigram(frequency, following, strength) for strength in STRENGTHS], tuning
         ),
-        "linear on visit, neighbours, history, age": fit_linear(masked, tuning, frequency),
+        **fit_networks(masked, tuning, frequency, progress),
     }
 
 
@@ -153,8 +157,8 @@ def visible_counts(batch: MaskedBatch, vocab_size: int):
     return table(visit, timed), table(patient, seen), (own, patient[target], before, after)
 
 
-def linear_features(batch: MaskedBatch, vocab_size: int, num_codes: int) -> scipy.sparse.csr_array:
-    """Returns the inputs of the linear model, one row a hidden code.
+def features(batch: MaskedBatch, vocab_size: int, num_codes: int) -> scipy.sparse.csr_array:
+    """Returns the inputs of the linear model and the MLP, one row a hidden code.
 
     Visible codes of the visit, of the visits before and after it, log counts in the patient's whole window, the age in
     bins of five years and a constant; of the codes the `num_codes` most frequent.
@@ -170,73 +174,67 @@ def linear_features(batch: MaskedBatch, vocab_size: int, num_codes: int) -> scip
     )
     history = by_patient[patient].log1p()
     blocks = [by_visit[own].minimum(1), by_visit[before].minimum(1), by_visit[after].minimum(1), history, age]
-    return scipy.sparse.hstack([*blocks, np.ones((len(bins), 1))]).tocsr()
+    return scipy.sparse.hstack(blocks).tocsr()
 
 
-def fit_linear(
-    masked: Callable[[], Iterator[MaskedBatch]], tuning: list[MaskedBatch], frequency: np.ndarray
-) -> Predictor:
-    """Fits a multinomial logistic regression by Adam, keeping the step of lowest tuning loss.
+def fit_networks(
+    masked: Callable[[], Iterator[MaskedBatch]],
+    tuning: list[MaskedBatch],
+    frequency: np.ndarray,
+    progress: Callable[[str], None],
+) -> dict[str, Predictor]:
+    """Fits a multinomial logistic regression and an MLP on one stream of features.
 
     Of more than `MAX_CODES` codes, only the most frequent are told apart; the others share what is left by frequency.
     """
     vocab_size = len(frequency)
     num_codes = min(vocab_size - FIRST_CODE_ID, MAX_CODES)
 
-    def examples(batch):
-        features = linear_features(batch, vocab_size, num_codes).toarray().astype(np.float32)
-        return features, np.minimum(batch.labels - FIRST_CODE_ID, num_codes)
+    def features_of(batch: MaskedBatch) -> scipy.sparse.csr_array:
+        return features(batch, vocab_size, num_codes)
 
-    checks = [examples(batch) for batch in tuning]
-    shape = (checks[0][0].shape[1], num_codes + 1)
-    weights = _descend(map(examples, masked()), checks, shape)
+    def labels_of(batch: MaskedBatch) -> np.ndarray:
+        return np.minimum(batch.labels - FIRST_CODE_ID, num_codes)
+
+    def example(batch: MaskedBatch) -> tuple[np.ndarray, np.ndarray]:
+        more = -len(batch.labels) % 256  # few shapes are compiled
+        inputs = np.pad(features_of(batch).toarray().astype(np.float32), ((0, more), (0, 0)))
+        return inputs, np.pad(labels_of(batch), (0, more), constant_values=-1)
+
+    def loss(logits, labels):
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+        return (losses * (labels >= 0)).sum() / (labels >= 0).sum()
+
+    checks = scipy.sparse.vstack([features_of(batch) for batch in tuning]).tocsr()
+    wanted = np.concatenate([labels_of(batch) for batch in tuning])
+
+    def tuning_loss(params) -> float:
+        scores = _normalized(networks.predict(params, checks))
+        return float(-scores[np.arange(len(wanted)), wanted].mean())
+
+    known = frequency[FIRST_CODE_ID : FIRST_CODE_ID + num_codes]
+    bias = _log(np.append(known, max(1 - known.sum(), 1e-6)))
+    lengths = (NETWORK_STEPS, CHECK_EVERY, PATIENCE)
+    fitted = networks.descend(map(example, masked()), RECIPES, bias, loss, tuning_loss, *lengths, progress)
     rest = np.where(np.arange(vocab_size) >= FIRST_CODE_ID + num_codes, frequency, 0.0)
     rest = _log(rest / max(rest.sum(), 1e-12))
 
-    def predictor(batch: MaskedBatch) -> np.ndarray:
-        scores = linear_features(batch, vocab_size, num_codes) @ weights
-        scores = scores - scipy.special.logsumexp(scores, axis=1, keepdims=True)
-        full = scores[:, -1:] + rest[None, :]
-        full[:, FIRST_CODE_ID : FIRST_CODE_ID + num_codes] = scores[:, :-1]
-        full[:, :FIRST_CODE_ID] = _log(np.zeros(()))
-        return full
+    def predictor(params) -> Predictor:
+        def predict_codes(batch: MaskedBatch) -> np.ndarray:
+            scores = _normalized(networks.predict(params, features_of(batch)))
+            full = scores[:, -1:] + rest[None, :]
+            full[:, FIRST_CODE_ID : FIRST_CODE_ID + num_codes] = scores[:, :-1]
+            full[:, :FIRST_CODE_ID] = _log(np.zeros(()))
+            return full
 
-    return predictor
+        return predict_codes
 
-
-def _descend(examples: Iterator, checks: list, shape: tuple[int, int]) -> np.ndarray:
-    """Runs Adam from zero weights; returns the weights of the lowest tuning loss seen."""
-
-    def loss(weights, inputs, targets, mask):
-        losses = optax.softmax_cross_entropy_with_integer_labels(inputs @ weights, targets)
-        return (losses * mask).sum() / mask.sum()
-
-    optimizer = optax.adam(optax.cosine_decay_schedule(LINEAR_LEARNING_RATE, LINEAR_STEPS))
-
-    @jax.jit
-    def step(weights, state, batch):
-        updates, state = optimizer.update(jax.grad(loss)(weights, *batch), state)
-        return optax.apply_updates(weights, updates), state
-
-    score = jax.jit(loss)
-    checks = [_padded(*check) for check in checks]
-    weights = jnp.zeros(shape)
-    state = optimizer.init(weights)
-    best, waited = (np.inf, np.zeros(shape, np.float32)), 0
-    for number in range(1, LINEAR_STEPS + 1):
-        weights, state = step(weights, state, _padded(*next(examples)))
-        if number % LINEAR_CHECK_EVERY == 0 or number == LINEAR_STEPS:
-            tuned = float(np.mean([score(weights, *check) for check in checks]))
-            best, waited = ((tuned, np.asarray(weights)), 0) if tuned < best[0] else (best, waited + 1)
-            if waited == LINEAR_PATIENCE:
-                break
-    return best[1]
+    return {name: predictor(params) for name, params in fitted.items()}
 
 
-def _padded(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rounds examples up to a multiple of 256 with a mask, so that few shapes are compiled."""
-    more = -len(labels) % 256
-    return np.pad(features, ((0, more), (0, 0))), np.pad(labels, (0, more)), np.arange(len(labels) + more) < len(labels)
+def _normalized(logits: np.ndarray) -> np.ndarray:
+    wide = logits.astype(np.float64)
+    return wide - scipy.special.logsumexp(wide, axis=1, keepdims=True)
 
 
 def _log(probabilities: np.ndarray) -> np.ndarray:

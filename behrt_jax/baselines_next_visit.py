@@ -8,28 +8,29 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.sparse
+import scipy.special
 
+from behrt_jax import networks
 from behrt_jax.data.dataset import Patients
 from behrt_jax.data.history import Histories, add_past, describe_histories
 from behrt_jax.data.next_visits import NextVisits, visit_codes
 from behrt_jax.data.sequences import VisitIndex
+from behrt_jax.networks import Recipe
 
 MAX_EXAMPLES = 200_000
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 HALF_LIVES = (2.0, 6.0, 20.0, 60.0, math.inf)  # in visits
 AGE_BINS = np.arange(0, 100, 5)
-BATCH_SIZE, CHUNK = 512, 1024
+BATCH_SIZE = 512
 PASSES, MIN_STEPS, CHECKS, PATIENCE = 6, 1000, 12, 2
-# Those of the lowest loss on the tuning split of the bundled data: of learning rates 0.001 and 0.002 with dropout 0.3
-# and 0.5 of hidden units, without and with dropout of inputs, and a half-life of 8 visits rather than no decayed counts
-# (which is worth 0.03 to 0.04 of average precision to both).
-LEARNING_RATES = {"logistic regression": 0.003, "MLP": 0.002}
-HIDDEN, DROPOUT, RECENT = 512, 0.5, 8.0
+# By the tuning split of the bundled data: for the MLP a learning rate of 0.002 with dropout 0.5 did better than 0.001
+# with 0.3; for the regression no other rate was tried. Counts that fade with a half-life of 8 visits, the only one
+# tried, are worth 0.03 to 0.04 of average precision to both.
+RECIPES = {"logistic regression": Recipe(0.003), "MLP": Recipe(0.002, hidden=512, dropout=0.5)}
+RECENT = 8.0
 
 
 class Split(NamedTuple):
@@ -63,7 +64,16 @@ def fit_baselines(
 
     Returns:
       By name, a function from a split to (N, T) float32 probabilities.
+
+    Raises:
+      ValueError: train or tuning has no visit to predict.
     """
+    for name, split in (("train", train), ("tuning", tuning)):
+        if not len(split.examples):
+            raise ValueError(
+                f"{name}: none of {len(split.patients):,} patients has a second visit with a target code; choose other "
+                "objective.targets or a lower objective.min_patients"
+            )
     train, tuning = sample_examples(train, MAX_EXAMPLES), sample_examples(tuning, MAX_EXAMPLES)
     share = frequency(train.examples)
     progress("counting")
@@ -171,46 +181,37 @@ def fit_networks(train: Split, tuning: Split, vocab_size: int, progress: Callabl
     used = np.unique(table.features.indices)
     table = table._replace(features=table.features[:, used])
     checks = Table(features_of(tuning, vocab_size)[:, used], tuning.examples.targets)
-    fitted = descend(table, checks, {"logistic regression": 0, "MLP": HIDDEN}, LEARNING_RATES, progress)
+    fitted = descend(table, checks, RECIPES, progress)
 
     def predictor(params) -> Predictor:
-        return lambda split: predict(params, features_of(split, vocab_size)[:, used])
+        return lambda split: probabilities(params, features_of(split, vocab_size)[:, used])
 
     return {name: predictor(params) for name, params in fitted.items()}
 
 
-def initial_params(width: int, hidden: int, share: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns weights that predict train's frequencies (T,): of a regression if `hidden` is 0, else of an MLP."""
-    share = np.clip(share, 1e-6, 1 - 1e-6)
-    output = {"bias": np.log(share / (1 - share)).astype(np.float32)}
-    if not hidden:
-        return {"weights": np.zeros((width, len(share)), np.float32), **output}
-    first = np.random.default_rng(seed).standard_normal((width, hidden)) * math.sqrt(2 / width)
-    output |= {"weights": np.zeros((hidden, len(share)), np.float32)}
-    return {"hidden": first.astype(np.float32), "hidden_bias": np.zeros(hidden, np.float32), **output}
+def descend(
+    table: Table, checks: Table, recipes: dict[str, Recipe], progress: Callable[[str], None]
+) -> dict[str, dict]:
+    """Fits networks to the table of train; returns of each the parameters of the lowest loss on that of tuning."""
+    count = table.features.shape[0]
+    size = min(BATCH_SIZE, count)
+    steps = max(PASSES * (count // size), MIN_STEPS)
+    share = np.clip(np.asarray(table.targets.sum(axis=0)).ravel() / count, 1e-6, 1 - 1e-6)
+
+    def loss(logits, targets):
+        return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1).mean()
+
+    def tuning_loss(params) -> float:
+        return mean_loss(probabilities(params, checks.features), checks.targets)
+
+    lengths = (steps, -(-steps // CHECKS), PATIENCE)
+    stream = mini_batches(table, size)
+    return networks.descend(stream, recipes, scipy.special.logit(share), loss, tuning_loss, *lengths, progress)
 
 
-def logits_of(params: dict, inputs: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-    """Returns (B, T) logits of (B, D) inputs; dropout of hidden units is on where a key is given."""
-    if "hidden" in params:
-        inputs = jax.nn.relu(inputs @ params["hidden"] + params["hidden_bias"][None])
-        if dropout_key is not None:
-            kept = jax.random.bernoulli(dropout_key, 1 - DROPOUT, inputs.shape)
-            inputs = jnp.where(kept, inputs / (1 - DROPOUT), 0.0)
-    return inputs @ params["weights"] + params["bias"][None]
-
-
-_probabilities = jax.jit(lambda params, inputs: jax.nn.sigmoid(logits_of(params, inputs)))
-
-
-def predict(params: dict, features: scipy.sparse.csr_array) -> np.ndarray:
-    """Returns (N, T) float32 probabilities."""
-    found = np.empty((features.shape[0], len(params["bias"])), np.float32)
-    for start in range(0, len(found), CHUNK):
-        inputs = features[start : start + CHUNK].toarray()
-        padded = np.pad(inputs, ((0, CHUNK - len(inputs)), (0, 0)))  # one shape, so that it is compiled once
-        found[start : start + CHUNK] = np.asarray(_probabilities(params, padded))[: len(inputs)]
-    return found
+def probabilities(params: dict, features: scipy.sparse.csr_array) -> np.ndarray:
+    """Returns (N, T) float32 probabilities of a network."""
+    return scipy.special.expit(networks.predict(params, features))
 
 
 def mini_batches(table: Table, size: int, seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -221,48 +222,3 @@ def mini_batches(table: Table, size: int, seed: int = 0) -> Iterator[tuple[np.nd
         for start in range(0, len(order) - size + 1, size):
             rows = np.sort(order[start : start + size])
             yield table.features[rows].toarray(), table.targets[rows].toarray().astype(np.float32)
-
-
-def descend(
-    table: Table, checks: Table, hidden: dict[str, int], rates: dict[str, float], progress: Callable[[str], None]
-) -> dict[str, dict]:
-    """Runs Adam on several networks side by side; returns of each the parameters of the lowest tuning loss seen.
-
-    Args:
-      table: of train.
-      checks: of tuning.
-      hidden: the hidden units of each network by name; 0 is a logistic regression.
-      rates: the first learning rate of each; it falls to 0 along a cosine.
-      progress: called with the losses at each check.
-    """
-    count, width = table.features.shape
-    share = np.asarray(table.targets.sum(axis=0)).ravel() / count
-    size = min(BATCH_SIZE, count)
-    steps = max(PASSES * (count // size), MIN_STEPS)
-    optimizers = {name: optax.adam(optax.cosine_decay_schedule(rates[name], steps)) for name in hidden}
-    params = {name: initial_params(width, units, share) for name, units in hidden.items()}
-    states = {name: optimizers[name].init(params[name]) for name in hidden}
-    best = {name: (math.inf, params[name], 0) for name in hidden}  # loss, parameters, at which step
-
-    def loss(own, inputs, targets, key):
-        return optax.sigmoid_binary_cross_entropy(logits_of(own, inputs, key), targets).sum(axis=-1).mean()
-
-    @jax.jit
-    def step(params, states, inputs, targets, number):
-        key, after = jax.random.fold_in(jax.random.key(0), number), {}
-        for name in params:
-            updates, state = optimizers[name].update(jax.grad(loss)(params[name], inputs, targets, key), states[name])
-            after[name] = optax.apply_updates(params[name], updates), state
-        return tuple({name: pair[side] for name, pair in after.items()} for side in (0, 1))
-
-    every = -(-steps // CHECKS)
-    for number, (inputs, targets) in zip(range(1, steps + 1), mini_batches(table, size), strict=False):
-        params, states = step(params, states, inputs, targets, number)
-        if number % every == 0 or number == steps:
-            found = {name: mean_loss(predict(own, checks.features), checks.targets) for name, own in params.items()}
-            better = {name: (found[name], jax.device_get(params[name]), number) for name in params}
-            best |= {name: better[name] for name in params if found[name] < best[name][0]}
-            progress(f"{number} of {steps} steps: " + ", ".join(f"{name} {lost:.3f}" for name, lost in found.items()))
-            if number - max(at for _, _, at in best.values()) >= PATIENCE * every:
-                break
-    return {name: own for name, (_, own, _) in best.items()}

@@ -3,8 +3,8 @@
 Ranking metrics of a resample come from histograms of scores by patient; those of the data itself are exact, and the
 resamples are shifted by the small difference between the two. A metric without anything to measure is left out.
 
-Where few patients have a code, a resample holds it in none of them or in some several times: intervals of means over
-codes need not have the value in their middle.
+Where few patients have a code, a resample may hold none or some of them twice: an interval of a mean over codes need
+not have the value in its middle.
 """
 
 from typing import NamedTuple
@@ -21,6 +21,8 @@ MICRO_QUANTILES, MICRO_TOP, CODE_QUANTILES = 2000, 200, 48
 ROWS = 4096  # visits worked on at once
 EPSILON = float(np.finfo(np.float32).eps)
 
+Targets = np.ndarray | scipy.sparse.csr_array
+
 
 class Examples(NamedTuple):
     """Visits to predict, N of them, and what they hold of T codes.
@@ -32,7 +34,7 @@ class Examples(NamedTuple):
       cells: further parts of the table to measure by name, each bool that broadcasts to (N, T); see `group_cells`.
     """
 
-    targets: np.ndarray | scipy.sparse.csr_array
+    targets: Targets
     patients: np.ndarray
     seen_before: np.ndarray
     cells: dict[str, np.ndarray] = {}
@@ -43,20 +45,16 @@ def group_cells(
 ) -> dict[str, np.ndarray]:
     """Returns parts of the table as `type=CONDITION`, `age=40-60` and `sex=F`.
 
-    Args:
-      code_types: (T,) str.
-      ages: (N,) years; NaN is in no band.
-      sexes: (N,) str; empty where unknown, which is in no part.
+    Types are (T,) str; ages (N,) years, of which NaN is in no band; sexes (N,) str, empty where unknown.
     """
     cells = {}
-    for kind in [] if code_types is None else np.unique(code_types):
-        cells[f"type={kind}"] = (np.asarray(code_types) == kind)[None, :]
-    bands = (("0-20", 0, 20), ("20-40", 20, 40), ("40-60", 40, 60), ("60-80", 60, 80), ("80+", 80, np.inf))
-    for name, low, high in [] if ages is None else bands:
-        cells[f"age={name}"] = ((np.asarray(ages) >= low) & (np.asarray(ages) < high))[:, None]
-    for sex in [] if sexes is None else np.unique(sexes):
-        if sex:
-            cells[f"sex={sex}"] = (np.asarray(sexes) == sex)[:, None]
+    if code_types is not None:
+        cells |= {f"type={kind}": (code_types == kind)[None, :] for kind in np.unique(code_types)}
+    if ages is not None:
+        bands = {"0-20": (0, 20), "20-40": (20, 40), "40-60": (40, 60), "60-80": (60, 80), "80+": (80, np.inf)}
+        cells |= {f"age={name}": ((ages >= low) & (ages < high))[:, None] for name, (low, high) in bands.items()}
+    if sexes is not None:
+        cells |= {f"sex={sex}": (sexes == sex)[:, None] for sex in np.unique(sexes) if sex}
     return cells
 
 
@@ -67,11 +65,10 @@ def measure(probabilities: np.ndarray, examples: Examples, threshold: float, see
       probabilities: (N, T) float32, each code on its own.
       examples: what came.
       threshold: a code is predicted from this probability on; `best_threshold` of tuning.
-      seed: of the resamples; those of two models are paired if it is the same.
+      seed: of the resamples; with the same, those of two models are paired.
 
     Returns:
-      Estimates by name; n counts visits, or positive cells for `micro_f1` and `average_precision`, or codes for means
-      over codes.
+      Estimates by name; n counts visits, positive cells (`micro_f1`, `average_precision*`) or codes (`macro_*`).
     """
     order = np.argsort(examples.patients, kind="stable")
     probabilities, targets = np.asarray(probabilities, np.float32)[order], _dense(examples.targets)[order]
@@ -79,18 +76,16 @@ def measure(probabilities: np.ndarray, examples: Examples, threshold: float, see
     _, owners = np.unique(np.asarray(examples.patients)[order], return_inverse=True)
     num_patients, cut = int(owners[-1]) + 1, np.float32(threshold)  # of the scores' kind, to be met exactly
     weights = np.vstack([np.ones((1, num_patients)), resamples(num_patients, seed)]).astype(np.float32)
-    parts = {"": np.True_, "/new": ~seen, "/repeat": seen}
-    for name, cells in examples.cells.items():
-        parts[f"/{name}"] = cells if cells.shape[0] == 1 else cells[order]
+    given = {f"/{name}": cells if len(cells) == 1 else cells[order] for name, cells in examples.cells.items()}
     found = _ratios(probabilities, targets, seen, owners, weights, cut)
-    for name, cells in parts.items():
+    for name, cells in {"": np.True_, "/new": ~seen, "/repeat": seen, **given}.items():
         found[f"average_precision{name}"] = _micro_average_precision(probabilities, targets, cells, owners, weights)
     found |= _means_over_codes(probabilities, targets, owners, weights, cut)
     found["calibration_error"] = _calibration_error(probabilities, targets, owners, weights)
     return {PREFIX + name: estimate for name, estimate in found.items() if estimate is not None}
 
 
-def best_threshold(probabilities: np.ndarray, targets: np.ndarray | scipy.sparse.csr_array) -> float:
+def best_threshold(probabilities: np.ndarray, targets: Targets) -> float:
     """Returns the probability from which on predicting codes gives the highest micro-F1, of all cut points."""
     cuts, hits, chosen = _curve(np.asarray(probabilities, np.float32), _dense(targets))
     return float(cuts[np.argmax(2 * hits / (chosen + hits[0]))]) if len(cuts) else 1.0
@@ -109,23 +104,18 @@ def auroc(scores: np.ndarray, targets: np.ndarray) -> float:
     return float(below.sum(dtype=np.float64) / 2 / len(positives) / len(negatives))
 
 
-def precision_recall(
-    probabilities: np.ndarray, targets: np.ndarray | scipy.sparse.csr_array, points: int = 200
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def precision_recall(probabilities: np.ndarray, targets: Targets, points: int = 200) -> tuple[np.ndarray, ...]:
     """Returns precision, recall and threshold, each (points or fewer,), at cuts even in the positives' ranks."""
     cuts, hits, chosen = _curve(probabilities, _dense(targets))
     kept = np.unique(np.searchsorted(-hits, -np.linspace(hits[0], 1, points), "right") - 1)
     return hits[kept] / chosen[kept], hits[kept] / hits[0], cuts[kept]
 
 
-def reliability(
-    probabilities: np.ndarray, targets: np.ndarray | scipy.sparse.csr_array, bins: int = CALIBRATION_BINS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def reliability(probabilities: np.ndarray, targets: Targets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the mean probability, the observed share and the number of cells of each equal-mass bin."""
-    one = np.zeros(len(probabilities), int)
-    table = _calibration_table(probabilities, _dense(targets), one, bins)[0]
-    table = table[:, table[2] > 0]
-    return table[0] / table[2], table[1] / table[2], table[2].astype(int)
+    table = _calibration_table(probabilities, _dense(targets), np.zeros(len(probabilities), int))[0]
+    means, shares, cells = table[:, table[2] > 0]
+    return means / cells, shares / cells, cells.astype(int)
 
 
 def hits_at(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
@@ -141,15 +131,10 @@ def _dense(targets) -> np.ndarray:
     return targets.toarray() if scipy.sparse.issparse(targets) else np.asarray(targets)
 
 
-def _place(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the distinct scores of targets, ascending, and for each cell how many of them it reaches."""
-    cuts = np.unique(scores[targets])
-    return cuts, np.searchsorted(cuts, scores, side="right")
-
-
 def _curve(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the distinct scores of targets, ascending, and how many targets and cells are at or above each."""
-    cuts, places = _place(scores, targets)
+    cuts = np.unique(scores[targets])
+    places = np.searchsorted(cuts, scores, side="right")
     counts = (np.bincount(some.ravel(), minlength=len(cuts) + 1) for some in (places[targets], places))
     hits, chosen = (np.cumsum(found[:0:-1])[::-1] for found in counts)
     return cuts, hits, chosen
@@ -157,31 +142,28 @@ def _curve(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _ratios(probabilities, targets, seen, owners, weights, threshold) -> dict[str, Estimate | None]:
     """Measures whatever is one sum over visits divided by another."""
-    parts = []
+    totals = {}
     for start in range(0, len(owners), ROWS):
         rows = slice(start, start + ROWS)
         scores, wanted, new = probabilities[rows], targets[rows], targets[rows] & ~seen[rows]
-        every, some_new = np.ones(len(scores)), new.any(axis=1)
+        every, size, size_new, chosen = np.ones(len(scores)), wanted.sum(axis=1), new.sum(axis=1), scores >= threshold
         likely = np.clip(scores.astype(np.float64), EPSILON, 1 - EPSILON)
-        among_new = hits_at(np.where(seen[rows], -np.inf, scores), new, 10) / np.maximum(new.sum(axis=1), 1)
-        size, chosen = wanted.sum(axis=1), scores >= threshold
+        hits_new = hits_at(np.where(seen[rows], -np.inf, scores), new, 10)
         sums = {
             "micro_f1": (2 * (chosen & wanted).sum(axis=1), chosen.sum(axis=1) + size),
-            "recall@10/new": (among_new * some_new, some_new),
+            "recall@10/new": (hits_new / np.maximum(size_new, 1), size_new > 0),
             "loss": (-np.log(np.where(wanted, likely, 1 - likely)).sum(axis=1), every),
         }
         for k in (10, 30):
-            sums[f"recall@{k}"] = (hits_at(scores, wanted, k) / np.maximum(size, 1) * (size > 0), size > 0)
+            sums[f"recall@{k}"] = (hits_at(scores, wanted, k) / np.maximum(size, 1), size > 0)
         for k in (1, 10):
             sums[f"precision@{k}"] = (hits_at(scores, wanted, k) / min(k, scores.shape[1]), every)
-        parts.append(sums)
-    found = {}
-    for name in parts[0]:
-        above, below = (np.concatenate([part[name][side] for part in parts]) for side in (0, 1))
-        totals = weights @ np.stack([np.bincount(owners, side) for side in (above, below)], axis=1)
-        n = int(targets.sum() if name == "micro_f1" else below.sum())
-        found[name] = _estimate(_divide(totals[:, 0], totals[:, 1]), above.sum() / max(below.sum(), 1), n)
-    return found
+        for name, sides in sums.items():
+            added = np.stack([np.bincount(owners[rows], side, weights.shape[1]) for side in sides])
+            totals[name] = totals.get(name, 0) + added
+    counts = {name: sides[1].sum() for name, sides in totals.items()} | {"micro_f1": targets.sum()}
+    shares = {name: _divide(*(sides @ weights.T)) for name, sides in totals.items()}
+    return {name: _estimate(found, found[0], int(counts[name])) for name, found in shares.items()}
 
 
 def _micro_average_precision(probabilities, targets, cells, owners, weights) -> Estimate | None:
@@ -190,19 +172,10 @@ def _micro_average_precision(probabilities, targets, cells, owners, weights) -> 
     scores, hits = probabilities[cells], targets[cells]
     if not hits.any():
         return None
-    cuts, fine = _place(scores, hits)
     positives = np.sort(scores[hits])
     edges = np.unique(np.concatenate([_spread(positives, MICRO_QUANTILES), positives[-MICRO_TOP:]]))
-    bins = np.append(0, np.searchsorted(edges, cuts, side="right"))[fine]
-    stops = np.cumsum(np.bincount(owners, cells.sum(axis=1), weights.shape[1])).astype(int)
-    tables = np.empty((2, len(stops), len(edges) + 1), np.float32)
-    for patient, (start, stop) in enumerate(zip([0, *stops[:-1]], stops, strict=True)):
-        own, wanted = bins[start:stop], hits[start:stop]
-        tables[0, patient] = np.bincount(own[wanted], minlength=len(edges) + 1)
-        tables[1, patient] = np.bincount(own, minlength=len(edges) + 1)
-    binned, _ = _binned(weights @ tables[0], weights @ tables[1])
-    counts = (np.bincount(some, minlength=len(cuts) + 1)[None] for some in (fine[hits], fine))
-    return _estimate(binned, _binned(*counts)[0][0], int(hits.sum()))
+    counted = _count(np.repeat(owners, cells.sum(axis=1)), scores, hits, edges, weights)
+    return _estimate(_binned(*counted)[0], average_precision(scores, hits), len(positives))
 
 
 def _means_over_codes(probabilities, targets, owners, weights, threshold) -> dict[str, Estimate | None]:
@@ -213,13 +186,13 @@ def _means_over_codes(probabilities, targets, owners, weights, threshold) -> dic
         return {}
     parts = [_measure_code(probabilities[:, code], targets[:, code], owners, weights, threshold) for code in ranked]
     binned, exact = (np.stack(side, axis=-1) for side in zip(*parts, strict=True))
+    every = np.ones(len(ranked), bool)
     enough = len(owners) - positives[ranked] >= MIN_CELLS
-    found = {}
-    for row, name in enumerate(("macro_average_precision", "macro_auroc", "macro_f1")):
-        kept = enough if name == "macro_auroc" else np.ones(len(ranked), bool)
-        present = ~np.isnan(binned[row]) & kept
-        means = _divide(np.where(present, binned[row], 0).sum(axis=1), present.sum(axis=1))
-        found[name] = _estimate(means, exact[row, kept].mean(), int(kept.sum())) if kept.any() else None
+    found, kinds = {}, {"macro_average_precision": every, "macro_auroc": enough, "macro_f1": every}
+    for (name, kept), codes, values in zip(kinds.items(), binned, exact, strict=True):
+        present = ~np.isnan(codes) & kept
+        means = _divide(np.where(present, codes, 0).sum(axis=1), present.sum(axis=1))
+        found[name] = _estimate(means, values[kept].sum() / max(kept.sum(), 1), int(kept.sum()))
     return found
 
 
@@ -229,18 +202,22 @@ def _measure_code(column, wanted, owners, weights, threshold) -> tuple[np.ndarra
     edges = np.unique(np.concatenate([some, np.nextafter(some, np.float32(np.inf)), [threshold]]))
     # A bin of one score is a step of the curve; in one of many, precision is taken at its middle.
     middle = np.append(0.5, np.where(np.isin(edges, some), 0.0, 0.5))
-    shape = weights.shape[1], len(edges) + 1
-    bins = owners * shape[1] + np.searchsorted(edges, column, side="right")
-    hits, every = (
-        weights @ np.bincount(own, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float32)
-        for own in (bins[wanted], bins)
-    )
+    hits, every = _count(owners, column, wanted, edges, weights)
     precision, area = _binned(hits, every, middle)
     cut = np.searchsorted(edges, threshold, side="right")
     f1 = _divide(2 * hits[:, cut:].sum(axis=1), every[:, cut:].sum(axis=1) + hits.sum(axis=1))
     f1 = np.where(hits.any(axis=1), f1, np.nan)
     exact = average_precision(column, wanted), np.nan if wanted.all() else auroc(column, wanted), f1[0]
     return np.stack([precision, area, f1]), np.array(exact)
+
+
+def _count(owners, scores, hits, edges, weights) -> list[np.ndarray]:
+    """Counts positives and cells of each resample in bins that begin at edges, each (R, edges + 1) float32."""
+    shape = weights.shape[1], len(edges) + 1
+    bins = np.searchsorted(edges, scores, side="right")
+    bins += owners * shape[1]
+    counts = (np.bincount(some, minlength=shape[0] * shape[1]) for some in (bins[hits], bins))
+    return [weights @ some.reshape(shape).astype(np.float32) for some in counts]
 
 
 def _binned(hits: np.ndarray, every: np.ndarray, middle: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -260,24 +237,19 @@ def _binned(hits: np.ndarray, every: np.ndarray, middle: np.ndarray | float = 0.
 
 def _calibration_error(probabilities, targets, owners, weights) -> Estimate | None:
     """Measures the mean distance of probabilities from observed shares, over equal-mass bins of all cells."""
-    table = _calibration_table(probabilities, targets, owners, CALIBRATION_BINS)
-    totals = np.tensordot(weights, table, 1)
+    totals = np.tensordot(weights, _calibration_table(probabilities, targets, owners), 1)
     errors = np.abs(totals[:, 0] - totals[:, 1]).sum(axis=1) / totals[:, 2].sum(axis=1)
     return _estimate(errors, errors[0], targets.size)
 
 
-def _calibration_table(probabilities, targets, owners, bins: int) -> np.ndarray:
+def _calibration_table(probabilities, targets, owners) -> np.ndarray:
     """Adds up probabilities, targets and cells by patient and equal-mass bin: (patients, 3, bins)."""
-    ranks = np.arange(1, bins) * probabilities.size // bins
+    ranks = np.arange(1, CALIBRATION_BINS) * probabilities.size // CALIBRATION_BINS
     edges = np.unique(np.partition(probabilities, ranks, axis=None)[ranks])
-    table = np.zeros((int(owners.max()) + 1, 3, bins))
-    for start in range(0, len(owners), ROWS):
-        rows = slice(start, start + ROWS)
-        scores, wanted = probabilities[rows].ravel(), targets[rows].ravel()
-        place = np.searchsorted(edges, scores, side="right") + np.repeat(owners[rows], targets.shape[1]) * bins
-        for kind, values in enumerate((scores, wanted, None)):
-            table[:, kind] += np.bincount(place, values, len(table) * bins).reshape(-1, bins)
-    return table
+    bins = np.searchsorted(edges, probabilities, side="right") + owners[:, None] * CALIBRATION_BINS
+    size = (owners.max() + 1) * CALIBRATION_BINS
+    sums = [np.bincount(bins.ravel(), values, size) for values in (probabilities.ravel(), targets.ravel(), None)]
+    return np.stack([each.reshape(-1, CALIBRATION_BINS) for each in sums], axis=1)
 
 
 def _spread(ordered: np.ndarray, count: int) -> np.ndarray:

@@ -26,6 +26,7 @@ class TrainConfig:
       accumulate_steps: parts into which a batch is cut to save memory; must divide `batch_size`.
       evaluate_every: steps between evaluations on tuning, each followed by a checkpoint.
       log_every: steps between lines of training metrics.
+      max_patients: of the train split; of a larger one, those with the lowest hash of their id; 0 takes all.
       patience: stop after this many evaluations without a better tuning loss; 0 never stops early.
     """
 
@@ -34,6 +35,7 @@ class TrainConfig:
     accumulate_steps: int
     evaluate_every: int
     log_every: int
+    max_patients: int
     patience: int
 
     def __post_init__(self):
@@ -43,8 +45,9 @@ class TrainConfig:
         if self.batch_size % self.accumulate_steps:
             found = f"found {self.accumulate_steps} with train.batch_size={self.batch_size}"
             raise ValueError(f"train.accumulate_steps: {found}; expected a divisor of the batch size")
-        if self.patience < 0:
-            raise ValueError(f"train.patience: found {self.patience}; expected 0 or more")
+        for key in ("max_patients", "patience"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"train.{key}: found {getattr(self, key)}; expected 0 or more")
 
 
 class TrainingDivergedError(ValueError):

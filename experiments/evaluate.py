@@ -14,7 +14,7 @@ from experiments import command, plots, tables
 from experiments.evaluate_events import score_events
 from experiments.evaluate_masked import score_masked
 from experiments.evaluate_next_visit import score_next_visits
-from experiments.run import load_run
+from experiments.run import check_comparable, load_run
 
 EVALUATION_FILE = "evaluation.json"
 SECTIONS = {"mlm": score_masked, "next_visit": score_next_visits, "time_to_event": score_events}
@@ -45,8 +45,8 @@ def evaluate_run(
     """
     run = load_run(folder, split, data, say)
     other = None if versus is None else load_run(Path(versus), split, data, say)
-    if other is not None and other.vocabulary.fingerprint != run.vocabulary.fingerprint:
-        raise ValueError(f"--versus={versus}: has another vocabulary than {folder}; expected a run of the same data")
+    if other is not None:
+        check_comparable(run, other, str(versus))
     result = {"split": split, "patients": len(run.patients), "metrics": {}, "baselines": {}, "versus": {}}
     for name in run.trained.model.objectives:
         shared = other if other is not None and name in other.trained.model.objectives else None

@@ -7,7 +7,7 @@ import numpy as np
 from behrt_jax import baselines, evaluate, metrics
 from behrt_jax.data import batches, oracle, world
 from behrt_jax.data.dataset import Patients
-from experiments.run import Run
+from experiments.run import Run, read_simulation
 
 BASELINE_BATCHES = 200
 
@@ -53,8 +53,7 @@ def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True
 
 def ask_oracle(run: Run, hidden: list[evaluate.MaskedBatch]) -> metrics.Outcomes:
     """Scores what a model would say that knows the simulation, and the patients' whole histories."""
-    lives = world.load_world(run.source)
-    seen = oracle.read_histories(run.source, run.patients.subject_ids)
+    lives, seen = read_simulation(run, run.patients)
     tokens = run.vocabulary.tokens
     column = {code: place for place, code in enumerate(lives.codes)}
     columns = np.array([column.get(token, -1) for token in tokens])

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import command
-from experiments.tables import COLUMNS, format_cell
+from experiments.tables import COLUMNS, LOWER_IS_BETTER, format_cell
 
 SIMULATED_PATIENTS = 10_000
 # Simulated patients' deaths are left out, for the oracle does not see them.
@@ -59,7 +59,8 @@ def format_markdown(results: dict[str, dict]) -> str:
             if first not in result["metrics"]:
                 continue
             known = {label: found for label, found in result["baselines"].items() if first in found}
-            ranked = sorted(known.items(), key=lambda item: -item[1][first]["value"])
+            sign = 1 if first.endswith(LOWER_IS_BETTER) else -1
+            ranked = sorted(known.items(), key=lambda item: sign * item[1][first]["value"])
             oracle = [("oracle", result["oracle"])] if first in result.get("oracle", {}) else []
             for label, found in [*oracle, ("**BEHRT**", result["metrics"]), *ranked]:
                 cells = [format_cell(found[column]) if column in found else "" for column in columns]

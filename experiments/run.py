@@ -4,10 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from behrt_jax import workdir
-from behrt_jax.data import dataset, sequences
+from behrt_jax.data import dataset, oracle, sequences, world
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.data.vocabulary import Vocabulary
@@ -71,3 +72,36 @@ def load_run(folder: Path, split: str, data: str | None, say: Callable[[str], No
     trained = task.make_task(config, vocabulary)
     source = Path(data or config.data.path)
     return Run(config, vocabulary, trained, params, source, split, train, dataset.sample(tuning, most), patients, say)
+
+
+def check_comparable(run: Run, other: Run, folder: str) -> None:
+    """Raises a ValueError where another run, of `folder`, does not predict what a run predicts."""
+    if other.vocabulary.fingerprint != run.vocabulary.fingerprint:
+        raise ValueError(f"--versus={folder}: has another vocabulary; expected a run of the same data")
+    shared = set(run.trained.model.objectives) & set(other.trained.model.objectives)
+    if not shared:
+        raise ValueError(f"--versus={folder}: was trained on nothing that this run was trained on; name another run")
+    differs = []
+    if shared - {"mlm"} and not np.array_equal(run.trained.is_target, other.trained.is_target):
+        differs.append("targets")
+    if "time_to_event" in shared and run.config.objective.event_edges != other.config.objective.event_edges:
+        differs.append("event_edges")
+    if differs:
+        keys = " and ".join(f"objective.{key}" for key in differs)
+        raise ValueError(f"--versus={folder}: has other {keys}; expected a run that predicts the same")
+
+
+def read_simulation(run: Run, patients: dataset.Patients) -> tuple[world.World, world.Histories]:
+    """Reads the world of simulated data, and what is seen of patients in it.
+
+    Raises:
+      ValueError: the visits of the prepared data are not those of the simulation.
+    """
+    seen = oracle.read_histories(run.source, patients.subject_ids)
+    visits = np.diff(run.index(patients).first_visit)
+    if not np.array_equal(np.bincount(seen.owner, minlength=len(visits)), visits):
+        raise ValueError(
+            f"{run.source}: holds {len(seen.owner):,} visits of these patients, the prepared data {visits.sum():,}, or "
+            "other ones; train with data.events_without_visit=leave_out to compare with the oracle"
+        )
+    return world.load_world(run.source), seen

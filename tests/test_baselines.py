@@ -4,6 +4,7 @@ import scipy.special
 
 from behrt_jax import baselines
 from behrt_jax.evaluate import MaskedBatch, mask_batches
+from behrt_jax.networks import Recipe
 from behrt_jax.objectives.mlm import Masked
 from tests import tiny
 
@@ -95,11 +96,11 @@ def test_bigram_learns_nothing_from_a_hidden_neighbour():
 
 
 def features_of(batch, row):
-    """Returns the blocks of one hidden code: own visit, visit before, after, history (each by code), age, constant."""
-    dense = baselines.linear_features(batch, V, 5).toarray()[row]
-    assert len(dense) == 4 * 5 + 21 + 1
+    """Returns the blocks of one hidden code: own visit, visit before, after, history (each by code), age."""
+    dense = baselines.features(batch, V, 5).toarray()[row]
+    assert len(dense) == 4 * 5 + 21
     own, before, after, history = dense[:20].reshape(4, 5)
-    return own, before, after, history, dense[20:41], dense[41]
+    return own, before, after, history, dense[20:41]
 
 
 def codes(*wanted):
@@ -107,12 +108,12 @@ def codes(*wanted):
 
 
 def test_linear_features_of_a_visit_between_two_others():
-    own, before, after, history, age, constant = features_of(masked_batch([(0, 4)]), 0)
+    own, before, after, history, age = features_of(masked_batch([(0, 4)]), 0)
     np.testing.assert_array_equal(own, codes())  # its only code is the hidden one
     np.testing.assert_array_equal(before, codes(5, 6))
     np.testing.assert_array_equal(after, codes(5, 8))
     np.testing.assert_allclose(history, np.log1p([2, 1, 0, 1, 0]))
-    assert age.sum() == 1 and age[1 + 33 // 5] == 1 and constant == 1
+    assert age.sum() == 1 and age[1 + 33 // 5] == 1
 
 
 def test_linear_features_never_cross_patients():
@@ -121,7 +122,7 @@ def test_linear_features_never_cross_patients():
     np.testing.assert_array_equal(own, codes(5))
     np.testing.assert_array_equal(before, codes(7))
     np.testing.assert_array_equal(after, codes())
-    own, before, after, history, age, _ = features_of(batch, 1)  # the only visit of the patient behind
+    own, before, after, history, age = features_of(batch, 1)  # the only visit of the patient behind
     np.testing.assert_array_equal(own, codes(6))
     assert not before.any() and not after.any()
     np.testing.assert_allclose(history, np.log(2) * codes(6))
@@ -148,7 +149,7 @@ def test_no_feature_and_no_prediction_depends_on_a_hidden_code(hidden):
     other = {**batch.batch, "codes": batch.batch["codes"].copy()}
     other["codes"][batch.targets] = rng.permutation(other["codes"][batch.targets])
     changed = MaskedBatch(other, batch.masked._replace(labels=np.full_like(batch.masked.labels, 5)))
-    first, second = (baselines.linear_features(each, V, 5).toarray() for each in (batch, changed))
+    first, second = (baselines.features(each, V, 5).toarray() for each in (batch, changed))
     np.testing.assert_array_equal(first, second)
     for predictor in (baselines.own_most_frequent(FREQUENCY, 1.0), baselines.bigram(FREQUENCY, following, 1.0)):
         np.testing.assert_array_equal(predictor(batch), predictor(changed))
@@ -178,14 +179,14 @@ def partner_batches(seed, count):
 
 
 def test_the_linear_model_finds_a_planted_rule(monkeypatch):
-    monkeypatch.setattr(baselines, "LINEAR_STEPS", 100)
-    monkeypatch.setattr(baselines, "LINEAR_LEARNING_RATE", 0.1)
+    monkeypatch.setattr(baselines, "NETWORK_STEPS", 100)
+    monkeypatch.setattr(baselines, "RECIPES", {"own": Recipe(0.1)})
 
     def hide(seed, count):
         return mask_batches(partner_batches(seed, count), 0.15, 15, draws=1, seed=seed)
 
     frequency = np.where(np.arange(15) >= 5, 0.1, 0.0)
-    predictor = baselines.fit_linear(lambda: hide(0, 100), list(hide(1, 5)), frequency)
+    predictor = baselines.fit_networks(lambda: hide(0, 100), list(hide(1, 5)), frequency, print)["own"]
     found, even = [], []
     for batch in hide(2, 20):
         log_probabilities = predictor(batch)
@@ -198,24 +199,51 @@ def test_the_linear_model_finds_a_planted_rule(monkeypatch):
     assert np.concatenate(found).mean() > 0.97 and np.mean(even) > 0.5
 
 
+def exclusive_batches(seed, count):
+    """Patients of one visit of three codes; the first two tell the third together, and neither alone."""
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        batch = tiny.packed_batch([[5]] * 64, 5, seed=number)
+        first, second = rng.integers(0, 2, (2, 64))
+        batch["codes"][:, 1:4] = np.stack([5 + first, 7 + second, 9 + (first ^ second)], axis=1)
+        batch["visit_ids"][:] = 0
+        batch["maskable"] = batch["codes"] >= 9
+        yield batch
+
+
+def test_the_mlp_finds_an_interaction_that_the_linear_model_cannot_express(monkeypatch):
+    monkeypatch.setattr(baselines, "NETWORK_STEPS", 400)
+    monkeypatch.setattr(baselines, "RECIPES", {"linear": Recipe(0.03), "MLP": Recipe(0.01, hidden=32)})
+
+    def hide(seed, count):
+        return mask_batches(exclusive_batches(seed, count), 1.0, 15, draws=1, seed=seed)
+
+    frequency = np.where(np.arange(15) >= 5, 0.1, 0.0)
+    fitted = baselines.fit_networks(lambda: hide(0, 400), list(hide(1, 10)), frequency, print)
+    shares = {}
+    for name, predictor in fitted.items():
+        shares[name] = np.mean([(predictor(batch).argmax(1) == batch.labels).mean() for batch in hide(2, 40)])
+    assert shares["MLP"] > 0.95 and shares["linear"] < 0.7
+
+
 def test_rare_codes_share_what_the_linear_model_leaves(monkeypatch):
     monkeypatch.setattr(baselines, "MAX_CODES", 3)
-    monkeypatch.setattr(baselines, "LINEAR_STEPS", 50)
+    monkeypatch.setattr(baselines, "NETWORK_STEPS", 50)
     batch = masked_batch([(0, 1), (0, 7), (1, 3)])
-    predictor = baselines.fit_linear(lambda: iter([batch] * 100), [batch], FREQUENCY)
-    found = probabilities(predictor, batch)
-    np.testing.assert_allclose(found[:, 8] / found[:, 9], FREQUENCY[8] / FREQUENCY[9], rtol=1e-4)
+    for predictor in baselines.fit_networks(lambda: iter([batch] * 100), [batch], FREQUENCY, print).values():
+        found = probabilities(predictor, batch)
+        np.testing.assert_allclose(found[:, 8] / found[:, 9], FREQUENCY[8] / FREQUENCY[9], rtol=1e-4)
 
 
 def test_every_baseline_is_fitted_and_scored():
     batch = masked_batch([(0, 1), (0, 7), (1, 3)])
     messages = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(baselines, "LINEAR_STEPS", 50)
+        patch.setattr(baselines, "NETWORK_STEPS", 50)
         fitted = baselines.fit_baselines(
             lambda: [batch.batch], lambda: iter([batch] * 100), [batch], V, progress=messages.append
         )
-    assert len(fitted) == 4 and messages
+    assert len(fitted) == 5 and messages
     for predictor in fitted.values():
         outcomes = baselines.predict(predictor, [batch])
         assert np.isfinite(outcomes.values["loss"]).all()

@@ -7,9 +7,11 @@ import scipy.sparse
 import sklearn.linear_model
 
 from behrt_jax import baselines_next_visit as baselines
+from behrt_jax import networks
 from behrt_jax.baselines_next_visit import Split, Table
 from behrt_jax.data import history, next_visits, sequences
 from behrt_jax.data.dataset import Patients
+from behrt_jax.networks import Recipe
 
 V = 10  # codes 5 to 9, of which 5, 6 and 7 are targets
 DAY, YEAR = 1440, 1440 * 365.25
@@ -162,8 +164,7 @@ def fitted():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(baselines, "MIN_STEPS", 200)
         patch.setattr(baselines, "BATCH_SIZE", 64)
-        patch.setattr(baselines, "HIDDEN", 32)
-        patch.setattr(baselines, "LEARNING_RATES", {"logistic regression": 0.05, "MLP": 0.02})
+        patch.setattr(baselines, "RECIPES", {"logistic regression": Recipe(0.05), "MLP": Recipe(0.02, 32, 0.5)})
         messages = []
         train, tuning = make_split(random_patients(0)), make_split(random_patients(1))
         found = baselines.fit_baselines(train, tuning, V, messages.append)
@@ -219,8 +220,8 @@ def test_logistic_regression_reaches_the_optimum_of_scikit_learn(monkeypatch):
     chances = 1 / (1 + np.exp(-(features @ rng.normal(0, 1, (6, 3)) + rng.normal(0, 0.5, 3))))
     table = Table(scipy.sparse.csr_array(features), scipy.sparse.csr_array(rng.uniform(size=(400, 3)) < chances))
     monkeypatch.setattr(baselines, "MIN_STEPS", 600)
-    found = baselines.descend(table, table, {"own": 0}, {"own": 0.05}, lambda message: None)["own"]
-    predicted = baselines.predict(found, table.features)
+    found = baselines.descend(table, table, {"own": Recipe(0.05)}, lambda message: None)["own"]
+    predicted = baselines.probabilities(found, table.features)
     for code in range(3):
         wanted = table.targets.toarray()[:, code]
         expected = sklearn.linear_model.LogisticRegression(C=np.inf, tol=1e-8).fit(features, wanted)
@@ -236,11 +237,11 @@ def test_the_parameters_of_the_lowest_tuning_loss_are_kept(monkeypatch):
     ]
     monkeypatch.setattr(baselines, "MIN_STEPS", 240)
     messages = []
-    found = baselines.descend(*tables, {"own": 0}, {"own": 0.05}, messages.append)["own"]
+    found = baselines.descend(*tables, {"own": Recipe(0.05)}, messages.append)["own"]
     losses = [float(message.split()[-1]) for message in messages]
     assert len(losses) < 12 and losses[-1] > min(losses) + 0.1
-    kept = baselines.mean_loss(baselines.predict(found, tables[1].features), tables[1].targets)
-    frequencies = baselines.initial_params(40, 0, np.asarray(tables[0].targets.sum(axis=0)) / 60)
+    kept = baselines.mean_loss(baselines.probabilities(found, tables[1].features), tables[1].targets)
+    frequencies = networks.initial_params(40, 0, np.zeros(2))
     assert kept == pytest.approx(min(losses), abs=1e-3) and not frequencies["weights"].any()
 
 
@@ -264,3 +265,9 @@ def test_a_batch_and_a_sample_keep_features_with_their_targets():
     whole = baselines.features_of(split, V).toarray()
     np.testing.assert_array_equal(baselines.features_of(some, V).toarray(), whole[rows])
     assert dataclasses.replace(some.examples).visits is some.examples.visits
+
+
+def test_a_split_without_visits_to_predict_is_refused():
+    empty = make_split([([], [(30.0, [5])]), ([], [(40.0, [6])])])
+    with pytest.raises(ValueError, match="^train: none of 2 patients has a second visit .* objective.min_patients"):
+        baselines.fit_baselines(empty, empty, V)

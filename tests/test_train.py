@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from behrt_jax import BEHRTConfig, BEHRTForMLM
-from behrt_jax.objectives.mlm import mlm_objective
+from behrt_jax.objectives import mlm
+from behrt_jax.objectives.objective import Objective
 from behrt_jax.optimizer import make_optimizer
 from behrt_jax.state import TrainState
 from behrt_jax.train import TrainConfig, TrainingDivergedError, is_exhausted, make_train_step, train
@@ -26,14 +27,19 @@ pytestmark = pytest.mark.usefixtures("strict_jax", "quick_compilation")
 # The step, on a small regression whose gradients can be written down.
 
 
-def squares(params, batch, keys, train):
-    del train
-    errors = batch["inputs"] @ params["weights"] - 1.0
-    drawn = jax.random.uniform(keys["masking"]) + 0.0 * jax.random.uniform(keys["dropout"])
-    count = batch["counts"].sum()
-    metrics = {"loss": ((batch["counts"] * errors**2).sum(), count)}
-    metrics |= {"drawn": (drawn, jnp.ones(())), "drawn_squared": (drawn**2, jnp.ones(()))}
-    return metrics["loss"][0], count, metrics
+def prepare(batch, key):
+    return {**batch, "drawn": jax.random.uniform(key, batch["counts"].shape)}
+
+
+def measure(params, prepared, dropout_key):
+    errors = prepared["inputs"] @ params["weights"] - 1.0
+    noise = jax.random.uniform(dropout_key)
+    metrics = {"loss": ((prepared["counts"] * errors**2).sum(), prepared["counts"].sum())}
+    metrics |= {"drawn": (prepared["drawn"].sum(), jnp.ones(()))}
+    return {**metrics, "noise": (noise, jnp.ones(())), "noise_squared": (noise**2, jnp.ones(()))}
+
+
+SQUARES = Objective(prepare, measure, lambda prepared: {"loss": prepared["counts"].sum()}, {"loss": 1.0})
 
 
 def regression(rows=8):
@@ -51,7 +57,7 @@ def fresh_state(optimizer):
 @pytest.mark.parametrize("parts", [1, 2, 4, 8])
 def test_accumulation_gives_the_mean_over_all_targets(parts):
     optimizer, batch = optax.sgd(1.0), regression()
-    state, metrics = make_train_step(squares, optimizer, 0, parts)(fresh_state(optimizer), batch)
+    state, metrics = make_train_step(SQUARES, optimizer, 0, parts)(fresh_state(optimizer), batch)
     weights = np.array([0.5, -1.0, 2.0])
     errors = batch["inputs"] @ weights - 1
     gradient = 2 * (batch["counts"] * errors) @ batch["inputs"] / batch["counts"].sum()
@@ -64,20 +70,48 @@ def test_accumulation_gives_the_mean_over_all_targets(parts):
 
 def test_every_step_and_every_part_of_it_draws_anew():
     optimizer, batch = optax.sgd(0.0), regression()
-    train_step = make_train_step(squares, optimizer, 0, 2)
+    train_step = make_train_step(SQUARES, optimizer, 0, 2)
     state, drawn = fresh_state(optimizer), []
     for _ in range(4):
         state, metrics = train_step(state, batch)
-        (total, count), (squared, _) = metrics["drawn"], metrics["drawn_squared"]
-        assert count == 2 and squared / 2 - (total / 2) ** 2 > 1e-6  # the two parts drew different numbers
-        drawn.append(float(total))
-    assert len(set(drawn)) == 4
+        (total, count), (squared, _) = metrics["noise"], metrics["noise_squared"]
+        assert count == 2 and squared / 2 - (total / 2) ** 2 > 1e-6  # the two parts drew different dropout
+        drawn.append((float(total), float(metrics["drawn"][0])))
+    assert all(len(set(numbers)) == 4 for numbers in zip(*drawn, strict=True))
+
+
+def test_targets_are_drawn_for_the_whole_batch_however_it_is_cut():
+    optimizer, batch = optax.sgd(0.0), regression()
+    steps = [make_train_step(SQUARES, optimizer, 0, parts) for parts in (1, 2, 4, 8)]
+    drawn = [float(step(fresh_state(optimizer), batch)[1]["drawn"][0]) for step in steps]
+    np.testing.assert_allclose(drawn, drawn[0], rtol=1e-6)
+
+
+def test_losses_are_weighted_and_each_is_a_mean_over_its_own_targets():
+    """A second loss, with targets in other rows; their gradients add up as their weights say."""
+
+    def measure_two(params, prepared, dropout_key):
+        errors = prepared["inputs"] @ params["weights"] - 1.0
+        few = prepared["few"]
+        return {**measure(params, prepared, dropout_key), "few": ((few * errors).sum(), few.sum())}
+
+    def count(prepared):
+        return {"loss": prepared["counts"].sum(), "few": prepared["few"].sum()}
+
+    optimizer, batch = optax.sgd(1.0), regression()
+    batch["few"] = np.eye(8, dtype=np.float32)[6] + 2 * np.eye(8, dtype=np.float32)[1]
+    weights, inputs, counts = np.array([0.5, -1.0, 2.0]), batch["inputs"], batch["counts"]
+    gradient = 0.5 * 2 * (counts * (inputs @ weights - 1)) @ inputs / counts.sum() + 3.0 * batch["few"] @ inputs / 3
+    for parts in (1, 2, 4):
+        step = make_train_step(Objective(prepare, measure_two, count, {"loss": 0.5, "few": 3.0}), optimizer, 0, parts)
+        state, _ = step(fresh_state(optimizer), batch)
+        np.testing.assert_allclose(state.params["weights"], weights - gradient, rtol=1e-5)
 
 
 def test_a_batch_without_targets_changes_nothing():
     optimizer, batch = optax.sgd(1.0), regression()
     batch["counts"][:] = 0
-    state, _ = make_train_step(squares, optimizer, 0)(fresh_state(optimizer), batch)
+    state, _ = make_train_step(SQUARES, optimizer, 0)(fresh_state(optimizer), batch)
     np.testing.assert_array_equal(state.params["weights"], [0.5, -1.0, 2.0])
 
 
@@ -88,14 +122,13 @@ def test_a_batch_without_targets_changes_nothing():
 def model_step(seed=0, dropout=0.1, learning_rate=1e-2, num_steps=NUM_STEPS, **choices):
     model = BEHRTForMLM(tiny.config(dropout=dropout, **choices))
     optimizer = make_optimizer(tiny.optimizer_config(learning_rate=learning_rate), num_steps)
-    objective = functools.partial(mlm_objective, model, mask_rate=0.25)
-    return model, optimizer, make_train_step(objective, optimizer, seed)
+    return model, optimizer, make_train_step(mlm.make_objective(model, tiny.objective_config()), optimizer, seed)
 
 
 def batches(start=0, stop=NUM_STEPS):
     for step in range(start, stop):
         batch = tiny.packed_batch([[9, 7], [12, 4], [16], []], 16, seed=step)
-        del batch["patient_index"], batch["first_visits"]
+        del batch["patient_index"]
         yield jax.device_put(batch)
 
 
@@ -154,9 +187,10 @@ def test_a_small_batch_is_learnt_by_heart_by_each_encoder(choices):
 def test_one_step_of_the_large_tier():
     model = BEHRTForMLM(BEHRTConfig.large(1000, visit_bias=True))
     optimizer = make_optimizer(tiny.optimizer_config(learning_rate=1e-4, warmup_share=0.0), 10)
-    train_step = make_train_step(functools.partial(mlm_objective, model, mask_rate=0.15), optimizer, 0)
+    objective = mlm.make_objective(model, tiny.objective_config(mask_rate=0.15))
+    train_step = make_train_step(objective, optimizer, 0)
     batch = tiny.packed_batch([[20, 12], [25]], 32)
-    del batch["patient_index"], batch["first_visits"]
+    del batch["patient_index"]
     # Drawn here, for the initialisation takes as long to compile as the step.
     shapes, rng = jax.eval_shape(functools.partial(initialize, model), jax.random.key(0)), np.random.default_rng(0)
     before = jax.tree.map(lambda leaf: 0.05 * rng.standard_normal(leaf.shape, np.float32), shapes)
@@ -199,7 +233,9 @@ class Recorder:
         return self.step == self.interrupted_at
 
     def run(self, first=0, tuning_losses=None, **overrides):
-        settings = dict(num_steps=6, batch_size=1, accumulate_steps=1, evaluate_every=3, log_every=2, patience=0)
+        settings = dict(
+            num_steps=6, batch_size=1, accumulate_steps=1, evaluate_every=3, log_every=2, max_patients=0, patience=0
+        )
         numbered = ({"number": n, "patient_ids": np.array([[1, 0]])} for n in range(first, 100))
         return train(
             types.SimpleNamespace(step=first, params=first),
@@ -307,7 +343,7 @@ def test_a_tuning_loss_that_is_no_number_is_not_saved(bad):
 def test_parameters_broken_by_an_update_show_in_its_own_metrics():
     """The loss is finite, the update is not: the norm of the parameters tells before anything is saved."""
     optimizer = optax.sgd(1e38)
-    _, metrics = make_train_step(squares, optimizer, 0)(fresh_state(optimizer), regression())
+    _, metrics = make_train_step(SQUARES, optimizer, 0)(fresh_state(optimizer), regression())
     assert np.isfinite(metrics["loss"][0]) and not np.isfinite(metrics["parameter_norm"][0])
 
 
@@ -321,6 +357,8 @@ def test_parameters_broken_by_an_update_show_in_its_own_metrics():
     ],
 )
 def test_wrong_settings_name_key_and_value(overrides, message):
-    good = TrainConfig(num_steps=6, batch_size=4, accumulate_steps=2, evaluate_every=3, log_every=2, patience=0)
+    good = TrainConfig(
+        num_steps=6, batch_size=4, accumulate_steps=2, evaluate_every=3, log_every=2, max_patients=0, patience=0
+    )
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(good, **overrides)

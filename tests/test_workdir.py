@@ -9,8 +9,6 @@ import behrt_jax
 from behrt_jax import workdir
 from behrt_jax.checkpoint import Checkpoints
 from behrt_jax.data.vocabulary import Vocabulary
-from behrt_jax.models.behrt import BEHRTForMLM
-from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.optimizer import make_optimizer
 from configs import default
 from tests import tiny
@@ -105,7 +103,7 @@ def test_another_size_of_the_vocabulary_is_told_as_such_and_not_as_a_key_nobody_
 def trained(folder, steps=(3,)):
     """A workdir with a checkpoint of random parameters for each step; the first has the lowest tuning loss."""
     workdir.open_workdir(folder, config(), vocabulary())
-    model = BEHRTForMLM(BEHRTConfig(**config().model))
+    model = workdir.build_model(config())
     optimizer = make_optimizer(tiny.optimizer_config(), 10)
     state = tiny.initial_state(model, optimizer)
     checkpoints, saved = Checkpoints(folder / "checkpoints", workdir.TUNING_LOSS), {}

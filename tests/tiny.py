@@ -6,8 +6,9 @@ import functools
 import jax
 import numpy as np
 
-from behrt_jax.models.behrt import BEHRTForMLM
+from behrt_jax.models.behrt import BEHRTForMLM, BEHRTForPretraining
 from behrt_jax.models.config import BEHRTConfig
+from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.optimizer import OptimizerConfig
 from behrt_jax.state import create_state
 from behrt_jax.workdir import initialize
@@ -41,7 +42,26 @@ def optimizer_config(**overrides) -> OptimizerConfig:
     return OptimizerConfig(**{**settings, **overrides})
 
 
-def initial_state(model: BEHRTForMLM, optimizer, seed: int = 0):
+def objective_config(**overrides) -> ObjectiveConfig:
+    settings = {
+        "name": "mlm",
+        "mlm_weight": 1.0,
+        "next_visit_weight": 0.5,
+        "time_to_event_weight": 0.25,
+        "mask_rate": 0.25,
+        "masking": "codes",
+        "mask_values": True,
+        "targets": ("*",),
+        "min_patients": 1,
+        "history": "every_visit",
+        "days_weight": 0.1,
+        "event_visits": 4,
+        "event_edges": (30.0, 365.0),
+    }
+    return ObjectiveConfig(**{**settings, **overrides})
+
+
+def initial_state(model: BEHRTForMLM | BEHRTForPretraining, optimizer, seed: int = 0):
     return create_state(functools.partial(initialize, model), optimizer, seed)
 
 

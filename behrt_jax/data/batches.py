@@ -58,9 +58,9 @@ def batch_of(
 
     Returns:
       The columns of `sequences.COLUMNS` as (B, L), `patient_ids` (B, L) int32 (0 = padding, 1.. = which patient in the
-      row), `patient_index` (B, P) int32 with the row of `patients` of each, `window_index` (B, P) int32 with its place in
-      `epoch.windows` and `window_starts` (B, P) int32 with the index of its first visit, -1 where there is none. P is the most windows that a row of this epoch
-      holds. Rows past the epoch's last are empty.
+      row), and of each window in the row, as (B, P) int32 with -1 where there is none: `patient_index`, the row of
+      `patients`, `window_index`, its place in `epoch.windows`, and `window_starts`, the index of its first visit. P is
+      the most windows that a row of this epoch holds. Rows past the epoch's last are empty.
     """
     rows = epoch.order[number * batch_size : (number + 1) * batch_size]
     counts = epoch.plan.offsets[rows + 1] - epoch.plan.offsets[rows]

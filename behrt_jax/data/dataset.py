@@ -126,7 +126,7 @@ def read(folder: Path, split: str) -> Patients:
 
 
 def sample(patients: Patients, max_patients: int) -> Patients:
-    """Returns at most `max_patients` patients, those with the lowest hash of their id; all if there are no more, or 0."""
+    """Returns at most `max_patients`, those with the lowest hash of their id; all if there are no more, or for 0."""
     if not 0 < max_patients < len(patients):
         return patients
     chosen = np.zeros(len(patients), bool)

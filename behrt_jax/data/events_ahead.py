@@ -39,15 +39,17 @@ class EventTimes:
         """
         owners = self.owners[visits]
         wanted = self._key(owners[:, None], np.arange(len(self.codes))[None, :], visits[:, None] + 1)
-        place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        num_visits = len(self.ends)
-        happened = (self.keys[place] >= wanted) & (self.keys[place] // num_visits == wanted // num_visits)
-        until = np.where(happened, self.minutes[place], self.last[owners][:, None])
+        place = np.searchsorted(self.keys, wanted)
+        closing = self._key(owners[:, None], np.arange(len(self.codes))[None, :], len(self.ends))
+        happened = place < np.searchsorted(self.keys, closing)
+        until = np.broadcast_to(self.last[owners][:, None], happened.shape).copy()
+        until[happened] = self.minutes[place[happened]]
         days = (until - self.ends[visits][:, None]) / MINUTES_PER_DAY
         return np.maximum(days, SHORTEST).astype(np.float32), happened
 
     def _key(self, owners, codes, visits):
-        return (owners.astype(np.int64) * len(self.codes) + codes) * len(self.ends) + visits
+        # One more than there are visits, so that the visit after the last is not the first of the next code.
+        return (owners.astype(np.int64) * len(self.codes) + codes) * (len(self.ends) + 1) + visits
 
     def add(self, batch: dict[str, np.ndarray], num_visits: int, salt: int) -> dict[str, np.ndarray]:
         """Adds events ahead to packed rows.

@@ -53,10 +53,8 @@ def simulate(world: World, num_patients: int, seed: int) -> Simulated:
     start = rng.integers(START_MONTHS[0], START_MONTHS[1] + 1, num_patients)
     state = _draw(rng, worlds.state_priors(world)[:, sex, start])
     owner, month, state, end, died = _follow(world, rng, sex, start, state)
-    codes = np.zeros((len(owner), len(world.codes)), bool)
-    for low in range(0, len(owner), _CHUNK):
-        chances = world.emission[state[low : low + _CHUNK]]
-        codes[low : low + _CHUNK] = rng.random(chances.shape) < chances
+    parts = np.split(state, range(_CHUNK, len(state), _CHUNK))
+    codes = np.concatenate([rng.random((len(part), len(world.codes))) < world.emission[part] for part in parts])
     return Simulated(sex, owner, month, codes, state, end, died)
 
 
@@ -98,21 +96,11 @@ def select(histories: Simulated, patients: np.ndarray) -> Simulated:
     return Simulated(owner=np.searchsorted(patients, histories.owner[visits]), **kept)
 
 
-def write(
-    folder: str | Path,
-    world: World,
-    histories: Simulated,
-    seed: int,
-    progress: Callable[[int], object] = lambda done: None,
-) -> None:
-    """Writes a MEDS 0.4 data set, and with it `world.npz` and `truth.parquet`.
+def write(folder: str | Path, world: World, histories: Simulated, seed: int, progress: Callable = lambda done: 0):
+    """Writes a MEDS 0.4 data set, and with it `world.npz` and `truth.parquet`; overwrites files of the same names.
 
-    Args:
-      folder: where; files of the same names are overwritten.
-      world: the world they live in.
-      histories: the patients; the subject id is the place + 1.
-      seed: decides the birth dates.
-      progress: called with the number of patients written so far.
+    The subject id is the patient's place + 1, and `seed` decides the birth dates. `progress` is called with the number
+    of patients written so far.
     """
     folder, count = Path(folder), len(histories.sex)
     births = FIRST_BIRTH + np.random.default_rng([seed, 2]).integers(0, BIRTH_SPREAD_DAYS, count).astype("m8[D]")
@@ -125,8 +113,8 @@ def write(
             places = members[low : low + PATIENTS_PER_SHARD]
             part = select(histories, places)
             file = folder / "data" / split / f"{number}.parquet"
-            to_events(world, part, places + 1, births[places]).write_parquet(file)
-            truths.append(to_truth(world, part, places + 1, births[places]))
+            _to_events(world, part, places + 1, births[places]).write_parquet(file)
+            truths.append(_to_truth(world, part, places + 1, births[places]))
             progress(done := done + len(places))
     pl.concat(truths).sort("subject_id", "visit").write_parquet(folder / TRUTH_FILE)
     worlds.save_world(folder, world)
@@ -136,33 +124,24 @@ def write(
 def _write_metadata(folder: Path, world: World, splits: pl.DataFrame, seed: int) -> None:
     (folder / events.SPLITS_FILE).parent.mkdir(exist_ok=True)
     splits.write_parquet(folder / events.SPLITS_FILE)
-    described = {code: _describe(code) for code in world.codes}
+    described = {}
+    for code in world.codes:
+        kind, _, name = code.split("//")
+        disease, _, number = name.rpartition("-")
+        described[code] = f"simulated {kind.lower()}" + (f" {number} of {disease}" if disease else "")
     described.update({f"GENDER//{sex}": f"sex: {sex}" for sex in worlds.SEXES})
     described.update({events.BIRTH: "birth", events.DEATH: "death"})
     codes = pl.DataFrame({"code": list(described), "description": list(described.values())})
     codes.with_columns(parent_codes=pl.lit(None, pl.List(pl.String))).write_parquet(folder / "metadata/codes.parquet")
     about = {"dataset_name": f"simulated-{splits.height}-{seed}", "dataset_version": "1.0", "meds_version": "0.4.1"}
-    about = {**about, "etl_name": "behrt_jax.data.simulate", "etl_version": "1.0"}
+    about |= {"etl_name": "behrt_jax.data.simulate", "etl_version": "1.0"}
     (folder / "metadata" / "dataset.json").write_text(json.dumps(about, indent=1))
 
 
-def _describe(code: str) -> str:
-    kind, _, name = code.split("//")
-    disease, _, number = name.rpartition("-")
-    return f"simulated {kind.lower()}" + (f" {number} of {disease}" if disease else "")
-
-
-def to_events(world: World, histories: Simulated, subject_ids: np.ndarray, births: np.ndarray) -> pl.DataFrame:
-    """Returns MEDS events with a column `visit_id`.
-
-    Args:
-      world: names the codes.
-      histories: N patients.
-      subject_ids: (N,) ascending.
-      births: (N,) datetime64[us].
-    """
+def _to_events(world: World, histories: Simulated, subject_ids: np.ndarray, births: np.ndarray) -> pl.DataFrame:
+    """Returns MEDS events with a column `visit_id`, from ascending subject ids and births (N,)."""
     names = [*world.codes, *(f"GENDER//{sex}" for sex in worlds.SEXES), events.BIRTH, events.DEATH]
-    gender, birth, death = len(world.codes), len(names) - 2, len(names) - 1
+    gender, _, birth, death = range(len(world.codes), len(names))
     people, died = np.arange(len(births)), np.flatnonzero(histories.died)
     visits, columns = np.nonzero(histories.codes)
     parts = [  # owner, time, code, visit
@@ -183,25 +162,21 @@ def to_events(world: World, histories: Simulated, subject_ids: np.ndarray, birth
     )
 
 
-def to_truth(world: World, histories: Simulated, subject_ids: np.ndarray, births: np.ndarray) -> pl.DataFrame:
-    """Returns what lies behind each visit, a row each; arguments as of `to_events`.
+def _to_truth(world: World, histories: Simulated, subject_ids: np.ndarray, births: np.ndarray) -> pl.DataFrame:
+    """Returns what lies behind each visit, a row each.
 
-    Returns:
-      `subject_id, time, visit` (number from 0), `stage_DISEASE` (0 none, 1 early, 2 late), and the risk of death within
-      12 months: `death_risk_state` given the true state, `death_risk_seen` given sex and the visits so far.
+    `subject_id, time, visit` (number from 0), `stage_DISEASE` (0 none, 1 early, 2 late), and the risk of death within
+    12 months: `death_risk_state` given the true state, `death_risk_seen` given sex and the visits so far.
     """
     risks = visit_risks(world, histories, RISK_MONTHS)
     stages = worlds.stages_of(len(world.diseases))[histories.state]
-    return pl.DataFrame(
-        {
-            "subject_id": subject_ids[histories.owner],
-            "time": _times(births, histories.owner, histories.month),
-            "visit": (np.arange(len(risks)) - histories.first_visits()[histories.owner]).astype(np.int32),
-            **{f"stage_{name}": stages[:, place].astype(np.int8) for place, name in enumerate(world.diseases)},
-            "death_risk_state": risks[np.arange(len(risks)), histories.state],
-            "death_risk_seen": (filter_states(world, histories) * risks).sum(axis=1),
-        }
-    ).cast({"subject_id": pl.Int64, "time": pl.Datetime("us")})
+    rows, owner = np.arange(len(risks)), histories.owner
+    columns = {"subject_id": subject_ids[owner], "time": _times(births, owner, histories.month)}
+    columns["visit"] = (rows - histories.first_visits()[owner]).astype(np.int32)
+    columns.update({f"stage_{name}": stages[:, d].astype(np.int8) for d, name in enumerate(world.diseases)})
+    columns["death_risk_state"] = risks[rows, histories.state]
+    columns["death_risk_seen"] = (filter_states(world, histories) * risks).sum(axis=1)
+    return pl.DataFrame(columns).cast({"subject_id": pl.Int64, "time": pl.Datetime("us")})
 
 
 def _times(births: np.ndarray, owner: np.ndarray, month: np.ndarray) -> np.ndarray:

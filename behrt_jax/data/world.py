@@ -19,6 +19,7 @@ SECONDS_PER_MONTH = 2_629_800  # 30.4375 days
 SEXES = ("F", "M")
 DISEASES = ("diabetes", "asthma", "heart", "depression", "kidney", "migraine")
 WORLD_FILE = "world.npz"
+NUM_CODES = (40, 50)  # that any visit can have; of each disease, a quarter of them shared with the next
 _KINDS = ("CONDITION", "PROCEDURE", "MEDICATION")
 
 
@@ -47,21 +48,16 @@ class World:
     emission: np.ndarray
 
     def advance(self, states: np.ndarray, sex: np.ndarray, month: np.ndarray, backward: bool = False) -> np.ndarray:
-        """Moves (S, n) distributions of the state on to the months of age (n,), from the month before.
+        """Moves (S, n) distributions of the state on to the months of age (n,), each column on its own.
 
-        With `backward`, takes (S, n) functions of the state to their expectation a month before. Every column is
-        computed alone, by the same operations whatever its neighbours are.
+        With `backward`, takes (S, n) functions of the state to their expectation a month before.
         """
-        moves = self.moves[..., sex, years_of(month)]
+        moves = np.ascontiguousarray(self.moves[..., sex, years_of(month)])
         moves = moves.swapaxes(1, 2) if backward else moves
-        count = len(self.diseases)
-        cube = states.reshape(*[STAGES] * count, -1)
-        for disease in range(count):
-            source = np.moveaxis(cube, disease, 0)
-            chance = moves[disease].reshape(STAGES, STAGES, *[1] * (count - 1), -1)
-            moved = source[0] * chance[0] + source[1] * chance[1] + source[2] * chance[2]
-            cube = np.moveaxis(moved, 0, disease)
-        return cube.reshape(states.shape)
+        for disease, chance in enumerate(moves[:, :, :, None]):
+            source = states.reshape(STAGES**disease, STAGES, 1, STAGES ** (len(moves) - 1 - disease), -1)
+            states = source[:, 0] * chance[0] + source[:, 1] * chance[1] + source[:, 2] * chance[2]
+        return states.reshape(len(self.visit), -1)
 
     def dies(self, sex: np.ndarray, month: np.ndarray) -> np.ndarray:
         """Returns the probability of death in each state in the months of age: (S, n)."""
@@ -130,18 +126,12 @@ def state_priors(world: World) -> np.ndarray:
     return np.stack(priors, axis=2)
 
 
-def make_world(seed: int, num_diseases: int = 4, num_common: int = 40, num_codes_of_disease: int = 50) -> World:
-    """Draws a world.
+def make_world(seed: int, num_diseases: int = 4) -> World:
+    """Draws a world of 1 to 6 diseases, all of it from the seed; work grows with 3^D.
 
     Onset rises with age and differs between the sexes; late stages bring more visits, other codes and more deaths;
     every second disease can also get better. Codes are shared between neighbouring diseases and between
     stages, so that no code alone tells a state.
-
-    Args:
-      seed: decides everything.
-      num_diseases: D, 1 to 6; work grows with 3^D.
-      num_common: codes that any visit can have.
-      num_codes_of_disease: codes of each disease, 40 or more; a quarter is shared with the next disease.
 
     Raises:
       ValueError: the number of diseases is out of its range.
@@ -156,7 +146,7 @@ def make_world(seed: int, num_diseases: int = 4, num_common: int = 40, num_codes
     excess = _sum_over(_stage_terms(rng, num_diseases, [0.0, 0.4], [0.8, 1.6]), stages)
     death = np.minimum(baseline * np.exp(excess)[:, None, None], 0.5)
     quiet = _sum_over(np.log1p(-_stage_terms(rng, num_diseases, [0.05, 0.1], [0.15, 0.3])), stages)
-    codes, emission = _draw_codes(rng, names, stages, num_common, num_codes_of_disease)
+    codes, emission = _draw_codes(rng, names, stages)
     return World(names, codes, moves, death, np.array([0.003]), 1 - 0.9 * np.exp(quiet), emission)
 
 
@@ -183,8 +173,9 @@ def _sum_over(terms: np.ndarray, stages: np.ndarray) -> np.ndarray:
     return np.stack([terms[disease][stages[:, disease]] for disease in range(len(terms))]).sum(axis=0)
 
 
-def _draw_codes(rng, names, stages, num_common: int, num_own: int) -> tuple[tuple[str, ...], np.ndarray]:
+def _draw_codes(rng, names, stages) -> tuple[tuple[str, ...], np.ndarray]:
     """Draws the codes and their emission (S, C): a noisy-or of what is common and what each disease brings."""
+    num_common, num_own = NUM_CODES
     common = 0.005 + 0.25 * rng.beta(0.25, 4.0, num_common)
     absent = np.zeros((len(names), STAGES, num_common + len(names) * num_own))
     for disease in range(len(names)):

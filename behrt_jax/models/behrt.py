@@ -264,9 +264,7 @@ class BEHRTForPretraining(BEHRTWithHead):
           ValueError: the model has no head for next visits.
         """
         self._need("next_visit", "next visits")
-        states = take_places(
-            self.encode(codes, ages, visit_ids, attention_mask, causal=causal, **columns), visit_ends
-        )
+        states = take_places(self.encode(codes, ages, visit_ids, attention_mask, causal=causal, **columns), visit_ends)
         return self.next_visit(states, self.behrt.embedding.attend), self.next_days(states)
 
     def predict_events(self, codes, ages, visit_ids, attention_mask, *, visit_ends, **columns) -> jax.Array:

@@ -131,8 +131,8 @@ def masked_outcomes(logits: jax.Array, masked: Masked) -> dict[str, jax.Array]:
       masked: as `mask_codes` gave it.
 
     Returns:
-      `loss` (nats), `accuracy`, `top5_accuracy` and `top20_accuracy` (0 or 1), each (B, K) float32; a tie counts against
-      the model.
+      `loss` (nats), `accuracy`, `top5_accuracy` and `top20_accuracy` (0 or 1), each (B, K) float32; a tie counts
+      against the model.
     """
     logits = logits.astype(jnp.float32)
     of_label = jnp.take_along_axis(logits, masked.labels[:, :, None], axis=-1)

@@ -1,5 +1,6 @@
 """Small data sets and patients that tests write by hand."""
 
+import collections
 import datetime
 import re
 from pathlib import Path
@@ -165,3 +166,15 @@ def only(patients: Patients, keep: np.ndarray) -> Patients:
         patients.moments[tokens],
         patients.minutes[tokens],
     )
+
+
+def visits_by_patient(patients) -> list[list[list[int]]]:
+    """For each patient and visit, the indices of its tokens."""
+    result = []
+    for start, stop in zip(patients.offsets[:-1], patients.offsets[1:], strict=True):
+        visits = collections.defaultdict(list)
+        for token in range(start, stop):
+            if patients.visits[token] >= 0:
+                visits[patients.visits[token]].append(token)
+        result.append([visits[number] for number in sorted(visits)])
+    return result

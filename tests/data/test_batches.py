@@ -171,3 +171,30 @@ def test_fill_is_tokens_a_row():
     tokens = sum(int((batch["patient_ids"] > 0).sum()) for batch in found)
     rows = sum(int((batch["patient_ids"] > 0).any(axis=1).sum()) for batch in found)
     assert epoch.fill == pytest.approx(tokens / rows) and rows == len(epoch.plan)
+
+
+def test_windows_and_ends_of_visits_in_a_batch():
+    """Several windows a patient: each slot names its window, whose first visit its visits count from."""
+    index = sequences.index_visits(PATIENTS, ROW_LENGTH)
+    windows, _ = sequences.covering_windows(index)
+    epoch = batches.evaluation_epoch(index, windows)
+    seen = []
+    for number in range(epoch.num_batches(BATCH_SIZE)):
+        batch = batches.batch_of(PATIENTS, index, epoch, number, BATCH_SIZE)
+        used = batch["window_index"] >= 0
+        np.testing.assert_array_equal(used, batch["patient_index"] >= 0)
+        np.testing.assert_array_equal(used, batch["window_starts"] >= 0)
+        found = batch["window_index"][used]
+        np.testing.assert_array_equal(batch["patient_index"][used], windows.patients[found])
+        np.testing.assert_array_equal(batch["window_starts"][used], windows.start[found])
+        seen += found.tolist()
+        expected = []
+        for row, owners in enumerate(batch["patient_ids"]):
+            for place in np.flatnonzero(owners):
+                here = (owners[place], batch["visit_ids"][row, place])
+                after = place + 1
+                if after == ROW_LENGTH or (owners[after], batch["visit_ids"][row, after]) != here:
+                    window = batch["window_index"][row, here[0] - 1]
+                    expected.append((row, place, windows.start[window] + here[1]))
+        assert list(zip(*batches.visit_ends(batch), strict=True)) == expected
+    assert sorted(seen) == list(range(len(windows.start))) and len(seen) > len(PATIENTS)

@@ -38,7 +38,7 @@ def decoded(prepared, split: str) -> dict[int, list[tuple]]:
 
 def accounted(report: dict) -> int:
     """Events that became tokens and events that were left out."""
-    left_out = ("left_out_by_pattern", "of_patients_without_codes", "in_other_splits")
+    left_out = ("left_out_by_pattern", "of_patients_without_codes", "in_other_splits", "without_visit")
     tokens = sum(report[f"tokens/{split}"] for split in events.SPLITS)
     return tokens + report["repeats_left_out"] + sum(report[f"events_{name}"] for name in left_out)
 
@@ -401,6 +401,59 @@ def test_splits_are_made_stored_and_stay(meds):
 def test_no_splits_are_made_where_there_are_some(cohort):
     prepared = prepare(cohort.config())
     assert prepared.report["splits_made"] == 0 and not (prepared.folder / "subject_splits.parquet").exists()
+
+
+# Events that name no visit.
+
+
+def write_unnamed(meds: MedsFolder) -> None:
+    """Writes a patient a split with events that no visit names, its birth among them, and one with nothing else."""
+    person = [
+        (FIRST, None, "SEX"),
+        (FIRST, 0, "MEDS_BIRTH"),
+        (FIRST, 10, "A", None, 1),
+        (FIRST, 10, "B"),
+        (FIRST, 11, "LAB"),
+        (FIRST, 12, "B", None, 2),
+        (FIRST, 12, "A"),
+        (FIRST, 15, "A"),
+    ]
+    for i in range(3):
+        meds.shard(str(i), table([(row[0] + i, *row[1:]) for row in person], "visit_id"))
+    meds.shard("3", table([(LAST, None, "SEX"), (LAST, 4, "A"), (LAST, 5, "B")], "visit_id"))
+    meds.shard("4", table([(LAST + 1, 4, "A"), (LAST + 1, 5, "B")], "visit_id"))
+    meds.splits({**{FIRST + i: split for i, split in enumerate(events.SPLITS)}, LAST: "train", LAST + 1: "train"})
+
+
+@pytest.mark.parametrize("visits", ["auto", "visit_id"])
+def test_events_without_a_visit_can_be_left_out(meds, visits):
+    write_unnamed(meds)
+    config = meds.config(visits=visits, min_patients=1, codes_exclude=("MEDS_BIRTH", "LAB"))
+    kept = prepare(config)
+    assert kept.report["events_without_visit"] == 0 and accounted(kept.report) == kept.report["events"] == 29
+    assert sorted(row[0] for row in decoded(kept, "train")[FIRST]) == ["A", "A", "A", "B", "B", "SEX"]
+
+    prepared = prepare(dataclasses.replace(config, events_without_visit="leave_out"))
+    expected = [("SEX", -1, 0), ("A", 0, 10 * 1440), ("B", 1, 12 * 1440)]  # minutes are still since birth
+    assert decoded(prepared, "train") == {FIRST: expected} and decoded(prepared, "held_out") == {FIRST + 2: expected}
+    report = prepared.report
+    assert report["events_without_visit"] == 3 * 5 + 4 and report["visits"] == 6
+    assert (report["events_left_out_by_pattern"], report["patients_without_codes"]) == (0, 2)
+    assert report["events"] == 29 and accounted(report) == 29
+
+
+@pytest.mark.parametrize("visits", ["day", "gap"])
+def test_without_a_visit_column_nothing_is_left_out(meds, visits):
+    write_unnamed(meds)
+    config = meds.config(visits=visits, min_patients=1)
+    kept, same = prepare(config), prepare(dataclasses.replace(config, events_without_visit="leave_out"))
+    assert same.folder != kept.folder and same.report == kept.report and same.report["events_without_visit"] == 0
+    assert all(decoded(same, split) == decoded(kept, split) for split in events.SPLITS)
+
+
+def test_events_without_visit_has_two_choices(meds):
+    with pytest.raises(ValueError, match="data.events_without_visit: found 'drop'; expected visits or leave_out"):
+        meds.config(events_without_visit="drop")
 
 
 # The cache.

@@ -7,7 +7,7 @@ import pytest
 from behrt_jax.data import sequences
 from behrt_jax.data.hashing import hash_fraction
 from behrt_jax.data.vocabulary import CLS, SEP, UNK
-from tests.data.handmade import only, patients_of, random_patients
+from tests.data.handmade import only, patients_of, random_patients, visits_by_patient
 
 DAY = 1440
 YEAR = 365.25 * DAY
@@ -24,18 +24,6 @@ def newest(
     index = sequences.index_visits(patients, row_length, separators)
     windows = sequences.newest_windows(index)
     return sequences.build_columns(patients, index, windows, np.arange(len(patients)), salt)
-
-
-def visits_by_patient(patients) -> list[list[list[int]]]:
-    """For each patient and visit, the indices of its tokens."""
-    result = []
-    for start, stop in zip(patients.offsets[:-1], patients.offsets[1:], strict=True):
-        visits = collections.defaultdict(list)
-        for token in range(start, stop):
-            if patients.visits[token] >= 0:
-                visits[patients.visits[token]].append(token)
-        result.append([visits[number] for number in sorted(visits)])
-    return result
 
 
 def static_counts(patients) -> np.ndarray:
@@ -136,6 +124,69 @@ def test_random_windows_are_what_a_loop_finds(row_length):
             start, stop = grow([len(visit) + 1 for visit in visits], index.budgets[i], chosen)
             assert (windows.start[i], windows.stop[i]) == (index.first_visit[i] + start, index.first_visit[i] + stop)
         assert 1 <= windows.lengths.min() and windows.lengths.max() <= row_length
+
+
+@pytest.mark.parametrize("separators", [True, False])
+@pytest.mark.parametrize("row_length", [8, 13, 24, 60])
+def test_covering_windows_hold_every_visit_with_a_past(row_length, separators):
+    """Each visit is added by one window; before it lies half a row, save a visit that did not fit, or all there is."""
+    patients = random_patients(8, 120, most_visits=25, most_codes=9)
+    index = sequences.index_visits(patients, row_length, separators)
+    windows, added = sequences.covering_windows(index)
+    owners = windows.patients
+    assert (index.first_visit[owners] <= windows.start).all() and (windows.stop <= index.first_visit[owners + 1]).all()
+    assert (windows.start <= added).all() and (added < windows.stop).all() and windows.lengths.max() <= row_length
+    everything = np.concatenate([np.arange(*part) for part in zip(added, windows.stop, strict=True)])
+    assert sorted(everything) == list(range(index.first_visit[-1]))
+    costs = np.diff(index.ends)
+    long_visits = several = 0
+    for window in range(len(owners)):
+        budget, start, first = index.budgets[owners[window]], windows.start[window], added[window]
+        seen = costs[start : windows.stop[window]]
+        assert windows.skipped[window] == max(seen.sum() - budget, 0) and (
+            not windows.skipped[window] or seen.size == 1
+        )
+        is_first = first == index.first_visit[owners[window]]
+        new = costs[first : windows.stop[window]]
+        room = budget if is_first else budget // 2
+        assert new.size == 1 or new.sum() <= room
+        if windows.stop[window] < index.first_visit[owners[window] + 1]:  # no room is wasted
+            assert new.sum() + costs[windows.stop[window]] > room
+        past = np.concatenate([costs[start:first], new[:1]]).sum()
+        assert start == index.first_visit[owners[window]] or past + costs[start - 1] > budget // 2
+        long_visits += bool(windows.skipped[window])
+        several += not is_first
+    assert several > 100 and (long_visits > 10 or row_length > 8)
+
+
+def test_covering_windows_by_hand():
+    """Row of 9, so 8 for visits of 2 tokens: four, then two more at a time with the two before them; then another."""
+    visits = [[(10 + number, number * DAY)] for number in range(7)]
+    index = sequences.index_visits(patients_of({"visits": visits}, {"visits": visits[:2]}), 9)
+    windows, added = sequences.covering_windows(index)
+    found = zip(windows.patients, windows.start, added, windows.stop, strict=True)
+    assert sorted(tuple(map(int, window)) for window in found) == [
+        (0, 0, 0, 4),
+        (0, 2, 4, 6),
+        (0, 3, 6, 7),
+        (1, 7, 7, 9),
+    ]
+
+
+def test_windows_until_are_of_the_patients_named():
+    patients = random_patients(9, 40, most_visits=12)
+    index = sequences.index_visits(patients, 16)
+    by_patient = visits_by_patient(patients)
+    rng = np.random.default_rng(0)
+    owners = rng.integers(0, 40, 200)
+    stops = np.array([rng.integers(index.first_visit[i], index.first_visit[i + 1]) + 1 for i in owners])
+    windows = sequences.windows_until(index, stops, owners)
+    for window, (i, stop) in enumerate(zip(owners, stops - index.first_visit[owners], strict=True)):
+        costs = [len(visit) + 1 for visit in by_patient[i][:stop]]
+        start, _ = grow(costs, index.budgets[i], len(costs) - 1)
+        assert windows.start[window] == index.first_visit[i] + start and windows.patients[window] == i
+        kept = min(sum(costs[start:]), index.budgets[i])
+        assert windows.lengths[window] == 1 + index.static_counts[i] + kept
 
 
 @pytest.mark.parametrize("row_length", [8, 13, 24])

@@ -18,6 +18,14 @@ from behrt_jax import workdir
 from behrt_jax.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
+JOINT = {
+    "objective__name": "joint",
+    "objective__time_to_event_weight": 1.0,
+    "objective__min_patients": 3,
+    "objective__event_visits": 4,
+    "data__events_without_visit": "leave_out",
+    "train__num_steps": 30,
+}
 BUNDLED = ROOT / "data" / "synthea-1151"
 PATIENTS = {"train": 40, "tuning": 10, "held_out": 10}
 NUM_STEPS = 40
@@ -137,6 +145,22 @@ def newest_state(folder: Path) -> dict[str, str]:
     return digests
 
 
+def assert_same_end(folder: Path, whole: Path) -> None:
+    """Parameters, optimizer and step are bit-identical, and so are all metrics but the speed."""
+    assert newest_state(folder) == newest_state(whole)
+    for split in ("train", "tuning"):
+        resumed, expected = metrics_of(folder, split), metrics_of(whole, split)
+        steps = [line["step"] for line in resumed]
+        assert steps == sorted(set(steps))
+        for line in expected + resumed:
+            line.pop("tokens_per_second", None)
+        assert resumed == expected
+
+
+def evaluation_of(folder: Path) -> dict:
+    return json.loads((folder / "evaluation.json").read_text())
+
+
 def device():
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -157,3 +181,22 @@ def whole(workplace) -> tuple[Path, subprocess.CompletedProcess]:
     done = workplace.run(workplace.arguments("whole"))
     assert done.returncode == 0, done.stderr
     return workplace.folder / "whole", done
+
+
+@pytest.fixture(scope="session")
+def joint(workplace) -> Path:
+    """The workdir of a run on masked codes, next visits and events together, evaluated without baselines."""
+    done = workplace.run([*workplace.arguments("joint", **JOINT), "--nobaselines"])
+    assert done.returncode == 0, done.stderr
+    assert "fitting baselines" not in done.stdout
+    return workplace.folder / "joint"
+
+
+@pytest.fixture(scope="session")
+def cut(workplace) -> Path:
+    """The workdir of a run on next visits from histories cut at random, in which codes see each other both ways."""
+    steps = {"train__num_steps": 4, "train__evaluate_every": 4, "objective__history": "random_cut"}
+    chosen = {**JOINT, **steps, "objective__name": "next_visit"}
+    done = workplace.run([*workplace.arguments("cut", **chosen), "--nobaselines"])
+    assert done.returncode == 0, done.stderr
+    return workplace.folder / "cut"

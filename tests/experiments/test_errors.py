@@ -57,6 +57,28 @@ CASES = {
         ["--config.train.accumulate_steps=3"],
         r"train\.accumulate_steps: found 3 with train\.batch_size=2",
     ),
+    "max patients": (["--config.train.max_patients=-1"], r"train\.max_patients: found -1; expected 0 or more"),
+    "objective": (
+        ["--config.objective.name=masked"],
+        r"objective\.name: found 'masked'; expected one of mlm, next_visit, time_to_event, joint",
+    ),
+    "no weight": (
+        [
+            "--config.objective.name=joint",
+            "--config.objective.mlm_weight=0.0",
+            "--config.objective.next_visit_weight=0.0",
+        ],
+        r"objective\.name: found joint with all weights 0; expected one of them above 0",
+    ),
+    "edges": (
+        ["--config.objective.event_edges=(30.0, 10.0)"],
+        r"objective\.event_edges: found \(30\.0, 10\.0\); expected days above 0 in ascending order",
+    ),
+    "no days": (["--config.objective.event_edges=('soon',)"], r"objective\.event_edges"),
+    "no targets": (
+        ["--config.objective.name=next_visit", "--config.objective.targets=('NOTHING//*', 'NONE//*')"],
+        r"objective\.targets: none of the \d+ codes .*such as \w+//.*matches \('NOTHING//\*', 'NONE//\*'\) in 5 train",
+    ),
     "data path": (["--config.data.path=no/such/place"], r"no/such/place: no such directory; data\.path must name"),
     "no recipe": (["--config=configs/smal.py"], r"configs/smal\.py: expected a recipe that exists"),
     "unknown flag": (["--worksdir=x"], r"worksdir"),
@@ -146,7 +168,8 @@ def test_bad_input_ends_with_one_line(name, outcomes):
 
 
 def test_what_is_wrong_with_the_config_is_said_before_anything_is_read(outcomes):
-    for name in ("unknown key", "hidden_dim", "mask rate", "warm-up", "accumulation", "no recipe"):
+    config = ("mask rate", "warm-up", "accumulation", "max patients", "objective", "no weight", "edges", "no days")
+    for name in ("unknown key", "no recipe", "hidden_dim", *config):
         assert outcomes[name][1] == ""
 
 

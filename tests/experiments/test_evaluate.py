@@ -10,18 +10,14 @@ import pytest
 
 from behrt_jax import baselines
 from experiments.evaluate import evaluate_run
-from tests.experiments.conftest import cut_data_set
+from tests.experiments.conftest import cut_data_set, evaluation_of
 
 
 @pytest.fixture
 def trained(whole, tmp_path, monkeypatch):
     """A copy of the trained workdir, so that its own evaluation stays; baselines are fitted briefly."""
-    monkeypatch.setattr(baselines, "LINEAR_STEPS", 50)
+    monkeypatch.setattr(baselines, "NETWORK_STEPS", 50)
     return shutil.copytree(whole[0], tmp_path / "trained")
-
-
-def evaluation_of(folder):
-    return json.loads((folder / "evaluation.json").read_text())
 
 
 def test_another_split_by_the_command(trained, whole, monkeypatch, capsys):

@@ -13,23 +13,11 @@ import numpy as np
 import pytest
 
 import behrt_jax
-from tests.experiments.conftest import EVALUATE_EVERY, NUM_STEPS, TINY, metrics_of, newest_state
+from tests.experiments.conftest import EVALUATE_EVERY, NUM_STEPS, TINY, assert_same_end, metrics_of, newest_state
 
 
 def files_of(folder):
     return {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in folder.rglob("*") if file.is_file()}
-
-
-def assert_same_end(folder, whole):
-    """Parameters, optimizer and step are bit-identical, and so are all metrics but the speed."""
-    assert newest_state(folder) == newest_state(whole)
-    for split in ("train", "tuning"):
-        resumed, expected = metrics_of(folder, split), metrics_of(whole, split)
-        steps = [line["step"] for line in resumed]
-        assert steps == sorted(set(steps))
-        for line in expected + resumed:
-            line.pop("tokens_per_second", None)
-        assert resumed == expected
 
 
 def test_a_run_writes_all_that_it_promises(whole):

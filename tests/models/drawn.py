@@ -5,14 +5,17 @@ import functools
 import jax
 import numpy as np
 
+from behrt_jax.models.behrt import BEHRTForPretraining
 from tests import tiny
 
 
 @functools.cache
 def parameters(model, pooling: str | None = None, seed: int = 0):
     """Draws the variables of a model; with `pooling`, those of `get_patient_embedding` too."""
-    batch = tiny.packed_batch([[2]], 2)
     arguments = {"method": "get_patient_embedding", "pooling": pooling} if pooling else {}
+    if isinstance(model, BEHRTForPretraining):
+        arguments = {"method": "score_all"}
+    batch = tiny.packed_batch([[2]], 2)
     init = functools.partial(model.init, **arguments)
     shapes = jax.eval_shape(init, jax.random.key(0), *tiny.columns(batch), **tiny.named(batch))
     rng = np.random.default_rng(seed)

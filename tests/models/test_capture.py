@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from behrt_jax.data.batches import training_batches
+from behrt_jax.evaluate import device_columns
 from behrt_jax.models.behrt import BEHRT, BEHRTForMLM, BEHRTForSequenceClassification, encode
 from behrt_jax.models.config import BEHRTConfig
-from behrt_jax.objectives.mlm import mlm_objective
+from behrt_jax.objectives import mlm
 from behrt_jax.optimizer import make_optimizer
 from behrt_jax.train import make_train_step
 from tests import tiny
@@ -163,11 +164,11 @@ def test_training_in_bfloat16_is_training_in_float32_within_noise(bundled, bundl
         choices = {"max_positions": 256, "visit_bias": True, "rotary": "positions", "dtype": dtype}
         model = BEHRTForMLM(BEHRTConfig(len(bundled.vocabulary), num_layers=2, **sizes, **choices))
         optimizer = make_optimizer(tiny.optimizer_config(learning_rate=4e-3), 200)
-        train_step = make_train_step(functools.partial(mlm_objective, model, mask_rate=0.3), optimizer, 0)
+        objective = mlm.make_objective(model, tiny.objective_config(mask_rate=0.3))
+        train_step = make_train_step(objective, optimizer, 0)
         state, losses = tiny.initial_state(model, optimizer), []
         for _, batch in zip(range(200), training_batches(bundled_train, 256, 4, 0), strict=False):
-            del batch["patient_index"], batch["first_visits"]
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, device_columns(batch))
             losses.append(metrics["mlm/loss"])
         totals = np.array(jax.device_get(losses))
         means[dtype] = float(totals[-50:, 0].sum() / totals[-50:, 1].sum())

@@ -11,6 +11,7 @@ from behrt_jax.models.behrt import (
     BEHRT,
     BEHRTForMLM,
     BEHRTForNextVisitPrediction,
+    BEHRTForPretraining,
     BEHRTForSequenceClassification,
     encode,
 )
@@ -84,18 +85,135 @@ def test_scores_after_a_visit_are_those_of_a_history_that_ends_there():
     assert len(ends) > 2
     found = apply(model, batch, visit_ends=ends[None])
     for number, end in enumerate(ends):
-        cut = {name: values[:, : end + 1] for name, values in batch.items() if name not in ("patient_index", "first_visits")}
+        cut = {name: values[:, : end + 1] for name, values in batch.items() if name != "patient_index"}
         cut = {name: np.pad(values, ((0, 0), (0, 15 - end))) for name, values in cut.items()}
         last = apply(model, cut, visit_ends=np.full_like(ends[None], end))
         np.testing.assert_allclose(found[0, number], last[0, 0], atol=1e-5)
 
 
-@pytest.mark.parametrize("overrides", [{}, {"encoder": "hierarchical"}])
-def test_visits_that_see_what_they_would_predict_are_refused(overrides):
-    model = BEHRTForNextVisitPrediction(tiny.config(**overrides))
-    ends = np.array([[4], [6]])
-    with pytest.raises(ValueError, match="^visit_ends: this model sees the visits .* expected model.causal=True"):
-        apply(model, PACKED, visit_ends=ends)
+ALL = ("mlm", "next_visit", "time_to_event")
+
+
+def by_visit():
+    """Patients whose visits end in known places."""
+    batch = {name: values.copy() for name, values in PACKED.items()}
+    batch["visit_ids"][0, :12] = [0, 0, 1, 1, 2, 0, 1, 1, 1, 0, 1, 1]
+    batch["visit_ids"][1, :7] = [0, 0, 0, 1, 1, 2, 2]
+    return batch
+
+
+@pytest.mark.parametrize("encoder", ["transformer", "hierarchical", "lstm"])
+def test_visits_never_see_what_they_predict_whatever_the_config_says(encoder):
+    """With `visit_ends` later visits change no score; with one state for the whole history they do."""
+    model, batch, ends = BEHRTForNextVisitPrediction(tiny.config(encoder=encoder)), by_visit(), np.array([[3], [4]])
+    later = {**batch, "codes": batch["codes"].copy()}
+    later["codes"][0, 4], later["codes"][1, 5:7] = 17, 17
+    before, after = (apply(model, each, visit_ends=ends) for each in (batch, later))
+    np.testing.assert_array_equal(before, after)
+    whole = (apply(model, each, num_patients=3) for each in (batch, later))
+    assert (np.not_equal(*whole)[:, 0]).any(axis=1).all()
+
+
+@pytest.mark.parametrize("encoder", ["transformer", "hierarchical", "lstm"])
+def test_causal_in_the_call_is_causal_in_the_config(encoder):
+    batch = by_visit()
+    plain, told = (BEHRT(tiny.config(encoder=encoder, causal=causal)) for causal in (False, True))
+    params = parameters(plain)
+    expected = apply(told, batch, params)
+    np.testing.assert_array_equal(apply(plain, batch, params, causal=True), expected)
+    np.testing.assert_array_equal(apply(told, batch, params, causal=False), apply(plain, batch, params))
+    if encoder == "lstm":
+        np.testing.assert_array_equal(apply(plain, batch, params), expected)
+    else:
+        assert not np.allclose(apply(plain, batch, params), expected, atol=1e-3)
+
+
+def test_shapes_of_the_heads_of_pretraining():
+    model, places = BEHRTForPretraining(tiny.config(), ALL, 4), np.array([[4, 8, 1], [6, 0, 0]])
+    params = parameters(model)
+    call = functools.partial(jax.eval_shape, functools.partial(model.apply, **tiny.named(PACKED)), params)
+    assert call(*tiny.columns(PACKED)).shape == (2, 16, V)
+
+    def of(method, **arguments):
+        run = functools.partial(model.apply, method=method, **tiny.named(PACKED), **arguments)
+        return jax.tree.map(
+            lambda leaf: (leaf.shape, leaf.dtype.name), jax.eval_shape(run, params, *tiny.columns(PACKED))
+        )
+
+    assert of("__call__", masked_positions=places) == ((2, 3, V), "float32")
+    assert of("predict_next_visits", visit_ends=places) == (((2, 3, V), "float32"), ((2, 3), "float32"))
+    assert of("predict_next_visits", visit_ends=places, causal=False)[0] == ((2, 3, V), "float32")
+    assert of("predict_events", visit_ends=places) == ((2, 3, 4, V), "float32")
+    assert of("score_all") == (
+        ((2, 16, V), "float32"),
+        (((2, 16, V), "float32"), ((2, 16), "float32")),
+        ((2, 16, 4, V), "float32"),
+    )
+
+
+def test_a_head_of_pretraining_is_the_one_of_the_model_that_has_it_alone():
+    """Masked codes as `BEHRTForMLM` scores them, next visits as `BEHRTForNextVisitPrediction` does after visits."""
+    model, places = BEHRTForPretraining(tiny.config(), ALL, 2), np.array([[4, 8], [6, 0]])
+    weights = parameters(model)["params"]
+
+    def of(head):
+        return {"params": {"behrt": weights["behrt"], "head": weights[head]}}
+
+    masked = apply(model, PACKED, masked_positions=places)
+    np.testing.assert_allclose(
+        masked, apply(BEHRTForMLM(model.config), PACKED, of("mlm"), masked_positions=places), atol=1e-5
+    )
+    call = functools.partial(model.apply, method="predict_next_visits", visit_ends=places, **tiny.named(PACKED))
+    codes, days = jax.jit(call)(parameters(model), *tiny.columns(PACKED))
+    single = BEHRTForNextVisitPrediction(model.config)
+    np.testing.assert_allclose(codes, apply(single, PACKED, of("next_visit"), visit_ends=places), atol=1e-5)
+    states = apply(BEHRT(model.config), PACKED, {"params": weights["behrt"]}, causal=True)
+    output = weights["next_days"]["output"]
+    expected = states[np.arange(2)[:, None], places] @ output["kernel"][:, 0] + output["bias"][0]
+    np.testing.assert_allclose(days, expected, atol=1e-5)
+
+
+def test_a_head_that_is_not_there_is_named():
+    calls = {"mlm": "__call__", "next_visit": "predict_next_visits", "time_to_event": "predict_events"}
+    what = {"mlm": "codes behind masks", "next_visit": "next visits", "time_to_event": "events"}
+    for missing, method in calls.items():
+        others = tuple(name for name in ALL if name != missing)
+        model = BEHRTForPretraining(tiny.config(), others, 2)
+        ends = {} if missing == "mlm" else {"visit_ends": np.array([[4], [6]])}
+        message = f"objectives: found {', '.join(others)}; expected {missing} among them to predict {what[missing]}: "
+        with pytest.raises(ValueError, match=f"^{message}train with objective.name={missing} or joint"):
+            model.apply(parameters(model), *tiny.columns(PACKED), **tiny.named(PACKED), **ends, method=method)
+
+
+def test_gradients_reach_each_head_and_the_encoder_from_each():
+    model = BEHRTForPretraining(tiny.config(), ALL, 2)
+    heads = {"mlm": {"mlm"}, "next_visit": {"next_visit", "next_days"}, "time_to_event": {"time_to_event"}}
+
+    @jax.jit
+    def gradients(params):
+        def loss(params, number):
+            call = functools.partial(model.apply, method="score_all", **tiny.named(PACKED))
+            found = jax.tree.leaves(call(params, *tiny.columns(PACKED))[number])
+            return sum((leaf**2).mean() for leaf in found)
+
+        return [jax.grad(loss)(params, number) for number in range(3)]
+
+    for name, slopes in zip(ALL, gradients(parameters(model)), strict=True):
+        assert {head for head in slopes["params"]} == {"behrt", "mlm", "next_visit", "next_days", "time_to_event"}
+        for head, tree in slopes["params"].items():
+            moved = [bool(np.any(leaf)) for leaf in jax.tree.leaves(tree)]
+            assert all(moved) if head in heads[name] else head == "behrt" or not any(moved), (name, head)
+        assert np.any(slopes["params"]["behrt"]["embedding"]["codes"]["embedding"])
+        assert np.any(slopes["params"]["behrt"]["encoder"]["block_0"]["attention"]["qkv"]["kernel"])
+
+
+def test_heads_begin_at_four_weeks_and_at_rare_events():
+    model = BEHRTForPretraining(tiny.config(), ("next_visit", "time_to_event"), 2)
+    shapes = jax.jit(functools.partial(model.init, method="score_all"))(
+        jax.random.key(0), *tiny.columns(PLAIN), **tiny.named(PLAIN)
+    )
+    assert shapes["params"]["next_days"]["output"]["bias"] == pytest.approx(np.log(29))
+    np.testing.assert_allclose(np.exp(shapes["params"]["time_to_event"]["log_rates"]), 1 / 36_525, rtol=1e-5)
 
 
 @pytest.mark.parametrize("overrides", [{"encoder": "lstm"}, {"encoder": "hierarchical", "causal": True}])

@@ -131,7 +131,7 @@ def embedder(pooling, num_patients, **overrides):
 def alone(batch, row, patient):
     """Returns one patient of a packed batch as a row of its own, padded to the same length."""
     own = batch["patient_ids"][row] == patient
-    single = {name: np.zeros((1, own.size), values.dtype) for name, values in batch.items() if name not in ("patient_index", "first_visits")}
+    single = {name: np.zeros((1, own.size), values.dtype) for name, values in batch.items() if name != "patient_index"}
     for name, values in single.items():
         values[0, : own.sum()] = batch[name][row, own]
     return single | {"patient_ids": (single["patient_ids"] > 0).astype(np.int32)}

@@ -61,7 +61,7 @@ def rows(draw):
 def batches(draw):
     """Two packed rows; some ages are unknown and patients stand anywhere among the padding."""
     batch = tiny.packed_batch([draw(rows()), draw(rows())], LENGTH, seed=draw(st.integers(0, 2**16)))
-    del batch["patient_index"], batch["first_visits"]
+    del batch["patient_index"]
     for row in range(2):
         shift = draw(st.integers(0, int((batch["patient_ids"][row] == 0).sum())))
         batch = {name: values.copy() for name, values in batch.items()}

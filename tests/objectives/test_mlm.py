@@ -151,18 +151,20 @@ def scores_as_model():
 
 
 def test_the_loss_counts_chosen_places_alone():
-    masked = jax.device_get(hide_codes(jax.random.key(3)))
+    objective = mlm.make_objective(scores_as_model(), tiny.objective_config(mask_rate=RATE))
+    _, masked = jax.device_get(jax.jit(objective.prepare)(BATCH, jax.random.key(3)))
     logits = jnp.asarray(np.random.default_rng(1).normal(size=(*masked.labels.shape, tiny.VOCAB_SIZE)), jnp.float32)
-    model = scores_as_model()
 
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(logits):
-        keys = {"masking": jax.random.key(3), "dropout": jax.random.key(4)}
-        total, count, metrics = mlm.mlm_objective(model, logits, BATCH, keys, train=False, mask_rate=RATE)
-        return total, (count, metrics)
+        prepared = objective.prepare(BATCH, jax.random.key(3))
+        metrics = objective.measure(logits, prepared, None)
+        return metrics["mlm/loss"][0], (objective.count(prepared)["mlm/loss"], metrics)
 
     (total, (count, metrics)), gradient = loss(logits)
+    assert {name: float(found) for name, (_, found) in metrics.items()} == dict.fromkeys(metrics, float(count))
+    assert metrics.keys() >= {"mlm/loss", "mlm/accuracy", "mlm/top5_accuracy"} and objective.weights == {"mlm/loss": 1}
     chosen = np.asarray(masked.weights) > 0
     assert count == chosen.sum() and 0 < count < chosen.size
     assert not gradient[~chosen].any() and gradient[chosen].any(axis=-1).all()
@@ -182,14 +184,124 @@ def test_training_draws_dropout_and_evaluation_does_not():
 
     model = types.SimpleNamespace(config=types.SimpleNamespace(vocab_size=tiny.VOCAB_SIZE), apply=apply)
     logits = jnp.zeros((4, math.ceil(RATE * 40), tiny.VOCAB_SIZE))
-    for train in (True, False):
-        keys = {"masking": jax.random.key(3), "dropout": jax.random.key(4)}
-        mlm.mlm_objective(model, logits, BATCH, keys, train=train, mask_rate=RATE)
+    objective = mlm.make_objective(model, tiny.objective_config(mask_rate=RATE))
+    prepared = objective.prepare(BATCH, jax.random.key(3))
+    for key in (jax.random.key(4), None):
+        objective.measure(logits, prepared, key)
     assert [deterministic for deterministic, _ in seen] == [False, True]
-    assert seen[0][1]["dropout"] == jax.random.key(4)
+    assert seen[0][1]["dropout"] == jax.random.key(4) and seen[1][1] is None
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 1.1])
 def test_a_rate_that_is_no_share_is_refused(rate):
     with pytest.raises(ValueError, match=f"objective.mask_rate: found {rate}; expected more than 0 and at most 1"):
-        mlm.check_rate(rate)
+        tiny.objective_config(mask_rate=rate)
+
+
+# What is hidden together.
+
+GROUPED = tiny.packed_batch([[40, 33, 7], [80], [20, 20, 20, 20]], 80)
+GROUPED["visit_ids"] = GROUPED["positions"] // 4  # visits are much smaller than rows
+GROUPED = {name: values for name, values in GROUPED.items() if name != "patient_index"}
+GROUPED_DRAWS = 400
+
+
+@functools.cache
+def grouped_draws(masking, rate=0.3, mask_values=True):
+    """Returns what was hidden: (draws, B, L) bool, and the batches with some codes hidden."""
+    config = tiny.objective_config(mask_rate=rate, masking=masking, mask_values=mask_values)
+    has_value = np.arange(tiny.VOCAB_SIZE) % 3 == 0
+    objective = mlm.make_objective(scores_as_model(), config, has_value, mlm.EVALUATION)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(5), jnp.arange(GROUPED_DRAWS))
+    draw = jax.jit(jax.vmap(lambda key: objective.prepare(GROUPED, key)[1]))
+    masked = jax.device_get(draw(keys))
+    hidden = np.zeros((GROUPED_DRAWS, *GROUPED["codes"].shape), bool)
+    number, row, slot = np.nonzero(masked.weights)
+    hidden[number, row, masked.positions[number, row, slot]] = True
+    assert hidden.sum() == masked.weights.sum()
+    np.testing.assert_array_equal(masked.inputs, np.where(hidden, mlm.MASK_ID, GROUPED["codes"][None]))
+    labels = np.take_along_axis(np.broadcast_to(GROUPED["codes"], hidden.shape), masked.positions, axis=2)
+    np.testing.assert_array_equal(masked.labels, labels)
+    assert not hidden[:, ~GROUPED["maskable"]].any()
+    return hidden, masked
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.3])
+def test_visits_are_hidden_whole_or_not_at_all(rate):
+    hidden, masked = grouped_draws("visits", rate)
+    maskable = GROUPED["maskable"]
+    for row in range(3):
+        for own in range(1, GROUPED["patient_ids"][row].max() + 1):
+            mine = (GROUPED["patient_ids"][row] == own) & maskable[row]
+            for visit in np.unique(GROUPED["visit_ids"][row, mine]):
+                inside = hidden[:, row, mine & (GROUPED["visit_ids"][row] == visit)]
+                assert (inside.all(axis=1) == inside.any(axis=1)).all() and 0.3 * rate < inside.any(axis=1).mean()
+    assert masked.positions.shape[2] == math.ceil(rate * 80) * 2
+    share = hidden[:, maskable].mean()
+    assert abs(share - rate) < 0.03
+    assert hidden.sum(axis=2).max() <= masked.positions.shape[2]
+    # Visits of two patients side by side with one number are not one visit.
+    assert (hidden[:, 2, 18] != hidden[:, 2, 21]).any()
+
+
+def test_spans_are_longer_than_chance_and_stay_within_patients():
+    hidden, masked = grouped_draws("spans")
+    alone, _ = grouped_draws("codes")
+    assert abs(hidden[:, GROUPED["maskable"]].mean() - 0.3) < 0.03
+    assert abs(alone[:, GROUPED["maskable"]].mean() - 0.3) < 0.01
+    both = GROUPED["maskable"][1, 1:] & GROUPED["maskable"][1, :-1]
+
+    def next_too(found):
+        """How often the token after a hidden one is hidden too, within a patient."""
+        return (found[:, 1, 1:] & found[:, 1, :-1])[:, both].sum() / found[:, 1, :-1][:, both].sum()
+
+    # By chance 0.3; spans go on with 2/3 and a neighbour that is another span is hidden with about 0.3.
+    assert abs(next_too(alone) - 0.3) < 0.03 and abs(next_too(hidden) - (2 / 3 + 0.3 / 3)) < 0.06
+    assert hidden.sum(axis=2).max() <= masked.positions.shape[2] == 48
+
+
+def test_no_span_or_visit_crosses_patients():
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(6), jnp.arange(50))
+    spans = np.asarray(jax.vmap(lambda key: mlm.span_groups(key, GROUPED["patient_ids"]))(keys))
+    visits = np.asarray(mlm.visit_groups(GROUPED["patient_ids"], GROUPED["visit_ids"]))
+    for groups in (*spans, visits):
+        assert (groups[:, 0] == 0).all() and set(np.unique(np.diff(groups, axis=1))) == {0, 1}
+        for row in range(3):
+            owners = [set(GROUPED["patient_ids"][row, groups[row] == group]) for group in np.unique(groups[row])]
+            assert all(len(each) == 1 for each in owners)
+    lengths = np.concatenate([np.bincount(row) for row in spans[:, 1]])
+    assert abs(lengths.mean() - 3.0) < 0.25 and lengths.max() > 8
+    changes = (np.diff(GROUPED["visit_ids"]) != 0) | (np.diff(GROUPED["patient_ids"]) != 0)
+    np.testing.assert_array_equal(np.diff(visits) == 1, changes)
+
+
+def test_a_visit_for_which_there_is_no_room_stays_in_sight():
+    """One visit of 60 codes and two of 10: the large one has no room of its own with K = 24."""
+    groups = jnp.asarray([[0] * 60 + [1] * 10 + [2] * 10])
+    codes, maskable = jnp.full((1, 80), 7), jnp.ones((1, 80), bool)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(7), jnp.arange(200))
+    hide = functools.partial(mlm.mask_codes, replacement=mlm.EVALUATION, groups=groups)
+    masked = jax.device_get(jax.jit(jax.vmap(lambda key: hide(key, codes, maskable, 0.15, 30)))(keys))
+    hidden = masked.inputs[:, 0] == mlm.MASK_ID
+    assert masked.positions.shape[2] == 24 and not hidden[:, :60].any()
+    for part in (hidden[:, 60:70], hidden[:, 70:]):
+        assert (part.all(axis=1) == part.any(axis=1)).all() and part.any()
+
+
+@pytest.mark.parametrize("masking", ["codes", "spans", "visits"])
+def test_codes_with_a_value_are_never_hidden_where_they_are_to_be_seen(masking):
+    hidden, _ = grouped_draws(masking, mask_values=False)
+    with_value = GROUPED["codes"] % 3 == 0
+    assert not hidden[:, with_value].any()
+    free = GROUPED["maskable"] & ~with_value
+    assert abs(hidden[:, free].mean() - 0.3) < 0.04
+    everything, _ = grouped_draws(masking)
+    assert everything[:, GROUPED["maskable"] & with_value].any(axis=0).all()
+
+
+def test_codes_on_their_own_are_drawn_as_without_groups():
+    objective = mlm.make_objective(scores_as_model(), tiny.objective_config(mask_rate=RATE))
+    batch, found = objective.prepare(BATCH, jax.random.key(3))
+    expected = hide_codes(jax.random.split(jax.random.key(3))[1])
+    assert batch is BATCH and found.positions.shape[1] == math.ceil(RATE * 40)
+    assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))

@@ -1,0 +1,142 @@
+"""Masked codes, next visits and events trained together, as commands do it."""
+
+import json
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from matplotlib import image
+
+import behrt_jax
+from experiments import plots
+from experiments.evaluate import evaluate_run
+from tests.experiments.conftest import JOINT, assert_same_end, evaluation_of, metrics_of
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+WEIGHTS = {"mlm/loss": 1.0, "next_visit/loss": 0.2, "next_visit/days_loss": 0.2 * 0.1, "time_to_event/loss": 1.0}
+
+
+def silent(line):
+    del line
+
+
+def changed_copy(folder, target, **changes):
+    """Copies a workdir and changes keys of its objective, as if it had been trained with them."""
+    shutil.copytree(folder, target)
+    config = json.loads((folder / "config.json").read_text())
+    config["objective"].update(changes)
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+def test_the_losses_of_all_objectives_are_written_and_their_sum_is_watched(joint):
+    training, tuning = metrics_of(joint, "train"), metrics_of(joint, "tuning")
+    assert [line["step"] for line in training] == list(range(1, 31))
+    assert [line["step"] for line in tuning] == [10, 20, 30]
+    for line in training + tuning:
+        assert {*WEIGHTS, "mlm/accuracy"} <= set(line)
+        assert all(np.isfinite(line[name]) for name in WEIGHTS)
+    for line in tuning:
+        assert line["loss"] == pytest.approx(sum(weight * line[name] for name, weight in WEIGHTS.items()), rel=1e-6)
+    assert tuning[-1]["loss"] < tuning[0]["loss"]
+
+
+def test_stopped_and_run_again_it_ends_the_same(workplace, joint):
+    arguments = workplace.arguments("joint_stopped", **JOINT)
+    stopped = workplace.stop_at("joint_stopped", arguments, 12, signal.SIGTERM)
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    edges = json.loads((workplace.folder / "joint_stopped" / "config.json").read_text())["objective"]["event_edges"]
+    assert len(edges) == 7 and edges == sorted(set(edges)) and edges[0] > 0
+    assert "resuming" in workplace.train(arguments)
+    assert_same_end(workplace.folder / "joint_stopped", joint)
+
+
+def test_the_evaluation_holds_every_metric_of_every_objective(joint):
+    result = evaluation_of(joint)
+    names = "average_precision micro_f1 macro_f1 recall@10 recall@30 precision@1 precision@10 calibration_error"
+    names += " macro_auroc macro_average_precision loss log_days_error recall@10/new"
+    expected = {f"next_visit/{name}" for name in names.split()}
+    expected |= {f"next_visit/average_precision/{part}" for part in ("new", "repeat", "sex=F", "sex=M")}
+    expected |= {f"next_visit/average_precision/type={kind}" for kind in ("CONDITION", "MEDICATION", "PROCEDURE")}
+    expected |= {"time_to_event/loss", "mlm/loss", "mlm/accuracy", "mlm/top5_accuracy", "mlm/top20_accuracy"}
+    found = result["metrics"]
+    assert expected <= set(found), expected - set(found)
+    assert any(name.startswith("next_visit/average_precision/age=") for name in found)
+    for entry in found.values():
+        assert set(entry) == {"value", "low", "high", "n"} and entry["n"] > 0
+        assert np.isfinite([entry["value"], entry["low"], entry["high"]]).all() and entry["low"] <= entry["high"]
+
+    def cells(part):
+        return found[f"next_visit/average_precision{part}"]["n"]
+
+    assert cells("") == cells("/new") + cells("/repeat") == cells("/sex=F") + cells("/sex=M")
+    assert cells("") == sum(cells(f"/type={kind}") for kind in ("CONDITION", "MEDICATION", "PROCEDURE"))
+    assert set(result["baselines"]) == {"median days of train"} and "oracle" not in result
+
+
+def test_what_was_trained_predicts_next_visits_from_the_past_alone(joint):
+    config, vocabulary, model, params = behrt_jax.load(joint)
+    assert tuple(model.objectives) == ("mlm", "next_visit", "time_to_event")
+    assert len(config.objective.event_edges) == 7
+    codes, visits = np.array([[1, 7, 2, 8, 9, 2]]), np.array([[0, 0, 0, 1, 1, 1]])
+    ages, days = np.full(codes.shape, 40.0, np.float32), np.zeros(codes.shape, np.float32)
+
+    @jax.jit
+    def predict(codes):
+        named = {"visit_ends": np.array([[2, 5]]), "time_deltas": days, "method": "predict_next_visits"}
+        return model.apply(params, codes, ages, visits, np.ones_like(codes), **named)
+
+    logits, log_days = predict(codes)
+    assert logits.shape == (1, 2, len(vocabulary)) and log_days.shape == (1, 2)
+    other, other_days = predict(np.where(codes == 9, 10, codes))
+    assert np.array_equal(logits[:, 0], other[:, 0]) and np.array_equal(log_days[:, 0], other_days[:, 0])
+    assert not np.array_equal(logits[:, 1], other[:, 1])
+
+
+def test_a_run_does_not_differ_from_itself(joint, tmp_path):
+    copy = shutil.copytree(joint, tmp_path / "copy")
+    result = evaluate_run(copy, "held_out", versus=str(joint), with_baselines=False, say=silent)
+    assert result["metrics"] == evaluation_of(joint)["metrics"]
+    found = result["versus"][str(joint)]
+    compared = {"mlm/accuracy", "next_visit/average_precision", "next_visit/micro_f1", "time_to_event/loss"}
+    assert compared <= set(found)
+    assert {(entry["value"], entry["low"], entry["high"]) for entry in found.values()} == {(0.0, 0.0, 0.0)}
+    assert result["baselines"][str(joint)]["mlm/accuracy"] == result["metrics"]["mlm/accuracy"]
+    assert evaluation_of(copy) == result
+
+
+def test_only_runs_that_predict_the_same_are_compared(joint, whole, tmp_path):
+    def compare(other):
+        evaluate_run(joint, "held_out", versus=str(other), with_baselines=False, say=silent)
+
+    before = (joint / "evaluation.json").read_bytes()
+    with pytest.raises(ValueError, match=r"--versus=.*/whole: has another vocabulary"):
+        compare(whole[0])
+    fewer = changed_copy(joint, tmp_path / "fewer", min_patients=12)
+    with pytest.raises(ValueError, match=r"--versus=.*/fewer: has other objective\.targets"):
+        compare(fewer)
+    edges = json.loads((joint / "config.json").read_text())["objective"]["event_edges"]
+    later = changed_copy(joint, tmp_path / "later", event_edges=[2 * edge for edge in edges])
+    with pytest.raises(ValueError, match=r"--versus=.*/later: has other objective\.event_edges"):
+        compare(later)
+    assert (joint / "evaluation.json").read_bytes() == before
+
+
+def test_figures_are_pictures_of_something(joint, tmp_path):
+    copy = shutil.copytree(joint, tmp_path / "copy")
+    files = plots.draw(copy, "held_out")
+    assert [file.name for file in files] == ["learning_curve.png", "reliability.png", "precision_recall.png"]
+    for file in files:
+        colours = np.unique(image.imread(file).reshape(-1, 4), axis=0)
+        assert len(colours) > 3  # paper, ink and a curve at least
+
+
+def test_histories_cut_at_random_train_and_are_evaluated(cut):
+    found = evaluation_of(cut)["metrics"]
+    assert {name.partition("/")[0] for name in found} == {"next_visit"}
+    assert 0 < found["next_visit/average_precision"]["value"] < 1
+    (tuning,) = metrics_of(cut, "tuning")
+    expected = tuning["next_visit/loss"] + 0.1 * tuning["next_visit/days_loss"]
+    assert tuning["loss"] == pytest.approx(expected, rel=1e-6)

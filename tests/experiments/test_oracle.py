@@ -1,0 +1,118 @@
+"""Evaluation on simulated patients, whose world knows better than any model or baseline."""
+
+import shutil
+
+import numpy as np
+import polars as pl
+import pytest
+
+from behrt_jax import baselines, baselines_next_visit
+from behrt_jax.networks import Recipe
+from experiments import evaluate_masked, evaluate_next_visit
+from experiments.evaluate import evaluate_run
+from experiments.run import load_run
+from experiments.simulate import write_patients
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+KEYS = {
+    "objective__name": "joint",
+    "objective__min_patients": 3,
+    "data__events_without_visit": "leave_out",
+    "data__codes_exclude": "('MEDS_BIRTH','MEDS_DEATH')",
+    "train__num_steps": 10,
+}
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("simulated") / "data"
+    write_patients(folder, 120, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(workplace, simulated):
+    """A run whose evaluation with baselines is left out."""
+    workplace.train(workplace.arguments("simulated", data__path=simulated, **KEYS))
+    return workplace.folder / "simulated"
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    return load_run(trained, "held_out", None, say=lambda line: None)
+
+
+def test_the_oracle_is_above_the_model_and_every_baseline(trained, monkeypatch):
+    for module, name, value in (
+        (baselines, "NETWORK_STEPS", 100),
+        (baselines_next_visit, "MIN_STEPS", 60),
+        (baselines_next_visit, "RECIPES", {"MLP": Recipe(0.002, hidden=32)}),
+    ):
+        monkeypatch.setattr(module, name, value)
+    lines = []
+    result = evaluate_run(trained, "held_out", say=lines.append)
+    assert lines.count("asking the oracle") == 2
+    oracle, others = result["oracle"], {"model": result["metrics"], **result["baselines"]}
+    for metric, sign in (
+        ("mlm/accuracy", 1),
+        ("mlm/loss", -1),
+        ("next_visit/average_precision", 1),
+        ("next_visit/loss", -1),
+    ):
+        known = {name: found[metric] for name, found in others.items() if metric in found}
+        assert len(known) >= 5
+        assert {found["n"] for found in known.values()} == {oracle[metric]["n"]}
+        worse = {name: sign * (oracle[metric]["value"] - found["value"]) for name, found in known.items()}
+        assert min(worse.values()) > 0, (metric, worse)
+    assert (
+        oracle["mlm/top20_accuracy"]["value"] >= oracle["mlm/top5_accuracy"]["value"] > oracle["mlm/accuracy"]["value"]
+    )
+
+
+def test_data_with_a_visit_that_the_world_lacks_is_refused(trained, simulated, tmp_path):
+    copy, other = shutil.copytree(trained, tmp_path / "trained"), shutil.copytree(simulated, tmp_path / "other")
+    (file,) = (other / "data" / "held_out").glob("*.parquet")
+    found = pl.read_parquet(file)
+    last = found.drop_nulls("visit_id").group_by("subject_id", maintain_order=True).last().head(1)
+    more = last.with_columns(pl.col("time").dt.offset_by("60d"), pl.col("visit_id") + 10**6, code=pl.lit("ALIEN//1"))
+    pl.concat([found, more.select(found.columns)]).sort("subject_id", "time", nulls_last=False).write_parquet(file)
+    (copy / "evaluation.json").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"other: holds [\d,]+ visits of these patients, the prepared data [\d,]+, or"):
+        evaluate_run(copy, "held_out", str(other), with_baselines=False, say=lambda line: None)
+    assert not (copy / "evaluation.json").exists()
+
+
+def test_as_many_visits_of_other_patients_are_refused_too(run, simulated, tmp_path):
+    """Both objectives check it: one visit goes from a patient to another."""
+    other = shutil.copytree(simulated, tmp_path / "moved")
+    (file,) = (other / "data" / "held_out").glob("*.parquet")
+    found = pl.read_parquet(file).with_row_index("row")
+    visits = found.drop_nulls("visit_id").group_by("subject_id", maintain_order=True).agg(pl.col("visit_id").max())
+    counts = found.drop_nulls("visit_id").group_by("subject_id").agg(pl.col("visit_id").n_unique().alias("count"))
+    (giver, taken, _) = visits.join(counts, on="subject_id").filter(pl.col("count") > 2).sort("subject_id").row(0)
+    taker = visits.filter(pl.col("subject_id") != giver).sort("subject_id").row(0)[0]
+    moved = pl.col("visit_id").eq(taken).fill_null(False)
+    changed = found.with_columns(
+        subject_id=pl.when(moved).then(taker).otherwise("subject_id"),
+        time=pl.when(moved).then(pl.col("time").dt.offset_by("37y")).otherwise("time"),
+    )
+    changed.sort("subject_id", "time", "row", nulls_last=False).drop("row").write_parquet(file)
+    moved_run = run._replace(source=other)
+    for ask in (
+        lambda: evaluate_next_visit.ask_oracle(moved_run, evaluate_next_visit.find_examples(run, run.patients)),
+        lambda: evaluate_masked.ask_oracle(moved_run, []),
+    ):
+        with pytest.raises(ValueError, match=r"moved: holds .* or other ones; train with data\.events_without_visit"):
+            ask()
+
+
+def test_codes_that_the_world_does_not_have_cannot_come(run):
+    every = np.ones(len(run.vocabulary), bool)
+    every[:5] = False
+    wider = run._replace(trained=run.trained._replace(is_target=every))
+    split = evaluate_next_visit.find_examples(wider, wider.patients)
+    found = evaluate_next_visit.ask_oracle(wider, split).scored
+    tokens = np.asarray(run.vocabulary.tokens)[split.examples.codes]
+    statics = np.char.startswith(tokens.astype(str), "GENDER//")
+    assert found.shape == split.examples.targets.shape and found.dtype == np.float32
+    assert statics.any() and not found[:, statics].any() and (found[:, ~statics].max(axis=0) > 0).all()

@@ -1,0 +1,86 @@
+"""Learning curves: fits with a known answer, and a real curve of two tiny runs."""
+
+import numpy as np
+import pytest
+
+from experiments import scaling
+from tests.experiments.conftest import ROOT, evaluation_of, metrics_of
+
+SIZES = np.array([100, 200, 400, 800, 1600])
+
+
+def result(loss: float, accuracy: float) -> dict:
+    found = {"mlm/loss": loss, "mlm/accuracy": accuracy}
+    return {
+        "metrics": {name: {"value": x, "low": x - 0.1, "high": x + 0.1, "n": 10} for name, x in found.items()},
+    }
+
+
+@pytest.mark.parametrize("known", [(1.2, 30.0, 0.7), (0.5, 8.0, 0.3), (2.0, 4.0, 0.5)])
+def test_the_fit_recovers_floor_height_and_exponent(known):
+    losses = known[0] + known[1] * SIZES.astype(float) ** -known[2]
+    found, errors = scaling.fit_power_law(SIZES, losses)
+    assert np.allclose(found, known, rtol=1e-3)
+    assert (errors < 1e-3 * np.abs(found)).all()
+
+
+def test_noise_widens_the_errors_and_the_truth_stays_within_them():
+    rng = np.random.default_rng(0)
+    losses = 1.2 + 30.0 * SIZES.astype(float) ** -0.7
+    found, errors = scaling.fit_power_law(SIZES, losses + rng.normal(scale=0.01, size=len(SIZES)))
+    assert (errors > 1e-3).all() and (np.abs(found - (1.2, 30.0, 0.7)) < 4 * errors).all()
+
+
+def test_a_fit_of_three_numbers_needs_four_sizes():
+    with pytest.raises(ValueError, match=r"--sizes: found 3; expected four or more"):
+        scaling.fit_power_law(SIZES[:3], np.array([3.0, 2.0, 1.5]))
+
+
+def test_the_table_has_a_line_a_size_and_the_fit_below_it():
+    losses = 0.5 + 10.0 * SIZES.astype(float) ** -0.5
+    text = scaling.describe({int(size): result(loss, 0.5) for size, loss in zip(SIZES, losses, strict=True)})
+    lines = text.splitlines()
+    assert lines[0] == "| train patients | mlm/loss | mlm/accuracy |"
+    assert lines[2] == "| 100 | 1.500 [1.400, 1.600] | 0.500 [0.400, 0.600] |"
+    assert [line.split("|")[1].strip() for line in lines[2:7]] == ["100", "200", "400", "800", "1,600"]
+    twice = 0.5 + 10.0 * 3200**-0.5
+    assert lines[-1].startswith("mlm/loss = 0.50 + 10 N^-0.50 (standard error of the exponent 0.00)")
+    assert lines[-1].endswith(f"twice 1,600 patients would bring it from 0.750 to {twice:.3f}")
+    assert "mlm/accuracy =" not in text
+
+
+def test_a_table_of_few_sizes_has_no_fit_and_no_metric_that_one_lacks():
+    few = {100: result(1.5, 0.5), 200: result(1.2, 0.6)}
+    del few[200]["metrics"]["mlm/accuracy"]
+    assert scaling.describe(few).splitlines() == [
+        "| train patients | mlm/loss |",
+        "|---|---|",
+        "| 100 | 1.500 [1.400, 1.600] |",
+        "| 200 | 1.200 [1.100, 1.300] |",
+    ]
+
+
+def test_two_sizes_are_trained_once(workplace):
+    folder = workplace.folder / "curve"
+    tiny = [word for word in workplace.arguments("curve", train__num_steps=4) if "--config." in word]
+    arguments = [f"--config={ROOT / 'configs' / 'small.py'}", f"--workdir={folder}", "--sizes=30,15", *tiny]
+    first = workplace.run(arguments, "experiments.scaling")
+    assert first.returncode == 0, first.stderr
+    assert [line.split(":")[0] for line in first.stdout.splitlines() if "experiments.pretrain" in line][:2] == [
+        "15 patients",
+        "30 patients",
+    ]
+    assert "fitting baselines" not in first.stdout
+    for size in (15, 30):
+        assert f"of {size} train patients" in first.stdout
+        assert evaluation_of(folder / str(size))["baselines"] == {}
+    assert metrics_of(folder / "15", "tuning") != metrics_of(folder / "30", "tuning")
+    table = (folder / "scaling.md").read_text()
+    assert table.splitlines()[2].startswith("| 15 |") and table.splitlines()[3].startswith("| 30 |")
+    assert (folder / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("*/*")}
+    again = workplace.run(arguments, "experiments.scaling")
+    assert again.returncode == 0, again.stderr
+    assert "experiments.pretrain" not in again.stdout and table in again.stdout
+    assert {file: file.stat().st_mtime_ns for file in folder.glob("*/*")} == before

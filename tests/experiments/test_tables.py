@@ -1,0 +1,115 @@
+"""Tables of hand-made evaluations, cell by cell."""
+
+import copy
+
+from experiments import results, tables
+
+
+def entry(value, low=None, high=None, n=12):
+    return {"value": value, "low": value if low is None else low, "high": value if high is None else high, "n": n}
+
+
+RESULT = {
+    "split": "held_out",
+    "patients": 1234,
+    "metrics": {
+        "mlm/loss": entry(1.0, n=5678),
+        "mlm/accuracy": entry(0.5, 0.4, 0.6),
+        "mlm/top5_accuracy": entry(0.75, 0.7, 0.8),
+        "mlm/perplexity": entry(2.7, 2.5, 3.1),
+        "next_visit/loss": entry(9.0, n=77),
+        "next_visit/average_precision": entry(0.31),
+        "next_visit/average_precision/new": entry(0.21),
+        "next_visit/average_precision/sex=F": entry(0.33),
+        "next_visit/average_precision/sex=M": entry(0.29),
+        "next_visit/average_precision/age=80+": entry(0.12),
+        "next_visit/average_precision/type=CONDITION": entry(0.41),
+        "time_to_event/loss": entry(0.9, n=88),
+    },
+    "baselines": {
+        "worst": {"mlm/accuracy": entry(0.1), "mlm/perplexity": entry(50.0), "time_to_event/loss": entry(1.5)},
+        "best": {"mlm/accuracy": entry(0.3), "mlm/perplexity": entry(12.34), "time_to_event/loss": entry(1.1)},
+        "visits again": {
+            "next_visit/average_precision": entry(0.25),
+            "next_visit/average_precision/sex=F": entry(0.24),
+            "next_visit/average_precision/type=CONDITION": entry(0.34),
+        },
+        "only days": {"next_visit/log_days_error": entry(0.7)},
+    },
+    "versus": {
+        "worst": {"mlm/accuracy": entry(0.4, 0.3, 0.5)},
+        "best": {"mlm/accuracy": entry(0.2, 0.1, 0.3), "time_to_event/loss": entry(-0.2, -0.3, -0.1)},
+        "visits again": {"next_visit/average_precision": entry(0.06, -0.01, 0.13)},
+    },
+    "oracle": {"mlm/accuracy": entry(0.6), "mlm/perplexity": entry(2.0)},
+}
+
+
+def table_of(text: str, title: str) -> list[str]:
+    (found,) = (part for part in text.split("\n\n") if part.startswith(title))
+    return found.splitlines()
+
+
+def labels_of(lines: list[str], labels) -> list[str]:
+    return [next(label for label in labels if line.startswith(label)) for line in lines if line.startswith(labels)]
+
+
+def test_rows_stand_from_best_to_worst_below_the_oracle_and_the_run():
+    text = tables.format_result(RESULT)
+    assert text.startswith("held_out: 1,234 patients, 95% intervals over patients\n\n")
+    masked = table_of(text, "masked codes (5,678)")
+    names = ("oracle (the ceiling)", "BEHRT (this run)", "best", "worst")
+    assert labels_of(masked, names) == list(names)
+    assert masked[0].split() == ["masked", "codes", "(5,678)", "accuracy", "top-5", "perplexity"]
+    assert masked[2].split()[3:] == ["0.500", "[0.400,", "0.600]", "0.750", "[0.700,", "0.800]", "2.7", "[2.5,", "3.1]"]
+    assert masked[3].endswith("12.3 [12.3, 12.3]") and masked[-1] == (
+        "difference to best: accuracy +0.200 [+0.100, +0.300]"
+    )
+
+
+def test_a_lower_loss_is_better_in_events_ahead():
+    lines = table_of(tables.format_result(RESULT), "events ahead (88)")
+    assert labels_of(lines, ("BEHRT", "best", "worst")) == ["BEHRT", "best", "worst"]
+    assert lines[-1] == "difference to best: loss (nats) -0.200 [-0.300, -0.100]"
+
+
+def test_groups_stand_beside_the_best_baseline_where_it_has_them():
+    text = tables.format_result(RESULT)
+    visits = table_of(text, "next visits (77)")
+    assert labels_of(visits, ("BEHRT", "visits again", "only days")) == ["BEHRT", "visits again"]
+    assert visits[-1] == "difference to visits again: average precision +0.060 [-0.010, +0.130]"
+    header, *groups = table_of(text, "average precision")
+    assert header.split() == ["average", "precision", "BEHRT", "(this", "run)", "visits", "again"]
+    assert [line.split()[0] for line in groups] == ["sex=F", "sex=M", "age=80+", "type=CONDITION"]
+    assert [line.count("[") for line in groups] == [2, 1, 1, 2]
+    assert groups[0].split()[1::3] == ["0.330", "0.240"]
+
+
+def test_a_run_without_baselines_is_laid_out_alone():
+    alone = {**RESULT, "baselines": {}, "versus": {}}
+    del alone["oracle"]
+    text = tables.format_result(alone)
+    assert "difference" not in text and "oracle" not in text
+    assert table_of(text, "masked codes")[1].startswith("BEHRT (this run)")
+
+
+def test_only_what_was_trained_has_a_table():
+    masked = copy.deepcopy(RESULT)
+    masked["metrics"] = {name: found for name, found in RESULT["metrics"].items() if name.startswith("mlm/")}
+    text = tables.format_result(masked)
+    assert "masked codes" in text and "next visits" not in text and "events ahead" not in text
+
+
+def test_markdown_holds_each_population_from_best_to_worst():
+    other = {"metrics": {"mlm/accuracy": entry(0.9)}, "baselines": {}}
+    masked, visits, ahead = results.format_markdown({"bundled": RESULT, "mine": other}).strip().split("\n\n")
+    first_cells = [line.split("|")[1].strip() for line in masked.splitlines()]
+    names = ["oracle", "**BEHRT**", "best", "worst"]
+    assert first_cells == ["mlm", "---", *(f"bundled: {name}" for name in names), "mine: **BEHRT**"]
+    assert masked.splitlines()[3].startswith("| bundled: **BEHRT** | 0.500 [0.400, 0.600] | 0.750 [0.700, 0.800] |")
+    assert "visits again" in visits and "only days" not in visits and "mine" not in visits
+    assert [line.split("|")[1].strip() for line in ahead.splitlines()[2:]] == [
+        "bundled: **BEHRT**",
+        "bundled: best",
+        "bundled: worst",
+    ]
