@@ -49,7 +49,7 @@ def run_size(folder: Path, size: int, arguments: list[str]) -> dict:
     """Makes the run of one size, unless it is there, and returns its evaluation."""
     workdir = folder / str(size)
     if not (workdir / "evaluation.json").exists():
-        given = ["--nobaselines", f"--workdir={workdir}", f"--config.train.max_patients={size}", *arguments]
+        given = ["--nobaselines", f"--workdir={workdir}", *arguments, f"--config.train.max_patients={size}"]
         print(f"{size:,} patients: python -m experiments.pretrain {shlex.join(given)}", flush=True)
         done = subprocess.run([sys.executable, "-m", "experiments.pretrain", *given])
         if done.returncode:

@@ -39,7 +39,7 @@ TRAINING = {
     "learning rate 0.002": {"optimizer.learning_rate": 2e-3},
     "learning rate 0.008": {"optimizer.learning_rate": 8e-3},
     "weight decay 0.1": {"optimizer.weight_decay": 0.1},
-    "dropout 0.1": {"model.dropout": 0.1},
+    "no dropout": {"model.dropout": 0.0},
     "rows of 128, twice as many": {"data.row_length": 128, "train.batch_size": 16},
     "rows of 512, half as many": {"data.row_length": 512, "train.batch_size": 4},
 }

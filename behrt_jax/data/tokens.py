@@ -52,7 +52,7 @@ def tokenize(
     )
     static = found.filter(pl.col("time").is_null()).with_columns(visit=pl.lit(None, pl.UInt32))
     column = visits.visit_column(found.columns, config.visits, shard)
-    without_visit = 0
+    subjects, without_visit = found["subject_id"].n_unique(), 0
     if column is not None and config.events_without_visit == "leave_out":
         named = found.filter(pl.col("time").is_null() | pl.col(column).is_not_null())
         without_visit, found = found.height - named.height, named
@@ -75,7 +75,7 @@ def tokenize(
         counts["events_left_out_by_pattern"] += found.height - read
         counts["repeats_left_out"] += read - merged.height
         counts["events_of_patients_without_codes"] += merged.height - with_visits.height
-        counts["patients_without_codes"] += found["subject_id"].n_unique() - with_visits["subject_id"].n_unique()
+        counts["patients_without_codes"] += subjects - with_visits["subject_id"].n_unique()
         counts["visits"] += with_visits.filter(pl.col("visit") >= 0).select("subject_id", "visit").unique().height
     return with_visits
 

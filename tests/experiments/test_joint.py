@@ -86,7 +86,7 @@ def test_what_was_trained_predicts_next_visits_from_the_past_alone(joint):
     @jax.jit
     def predict(codes):
         named = {"visit_ends": np.array([[2, 5]]), "time_deltas": days, "method": "predict_next_visits"}
-        return model.apply(params, codes, ages, visits, np.ones_like(codes), **named)
+        return model.apply(params, codes, ages, visits, np.ones_like(visits), **named)
 
     logits, log_days = predict(codes)
     assert logits.shape == (1, 2, len(vocabulary)) and log_days.shape == (1, 2)

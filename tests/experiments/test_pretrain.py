@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import behrt_jax
+from behrt_jax import baselines
 from tests.experiments.conftest import EVALUATE_EVERY, NUM_STEPS, TINY, assert_same_end, metrics_of, newest_state
 
 
@@ -47,8 +48,10 @@ def test_the_evaluation_has_the_promised_form(whole):
     folder, done = whole
     result = json.loads((folder / "evaluation.json").read_text())
     assert (result["split"], result["patients"]) == ("held_out", 10)
-    names = {"mlm/loss", "mlm/accuracy", "mlm/top5_accuracy", "mlm/perplexity"}
-    assert len(result["baselines"]) == 4
+    names = {f"mlm/{name}" for name in ("loss", "perplexity", "accuracy", "top5_accuracy", "top20_accuracy")}
+    counting = {"most frequent code", "patient's own most frequent code", "neighbouring codes (bigram)"}
+    assert set(result["baselines"]) == set(result["versus"]) == {*counting, *baselines.RECIPES}
+    assert len(baselines.RECIPES) == 2
     for found in (result["metrics"], *result["baselines"].values()):
         assert set(found) == names
         for entry in found.values():

@@ -16,7 +16,7 @@ DRAWS = 2000
 BATCH = tiny.packed_batch([[20, 11, 3], [30], [8, 8, 8, 8], []], 40)
 
 
-pytestmark = pytest.mark.usefixtures("strict_jax")
+pytestmark = pytest.mark.usefixtures("strict_jax", "quick_compilation")
 
 
 @functools.cache
@@ -203,7 +203,7 @@ def test_a_rate_that_is_no_share_is_refused(rate):
 GROUPED = tiny.packed_batch([[40, 33, 7], [80], [20, 20, 20, 20]], 80)
 GROUPED["visit_ids"] = GROUPED["positions"] // 4  # visits are much smaller than rows
 GROUPED = {name: values for name, values in GROUPED.items() if name != "patient_index"}
-GROUPED_DRAWS = 400
+GROUPED_DRAWS = 300
 
 
 @functools.cache

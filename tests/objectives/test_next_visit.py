@@ -1,6 +1,7 @@
 """Next visits: where they begin, what they cost, and that nothing of them is seen before they are predicted."""
 
 import functools
+import operator
 import types
 
 import jax
@@ -225,9 +226,9 @@ def test_cuts_by_hand_are_spread_evenly_over_the_visits_after_the_first():
     batch, cuts = by_hand(), []
     batch["visit_ids"][0, 11:17] = 0  # the second patient has one visit now, and no prediction
     draw = jax.jit(jax.vmap(cutter(), (0, None)))
-    draws = jax.device_get(draw(jnp.stack(keys(400)), batch))
+    draws = jax.device_get(draw(jax.random.split(jax.random.key(0), 400), batch))
     for number in range(400):
-        seen, kept = jax.tree.map(lambda values: values[number], draws)  # noqa: B023
+        seen, kept = jax.tree.map(operator.itemgetter(number), draws)
         (slot,) = np.flatnonzero(kept.weights[0])
         place = kept.ends[0, slot] + 1
         visit = batch["visit_ids"][0, place]
