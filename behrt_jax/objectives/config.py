@@ -54,7 +54,7 @@ class ObjectiveConfig:
         for key in ("min_patients", "event_visits"):
             self._expect(getattr(self, key) >= 1, key, "1 or more")
         edges = (0.0, *self.event_edges)
-        rises = all(low < high for low, high in zip(edges, edges[1:], strict=False))
+        rises = all(isinstance(edge, int | float) for edge in edges) and list(edges) == sorted(set(edges))
         self._expect(rises, "event_edges", "days above 0 in ascending order")
         if not self.weights:
             raise ValueError("objective.name: found joint with all weights 0; expected one of them above 0")

@@ -13,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 import polars as pl
 import pytest
+from matplotlib import image
 
 from behrt_jax import workdir
 from behrt_jax.checkpoint import Checkpoints
@@ -159,6 +160,12 @@ def assert_same_end(folder: Path, whole: Path) -> None:
 
 def evaluation_of(folder: Path) -> dict:
     return json.loads((folder / "evaluation.json").read_text())
+
+
+def has_curve(file: Path) -> bool:
+    """Whether a picture holds a line in colour, beside paper, axes and letters, which are grey."""
+    colours = image.imread(file)[..., :3]
+    return int((colours.max(axis=-1) - colours.min(axis=-1) > 0.3).sum()) > 100
 
 
 def device():
