@@ -68,5 +68,9 @@ class ObjectiveConfig:
         """The weight of each objective that is trained."""
         if self.name != "joint":
             return {self.name: 1.0}
-        weights = {name: getattr(self, f"{name}_weight") for name in CHOICES["name"][:-1]}
+        weights = {
+            "mlm": self.mlm_weight,
+            "next_visit": self.next_visit_weight,
+            "time_to_event": self.time_to_event_weight,
+        }
         return {name: weight for name, weight in weights.items() if weight}
