@@ -48,8 +48,7 @@ class EventTimes:
         return np.maximum(days, SHORTEST).astype(np.float32), happened
 
     def _key(self, owners, codes, visits):
-        # One more than there are visits, so that the visit after the last is not the first of the next code.
-        return (owners.astype(np.int64) * len(self.codes) + codes) * (len(self.ends) + 1) + visits
+        return (owners.astype(np.int64) * len(self.codes) + codes) * len(self.ends) + visits
 
     def add(self, batch: dict[str, np.ndarray], num_visits: int, salt: int) -> dict[str, np.ndarray]:
         """Adds events ahead to packed rows.

@@ -115,6 +115,8 @@ def boundary_batches(
       the examples follows each, -1 where none does or where another row holds more of its past.
     """
     visits = examples.visits
+    if not len(visits):
+        return
     if cut:
         windows, added = windows_until(index, visits, examples.patients), visits - 1
     else:

@@ -200,7 +200,7 @@ def test_a_rate_that_is_no_share_is_refused(rate):
 
 # What is hidden together.
 
-GROUPED = tiny.packed_batch([[40, 33, 7], [80], [20, 20, 20, 20]], 80)
+GROUPED = tiny.packed_batch([[40, 33, 7], [80], [4, 36, 20, 20]], 80)
 GROUPED["visit_ids"] = GROUPED["positions"] // 4  # visits are much smaller than rows
 GROUPED = {name: values for name, values in GROUPED.items() if name != "patient_index"}
 GROUPED_DRAWS = 300
@@ -238,16 +238,16 @@ def test_visits_are_hidden_whole_or_not_at_all(rate):
                 assert (inside.all(axis=1) == inside.any(axis=1)).all() and 0.3 * rate < inside.any(axis=1).mean()
     assert masked.positions.shape[2] == math.ceil(rate * 80) * 2
     share = hidden[:, maskable].mean()
-    assert abs(share - rate) < 0.03
+    assert abs(share - rate) < 0.008
     assert hidden.sum(axis=2).max() <= masked.positions.shape[2]
     # Visits of two patients side by side with one number are not one visit.
-    assert (hidden[:, 2, 18] != hidden[:, 2, 21]).any()
+    assert (GROUPED["visit_ids"][2, :8] == 0).all() and (hidden[:, 2, 2] != hidden[:, 2, 5]).any()
 
 
 def test_spans_are_longer_than_chance_and_stay_within_patients():
     hidden, masked = grouped_draws("spans")
     alone, _ = grouped_draws("codes")
-    assert abs(hidden[:, GROUPED["maskable"]].mean() - 0.3) < 0.03
+    assert abs(hidden[:, GROUPED["maskable"]].mean() - 0.3) < 0.008
     assert abs(alone[:, GROUPED["maskable"]].mean() - 0.3) < 0.01
     both = GROUPED["maskable"][1, 1:] & GROUPED["maskable"][1, :-1]
 
