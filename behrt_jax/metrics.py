@@ -135,3 +135,12 @@ def paired(first: Outcomes, second: Outcomes, prefix: str, seed: int = 0) -> dic
     if not all(np.array_equal(*sides) for sides in zip(*counts, strict=True)):
         raise ValueError("only outcomes at the same targets of the same patients can be compared")
     return compare(estimate(first, prefix, seed), estimate(second, prefix, seed))
+
+
+def report(own: Outcomes, compared: dict[str, Outcomes], prefix: str) -> dict[str, dict]:
+    """Returns the `metrics` of a model, those of its `baselines` at the same targets, and `versus`, the differences."""
+    return {
+        "metrics": summarize(own, prefix),
+        "baselines": {name: summarize(found, prefix) for name, found in compared.items()},
+        "versus": {name: paired(own, found, prefix) for name, found in compared.items()},
+    }

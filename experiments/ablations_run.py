@@ -14,20 +14,18 @@ from absl import flags
 from sklearn.metrics import average_precision_score
 
 from behrt_jax import evaluate, state, train
+from behrt_jax.baselines_next_visit import Split
 from behrt_jax.data import batches, dataset, next_visits, sequences
-from behrt_jax.data.config import DataConfig
-from behrt_jax.data.prepare import prepare
 from behrt_jax.models.behrt import count_parameters
 from behrt_jax.optimizer import OptimizerConfig, make_optimizer
 from experiments import command, linear_probe, task
 from experiments.variants import TRAINING, recipe
 
 
-def pretrain(config, trained, vocabulary, patients):
+def pretrain(config, trained, patients):
     """Trains a model from scratch; returns its parameters."""
     optimizer = make_optimizer(OptimizerConfig(**config.optimizer), config.train.num_steps)
-    initial = task.initialize(config, trained, vocabulary, patients)
-    current = state.create_state(initial, optimizer, config.seed)
+    current = state.create_state(task.initialize(config, trained, patients), optimizer, config.seed)
     train_step = train.make_train_step(trained.objective, optimizer, config.seed)
     stream = task.training_columns(config, trained, patients, 0)
     for columns in itertools.islice(stream, config.train.num_steps):
@@ -49,24 +47,18 @@ def score_head(config, trained: task.Task, params, tuning: dataset.Patients) -> 
     """Returns the micro average precision of a model's head for next visits on the tuning split."""
     index = sequences.index_visits(tuning, config.data.row_length, config.data.separators)
     examples = next_visits.find_next_visits(tuning, index, trained.is_target)
-    cut = config.objective.history == "random_cut"
-    step = evaluate.make_predict_step(trained.model, examples.codes, causal=not cut)
-    rows = next_visits.boundary_batches(tuning, index, examples, config.evaluation.batch_size, cut)
-    scores, _ = evaluate.predict_next_visits(step, params, rows, examples.targets.shape)
+    scores, _ = task.next_visit_predictor(config, trained, params)(Split(tuning, index, examples))
     return float(average_precision_score(examples.targets.toarray().ravel(), scores.ravel()))
 
 
 def main() -> None:
     """Runs the command."""
     config = recipe(FLAGS.variant, FLAGS.seed, FLAGS.num_steps)
-    prepared = prepare(DataConfig(**config.data))
-    config.model.vocab_size = len(prepared.vocabulary)
-    patients, tuning = (dataset.read(prepared.folder, split) for split in ("train", "tuning"))
-    task.set_event_edges(config, prepared.vocabulary, patients)
-    trained = task.make_task(config, prepared.vocabulary)
+    prepared, patients, trained = task.begin(config)
+    tuning = dataset.read(prepared.folder, "tuning")
     model = trained.model
     began = time.perf_counter()
-    params = pretrain(config, trained, prepared.vocabulary, patients)
+    params = pretrain(config, trained, patients)
     seconds = time.perf_counter() - began
     result = {"variant": FLAGS.variant, "seed": FLAGS.seed, "num_steps": FLAGS.num_steps, "seconds": seconds}
     result["parameters"] = count_parameters(params)

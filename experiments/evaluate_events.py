@@ -1,16 +1,19 @@
 """Events ahead on held-out patients: the likelihood of a run's rates beside rates that are the same for everyone."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from behrt_jax import evaluate, metrics
 from behrt_jax.data import batches, events_ahead, sequences
-from behrt_jax.data.dataset import Patients
 from behrt_jax.objectives import time_to_event
 from experiments.run import Run
 
 FITTED_VISITS = 5000
+Predictor = Callable[[dict], jax.Array]  # from columns to (B, K, bins, T) log rates
 
 
 def score_events(run: Run, other: Run | None = None, with_baselines: bool = True) -> dict:
@@ -21,48 +24,46 @@ def score_events(run: Run, other: Run | None = None, with_baselines: bool = True
       other: a run of the same data, to compare with.
       with_baselines: whether to fit baselines.
     """
-    targets, edges = np.flatnonzero(run.trained.is_target), tuple(run.config.objective.event_edges)
-    own = _outcomes(run, lambda batch: _step(run)(run.params, evaluate.device_columns(batch)))
-    compared = {}
+    edges = tuple(run.config.objective.event_edges)
+    predictors = {"own": _predictor(run)}
     if with_baselines:
-        log_rates = _fit_rates(run, edges)[None, None]
-        shape = (run.config.evaluation.batch_size, run.config.objective.event_visits, len(edges) + 1, len(targets))
-        compared["rates of train"] = _outcomes(run, lambda batch: jnp.broadcast_to(log_rates, shape))
+        rates = _fit_rates(run, edges)[None, None]
+        rows = (run.config.evaluation.batch_size, run.config.objective.event_visits)
+        predictors["rates of train"] = lambda columns: jnp.broadcast_to(rates, (*rows, *rates.shape[2:]))
     if other is not None:
-        compared["other run"] = _outcomes(run, lambda batch: _step(other)(other.params, evaluate.device_columns(batch)))
-    return {
-        "metrics": metrics.summarize(own, "time_to_event"),
-        "baselines": {name: metrics.summarize(found, "time_to_event") for name, found in compared.items()},
-        "versus": {name: metrics.paired(own, found, "time_to_event") for name, found in compared.items()},
-    }
+        predictors["other run"] = _predictor(other)
+    outcomes = _outcomes(run, edges, predictors)
+    return metrics.report(outcomes.pop("own"), outcomes, "time_to_event")
 
 
-def _step(run: Run):
+def _predictor(run: Run) -> Predictor:
     targets = np.flatnonzero(run.trained.is_target)
-    return jax.jit(lambda params, columns: time_to_event.score_events(run.trained.model, params, columns, targets))
+    step = jax.jit(lambda params, columns: time_to_event.score_events(run.trained.model, params, columns, targets))
+    return functools.partial(step, run.params)
 
 
-def _outcomes(run: Run, predict) -> metrics.Outcomes:
-    """Returns the loss at each visit, a mean over codes, on the newest windows of the patients."""
-    config, edges = run.config, tuple(run.config.objective.event_edges)
+def _outcomes(run: Run, edges: tuple[float, ...], predictors: dict[str, Predictor]) -> dict[str, metrics.Outcomes]:
+    """Returns the loss of each at each visit, a mean over codes, on the newest windows of the patients."""
+    config = run.config
     times = events_ahead.index_events(run.patients, run.index(run.patients), run.trained.is_target)
     lose = jax.jit(lambda rates, days, happened: time_to_event.event_losses(rates, days, happened, edges).mean(axis=-1))
     sizes = (config.data.row_length, config.evaluation.batch_size, config.data.separators)
-    parts = []
+    parts = {name: [] for name in predictors}
     for number, plain in enumerate(batches.evaluation_batches(run.patients, *sizes)):
         batch = times.add(plain, config.objective.event_visits, sequences.EVALUATION_SALT + number)
         rows, slots = np.nonzero(batch["event_weights"])
         patients = plain["patient_index"][rows, plain["patient_ids"][rows, batch["event_ends"][rows, slots]] - 1]
-        losses = np.asarray(lose(predict(batch), batch["event_days"], batch["event_happened"]))
-        parts.append(metrics.Outcomes(patients, {"loss": losses[rows, slots]}))
-    return metrics.concatenate(parts)
+        for name, predictor in predictors.items():
+            rates = predictor(evaluate.device_columns(batch))
+            losses = np.asarray(lose(rates, batch["event_days"], batch["event_happened"]))
+            parts[name].append(metrics.Outcomes(patients, {"loss": losses[rows, slots]}))
+    return {name: metrics.concatenate(found) for name, found in parts.items()}
 
 
 def _fit_rates(run: Run, edges: tuple[float, ...]) -> np.ndarray:
     """Returns the log of events over exposure of each bin and target code in train, (bins, T)."""
-    patients: Patients = run.train
-    times = events_ahead.index_events(patients, run.index(patients), run.trained.is_target)
-    visits = np.unique(np.linspace(0, len(times.ends) - 1, FITTED_VISITS).astype(np.int64))
+    times = events_ahead.index_events(run.train, run.index(run.train), run.trained.is_target)
+    visits = times.spread(FITTED_VISITS)
     events = exposure = np.zeros(())
     for some in np.array_split(visits, max(len(visits) // 500, 1)):
         days, happened = times.after(some)

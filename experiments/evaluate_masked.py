@@ -40,11 +40,7 @@ def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True
     compared = {name: baselines.predict(predictor, hidden) for name, predictor in predictors.items()}
     if other is not None:
         compared["other run"] = evaluate.score(evaluate.make_score_step(other.trained.model), other.params, hidden)
-    result = {
-        "metrics": metrics.summarize(own, "mlm"),
-        "baselines": {name: metrics.summarize(found, "mlm") for name, found in compared.items()},
-        "versus": {name: metrics.paired(own, found, "mlm") for name, found in compared.items()},
-    }
+    result = metrics.report(own, compared, "mlm")
     if (run.source / world.WORLD_FILE).exists():
         run.say("asking the oracle")
         result["oracle"] = metrics.summarize(ask_oracle(run, hidden), "mlm")

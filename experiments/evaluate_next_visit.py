@@ -4,13 +4,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from behrt_jax import baselines_next_visit, evaluate, metrics, multilabel
+from behrt_jax import baselines_next_visit, metrics, multilabel
 from behrt_jax.baselines_next_visit import Split
 from behrt_jax.data import next_visits, oracle, sequences, world
 from behrt_jax.data.dataset import Patients
+from experiments import task
 from experiments.run import Run, read_simulation
 
-COMPARED = ("average_precision", "average_precision/new", "micro_f1", "recall@10", "recall@10/new")
+METRICS = ("average_precision", "average_precision/new", "micro_f1", "recall@10", "recall@10/new")
+COMPARED = tuple(f"{multilabel.PREFIX}{metric}" for metric in METRICS)
 
 
 class Predictions(NamedTuple):
@@ -33,17 +35,14 @@ def score_next_visits(run: Run, other: Run | None = None, with_baselines: bool =
       other: a run of the same data, to compare with.
       with_baselines: whether to fit baselines.
     """
-    splits = [find_examples(run, patients) for patients in (run.train, run.tuning, run.patients)]
-    train, tuning, scored = splits
+    train, tuning, scored = (find_examples(run, patients) for patients in (run.train, run.tuning, run.patients))
     own, days = predict(run, tuning, scored)
-    compared = {}
     predictors = {}
     if with_baselines:
         predictors = baselines_next_visit.fit_baselines(
             train, tuning, len(run.vocabulary), lambda name: run.say(f"fitting baselines: {name}")
         )
-    for name, predictor in predictors.items():
-        compared[name] = Predictions(predictor(tuning), predictor(scored))
+    compared = {name: Predictions(fitted(tuning), fitted(scored)) for name, fitted in predictors.items()}
     if other is not None:
         compared["other run"] = predict(other, tuning, scored)[0]
     examples = describe(run, scored)
@@ -55,9 +54,7 @@ def score_next_visits(run: Run, other: Run | None = None, with_baselines: bool =
     for name, predictions in compared.items():
         estimates = measure(predictions, tuning, examples)
         result["baselines"][name] = _summaries(estimates)
-        names = [f"{multilabel.PREFIX}{metric}" for metric in COMPARED]
-        pairs = {metric: (found[metric], estimates[metric]) for metric in names if metric in found}
-        result["versus"][name] = {metric: metrics.difference(*pair) for metric, pair in pairs.items()}
+        result["versus"][name] = metrics.compare({key: found[key] for key in COMPARED if key in found}, estimates)
     result["baselines"]["median days of train"] = metrics.summarize(days_errors(scored, usual), "next_visit")
     if (run.source / world.WORLD_FILE).exists():
         run.say("asking the oracle")
@@ -71,16 +68,11 @@ def find_examples(run: Run, patients: Patients) -> Split:
     return Split(patients, index, next_visits.find_next_visits(patients, index, run.trained.is_target))
 
 
-def predict(run: Run, *splits: Split) -> tuple[Predictions, np.ndarray]:
-    """Returns what a run says of the examples of tuning and of those to score, and the days of the latter."""
-    codes, size = np.flatnonzero(run.trained.is_target), run.config.evaluation.batch_size
-    cut = run.config.objective.history == "random_cut"
-    step = evaluate.make_predict_step(run.trained.model, codes, causal=not cut)
-    found = []
-    for split in splits:
-        rows = next_visits.boundary_batches(split.patients, split.index, split.examples, size, cut)
-        found.append(evaluate.predict_next_visits(step, run.params, rows, split.examples.targets.shape))
-    return Predictions(*(probabilities for probabilities, _ in found)), found[-1][1]
+def predict(run: Run, tuning: Split | None, scored: Split) -> tuple[Predictions, np.ndarray]:
+    """Returns what a run says of the examples of tuning, if given, and of those to score, and the days of these."""
+    predictor = task.next_visit_predictor(run.config, run.trained, run.params)
+    probabilities, days = predictor(scored)
+    return Predictions(tuning and predictor(tuning)[0], probabilities), days
 
 
 def describe(run: Run, split: Split) -> multilabel.Examples:
@@ -91,9 +83,8 @@ def describe(run: Run, split: Split) -> multilabel.Examples:
     ages = _minutes(split)[examples.visits - 1] / sequences.MINUTES_PER_YEAR
     ages = np.where(patients.has_birth[examples.patients], ages, np.nan)
     sexes = np.full(len(patients), "", dtype="U16")
-    owners = np.repeat(np.arange(len(patients)), np.diff(patients.offsets))
     for code in [code for code, token in enumerate(tokens) if token.startswith("GENDER//")]:
-        sexes[owners[(patients.visits < 0) & (patients.codes == code)]] = tokens[code].partition("//")[2][:16]
+        sexes[patients.owners[(patients.visits < 0) & (patients.codes == code)]] = tokens[code].partition("//")[2][:16]
     cells = multilabel.group_cells(kinds, ages, sexes[examples.patients])
     return multilabel.Examples(examples.targets, examples.patients, examples.seen_before(), cells)
 

@@ -9,7 +9,7 @@ import optax
 from sklearn.metrics import average_precision_score
 
 from behrt_jax import evaluate
-from behrt_jax.data import batches, dataset, packing, sequences, vocabulary
+from behrt_jax.data import batches, dataset, sequences, vocabulary
 from behrt_jax.data.hashing import hash_fraction
 from behrt_jax.models.inputs import model_arguments
 from experiments.variants import POOLINGS
@@ -36,8 +36,8 @@ def embed_histories(config, model, params, patients):
     """Returns the frozen embeddings of cut histories by pooling, each (n, D), and the next visit's codes (n, V)."""
     index = sequences.index_visits(patients, config.data.row_length, config.data.separators)
     cuts = [cut_histories(patients, index, config.model.vocab_size, salt) for salt in range(1, CUTS + 1)]
-    plans = [packing.pack(windows.lengths, index.row_length) for windows, _, _ in cuts]
-    most = max(int(np.diff(plan.offsets).max()) for plan in plans)
+    epochs = [batches.evaluation_epoch(index, windows) for windows, _, _ in cuts]
+    most = max(int(np.diff(epoch.plan.offsets).max()) for epoch in epochs)
 
     @jax.jit
     def embed(columns):
@@ -47,8 +47,7 @@ def embed_histories(config, model, params, patients):
 
     poolings = POOLINGS if model.config.sees_future else POOLINGS[1:]  # `cls` sees the first visit alone
     found, targets = {name: [] for name in poolings}, []
-    for (windows, wanted, members), plan in zip(cuts, plans, strict=True):
-        epoch = batches.Epoch(windows, plan, np.arange(len(plan)), sequences.EVALUATION_SALT)
+    for (_, wanted, members), epoch in zip(cuts, epochs, strict=True):
         pooled = {name: np.zeros((len(patients), config.model.hidden_dim), np.float32) for name in poolings}
         for number in range(epoch.num_batches(config.evaluation.batch_size)):
             batch = batches.batch_of(patients, index, epoch, number, config.evaluation.batch_size)

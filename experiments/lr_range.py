@@ -14,9 +14,6 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from behrt_jax import state, train
-from behrt_jax.data import dataset
-from behrt_jax.data.config import DataConfig
-from behrt_jax.data.prepare import prepare
 from behrt_jax.optimizer import OptimizerConfig, make_optimizer
 from experiments import command, task
 
@@ -31,18 +28,11 @@ def measure(config, num_steps: int, lowest: float, highest: float) -> tuple[np.n
     Returns:
       (n,) learning rates and (n,) losses, smoothed and freed of their start at zero; it ends early at NaN.
     """
-    prepared = prepare(DataConfig(**config.data), progress=print)
-    patients = dataset.read(prepared.folder, "train")
-    with config.unlocked():
-        config.model.vocab_size = len(prepared.vocabulary)
-    task.set_event_edges(config, prepared.vocabulary, patients)
-    trained = task.make_task(config, prepared.vocabulary)
+    _, patients, trained = task.begin(config, say=print)
     rates = np.geomspace(lowest, highest, num_steps)
     schedule = optax.exponential_decay(lowest, 1, float(rates[1] / rates[0]))
     optimizer = make_optimizer(OptimizerConfig(**config.optimizer), num_steps, schedule)
-    current = state.create_state(
-        task.initialize(config, trained, prepared.vocabulary, patients), optimizer, config.seed
-    )
+    current = state.create_state(task.initialize(config, trained, patients), optimizer, config.seed)
     train_step = train.make_train_step(trained.objective, optimizer, config.seed, config.train.accumulate_steps)
     losses, average = [], 0.0
     stream = itertools.islice(task.training_columns(config, trained, patients, 0), num_steps)

@@ -15,7 +15,6 @@ from behrt_jax import state, train, workdir, writer
 from behrt_jax.checkpoint import Checkpoints
 from behrt_jax.data import dataset
 from behrt_jax.data.config import DataConfig
-from behrt_jax.data.prepare import prepare
 from behrt_jax.models.behrt import count_parameters
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.objectives.config import ObjectiveConfig
@@ -35,18 +34,12 @@ def main() -> int:
     optimizer = make_optimizer(OptimizerConfig(**config.optimizer), train_config.num_steps)
     ObjectiveConfig(**config.objective)
 
-    prepared = prepare(data_config, progress=print)
-    splits = {split: dataset.read(prepared.folder, split) for split in ("train", "tuning")}
-    splits["train"] = dataset.sample(splits["train"], train_config.max_patients)
-    with config.unlocked():
-        config.model.vocab_size = len(prepared.vocabulary)
-    task.set_event_edges(config, prepared.vocabulary, splits["train"])
-    trained = task.make_task(config, prepared.vocabulary)
+    prepared, patients, trained = task.begin(config, say=print)
+    splits = {"train": patients, "tuning": dataset.read(prepared.folder, "tuning")}
     workdir.open_workdir(folder, config, prepared.vocabulary)
-    initialize = task.initialize(config, trained, prepared.vocabulary, splits["train"])
-    current = state.create_state(initialize, optimizer, config.seed)
+    current = state.create_state(task.initialize(config, trained, patients), optimizer, config.seed)
     print("\n".join(describe_data(prepared, count_parameters(current.params))))
-    print(describe_rows(splits["train"], data_config.row_length, data_config.separators, config.seed))
+    print(describe_rows(patients, data_config.row_length, data_config.separators, config.seed))
     if trained.is_target.any():
         print(f"targets: {trained.is_target.sum():,} codes by objective.targets and objective.min_patients")
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)

@@ -10,8 +10,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from behrt_jax import evaluate, workdir
+from behrt_jax.baselines_next_visit import Split
 from behrt_jax.data import batches, dataset, events_ahead, next_visits, sequences
+from behrt_jax.data.config import DataConfig
 from behrt_jax.data.hashing import hash_integers
+from behrt_jax.data.prepare import Prepared, prepare
 from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
 from behrt_jax.models.behrt import BEHRTForPretraining
 from behrt_jax.objectives import mlm
@@ -41,9 +44,7 @@ class Task(NamedTuple):
 def make_task(config: ConfigDict, vocabulary: Vocabulary) -> Task:
     """Builds what a config asks for; its `model.vocab_size` and `objective.event_edges` are set."""
     settings = ObjectiveConfig(**config.objective)
-    is_target = np.zeros(len(vocabulary), bool)
-    if set(settings.weights) - {"mlm"}:
-        is_target = next_visits.target_codes(vocabulary, settings.targets, settings.min_patients)
+    is_target = _find_targets(settings, vocabulary)
     has_value = np.zeros(len(vocabulary), bool)
     has_value[NUM_SPECIAL:] = [code.rpartition("//Q")[0] in vocabulary.value_edges for code in vocabulary.codes]
     model = workdir.build_model(config)
@@ -57,23 +58,39 @@ def make_task(config: ConfigDict, vocabulary: Vocabulary) -> Task:
     )
 
 
-def set_event_edges(config: ConfigDict, vocabulary: Vocabulary, train: dataset.Patients) -> None:
-    """Sets the bins of events' rates from train where the config asks for events and gives none."""
+def begin(
+    config: ConfigDict, say: Callable[[str], None] = lambda line: None
+) -> tuple[Prepared, dataset.Patients, Task]:
+    """Prepares the data of a config, fills in what the config takes from it, and builds what it asks for.
+
+    Returns:
+      The prepared data, the patients to train on, and the task.
+    """
+    prepared = prepare(DataConfig(**config.data), progress=say)
+    train = dataset.sample(dataset.read(prepared.folder, "train"), config.train.max_patients)
     settings = ObjectiveConfig(**config.objective)
-    if "time_to_event" in settings.weights and not settings.event_edges:
-        is_target = next_visits.target_codes(vocabulary, settings.targets, settings.min_patients)
-        with config.unlocked():
-            config.objective.event_edges = events_ahead.fit_edges(_events(config, train, is_target), EVENT_BINS)
+    with config.unlocked():
+        config.model.vocab_size = len(prepared.vocabulary)
+        if "time_to_event" in settings.weights and not settings.event_edges:
+            times = _events(config, train, _find_targets(settings, prepared.vocabulary))
+            config.objective.event_edges = events_ahead.fit_edges(times, EVENT_BINS)
+    return prepared, train, make_task(config, prepared.vocabulary)
 
 
-def initialize(config: ConfigDict, task: Task, vocabulary: Vocabulary, train: dataset.Patients) -> Callable:
+def _find_targets(settings: ObjectiveConfig, vocabulary: Vocabulary) -> np.ndarray:
+    if set(settings.weights) == {"mlm"}:
+        return np.zeros(len(vocabulary), bool)
+    return next_visits.target_codes(vocabulary, settings.targets, settings.min_patients)
+
+
+def initialize(config: ConfigDict, task: Task, train: dataset.Patients) -> Callable:
     """Returns a function from a key to the variables; heads begin at the rates of train."""
-    num_visits = _index(config, train).first_visit[-1]
-    shares = (np.concatenate([np.zeros(NUM_SPECIAL), vocabulary.counts]) + 0.5) / (num_visits + 1.0)
+    held = next_visits.visit_codes(train, _index(config, train), len(task.is_target))
+    shares = (held.sum(axis=0) + 0.5) / (held.shape[0] + 1.0)
     logits = np.log(shares / np.maximum(1 - shares, 1e-3)).astype(np.float32)
     rates = None
     if "time_to_event" in task.model.objectives:
-        rates = events_ahead.log_rates(_events(config, train, task.is_target), len(vocabulary))
+        rates = events_ahead.log_rates(_events(config, train, task.is_target), len(task.is_target))
 
     def make(key: jax.Array) -> Any:
         variables = workdir.initialize(task.model, key)
@@ -107,6 +124,18 @@ def tuning_scorer(config: ConfigDict, task: Task, tuning: dataset.Patients) -> C
         return evaluate.score_objective(step, task.tuning_objective, params, found)
 
     return score
+
+
+def next_visit_predictor(config: ConfigDict, task: Task, params) -> Callable[[Split], tuple[np.ndarray, np.ndarray]]:
+    """Returns a function from the examples of a split to their (N, T) probabilities and (N,) days."""
+    cut = config.objective.history == "random_cut"
+    step = evaluate.make_predict_step(task.model, np.flatnonzero(task.is_target), causal=not cut)
+
+    def predict(split: Split) -> tuple[np.ndarray, np.ndarray]:
+        rows = next_visits.boundary_batches(*split, config.evaluation.batch_size, cut)
+        return evaluate.predict_next_visits(step, params, rows, split.examples.targets.shape)
+
+    return predict
 
 
 def _adder(config: ConfigDict, task: Task, patients: dataset.Patients, seed: int) -> Callable[[dict, int], dict]:

@@ -89,7 +89,7 @@ def test_sums_over_the_past_against_a_loop_over_bundled_patients(bundled, bundle
     codes = next_visits.visit_codes(split.patients, split.index, size).astype(np.float32)
     found = history.add_past(codes, split.index, split.examples, half_life).toarray()
     assert len(found) > 100
-    owners = next_visits.visit_owners(split.index)
+    owners = split.index.owners
     dense = codes.toarray()
     for row, visit in enumerate(split.examples.visits):
         past = np.flatnonzero((owners == owners[visit]) & (np.arange(len(owners)) < visit))

@@ -97,6 +97,15 @@ def visit_ends(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np
     return rows, places, batch["window_starts"][rows, owners[rows, places] - 1] + visit_ids[rows, places]
 
 
+def number_in_rows(rows: np.ndarray) -> np.ndarray:
+    """Numbers the entries of each row from 0, (n,), for ascending rows.
+
+    >>> number_in_rows(np.array([0, 0, 2, 2, 2])).tolist()
+    [0, 1, 0, 1, 2]
+    """
+    return np.arange(len(rows)) - np.searchsorted(rows, rows)
+
+
 def training_batches(
     patients: Patients, row_length: int, batch_size: int, seed: int, start_step: int = 0, separators: bool = True
 ) -> Iterator[dict]:

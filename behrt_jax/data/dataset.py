@@ -92,6 +92,11 @@ class Patients:
     def __len__(self) -> int:
         return len(self.subject_ids)
 
+    @property
+    def owners(self) -> np.ndarray:
+        """(T,) the patient of each token."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
 
 def read(folder: Path, split: str) -> Patients:
     """Reads a split of prepared data into memory, by ascending subject id.

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from behrt_jax.data.batches import visit_ends
+from behrt_jax.data.batches import number_in_rows, visit_ends
 from behrt_jax.data.dataset import Patients
 from behrt_jax.data.hashing import hash_integers
 from behrt_jax.data.sequences import MINUTES_PER_DAY, VisitIndex
@@ -47,6 +47,10 @@ class EventTimes:
         days = (until - self.ends[visits][:, None]) / MINUTES_PER_DAY
         return np.maximum(days, SHORTEST).astype(np.float32), happened
 
+    def spread(self, count: int) -> np.ndarray:
+        """Returns at most `count` visits, spread evenly over all."""
+        return np.unique(np.linspace(0, len(self.ends) - 1, count).astype(np.int64))
+
     def _key(self, owners, codes, visits):
         return (owners.astype(np.int64) * len(self.codes) + codes) * len(self.ends) + visits
 
@@ -66,7 +70,7 @@ class EventTimes:
         rows, places, visits = visit_ends(batch)
         order = np.lexsort((hash_integers(salt, visits), rows))
         rows, places, visits = rows[order], places[order], visits[order]
-        slots = np.arange(len(rows)) - np.searchsorted(rows, np.arange(len(batch["codes"])))[rows]
+        slots = number_in_rows(rows)
         rows, places, visits, slots = (found[slots < num_visits] for found in (rows, places, visits, slots))
         shape = (len(batch["codes"]), num_visits)
         ends, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
@@ -86,11 +90,9 @@ def index_events(patients: Patients, index: VisitIndex, is_target: np.ndarray) -
       index: its visits.
       is_target: (V,) bool.
     """
-    starts, stops = index.starts
-    owners = np.repeat(np.arange(len(patients)), np.diff(index.first_visit))
+    owners, visit = index.owners, index.token_visits
     timed = np.flatnonzero(patients.visits >= 0)
-    visit = np.repeat(np.arange(len(starts)), stops - starts)
-    ends = np.zeros(len(starts), np.int64)
+    ends = np.zeros(len(owners), np.int64)
     np.maximum.at(ends, visit, patients.minutes[timed])
     last = np.zeros(len(patients), np.int64)
     np.maximum.at(last, owners, ends)
@@ -111,8 +113,7 @@ def fit_edges(times: EventTimes, num_bins: int, sample: int = 2000) -> tuple[flo
       num_bins: bins.
       sample: visits looked at, spread evenly.
     """
-    visits = np.unique(np.linspace(0, len(times.ends) - 1, sample).astype(np.int64))
-    days, happened = times.after(visits)
+    days, happened = times.after(times.spread(sample))
     edges = np.quantile(days[happened], np.arange(1, num_bins) / num_bins) if happened.any() else np.zeros(0)
     return tuple(float(edge) for edge in np.unique(np.round(edges, 3)) if edge > 0)
 
@@ -122,8 +123,7 @@ def log_rates(times: EventTimes, vocab_size: int, sample: int = 2000) -> np.ndar
 
     Codes that are no target have the rate of a code without events.
     """
-    visits = np.unique(np.linspace(0, len(times.ends) - 1, sample).astype(np.int64))
-    days, happened = times.after(visits)
+    days, happened = times.after(times.spread(sample))
     rates = np.full(vocab_size, 0.5 / days.sum(axis=0).max(), np.float64)
     rates[times.codes] = (happened.sum(axis=0) + 0.5) / days.sum(axis=0)
     return np.log(rates).astype(np.float32)

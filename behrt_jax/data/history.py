@@ -63,9 +63,8 @@ def describe_histories(patients: Patients, index: VisitIndex, examples: NextVisi
 
 def static_tokens(patients: Patients, vocab_size: int) -> scipy.sparse.csr_array:
     """Returns which static tokens each patient has, (patients, V) sparse float32; special tokens are left out."""
-    owners = np.repeat(np.arange(len(patients)), np.diff(patients.offsets))
     where = (patients.visits < 0) & (patients.codes >= NUM_SPECIAL)
-    entries = np.ones(int(where.sum()), np.float32), (owners[where], patients.codes[where])
+    entries = np.ones(int(where.sum()), np.float32), (patients.owners[where], patients.codes[where])
     return scipy.sparse.csr_array(entries, shape=(len(patients), vocab_size)).minimum(1).tocsr()
 
 

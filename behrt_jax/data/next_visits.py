@@ -70,7 +70,7 @@ def find_next_visits(patients: Patients, index: VisitIndex, is_target: np.ndarra
       index: its visits.
       is_target: (V,) bool, as `target_codes` gives it.
     """
-    owners = visit_owners(index)
+    owners = index.owners
     codes = np.flatnonzero(is_target)
     held = visit_codes(patients, index, len(is_target))[:, codes]
     first_held = np.full((len(patients), len(codes)), held.shape[0])
@@ -81,20 +81,12 @@ def find_next_visits(patients: Patients, index: VisitIndex, is_target: np.ndarra
     return NextVisits(codes, found, owners[found], held[found], first_held)
 
 
-def visit_owners(index: VisitIndex) -> np.ndarray:
-    """Returns the patient of each visit, (visits,)."""
-    sizes = np.diff(index.first_visit)
-    return np.repeat(np.arange(len(sizes)), sizes)
-
-
 def visit_codes(patients: Patients, index: VisitIndex, vocab_size: int) -> scipy.sparse.csr_array:
     """Returns which codes each visit holds, (visits, V) sparse bool; special tokens are left out."""
-    starts, stops = index.starts
-    visits = np.repeat(np.arange(len(starts)), stops - starts)
     codes = patients.codes[patients.visits >= 0]
     kept = codes >= NUM_SPECIAL
-    ones = np.ones(int(kept.sum()), bool)
-    return scipy.sparse.csr_array((ones, (visits[kept], codes[kept])), shape=(len(starts), vocab_size))
+    where = index.token_visits[kept], codes[kept]
+    return scipy.sparse.csr_array((np.ones(len(where[0]), bool), where), shape=(len(index.owners), vocab_size))
 
 
 def boundary_batches(
@@ -129,7 +121,7 @@ def boundary_batches(
         window = batch["window_index"][rows, batch["patient_ids"][rows, places] - 1]
         example = np.minimum(np.searchsorted(visits, visit + 1), len(visits) - 1)
         used = (visits[example] == visit + 1) & (visit >= added[window])
-        slots = np.arange(len(rows)) - np.searchsorted(rows, np.arange(batch_size))[rows]
+        slots = batches.number_in_rows(rows)
         ends, which = np.zeros((batch_size, room), np.int32), np.full((batch_size, room), -1)
         ends[rows, slots], which[rows, slots] = places, np.where(used, example, -1)
         yield batch, ends, which

@@ -46,6 +46,17 @@ class VisitIndex:
     row_length: int
     separators: bool
 
+    @property
+    def owners(self) -> np.ndarray:
+        """(visits,) the patient of each visit."""
+        return np.repeat(np.arange(len(self.budgets)), np.diff(self.first_visit))
+
+    @property
+    def token_visits(self) -> np.ndarray:
+        """The visit of each token but the static ones, in the order of `Patients`."""
+        starts, stops = self.starts
+        return np.repeat(np.arange(len(starts)), stops - starts)
+
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
@@ -74,7 +85,7 @@ def index_visits(patients: Patients, row_length: int, separators: bool = True) -
       row_length: L.
       separators: whether `[SEP]` ends each visit; without, windows use the room it leaves.
     """
-    owners = np.repeat(np.arange(len(patients)), np.diff(patients.offsets))
+    owners = patients.owners
     timed = np.flatnonzero(patients.visits >= 0)
     changes = np.diff(patients.visits[timed], prepend=-1) != 0
     changes |= np.diff(owners[timed], prepend=-1) != 0

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from behrt_jax.models.encoder import visit_slots
 from behrt_jax.models.inputs import model_arguments
 from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.objectives.objective import Objective
@@ -60,8 +61,8 @@ def mask_codes(
 
     Each row hides `rate` of its maskable codes, rounded up or down at random so that the mean is exact. K, the room for
     them, is fixed at `rate` of the row length, which no row can exceed: nothing overflows. With groups, K is twice
-    that, and a group is hidden whole or not at all: a row hides about its share, and a group for which there is no
-    room stays in sight.
+    that, and a group is hidden whole or not at all: of groups in random order those whose middle comes within the
+    share.
 
     Args:
       key: a key used for this batch alone.
@@ -107,13 +108,14 @@ def _choose_groups(groups: jax.Array, positions: jax.Array, wanted: jax.Array) -
     size = jnp.take_along_axis(sizes, group, axis=1)
     begins = jnp.pad(jnp.diff(group, axis=1) != 0, ((0, 0), (1, 0)), constant_values=True)
     first = jax.lax.cummax(jnp.where(begins, jnp.arange(room)[None, :], 0), axis=1)
-    return (first + (size - 1) / 2 < wanted) & (first + size <= room)
+    # So a group ends before twice what is wanted: there is room for it.
+    return first + (size - 1) / 2 < wanted
 
 
 def visit_groups(patient_ids: jax.Array, visit_ids: jax.Array) -> jax.Array:
-    """Numbers the visits of each row from 0: (B, L) int32."""
-    changes = (jnp.diff(patient_ids, axis=1) != 0) | (jnp.diff(visit_ids, axis=1) != 0)
-    return jnp.cumsum(jnp.pad(changes, ((0, 0), (1, 0))), axis=1)
+    """Numbers the visits of each row from 0: (B, L) int32; the number of padding means nothing."""
+    starts, _ = visit_slots(patient_ids, visit_ids)
+    return jnp.maximum(jnp.cumsum(starts, axis=1) - 1, 0)
 
 
 def span_groups(key: jax.Array, patient_ids: jax.Array) -> jax.Array:

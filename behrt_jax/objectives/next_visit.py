@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from behrt_jax.models.encoder import visit_slots
 from behrt_jax.models.inputs import model_arguments
 from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.objectives.objective import Objective
@@ -50,18 +51,18 @@ def find_boundaries(batch: dict[str, jax.Array], is_target: jax.Array, separator
       separators: whether `[SEP]` ends each visit; a visit then has two tokens at least, and K = L // 2, else K = L.
     """
     patients, visits = batch["patient_ids"], batch["visit_ids"]
-    same = (patients[:, 1:] == patients[:, :-1]) & (patients[:, 1:] != 0)
-    begins = jnp.pad(same & (visits[:, 1:] != visits[:, :-1]), ((0, 0), (1, 0)))
+    starts, first = visit_slots(patients, visits)
+    begins = starts & jnp.pad(patients[:, 1:] == patients[:, :-1], ((0, 0), (1, 0)))
     room = patients.shape[1] // (2 if separators else 1)
     number = jnp.cumsum(begins, axis=1) - 1
-    starts = jnp.where(begins, number, room)
+    unique = jnp.where(begins, number, room)
     place = jnp.broadcast_to(jnp.arange(begins.shape[1], dtype=jnp.int32), begins.shape)
 
     def scatter(values):
         put = jax.vmap(lambda slot, value: jnp.zeros(room, value.dtype).at[slot].set(value, mode="drop"))
-        return put(starts, values)
+        return put(unique, values)
 
-    within = (number >= 0) & (visits > 0) & (patients != 0)
+    within = jnp.take_along_axis(begins, first, axis=1) & (patients != 0)
     slots, codes = jnp.where(within, number, room), batch["codes"]
     is_repeat = _find_repeats(slots * len(is_target) + codes)
     return Boundaries(
