@@ -19,6 +19,7 @@ from behrt_jax.data import batches, dataset, next_visits, sequences
 from behrt_jax.models.behrt import count_parameters
 from behrt_jax.optimizer import OptimizerConfig, make_optimizer
 from experiments import command, linear_probe, task
+from experiments.evaluate_next_visit import make_predictor
 from experiments.variants import TRAINING, recipe
 
 
@@ -47,7 +48,7 @@ def score_head(config, trained: task.Task, params, tuning: dataset.Patients) -> 
     """Returns the micro average precision of a model's head for next visits on the tuning split."""
     index = sequences.index_visits(tuning, config.data.row_length, config.data.separators)
     examples = next_visits.find_next_visits(tuning, index, trained.is_target)
-    scores, _ = task.next_visit_predictor(config, trained, params)(Split(tuning, index, examples))
+    scores, _ = make_predictor(config, trained, params)(Split(tuning, index, examples))
     return float(average_precision_score(examples.targets.toarray().ravel(), scores.ravel()))
 
 

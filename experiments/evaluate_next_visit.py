@@ -1,15 +1,17 @@
 """Next visits of held-out patients: a run beside baselines, by kind of code, age and sex, and the oracle's ceiling."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from behrt_jax import baselines_next_visit, metrics, multilabel
+from behrt_jax import baselines_next_visit, evaluate, metrics, multilabel
 from behrt_jax.baselines_next_visit import Split
 from behrt_jax.data import next_visits, oracle, sequences, world
 from behrt_jax.data.dataset import Patients
-from experiments import task
 from experiments.run import Run, read_simulation
+from experiments.task import Task
 
 METRICS = ("average_precision", "average_precision/new", "micro_f1", "recall@10", "recall@10/new")
 COMPARED = tuple(f"{multilabel.PREFIX}{metric}" for metric in METRICS)
@@ -70,9 +72,21 @@ def find_examples(run: Run, patients: Patients) -> Split:
 
 def predict(run: Run, tuning: Split | None, scored: Split) -> tuple[Predictions, np.ndarray]:
     """Returns what a run says of the examples of tuning, if given, and of those to score, and the days of these."""
-    predictor = task.next_visit_predictor(run.config, run.trained, run.params)
+    predictor = make_predictor(run.config, run.trained, run.params)
     probabilities, days = predictor(scored)
     return Predictions(tuning and predictor(tuning)[0], probabilities), days
+
+
+def make_predictor(config: ConfigDict, trained: Task, params) -> Callable[[Split], tuple[np.ndarray, np.ndarray]]:
+    """Returns a function from the examples of a split to their (N, T) probabilities and (N,) days."""
+    cut = config.objective.history == "random_cut"
+    step = evaluate.make_predict_step(trained.model, np.flatnonzero(trained.is_target), causal=not cut)
+
+    def predict(split: Split) -> tuple[np.ndarray, np.ndarray]:
+        rows = next_visits.boundary_batches(*split, config.evaluation.batch_size, cut)
+        return evaluate.predict_next_visits(step, params, rows, split.examples.targets.shape)
+
+    return predict
 
 
 def describe(run: Run, split: Split) -> multilabel.Examples:

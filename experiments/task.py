@@ -10,7 +10,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from behrt_jax import evaluate, workdir
-from behrt_jax.baselines_next_visit import Split
 from behrt_jax.data import batches, dataset, events_ahead, next_visits, sequences
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.hashing import hash_integers
@@ -124,18 +123,6 @@ def tuning_scorer(config: ConfigDict, task: Task, tuning: dataset.Patients) -> C
         return evaluate.score_objective(step, task.tuning_objective, params, found)
 
     return score
-
-
-def next_visit_predictor(config: ConfigDict, task: Task, params) -> Callable[[Split], tuple[np.ndarray, np.ndarray]]:
-    """Returns a function from the examples of a split to their (N, T) probabilities and (N,) days."""
-    cut = config.objective.history == "random_cut"
-    step = evaluate.make_predict_step(task.model, np.flatnonzero(task.is_target), causal=not cut)
-
-    def predict(split: Split) -> tuple[np.ndarray, np.ndarray]:
-        rows = next_visits.boundary_batches(*split, config.evaluation.batch_size, cut)
-        return evaluate.predict_next_visits(step, params, rows, split.examples.targets.shape)
-
-    return predict
 
 
 def _adder(config: ConfigDict, task: Task, patients: dataset.Patients, seed: int) -> Callable[[dict, int], dict]:
