@@ -54,7 +54,7 @@ def fit_baselines(
     """
     progress("counting codes and neighbours")
     counts, following = count_codes(batches(), vocab_size)
-    frequency = (counts + 1e-3 * (np.arange(vocab_size) >= FIRST_CODE_ID)) / (counts.sum() + 1e-3 * vocab_size)
+    frequency = smoothed_frequency(counts)
     return {
         "most frequent code": most_frequent(frequency),
         "patient's own most frequent code": choose(
@@ -88,6 +88,12 @@ def count_codes(batches: Iterable[dict], vocab_size: int) -> tuple[np.ndarray, s
         where = codes[:, :-1][pairs], codes[:, 1:][pairs]
         following = following + scipy.sparse.csr_array((np.ones(pairs.sum()), where), shape=(vocab_size, vocab_size))
     return counts, following
+
+
+def smoothed_frequency(counts: np.ndarray) -> np.ndarray:
+    """Returns the share of each code, (V,), a little above 0 for those that train lacks."""
+    vocab_size = len(counts)
+    return (counts + 1e-3 * (np.arange(vocab_size) >= FIRST_CODE_ID)) / (counts.sum() + 1e-3 * vocab_size)
 
 
 def most_frequent(frequency: np.ndarray) -> Predictor:
@@ -182,8 +188,9 @@ def fit_networks(
     tuning: list[MaskedBatch],
     frequency: np.ndarray,
     progress: Callable[[str], None],
+    recipes: dict[str, Recipe] | None = None,
 ) -> dict[str, Predictor]:
-    """Fits a multinomial logistic regression and an MLP on one stream of features.
+    """Fits a multinomial logistic regression and an MLP on one stream of features, or what other `recipes` say.
 
     Of more than `MAX_CODES` codes, only the most frequent are told apart; the others share what is left by frequency.
     """
@@ -215,7 +222,7 @@ def fit_networks(
     known = frequency[FIRST_CODE_ID : FIRST_CODE_ID + num_codes]
     bias = _log(np.append(known, max(1 - known.sum(), 1e-6)))
     lengths = (NETWORK_STEPS, CHECK_EVERY, PATIENCE)
-    fitted = networks.descend(map(example, masked()), RECIPES, bias, loss, tuning_loss, *lengths, progress)
+    fitted = networks.descend(map(example, masked()), recipes or RECIPES, bias, loss, tuning_loss, *lengths, progress)
     rest = np.where(np.arange(vocab_size) >= FIRST_CODE_ID + num_codes, frequency, 0.0)
     rest = _log(rest / max(rest.sum(), 1e-12))
 

@@ -174,14 +174,20 @@ def features_of(split: Split, vocab_size: int) -> scipy.sparse.csr_array:
     return scipy.sparse.hstack([scipy.sparse.csr_array(block) for block in blocks]).tocsr()
 
 
-def fit_networks(train: Split, tuning: Split, vocab_size: int, progress: Callable[[str], None]) -> dict[str, Predictor]:
-    """Fits the logistic regression and the MLP on one stream of features."""
+def fit_networks(
+    train: Split,
+    tuning: Split,
+    vocab_size: int,
+    progress: Callable[[str], None],
+    recipes: dict[str, Recipe] | None = None,
+) -> dict[str, Predictor]:
+    """Fits the logistic regression and the MLP on one stream of features, or what other `recipes` say."""
     progress("features")
     table = Table(features_of(train, vocab_size), train.examples.targets)
     used = np.unique(table.features.indices)
     table = table._replace(features=table.features[:, used])
     checks = Table(features_of(tuning, vocab_size)[:, used], tuning.examples.targets)
-    fitted = descend(table, checks, RECIPES, progress)
+    fitted = descend(table, checks, recipes or RECIPES, progress)
 
     def predictor(params) -> Predictor:
         return lambda split: probabilities(params, features_of(split, vocab_size)[:, used])

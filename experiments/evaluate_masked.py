@@ -1,6 +1,7 @@
 """Masked codes of held-out patients: a run beside baselines on the same hidden codes, and the oracle's ceiling."""
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -20,21 +21,15 @@ def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True
       other: a run of the same data, to compare with.
       with_baselines: whether to fit baselines.
     """
-    settings, size = run.config.evaluation, len(run.vocabulary)
-    hidden = list(_masked(run, run.patients, settings.mask_draws))
+    hidden = list(masked_batches(run, run.patients, run.config.evaluation.mask_draws))
     own = evaluate.score(evaluate.make_score_step(run.trained.model), run.params, hidden)
-
-    def training():
-        length, separators = run.config.data.row_length, run.config.data.separators
-        return batches.training_batches(run.train, length, settings.batch_size, run.config.seed, separators=separators)
-
     predictors = {}
     if with_baselines:
         predictors = baselines.fit_baselines(
-            lambda: itertools.islice(training(), BASELINE_BATCHES),
-            lambda: evaluate.mask_batches(training(), settings.mask_rate, size, draws=1),
-            list(_masked(run, run.tuning, 1)),
-            size,
+            lambda: itertools.islice(training_batches(run), BASELINE_BATCHES),
+            lambda: masked_training_batches(run),
+            list(masked_batches(run, run.tuning, 1)),
+            len(run.vocabulary),
             progress=lambda name: run.say(f"fitting baselines: {name}"),
         )
     compared = {name: baselines.predict(predictor, hidden) for name, predictor in predictors.items()}
@@ -67,7 +62,20 @@ def ask_oracle(run: Run, hidden: list[evaluate.MaskedBatch]) -> metrics.Outcomes
     return metrics.concatenate(parts)
 
 
-def _masked(run: Run, patients: Patients, draws: int):
+def training_batches(run: Run) -> Iterator[dict]:
+    """Yields batches of the train split without end."""
+    length, separators = run.config.data.row_length, run.config.data.separators
+    size = run.config.evaluation.batch_size
+    return batches.training_batches(run.train, length, size, run.config.seed, separators=separators)
+
+
+def masked_training_batches(run: Run) -> Iterator[evaluate.MaskedBatch]:
+    """Yields batches of the train split without end, codes hidden as in evaluation."""
+    return evaluate.mask_batches(training_batches(run), run.config.evaluation.mask_rate, len(run.vocabulary), draws=1)
+
+
+def masked_batches(run: Run, patients: Patients, draws: int) -> Iterator[evaluate.MaskedBatch]:
+    """Yields the newest window of each patient, hidden codes drawn `draws` times."""
     settings, data = run.config.evaluation, run.config.data
     plain = batches.evaluation_batches(patients, data.row_length, settings.batch_size, data.separators)
     return evaluate.mask_batches(plain, settings.mask_rate, len(run.vocabulary), draws)

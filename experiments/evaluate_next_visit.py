@@ -36,8 +36,14 @@ def score_next_visits(run: Run, other: Run | None = None, with_baselines: bool =
       run: the run.
       other: a run of the same data, to compare with.
       with_baselines: whether to fit baselines.
+
+    Returns:
+      As `experiments.evaluate.evaluate_run`; nothing, and a line that says so, where no visit is to be predicted.
     """
     train, tuning, scored = (find_examples(run, patients) for patients in (run.train, run.tuning, run.patients))
+    if not len(scored.examples):
+        run.say(f"next visits: not scored, as none of {len(run.patients):,} patients has a second visit with a target")
+        return {"metrics": {}, "baselines": {}, "versus": {}}
     own, days = predict(run, tuning, scored)
     predictors = {}
     if with_baselines:

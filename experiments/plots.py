@@ -20,6 +20,8 @@ def draw(folder: Path, split: str, data: str | None = None) -> list[Path]:
     run = load_run(folder, split, data, say=lambda line: None)
     if "next_visit" in run.trained.model.objectives:
         scored = find_examples(run, run.patients)
+        if not len(scored.examples):
+            return files
         probabilities = predict(run, None, scored)[0].scored
         files.append(_draw_reliability(probabilities, scored.examples.targets, target / "reliability.png"))
         files.append(_draw_precision_recall(probabilities, scored.examples.targets, target / "precision_recall.png"))

@@ -45,6 +45,14 @@ def fit_power_law(patients: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray,
     return found, np.sqrt(np.diag(spread))
 
 
+def read_sizes(words: list[str]) -> list[int]:
+    """Returns the sizes in ascending order, each once; raises a ValueError where one is no number of patients."""
+    wrong = [word for word in words if not word.isdecimal() or not int(word)]
+    if wrong:
+        raise ValueError(f"--sizes: found {', '.join(wrong)}; expected numbers of patients, such as 100,200,400,800")
+    return sorted({int(word) for word in words})
+
+
 def run_size(folder: Path, size: int, arguments: list[str]) -> dict:
     """Makes the run of one size, unless it is there, and returns its evaluation."""
     workdir = folder / str(size)
@@ -91,7 +99,7 @@ def draw(results: dict[int, dict], file: Path) -> None:
 
 def main() -> None:
     """Runs the command."""
-    folder, sizes = Path(FLAGS.workdir), sorted(int(size) for size in FLAGS.sizes)
+    folder, sizes = Path(FLAGS.workdir), read_sizes(FLAGS.sizes)
     folder.mkdir(parents=True, exist_ok=True)
     results = {size: run_size(folder, size, [f"--config={FLAGS.config}", *PASSED_ON]) for size in sizes}
     table = describe(results)

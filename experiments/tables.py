@@ -72,7 +72,7 @@ def _grid(header: str, rows: dict[str, dict], columns: dict[str, str]) -> list[s
 
 def format_cell(entry: dict) -> str:
     """Writes a value with its interval: `0.617 [0.601, 0.633]`."""
-    digits = 3 if entry["high"] < 2 else 1
+    digits = 3 if entry["high"] < 2 else 2 if entry["high"] < 10 else 1
     return f"{entry['value']:.{digits}f} [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
 
 

@@ -144,10 +144,10 @@ def windows_until(index: VisitIndex, stop: np.ndarray, patients: np.ndarray | No
 
 
 def covering_windows(index: VisitIndex) -> tuple[Windows, np.ndarray]:
-    """Returns windows that together hold every visit, each but a patient's first with a past of half a row.
+    """Returns windows that together hold every visit, each with a past of about half a row where there is so much.
 
     A window ends about half a row after the one before it, so that the visits it adds find the other half filled with
-    what came before them, or with everything where there is less.
+    what came before them, up to the one older visit that no longer fits. Patients without visits have no window.
 
     Returns:
       The windows, and (W,) the index of the first visit that each adds: a visit is added by one window.
@@ -166,6 +166,8 @@ def covering_windows(index: VisitIndex) -> tuple[Windows, np.ndarray]:
         patients.append(going)
         stops.append(done[going].copy())
         going = going[done[going] < last[going]]
+    if not stops:
+        return windows_until(index, everyone[:0], everyone[:0]), everyone[:0]
     return windows_until(index, np.concatenate(stops), np.concatenate(patients)), np.concatenate(added)
 
 

@@ -1,5 +1,6 @@
 """Masked codes, next visits and events trained together, as commands do it."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -11,6 +12,8 @@ import pytest
 import behrt_jax
 from experiments import plots
 from experiments.evaluate import evaluate_run
+from experiments.evaluate_next_visit import score_next_visits
+from experiments.run import load_run
 from tests.experiments.conftest import JOINT, assert_same_end, evaluation_of, has_curve, metrics_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -121,6 +124,27 @@ def test_only_runs_that_predict_the_same_are_compared(joint, whole, tmp_path):
     with pytest.raises(ValueError, match=r"--versus=.*/later: has other objective\.event_edges"):
         compare(later)
     assert (joint / "evaluation.json").read_bytes() == before
+
+
+def test_runs_are_compared_on_what_both_were_trained_on(joint, cut, tmp_path):
+    copy = shutil.copytree(joint, tmp_path / "copy")
+    result = evaluate_run(copy, "held_out", versus=str(cut), with_baselines=False, say=silent)
+    assert {name.partition("/")[0] for name in result["versus"][str(cut)]} == {"next_visit"}
+    assert {"mlm/accuracy", "time_to_event/loss"} <= set(result["metrics"])
+    theirs = evaluation_of(cut)["metrics"]["next_visit/average_precision"]
+    assert result["baselines"][str(cut)]["next_visit/average_precision"] == theirs
+
+
+def test_patients_of_one_visit_have_no_next_visit_to_score(joint):
+    run, lines = load_run(joint, "held_out", None, silent), []
+    patients = run.patients
+    kept = patients.visits <= 0
+    sizes = np.bincount(patients.owners[kept], minlength=len(patients))
+    columns = {name: getattr(patients, name)[kept] for name in ("codes", "visits", "moments", "minutes")}
+    first = dataclasses.replace(patients, offsets=np.concatenate([[0], np.cumsum(sizes)]), **columns)
+    found = score_next_visits(run._replace(patients=first, say=lines.append), with_baselines=False)
+    assert found == {"metrics": {}, "baselines": {}, "versus": {}}
+    assert lines == [f"next visits: not scored, as none of {len(first)} patients has a second visit with a target"]
 
 
 def test_figures_are_pictures_of_something(joint, tmp_path):

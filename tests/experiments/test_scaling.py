@@ -60,6 +60,13 @@ def test_a_table_of_few_sizes_has_no_fit_and_no_metric_that_one_lacks():
     ]
 
 
+@pytest.mark.parametrize("words", [["a"], ["100", "-5"], ["0"], ["1.5"], [""]])
+def test_sizes_are_numbers_of_patients(words):
+    with pytest.raises(ValueError, match=rf"--sizes: found {words[-1]}; expected numbers of patients"):
+        scaling.read_sizes(words)
+    assert scaling.read_sizes(["400", "100", "400"]) == [100, 400]
+
+
 def test_two_sizes_are_trained_once(workplace):
     folder = workplace.folder / "curve"
     tiny = [word for word in workplace.arguments("curve", train__num_steps=4) if "--config." in word]

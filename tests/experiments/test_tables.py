@@ -61,7 +61,17 @@ def test_rows_stand_from_best_to_worst_below_the_oracle_and_the_run():
     names = ("oracle (the ceiling)", "BEHRT (this run)", "best", "worst")
     assert labels_of(masked, names) == list(names)
     assert masked[0].split() == ["masked", "codes", "(5,678)", "accuracy", "top-5", "perplexity"]
-    assert masked[2].split()[3:] == ["0.500", "[0.400,", "0.600]", "0.750", "[0.700,", "0.800]", "2.7", "[2.5,", "3.1]"]
+    assert masked[2].split()[3:] == [
+        "0.500",
+        "[0.400,",
+        "0.600]",
+        "0.750",
+        "[0.700,",
+        "0.800]",
+        "2.70",
+        "[2.50,",
+        "3.10]",
+    ]
     assert masked[3].endswith("12.3 [12.3, 12.3]") and masked[-1] == (
         "difference to best: accuracy +0.200 [+0.100, +0.300]"
     )

@@ -1,0 +1,76 @@
+"""How the networks among the baselines were tuned: losses on tuning over a grid of learning rates and dropouts.
+
+python -m experiments.tune_baselines --workdir=DIR [--rates=0.003,0.006,0.01] [--dropouts=0.3,0.5] [--hidden=512]
+
+On the data of a run of experiments.pretrain, for each of its objectives. The best go by hand into `RECIPES` of
+behrt_jax/baselines.py (masked codes) and behrt_jax/baselines_next_visit.py.
+"""
+
+import itertools
+from pathlib import Path
+
+from absl import flags
+
+from behrt_jax import baselines, baselines_next_visit
+from behrt_jax.networks import Recipe
+from experiments import command
+from experiments.evaluate_masked import BASELINE_BATCHES, masked_batches, masked_training_batches, training_batches
+from experiments.evaluate_next_visit import find_examples
+from experiments.run import Run, load_run
+
+
+def read_grid(rates: list[str], dropouts: list[str], hidden: int) -> dict[str, Recipe]:
+    """Returns a network for each pair of a learning rate and a dropout; regressions have no dropout.
+
+    Raises:
+      ValueError: a rate or a dropout is no number in range.
+    """
+    found = {"rates": [], "dropouts": []}
+    for flag, words, highest in (("rates", rates, 10.0), ("dropouts", dropouts if hidden else ["0"], 1.0)):
+        for word in words:
+            try:
+                number = float(word)
+            except ValueError:
+                number = -1.0
+            if not (0 <= number < highest and (number or flag == "dropouts")):
+                raise ValueError(f"--{flag}: found {word}; expected numbers from 0 to below {highest:g}")
+            found[flag].append(number)
+    return {
+        f"rate {rate:g}, dropout {dropout:g}": Recipe(rate, hidden, dropout)
+        for rate in found["rates"]
+        for dropout in found["dropouts"]
+    }
+
+
+def tune_masked(run: Run, recipes: dict[str, Recipe], say) -> None:
+    """Fits networks on masked codes."""
+    counts, _ = baselines.count_codes(itertools.islice(training_batches(run), BASELINE_BATCHES), len(run.vocabulary))
+    frequency = baselines.smoothed_frequency(counts)
+    tuning = list(masked_batches(run, run.tuning, 1))
+    baselines.fit_networks(lambda: masked_training_batches(run), tuning, frequency, say, recipes)
+
+
+def tune_next_visits(run: Run, recipes: dict[str, Recipe], say) -> None:
+    """Fits networks on next visits."""
+    train, tuning = find_examples(run, run.train), find_examples(run, run.tuning)
+    baselines_next_visit.fit_networks(train, tuning, len(run.vocabulary), say, recipes)
+
+
+def main() -> None:
+    """Runs the command."""
+    recipes = read_grid(FLAGS.rates, FLAGS.dropouts, FLAGS.hidden)
+    run = load_run(Path(FLAGS.workdir), "tuning", None, print)
+    for objective, tune in (("mlm", tune_masked), ("next_visit", tune_next_visits)):
+        if objective in run.trained.model.objectives:
+            print(f"{objective}: {len(recipes)} networks of {FLAGS.hidden} hidden units, losses on tuning")
+            tune(run, recipes, lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    FLAGS = flags.FLAGS
+    flags.DEFINE_string("workdir", None, "What experiments.pretrain wrote.", required=True)
+    flags.DEFINE_list("rates", ["0.003", "0.006", "0.01"], "Learning rates to try.")
+    flags.DEFINE_list("dropouts", ["0.3", "0.5"], "Shares of hidden units left out in training.")
+    flags.DEFINE_integer("hidden", 512, "Hidden units; 0: a regression.", lower_bound=0)
+    command.keep_memory()
+    command.run(main)
