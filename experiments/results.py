@@ -1,4 +1,4 @@
-"""The results table of the README: one recipe on several populations, each beside its baselines.
+"""The results table of the README: one recipe on several populations, each beside its baselines and the LSTM.
 
 python -m experiments.results --populations=bundled,simulated,mimic=DIR [--config=...] [--workdir=...]
 
@@ -17,6 +17,7 @@ from absl import flags
 from experiments import command
 from experiments.tables import COLUMNS, LOWER_IS_BETTER, format_cell
 
+LSTM = "configs/lstm.py"
 SIMULATED_PATIENTS = 10_000
 OVERRIDES = {
     # Deaths are left out, for the oracle does not see them; with so many patients nothing overfits.
@@ -44,9 +45,14 @@ def run_population(folder: Path, population: str, config: str) -> tuple[str, dic
         overrides.append(f"--config.data.path={path}")
     elif name != "bundled":
         raise ValueError(f"--populations: found {population}; expected bundled, simulated or NAME=DIR")
-    if not (workdir / "evaluation.json").exists():
-        call("pretrain", f"--config={config}", f"--workdir={workdir}", *overrides)
-    return name, json.loads((workdir / "evaluation.json").read_text())
+    lstm, file = folder / f"{name}-lstm", workdir / "evaluation.json"
+    if not file.exists() or str(lstm) not in json.loads(file.read_text())["baselines"]:
+        for recipe, target in ((LSTM, lstm), (config, workdir)):
+            call("pretrain", f"--config={recipe}", f"--workdir={target}", "--nobaselines", *overrides)
+        call("evaluate", f"--workdir={workdir}", f"--versus={lstm}")
+    result = json.loads(file.read_text())
+    result["baselines"]["LSTM"] = result["baselines"].pop(str(lstm))
+    return name, result
 
 
 def format_markdown(results: dict[str, dict]) -> str:

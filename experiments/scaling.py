@@ -1,8 +1,10 @@
 """Learning curves: held-out losses against train patients, with a fit of what more patients are worth.
 
 python -m experiments.scaling --config=configs/small.py --sizes=100,200,400,800 [--workdir=DIR] [--config.KEY=...]
+python -m experiments.scaling --config=configs/medium.py --sizes=... --workdir=DIR2 --versus=DIR
 
-Each size is a run of experiments.pretrain in a folder of its own; what is finished is not made again.
+Each size is a run of experiments.pretrain in a folder of its own; what is finished is not made again. `--versus` takes
+the curve of another recipe and says how many patients that one would need to come to the losses of this one.
 """
 
 import json
@@ -34,15 +36,42 @@ def fit_power_law(patients: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray,
       ValueError: fewer than four sizes, or no fit is found.
     """
     if len(patients) < 4:
-        raise ValueError(
-            f"--sizes: found {len(patients)}; expected four or more to fit three numbers and tell the error"
-        )
+        raise ValueError(f"--sizes: found {len(patients)}; expected four or more, to fit three numbers and their error")
     begin = (0.9 * losses.min(), (losses.max() - 0.9 * losses.min()) * patients.min() ** 0.5, 0.5)
     try:
         found, spread = curve_fit(power_law, patients, losses, p0=begin, bounds=(0, [np.inf, np.inf, 3]), maxfev=20_000)
     except RuntimeError as error:
         raise ValueError(f"no power law fits the losses {losses.round(4).tolist()} ({error})") from error
     return found, np.sqrt(np.diag(spread))
+
+
+def patients_for(loss: float, fit: np.ndarray) -> float:
+    """Returns the patients at which a power law comes to a loss; infinite at its floor and below."""
+    floor, height, exponent = fit
+    return float((height / (loss - floor)) ** (1 / exponent)) if loss > floor and exponent else float("inf")
+
+
+def compare(results: dict[int, dict], other: dict[int, dict]) -> str:
+    """Says how many patients the recipe of another curve needs for the losses of this one."""
+    lines = []
+    everything = [found["metrics"] for found in (*results.values(), *other.values())]
+    for name in (name for name in METRICS if name.endswith("loss") and all(name in found for found in everything)):
+        fit, _ = fit_power_law(np.array(list(other)), _values(other, name))
+        for size, loss in zip(results, _values(results, name), strict=True):
+            lines.append(f"{name} {loss:.3f} at {size:,} patients: worth {patients_for(loss, fit):,.0f} of the other")
+    return "\n".join(lines) + "\n"
+
+
+def _values(results: dict[int, dict], name: str, key: str = "value") -> np.ndarray:
+    return np.array([found["metrics"][name][key] for found in results.values()])
+
+
+def read_curve(folder: Path) -> dict[int, dict]:
+    """Reads the finished runs of a curve by size; a ValueError where there are none."""
+    found = {int(file.parent.name): json.loads(file.read_text()) for file in folder.glob("[0-9]*/evaluation.json")}
+    if not found:
+        raise ValueError(f"--versus={folder}: holds no finished run; expected the workdir of experiments.scaling")
+    return dict(sorted(found.items()))
 
 
 def read_sizes(words: list[str]) -> list[int]:
@@ -74,7 +103,7 @@ def describe(results: dict[int, dict]) -> str:
     sizes = np.array(list(results))
     for name in metrics if len(sizes) > 3 else ():
         if name.endswith("loss"):
-            losses = np.array([found["metrics"][name]["value"] for found in results.values()])
+            losses = _values(results, name)
             (floor, height, exponent), errors = fit_power_law(sizes, losses)
             twice = power_law(2 * sizes[-1], floor, height, exponent)
             lines.append(
@@ -86,12 +115,10 @@ def describe(results: dict[int, dict]) -> str:
 
 def draw(results: dict[int, dict], file: Path) -> None:
     """Draws each loss against patients with its interval."""
-    names = [name for name in METRICS if name.endswith("loss") and name in next(iter(results.values()))["metrics"]]
+    names = [name for name in next(iter(results.values()))["metrics"] if name in METRICS and name.endswith("loss")]
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        low, middle, high = (
-            np.array([found["metrics"][name][key] for found in results.values()]) for key in ("low", "value", "high")
-        )
+        low, middle, high = (_values(results, name, key) for key in ("low", "value", "high"))
         axes.errorbar(list(results), middle, yerr=[middle - low, high - middle], marker="o", capsize=3)
         axes.set(xscale="log", xlabel="train patients", ylabel="held-out loss (nats)", title=name)
     figure.savefig(file, dpi=150)
@@ -103,6 +130,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     results = {size: run_size(folder, size, [f"--config={FLAGS.config}", *PASSED_ON]) for size in sizes}
     table = describe(results)
+    if FLAGS.versus:
+        table += "\n" + compare(results, read_curve(Path(FLAGS.versus)))
     (folder / "scaling.md").write_text(table)
     draw(results, folder / "scaling.png")
     print(table)
@@ -113,6 +142,7 @@ if __name__ == "__main__":
     FLAGS = flags.FLAGS
     flags.DEFINE_string("workdir", "runs/scaling", "Where the runs are made.")
     flags.DEFINE_list("sizes", None, "Numbers of train patients, separated by commas.", required=True)
+    flags.DEFINE_string("versus", None, "The workdir of the curve of another recipe.")
     flags.DEFINE_string("config", None, "The recipe; --config.KEY=VALUE are passed on too.", required=True)
     PASSED_ON = [word for word in sys.argv[1:] if word.startswith("--config.")]
     sys.argv = [word for word in sys.argv if word not in PASSED_ON]

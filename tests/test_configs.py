@@ -10,7 +10,7 @@ from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.optimizer import OptimizerConfig
 from behrt_jax.train import TrainConfig
-from configs import default, joint, large, medium, reference, small
+from configs import default, joint, large, lstm, medium, reference, small
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {
@@ -19,6 +19,7 @@ RECIPES = {
     "medium": medium,
     "large": large,
     "joint": joint,
+    "lstm": lstm,
     "reference": reference,
 }
 SECTIONS = {

@@ -60,6 +60,26 @@ def test_a_table_of_few_sizes_has_no_fit_and_no_metric_that_one_lacks():
     ]
 
 
+def test_a_curve_is_worth_the_patients_at_which_another_comes_to_its_losses():
+    def curve(sizes, shift):
+        return {size: result(1.0 + shift * size**-0.5, 0.5) for size in sizes}
+
+    # 1 + 5 N^-0.5 at N patients is what 1 + 10 N^-0.5 reaches at four times as many.
+    lines = scaling.compare(curve((100, 400), 5.0), curve((50, 100, 200, 400, 800), 10.0)).splitlines()
+    assert [line.partition(": worth ")[0] for line in lines] == [
+        "mlm/loss 1.500 at 100 patients",
+        "mlm/loss 1.250 at 400 patients",
+    ]
+    worth = [float(line.split()[-4].replace(",", "")) for line in lines]
+    assert worth == pytest.approx([400, 1600], rel=0.01)
+    assert scaling.patients_for(0.9, np.array([1.0, 10.0, 0.5])) == float("inf")
+
+
+def test_a_folder_without_runs_is_no_curve(tmp_path):
+    with pytest.raises(ValueError, match="holds no finished run"):
+        scaling.read_curve(tmp_path)
+
+
 @pytest.mark.parametrize("words", [["a"], ["100", "-5"], ["0"], ["1.5"], [""]])
 def test_sizes_are_numbers_of_patients(words):
     with pytest.raises(ValueError, match=rf"--sizes: found {words[-1]}; expected numbers of patients"):

@@ -1,6 +1,7 @@
 """Tables of hand-made evaluations, cell by cell."""
 
 import copy
+import json
 
 from experiments import results, tables
 
@@ -61,17 +62,8 @@ def test_rows_stand_from_best_to_worst_below_the_oracle_and_the_run():
     names = ("oracle (the ceiling)", "BEHRT (this run)", "best", "worst")
     assert labels_of(masked, names) == list(names)
     assert masked[0].split() == ["masked", "codes", "(5,678)", "accuracy", "top-5", "perplexity"]
-    assert masked[2].split()[3:] == [
-        "0.500",
-        "[0.400,",
-        "0.600]",
-        "0.750",
-        "[0.700,",
-        "0.800]",
-        "2.70",
-        "[2.50,",
-        "3.10]",
-    ]
+    cells = "0.500 [0.400, 0.600] 0.750 [0.700, 0.800] 2.70 [2.50, 3.10]"
+    assert masked[2].split()[3:] == cells.split()
     assert masked[3].endswith("12.3 [12.3, 12.3]") and masked[-1] == (
         "difference to best: accuracy +0.200 [+0.100, +0.300]"
     )
@@ -108,6 +100,28 @@ def test_only_what_was_trained_has_a_table():
     masked["metrics"] = {name: found for name, found in RESULT["metrics"].items() if name.startswith("mlm/")}
     text = tables.format_result(masked)
     assert "masked codes" in text and "next visits" not in text and "events ahead" not in text
+
+
+def test_a_population_is_trained_and_compared_with_the_lstm_once(tmp_path, monkeypatch):
+    calls = []
+
+    def call(module, *arguments):
+        calls.append((module, *arguments))
+        if module == "evaluate":
+            (tmp_path / "mine").mkdir()
+            found = {**RESULT, "baselines": {str(tmp_path / "mine-lstm"): {"next_visit/average_precision": entry(0.2)}}}
+            (tmp_path / "mine" / "evaluation.json").write_text(json.dumps(found))
+
+    monkeypatch.setattr(results, "call", call)
+    first = results.run_population(tmp_path, "mine=DIR", "configs/joint.py")
+    assert [words[:3] for words in calls] == [
+        ("pretrain", "--config=configs/lstm.py", f"--workdir={tmp_path / 'mine-lstm'}"),
+        ("pretrain", "--config=configs/joint.py", f"--workdir={tmp_path / 'mine'}"),
+        ("evaluate", f"--workdir={tmp_path / 'mine'}", f"--versus={tmp_path / 'mine-lstm'}"),
+    ]
+    assert all("--config.data.path=DIR" in words for words in calls[:2])
+    assert list(first[1]["baselines"]) == ["LSTM"]
+    assert results.run_population(tmp_path, "mine=DIR", "configs/joint.py") == first and len(calls) == 3
 
 
 def test_markdown_holds_each_population_from_best_to_worst():

@@ -1,0 +1,51 @@
+"""The grid over which baselines' networks are tuned."""
+
+import pytest
+
+from behrt_jax import baselines, baselines_next_visit
+from behrt_jax.networks import Recipe
+from experiments import tune_baselines
+from experiments.run import load_run
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def test_the_grid_holds_each_pair_once_and_regressions_no_dropout():
+    found = tune_baselines.read_grid(["0.003", "0.01"], ["0", "0.5"], 64)
+    assert found == {
+        "rate 0.003, dropout 0": Recipe(0.003, 64, 0.0),
+        "rate 0.003, dropout 0.5": Recipe(0.003, 64, 0.5),
+        "rate 0.01, dropout 0": Recipe(0.01, 64, 0.0),
+        "rate 0.01, dropout 0.5": Recipe(0.01, 64, 0.5),
+    }
+    assert list(tune_baselines.read_grid(["0.03"], ["0.3", "0.5"], 0).values()) == [Recipe(0.03)]
+
+
+@pytest.mark.parametrize(
+    ("rates", "dropouts", "message"),
+    [
+        (["fast"], ["0.5"], "--rates: found fast"),
+        (["0"], ["0.5"], "--rates: found 0;"),
+        (["nan"], ["0.5"], "--rates: found nan"),
+        (["0.1"], ["1"], "--dropouts: found 1;"),
+        (["0.1"], ["-0.1"], "--dropouts: found -0.1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(rates, dropouts, message):
+    with pytest.raises(ValueError, match=message):
+        tune_baselines.read_grid(rates, dropouts, 512)
+
+
+def test_each_network_of_the_grid_is_fitted_on_both_objectives(joint, monkeypatch):
+    monkeypatch.setattr(baselines, "NETWORK_STEPS", 60)
+    monkeypatch.setattr(baselines, "CHECK_EVERY", 20)
+    monkeypatch.setattr(baselines_next_visit, "MIN_STEPS", 60)
+    run = load_run(joint, "tuning", None, lambda line: None)
+    recipes = tune_baselines.read_grid(["0.00001", "0.003"], ["0"], 16)
+    for tune in (tune_baselines.tune_masked, tune_baselines.tune_next_visits):
+        lines = []
+        tune(run, recipes, lines.append)
+        checks = [line.split(": ", 1)[1].split(", rate") for line in lines if "steps: " in line]
+        assert len(checks) >= 2
+        slow, fast = (float(part.split()[-1]) for part in checks[-1])
+        assert fast < slow  # a rate of nearly nothing stays at the frequencies of train
