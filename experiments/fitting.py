@@ -1,0 +1,86 @@
+"""Training a workdir to its end, as every command that trains does it: progress, metrics, checkpoints, interrupts."""
+
+import shlex
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from behrt_jax import train, workdir, writer
+from experiments import command
+
+
+def fit(config, folder, objective, optimizer, current, columns, evaluate, checkpoints, losses) -> int | None:
+    """Trains a workdir to the end.
+
+    Args:
+      config: its recipe.
+      folder: the workdir.
+      objective: what is minimised.
+      optimizer: as `optimizer.make_optimizer` gives it.
+      current: the state to begin with; donated.
+      columns: what the train step takes, beginning with the batch of the state's step.
+      evaluate: maps parameters to metrics on tuning.
+      checkpoints: those of the workdir.
+      losses: of earlier evaluations on tuning, oldest first.
+
+    Returns:
+      The signal that interrupted it, or None.
+    """
+    train_config = train.TrainConfig(**config.train)
+    train_step = train.make_train_step(objective, optimizer, config.seed, train_config.accumulate_steps)
+    done = int(current.step)
+    log_file = writer.MetricsWriter(folder, done)
+
+    # A terminal shows a bar that moves; a log file gets a line now and then.
+    every = 0.5 if sys.stderr.isatty() else 30.0
+    bar = tqdm(total=train_config.num_steps, initial=done, unit="step", dynamic_ncols=True, mininterval=every)
+    with bar, command.Interrupt() as interrupt:
+
+        def log(step, split, found):
+            log_file.write(step, split, found)
+            if split == "train":
+                bar.set_postfix_str(
+                    f"loss {objective.total(found):.3f}, {found['tokens_per_second']:,.0f} tokens/s",
+                    refresh=False,
+                )
+            else:
+                bar.write(
+                    f"step {step:,}: {split} " + ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+                )
+
+        try:
+            outcome = train.train(
+                current,
+                train_step,
+                columns,
+                train_config,
+                evaluate=evaluate,
+                watch=workdir.TUNING_LOSS,
+                save=checkpoints.save,
+                log=log,
+                advance=lambda step: bar.update(step - bar.n),
+                interrupted=interrupt,
+                tuning_losses=losses,
+            )
+        except train.TrainingDivergedError as error:
+            last = checkpoints.steps()
+            good = (
+                f"the last good checkpoint is {checkpoints.folder / str(last[-1])}"
+                if last
+                else "no checkpoint was saved before"
+            )
+            raise train.TrainingDivergedError(f"{error}; {good}; lower optimizer.learning_rate") from error
+        finally:
+            log_file.close()
+    if outcome.reason == "stopped_early":
+        print(f"stopped early: {train_config.patience} evaluations without a better tuning loss")
+    return interrupt.signal if outcome.reason == "interrupted" else None
+
+
+def resume_command(command: str, folder: Path) -> str:
+    """Returns the command line that was given, with the workdir where it was left to the default."""
+    given = sys.argv[1:]
+    if not any(word.partition("=")[0] == "--workdir" for word in given):
+        given = [*given, f"--workdir={folder}"]
+    return f"python -m experiments.{command} {shlex.join(given)}"
