@@ -1,11 +1,16 @@
-"""AdamW with warm-up, cosine decay, decay on matrices only, and clipping by global norm."""
+"""AdamW with warm-up, cosine decay, decay on matrices only, clipping by global norm, and rates by layer."""
 
 import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 FINAL_SHARE = 0.01
+FREEZE = ("none", "encoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +60,21 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: OptimizerConfig, num_steps: int, schedule: optax.Schedule | None = None
+    config: OptimizerConfig,
+    num_steps: int,
+    schedule: optax.Schedule | None = None,
+    scales: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
-    """Returns the optimizer of a run of `num_steps` updates, with the schedule of `make_schedule` or another."""
-    return optax.chain(
+    """Returns the optimizer of a run.
+
+    Args:
+      config: the section `optimizer`.
+      num_steps: updates in all.
+      schedule: another than that of `make_schedule`.
+      scales: maps parameters to a like tree of floats by which the learning rate of each is multiplied, such as a
+        partial `layer_scales`. Those of 0 never change, have no moments, and their gradients do not count in clipping.
+    """
+    adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
             schedule or make_schedule(config, num_steps),
@@ -67,3 +83,55 @@ def make_optimizer(
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
         ),
     )
+    if scales is None:
+        return adamw
+
+    def labels(params):
+        return jax.tree.map(lambda scale: "trained" if scale else "frozen", scales(params))
+
+    def scale_by(updates, params):
+        return jax.tree.map(jnp.multiply, updates, scales(params))
+
+    split = optax.multi_transform({"trained": adamw, "frozen": optax.set_to_zero()}, labels)
+    return optax.chain(split, optax.stateless(scale_by))
+
+
+def layer_scales(params: Any, decay: float = 1.0, freeze: str = "none") -> Any:
+    """Returns what the learning rate of each parameter is multiplied by: a tree of floats.
+
+    Heads, attention pooling and the last normalisation have 1, the last block `decay`, the one before it its square,
+    and so on to the embeddings (layer-wise decay, Howard and Ruder 2018; Clark et al. 2020).
+
+    Args:
+      params: the variables of a model with a head, or such a tree with LoRA's factors beside it.
+      decay: 0 < decay <= 1; 1 is none.
+      freeze: `none`; or `encoder`, 0 for all but heads, attention pooling and LoRA's factors.
+
+    Raises:
+      ValueError: another `decay` or `freeze`.
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"layer_decay: found {decay}; expected more than 0 and at most 1")
+    if freeze not in FREEZE:
+        raise ValueError(f"freeze: found {freeze!r}; expected one of {', '.join(FREEZE)}")
+
+    def number(path):
+        found = re.search(r"/(?:block|layer)_(\d+)/", path)
+        return int(found[1]) if found else None
+
+    def scale(path):
+        is_encoder = "/behrt/" in path and "/attention_pooling/" not in path and "/lora_" not in path
+        if freeze == "encoder" and is_encoder:
+            return 0.0
+        layer = -1 if "/behrt/embedding/" in path else number(path)
+        return 1.0 if layer is None else decay ** (num_layers - layer)
+
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    paths = ["/" + "/".join(str(part.key) for part in path) for path, _ in leaves]
+    num_layers = 1 + max((layer for layer in map(number, paths) if layer is not None), default=-1)
+    return jax.tree.unflatten(tree, [scale(path) for path in paths])
+
+
+def hold_frozen(params: Any, scales: Any) -> Any:
+    """Returns params through which no gradient reaches those of scale 0, so that none is computed for them."""
+    return jax.tree.map(lambda leaf, scale: leaf if scale else jax.lax.stop_gradient(leaf), params, scales)

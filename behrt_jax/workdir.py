@@ -9,11 +9,13 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
+from behrt_jax import lora
 from behrt_jax.checkpoint import Checkpoints
 from behrt_jax.data.vocabulary import Vocabulary
-from behrt_jax.models.behrt import BEHRTForPretraining
+from behrt_jax.models.behrt import BEHRTForPretraining, BEHRTForSequenceClassification
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.objectives.config import ObjectiveConfig
+from behrt_jax.objectives.survival import SurvivalConfig
 
 CONFIG_FILE = "config.json"
 VOCABULARY_FILE = "vocabulary.json"
@@ -29,19 +31,20 @@ class Loaded(NamedTuple):
 
     config: ConfigDict
     vocabulary: Vocabulary
-    model: BEHRTForPretraining
+    model: BEHRTForPretraining | BEHRTForSequenceClassification
     params: Any
 
 
 def load(workdir: str | Path) -> Loaded:
-    """Loads a pre-trained model from its workdir, with the parameters of lowest tuning loss.
+    """Loads a model from its workdir, with the parameters of lowest tuning loss.
 
     Args:
-      workdir: what `experiments.pretrain` wrote.
+      workdir: what `experiments.pretrain` or `experiments.finetune` wrote.
 
     Returns:
       `(config, vocabulary, model, params)`; `model.apply(params, codes, ages, visit_ids, attention_mask)` gives the
-      logits of masked codes where the model was trained on them, `method="predict_next_visits"` those of next visits.
+      logits of masked codes where the model was trained on them, `method="predict_next_visits"` those of next visits;
+      of a fine-tuned model, the logits of its outcomes (see `objectives.classification` and `objectives.survival`).
       With `time_deltas=` (days since the previous visit) too where `config.model.time_bins` is not 0, and `dates=`
       (years since 2000) where `config.model.date_encoding` is not `none`.
 
@@ -56,25 +59,31 @@ def load(workdir: str | Path) -> Loaded:
             f"{workdir / VOCABULARY_FILE}: holds {len(vocabulary)} tokens, but config.json says "
             f"model.vocab_size={config.model.vocab_size}; the files are not of the same run"
         )
-    model = build_model(config)
-    params = restore_params(workdir, model)
+    model = build_model(config) if "objective" in config else build_outcome_model(config)
+    params = restore_params(workdir, config, model)
     return Loaded(config, vocabulary, model, params)
 
 
-def restore_params(workdir: Path, model: nn.Module, warn: Callable[[str], None] = print) -> Any:
-    """Restores the best parameters of a workdir for a model; see `load`."""
+def restore_params(workdir: Path, config: ConfigDict, model: nn.Module, warn: Callable[[str], None] = print) -> Any:
+    """Restores the best parameters of a workdir for its model, LoRA's changes merged; see `load`."""
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
         raise ValueError(
             f"{folder}: no such directory; {workdir} holds no checkpoint yet, run experiments.pretrain first"
         )
     checkpoints = Checkpoints(folder, TUNING_LOSS)
-    like = jax.eval_shape(lambda key: initialize(model, key), jax.random.key(0))
+    adapted = config.lora if "lora" in config and config.lora.rank else None
+
+    def make(key):
+        params = initialize(model, key)
+        return {"base": params, "factors": lora.initialize(params, adapted.rank, key)} if adapted else params
+
+    like = jax.eval_shape(make, jax.random.key(0))
     params = checkpoints.restore_best(like, warn)
     checkpoints.close()
     if params is None:
         raise ValueError(f"{folder}: holds no checkpoint; run experiments.pretrain first")
-    return params
+    return lora.merge(params["base"], params["factors"], adapted.scale) if adapted else params
 
 
 def build_model(config: ConfigDict) -> BEHRTForPretraining:
@@ -82,6 +91,15 @@ def build_model(config: ConfigDict) -> BEHRTForPretraining:
     objective = ObjectiveConfig(**config.objective)
     bins = len(objective.event_edges) + 1
     return BEHRTForPretraining(BEHRTConfig(**config.model), tuple(objective.weights), bins)
+
+
+def build_outcome_model(config: ConfigDict) -> BEHRTForSequenceClassification:
+    """Builds the model of a recipe of fine-tuning, with what is set from its labels, with a head for outcomes."""
+    if "survival" in config:
+        num_labels = SurvivalConfig(**config.survival).num_logits
+    else:
+        num_labels = 1 if config.classification.kind == "binary" else len(config.names)
+    return BEHRTForSequenceClassification(BEHRTConfig(**config.model), num_labels)
 
 
 def initialize(model: nn.Module, key: jax.Array) -> Any:

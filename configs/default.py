@@ -1,4 +1,4 @@
-"""The one place of every default; the recipes of the tiers set the sizes and the length of the run."""
+"""The one place of every default; recipes set what differs."""
 
 from ml_collections import config_dict
 
@@ -8,6 +8,51 @@ def get_config() -> config_dict.ConfigDict:
     sections = {"data": _data(), "model": _model(), "objective": _objective()}
     sections |= {"optimizer": _optimizer(), "train": _train(), "evaluation": _evaluation()}
     return config_dict.ConfigDict({"seed": 0, **sections}).lock()
+
+
+def get_finetune_config(outcome: str) -> config_dict.ConfigDict:
+    """Returns the defaults of fine-tuning to a `classification` or to `survival`, locked."""
+    config = config_dict.ConfigDict({"seed": 0})
+    config.labels = ""  # a file of labels, or several, separated by commas: one binary outcome each
+    config.pretrained = ""  # the workdir of a pre-trained run, whose data and model keys are taken; "": from scratch
+    config.freeze = "none"  # or: encoder, so that only the head is trained
+    config.layer_decay = 0.8  # factor of the learning rate from each layer to the one below it
+    config.lora = config_dict.ConfigDict()
+    config.lora.rank = 0  # above 0: low-rank changes of the blocks' layers, and the head
+    config.lora.scale = 1.0  # of these changes
+    config.history = config_dict.ConfigDict()
+    config.history.include_at = False  # whether events at the very prediction time are known
+    config.history.mark = True  # a token at the prediction time tells how long ago the last visit was
+    config.data, config.model = _data(), _model()
+    config.model.dropout = 0.1
+    config[outcome] = {"classification": _classification, "survival": _survival}[outcome]()
+    config.optimizer, config.train = _optimizer(), _train()
+    config.evaluation = config_dict.ConfigDict({"batch_size": 32})
+    config.names = ()  # set from the labels: of outcomes, of classes, or of causes
+    if outcome == "classification":
+        config.evaluation.calibration = "temperature"  # fitted on tuning; or: isotonic, none
+    else:
+        config.evaluation.horizons = (30.0, 90.0, 365.0, 1825.0)  # days ahead for which risks are told
+    config.optimizer.update(learning_rate=1e-3, warmup_share=0.1)
+    config.train.update(num_steps=600, evaluate_every=50, patience=4)
+    return config.lock()
+
+
+def _classification() -> config_dict.ConfigDict:
+    config = config_dict.ConfigDict()
+    config.kind = "binary"  # set from the labels; or: multi_class, multi_label
+    config.class_weights = "none"  # or: balanced
+    config.focal_gamma = 0.0  # above 0: focal loss
+    return config
+
+
+def _survival() -> config_dict.ConfigDict:
+    config = config_dict.ConfigDict()
+    config.loss = "piecewise"  # rates in bins of time; or: discrete hazards, cox
+    config.num_bins = 16
+    config.edges = ()  # the last day of each bin; (): by quantiles of the events of train
+    config.num_causes = 1  # set from the labels
+    return config
 
 
 def _data() -> config_dict.ConfigDict:

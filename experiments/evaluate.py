@@ -1,6 +1,8 @@
-"""Held-out metrics of a pre-trained model beside its baselines, printed and written to `evaluation.json`.
+"""Held-out metrics of a trained model beside its baselines, printed and written to `evaluation.json`.
 
 python -m experiments.evaluate --workdir=DIR [--versus=DIR] [--data=DIR] [--split=held_out] [--nobaselines] [--plots]
+
+Of a fine-tuned model always the held-out patients, with figures, and `--versus=DIR,DIR` may name several runs.
 """
 
 import json
@@ -9,8 +11,9 @@ from pathlib import Path
 
 from absl import flags
 
+from behrt_jax import workdir
 from behrt_jax.data import events
-from experiments import command, plots, tables
+from experiments import command, evaluate_outcomes, plots, tables
 from experiments.evaluate_events import score_events
 from experiments.evaluate_masked import score_masked
 from experiments.evaluate_next_visit import score_next_visits
@@ -67,9 +70,15 @@ def evaluate_run(
 def main() -> None:
     """Runs the command."""
     folder = Path(FLAGS.workdir)
-    print(tables.format_result(evaluate_run(folder, FLAGS.split, FLAGS.data, FLAGS.versus, FLAGS.baselines)))
+    is_pretrained = "objective" in workdir.read_config(folder)
+    if is_pretrained:
+        result = evaluate_run(folder, FLAGS.split, FLAGS.data, FLAGS.versus, FLAGS.baselines)
+    else:
+        versus = FLAGS.versus.split(",") if FLAGS.versus else []
+        result = evaluate_outcomes.evaluate_run(folder, versus=versus, with_baselines=FLAGS.baselines)
+    print(tables.format_result(result))
     print(f"written: {folder / EVALUATION_FILE}")
-    if FLAGS.plots:
+    if FLAGS.plots and is_pretrained:
         for file in plots.draw(folder, FLAGS.split, FLAGS.data):
             print(f"written: {file}")
 

@@ -1,17 +1,14 @@
 """A linear probe of a frozen encoder: logistic regressions from the embedding of a cut history to the next visit."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from sklearn.metrics import average_precision_score
 
-from behrt_jax import evaluate
-from behrt_jax.data import batches, dataset, sequences, vocabulary
+from behrt_jax.data import dataset, sequences, vocabulary
 from behrt_jax.data.hashing import hash_fraction
-from behrt_jax.models.inputs import model_arguments
+from experiments.embeddings import embed
 from experiments.variants import POOLINGS
 
 CUTS = 4  # histories of each patient
@@ -35,25 +32,11 @@ def cut_histories(patients: dataset.Patients, index: sequences.VisitIndex, size:
 def embed_histories(config, model, params, patients):
     """Returns the frozen embeddings of cut histories by pooling, each (n, D), and the next visit's codes (n, V)."""
     index = sequences.index_visits(patients, config.data.row_length, config.data.separators)
-    cuts = [cut_histories(patients, index, config.model.vocab_size, salt) for salt in range(1, CUTS + 1)]
-    epochs = [batches.evaluation_epoch(index, windows) for windows, _, _ in cuts]
-    most = max(int(np.diff(epoch.plan.offsets).max()) for epoch in epochs)
-
-    @jax.jit
-    def embed(columns):
-        inputs, named = model_arguments(columns)
-        call = functools.partial(model.apply, params, *inputs, **named, num_patients=most)
-        return {name: call(pooling=name, method="get_patient_embedding") for name in poolings}
-
     poolings = POOLINGS if model.config.sees_future else POOLINGS[1:]  # `cls` sees the first visit alone
     found, targets = {name: [] for name in poolings}, []
-    for (_, wanted, members), epoch in zip(cuts, epochs, strict=True):
-        pooled = {name: np.zeros((len(patients), config.model.hidden_dim), np.float32) for name in poolings}
-        for number in range(epoch.num_batches(config.evaluation.batch_size)):
-            batch = batches.batch_of(patients, index, epoch, number, config.evaluation.batch_size)
-            rows, slots = np.nonzero(batch["patient_index"] >= 0)
-            for name, values in jax.device_get(embed(evaluate.device_columns(batch))).items():
-                pooled[name][batch["patient_index"][rows, slots]] = values[rows, slots]
+    for salt in range(1, CUTS + 1):
+        windows, wanted, members = cut_histories(patients, index, config.model.vocab_size, salt)
+        pooled = embed(config, model, params, patients, windows, poolings)
         for name in poolings:
             found[name].append(pooled[name][members])
         targets.append(wanted[members])

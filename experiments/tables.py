@@ -10,14 +10,33 @@ COLUMNS = {
         "recall@10": "recall@10",
     },
     "time_to_event": {"loss": "loss (nats)"},
+    "classification": {
+        "auroc": "AUROC",
+        "auprc": "AUPRC",
+        "accuracy": "accuracy",
+        "brier": "Brier score",
+        "calibration_slope": "calibration slope",
+    },
+    "survival": {
+        "c_index": "C-index",
+        "integrated_brier": "integrated Brier",
+        "calibration_slope": "calibration slope",
+        "d_calibration_p": "p of D-calibration",
+    },
 }
-TITLES = {"mlm": "masked codes", "next_visit": "next visits", "time_to_event": "events ahead"}
+TITLES = {
+    "mlm": "masked codes",
+    "next_visit": "next visits",
+    "time_to_event": "events ahead",
+    "classification": "outcomes",
+    "survival": "time to event",
+}
 GROUPS = ("type=", "age=", "sex=")
 LOWER_IS_BETTER = ("loss",)
 
 
 def format_result(result: dict) -> str:
-    """Lays out the result of an evaluation: a table for each objective, then next visits by group."""
+    """Lays out the result of an evaluation: a table for each objective, and one by group where there are groups."""
     parts = [f"{result['split']}: {result['patients']:,} patients, 95% intervals over patients"]
     for objective in COLUMNS:
         if any(name.startswith(f"{objective}/") for name in result["metrics"]):
@@ -26,35 +45,39 @@ def format_result(result: dict) -> str:
 
 
 def _objective_table(result: dict, objective: str) -> str:
-    columns = {f"{objective}/{name}": label for name, label in COLUMNS[objective].items()}
+    found = {f"{objective}/{name}": label for name, label in COLUMNS[objective].items()}
+    columns = {name: label for name, label in found.items() if name in result["metrics"]}
+    if not columns:  # competing risks have a C-index for each cause
+        causes = [name for name in result["metrics"] if name.startswith(next(iter(found)))]
+        columns = {name: name.removeprefix(f"{objective}/") for name in causes}
     first = next(iter(columns))
-    columns = {name: label for name, label in columns.items() if name in result["metrics"]}
     named = {name: found for name, found in result["baselines"].items() if first in found}
     sign = 1 if first.endswith(LOWER_IS_BETTER) else -1
     named = dict(sorted(named.items(), key=lambda item: sign * item[1][first]["value"]))
     rows = {"BEHRT (this run)": result["metrics"], **named}
     if first in result.get("oracle", {}):
         rows = {"oracle (the ceiling)": result["oracle"], **rows}
-    header = f"{TITLES[objective]} ({result['metrics'][f'{objective}/loss']['n']:,})"
+    counted = result["metrics"].get(f"{objective}/loss", result["metrics"][first])
+    header = f"{TITLES[objective]} ({counted['n']:,})"
     lines = _grid(header, rows, columns)
     if named:
         best = next(iter(named))
         pairs = result["versus"].get(best, {})
         differences = [f"{label} {_signed(pairs[name])}" for name, label in columns.items() if name in pairs]
         lines.append(f"difference to {best}: {', '.join(differences)}")
-        lines += _group_table(result, objective, best)
+        lines += _group_table(result, first, columns[first], best)
     return "\n".join(lines)
 
 
-def _group_table(result: dict, objective: str, best: str) -> list[str]:
+def _group_table(result: dict, first: str, label: str, best: str) -> list[str]:
     """Compares the run with the best baseline by kind of code, age and sex."""
-    prefix = f"{objective}/average_precision/"
+    prefix = f"{first}/"
     groups = [name for name in result["metrics"] if name.startswith(tuple(prefix + group for group in GROUPS))]
     rows = {name.removeprefix(prefix): {"run": result["metrics"][name]} for name in groups}
     for name in groups:
         if name in result["baselines"][best]:
             rows[name.removeprefix(prefix)]["best"] = result["baselines"][best][name]
-    return ["", *_grid("average precision", rows, {"run": "BEHRT (this run)", "best": best})] if rows else []
+    return ["", *_grid(label, rows, {"run": "BEHRT (this run)", "best": best})] if rows else []
 
 
 def _grid(header: str, rows: dict[str, dict], columns: dict[str, str]) -> list[str]:

@@ -7,10 +7,12 @@ import pytest
 
 from behrt_jax.data.prepare import DataConfig
 from behrt_jax.models.config import BEHRTConfig
+from behrt_jax.objectives.classification import ClassificationConfig
 from behrt_jax.objectives.config import ObjectiveConfig
+from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.optimizer import OptimizerConfig
 from behrt_jax.train import TrainConfig
-from configs import default, joint, large, lstm, medium, reference, small
+from configs import classification, default, joint, large, lstm, medium, reference, small, survival
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {
@@ -22,6 +24,7 @@ RECIPES = {
     "lstm": lstm,
     "reference": reference,
 }
+FINE_TUNING = {"classification": classification, "survival": survival}
 SECTIONS = {
     "data": DataConfig,
     "model": BEHRTConfig,
@@ -44,9 +47,9 @@ def reads(file: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [*RECIPES, *FINE_TUNING])
 def test_recipes_are_locked_in_every_section(name):
-    config = RECIPES[name].get_config()
+    config = (RECIPES | FINE_TUNING)[name].get_config()
     assert config.is_locked
     for section in config:
         if isinstance(config[section], ml_collections.ConfigDict):
@@ -75,20 +78,32 @@ def test_recipes_have_the_keys_of_the_defaults(name):
     assert keys(RECIPES[name].get_config()) == keys(default.get_config())
 
 
+@pytest.mark.parametrize(("name", "kind"), [("classification", ClassificationConfig), ("survival", SurvivalConfig)])
+def test_recipes_of_fine_tuning_make_every_section(name, kind):
+    config, other = (FINE_TUNING[which].get_config() for which in (name, ({*FINE_TUNING} - {name}).pop()))
+    for section, of in {**SECTIONS, name: kind}.items():
+        if section != "objective":
+            given = {**config[section], **({"vocab_size": 1000} if section == "model" else {})}
+            assert set(given) == {field.name for field in dataclasses.fields(of)}
+            of(**given)
+    assert {*config} - {name} == {*other} - {*FINE_TUNING}
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_section_has_the_fields_of_its_dataclass_and_no_other(section):
     fields = {field.name for field in dataclasses.fields(SECTIONS[section])}
     assert set(default.get_config()[section]) == fields
 
 
-def test_every_key_is_read_somewhere():
-    config = default.get_config()
+@pytest.mark.parametrize("recipe", [default, classification, survival])
+def test_every_key_is_read_somewhere(recipe):
+    config = recipe.get_config()
     library, commands = sources("behrt_jax"), sources("behrt_jax", "experiments")
     read = {file: reads(file) for file in commands}
     everywhere = set().union(*read.values())
     for section in config:
         assert section in everywhere, section
-        for key in config[section] if section != "seed" else ():
+        for key in config[section] if isinstance(config[section], ml_collections.ConfigDict) else ():
             # Commands choose patients to train on and hand the objective's targets to the data.
             wanted = library if section in SECTIONS and section not in ("objective", "train") else commands
             assert any(key in read[file] for file in wanted), f"{section}.{key} is never read"
@@ -99,4 +114,4 @@ def test_a_key_that_nothing_reads_would_be_found():
 
 
 def test_every_recipe_is_tested_here():
-    assert {file.stem for file in (ROOT / "configs").glob("*.py")} - {"__init__"} == set(RECIPES)
+    assert {file.stem for file in (ROOT / "configs").glob("*.py")} - {"__init__"} == set(RECIPES | FINE_TUNING)

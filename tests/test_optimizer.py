@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from behrt_jax.models.behrt import BEHRTForMLM
-from behrt_jax.optimizer import make_optimizer, make_schedule
+from behrt_jax.checkpoint import Checkpoints
+from behrt_jax.models.behrt import BEHRTForMLM, BEHRTForSequenceClassification
+from behrt_jax.optimizer import hold_frozen, layer_scales, make_optimizer, make_schedule
+from behrt_jax.state import TrainState
 from behrt_jax.workdir import initialize
 from tests import tiny
 
@@ -107,3 +110,125 @@ def test_b2_is_the_decay_of_the_second_moment():
 def test_wrong_settings_name_key_and_value(overrides, message):
     with pytest.raises(ValueError, match=message):
         tiny.optimizer_config(**overrides)
+
+
+def classifier(encoder):
+    return BEHRTForSequenceClassification(tiny.config(num_layers=3, pooling="attention", encoder=encoder), 2)
+
+
+def small(names=("embedding", "encoder/block_0", "encoder/block_1", "encoder/norm", "attention_pooling")):
+    """Parameters of a few layers, as a model with a head names them."""
+    paths = [*(f"behrt/{name}" for name in names), "head"]
+    rng = np.random.default_rng(0)
+    flat = {f"params/{path}/kernel": rng.normal(size=(3, 2)).astype(np.float32) for path in paths}
+    return unflatten_dict({**flat, "params/head/bias": np.ones(2, np.float32)}, sep="/")
+
+
+@pytest.mark.parametrize("encoder", ["transformer", "hierarchical", "lstm"])
+def test_the_rate_falls_from_the_head_to_the_embeddings(encoder):
+    shapes = jax.eval_shape(functools.partial(initialize, classifier(encoder)), jax.random.key(0))
+    found = flatten_dict(layer_scales(shapes, decay=0.5), sep="/")
+    expected = {"head": 1, "attention_pooling": 1, "encoder/norm": 1, "visits/norm": 1, "embedding": 0.5**4}
+    expected |= {f"{name}_{n}": 0.5 ** (3 - n) for name in ("block", "layer") for n in range(3)}
+    for path, scale in found.items():
+        (matching,) = {value for part, value in expected.items() if f"/{part}/" in path}
+        assert scale == matching, path
+    assert set(found.values()) == {1, 0.5, 0.25, 0.125, 0.0625}
+
+
+def test_without_decay_all_rates_are_the_same():
+    assert set(jax.tree.leaves(layer_scales(small()))) == {1.0}
+
+
+def test_a_frozen_encoder_leaves_the_head_the_pooling_and_factors_to_learn():
+    factors = {"params": {"behrt": {"encoder": {"block_0": {"kernel": {"lora_a": np.ones((2, 2))}}}}}}
+    found = flatten_dict(layer_scales({"base": small(), "factors": factors}, 0.5, "encoder"), sep="/")
+    expected = {path: float("head" in path or "pooling" in path) for path in found}
+    assert found == {**expected, "factors/params/behrt/encoder/block_0/kernel/lora_a": 0.25}
+    assert sum(expected.values()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"decay": 0.0}, "layer_decay: found 0.0; expected more than 0 and at most 1"),
+        ({"decay": 1.5}, "layer_decay: found 1.5"),
+        ({"freeze": "blocks"}, "freeze: found 'blocks'; expected one of none, encoder"),
+    ],
+)
+def test_wrong_scales_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        layer_scales(PARAMS, **arguments)
+
+
+def run(scales, params, **overrides):
+    """Parameters and optimizer state after three updates with gradients of 1."""
+    optimizer = make_optimizer(tiny.optimizer_config(**overrides), 10, scales=scales)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for _ in range(3):
+        params, state = step(params, state)
+    return params, state
+
+
+def test_frozen_parameters_are_bit_identical_after_updates_and_have_no_moments():
+    after, state = run(functools.partial(layer_scales, freeze="encoder"), small(), weight_decay=0.5)
+    flat = flatten_dict(after, sep="/")
+    trained = [path for path in flat if "/head/" in path or "/attention_pooling/" in path]
+    for path, leaf in flatten_dict(small(), sep="/").items():
+        same = np.asarray(flat[path]) == leaf
+        assert not same.any() if path in trained else same.all(), path
+    assert len(jax.tree.leaves(optax.tree_utils.tree_get(state, "mu"))) == len(trained) == 3
+
+
+def test_gradients_of_frozen_parameters_do_not_count_in_clipping():
+    optimizer = make_optimizer(
+        tiny.optimizer_config(clip_norm=10.0), 10, scales=functools.partial(layer_scales, freeze="encoder")
+    )
+    params = small(("embedding",))
+    grads = jax.tree.map(jnp.ones_like, params)
+    grads["params"]["behrt"]["embedding"]["kernel"] *= 1e6
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    for moment in jax.tree.leaves(optax.tree_utils.tree_get(state, "mu")):
+        np.testing.assert_allclose(moment, 0.1, rtol=1e-6)
+
+
+def test_updates_are_scaled_after_adam_and_decay():
+    """What adam would do, times the scale; with none of it the optimizer is the plain one."""
+    params, grads = small(), tiny.scattered(jax.tree.map(np.zeros_like, small()))
+    scales = functools.partial(layer_scales, decay=0.5)
+
+    def updates(**arguments):
+        optimizer = make_optimizer(tiny.optimizer_config(weight_decay=0.3), 10, **arguments)
+        return jax.jit(lambda: optimizer.update(grads, optimizer.init(params), params)[0])()
+
+    plain, scaled = updates(), updates(scales=scales)
+    jax.tree.map(lambda a, b, scale: np.testing.assert_allclose(b, a * scale, rtol=1e-6), plain, scaled, scales(params))
+
+
+def test_a_frozen_run_is_saved_and_restored(tmp_path):
+    params, opt_state = run(functools.partial(layer_scales, freeze="encoder"), small())
+    state = TrainState(jnp.asarray(3, jnp.int32), params, opt_state)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", "loss")
+    checkpoints.save(state, {"loss": 1.0})
+    found = checkpoints.restore_newest(jax.eval_shape(lambda: state), pytest.fail)
+    checkpoints.close()
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, found, state)
+
+
+def test_held_parameters_get_no_gradient_and_the_others_theirs():
+    scales = {"kernel": 0.0, "scale": 0.3}
+
+    def loss(params):
+        held = hold_frozen(params, scales)
+        return (held["kernel"] ** 2).sum() + (held["scale"] ** 2).sum()
+
+    found = jax.grad(loss)(PARAMS)
+    assert not found["kernel"].any()
+    np.testing.assert_array_equal(found["scale"], 2 * PARAMS["scale"])

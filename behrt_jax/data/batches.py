@@ -36,10 +36,16 @@ class Epoch:
         return float(self.windows.lengths.sum() / max(len(self.plan), 1))
 
 
-def training_epoch(patients: Patients, index: sequences.VisitIndex, seed: int, epoch: int) -> Epoch:
-    """Plans an epoch of training: a random window of each patient, packed, rows in random order."""
+def training_epoch(
+    patients: Patients, index: sequences.VisitIndex, seed: int, epoch: int, newest: bool = False
+) -> Epoch:
+    """Plans an epoch of training: a random window of each patient, or the newest, packed, rows in random order."""
     salt = int(hash_integers(seed, epoch + 1).view(np.int64))
-    windows = sequences.random_windows(index, patients.subject_ids, salt)
+    if newest:
+        order = np.argsort(hash_integers(salt, np.arange(len(patients))), kind="stable")  # each epoch other row-mates
+        windows = sequences.windows_until(index, index.first_visit[1:][order], order)
+    else:
+        windows = sequences.random_windows(index, patients.subject_ids, salt)
     plan = packing.pack(windows.lengths, index.row_length)
     return Epoch(windows, plan, np.argsort(hash_integers(salt, np.arange(len(plan))), kind="stable"), salt)
 
@@ -107,7 +113,13 @@ def number_in_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def training_batches(
-    patients: Patients, row_length: int, batch_size: int, seed: int, start_step: int = 0, separators: bool = True
+    patients: Patients,
+    row_length: int,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    separators: bool = True,
+    newest: bool = False,
 ) -> Iterator[dict]:
     """Yields training batches without end, beginning with that of `start_step`; `separators`: see `index_visits`.
 
@@ -116,7 +128,7 @@ def training_batches(
     index = sequences.index_visits(patients, row_length, separators)
     first_step, number = 0, 0
     while True:
-        epoch = training_epoch(patients, index, seed, number)
+        epoch = training_epoch(patients, index, seed, number, newest)
         steps = epoch.num_batches(batch_size)
         for batch in range(max(start_step - first_step, 0), steps):
             yield batch_of(patients, index, epoch, batch, batch_size)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,20 +100,21 @@ class Patients:
 
 
 def read(folder: Path, split: str) -> Patients:
-    """Reads a split of prepared data into memory, by ascending subject id.
+    """Reads a split of prepared data into memory, or `all` that there are, by ascending subject id.
 
     Raises:
       ValueError: the split is not there, or its files are damaged.
     """
     builder = PatientTokens(data_dir=folder, file_format="array_record")
     found = list(builder.info.splits)
-    if split not in found:
+    if split not in (*found, "all"):
         raise ValueError(
             f"{folder}: split '{split}' is not in the prepared data (found {', '.join(found) or 'none'}); use one of "
             "these, or other data"
         )
     try:
-        examples = sorted(builder.as_data_source(split), key=lambda example: example["subject_id"])
+        sources = [builder.as_data_source(name) for name in (found if split == "all" else [split])]
+        examples = sorted(itertools.chain(*sources), key=lambda example: example["subject_id"])
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(
             f"{folder}: split '{split}' of the prepared data is damaged ({type(error).__name__}); remove the "

@@ -73,6 +73,23 @@ def test_rows_come_in_another_order_each_epoch():
     assert orders[0].tolist() != orders[1].tolist() != orders[2].tolist()
 
 
+def test_newest_windows_end_with_the_newest_visit_in_every_epoch_among_other_row_mates():
+    index = sequences.index_visits(PATIENTS, ROW_LENGTH)
+    expected = sequences.newest_windows(index)
+    mates = []
+    for number in range(3):
+        epoch = batches.training_epoch(PATIENTS, index, 1, number, newest=True)
+        for name in ("start", "stop", "skipped", "lengths"):
+            ordered = getattr(epoch.windows, name)[np.argsort(epoch.windows.patients)]
+            np.testing.assert_array_equal(ordered, getattr(expected, name))
+        owners = epoch.windows.patients[epoch.plan.members]
+        rows = np.split(owners, epoch.plan.offsets[1:-1])
+        assert sorted(owners) == list(range(len(PATIENTS)))
+        mates.append({frozenset(row.tolist()) for row in rows if len(row) > 1})
+    assert mates[0] != mates[1] != mates[2]
+    assert len({batches.training_epoch(PATIENTS, index, 1, n, True).num_batches(4) for n in range(9)}) == 1
+
+
 def test_every_patient_once_an_epoch():
     steps = stream()
     for size in epoch_sizes(3):

@@ -1,0 +1,439 @@
+"""What models without a sequence reach on outcomes after a prediction time, fitted on train and tuned on tuning.
+
+Regressions and gradient boosting on tables made of histories at prediction times (see `data.at_times`), as classes and
+as time to event. Each baseline sees the whole history, however long; BEHRT sees what fits a row.
+"""
+
+import functools
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sksurv.ensemble import GradientBoostingSurvivalAnalysis
+from sksurv.exceptions import NoComparablePairException
+from sksurv.linear_model import CoxnetSurvivalAnalysis, CoxPHSurvivalAnalysis
+from sksurv.linear_model.coxph import BreslowEstimator
+from sksurv.metrics import concordance_index_censored
+from sksurv.util import Surv
+
+from behrt_jax.data.at_times import ages_at, minutes_since_birth
+from behrt_jax.data.dataset import Patients
+from behrt_jax.data.history import static_tokens
+from behrt_jax.data.sequences import MINUTES_PER_DAY
+from behrt_jax.data.vocabulary import NUM_SPECIAL
+
+HALF_LIVES = (90.0, 730.0)  # days
+RECENT = 730.5  # days
+AGE_BINS = np.arange(0, 100, 5)
+MIN_PATIENTS = 10  # of train, that a feature must tell apart from the others
+FREE = 10.0  # age and sex are so much larger than codes: penalties, which tell no features apart, hardly reach them
+# The budget: every setting that is tried on tuning, the most cautious first.
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # C of logistic regression
+RIDGE = 0.1  # of Cox on age and sex, which has no setting to choose: hardly any, but sexes are collinear
+NET_RATIOS, NET_PENALTIES = (0.1, 0.5), np.geomspace(0.3, 0.003, 20)  # of the elastic net, the latter of the largest
+BOOSTING = ((0.05, 2), (0.05, 4))  # learning rate and depth of classes
+BOOSTING_SURVIVAL = ((0.1, 2), (0.1, 3))  # and of time to event
+TREES, CHECK_EVERY, TREE_FEATURES = 200, 10, 0.1
+# Larger training sets are sampled: the elastic net needs them dense, boosting of survival takes time of their square.
+MAX_ROWS, MAX_ROWS_BOOSTED_SURVIVAL = 20_000, 5_000
+ROWS = 512  # forecasts worked on at once
+
+
+class Classified(NamedTuple):
+    """Histories at prediction times, N of them, and what followed.
+
+    Attributes:
+      patients: N rows, as `at_times.histories_at` returns them, without marks.
+      times: (N,) datetime64, the prediction times.
+      classes: (N,) int from 0, or (N, T) bool for T labels at once.
+    """
+
+    patients: Patients
+    times: np.ndarray
+    classes: np.ndarray
+
+
+class Followed(NamedTuple):
+    """Histories at prediction times, N of them, and how long each was followed.
+
+    Attributes:
+      patients, times: as of `Classified`.
+      days: (N,) from the prediction to the event or the end of follow-up, above 0.
+      events: (N,) int; 0 where follow-up ended, else the cause, from 1 to K.
+    """
+
+    patients: Patients
+    times: np.ndarray
+    days: np.ndarray
+    events: np.ndarray
+
+
+class Inputs(NamedTuple):
+    """What is known at each prediction: (N, A) float64 age and sex, and (N, D) sparse float64 of the rest, scaled."""
+
+    basic: np.ndarray
+    codes: scipy.sparse.csr_array
+
+    def dense(self) -> np.ndarray:
+        """Returns all of it as (N, A + D) float32."""
+        return np.hstack([self.basic, self.codes.toarray()]).astype(np.float32)
+
+
+class Candidate(NamedTuple):
+    """A fit with one of the settings to choose from, and what it says of tuning."""
+
+    setting: str
+    tuned: np.ndarray
+    predict: Callable[[Inputs], np.ndarray]
+
+
+class Forecast(NamedTuple):
+    """What is said of N predictions: (N, K) log hazard ratios and (N, K, H) chances of each cause by each horizon.
+
+    The chances (cumulative incidence, Aalen and Johansen) take the other causes into account; of a single one they are
+    1 - S(t).
+    """
+
+    risks: np.ndarray
+    incidence: np.ndarray
+
+
+Classifier = Callable[[Patients, np.ndarray], np.ndarray]
+Forecaster = Callable[[Patients, np.ndarray, np.ndarray], Forecast]
+Progress = Callable[[str], None]
+
+
+def fit_classification(
+    train: Classified, tuning: Classified, tokens: tuple[str, ...], progress: Progress = lambda message: None
+) -> dict[str, Classifier]:
+    """Fits the baselines of classification, each setting of which is chosen by the cross-entropy of tuning.
+
+    Args:
+      train: of more than `MAX_ROWS` rows a random sample of so many is used.
+      tuning: chooses.
+      tokens: of the vocabulary, by id.
+      progress: called with each baseline and what was chosen for it.
+
+    Returns:
+      By name, a function from histories and their prediction times to (N, K) probabilities of the classes, or to (N, T)
+      of the labels.
+
+    Raises:
+      ValueError: all of train has one class, or train or tuning is empty.
+    """
+    if train.classes.ndim == 2:
+        labels = []
+        for label in range(train.classes.shape[1]):
+            progress(f"label {label + 1} of {train.classes.shape[1]}")
+            own = [split._replace(classes=split.classes[:, label].astype(int)) for split in (train, tuning)]
+            labels.append(fit_classification(own[0], own[1], tokens, progress))
+        return {
+            name: lambda patients, times, name=name: np.stack(
+                [fitted[name](patients, times)[:, 1] for fitted in labels], axis=1
+            )
+            for name in labels[0]
+        }
+    _check(train, tuning)
+    found = np.unique(train.classes)
+    if len(found) < 2:
+        raise ValueError(f"train: all {len(train.classes):,} rows have one class; expected rows of two or more")
+    encode = make_encoder(train.patients, train.times, tokens)
+    rows = _sample(len(train.classes), MAX_ROWS)
+    table, checks = _rows(encode(train.patients, train.times), rows), encode(tuning.patients, tuning.times)
+    wanted, size = train.classes[rows], 1 + max(train.classes.max(), tuning.classes.max())
+
+    def loss(tuned: np.ndarray) -> float:
+        return float(-np.log(np.maximum(tuned[np.arange(len(tuned)), tuning.classes], 1e-7)).mean())
+
+    families = {
+        "logistic regression on age and sex": _logistic(table, wanted, checks, size, _only_basic),
+        "logistic regression on codes": _logistic(table, wanted, checks, size, _all),
+        "gradient boosting": _boosted_classes(table, wanted, checks, size),
+    }
+    chosen = {name: choose(name, candidates, loss, progress) for name, candidates in families.items()}
+    return {
+        name: lambda patients, times, best=best: best.predict(encode(patients, times)) for name, best in chosen.items()
+    }
+
+
+def fit_survival(
+    train: Followed, tuning: Followed, tokens: tuple[str, ...], progress: Progress = lambda message: None
+) -> dict[str, Forecaster]:
+    """Fits the baselines of time to event, each setting of which is chosen by Harrell's C of tuning.
+
+    Causes are fitted one by one, with follow-up ended by the others (cause-specific hazards); the hazard that risks
+    multiply is Breslow's of train.
+
+    Args:
+      train: of more than `MAX_ROWS` rows a random sample of so many is used, for boosting of
+        `MAX_ROWS_BOOSTED_SURVIVAL`.
+      tuning: chooses.
+      tokens: of the vocabulary, by id.
+      progress: called with each baseline and what was chosen for it.
+
+    Returns:
+      By name, a function from histories, their prediction times and (H,) horizons in days to a `Forecast`.
+
+    Raises:
+      ValueError: train lacks an event of a cause, or train or tuning is empty.
+    """
+    _check(train, tuning)
+    causes = range(1, 1 + max(int(train.events.max()), 1))
+    lacking = [cause for cause in causes if not (train.events == cause).any()]
+    if lacking:
+        raise ValueError(
+            f"train: none of {len(train.events):,} rows has an event of cause {lacking[0]}; expected some of each "
+            "cause from 1 on"
+        )
+    encode = make_encoder(train.patients, train.times, tokens)
+    rows = _sample(len(train.days), MAX_ROWS)
+    table, checks = _rows(encode(train.patients, train.times), rows), encode(tuning.patients, tuning.times)
+    days, fitted = train.days[rows], {}
+    for cause in causes:
+        happened, later = train.events[rows] == cause, tuning.events == cause
+        families = {
+            "Cox on age and sex": _cox(table, Surv.from_arrays(happened, days), checks),
+            "Cox on codes": _elastic_net(table, Surv.from_arrays(happened, days), checks),
+            "gradient boosting": _boosted_survival(table, Surv.from_arrays(happened, days), checks),
+        }
+        for name, candidates in families.items():
+            label = name if len(causes) == 1 else f"{name}, cause {cause}"
+            loss = functools.partial(_discordance, later, tuning.days)
+            best = choose(label, candidates, loss, progress)
+            hazard = BreslowEstimator().fit(best.predict(table), happened, days).cum_baseline_hazard_
+            fitted.setdefault(name, []).append((best.predict, hazard.x, hazard.y))
+    return {name: functools.partial(_forecast, encode, models) for name, models in fitted.items()}
+
+
+def features(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inputs:
+    """Describes histories at their prediction times, unscaled.
+
+    Args:
+      patients: N rows, as `at_times.histories_at` returns them, without marks.
+      times: (N,) datetime64.
+      tokens: of the vocabulary, by id.
+
+    Returns:
+      Age in decades (0 where unknown) and a column for each `GENDER//...`; then log counts of all codes, the log of
+      counts that fade by each of `HALF_LIVES`, codes of the last `RECENT` days, static tokens, the age in bins of five
+      years (the first for an unknown one), and the logs of the number of visits and of the days since the last token.
+    """
+    shape = (len(patients), len(tokens))
+    owners, timed = patients.owners, patients.visits >= 0
+    now = minutes_since_birth(patients, np.arange(len(patients)), times)
+    ago = np.maximum(now[owners] - patients.minutes, 0) / MINUTES_PER_DAY
+
+    def total(weights: np.ndarray) -> scipy.sparse.csr_array:
+        kept = timed & (patients.codes >= NUM_SPECIAL) & (weights > 0)
+        return scipy.sparse.csr_array((weights[kept], (owners[kept], patients.codes[kept])), shape=shape)
+
+    statics = static_tokens(patients, len(tokens)).astype(np.float64)
+    ages = ages_at(patients, times)
+    bins = np.searchsorted(AGE_BINS, np.nan_to_num(ages, nan=-1.0), side="right")
+    last = np.full(len(patients), np.inf)
+    np.minimum.at(last, owners[timed], ago[timed])
+    visits = patients.visits[patients.offsets[1:] - 1] + 1
+    blocks = [
+        total(np.ones(len(ago))).log1p(),
+        *(total(np.exp2(-ago / half_life)).log1p() for half_life in HALF_LIVES),
+        total((ago <= RECENT).astype(float)).minimum(1),
+        statics,
+        scipy.sparse.csr_array(np.eye(len(AGE_BINS) + 1)[bins]),
+        scipy.sparse.csr_array(np.log1p(np.stack([visits, last], axis=1))),
+    ]
+    genders = [code for code, token in enumerate(tokens) if token.startswith("GENDER//")]
+    basic = np.column_stack([np.nan_to_num(ages) / 10, statics[:, genders].toarray()])
+    return Inputs(basic, scipy.sparse.hstack(blocks).tocsr())
+
+
+def make_encoder(
+    patients: Patients, times: np.ndarray, tokens: tuple[str, ...]
+) -> Callable[[Patients, np.ndarray], Inputs]:
+    """Returns a function from histories and prediction times to `features`, chosen and scaled by those of train.
+
+    Features that fewer than `MIN_PATIENTS` patients have, or that all rows have alike, are left out; the others are
+    divided by their standard deviation, age and sex made larger by `FREE`.
+    """
+    table = features(patients, times, tokens)
+    _, subjects = np.unique(patients.subject_ids, return_inverse=True)
+    groups = scipy.sparse.csr_array((np.ones(len(subjects)), (subjects, np.arange(len(subjects)))))
+    holders = np.diff((groups @ table.codes).tocsc().indptr)
+    mean = table.codes.mean(axis=0)
+    deviation = np.sqrt(np.maximum(table.codes.power(2).mean(axis=0) - mean**2, 0))
+    used = np.flatnonzero((holders >= MIN_PATIENTS) & (deviation > 1e-6))
+    scale = scipy.sparse.diags_array(1 / deviation[used])
+    spread = table.basic.std(axis=0)
+    varied = spread > 1e-6
+
+    def encode(patients: Patients, times: np.ndarray) -> Inputs:
+        found = features(patients, times, tokens)
+        basic = (found.basic - table.basic.mean(axis=0))[:, varied] * (FREE / spread[varied])
+        return Inputs(basic, (found.codes[:, used] @ scale).tocsr())
+
+    return encode
+
+
+def choose(
+    name: str, candidates: Iterable[Candidate], loss: Callable[[np.ndarray], float], progress: Progress
+) -> Candidate:
+    """Returns the candidate of lowest loss on tuning, of equal ones the first, and tells it."""
+    losses = ((candidate, loss(candidate.tuned)) for candidate in candidates)
+    best, lowest = min(losses, key=lambda pair: pair[1])
+    progress(f"{name}: {best.setting}, tuning loss {lowest:.4f}")
+    return best
+
+
+def _only_basic(inputs: Inputs) -> np.ndarray:
+    return inputs.basic
+
+
+def _all(inputs: Inputs) -> scipy.sparse.csr_array:
+    return scipy.sparse.hstack([scipy.sparse.csr_array(inputs.basic), inputs.codes]).tocsr()
+
+
+def _logistic(table: Inputs, classes: np.ndarray, checks: Inputs, size: int, columns: Callable) -> Iterator[Candidate]:
+    for strength in STRENGTHS:
+        model = LogisticRegression(C=strength, max_iter=1000)
+        with warnings.catch_warnings():
+            # A regression that has not converged is a candidate like any other: tuning judges it.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(columns(table), classes)
+
+        def predict(inputs: Inputs, model=model) -> np.ndarray:
+            return _spread(model.predict_proba(columns(inputs)), model.classes_, size)
+
+        yield Candidate(f"C={strength:g}", predict(checks), predict)
+
+
+def _boosted_classes(table: Inputs, classes: np.ndarray, checks: Inputs, size: int) -> Iterator[Candidate]:
+    dense = checks.dense()
+    for rate, depth in BOOSTING:
+        model = HistGradientBoostingClassifier(
+            learning_rate=rate,
+            max_depth=depth,
+            max_iter=TREES,
+            max_features=TREE_FEATURES,
+            early_stopping=False,
+            random_state=0,
+        ).fit(table.dense(), classes)
+
+        def predict(inputs: Inputs, trees: int, model=model) -> np.ndarray:
+            return _spread(_stage(model.staged_predict_proba(inputs.dense()), trees), model.classes_, size)
+
+        for trees, tuned in _stages(model.staged_predict_proba(dense)):
+            setting = f"learning rate {rate:g}, depth {depth}, {trees} trees"
+            yield Candidate(setting, _spread(tuned, model.classes_, size), functools.partial(predict, trees=trees))
+
+
+def _cox(table: Inputs, outcome: np.ndarray, checks: Inputs) -> Iterator[Candidate]:
+    weights = CoxPHSurvivalAnalysis(alpha=RIDGE, ties="efron").fit(table.basic, outcome).coef_
+
+    def predict(inputs: Inputs) -> np.ndarray:
+        return inputs.basic @ weights
+
+    yield Candidate("no choice", predict(checks), predict)
+
+
+def _elastic_net(table: Inputs, outcome: np.ndarray, checks: Inputs) -> Iterator[Candidate]:
+    dense, given = _all(table).toarray(), _all(checks)
+    for ratio in NET_RATIOS:
+        net = functools.partial(CoxnetSurvivalAnalysis, l1_ratio=ratio, max_iter=2000, tol=1e-5)
+        with warnings.catch_warnings():
+            # The first model of the path has all weights at zero by its very making; one that has not converged is a
+            # candidate like any other.
+            warnings.filterwarnings("ignore", "all coefficients are zero", UserWarning)
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            largest = net(n_alphas=2, alpha_min_ratio=0.9).fit(dense, outcome).alphas_[1] / 0.9
+            path = net(alphas=largest * NET_PENALTIES).fit(dense, outcome)
+        for penalty, weights in zip(path.alphas_, path.coef_.T, strict=True):
+
+            def predict(inputs: Inputs, weights=weights) -> np.ndarray:
+                return _all(inputs) @ weights
+
+            yield Candidate(f"penalty {penalty:.3g}, L1 share {ratio:g}", given @ weights, predict)
+
+
+def _boosted_survival(table: Inputs, outcome: np.ndarray, checks: Inputs) -> Iterator[Candidate]:
+    rows = _sample(len(outcome), MAX_ROWS_BOOSTED_SURVIVAL)
+    train, dense = _rows(table, rows).dense(), checks.dense()
+    for rate, depth in BOOSTING_SURVIVAL:
+        model = GradientBoostingSurvivalAnalysis(
+            learning_rate=rate, max_depth=depth, n_estimators=TREES, max_features=TREE_FEATURES, random_state=0
+        ).fit(train, outcome[rows])
+
+        def predict(inputs: Inputs, trees: int, model=model) -> np.ndarray:
+            return _stage(model.staged_predict(inputs.dense()), trees)
+
+        for trees, tuned in _stages(model.staged_predict(dense)):
+            setting = f"learning rate {rate:g}, depth {depth}, {trees} trees"
+            yield Candidate(setting, tuned, functools.partial(predict, trees=trees))
+
+
+def _stages(staged: Iterator[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields every `CHECK_EVERY`-th stage of boosting, and how many trees it has."""
+    for number, found in enumerate(staged, start=1):
+        if number % CHECK_EVERY == 0:
+            yield number, found.copy()
+
+
+def _stage(staged: Iterator[np.ndarray], trees: int) -> np.ndarray:
+    return next(itertools.islice(staged, trees - 1, None))
+
+
+def _spread(probabilities: np.ndarray, classes: np.ndarray, size: int) -> np.ndarray:
+    """Puts the columns of the classes that train has to their places among all, (N, K)."""
+    found = np.zeros((len(probabilities), size))
+    found[:, classes] = probabilities
+    return found
+
+
+def _discordance(happened: np.ndarray, days: np.ndarray, risks: np.ndarray) -> float:
+    """Returns 1 - Harrell's C; a half where no two rows can be compared."""
+    try:
+        return 1.0 - float(concordance_index_censored(happened, days, risks)[0])
+    except (NoComparablePairException, ValueError):  # the latter where nothing happened at all
+        return 0.5
+
+
+def _forecast(encode, models: list, patients: Patients, times: np.ndarray, horizons: np.ndarray) -> Forecast:
+    """Puts the hazards of all causes together; each of `models` has a log risk, and times and values of a hazard."""
+    inputs, horizons = encode(patients, times), np.asarray(horizons, float)
+    risks = np.stack([predict(inputs) for predict, _, _ in models], axis=1)
+    moments = np.unique(np.concatenate([when for _, when, _ in models]))
+    # What each cause adds to the cumulative hazard at each moment, (K, moments).
+    steps = [
+        np.diff(np.append(0, hazard)[np.searchsorted(when, moments, "right")], prepend=0) for _, when, hazard in models
+    ]
+    busy = np.flatnonzero(np.sum(steps, axis=0) > 0)
+    steps, place = np.array(steps)[:, busy], np.searchsorted(moments[busy], horizons, "right")
+    incidence = np.zeros((*risks.shape, len(horizons)))
+    for start in range(0, len(risks), ROWS):
+        own = np.exp(risks[start : start + ROWS])[:, :, None] * steps
+        total = own.sum(axis=1)
+        after = np.exp(-np.cumsum(total, axis=1))
+        lost = -np.diff(after, axis=1, prepend=1.0)
+        share = own * (lost / np.maximum(total, 1e-300))[:, None]
+        running = np.concatenate([np.zeros((*share.shape[:2], 1)), np.cumsum(share, axis=2)], axis=2)
+        incidence[start : start + ROWS] = running[:, :, place]
+    return Forecast(risks, incidence)
+
+
+def _sample(count: int, most: int) -> np.ndarray:
+    """Returns the places of at most `most` of `count` rows, in order, drawn at random."""
+    return np.arange(count) if count <= most else np.sort(np.random.default_rng(0).choice(count, most, replace=False))
+
+
+def _rows(inputs: Inputs, rows: np.ndarray) -> Inputs:
+    return Inputs(inputs.basic[rows], inputs.codes[rows])
+
+
+def _check(train: Classified | Followed, tuning: Classified | Followed) -> None:
+    for name, split in (("train", train), ("tuning", tuning)):
+        if not len(split.times):
+            raise ValueError(f"{name}: no prediction with a history is left; check the labels of this split")

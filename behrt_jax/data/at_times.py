@@ -1,0 +1,179 @@
+"""Histories at prediction times: what of a patient was known then, as rows that are laid out like any patients."""
+
+import collections
+import dataclasses
+
+import numpy as np
+
+from behrt_jax.data import events
+from behrt_jax.data.dataset import Patients
+from behrt_jax.data.sequences import MINUTES_PER_DAY, MINUTES_PER_YEAR
+from behrt_jax.data.vocabulary import SEP
+
+ROWS = 512  # histories worked on at once
+
+
+def histories_at(
+    patients: Patients,
+    subject_ids: np.ndarray,
+    prediction_times: np.ndarray,
+    include_at: bool = False,
+    most_tokens: int | None = None,
+) -> tuple[Patients, np.ndarray, collections.Counter]:
+    """Cuts histories off at prediction times.
+
+    Times are whole minutes, rounded down. A token is in the history if its minute lies before that of the prediction:
+    for a prediction at 12:00:45, an event at 12:00:30 is left out. It is a filter rather than a prefix, as visits may
+    overlap. Visits and moments are numbered anew, so that nothing that came later, or that never came, has a trace in
+    what is left: the order within a moment is a hash of the moment's number.
+
+    Args:
+      patients: the split, by ascending subject id.
+      subject_ids: (N,) int64, in any order, repeated for several predictions of a patient.
+      prediction_times: (N,) datetime64.
+      include_at: whether what happened in the minute of the prediction is in the history too.
+      most_tokens: only the newest visits of each history are kept, enough for so many tokens and one visit more; all if
+        not given. The newest windows of rows of L tokens are the same with `most_tokens=L`, and memory does not grow
+        with the length of histories.
+
+    Returns:
+      The M histories as `Patients`, in the order given, with all static tokens; (M,) the predictions they belong to;
+      and the counts `without_history`, predictions left out for want of a timed token before them (N - M), and
+      `tokens_cut` by `most_tokens`. Subject ids are neither ascending nor distinct now: windows and batches do not
+      mind (the histories of a patient share what is drawn by hash of the subject), but `dataset.sample` may take some
+      histories of a patient only, and `oracle.read_histories` and this function need ascending ids.
+
+    Raises:
+      ValueError: a subject is not in the split, or a time is missing or absurd.
+    """
+    subject_ids = np.asarray(subject_ids, np.int64)
+    rows = np.searchsorted(patients.subject_ids, subject_ids)
+    unknown = int((patients.subject_ids[np.minimum(rows, len(patients) - 1)] != subject_ids).sum())
+    if unknown:
+        raise ValueError(
+            f"subject_id: {unknown:,} of {len(rows):,} predictions are of subjects that are not among the "
+            f"{len(patients):,} patients of the split; leave them out first"
+        )
+    until = minutes_since_birth(patients, rows, prediction_times) + include_at
+    parts, cut = [], 0
+    for start in range(0, max(len(rows), 1), ROWS):
+        chunk = slice(start, start + ROWS)
+        sizes, tokens, numbers = _tokens_before(patients, rows[chunk], until[chunk])
+        if most_tokens is not None:
+            sizes, tokens, numbers, left_out = _newest(sizes, tokens, numbers, most_tokens)
+            cut += left_out
+        parts.append((sizes, tokens, numbers))
+    sizes, tokens, numbers = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
+    kept = np.flatnonzero(sizes)
+    found = Patients(
+        **{name: getattr(patients, name)[rows[kept]] for name in ("subject_ids", "has_birth", "origins")},
+        offsets=np.append(0, np.cumsum(sizes[kept])),
+        codes=patients.codes[tokens],
+        visits=numbers[0],
+        moments=numbers[1],
+        minutes=patients.minutes[tokens],
+    )
+    return found, kept, collections.Counter(without_history=len(rows) - len(kept), tokens_cut=cut)
+
+
+def minutes_since_birth(patients: Patients, rows: np.ndarray, prediction_times: np.ndarray) -> np.ndarray:
+    """Returns the minute of each prediction as `Patients.minutes` counts, (N,) int64, for the patients in `rows`.
+
+    Raises:
+      ValueError: a time is missing, or so late that it must be a placeholder.
+    """
+    times = np.asarray(prediction_times).astype("datetime64[us]")
+    missing = int(np.isnat(times).sum())
+    if missing:
+        raise ValueError(f"prediction_time: missing in {missing:,} of {len(times):,} rows; fill or remove them")
+    since_2000 = (times - np.datetime64(events.EPOCH, "us")) // np.timedelta64(1, "m")
+    minutes = since_2000 - patients.origins[rows]
+    late = int((minutes > events.LONGEST_HISTORY_DAYS * MINUTES_PER_DAY).sum())
+    if late:
+        raise ValueError(
+            f"prediction_time: more than 1,000 years after the subject's birth or first event in {late:,} of "
+            f"{len(times):,} rows (a placeholder such as 9999-12-31?); correct or remove them"
+        )
+    return minutes
+
+
+def mark_times(patients: Patients, prediction_times: np.ndarray, row_length: int, token: int = SEP) -> Patients:
+    """Ends each history with a visit of one special token at the prediction time.
+
+    It tells the model how long ago the last visit was, by its `time_deltas`, and how old the patient is now, by its
+    `ages` and `dates`. It is never `maskable`. Of a last visit that would leave no room for it, the oldest tokens are
+    left out, as of any visit longer than a row; its start is then that of what is left.
+
+    Args:
+      patients: (M,) histories as `histories_at` returns them.
+      prediction_times: (M,) datetime64.
+      row_length: L.
+      token: a special token, such as `[SEP]` or `[MASK]`.
+    """
+    minutes = minutes_since_birth(patients, np.arange(len(patients)), prediction_times)
+    owners, ends = patients.owners, patients.offsets[1:]
+    last_visits, last_moments = patients.visits[ends - 1], patients.moments[ends - 1]
+    statics = np.bincount(owners[patients.visits < 0], minlength=len(patients))
+    # What `index_visits` leaves for visits, less the mark, and a [SEP] for it and for the last visit.
+    room = row_length - 1 - np.minimum(statics, row_length // 2 - 1) - 3
+    fits = (ends[owners] - np.arange(len(owners)) <= room[owners]) | (patients.visits < last_visits[owners])
+    sizes = np.bincount(owners[fits], minlength=len(patients))
+    places = np.cumsum(sizes)
+    marks = {"codes": token, "visits": last_visits + 1, "moments": last_moments + 1, "minutes": minutes}
+    columns = {name: np.insert(getattr(patients, name)[fits], places, value) for name, value in marks.items()}
+    return dataclasses.replace(patients, offsets=np.append(0, np.cumsum(sizes + 1)), **columns)
+
+
+def ages_at(patients: Patients, prediction_times: np.ndarray) -> np.ndarray:
+    """Returns the age of each of M histories at its prediction time, (M,) years; NaN where birth is unknown."""
+    minutes = minutes_since_birth(patients, np.arange(len(patients)), prediction_times)
+    return np.where(patients.has_birth, minutes / MINUTES_PER_YEAR, np.nan)
+
+
+def sexes(patients: Patients, tokens: tuple[str, ...]) -> np.ndarray:
+    """Returns what the static token `GENDER//...` of each patient says, (patients,) str; empty where there is none.
+
+    Args:
+      patients: the split or histories.
+      tokens: of the vocabulary, by id.
+    """
+    found = np.full(len(patients), "", dtype="U16")
+    for code, token in enumerate(tokens):
+        if token.startswith("GENDER//"):
+            own = (patients.visits < 0) & (patients.codes == code)
+            found[patients.owners[own]] = token.partition("//")[2][:16]
+    return found
+
+
+def _tokens_before(patients: Patients, rows: np.ndarray, until: np.ndarray):
+    """Finds the tokens before the minutes `until`; rows without a timed one have none.
+
+    Returns:
+      (n,) how many each row has, (T,) the tokens, and (2, T) their visits and moments, numbered from 0 in each row.
+    """
+    starts, sizes = patients.offsets[rows], patients.offsets[rows + 1] - patients.offsets[rows]
+    owners = np.repeat(np.arange(len(rows)), sizes)
+    tokens = np.arange(len(owners)) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+    timed = patients.visits[tokens] >= 0
+    past = timed & (patients.minutes[tokens] < until[owners])
+    kept = past | (~timed & (np.bincount(owners[past], minlength=len(rows)) > 0)[owners])
+    tokens, sizes = tokens[kept], np.bincount(owners[kept], minlength=len(rows))
+    return sizes, tokens, np.stack([_renumber(values[tokens], sizes) for values in (patients.visits, patients.moments)])
+
+
+def _renumber(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Numbers the runs of equal values in each row from 0; -1, of static tokens, stays."""
+    timed, starts = values >= 0, np.cumsum(sizes) - sizes
+    begins = np.diff(values, prepend=-2) != 0
+    begins[starts[sizes > 0]] = True
+    numbers = np.append(0, np.cumsum(begins & timed))
+    return np.where(timed, numbers[1:] - 1 - np.repeat(numbers[starts], sizes), -1).astype(values.dtype)
+
+
+def _newest(sizes: np.ndarray, tokens: np.ndarray, numbers: np.ndarray, most_tokens: int):
+    """Keeps static tokens, the visits that the newest `most_tokens` are of, and the visit before, which dates these."""
+    visits, ends = np.append(numbers[0], 0), np.cumsum(sizes)
+    oldest = visits[np.maximum(ends - most_tokens, ends - sizes)]
+    kept = (numbers[0] < 0) | (numbers[0] >= np.repeat(oldest, sizes) - 1)
+    owners = np.repeat(np.arange(len(sizes)), sizes)
+    return np.bincount(owners[kept], minlength=len(sizes)), tokens[kept], numbers[:, kept], int((~kept).sum())

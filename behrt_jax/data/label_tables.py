@@ -1,0 +1,184 @@
+"""Tables of labels: one file, or folder of shards, is read and its columns and rows are checked."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+VALUE_COLUMNS = ("boolean_value", "integer_value", "float_value", "categorical_value")
+SURVIVAL_COLUMNS = ("event_time", "event")
+MAX_CLASSES = 50  # more distinct values than that are a quantity or an identifier
+KEYS = ["subject_id", "prediction_time"]
+
+
+class LabelTable(NamedTuple):
+    """A checked table of labels.
+
+    Attributes:
+      rows: `subject_id, prediction_time` and `value` (0 and 1, or indices of classes), or `event_time` and `event` (0
+        if censored, else 1 + which of the names); sorted, each subject and time once.
+      kind: `binary`, `multiclass` or `survival`.
+      names: of the label (the file's), the classes or the causes.
+    """
+
+    rows: pl.DataFrame
+    kind: str
+    names: tuple[str, ...]
+
+
+def read_label_table(file: Path, say: Callable[[str], None]) -> LabelTable:
+    """Reads a Parquet or CSV file of labels, or a folder of Parquet shards.
+
+    Args:
+      file: what to read.
+      say: called with a line of counts where rows were sorted or repeated.
+
+    Raises:
+      ValueError: see `behrt_jax.data.labels.read_labels`.
+    """
+    table = _read(file)
+    if not table.height:
+        raise ValueError(f"{file}: holds no labels; expected rows of {', '.join(KEYS)} and a label")
+    keys = {"subject_id": _as_ids(file, table), "prediction_time": _as_times(file, table, "prediction_time")}
+    survival = any(name in table.columns for name in SURVIVAL_COLUMNS)
+    label, kind, names = _event_columns(file, table) if survival else _value_column(file, table)
+    rows = _deduplicate(file, pl.DataFrame({**keys, **label}), say)
+    if survival:
+        _check_order(file, rows)
+    return LabelTable(rows, kind, names)
+
+
+def _read(file: Path) -> pl.DataFrame:
+    if not file.exists():
+        raise ValueError(f"{file}: no such file; make labels with python -m experiments.labels, or with es-aces")
+    try:
+        if file.suffix.lower() == ".csv":
+            return pl.read_csv(file, try_parse_dates=True)
+        shards = sorted(file.rglob("*.parquet")) if file.is_dir() else [file]
+        if not shards:
+            raise ValueError(f"{file}: no *.parquet file in this folder; expected shards of labels")
+        # A shard without labels may have columns of another type (all null); they give way to those of the others.
+        return pl.concat([pl.read_parquet(shard) for shard in shards], how="diagonal_relaxed")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{file}: not readable as {file.suffix or 'Parquet'} ({reason}); write it again") from error
+
+
+def _column(file: Path, table: pl.DataFrame, name: str, expected: str) -> pl.Series:
+    """Returns a column without holes; a ValueError if it is missing or has some."""
+    if name not in table.columns:
+        found = ", ".join(table.columns)
+        raise ValueError(f"{file}: column '{name}' is missing (found {found}); expected {expected}")
+    column = table[name]
+    holes = column.null_count() + (int(column.is_nan().sum()) if column.dtype.is_float() else 0)
+    if holes:
+        raise ValueError(
+            f"{file}: column '{name}' is null or NaN in {holes} of {table.height} rows; expected {expected} in every "
+            "row; drop or fill them"
+        )
+    return column
+
+
+def _mistyped(file: Path, column: pl.Series, expected: str) -> ValueError:
+    return ValueError(f"{file}: column '{column.name}' is {column.dtype}; expected {expected}; convert it")
+
+
+def _as_ids(file: Path, table: pl.DataFrame) -> pl.Series:
+    column = _column(file, table, "subject_id", "int64")
+    if not column.dtype.is_integer() or column.dtype == pl.UInt64:
+        raise _mistyped(file, column, "int64")
+    return column.cast(pl.Int64)
+
+
+def _as_times(file: Path, table: pl.DataFrame, name: str) -> pl.Series:
+    expected = "timestamp[us] without a time zone"
+    column = _column(file, table, name, expected)
+    if column.dtype != pl.Date and (column.dtype.base_type() != pl.Datetime or getattr(column.dtype, "time_zone", 0)):
+        raise _mistyped(file, column, expected)
+    return column.cast(pl.Datetime("us"))
+
+
+def _is_text(column: pl.Series) -> bool:
+    return column.dtype.base_type() in (pl.String, pl.Categorical, pl.Enum)
+
+
+def _value_column(file: Path, table: pl.DataFrame) -> tuple[dict[str, pl.Series], str, tuple[str, ...]]:
+    """Returns the one column of values that is in use as numbers, the kind of label, and the names."""
+    used = [name for name in VALUE_COLUMNS if name in table.columns and table[name].null_count() < table.height]
+    if len(used) != 1:
+        found = ", ".join(used or table.columns)
+        raise ValueError(
+            f"{file}: {len(used)} columns of labels have values (found {found}); expected one of "
+            f"{', '.join(VALUE_COLUMNS)}, or {' and '.join(SURVIVAL_COLUMNS)} for time to event"
+        )
+    name = used[0]
+    column = _column(file, table, name, "a label")
+    expected = {"boolean_value": "boolean", "integer_value": "an integer", "float_value": "float"}.get(name, "string")
+    fits = {
+        "boolean_value": column.dtype == pl.Boolean,
+        "integer_value": column.dtype.is_integer(),
+        "float_value": column.dtype.is_numeric(),
+        "categorical_value": _is_text(column),
+    }
+    if not fits[name]:
+        raise _mistyped(file, column, expected)
+    if column.dtype == pl.Boolean or (column.dtype.is_numeric() and column.is_in([0, 1]).all()):
+        return {"value": column.cast(pl.Float32)}, "binary", (file.stem,)
+    if name == "float_value":
+        count = int((~column.is_in([0, 1])).sum())
+        raise ValueError(
+            f"{file}: column 'float_value' is neither 0 nor 1 in {count} of {table.height} rows; regression is not "
+            "supported; make it a boolean_value (a threshold) or an integer_value (classes)"
+        )
+    column = column.cast(pl.String) if name == "categorical_value" else column
+    classes = column.unique().sort()
+    if len(classes) > MAX_CLASSES:
+        raise ValueError(
+            f"{file}: column '{name}' has {len(classes)} distinct values; expected at most {MAX_CLASSES} classes; "
+            "merge the rare ones"
+        )
+    index = column.replace_strict(classes, range(len(classes)), return_dtype=pl.Int32)
+    return {"value": index}, "multiclass", tuple(str(value) for value in classes)
+
+
+def _event_columns(file: Path, table: pl.DataFrame) -> tuple[dict[str, pl.Series], str, tuple[str, ...]]:
+    """Returns event times and events as numbers, the kind, and the names of the causes."""
+    times = _as_times(file, table, "event_time")
+    if "event" in table.columns and _is_text(table["event"]):
+        event = table["event"].cast(pl.String)
+        causes = event.drop_nulls().unique().sort()
+        index = event.replace_strict(causes, range(1, len(causes) + 1), default=0, return_dtype=pl.Int32)
+        return {"event_time": times, "event": index}, "survival", tuple(causes)
+    expected = "boolean, or string (the cause; null = censored)"
+    event = _column(file, table, "event", expected)
+    if event.dtype != pl.Boolean:
+        raise _mistyped(file, event, expected)
+    return {"event_time": times, "event": event.cast(pl.Int32)}, "survival", ("event",)
+
+
+def _deduplicate(file: Path, table: pl.DataFrame, say: Callable[[str], None]) -> pl.DataFrame:
+    """Sorts, and drops rows that repeat another; a ValueError if two of one subject and time say different things."""
+    subject, time = (pl.col(name) for name in KEYS)
+    backward = (subject < subject.shift(1)) | ((subject == subject.shift(1)) & (time < time.shift(1)))
+    unsorted = table.select(backward.sum()).item()
+    if unsorted and not file.is_dir():  # shards are in no order
+        say(f"{file}: {unsorted:,} of {table.height:,} rows were out of order (by {', then '.join(KEYS)}); sorted")
+    unique = table.unique().sort(KEYS)
+    if repeated := table.height - unique.height:
+        say(f"{file}: {repeated:,} of {table.height:,} rows repeat another; dropped")
+    contradicting = unique.filter(pl.struct(KEYS).is_duplicated()).height
+    if contradicting:
+        raise ValueError(
+            f"{file}: {contradicting} rows share {' and '.join(KEYS)} with another but not its label; expected one "
+            "label for each; keep the right one"
+        )
+    return unique
+
+
+def _check_order(file: Path, rows: pl.DataFrame) -> None:
+    if late := rows.filter(pl.col("event_time") <= pl.col("prediction_time")).height:
+        raise ValueError(
+            f"{file}: column 'event_time' is not after 'prediction_time' in {late} of {rows.height} rows; expected the "
+            "time of the event, or of the end of follow-up, later than the prediction; drop or correct them"
+        )

@@ -1,0 +1,193 @@
+"""Labels: one outcome of one subject at one prediction time, read from files and checked; docs/labels.md.
+
+Two formats are read, as Parquet, a folder of Parquet shards, or CSV: the MEDS label schema, which ACES writes
+(`subject_id, prediction_time`, then `boolean_value`, `integer_value`, `float_value` or `categorical_value`), and
+time-to-event labels (`subject_id, prediction_time, event_time, event`).
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from behrt_jax.data.events import SPLITS
+from behrt_jax.data.label_tables import KEYS, LabelTable, read_label_table
+
+MICROSECONDS_A_DAY = 86_400e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """N labels, sorted by subject, then prediction time. What is known are the events before the prediction time.
+
+    Attributes:
+      kind: `binary`, `multiclass`, `multilabel` or `survival`.
+      names: of the label (binary), the labels (multilabel), the classes, or the causes of an event.
+      subject_ids: (N,) int64.
+      prediction_times: (N,) datetime64[us].
+      values: (N, K) float32: 0 or 1 of each label, or (N, 1) indices of classes; (N, 0) where the kind is survival.
+      days: (N,) float64 > 0, from the prediction time to the event or the end of follow-up; NaN for other kinds.
+      events: (N,) int32, 0 where follow-up ended without an event (censored), else 1 + which of `names`.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    subject_ids: np.ndarray
+    prediction_times: np.ndarray
+    values: np.ndarray
+    days: np.ndarray
+    events: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.subject_ids)
+
+    def take(self, rows: np.ndarray) -> "Labels":
+        """Returns some of the labels: (M,) indices or (N,) bool; whoever reorders them gives up the order."""
+        arrays = {k: v[rows] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        return dataclasses.replace(self, **arrays)
+
+
+def read_labels(files: Sequence[str | Path], say: Callable[[str], None] = print) -> Labels:
+    """Reads labels; several files, each binary, become one multi-label task of the rows that all of them hold.
+
+    Args:
+      files: Parquet or CSV files, or folders of Parquet shards.
+      say: called with a line of counts where rows were sorted, repeated or not in all files.
+
+    Returns:
+      The labels. 0 and 1 alone are binary; other integers and strings are classes, sorted.
+
+    Raises:
+      ValueError: a file cannot be read, a column is missing, mistyped or has holes, labels contradict each other, an
+        event is not after its prediction time, or several files are not binary or share no row.
+    """
+    if not files:
+        raise ValueError("labels: no file is named; name one, or several that are binary")
+    read = [read_label_table(Path(file), say) for file in files]
+    rows, kind, names = read[0] if len(read) == 1 else _join([Path(file) for file in files], read, say)
+    survival = kind == "survival"
+    values = np.zeros((rows.height, 0)) if survival else rows.select(pl.exclude(KEYS)).to_numpy()
+    days, events = np.full(rows.height, np.nan), np.zeros(rows.height)
+    if survival:
+        elapsed = (rows["event_time"] - rows["prediction_time"]).dt.total_microseconds()
+        days, events = elapsed.to_numpy() / MICROSECONDS_A_DAY, rows["event"].to_numpy()
+    return Labels(
+        kind=kind,
+        names=names,
+        subject_ids=rows["subject_id"].to_numpy(),
+        prediction_times=rows["prediction_time"].to_numpy().astype("datetime64[us]"),
+        values=values.astype(np.float32),
+        days=days,
+        events=events.astype(np.int32),
+    )
+
+
+def _join(files: list[Path], read: list[LabelTable], say: Callable[[str], None]) -> LabelTable:
+    for file, table in zip(files, read, strict=True):
+        if table.kind != "binary":
+            raise ValueError(f"{file}: its labels are {table.kind}; several files are read together only if binary")
+    names = tuple(file.stem for file in files)
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"{files[0]}: two of the {len(files)} files have one name; labels are named by their files; rename one"
+        )
+    tables = [table.rows.rename({"value": name}) for name, table in zip(names, read, strict=True)]
+    joined = functools.reduce(lambda left, right: left.join(right, on=KEYS, how="inner"), tables).sort(KEYS)
+    for file, table in zip(files, tables, strict=True):
+        if lost := table.height - joined.height:
+            say(f"{file}: {lost:,} of {table.height:,} rows have no label in every other file; dropped")
+    if not joined.height:
+        raise ValueError(
+            f"{files[0]}: no subject and prediction time is in all {len(files)} files; expected labels of the same "
+            "prediction times; make them by one trigger"
+        )
+    return LabelTable(joined, "multilabel", names)
+
+
+def check_learnable(labels: Labels, where: str) -> None:
+    """Checks that there is something to learn: both classes of each label, two classes, or an event of each cause.
+
+    Args:
+      labels: those to learn from.
+      where: what they are, such as `train`, for the error.
+
+    Raises:
+      ValueError: there is not.
+    """
+    advice = "use more patients, another task or another split"
+    if not len(labels):
+        raise ValueError(f"labels: none is left in {where}; expected rows of its patients; {advice}")
+    if labels.kind == "survival":
+        counts = np.bincount(labels.events, minlength=len(labels.names) + 1)[1:]
+        if not counts.size or not counts.all():
+            missing = ", ".join(name for name, count in zip(labels.names, counts, strict=True) if not count)
+            what = f"has the event '{missing}'" if missing else "has an event"
+            raise ValueError(f"labels: none of the {len(labels)} rows in {where} {what}; {advice}")
+    elif labels.kind == "multiclass":
+        if len(np.unique(labels.values)) < 2:
+            raise ValueError(f"labels: all {len(labels)} rows in {where} are of one class; {advice}")
+    else:
+        for name, positive in zip(labels.names, labels.values.mean(axis=0), strict=True):
+            if positive in (0, 1):
+                raise ValueError(f"labels: '{name}' is {int(positive)} in all {len(labels)} rows in {where}; {advice}")
+
+
+def match_subjects(
+    labels: Labels, subject_ids: np.ndarray, births: np.ndarray, deaths: np.ndarray
+) -> tuple[np.ndarray, collections.Counter]:
+    """Finds the labels that can be predicted: of subjects with data, born and alive at the prediction time.
+
+    Args:
+      labels: N labels.
+      subject_ids: (S,) int64, the subjects with data, sorted.
+      births: (S,) datetime64, NaT where unknown.
+      deaths: (S,) datetime64, NaT where unknown or alive.
+
+    Returns:
+      The rows to keep, and how many were left out: `of unknown subjects`, `before birth`, `at or after death`.
+    """
+    place = np.searchsorted(subject_ids, labels.subject_ids)
+    place[place == len(subject_ids)] = 0
+    known = subject_ids[place] == labels.subject_ids if len(subject_ids) else np.zeros(len(labels), bool)
+    place = place[known]
+    unborn, dead = np.zeros(len(labels), bool), np.zeros(len(labels), bool)
+    unborn[known] = labels.prediction_times[known] < births[place]  # false where NaT
+    dead[known] = labels.prediction_times[known] >= deaths[place]
+    counts = {"of unknown subjects": ~known, "before birth": unborn, "at or after death": dead & ~unborn}
+    left_out = collections.Counter({reason: int(rows.sum()) for reason, rows in counts.items() if rows.any()})
+    return np.flatnonzero(known & ~unborn & ~dead), left_out
+
+
+def out_of_time_split(
+    labels: Labels, splits: np.ndarray, cutoff: np.datetime64, gap_days: float = 0
+) -> tuple[Labels, np.ndarray, collections.Counter]:
+    """Makes the test lie later than the training: patients stay in their split, rows of the wrong era are left out.
+
+    Train and tuning keep the rows that are predicted before the cutoff, held_out those from it on. What comes after the
+    cutoff is not known at training: times to event are censored there. Whether a classification label was, its file
+    does not say; `gap_days`, the length of the outcome's window, keeps training rows that far from the cutoff.
+
+    Args:
+      labels: N labels.
+      splits: (N,) which split each row's subject is in.
+      cutoff: the date.
+      gap_days: how long before the cutoff training rows end.
+
+    Returns:
+      The labels kept, their splits, and how many rows of each split were left out.
+    """
+    held_out = splits == SPLITS[2]
+    last = cutoff - np.timedelta64(round(gap_days * 86_400), "s")
+    kept = np.where(held_out, labels.prediction_times >= cutoff, labels.prediction_times < last)
+    left_out = collections.Counter(f"{split} on the wrong side of the cutoff" for split in splits[~kept])
+    found, where = labels.take(np.flatnonzero(kept)), splits[kept]
+    if labels.kind == "survival":
+        known = (cutoff - found.prediction_times) / np.timedelta64(1, "D")  # pyright: ignore[reportOperatorIssue]
+        late = (where != SPLITS[2]) & (found.days > known)
+        days, events = np.where(late, known, found.days), np.where(late, 0, found.events).astype(np.int32)
+        found = dataclasses.replace(found, days=days, events=events)
+    return found, where, left_out

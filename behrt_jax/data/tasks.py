@@ -1,0 +1,56 @@
+"""Tasks: a task file and MEDS events become labels, shard by shard; docs/labels.md has the formats."""
+
+import collections
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from behrt_jax.data.events import read_shard
+from behrt_jax.data.follow_up import Made
+from behrt_jax.data.tasks_aces import AcesTask, label_aces, parse_aces
+from behrt_jax.data.tasks_time_to_event import TimeToEventTask, label_time_to_event, parse_time_to_event
+from behrt_jax.data.visits import VISIT_COLUMNS
+
+
+def load_task(path: str | Path) -> AcesTask | TimeToEventTask:
+    """Reads a task file: ours if it has the key `time_to_event`, else a configuration of ACES.
+
+    Raises:
+      ValueError: there is no such file, or it is not a task.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"{file}: no such task file; expected a YAML file such as configs/tasks/death.yaml")
+    try:
+        task = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not a YAML file ({' '.join(str(error).split())}); correct it") from error
+    if not isinstance(task, dict):
+        raise ValueError(f"{file}: holds no keys; expected 'time_to_event', or 'predicates', 'trigger' and 'windows'")
+    return parse_time_to_event(task, str(file)) if "time_to_event" in task else parse_aces(task, file)
+
+
+def make_labels(task: AcesTask | TimeToEventTask, shards: Iterable[Path]) -> Made:
+    """Makes labels; memory grows with one shard and the labels.
+
+    Args:
+      task: what to label.
+      shards: files of MEDS events, of which no two share a subject.
+
+    Returns:
+      The labels of all shards, sorted, and the counts; the labels may be none.
+    """
+    parts = []
+    for shard in shards:
+        events = read_shard(shard, VISIT_COLUMNS)
+        made = label_aces(shard, events, task) if isinstance(task, AcesTask) else label_time_to_event(events, task)
+        parts.append(made)
+    labels = pl.concat([part.labels for part in parts]).sort("subject_id", "prediction_time")
+    totals = [collections.Counter() for _ in parts[0][1:]]
+    for part in parts:
+        for total, counted in zip(totals, part[1:], strict=True):
+            total.update(counted)  # keeps zeros, which + would not
+    return Made(labels, *totals)

@@ -1,0 +1,129 @@
+"""Held-out metrics of a fine-tuned model beside its baselines: `evaluation.json`, predictions and figures."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from behrt_jax import classification_metrics, metrics, multilabel, survival_metrics
+from behrt_jax.data import at_times
+from behrt_jax.data.labels import Labels
+from behrt_jax.metrics import Estimate
+from behrt_jax.survival_metrics import Curves, Followed
+from experiments import plots_outcomes, plots_survival, predictions
+from experiments.finetuned import load, score_other
+from experiments.labelled import Labelled
+from experiments.outcome_baselines import fit_baselines
+from experiments.predictions import ClassPredictions, Predictions, SurvivalPredictions, targets_of
+
+EVALUATION_FILE = "evaluation.json"
+CURVE_POINTS = 50
+
+
+def evaluate_run(
+    folder: Path,
+    splits: dict[str, Labelled] | None = None,
+    versus: Sequence[str] = (),
+    with_baselines: bool = True,
+    say: Callable[[str], None] = print,
+) -> dict:
+    """Scores the best checkpoint of a workdir and the baselines on held-out patients, and writes the result.
+
+    Args:
+      folder: the workdir.
+      splits: its labelled histories; read anew if not given.
+      versus: workdirs of other runs of the same labels, scored as further baselines.
+      with_baselines: whether to fit baselines.
+      say: takes lines on what is going on.
+
+    Returns:
+      As `experiments.evaluate.evaluate_run`.
+    """
+    own = load(folder, splits, say)
+    held_out, train = (own.splits[name].labels for name in ("held_out", "train"))
+    say("scoring")
+    logits = {name: predictions.score(own.config, own.model, own.params, found) for name, found in own.splits.items()}
+    fitted = predictions.fit_afterwards(own.config, logits, {name: part.labels for name, part in own.splits.items()})
+    (folder / predictions.FITTED_FILE).write_text(json.dumps(fitted, indent=1))
+    said = predictions.predict(own.config, logits["held_out"], fitted)
+    compared = fit_baselines(own.config, own.splits, own.tokens, say) if with_baselines else {}
+    for name in versus:
+        compared[name] = score_other(Path(name), own, say)
+    groups = find_groups(own.splits["held_out"], own.tokens)
+    say("resampling patients")
+    found = measure(own.config, said, held_out, train, fitted, groups)
+    result = {"split": "held_out", "patients": len(np.unique(held_out.subject_ids))}
+    result |= {"metrics": summaries(found), "baselines": {}, "versus": {}}
+    for name, (theirs, their_fit) in compared.items():
+        estimates = measure(own.config, theirs, held_out, train, their_fit, groups)
+        result["baselines"][name] = summaries(estimates)
+        result["versus"][name] = metrics.compare(found, estimates)
+    predictions.write(folder / "predictions.parquet", own.config, held_out, said, fitted)
+    draw(own.config, said, {name: theirs for name, (theirs, _) in compared.items()}, held_out, folder / "figures")
+    scratch = folder / f"{EVALUATION_FILE}.tmp"
+    scratch.write_text(json.dumps(result, indent=1))
+    scratch.replace(folder / EVALUATION_FILE)
+    return result
+
+
+def find_groups(found: Labelled, tokens: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Returns the age bands and sexes of labelled histories, as `multilabel.group_cells` gives them."""
+    ages = at_times.ages_at(found.histories, found.labels.prediction_times)
+    return multilabel.group_cells(None, ages, at_times.sexes(found.histories, tokens))
+
+
+def measure(
+    config: ConfigDict, said: Predictions, labels: Labels, train: Labels, fitted: dict, groups: dict[str, np.ndarray]
+) -> dict[str, Estimate]:
+    """Measures predictions of labels; `train` has the weights of censoring."""
+    patients = labels.subject_ids
+    if isinstance(said, ClassPredictions):
+        names = config.names if said.probabilities.ndim > 1 else ()
+        threshold = np.asarray(fitted.get("threshold", 0.5))
+        return classification_metrics.measure(
+            said.probabilities, targets_of(labels), patients, threshold, groups, names
+        )
+    if len(config.names) > 1:
+        return survival_metrics.measure_causes(said.scores, labels.days, labels.events, patients, config.names)
+    times = curve_times(config, train)
+    curves = Curves(times, 1 - said.risks(times)[:, 0])
+    followed, weights = (Followed(each.days, each.events > 0) for each in (labels, train))
+    horizons = config.evaluation.horizons
+    return survival_metrics.measure(said.scores[:, 0], followed, patients, weights, curves, groups, horizons)
+
+
+def curve_times(config: ConfigDict, train: Labels) -> np.ndarray:
+    """Returns the (T,) days at which survival curves are compared: the horizons, and quantiles of train's events."""
+    shares = np.linspace(0, 1, CURVE_POINTS)
+    days = np.quantile(train.days[train.events > 0], shares, method="inverted_cdf")
+    return np.unique(np.concatenate([days, config.evaluation.horizons]))
+
+
+def summaries(estimates: dict[str, Estimate]) -> dict[str, dict]:
+    """Returns the values with their intervals."""
+    return {name: found.summary() for name, found in estimates.items()}
+
+
+def draw(
+    config: ConfigDict, said: Predictions, compared: dict[str, Predictions], labels: Labels, folder: Path
+) -> list[Path]:
+    """Draws the figures of binary outcomes and of survival, beside the best-known baselines; returns the files."""
+    models, title = {"BEHRT": said, **compared}, ", ".join(config.names)
+    if labels.kind == "binary":
+        scores = {name: found.probabilities for name, found in models.items() if isinstance(found, ClassPredictions)}
+        return plots_outcomes.draw_classification(scores, targets_of(labels), labels.subject_ids, folder, title)
+    horizon, files = float(max(config.evaluation.horizons)), []
+    at_horizon = {
+        name: found.risks(np.array([horizon]))[:, :, 0]
+        for name, found in models.items()
+        if isinstance(found, SurvivalPredictions)
+    }
+    causes = {name: labels.events == number for number, name in enumerate(config.names, 1)}
+    for place, (name, came) in enumerate(causes.items() if at_horizon else ()):
+        risks = {model: found[:, place] for model, found in at_horizon.items()}
+        where, several = (folder, None) if len(causes) == 1 else (folder / name, causes)
+        followed = Followed(labels.days, came)
+        files += plots_survival.draw_survival(risks, followed, labels.subject_ids, horizon, where, name, several)
+    return files

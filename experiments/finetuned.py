@@ -1,0 +1,46 @@
+"""A fine-tuned run, loaded to be scored, and what another run says of the same labels."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from behrt_jax import workdir
+from experiments import outcome_data, predictions
+from experiments.labelled import Labelled
+from experiments.predictions import Predictions
+
+
+class Fitted(NamedTuple):
+    """A fine-tuned run, loaded, with its labelled histories by split and the tokens of its vocabulary."""
+
+    config: ConfigDict
+    tokens: tuple[str, ...]
+    model: Any
+    params: Any
+    splits: dict[str, Labelled]
+
+
+def load(folder: Path, splits: dict[str, Labelled] | None, say: Callable[[str], None]) -> Fitted:
+    """Loads a fine-tuned run and, if they are not given, its labelled histories."""
+    config, vocabulary, model, params = workdir.load(folder)
+    if splits is None:
+        _, splits = outcome_data.read_splits(config, vocabulary if config.pretrained else None, say)
+    return Fitted(config, vocabulary.tokens, model, params, splits)
+
+
+def score_other(folder: Path, own: Fitted, say: Callable[[str], None]) -> tuple[Predictions, dict]:
+    """Returns what another run says of held-out patients, and what was fitted after its training.
+
+    Raises:
+      ValueError: it is of other labels.
+    """
+    other = load(folder, None, say)
+    mine, theirs = own.splits["held_out"].labels, other.splits["held_out"].labels
+    same = len(mine) == len(theirs) and (mine.prediction_times == theirs.prediction_times).all()
+    if not same or other.config.names != own.config.names:
+        raise ValueError(f"--versus={folder}: is of other labels; expected a run of {own.config.labels}")
+    fitted = predictions.read_fitted(folder)
+    logits = predictions.score(other.config, other.model, other.params, other.splits["held_out"])
+    return predictions.predict(other.config, logits, fitted), fitted

@@ -1,0 +1,151 @@
+"""What a recipe of fine-tuning trains: the model with its head, beginning where a pre-trained one stopped."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from behrt_jax import evaluate, lora, workdir
+from behrt_jax.data import labels as label_files
+from behrt_jax.data.labels import Labels
+from behrt_jax.data.prepare import Prepared
+from behrt_jax.models.behrt import BEHRTForSequenceClassification
+from behrt_jax.objectives import classification, survival
+from behrt_jax.objectives.classification import ClassificationConfig
+from behrt_jax.objectives.objective import Objective
+from behrt_jax.objectives.survival import SurvivalConfig
+from behrt_jax.optimizer import hold_frozen, layer_scales
+from experiments import labelled, outcome_data
+from experiments.labelled import Labelled
+
+OWN_KEYS = {"data": ("path", "prepared_dir"), "model": ("dropout", "pooling")}  # the others are the pre-trained run's
+KINDS = {"binary": "binary", "multiclass": "multi_class", "multilabel": "multi_label"}
+
+
+class Outcomes(NamedTuple):
+    """A model with a head for outcomes, and what it is trained for.
+
+    Attributes:
+      prepared: the data.
+      splits: labelled histories by split.
+      model: its parameters are those that `workdir.load` gives, LoRA's merged.
+      objective: of the parameters that are trained.
+      initialize: a function from a key to these parameters.
+    """
+
+    prepared: Prepared
+    splits: dict[str, Labelled]
+    model: BEHRTForSequenceClassification
+    objective: Objective
+    initialize: Callable[[jax.Array], Any]
+
+
+def begin(config: ConfigDict, say: Callable[[str], None]) -> Outcomes:
+    """Reads labels and data, fills in what the config takes from them, and builds what it asks for.
+
+    Raises:
+      ValueError: labels are of another kind than the recipe, or nothing can be learned from them.
+    """
+    pretrained = load_pretrained(config) if config.pretrained else None
+    prepared, splits = outcome_data.read_splits(config, pretrained and pretrained.vocabulary, say)
+    for split in ("train", "tuning"):
+        label_files.check_learnable(splits[split].labels, split)
+    if pretrained:
+        say(labelled.describe_coverage(splits["train"]))
+    train = splits["train"].labels
+    fill_in(config, train, len(prepared.vocabulary))
+    model = workdir.build_outcome_model(config)
+    objective, bias = make_objective(config, model, train)
+    if config.lora.rank:
+        objective = lora.adapt(objective, config.lora.scale)
+    if is_frozen(config):
+        objective = hold(objective, scales(config))
+    start = functools.partial(initialize, config, model, pretrained and pretrained.params, bias)
+    return Outcomes(prepared, splits, model, objective, start)
+
+
+def load_pretrained(config: ConfigDict) -> workdir.Loaded:
+    """Loads the run to begin with, and takes those of its keys that its parameters are bound to."""
+    found = workdir.load(config.pretrained)
+    if "objective" not in found.config:
+        raise ValueError(f"pretrained={config.pretrained}: was fine-tuned; expected a run of experiments.pretrain")
+    with config.unlocked():
+        for section, own in OWN_KEYS.items():
+            kept = {key: config[section][key] for key in own}
+            config[section] = found.config[section].copy_and_resolve_references()
+            config[section].update(kept)
+    config.lock()
+    return found
+
+
+def fill_in(config: ConfigDict, train: Labels, vocab_size: int) -> None:
+    """Sets what the config takes from the labels of train and the vocabulary."""
+    with config.unlocked():
+        config.model.vocab_size, config.names = vocab_size, train.names
+        if "classification" in config:
+            config.classification.kind = KINDS[train.kind]
+        else:
+            config.survival.num_causes = len(train.names)
+            if not config.survival.edges:
+                config.survival.edges = survival.fit_edges(train.days, train.events, config.survival.num_bins)
+
+
+def make_objective(config: ConfigDict, model, train: Labels) -> tuple[Objective, np.ndarray]:
+    """Returns the objective of a recipe, and the bias with which its head begins at the base rates of train."""
+    if "survival" in config:
+        settings = SurvivalConfig(**config.survival)
+        bias = survival.initial_bias(train.days, train.events, settings)
+        return survival.make_objective(model, settings), bias
+    settings = ClassificationConfig(**config.classification)
+    targets = train.values if settings.kind == "multi_label" else train.values[:, 0]
+    if settings.class_weights == "none":
+        bias = classification.initial_bias(targets, settings.kind, len(train.names))
+        return classification.make_objective(model, settings), bias
+    num_classes = len(train.names) if settings.kind == "multi_class" else 2
+    weights = classification.balanced_weights(targets, num_classes)
+    return classification.make_objective(model, settings, weights), np.zeros(model.num_labels, np.float32)
+
+
+def initialize(config: ConfigDict, model, pretrained: Any, bias: np.ndarray, key: jax.Array) -> Any:
+    """Makes the parameters that are trained: the pre-trained encoder's, and a head that begins at the base rates."""
+    variables = workdir.initialize(model, key)
+    params = dict(variables["params"])
+    if pretrained is not None:
+        params["behrt"] = {**params["behrt"], **pretrained["params"]["behrt"]}
+    params["head"] = {"output": {"kernel": 0 * params["head"]["output"]["kernel"], "bias": jnp.asarray(bias)}}
+    params = {**variables, "params": params}
+    if config.lora.rank:
+        return {"base": params, "factors": lora.initialize(params, config.lora.rank, jax.random.fold_in(key, 1))}
+    return params
+
+
+def is_frozen(config: ConfigDict) -> bool:
+    """Whether the encoder's own parameters stay as they are."""
+    return config.freeze == "encoder" or config.lora.rank > 0
+
+
+def scales(config: ConfigDict) -> Callable[[Any], Any]:
+    """Returns a function from parameters to what their learning rates are multiplied by."""
+    return functools.partial(
+        layer_scales, decay=config.layer_decay, freeze="encoder" if is_frozen(config) else config.freeze
+    )
+
+
+def hold(objective: Objective, scales: Callable[[Any], Any]) -> Objective:
+    """Returns the objective without gradients of what is frozen."""
+
+    def measure(params, prepared, dropout_key):
+        return objective.measure(hold_frozen(params, scales(params)), prepared, dropout_key)
+
+    return objective._replace(measure=measure)
+
+
+def tuning_scorer(config: ConfigDict, task: Outcomes) -> Callable[[Any], dict[str, float]]:
+    """Returns a function from trained parameters to the objective's metrics on tuning."""
+    step = evaluate.make_tuning_step(task.objective)
+    found = list(labelled.evaluation_batches(config, task.splits["tuning"]))
+    return lambda params: evaluate.score_objective(step, task.objective, params, found)

@@ -1,0 +1,51 @@
+"""Predicts with a fine-tuned model for patients of a MEDS data set, at prediction times.
+
+python -m experiments.predict --workdir=DIR --data=DIR --labels=FILE --output=FILE
+
+The file needs `subject_id` and `prediction_time` alone; outcomes are copied where it has them. Binary predictions are
+in the schema that meds-evaluation reads; classes, several labels and causes have a column each.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from behrt_jax import workdir
+from behrt_jax.data import dataset
+from behrt_jax.data import labels as label_files
+from behrt_jax.data.config import DataConfig
+from behrt_jax.data.prepare import prepare
+from experiments import command, labelled, outcome_data, predictions
+
+
+def main() -> None:
+    """Runs the command."""
+    folder, output = Path(FLAGS.workdir), Path(FLAGS.output)
+    config, vocabulary, model, params = workdir.load(folder)
+    if "objective" in config:
+        raise ValueError(f"--workdir={folder}: was pre-trained; expected a run of experiments.finetune")
+    fitted = predictions.read_fitted(folder)
+    known = label_files.has_outcomes(FLAGS.labels)
+    labels = label_files.read_labels((FLAGS.labels,), print) if known else label_files.read_times(FLAGS.labels, print)
+    with config.unlocked():
+        config.data.path = FLAGS.data
+    prepared = prepare(DataConfig(**config.data), vocabulary, splits=(), progress=print)
+    labels = outcome_data.match(labels, outcome_data.read_lives(FLAGS.data), print)
+    found = labelled.find_histories(config, dataset.read(prepared.folder, "all"), labels, "predicted", print)
+    outcome_data.report_rest(labels, [found], print)
+    if not len(found.labels):
+        raise ValueError(f"--labels={FLAGS.labels}: no row is of a patient with an event before; nothing to predict")
+    said = predictions.predict(config, predictions.score(config, model, params, found), fitted)
+    predictions.write(output, config, found.labels, said, fitted, known)
+    patients = len(np.unique(found.labels.subject_ids))
+    print(f"written: {output}, {len(found.labels):,} predictions of {patients:,} patients")
+
+
+if __name__ == "__main__":
+    FLAGS = flags.FLAGS
+    flags.DEFINE_string("workdir", None, "What experiments.finetune wrote.", required=True)
+    flags.DEFINE_string("data", None, "A MEDS data set.", required=True)
+    flags.DEFINE_string("labels", None, "A file of subjects and prediction times.", required=True)
+    flags.DEFINE_string("output", None, "The Parquet file to write.", required=True)
+    command.run(main)

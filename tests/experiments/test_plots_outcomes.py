@@ -1,0 +1,129 @@
+import lifelines
+import matplotlib.image
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from behrt_jax import classification_metrics
+from behrt_jax.survival_metrics import Followed
+from experiments import plots_outcomes, plots_survival
+
+
+@pytest.fixture(autouse=True)
+def figures(monkeypatch):
+    """Collects the figures, besides that they are written; of few resamples."""
+    found, original = {}, plots_outcomes.save
+
+    def spy(figure, file):
+        found[file.stem] = figure
+        return original(figure, file)
+
+    for module in (plots_outcomes, plots_survival):
+        monkeypatch.setattr(module, "save", spy)
+    monkeypatch.setattr(plots_outcomes, "RESAMPLES", 20)
+    return found
+
+
+def simulate(seed=0, rows=300):
+    rng = np.random.default_rng(seed)
+    patients, logits = rng.integers(0, 90, rows), rng.normal(-1, 1.2, rows)
+    targets = rng.uniform(size=rows) < 1 / (1 + np.exp(-logits))
+    noisy = 1 / (1 + np.exp(-logits - rng.normal(0, 1, rows)))
+    return {"BEHRT": 1 / (1 + np.exp(-logits)), "other": noisy}, targets, patients
+
+
+def simulate_times(seed=1, rows=300):
+    rng = np.random.default_rng(seed)
+    log_hazard, patients = rng.normal(0, 1, rows), rng.integers(0, 90, rows)
+    until = [2000 * rng.exponential(size=rows) / np.exp(log_hazard), 5000 * rng.exponential(size=rows)]
+    days = np.minimum.reduce([*until, rng.uniform(500, 5000, rows)])
+    death, stroke = (each == days for each in until)
+    risks = {"BEHRT": 1 - np.exp(-np.exp(log_hazard) * 365 / 2000), "other": rng.uniform(size=rows)}
+    return risks, Followed(days, death), patients, {"death": death, "stroke": stroke}
+
+
+def line(axes, label):
+    (found,) = [each for each in axes.lines if each.get_label() == label]
+    return np.asarray(found.get_xdata(), float), np.asarray(found.get_ydata(), float)
+
+
+def assert_drawn(files, folder, names):
+    assert [file.relative_to(folder).as_posix() for file in files] == [f"figures/{name}.png" for name in names]
+    for file in files:
+        pixels = matplotlib.image.imread(file)
+        assert min(pixels.shape[:2]) > 600 and pixels[..., :3].std() > 0.05
+
+
+def test_curves_of_classifiers_are_those_of_the_metrics(tmp_path, figures):
+    models, targets, patients = simulate()
+    files = plots_outcomes.draw_classification(models, targets, patients, tmp_path / "figures", "Diabetes")
+    assert_drawn(files, tmp_path, ["roc", "precision_recall", "decision", "reliability"])
+    found = classification_metrics.measure(models["other"], targets, patients)
+    x, y = line(figures["roc"].axes[0], "other")
+    area = sklearn.metrics.auc(x, y)
+    assert area == pytest.approx(found["classification/auroc"].value, abs=0.01)
+    x, y = line(figures["precision_recall"].axes[0], "other")
+    assert np.mean(y) == pytest.approx(found["classification/auprc"].value, abs=0.02)
+    assert y[-1] >= targets.mean() and x[-1] == 1
+    x, y = line(figures["decision"].axes[0], "other")
+    for cut in (0.1, 0.2, 0.3):
+        expected = found[f"classification/net_benefit@{cut}"].value
+        assert np.interp(cut, x, y) == pytest.approx(expected, abs=0.01)
+    assert line(figures["decision"].axes[0], "treat all")[1][0] == pytest.approx(targets.mean())
+    bars = figures["reliability"].axes[0].containers[1]
+    mean, shares = bars.lines[0].get_data()
+    assert np.abs(np.subtract(mean, shares)).mean() == pytest.approx(
+        found["classification/calibration_error"].value, abs=1e-9
+    )
+    for figure in figures.values():
+        axes = figure.axes[0]
+        assert axes.get_title() == "Diabetes" and axes.get_ylabel() and figure.axes[-1].get_xlabel()
+        labels = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert {"BEHRT", "other"} <= {*labels}
+
+
+def test_bands_hold_the_curve_of_the_first_model_alone(tmp_path, figures):
+    models, targets, patients = simulate()
+    plots_outcomes.draw_classification(models, targets, patients, tmp_path, "Diabetes")
+    for kind in ("roc", "precision_recall", "decision"):
+        axes = figures[kind].axes[0]
+        (band,) = axes.collections
+        outline = band.get_paths()[0].vertices
+        x, y = line(axes, "BEHRT")
+        middle = outline[np.isclose(outline[:, 0], x[40]), 1]
+        assert middle.min() < y[40] < middle.max()
+
+
+def test_survival_of_risk_groups_and_rows_at_risk_are_those_of_lifelines(tmp_path, figures):
+    risks, followed, patients, causes = simulate_times()
+    files = plots_survival.draw_survival(risks, followed, patients, 365, tmp_path / "figures", "Death", causes)
+    assert_drawn(files, tmp_path, ["kaplan_meier", "survival_calibration", "cumulative_incidence"])
+    axes, below = figures["kaplan_meier"].axes
+    assert axes.get_xlabel() == "years since the prediction time"
+    order = np.array_split(np.argsort(risks["BEHRT"]), 4)
+    for group, label in enumerate(plots_survival.RISK_GROUPS):
+        years, survival = line(axes, label)
+        fitted = lifelines.KaplanMeierFitter().fit(followed.days[order[group]], followed.events[order[group]])
+        np.testing.assert_allclose(survival, fitted.predict(years * 365.25), atol=1e-9)
+        written = {text.get_position(): text.get_text() for text in below.texts}
+        ticks = [tick for tick, row in written if row == -group]
+        assert len(ticks) >= 4 and max(ticks) > 4
+        for tick in ticks:
+            assert written[tick, -group] == str((followed.days[order[group]] >= tick * 365.25).sum())
+    years, deaths = line(figures["cumulative_incidence"].axes[0], "death")
+    strokes = line(figures["cumulative_incidence"].axes[0], "stroke")[1]
+    either = lifelines.KaplanMeierFitter().fit(followed.days, causes["death"] | causes["stroke"])
+    np.testing.assert_allclose(1 - deaths - strokes, either.predict(years * 365.25), atol=1e-9)
+    assert deaths[-1] > strokes[-1] > 0.05
+
+
+def test_one_event_short_times_and_ties_in_risk(tmp_path, figures):
+    risks, followed, patients, _ = simulate_times()
+    followed = Followed(followed.days / 10, followed.events)
+    plots_survival.draw_survival({"two": np.round(risks["BEHRT"])}, followed, patients, 30, tmp_path, "Death")
+    axes = figures["cumulative_incidence"].axes[0]
+    assert axes.get_xlabel() == "days since the prediction time"
+    days, incidence = line(axes, "event")
+    fitted = lifelines.KaplanMeierFitter().fit(followed.days, followed.events)
+    np.testing.assert_allclose(1 - incidence, fitted.predict(days), atol=1e-9)
+    assert 1 <= len(figures["kaplan_meier"].axes[0].lines) <= 3
