@@ -304,11 +304,11 @@ def _d_calibration(followed, curves, owners, weights) -> dict[str, np.ndarray]:
     rows = d_calibration_shares(followed, curves)
 
     def found(given: np.ndarray) -> dict[str, np.ndarray]:
-        return {"shares": given @ rows / given.sum(axis=1, keepdims=True), "size": given.sum(axis=1)}
+        return {"shares": divide(given @ rows, given.sum(axis=1, keepdims=True)), "size": given.sum(axis=1)}
 
     shares, size = replicate(found, owners, weights).values()
     statistic = size * NUM_BINS * ((shares - 1 / NUM_BINS) ** 2).sum(axis=1)
-    effect = size[0] * NUM_BINS * shares[1:].var(axis=0).sum() / (NUM_BINS - 1)
+    effect = size[0] * NUM_BINS * np.nanvar(shares[1:], axis=0).sum() / (NUM_BINS - 1)
     p_value = chi2.sf(divide(statistic[0], effect), NUM_BINS - 1)
     return {"d_calibration": statistic, "d_calibration_p": np.full_like(statistic, p_value)}
 

@@ -52,6 +52,8 @@ def find_histories(
 def describe(labels: Labels) -> str:
     """Says how many labels are of each outcome."""
     names = labels.names
+    if labels.kind == "times":
+        return "outcomes not known"
     if labels.kind == "survival":
         names, counts = ("censored", *names), np.bincount(labels.events, minlength=len(names) + 1)
     elif labels.kind == "multiclass":
@@ -77,7 +79,7 @@ def add_labels(batch: dict[str, np.ndarray], labels: Labels) -> dict[str, np.nda
     of, found = np.maximum(index, 0), {"weights": (index >= 0).astype(np.float32)}
     if labels.kind == "survival":
         found |= {"days": labels.days[of].astype(np.float32), "events": labels.events[of]}
-    else:
+    elif labels.kind != "times":
         values = labels.values[of]
         found["targets"] = values if labels.kind == "multilabel" else values[..., 0]
     return {**batch, **found}

@@ -30,10 +30,15 @@ def read_splits(
     return prepared, splits
 
 
+def kinds(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the kinds of labels that a recipe takes."""
+    return ("survival",) if "survival" in config else ("binary", "multiclass", "multilabel")
+
+
 def check_kind(config: ConfigDict, labels: Labels) -> None:
     """Raises a ValueError where labels are not of the recipe's kind."""
-    wanted = "survival" if labels.kind == "survival" else "classification"
-    if wanted not in config:
+    if labels.kind not in kinds(config):
+        wanted = "survival" if labels.kind == "survival" else "classification"
         raise ValueError(f"labels: found {labels.kind} labels in {config.labels}; use --config=configs/{wanted}.py")
 
 

@@ -62,7 +62,7 @@ def begin(config: ConfigDict, say: Callable[[str], None]) -> Outcomes:
     objective, bias = make_objective(config, model, train)
     if config.lora.rank:
         objective = lora.adapt(objective, config.lora.scale)
-    if is_frozen(config):
+    if config.lora.rank or config.freeze != "none":
         objective = hold(objective, scales(config))
     start = functools.partial(initialize, config, model, pretrained and pretrained.params, bias)
     return Outcomes(prepared, splits, model, objective, start)
@@ -98,6 +98,9 @@ def make_objective(config: ConfigDict, model, train: Labels) -> tuple[Objective,
     """Returns the objective of a recipe, and the bias with which its head begins at the base rates of train."""
     if "survival" in config:
         settings = SurvivalConfig(**config.survival)
+        if settings.loss == "cox" and config.train.accumulate_steps > 1:
+            found = f"found {config.train.accumulate_steps} with survival.loss=cox"
+            raise ValueError(f"train.accumulate_steps: {found}; expected 1, as the risk sets of Cox are whole batches")
         bias = survival.initial_bias(train.days, train.events, settings)
         return survival.make_objective(model, settings), bias
     settings = ClassificationConfig(**config.classification)
@@ -123,16 +126,10 @@ def initialize(config: ConfigDict, model, pretrained: Any, bias: np.ndarray, key
     return params
 
 
-def is_frozen(config: ConfigDict) -> bool:
-    """Whether the encoder's own parameters stay as they are."""
-    return config.freeze == "encoder" or config.lora.rank > 0
-
-
 def scales(config: ConfigDict) -> Callable[[Any], Any]:
-    """Returns a function from parameters to what their learning rates are multiplied by."""
-    return functools.partial(
-        layer_scales, decay=config.layer_decay, freeze="encoder" if is_frozen(config) else config.freeze
-    )
+    """Returns a function from parameters to what their learning rates are multiplied by; LoRA freezes the encoder."""
+    freeze = "encoder" if config.lora.rank else config.freeze
+    return functools.partial(layer_scales, decay=config.layer_decay, freeze=freeze)
 
 
 def hold(objective: Objective, scales: Callable[[Any], Any]) -> Objective:

@@ -26,8 +26,9 @@ def main() -> None:
     if "objective" in config:
         raise ValueError(f"--workdir={folder}: was pre-trained; expected a run of experiments.finetune")
     fitted = predictions.read_fitted(folder)
-    known = label_files.has_outcomes(FLAGS.labels)
-    labels = label_files.read_labels((FLAGS.labels,), print) if known else label_files.read_times(FLAGS.labels, print)
+    labels = label_files.read_labels((FLAGS.labels,), print, with_outcomes=False)
+    if labels.kind != "times" and labels.kind not in outcome_data.kinds(config):
+        raise ValueError(f"--labels={FLAGS.labels}: holds {labels.kind} labels; {folder} predicts another kind")
     with config.unlocked():
         config.data.path = FLAGS.data
     prepared = prepare(DataConfig(**config.data), vocabulary, splits=(), progress=print)
@@ -37,7 +38,7 @@ def main() -> None:
     if not len(found.labels):
         raise ValueError(f"--labels={FLAGS.labels}: no row is of a patient with an event before; nothing to predict")
     said = predictions.predict(config, predictions.score(config, model, params, found), fitted)
-    predictions.write(output, config, found.labels, said, fitted, known)
+    predictions.write(output, config, found.labels, said, fitted)
     patients = len(np.unique(found.labels.subject_ids))
     print(f"written: {output}, {len(found.labels):,} predictions of {patients:,} patients")
 

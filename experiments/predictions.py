@@ -106,17 +106,17 @@ def read_fitted(folder: Path) -> dict:
         raise ValueError(f"{file}: cannot be read ({error}); run experiments.finetune to its end first") from error
 
 
-def write(file: Path, config: ConfigDict, labels: Labels, said: Predictions, fitted: dict, known: bool = True) -> None:
+def write(file: Path, config: ConfigDict, labels: Labels, said: Predictions, fitted: dict) -> None:
     """Writes predictions as Parquet; binary ones in the schema that meds-evaluation reads.
 
     Args:
       file: to write.
       config: of the run.
-      labels: what was predicted; of several causes or classes, a column for each prediction.
+      labels: what was predicted, with outcomes where they are known.
       said: the predictions.
       fitted: with the threshold of binary ones.
-      known: whether the labels' outcomes are known and written too.
     """
+    known = labels.kind != "times"
     columns = {"subject_id": labels.subject_ids, "prediction_time": labels.prediction_times}
     if isinstance(said, SurvivalPredictions):
         if known:

@@ -24,8 +24,8 @@ def histories_at(
 
     Times are whole minutes, rounded down. A token is in the history if its minute lies before that of the prediction:
     for a prediction at 12:00:45, an event at 12:00:30 is left out. It is a filter rather than a prefix, as visits may
-    overlap. Visits and moments are numbered anew, so that nothing that came later, or that never came, has a trace in
-    what is left: the order within a moment is a hash of the moment's number.
+    overlap. Moments are numbered anew, so that nothing that came later has a trace in what is left: the order within a
+    moment is a hash of its number. Visits are ordered by their start, so that no visit left has lost one before.
 
     Args:
       patients: the split, by ascending subject id.
@@ -58,19 +58,21 @@ def histories_at(
     parts, cut = [], 0
     for start in range(0, max(len(rows), 1), ROWS):
         chunk = slice(start, start + ROWS)
-        sizes, tokens, numbers = _tokens_before(patients, rows[chunk], until[chunk])
+        sizes, tokens = _tokens_before(patients, rows[chunk], until[chunk])
+        moments = _renumber(patients.moments[tokens], sizes)
         if most_tokens is not None:
-            sizes, tokens, numbers, left_out = _newest(sizes, tokens, numbers, most_tokens)
-            cut += left_out
-        parts.append((sizes, tokens, numbers))
-    sizes, tokens, numbers = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
+            sizes, newest = _newest(sizes, patients.visits[tokens], most_tokens)
+            cut += len(tokens) - int(newest.sum())
+            tokens, moments = tokens[newest], moments[newest]
+        parts.append((sizes, tokens, moments))
+    sizes, tokens, moments = (np.concatenate(part) for part in zip(*parts, strict=True))
     kept = np.flatnonzero(sizes)
     found = Patients(
         **{name: getattr(patients, name)[rows[kept]] for name in ("subject_ids", "has_birth", "origins")},
         offsets=np.append(0, np.cumsum(sizes[kept])),
         codes=patients.codes[tokens],
-        visits=numbers[0],
-        moments=numbers[1],
+        visits=patients.visits[tokens],
+        moments=moments,
         minutes=patients.minutes[tokens],
     )
     return found, kept, collections.Counter(without_history=len(rows) - len(kept), tokens_cut=cut)
@@ -145,35 +147,33 @@ def sexes(patients: Patients, tokens: tuple[str, ...]) -> np.ndarray:
     return found
 
 
-def _tokens_before(patients: Patients, rows: np.ndarray, until: np.ndarray):
-    """Finds the tokens before the minutes `until`; rows without a timed one have none.
-
-    Returns:
-      (n,) how many each row has, (T,) the tokens, and (2, T) their visits and moments, numbered from 0 in each row.
-    """
+def _tokens_before(patients: Patients, rows: np.ndarray, until: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (n,) how many tokens of each row lie before its minute, and (T,) the tokens; none without a timed one."""
     starts, sizes = patients.offsets[rows], patients.offsets[rows + 1] - patients.offsets[rows]
     owners = np.repeat(np.arange(len(rows)), sizes)
     tokens = np.arange(len(owners)) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
     timed = patients.visits[tokens] >= 0
     past = timed & (patients.minutes[tokens] < until[owners])
     kept = past | (~timed & (np.bincount(owners[past], minlength=len(rows)) > 0)[owners])
-    tokens, sizes = tokens[kept], np.bincount(owners[kept], minlength=len(rows))
-    return sizes, tokens, np.stack([_renumber(values[tokens], sizes) for values in (patients.visits, patients.moments)])
+    return np.bincount(owners[kept], minlength=len(rows)), tokens[kept]
 
 
-def _renumber(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Numbers the runs of equal values in each row from 0; -1, of static tokens, stays."""
-    timed, starts = values >= 0, np.cumsum(sizes) - sizes
-    begins = np.diff(values, prepend=-2) != 0
+def _renumber(moments: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Numbers the moments of each row from 0 without holes; -1, of static tokens, stays."""
+    timed, starts = moments >= 0, np.cumsum(sizes) - sizes
+    begins = np.diff(moments, prepend=-2) != 0
     begins[starts[sizes > 0]] = True
     numbers = np.append(0, np.cumsum(begins & timed))
-    return np.where(timed, numbers[1:] - 1 - np.repeat(numbers[starts], sizes), -1).astype(values.dtype)
+    return np.where(timed, numbers[1:] - 1 - np.repeat(numbers[starts], sizes), -1).astype(moments.dtype)
 
 
-def _newest(sizes: np.ndarray, tokens: np.ndarray, numbers: np.ndarray, most_tokens: int):
-    """Keeps static tokens, the visits that the newest `most_tokens` are of, and the visit before, which dates these."""
-    visits, ends = np.append(numbers[0], 0), np.cumsum(sizes)
-    oldest = visits[np.maximum(ends - most_tokens, ends - sizes)]
-    kept = (numbers[0] < 0) | (numbers[0] >= np.repeat(oldest, sizes) - 1)
-    owners = np.repeat(np.arange(len(sizes)), sizes)
-    return np.bincount(owners[kept], minlength=len(sizes)), tokens[kept], numbers[:, kept], int((~kept).sum())
+def _newest(sizes: np.ndarray, visits: np.ndarray, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keeps static tokens, the visits of the newest `most_tokens`, and the one before, which dates the first of these.
+
+    Returns:
+      (n,) how many tokens of each row are kept, and (T,) which.
+    """
+    ends, owners = np.cumsum(sizes), np.repeat(np.arange(len(sizes)), sizes)
+    oldest = np.append(visits, 0)[np.maximum(ends - most_tokens, ends - sizes)]
+    kept = (visits < 0) | (visits >= oldest[owners] - 1)
+    return np.bincount(owners[kept], minlength=len(sizes)), kept

@@ -18,7 +18,7 @@ class LabelTable(NamedTuple):
     Attributes:
       rows: `subject_id, prediction_time` and `value` (0 and 1, or indices of classes), or `event_time` and `event` (0
         if censored, else 1 + which of the names); sorted, each subject and time once.
-      kind: `binary`, `multiclass` or `survival`.
+      kind: `binary`, `multiclass`, `survival`, or `times` where the table has no outcome.
       names: of the label (the file's), the classes or the causes.
     """
 
@@ -27,12 +27,13 @@ class LabelTable(NamedTuple):
     names: tuple[str, ...]
 
 
-def read_label_table(file: Path, say: Callable[[str], None]) -> LabelTable:
+def read_label_table(file: Path, say: Callable[[str], None], with_outcomes: bool = True) -> LabelTable:
     """Reads a Parquet or CSV file of labels, or a folder of Parquet shards.
 
     Args:
       file: what to read.
       say: called with a line of counts where rows were sorted or repeated.
+      with_outcomes: whether there must be an outcome; if not, subjects and times alone will do.
 
     Raises:
       ValueError: see `behrt_jax.data.labels.read_labels`.
@@ -42,6 +43,8 @@ def read_label_table(file: Path, say: Callable[[str], None]) -> LabelTable:
         raise ValueError(f"{file}: holds no labels; expected rows of {', '.join(KEYS)} and a label")
     keys = {"subject_id": _as_ids(file, table), "prediction_time": _as_times(file, table, "prediction_time")}
     survival = any(name in table.columns for name in SURVIVAL_COLUMNS)
+    if not with_outcomes and not {*table.columns} & {*VALUE_COLUMNS, *SURVIVAL_COLUMNS}:
+        return LabelTable(_deduplicate(file, pl.DataFrame(keys), say), "times", ())
     label, kind, names = _event_columns(file, table) if survival else _value_column(file, table)
     rows = _deduplicate(file, pl.DataFrame({**keys, **label}), say)
     if survival:

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from behrt_jax.data.events import SPLITS
-from behrt_jax.data.label_tables import KEYS, LabelTable, read_label_table
+from behrt_jax.data.label_tables import KEYS, SURVIVAL_COLUMNS, LabelTable, read_label_table
 
 MICROSECONDS_A_DAY = 86_400e6
 
@@ -25,11 +25,11 @@ class Labels:
     """N labels, sorted by subject, then prediction time. What is known are the events before the prediction time.
 
     Attributes:
-      kind: `binary`, `multiclass`, `multilabel` or `survival`.
+      kind: `binary`, `multiclass`, `multilabel`, `survival`, or `times`, whose outcomes are not known.
       names: of the label (binary), the labels (multilabel), the classes, or the causes of an event.
       subject_ids: (N,) int64.
       prediction_times: (N,) datetime64[us].
-      values: (N, K) float32: 0 or 1 of each label, or (N, 1) indices of classes; (N, 0) where the kind is survival.
+      values: (N, K) float32: 0 or 1 of each label, or (N, 1) indices of classes; (N, 0) for other kinds.
       days: (N,) float64 > 0, from the prediction time to the event or the end of follow-up; NaN for other kinds.
       events: (N,) int32, 0 where follow-up ended without an event (censored), else 1 + which of `names`.
     """
@@ -51,12 +51,13 @@ class Labels:
         return dataclasses.replace(self, **arrays)
 
 
-def read_labels(files: Sequence[str | Path], say: Callable[[str], None] = print) -> Labels:
+def read_labels(files: Sequence[str | Path], say: Callable[[str], None] = print, with_outcomes: bool = True) -> Labels:
     """Reads labels; several files, each binary, become one multi-label task of the rows that all of them hold.
 
     Args:
       files: Parquet or CSV files, or folders of Parquet shards.
       say: called with a line of counts where rows were sorted, repeated or not in all files.
+      with_outcomes: whether there must be an outcome; if not, one file of subjects and times alone will do.
 
     Returns:
       The labels. 0 and 1 alone are binary; other integers and strings are classes, sorted.
@@ -67,10 +68,11 @@ def read_labels(files: Sequence[str | Path], say: Callable[[str], None] = print)
     """
     if not files:
         raise ValueError("labels: no file is named; name one, or several that are binary")
-    read = [read_label_table(Path(file), say) for file in files]
+    read = [read_label_table(Path(file), say, with_outcomes) for file in files]
     rows, kind, names = read[0] if len(read) == 1 else _join([Path(file) for file in files], read, say)
     survival = kind == "survival"
-    values = np.zeros((rows.height, 0)) if survival else rows.select(pl.exclude(KEYS)).to_numpy()
+    valued = rows.select(pl.exclude([*KEYS, *SURVIVAL_COLUMNS])).columns
+    values = rows.select(valued).to_numpy() if valued else np.zeros((rows.height, 0))
     days, events = np.full(rows.height, np.nan), np.zeros(rows.height)
     if survival:
         elapsed = (rows["event_time"] - rows["prediction_time"]).dt.total_microseconds()

@@ -48,7 +48,8 @@ def tokenize(
     )
     birth = events.birth_times(pl.col("time"))
     found = found.with_columns(
-        has_birth=birth.is_not_null(), began=pl.coalesce(birth, pl.col("time").min().over("subject_id"))
+        has_birth=birth.is_not_null(),
+        began=pl.coalesce(birth, pl.col("time").min().over("subject_id")).dt.truncate("1m"),
     )
     static = found.filter(pl.col("time").is_null()).with_columns(visit=pl.lit(None, pl.UInt32))
     column = visits.visit_column(found.columns, config.visits, shard)

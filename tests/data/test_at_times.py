@@ -212,10 +212,6 @@ def test_the_past_matters(tmp_path, meds_config):
     assert len(found[0].codes) + 1 == len(found[1].codes) == len(found[2].codes)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="tokens.tokenize counts minutes from the second of birth: events seem up to a minute early, or late",
-)
 @pytest.mark.parametrize(("year", "fraction"), [(0, 0.5), (-30, 0.9)])
 def test_seconds_of_birth_do_not_move_events(tmp_path, meds_config, year, fraction):
     birth = year * 525_600 + 40 / 60

@@ -1,0 +1,202 @@
+"""Fine-tuning as a user runs it: labels of sixty bundled patients, a tiny model, predictions for new times."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import meds_evaluation.schema
+import numpy as np
+import polars as pl
+import pytest
+
+import behrt_jax
+from behrt_jax.data import dataset
+from behrt_jax.data import labels as label_files
+from experiments import labelled, outcomes, predictions
+from tests.experiments.conftest import ROOT, TINY, Workplace, assert_same_end, evaluation_of
+
+MODEL = [key for key in TINY if key.startswith("model.")]
+FINE_TUNING = {
+    "train.batch_size": 4,
+    "train.num_steps": 12,
+    "train.evaluate_every": 4,
+    "train.log_every": 1,
+    "evaluation.batch_size": 4,
+}
+
+
+def arguments(place: Workplace, recipe: str, labels, run: str, **overrides) -> list[str]:
+    keys = {**FINE_TUNING, "labels": labels, "data.path": place.data, "data.prepared_dir": place.folder / "prepared"}
+    keys.update({key.replace("__", "."): value for key, value in overrides.items()})
+    given = [f"--config.{key}={value}" for key, value in keys.items()]
+    return [f"--config={ROOT / 'configs' / recipe}.py", f"--workdir={place.folder / run}", *given]
+
+
+@pytest.fixture(scope="session")
+def deaths(workplace):
+    """Labels of time to death from fixed dates, made by the command."""
+    file = workplace.folder / "death.parquet"
+    task = [f"--task={ROOT / 'configs' / 'tasks' / 'death.yaml'}", f"--data={workplace.data}", f"--output={file}"]
+    done = workplace.run(task, "experiments.labels")
+    assert done.returncode == 0, done.stderr
+    return file
+
+
+@pytest.fixture(scope="session")
+def survival_run(workplace, deaths, joint):
+    """A run that is fine-tuned from a pre-trained one: its workdir and what it printed."""
+    done = workplace.run(
+        [
+            *arguments(workplace, "survival", deaths, "survival", pretrained=joint, survival__num_bins=3),
+            "--nobaselines",
+        ],
+        "experiments.finetune",
+    )
+    assert done.returncode == 0, done.stderr
+    return workplace.folder / "survival", done
+
+
+@pytest.fixture(scope="session")
+def within_five_years(workplace, deaths):
+    """Binary labels: dead within five years of the date."""
+    rows = pl.read_parquet(deaths)
+    early = pl.col("event") & (pl.col("event_time") - pl.col("prediction_time") < pl.duration(days=1826))
+    file = workplace.folder / "five_years.parquet"
+    rows.select("subject_id", "prediction_time", boolean_value=early).write_parquet(file)
+    return file
+
+
+def test_a_run_says_what_it_found_and_what_it_reached(survival_run, deaths):
+    folder, done = survival_run
+    rows = pl.read_parquet(deaths)
+    splits = [line for line in done.stdout.splitlines() if " labels of " in line]
+    assert [line.split(":")[0] for line in splits] == ["train", "tuning", "held_out"]
+    assert sum(int(line.split()[1].replace(",", "")) for line in splits) <= rows.height
+    known = float(done.stdout.split("coverage: the vocabulary knows ")[1].split("%")[0])
+    assert 50 < known < 100  # rare codes are [UNK]
+    found = evaluation_of(folder)
+    assert 0 <= found["metrics"]["survival/c_index"]["value"] <= 1 and found["baselines"] == {}
+    assert {file.name for file in (folder / "figures").iterdir()} >= {"kaplan_meier.png"}
+    said = pl.read_parquet(folder / "predictions.parquet")
+    risks = said.select(pl.selectors.starts_with("risk/")).to_numpy()
+    assert (np.diff(risks, axis=1) >= 0).all() and (risks > 0).all() and (risks < 1).all()
+
+
+def test_the_encoder_begins_where_pre_training_stopped(workplace, deaths, joint):
+    config = tiny_config("survival", workplace, deaths, pretrained=str(joint))
+    task = outcomes.begin(config, lambda line: None)
+    begun = task.initialize(jax.random.key(1))["params"]
+    trained = behrt_jax.load(joint).params["params"]
+    for leaf, other in zip(*(jax.tree.leaves(part["behrt"]) for part in (begun, trained)), strict=True):
+        np.testing.assert_array_equal(leaf, other)
+    assert config.model.rotary == "ages" and config.survival.num_causes == 1 and len(config.survival.edges) > 1
+
+
+def tiny_config(recipe: str, place: Workplace, labels, **overrides):
+    module = __import__(f"configs.{recipe}", fromlist=["get_config"])
+    config = module.get_config()
+    keys = {**{key: TINY[key] for key in MODEL}, **FINE_TUNING, "data.row_length": 64, "data.min_patients": 3}
+    keys |= {"labels": str(labels), "data.path": str(place.data), "data.prepared_dir": str(place.folder / "prepared")}
+    config.update_from_flattened_dict({**keys, **overrides})
+    return config
+
+
+def test_predictions_for_the_same_times_are_those_of_the_evaluation(workplace, survival_run, deaths):
+    folder, _ = survival_run
+    times, output = workplace.folder / "times.parquet", workplace.folder / "predicted.parquet"
+    pl.read_parquet(deaths).select("subject_id", "prediction_time").write_parquet(times)
+    given = [f"--workdir={folder}", f"--data={workplace.data}", f"--labels={times}", f"--output={output}"]
+    done = workplace.run(given, "experiments.predict")
+    assert done.returncode == 0, done.stderr
+    both = pl.read_parquet(output).join(
+        pl.read_parquet(folder / "predictions.parquet"), on=["subject_id", "prediction_time"], suffix="_then"
+    )
+    assert both.height == pl.read_parquet(folder / "predictions.parquet").height > 10
+    for name in ("score/event", "risk/event@365"):
+        np.testing.assert_allclose(both[name], both[f"{name}_then"], rtol=1e-4, atol=1e-6)
+
+
+def test_a_fine_tuned_run_is_loaded_in_one_call(survival_run):
+    config, vocabulary, model, params = behrt_jax.load(survival_run[0])
+    ones = np.ones((2, 5), np.int32)
+    logits = model.apply(params, 6 * ones, 50.0 * ones, 0 * ones, ones)
+    assert logits.shape == (2, model.num_labels) == (2, len(config.survival.edges))
+    assert len(vocabulary) == config.model.vocab_size
+
+
+def test_nothing_after_the_prediction_time_moves_a_prediction(workplace, survival_run, deaths):
+    config, _, model, params = behrt_jax.load(survival_run[0])
+    labels = label_files.read_labels([deaths], lambda line: None)
+    prepared = outcomes.outcome_data.prepare(outcomes.outcome_data.DataConfig(**config.data))
+    patients = dataset.read(prepared.folder, "train")
+
+    def said(patients):
+        found = labelled.find_histories(config, patients, labels, "train", lambda line: None)
+        return found.labels, predictions.score(config, model, params, found)
+
+    mine, before = said(patients)
+    # Codes at or after each patient's last prediction time are others now.
+    last = np.full(len(patients), np.iinfo(np.int64).min)
+    rows = np.searchsorted(patients.subject_ids, mine.subject_ids)
+    minutes = (mine.prediction_times - np.datetime64("2000-01-01")) // np.timedelta64(1, "m") - patients.origins[rows]
+    np.maximum.at(last, rows, minutes)
+    later = (patients.minutes >= last[patients.owners]) & (patients.visits >= 0)
+    earlier = (patients.minutes < last[patients.owners]) & (patients.visits >= 0)
+    codes = patients.codes.copy()
+    codes[later] = 5 + codes[later] % 7
+    assert later.any()
+    np.testing.assert_array_equal(said(dataclasses.replace(patients, codes=codes))[1], before)
+    codes[earlier] = 5 + codes[earlier] % 7
+    assert (said(dataclasses.replace(patients, codes=codes))[1] != before).any()
+
+
+def test_a_run_goes_on_to_the_same_end(workplace, deaths):
+    chosen = {**{key.replace(".", "__"): TINY[key] for key in MODEL}, "data__row_length": 64, "survival__loss": "cox"}
+    whole = arguments(workplace, "survival", deaths, "cox-whole", **chosen)
+    halves = arguments(workplace, "survival", deaths, "cox-halves", **chosen)
+    done = workplace.run([*whole, "--nobaselines"], "experiments.finetune")
+    assert done.returncode == 0, done.stderr
+    process = workplace.start([*halves, "--nobaselines"], "experiments.finetune")
+    file = workplace.folder / "cox-halves" / "metrics.jsonl"
+    while process.poll() is None and not (file.exists() and '"step": 4, "split": "tuning"' in file.read_text()):
+        pass
+    process.terminate()
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode in (0, 143), errors
+    done = workplace.run([*halves, "--nobaselines"], "experiments.finetune")
+    assert done.returncode == 0, done.stderr
+    assert_same_end(workplace.folder / "cox-halves", workplace.folder / "cox-whole")
+    assert evaluation_of(workplace.folder / "cox-halves") == evaluation_of(workplace.folder / "cox-whole")
+
+
+def test_classes_beside_baselines_with_lora(workplace, within_five_years, joint):
+    chosen = {"pretrained": joint, "lora__rank": 2, "optimizer__learning_rate": 0.01}
+    given = arguments(workplace, "classification", within_five_years, "classes", **chosen)
+    done = workplace.run(given, "experiments.finetune")
+    assert done.returncode == 0, done.stderr
+    folder = workplace.folder / "classes"
+    (sizes,) = re.findall(r"parameters: ([\d,]+), of which ([\d,]+)", done.stdout)
+    total, trained = (int(size.replace(",", "")) for size in sizes)
+    assert trained < total / 2
+    found = evaluation_of(folder)
+    assert "classification/auroc" in found["metrics"] and len(found["baselines"]) == 3
+    assert all("classification/auroc" in pairs for pairs in found["versus"].values())
+    table = pl.read_parquet(folder / "predictions.parquet").to_arrow()
+    meds_evaluation.schema.PredictionSchema.validate(meds_evaluation.schema.PredictionSchema.align(table))
+    # LoRA's changes are merged on loading; the pre-trained kernels under them are as they were.
+    loaded, before = behrt_jax.load(folder).params["params"], behrt_jax.load(joint).params["params"]
+    np.testing.assert_array_equal(
+        loaded["behrt"]["embedding"]["code"]["embedding"], before["behrt"]["embedding"]["code"]["embedding"]
+    )
+    assert json.loads((folder / "fitted.json").read_text())["calibration"]["method"] == "temperature"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "labels", "message"),
+    [("classification", "deaths", "use --config=configs/survival.py"), ("survival", "missing", "no such file")],
+)
+def test_labels_that_do_not_fit_end_with_one_line(workplace, deaths, recipe, labels, message):
+    file = deaths if labels == "deaths" else workplace.folder / "missing.parquet"
+    done = workplace.run(arguments(workplace, recipe, file, "wrong"), "experiments.finetune")
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
