@@ -282,7 +282,7 @@ def _calibration(followed, train, importance, curves, horizons):
         for horizon, risk in zip(horizons, risks.T, strict=True):
             predicted, observed, mass = calibration_table(risk, followed, weights, horizon)
             distance = np.where(mass > 0, np.abs(predicted - observed) * mass, 0)
-            values[f"calibration_error@{horizon:g}"] = distance.sum(axis=1) / mass.sum(axis=1)
+            values[f"calibration_error@{horizon:g}"] = divide(distance.sum(axis=1), mass.sum(axis=1))
         return values
 
     return found

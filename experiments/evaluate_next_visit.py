@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from behrt_jax import baselines_next_visit, evaluate, metrics, multilabel
 from behrt_jax.baselines_next_visit import Split
 from behrt_jax.data import next_visits, oracle, sequences, world
+from behrt_jax.data.at_times import sexes
 from behrt_jax.data.dataset import Patients
 from experiments.run import Run, read_simulation
 from experiments.task import Task
@@ -102,18 +103,14 @@ def describe(run: Run, split: Split) -> multilabel.Examples:
     kinds = np.array([str(token).partition("//")[0] for token in tokens[examples.codes]])
     ages = _minutes(split)[examples.visits - 1] / sequences.MINUTES_PER_YEAR
     ages = np.where(patients.has_birth[examples.patients], ages, np.nan)
-    sexes = np.full(len(patients), "", dtype="U16")
-    for code in [code for code, token in enumerate(tokens) if token.startswith("GENDER//")]:
-        sexes[patients.owners[(patients.visits < 0) & (patients.codes == code)]] = tokens[code].partition("//")[2][:16]
-    cells = multilabel.group_cells(kinds, ages, sexes[examples.patients])
+    cells = multilabel.group_cells(kinds, ages, sexes(patients, run.vocabulary.tokens)[examples.patients])
     return multilabel.Examples(examples.targets, examples.patients, examples.seen_before(), cells)
 
 
 def measure(predictions: Predictions, tuning: Split, examples: multilabel.Examples) -> dict[str, metrics.Estimate]:
     """Measures predictions, with the threshold of the best micro-F1 on tuning."""
-    chosen = (predictions.scored, examples.targets)
-    if predictions.tuning is not None:
-        chosen = (predictions.tuning, tuning.examples.targets)
+    own = predictions.tuning is None
+    chosen = (predictions.scored, examples.targets) if own else (predictions.tuning, tuning.examples.targets)
     return multilabel.measure(predictions.scored, examples, multilabel.best_threshold(*chosen))
 
 
@@ -140,8 +137,8 @@ def ask_oracle(run: Run, split: Split) -> Predictions:
     wanted = np.array([columns.get(run.vocabulary.tokens[code], -1) for code in split.examples.codes])
     is_target = np.isin(np.arange(len(lives.codes)), wanted)
     found = oracle.next_visit_probabilities(lives, seen, is_target)
-    before = found[split.examples.visits - 1].astype(np.float32)
-    return Predictions(None, np.where(wanted >= 0, before[:, wanted], 0.0))  # what the simulation lacks cannot come
+    before = found[split.examples.visits - 1].astype(np.float32)  # what the simulation lacks cannot come
+    return Predictions(None, np.where(wanted >= 0, before[:, wanted], 0.0))
 
 
 def _minutes(split: Split) -> np.ndarray:

@@ -47,16 +47,15 @@ def count_codes(config: ConfigDict, histories: dataset.Patients, vocab_size: int
     """Returns the (M, V) log counts of codes in histories, and of static tokens."""
     index = sequences.index_visits(histories, config.data.row_length, config.data.separators)
     codes = visit_codes(histories, index, vocab_size).astype(np.float32)
-    visits = np.arange(codes.shape[0] + 1), index.owners
-    owners = scipy.sparse.csr_array((np.ones(codes.shape[0], np.float32), visits[1], visits[0]))
+    sides = np.ones(codes.shape[0], np.float32), index.owners, np.arange(codes.shape[0] + 1)
+    owners = scipy.sparse.csr_array(sides, shape=(codes.shape[0], len(histories)))
     return (owners.T.tocsr() @ codes).log1p().toarray() + static_tokens(histories, vocab_size).toarray()
 
 
 def fit_and_score(splits: dict[str, Split], kind: str, rows: np.ndarray) -> float:
     """Fits a regression to some rows of train, its strength chosen on tuning; returns its metric on held_out."""
     train, tuning, held_out = (splits[name] for name in events.SPLITS)
-    used = train.inputs[kind][rows]
-    mean, deviation = used.mean(axis=0), used.std(axis=0)
+    mean, deviation = (statistic(train.inputs[kind][rows], axis=0) for statistic in (np.mean, np.std))
     kept = deviation > 0
 
     def scaled(split):
@@ -137,7 +136,6 @@ def main() -> None:
         print(f"{number:>8,}  {MODELS[str(model)]:<16} {scores.mean():.3f} [{scores.min():.3f}, {scores.max():.3f}]")
     if FLAGS.output:
         pl.DataFrame(rows).write_parquet(FLAGS.output)
-        print(f"written: {FLAGS.output}")
 
 
 if __name__ == "__main__":
