@@ -22,7 +22,7 @@ class Predictions(NamedTuple):
     """What is said of the examples of tuning, for the threshold, and of the patients to score.
 
     Attributes:
-      tuning: (N, T) probabilities; None where the threshold is that of the scored examples' own best F1.
+      tuning: (N, T) probabilities; None where the threshold is that of the scored examples.
       scored: (N, T) probabilities.
     """
 
@@ -99,8 +99,7 @@ def make_predictor(config: ConfigDict, trained: Task, params) -> Callable[[Split
 def describe(run: Run, split: Split) -> multilabel.Examples:
     """Returns what came, and the parts of it to measure: kinds of code, age bands, sexes."""
     patients, examples = split.patients, split.examples
-    tokens = np.asarray(run.vocabulary.tokens)
-    kinds = np.array([str(token).partition("//")[0] for token in tokens[examples.codes]])
+    kinds = np.array([run.vocabulary.tokens[code].partition("//")[0] for code in examples.codes])
     ages = _minutes(split)[examples.visits - 1] / sequences.MINUTES_PER_YEAR
     ages = np.where(patients.has_birth[examples.patients], ages, np.nan)
     cells = multilabel.group_cells(kinds, ages, sexes(patients, run.vocabulary.tokens)[examples.patients])
@@ -109,8 +108,9 @@ def describe(run: Run, split: Split) -> multilabel.Examples:
 
 def measure(predictions: Predictions, tuning: Split, examples: multilabel.Examples) -> dict[str, metrics.Estimate]:
     """Measures predictions, with the threshold of the best micro-F1 on tuning."""
-    own = predictions.tuning is None
-    chosen = (predictions.scored, examples.targets) if own else (predictions.tuning, tuning.examples.targets)
+    chosen = (predictions.scored, examples.targets)
+    if predictions.tuning is not None:
+        chosen = predictions.tuning, tuning.examples.targets
     return multilabel.measure(predictions.scored, examples, multilabel.best_threshold(*chosen))
 
 
@@ -145,5 +145,5 @@ def _minutes(split: Split) -> np.ndarray:
     return split.patients.minutes[split.index.starts[0]].astype(np.int64)
 
 
-def _summaries(estimates: dict[str, metrics.Estimate]) -> dict:
+def _summaries(estimates) -> dict:
     return {name: found.summary() for name, found in estimates.items()}
