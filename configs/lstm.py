@@ -13,4 +13,5 @@ def get_config():
     # Attention tells how far apart tokens lie; an LSTM is given the days since the last visit instead.
     config.model.update(encoder="lstm", hidden_dim=256, visit_bias=False, rotary="none", time_bins=28)
     config.optimizer.learning_rate = 2e-3
+    config.train.num_steps = 3000
     return config
