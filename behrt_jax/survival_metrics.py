@@ -275,7 +275,7 @@ def _calibration(followed, train, importance, curves, horizons):
 
     def found(weights: np.ndarray) -> dict[str, np.ndarray]:
         values = {
-            "integrated_brier": weights @ brier / weights.sum(axis=1),
+            "integrated_brier": divide(weights @ brier, weights.sum(axis=1)),
             "calibration_slope": fit_slope(np.log(whole), comes, weights, poisson),
             "observed_expected": divide(weights @ comes, weights @ expected),
         }

@@ -130,6 +130,18 @@ def test_groups_equal_the_metrics_of_their_rows_on_the_same_resamples():
     assert not [name for name in found if name.endswith(("old men", "age=0-20"))]
 
 
+def test_a_group_of_one_patient_whom_some_resamples_lack_is_measured_without_a_warning():
+    log_hazard, followed, patients = simulate(6)
+    chosen = np.unique(patients[followed.events])[0]
+    followed.events[patients == chosen] = True
+    found = measure(
+        log_hazard, followed, patients, simulate(7)[1], true_curves(log_hazard), {"one": patients == chosen}, [365]
+    )
+    for name in ("integrated_brier", "d_calibration", "observed_expected"):
+        assert np.isfinite(found[f"survival/{name}/one"].value)
+        assert np.isnan(found[f"survival/{name}/one"].replicates).any()
+
+
 def curves_of(curves, rows):
     return curves._replace(survival=curves.survival[rows])
 

@@ -102,6 +102,18 @@ def test_only_what_was_trained_has_a_table():
     assert "masked codes" in text and "next visits" not in text and "events ahead" not in text
 
 
+def test_outcomes_and_causes_have_tables_of_their_own():
+    found = {f"classification/{name}": entry(0.7) for name in ("auroc", "auprc", "brier", "auroc/sex=F")}
+    lines = table_of(tables.format_result({**RESULT, "metrics": found, "baselines": {}}), "outcomes (12)")
+    assert lines[0].split() == ["outcomes", "(12)", "AUROC", "AUPRC", "Brier", "score"]
+    causes = {f"survival/c_index/cause={name}": entry(value) for name, value in (("death", 0.8), ("stroke", 0.6))}
+    compared = {"Cox": {"survival/c_index/cause=death": entry(0.5)}}
+    result = {**RESULT, "metrics": causes, "baselines": compared, "versus": {"Cox": causes}}
+    lines = table_of(tables.format_result(result), "time to event (12)")
+    assert lines[0].split()[-2:] == ["c_index/cause=death", "c_index/cause=stroke"]
+    assert labels_of(lines, ("BEHRT", "Cox")) == ["BEHRT", "Cox"] and lines[-1].startswith("difference to Cox: ")
+
+
 def test_a_population_is_trained_and_compared_with_the_lstm_once(tmp_path, monkeypatch):
     calls = []
 
