@@ -17,9 +17,9 @@ from experiments import command, evaluate_outcomes, plots, tables
 from experiments.evaluate_events import score_events
 from experiments.evaluate_masked import score_masked
 from experiments.evaluate_next_visit import score_next_visits
+from experiments.fitting import EVALUATION_FILE
 from experiments.run import check_comparable, load_run
 
-EVALUATION_FILE = "evaluation.json"
 SECTIONS = {"mlm": score_masked, "next_visit": score_next_visits, "time_to_event": score_events}
 
 

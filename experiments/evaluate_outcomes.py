@@ -14,11 +14,11 @@ from behrt_jax.metrics import Estimate
 from behrt_jax.survival_metrics import Curves, Followed
 from experiments import plots_outcomes, plots_survival, predictions
 from experiments.finetuned import load, score_other
+from experiments.fitting import EVALUATION_FILE
 from experiments.labelled import Labelled
 from experiments.outcome_baselines import fit_baselines
 from experiments.predictions import ClassPredictions, Predictions, SurvivalPredictions, targets_of
 
-EVALUATION_FILE = "evaluation.json"
 CURVE_POINTS = 50
 WITHOUT_SPREAD = "survival/d_calibration_p"  # over resamples, so that differences of it would have no interval
 

@@ -4,20 +4,20 @@ python -m experiments.finetune --config=configs/classification.py --config.label
     [--workdir=DIR] [--nobaselines] [--config.freeze=encoder] [--config.lora.rank=8] [--config.KEY=VALUE ...]
 """
 
+import functools
 from pathlib import Path
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from behrt_jax import state, train, workdir, writer
-from behrt_jax.checkpoint import Checkpoints
+from behrt_jax import state, train, workdir
 from behrt_jax.data.config import DataConfig
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.optimizer import OptimizerConfig, make_optimizer
 from experiments import command, labelled, outcomes, tables
-from experiments.evaluate_outcomes import EVALUATION_FILE, evaluate_run
-from experiments.fitting import fit, resume_command
+from experiments.evaluate_outcomes import evaluate_run
+from experiments.fitting import EVALUATION_FILE, resume_and_fit
 
 
 def main() -> int:
@@ -35,23 +35,11 @@ def main() -> int:
     sizes = jax.tree.map(lambda leaf, scale: leaf.size * bool(scale), current.params, scales(current.params))
     everything = sum(leaf.size for leaf in jax.tree.leaves(current.params))
     print(f"parameters: {everything:,}, of which {sum(jax.tree.leaves(sizes)):,} are trained")
-    checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
-    current = checkpoints.restore_newest(current, warn=lambda line: print(f"warning: {line}")) or current
-    done = int(current.step)
-    losses = writer.read_series(folder, "tuning", workdir.TUNING_LOSS, done)
-    if done < train_config.num_steps and not train.is_exhausted(losses, train_config.patience):
-        if done:
-            print(f"resuming {folder} after step {done:,} of {train_config.num_steps:,}")
-        columns = labelled.training_columns(config, task.splits["train"], done)
-        scorer = outcomes.tuning_scorer(config, task)
-        stopped_by = fit(config, folder, task.objective, optimizer, current, columns, scorer, checkpoints, losses)
-        if stopped_by:
-            print(f"stopped and saved; the same command goes on from here: {resume_command('finetune', folder)}")
-            return 128 + stopped_by
-    elif (folder / EVALUATION_FILE).exists():
-        print(f"{folder} is finished after {done:,} steps; nothing to do. Its results: {folder / EVALUATION_FILE}")
-        return 0
-    checkpoints.close()
+    columns = functools.partial(labelled.training_columns, config, task.splits["train"])
+    scorer = outcomes.tuning_scorer(config, task)
+    status = resume_and_fit("finetune", config, folder, task.objective, optimizer, current, columns, scorer)
+    if status is not None:
+        return status
     print(tables.format_result(evaluate_run(folder, task.splits, FLAGS.versus, FLAGS.baselines)))
     print(f"written to {folder}: {EVALUATION_FILE}, predictions.parquet, figures/, and what load() needs")
     print(f"next: python -m experiments.predict --workdir={folder} --data=DIR --labels=FILE --output=FILE")

@@ -7,7 +7,46 @@ from pathlib import Path
 from tqdm import tqdm
 
 from behrt_jax import train, workdir, writer
-from experiments import command
+from behrt_jax.checkpoint import Checkpoints
+from experiments.command import Interrupt
+
+EVALUATION_FILE = "evaluation.json"
+
+
+def resume_and_fit(command: str, config, folder: Path, objective, optimizer, current, columns, evaluate) -> int | None:
+    """Goes on from the newest checkpoint of a workdir to the end of training, and says so.
+
+    Args:
+      command: its name, to say how to go on after an interrupt.
+      config: the recipe.
+      folder: the workdir.
+      objective: what is minimised.
+      optimizer: as `optimizer.make_optimizer` gives it.
+      current: the state to begin with where there is no checkpoint; donated.
+      columns: a function from a step to the stream of batches from there on.
+      evaluate: maps parameters to metrics on tuning.
+
+    Returns:
+      The exit status, where the run was interrupted or was finished and evaluated before; None where it is to be
+      evaluated now.
+    """
+    settings = train.TrainConfig(**config.train)
+    checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
+    current = checkpoints.restore_newest(current, warn=lambda line: print(f"warning: {line}")) or current
+    done = int(current.step)
+    losses = writer.read_series(folder, "tuning", workdir.TUNING_LOSS, done)
+    if done < settings.num_steps and not train.is_exhausted(losses, settings.patience):
+        if done:
+            print(f"resuming {folder} after step {done:,} of {settings.num_steps:,}")
+        given = (config, folder, objective, optimizer, current, columns(done), evaluate, checkpoints, losses)
+        if stopped_by := fit(*given):
+            print(f"stopped and saved; the same command goes on from here: {resume_command(command, folder)}")
+            return 128 + stopped_by
+    elif (folder / EVALUATION_FILE).exists():
+        print(f"{folder} is finished after {done:,} steps; nothing to do. Its results: {folder / EVALUATION_FILE}")
+        return 0
+    checkpoints.close()
+    return None
 
 
 def fit(config, folder, objective, optimizer, current, columns, evaluate, checkpoints, losses) -> int | None:
@@ -35,7 +74,7 @@ def fit(config, folder, objective, optimizer, current, columns, evaluate, checkp
     # A terminal shows a bar that moves; a log file gets a line now and then.
     every = 0.5 if sys.stderr.isatty() else 30.0
     bar = tqdm(total=train_config.num_steps, initial=done, unit="step", dynamic_ncols=True, mininterval=every)
-    with bar, command.Interrupt() as interrupt:
+    with bar, Interrupt() as interrupt:
 
         def log(step, split, found):
             log_file.write(step, split, found)

@@ -3,13 +3,13 @@
 python -m experiments.pretrain --config=configs/small.py [--workdir=DIR] [--nobaselines] [--config.KEY=VALUE ...]
 """
 
+import functools
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
-from behrt_jax import state, train, workdir, writer
-from behrt_jax.checkpoint import Checkpoints
+from behrt_jax import state, train, workdir
 from behrt_jax.data import dataset
 from behrt_jax.data.config import DataConfig
 from behrt_jax.models.behrt import count_parameters
@@ -17,8 +17,8 @@ from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.optimizer import OptimizerConfig, make_optimizer
 from experiments import command, tables, task
-from experiments.evaluate import EVALUATION_FILE, evaluate_run
-from experiments.fitting import fit, resume_command
+from experiments.evaluate import evaluate_run
+from experiments.fitting import EVALUATION_FILE, resume_and_fit
 from experiments.summary import describe_data, describe_rows
 
 
@@ -39,33 +39,12 @@ def main() -> int:
     print(describe_rows(patients, data_config.row_length, data_config.separators, config.seed))
     if trained.is_target.any():
         print(f"targets: {trained.is_target.sum():,} codes by objective.targets and objective.min_patients")
-    checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
-    current = checkpoints.restore_newest(current, warn=lambda line: print(f"warning: {line}")) or current
-    done = int(current.step)
-    losses = writer.read_series(folder, "tuning", workdir.TUNING_LOSS, done)
-
-    if done < train_config.num_steps and not train.is_exhausted(losses, train_config.patience):
-        if done:
-            print(f"resuming {folder} after step {done:,} of {train_config.num_steps:,}")
-        tuning = dataset.sample(dataset.read(prepared.folder, "tuning"), config.evaluation.max_patients)
-        stopped_by = fit(
-            config,
-            folder,
-            trained.objective,
-            optimizer,
-            current,
-            task.training_columns(config, trained, patients, done),
-            task.tuning_scorer(config, trained, tuning),
-            checkpoints,
-            losses,
-        )
-        if stopped_by:
-            print(f"stopped and saved; the same command goes on from here: {resume_command('pretrain', folder)}")
-            return 128 + stopped_by
-    elif (folder / EVALUATION_FILE).exists():
-        print(f"{folder} is finished after {done:,} steps; nothing to do. Its results: {folder / EVALUATION_FILE}")
-        return 0
-    checkpoints.close()
+    tuning = dataset.sample(dataset.read(prepared.folder, "tuning"), config.evaluation.max_patients)
+    columns = functools.partial(task.training_columns, config, trained, patients)
+    scorer = task.tuning_scorer(config, trained, tuning)
+    status = resume_and_fit("pretrain", config, folder, trained.objective, optimizer, current, columns, scorer)
+    if status is not None:
+        return status
     print(tables.format_result(evaluate_run(folder, "held_out", with_baselines=FLAGS.baselines)))
     print(f"written to {folder}: {EVALUATION_FILE}, metrics.jsonl, tensorboard/, checkpoints/, and what load() needs")
     print(f"next: python -m experiments.evaluate --workdir={folder} --split=tuning")
