@@ -46,7 +46,7 @@ def fit_power_law(patients: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray,
 
 
 def patients_for(loss: float, fit: np.ndarray) -> float:
-    """Returns the patients at which a power law comes to a loss; infinite at its floor and below."""
+    """Returns the patients at which a fit comes to a loss; infinite at its floor and below."""
     floor, height, exponent = fit
     return float((height / (loss - floor)) ** (1 / exponent)) if loss > floor and exponent else float("inf")
 
@@ -54,11 +54,13 @@ def patients_for(loss: float, fit: np.ndarray) -> float:
 def compare(results: dict[int, dict], other: dict[int, dict]) -> str:
     """Says how many patients the recipe of another curve needs for the losses of this one."""
     lines = []
-    everything = [found["metrics"] for found in (*results.values(), *other.values())]
-    for name in (name for name in METRICS if name.endswith("loss") and all(name in found for found in everything)):
+    shared = set.intersection(*(set(found["metrics"]) for found in (*results.values(), *other.values())))
+    for name in (name for name in METRICS if name.endswith("loss") and name in shared):
         fit, _ = fit_power_law(np.array(list(other)), _values(other, name))
         for size, loss in zip(results, _values(results, name), strict=True):
-            lines.append(f"{name} {loss:.3f} at {size:,} patients: worth {patients_for(loss, fit):,.0f} of the other")
+            needed = patients_for(loss, fit)
+            worth = f"worth {needed:,.0f} of the other" if np.isfinite(needed) else "below the floor of the other's fit"
+            lines.append(f"{name} {loss:.3f} at {size:,} patients: {worth}")
     return "\n".join(lines) + "\n"
 
 
@@ -126,16 +128,15 @@ def draw(results: dict[int, dict], file: Path) -> None:
 
 def main() -> None:
     """Runs the command."""
-    folder, sizes = Path(FLAGS.workdir), read_sizes(FLAGS.sizes)
-    folder.mkdir(parents=True, exist_ok=True)
-    results = {size: run_size(folder, size, [f"--config={FLAGS.config}", *PASSED_ON]) for size in sizes}
+    (folder := Path(FLAGS.workdir)).mkdir(parents=True, exist_ok=True)
+    given = [f"--config={FLAGS.config}", *PASSED_ON]
+    results = {size: run_size(folder, size, given) for size in read_sizes(FLAGS.sizes)}
     table = describe(results)
     if FLAGS.versus:
         table += "\n" + compare(results, read_curve(Path(FLAGS.versus)))
     (folder / "scaling.md").write_text(table)
     draw(results, folder / "scaling.png")
-    print(table)
-    print(f"written: {folder / 'scaling.md'}, {folder / 'scaling.png'}")
+    print(f"{table}\nwritten: {folder / 'scaling.md'}, {folder / 'scaling.png'}")
 
 
 if __name__ == "__main__":

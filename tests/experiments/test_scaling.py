@@ -73,6 +73,8 @@ def test_a_curve_is_worth_the_patients_at_which_another_comes_to_its_losses():
     worth = [float(line.split()[-4].replace(",", "")) for line in lines]
     assert worth == pytest.approx([400, 1600], rel=0.01)
     assert scaling.patients_for(0.9, np.array([1.0, 10.0, 0.5])) == float("inf")
+    lower = scaling.compare(curve((100,), -5.0), curve((50, 100, 200, 400, 800), 10.0))
+    assert lower == "mlm/loss 0.500 at 100 patients: below the floor of the other's fit\n"
 
 
 def test_a_folder_without_runs_is_no_curve(tmp_path):
