@@ -3,8 +3,8 @@
 python -m experiments.scaling --config=configs/small.py --sizes=100,200,400,800 [--workdir=DIR] [--config.KEY=...]
 python -m experiments.scaling --config=configs/medium.py --sizes=... --workdir=DIR2 --versus=DIR
 
-Each size is a run of experiments.pretrain in a folder of its own; what is finished is not made again. `--versus` takes
-the curve of another recipe and says how many patients that one would need to come to the losses of this one.
+Each size is a run of experiments.pretrain in a folder of its own, made once. `--versus` takes the curve of another
+recipe and says how many patients that one would need for the losses of this one.
 """
 
 import json
@@ -30,10 +30,9 @@ def power_law(patients, floor, height, exponent):
 
 
 def fit_power_law(patients: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fits floor, height and exponent, all at least 0, to four sizes or more; returns them and their standard errors.
+    """Fits floor, height and exponent, all at least 0; returns them and their standard errors.
 
-    Raises:
-      ValueError: fewer than four sizes, or no fit is found.
+    Raises a ValueError for fewer than four sizes, and where no fit is found.
     """
     if len(patients) < 4:
         raise ValueError(f"--sizes: found {len(patients)}; expected four or more, to fit three numbers and their error")
