@@ -170,7 +170,18 @@ TIME2VEC = {"age_encoding": "time2vec", "date_encoding": "time2vec"}
 
 
 @pytest.mark.parametrize(
-    "choices", [{}, {"encoder": "hierarchical"}, {"encoder": "lstm"}, {"causal": True, "rotary": "ages", **TIME2VEC}]
+    "choices",
+    [
+        {},
+        *(
+            pytest.param(choices, marks=pytest.mark.slow)
+            for choices in (
+                {"encoder": "hierarchical"},
+                {"encoder": "lstm"},
+                {"causal": True, "rotary": "ages", **TIME2VEC},
+            )
+        ),
+    ],
 )
 def test_a_small_batch_is_learnt_by_heart_by_each_encoder(choices):
     model, optimizer, train_step = model_step(dropout=0.0, learning_rate=2e-2, num_steps=600, **choices)
@@ -184,6 +195,7 @@ def test_a_small_batch_is_learnt_by_heart_by_each_encoder(choices):
     assert np.mean(means[-20:]) < 0.1
 
 
+@pytest.mark.slow
 def test_one_step_of_the_large_tier():
     model = BEHRTForMLM(BEHRTConfig.large(1000, visit_bias=True))
     optimizer = make_optimizer(tiny.optimizer_config(learning_rate=1e-4, warmup_share=0.0), 10)

@@ -89,6 +89,7 @@ def test_sizes_are_numbers_of_patients(words):
     assert scaling.read_sizes(["400", "100", "400"]) == [100, 400]
 
 
+@pytest.mark.slow
 def test_two_sizes_are_trained_once(workplace):
     folder = workplace.folder / "curve"
     tiny = [word for word in workplace.arguments("curve", train__num_steps=4) if "--config." in word]
