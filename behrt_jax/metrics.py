@@ -113,7 +113,12 @@ def summarize(outcomes: Outcomes, prefix: str, seed: int = 0) -> dict[str, dict[
     Returns:
       Name to `{"value", "low", "high", "n"}` with 95% intervals and n targets; `loss` also as `perplexity`.
     """
-    return {name: found.summary() for name, found in estimate(outcomes, prefix, seed).items()}
+    return summaries(estimate(outcomes, prefix, seed))
+
+
+def summaries(estimates: dict[str, Estimate]) -> dict[str, dict[str, float]]:
+    """Returns the values of estimates with their intervals."""
+    return {name: found.summary() for name, found in estimates.items()}
 
 
 def paired(first: Outcomes, second: Outcomes, prefix: str, seed: int = 0) -> dict[str, dict[str, float]]:

@@ -57,17 +57,17 @@ def score_next_visits(run: Run, other: Run | None = None, with_baselines: bool =
     examples = describe(run, scored)
     run.say("resampling patients")
     found = measure(own, tuning, examples)
-    result = {"metrics": _summaries(found), "baselines": {}, "versus": {}}
+    result = {"metrics": metrics.summaries(found), "baselines": {}, "versus": {}}
     result["metrics"] |= metrics.summarize(days_errors(scored, days), "next_visit")
     usual = np.full(len(scored.examples), np.median(days_before(train)))
     for name, predictions in compared.items():
         estimates = measure(predictions, tuning, examples)
-        result["baselines"][name] = _summaries(estimates)
+        result["baselines"][name] = metrics.summaries(estimates)
         result["versus"][name] = metrics.compare({key: found[key] for key in COMPARED if key in found}, estimates)
     result["baselines"]["median days of train"] = metrics.summarize(days_errors(scored, usual), "next_visit")
     if (run.source / world.WORLD_FILE).exists():
         run.say("asking the oracle")
-        result["oracle"] = _summaries(measure(ask_oracle(run, scored), tuning, examples))
+        result["oracle"] = metrics.summaries(measure(ask_oracle(run, scored), tuning, examples))
     return result
 
 
@@ -143,7 +143,3 @@ def ask_oracle(run: Run, split: Split) -> Predictions:
 
 def _minutes(split: Split) -> np.ndarray:
     return split.patients.minutes[split.index.starts[0]].astype(np.int64)
-
-
-def _summaries(estimates) -> dict:
-    return {name: found.summary() for name, found in estimates.items()}

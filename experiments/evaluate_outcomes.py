@@ -56,10 +56,10 @@ def evaluate_run(
     say("resampling patients")
     found = measure(own.config, said, held_out, train, fitted, groups)
     result = {"split": "held_out", "patients": len(np.unique(held_out.subject_ids))}
-    result |= {"metrics": summaries(found), "baselines": {}, "versus": {}}
+    result |= {"metrics": metrics.summaries(found), "baselines": {}, "versus": {}}
     for name, (theirs, their_fit) in compared.items():
         estimates = measure(own.config, theirs, held_out, train, their_fit, groups)
-        result["baselines"][name] = summaries(estimates)
+        result["baselines"][name] = metrics.summaries(estimates)
         spread = {key: each for key, each in found.items() if not key.startswith(WITHOUT_SPREAD)}
         result["versus"][name] = metrics.compare(spread, estimates)
     predictions.write(folder / "predictions.parquet", own.config, held_out, said, fitted)
@@ -101,11 +101,6 @@ def curve_times(config: ConfigDict, train: Labels) -> np.ndarray:
     shares = np.linspace(0, 1, CURVE_POINTS)
     days = np.quantile(train.days[train.events > 0], shares, method="inverted_cdf")
     return np.unique(np.concatenate([days, config.evaluation.horizons]))
-
-
-def summaries(estimates: dict[str, Estimate]) -> dict[str, dict]:
-    """Returns the values with their intervals."""
-    return {name: found.summary() for name, found in estimates.items()}
 
 
 def draw(

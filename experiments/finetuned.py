@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from behrt_jax import workdir
@@ -23,10 +24,16 @@ class Fitted(NamedTuple):
 
 
 def load(folder: Path, splits: dict[str, Labelled] | None, say: Callable[[str], None]) -> Fitted:
-    """Loads a fine-tuned run and, if they are not given, its labelled histories."""
+    """Loads a fine-tuned run and, if they are not given, its labelled histories.
+
+    Raises:
+      ValueError: the workdir cannot be loaded, or its data is not what the model was trained with.
+    """
     config, vocabulary, model, params = workdir.load(folder)
     if splits is None:
-        _, splits = outcome_data.read_splits(config, vocabulary if config.pretrained else None, say)
+        prepared, splits = outcome_data.read_splits(config, vocabulary if config.pretrained else None, say)
+        if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
+            raise ValueError(f"{config.data.path}: gives another vocabulary than {folder} has; restore its data")
     return Fitted(config, vocabulary.tokens, model, params, splits)
 
 
@@ -38,7 +45,8 @@ def score_other(folder: Path, own: Fitted, say: Callable[[str], None]) -> tuple[
     """
     other = load(folder, None, say)
     mine, theirs = own.splits["held_out"].labels, other.splits["held_out"].labels
-    same = len(mine) == len(theirs) and (mine.prediction_times == theirs.prediction_times).all()
+    columns = ("subject_ids", "prediction_times", "values", "days", "events")
+    same = all(np.array_equal(getattr(mine, name), getattr(theirs, name), equal_nan=name == "days") for name in columns)
     if not same or other.config.names != own.config.names:
         raise ValueError(f"--versus={folder}: is of other labels; expected a run of {own.config.labels}")
     fitted = predictions.read_fitted(folder)
