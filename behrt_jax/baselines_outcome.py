@@ -55,11 +55,13 @@ class Classified(NamedTuple):
       patients: N rows, as `at_times.histories_at` returns them, without marks.
       times: (N,) datetime64, the prediction times.
       classes: (N,) int from 0, or (N, T) bool for T labels at once.
+      embeddings: (N, D) of these histories, by a model that knows no outcome, if there is one.
     """
 
     patients: Patients
     times: np.ndarray
     classes: np.ndarray
+    embeddings: np.ndarray | None = None
 
 
 class Followed(NamedTuple):
@@ -69,12 +71,14 @@ class Followed(NamedTuple):
       patients, times: as of `Classified`.
       days: (N,) from the prediction to the event or the end of follow-up, above 0.
       events: (N,) int; 0 where follow-up ended, else the cause, from 1 to K.
+      embeddings: as of `Classified`.
     """
 
     patients: Patients
     times: np.ndarray
     days: np.ndarray
     events: np.ndarray
+    embeddings: np.ndarray | None = None
 
 
 class Inputs(NamedTuple):
@@ -86,6 +90,10 @@ class Inputs(NamedTuple):
     def dense(self) -> np.ndarray:
         """Returns all of it as (N, A + D) float32."""
         return np.hstack([self.basic, self.codes.toarray()]).astype(np.float32)
+
+    def widened(self, embeddings: np.ndarray) -> "Inputs":
+        """Returns all of it with (N, D) embeddings."""
+        return self._replace(codes=scipy.sparse.hstack([self.codes, scipy.sparse.csr_array(embeddings)]).tocsr())
 
 
 class Candidate(NamedTuple):
@@ -107,9 +115,11 @@ class Forecast(NamedTuple):
     incidence: np.ndarray
 
 
-Classifier = Callable[[Patients, np.ndarray], np.ndarray]
-Forecaster = Callable[[Patients, np.ndarray, np.ndarray], Forecast]
+# Of patients, times, (horizons,) and embeddings, which only `BOOSTED` reads.
+Classifier = Callable[..., np.ndarray]
+Forecaster = Callable[..., Forecast]
 Progress = Callable[[str], None]
+BOOSTED = "gradient boosting on codes and embeddings"
 
 
 def fit_classification(
@@ -124,8 +134,8 @@ def fit_classification(
       progress: called with each baseline and what was chosen for it.
 
     Returns:
-      By name, a function from histories and their prediction times to (N, K) probabilities of the classes, or to (N, T)
-      of the labels.
+      By name, a function from histories, their prediction times, and embeddings if there are some, to (N, K)
+      probabilities of the classes, or to (N, T) of the labels.
 
     Raises:
       ValueError: all of train has one class, or train or tuning is empty.
@@ -137,9 +147,7 @@ def fit_classification(
             own = [split._replace(classes=split.classes[:, label].astype(int)) for split in (train, tuning)]
             labels.append(fit_classification(own[0], own[1], tokens, progress))
         return {
-            name: lambda patients, times, name=name: np.stack(
-                [fitted[name](patients, times)[:, 1] for fitted in labels], axis=1
-            )
+            name: lambda *known, name=name: np.stack([fitted[name](*known)[:, 1] for fitted in labels], axis=1)
             for name in labels[0]
         }
     _check(train, tuning)
@@ -159,10 +167,16 @@ def fit_classification(
         "logistic regression on codes": _logistic(table, wanted, checks, size, _all),
         "gradient boosting": _boosted_classes(table, wanted, checks, size),
     }
+    if train.embeddings is not None and tuning.embeddings is not None:
+        wide = table.widened(train.embeddings[rows]), wanted, checks.widened(tuning.embeddings)
+        families[BOOSTED] = _boosted_classes(*wide, size)
     chosen = {name: choose(name, candidates, loss, progress) for name, candidates in families.items()}
-    return {
-        name: lambda patients, times, best=best: best.predict(encode(patients, times)) for name, best in chosen.items()
-    }
+
+    def classify(name, patients, times, embeddings=None):
+        inputs = encode(patients, times)
+        return chosen[name].predict(inputs.widened(embeddings) if name == BOOSTED else inputs)
+
+    return {name: functools.partial(classify, name) for name in chosen}
 
 
 def fit_survival(
@@ -181,7 +195,8 @@ def fit_survival(
       progress: called with each baseline and what was chosen for it.
 
     Returns:
-      By name, a function from histories, their prediction times and (H,) horizons in days to a `Forecast`.
+      By name, a function from histories, their prediction times, (H,) horizons in days, and embeddings if there are
+      some, to a `Forecast`.
 
     Raises:
       ValueError: train lacks an event of a cause, or train or tuning is empty.
@@ -205,13 +220,23 @@ def fit_survival(
             "Cox on codes": _elastic_net(table, Surv.from_arrays(happened, days), checks),
             "gradient boosting": _boosted_survival(table, Surv.from_arrays(happened, days), checks),
         }
+        given = {}
+        if train.embeddings is not None and tuning.embeddings is not None:
+            given[BOOSTED] = table.widened(train.embeddings[rows])
+            wide = given[BOOSTED], Surv.from_arrays(happened, days), checks.widened(tuning.embeddings)
+            families[BOOSTED] = _boosted_survival(*wide)
         for name, candidates in families.items():
             label = name if len(causes) == 1 else f"{name}, cause {cause}"
             loss = functools.partial(_discordance, later, tuning.days)
             best = choose(label, candidates, loss, progress)
-            hazard = BreslowEstimator().fit(best.predict(table), happened, days).cum_baseline_hazard_
+            hazard = BreslowEstimator().fit(best.predict(given.get(name, table)), happened, days).cum_baseline_hazard_
             fitted.setdefault(name, []).append((best.predict, hazard.x, hazard.y))
-    return {name: functools.partial(_forecast, encode, models) for name, models in fitted.items()}
+
+    def forecast(name, patients, times, horizons, embeddings=None):
+        inputs = encode(patients, times)
+        return _forecast(inputs.widened(embeddings) if name == BOOSTED else inputs, fitted[name], horizons)
+
+    return {name: functools.partial(forecast, name) for name in fitted}
 
 
 def features(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inputs:
@@ -404,9 +429,9 @@ def _discordance(happened: np.ndarray, days: np.ndarray, risks: np.ndarray) -> f
         return 0.5
 
 
-def _forecast(encode, models: list, patients: Patients, times: np.ndarray, horizons: np.ndarray) -> Forecast:
+def _forecast(inputs: Inputs, models: list, horizons: np.ndarray) -> Forecast:
     """Puts the hazards of all causes together; each of `models` has a log risk, and times and values of a hazard."""
-    inputs, horizons = encode(patients, times), np.asarray(horizons, float)
+    horizons = np.asarray(horizons, float)
     risks = np.stack([predict(inputs) for predict, _, _ in models], axis=1)
     moments = np.unique(np.concatenate([when for _, when, _ in models]))
     # What each cause adds to the cumulative hazard at each moment, (K, moments).

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from behrt_jax import multilabel
-from behrt_jax.metrics import Estimate, resamples
+from behrt_jax.metrics import Estimate, divide, resamples
 
 PREFIX = "classification/"
 CALIBRATION_BINS = 10
@@ -52,13 +52,11 @@ def measure(
       Estimates by name, as `classification/auroc` and `classification/auroc/sex=F`; n counts rows.
 
     Raises:
-      ValueError: these are no probabilities, something does not fit the targets, or all targets are of one class.
+      ValueError: these are no probabilities, or something does not fit the targets.
     """
     probabilities, targets = check(probabilities, targets)
     owners, weights = patient_weights(patients, len(targets), seed)
     columns = targets.reshape(len(targets), -1)
-    if (columns == columns[0]).all():
-        raise ValueError(f"all {len(targets):,} targets are of one class: there is nothing to tell apart")
     is_multi_class = targets.ndim < probabilities.ndim
     num_labels = probabilities.reshape(len(targets), -1).shape[1]
     if len(labels) not in (0, num_labels):
@@ -66,7 +64,7 @@ def measure(
     cuts = np.broadcast_to(np.float32(threshold), num_labels)
     found = {}
     for part, rows in parts(groups, len(targets)).items():
-        if not rows.any() or (columns[rows] == columns[rows][0]).all():
+        if part and (not rows.any() or (columns[rows] == columns[rows][0]).all()):
             continue
         scores = probabilities.reshape(len(targets), -1)[rows]
         if is_multi_class:
@@ -189,9 +187,10 @@ def _binary(scores, targets, cut, weights) -> dict[str, np.ndarray]:
         **{f"net_benefit@{p}": (scores >= p) * np.where(targets, 1, -p / (1 - p)) for p in NET_BENEFIT_THRESHOLDS},
     }
     hits, either = weights @ (chosen & targets), weights @ (chosen.astype(float) + targets)
+    precise = average_precision(scores, targets, weights)
     return {
         "auroc": auroc(scores, targets, weights),
-        "auprc": average_precision(scores, targets, weights),
+        "auprc": np.full_like(precise, np.nan) if targets.all() else precise,  # 1, whatever is said
         "calibration_slope": calibration_slope(scores, targets, weights),
         "calibration_error": calibration_error(scores, targets, weights),
         "f1": divide(2 * hits, either),
@@ -297,9 +296,3 @@ def mean_over(values: list[np.ndarray]) -> np.ndarray:
     """Returns the mean of (R,) values over those that are not NaN."""
     stacked = np.stack(values)
     return divide(np.nansum(stacked, axis=0), (~np.isnan(stacked)).sum(axis=0))
-
-
-def divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Divides; NaN where there is nothing to divide by."""
-    above, below = np.broadcast_arrays(above, below)
-    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)

@@ -20,6 +20,12 @@ def mean_metrics(sums: dict) -> dict[str, float]:
     return {name: float(total / count) if count else float("nan") for name, (total, count) in sums.items()}
 
 
+def divide(above, below) -> np.ndarray:
+    """Divides arrays in float64; NaN where there is nothing to divide by."""
+    above, below = np.broadcast_arrays(np.asarray(above, np.float64), np.asarray(below, np.float64))
+    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+
+
 class Outcomes(NamedTuple):
     """What was measured at each target, with the patient it belongs to.
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
-from behrt_jax.metrics import Estimate, resamples
+from behrt_jax.metrics import Estimate, divide, resamples
 
 PREFIX = "next_visit/"
 MIN_CELLS = 10  # positives, and for AUROC negatives, of a code that counts in a mean over codes
@@ -162,7 +162,7 @@ def _ratios(probabilities, targets, seen, owners, weights, threshold) -> dict[st
             added = np.stack([np.bincount(owners[rows], side, weights.shape[1]) for side in sides])
             totals[name] = totals.get(name, 0) + added
     counts = {name: sides[1].sum() for name, sides in totals.items()} | {"micro_f1": targets.sum()}
-    shares = {name: _divide(*(sides @ weights.T)) for name, sides in totals.items()}
+    shares = {name: divide(*(sides @ weights.T)) for name, sides in totals.items()}
     return {name: _estimate(found, found[0], int(counts[name])) for name, found in shares.items()}
 
 
@@ -191,7 +191,7 @@ def _means_over_codes(probabilities, targets, owners, weights, threshold) -> dic
     found, kinds = {}, {"macro_average_precision": every, "macro_auroc": enough, "macro_f1": every}
     for (name, kept), codes, values in zip(kinds.items(), binned, exact, strict=True):
         present = ~np.isnan(codes) & kept
-        means = _divide(np.where(present, codes, 0).sum(axis=1), present.sum(axis=1))
+        means = divide(np.where(present, codes, 0).sum(axis=1), present.sum(axis=1))
         found[name] = _estimate(means, values[kept].sum() / max(kept.sum(), 1), int(kept.sum()))
     return found
 
@@ -205,7 +205,7 @@ def _measure_code(column, wanted, owners, weights, threshold) -> tuple[np.ndarra
     hits, every = _count(owners, column, wanted, edges, weights)
     precision, area = _binned(hits, every, middle)
     cut = np.searchsorted(edges, threshold, side="right")
-    f1 = _divide(2 * hits[:, cut:].sum(axis=1), every[:, cut:].sum(axis=1) + hits.sum(axis=1))
+    f1 = divide(2 * hits[:, cut:].sum(axis=1), every[:, cut:].sum(axis=1) + hits.sum(axis=1))
     f1 = np.where(hits.any(axis=1), f1, np.nan)
     exact = average_precision(column, wanted), np.nan if wanted.all() else auroc(column, wanted), f1[0]
     return np.stack([precision, area, f1]), np.array(exact)
@@ -227,11 +227,11 @@ def _binned(hits: np.ndarray, every: np.ndarray, middle: np.ndarray | float = 0.
     """
     above, chosen = (np.cumsum(table[:, ::-1], axis=1, dtype=np.float64)[:, ::-1] for table in (hits, every))
     negatives = every - hits
-    precision = _divide(above - middle * hits, chosen - middle * every)
+    precision = divide(above - middle * hits, chosen - middle * every)
     pairs = above[:, 0] * negatives.sum(axis=1, dtype=np.float64)
     return (
-        _divide((hits * np.nan_to_num(precision)).sum(axis=1), above[:, 0]),
-        _divide((negatives * (above - hits / 2)).sum(axis=1), pairs),
+        divide((hits * np.nan_to_num(precision)).sum(axis=1), above[:, 0]),
+        divide((negatives * (above - hits / 2)).sum(axis=1), pairs),
     )
 
 
@@ -255,12 +255,6 @@ def _calibration_table(probabilities, targets, owners) -> np.ndarray:
 def _spread(ordered: np.ndarray, count: int) -> np.ndarray:
     """Picks at most `count` of ascending values at even ranks, the lowest and the highest among them."""
     return ordered[np.unique(np.linspace(0, len(ordered) - 1, count).astype(int))]
-
-
-def _divide(above, below) -> np.ndarray:
-    """Divides; NaN where there is nothing to divide by."""
-    above, below = np.asarray(above, np.float64), np.asarray(below, np.float64)
-    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
 
 
 def _estimate(found: np.ndarray, value: float, n: int) -> Estimate | None:

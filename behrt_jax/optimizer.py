@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 FINAL_SHARE = 0.01
 FREEZE = ("none", "encoder")
+CODE_TABLE = "/behrt/embedding/codes/embedding"  # ends the path of the embeddings of codes, (V, D)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +73,9 @@ def make_optimizer(
       config: the section `optimizer`.
       num_steps: updates in all.
       schedule: another than that of `make_schedule`.
-      scales: maps parameters to a like tree of floats by which the learning rate of each is multiplied, such as a
-        partial `layer_scales`. Those of 0 never change, have no moments, and their gradients do not count in clipping.
+      scales: maps parameters to a like tree of floats, or of a column of floats for the rows of one, by which the
+        learning rate of each is multiplied, such as a partial `layer_scales`. Those of 0 never change, have no moments,
+        and their gradients do not count in clipping; rows of 0 do not change, and `hold_frozen` leaves no gradient.
     """
     adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
@@ -87,7 +90,7 @@ def make_optimizer(
         return adamw
 
     def labels(params):
-        return jax.tree.map(lambda scale: "trained" if scale else "frozen", scales(params))
+        return jax.tree.map(lambda scale: "trained" if np.any(scale) else "frozen", scales(params))
 
     def scale_by(updates, params):
         return jax.tree.map(jnp.multiply, updates, scales(params))
@@ -96,8 +99,8 @@ def make_optimizer(
     return optax.chain(split, optax.stateless(scale_by))
 
 
-def layer_scales(params: Any, decay: float = 1.0, freeze: str = "none") -> Any:
-    """Returns what the learning rate of each parameter is multiplied by: a tree of floats.
+def layer_scales(params: Any, decay: float = 1.0, freeze: str = "none", added: int = 0) -> Any:
+    """Returns what the learning rate of each parameter is multiplied by: a tree of floats, or of a column of them.
 
     Heads, attention pooling and the last normalisation have 1, the last block `decay`, the one before it its square,
     and so on to the embeddings (layer-wise decay, Howard and Ruder 2018; Clark et al. 2020).
@@ -106,6 +109,7 @@ def layer_scales(params: Any, decay: float = 1.0, freeze: str = "none") -> Any:
       params: the variables of a model with a head, or such a tree with LoRA's factors beside it.
       decay: 0 < decay <= 1; 1 is none.
       freeze: `none`; or `encoder`, 0 for all but heads, attention pooling and LoRA's factors.
+      added: so many of the last rows of the code table are trained though the encoder is frozen.
 
     Raises:
       ValueError: another `decay` or `freeze`.
@@ -119,19 +123,34 @@ def layer_scales(params: Any, decay: float = 1.0, freeze: str = "none") -> Any:
         found = re.search(r"/(?:block|layer)_(\d+)/", path)
         return int(found[1]) if found else None
 
-    def scale(path):
+    def scale(path, leaf):
         is_encoder = "/behrt/" in path and "/attention_pooling/" not in path and "/lora_" not in path
-        if freeze == "encoder" and is_encoder:
-            return 0.0
         layer = -1 if "/behrt/embedding/" in path else number(path)
-        return 1.0 if layer is None else decay ** (num_layers - layer)
+        rate = 1.0 if layer is None else decay ** (num_layers - layer)
+        if not (freeze == "encoder" and is_encoder):
+            return rate
+        if added and path.endswith(CODE_TABLE):
+            return np.float32(rate) * (np.arange(len(leaf)) >= len(leaf) - added)[:, None]
+        return 0.0
 
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
     paths = ["/" + "/".join(str(part.key) for part in path) for path, _ in leaves]
     num_layers = 1 + max((layer for layer in map(number, paths) if layer is not None), default=-1)
-    return jax.tree.unflatten(tree, [scale(path) for path in paths])
+    return jax.tree.unflatten(tree, [scale(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)])
 
 
 def hold_frozen(params: Any, scales: Any) -> Any:
     """Returns params through which no gradient reaches those of scale 0, so that none is computed for them."""
-    return jax.tree.map(lambda leaf, scale: leaf if scale else jax.lax.stop_gradient(leaf), params, scales)
+
+    def hold(leaf, scale):
+        if np.all(scale):
+            return leaf
+        held = jax.lax.stop_gradient(leaf)
+        return jnp.where(scale > 0, leaf, held) if np.any(scale) else held
+
+    return jax.tree.map(hold, params, scales)
+
+
+def count_trained(leaf: jax.Array, scale: float | np.ndarray) -> int:
+    """Returns how many numbers of a parameter are trained under its scale of `layer_scales`."""
+    return leaf.size * int(np.count_nonzero(scale)) // np.size(scale)

@@ -15,7 +15,6 @@ from scipy.stats import chi2
 
 from behrt_jax.classification_metrics import (
     auroc,
-    divide,
     equal_mass_bins,
     estimates,
     fit_slope,
@@ -23,7 +22,7 @@ from behrt_jax.classification_metrics import (
     patient_weights,
     replicate,
 )
-from behrt_jax.metrics import Estimate
+from behrt_jax.metrics import Estimate, divide
 
 PREFIX = "survival/"
 HORIZONS = (30.0, 90.0, 365.0, 1825.0)  # days
@@ -104,19 +103,17 @@ def measure(
       Estimates by name, as `survival/c_index@365` and `survival/c_index/sex=F`; n counts rows.
 
     Raises:
-      ValueError: the inputs do not fit together, or there is no event.
+      ValueError: the inputs do not fit together.
     """
     scores = np.asarray(scores, np.float64)
     followed, train = check(followed, "rows"), check(train, "rows of train")
     _check_predictions(scores, curves, len(followed.days))
-    if not followed.events.any():
-        raise ValueError(f"none of {len(scores):,} rows has an event: there is nothing to measure")
     owners, weights = patient_weights(patients, len(scores), seed)
     reached, importance = usable_horizons(followed, train, curves, horizons), inverse_censoring(train, followed.days)
     found = {}
     for part, rows in parts(groups, len(scores)).items():
         some = Followed(*(each[rows] for each in followed))
-        if not some.events.any():
+        if part and not some.events.any():
             continue
         of_part = curves and curves._replace(survival=np.asarray(curves.survival, np.float64)[rows])
         values = _concordances(scores[rows], some, owners[rows], weights, importance[rows], reached)

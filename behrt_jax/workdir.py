@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from behrt_jax import lora
 from behrt_jax.checkpoint import Checkpoints
+from behrt_jax.data import at_times
 from behrt_jax.data.vocabulary import Vocabulary
 from behrt_jax.models.behrt import BEHRTForPretraining, BEHRTForSequenceClassification
 from behrt_jax.models.config import BEHRTConfig
@@ -99,7 +100,8 @@ def build_outcome_model(config: ConfigDict) -> BEHRTForSequenceClassification:
         num_labels = SurvivalConfig(**config.survival).num_logits
     else:
         num_labels = 1 if config.classification.kind == "binary" else len(config.names)
-    return BEHRTForSequenceClassification(BEHRTConfig(**config.model), num_labels)
+    num_traits = at_times.NUM_TRAITS if config.history.age_and_sex else 0
+    return BEHRTForSequenceClassification(BEHRTConfig(**config.model), num_labels, num_traits)
 
 
 def initialize(model: nn.Module, key: jax.Array) -> Any:

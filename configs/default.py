@@ -15,6 +15,7 @@ def get_finetune_config(outcome: str) -> config_dict.ConfigDict:
     config = config_dict.ConfigDict({"seed": 0})
     config.labels = ""  # a file of labels, or several, separated by commas: one binary outcome each
     config.pretrained = ""  # the workdir of a pre-trained run, whose data and model keys are taken; "": from scratch
+    config.add_codes = False  # whether codes of train that the pre-trained vocabulary lacks get rows of their own
     config.freeze = "none"  # or: encoder, so that only the head is trained
     config.layer_decay = 0.8  # factor of the learning rate from each layer to the one below it
     config.lora = config_dict.ConfigDict()
@@ -22,7 +23,11 @@ def get_finetune_config(outcome: str) -> config_dict.ConfigDict:
     config.lora.scale = 1.0  # of these changes
     config.history = config_dict.ConfigDict()
     config.history.include_at = False  # whether events at the very prediction time are known
+    config.history.age_and_sex = True  # as they are at the prediction time, for the head beside the embedding
     config.history.mark = True  # a token at the prediction time tells how long ago the last visit was
+    config.out_of_time = config_dict.ConfigDict()
+    config.out_of_time.cutoff = ""  # a date such as 2015-01-01: training is before it, the test after; "": off
+    config.out_of_time.gap_days = 0.0  # in classification: how long after the prediction time an outcome may count
     config.data, config.model = _data(), _model()
     config.model.dropout = 0.1
     config[outcome] = {"classification": _classification, "survival": _survival}[outcome]()

@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 
 from behrt_jax import classification_metrics, metrics, multilabel, survival_metrics
 from behrt_jax.data import at_times
+from behrt_jax.data import labels as label_files
 from behrt_jax.data.labels import Labels
 from behrt_jax.metrics import Estimate
 from behrt_jax.survival_metrics import Curves, Followed
-from experiments import plots_outcomes, plots_survival, predictions
+from experiments import outcome_data, plots_outcomes, plots_survival, predictions
 from experiments.finetuned import load, score_other
 from experiments.fitting import EVALUATION_FILE
 from experiments.labelled import Labelled
@@ -20,6 +21,7 @@ from experiments.outcome_baselines import fit_baselines
 from experiments.predictions import ClassPredictions, Predictions, SurvivalPredictions, targets_of
 
 CURVE_POINTS = 50
+REPLICATES_FILE = "replicates.npz"  # of every metric, of every model: "MODEL: METRIC"
 WITHOUT_SPREAD = "survival/d_calibration_p"  # over resamples, so that differences of it would have no interval
 
 
@@ -40,7 +42,7 @@ def evaluate_run(
       say: takes lines on what is going on.
 
     Returns:
-      As `experiments.evaluate.evaluate_run`.
+      As `experiments.evaluate.evaluate_run`; `oracle` and its difference under `versus` where labels have their truth.
     """
     own = load(folder, splits, say)
     held_out, train = (own.splits[name].labels for name in ("held_out", "train"))
@@ -52,22 +54,36 @@ def evaluate_run(
     compared = fit_baselines(own.config, own.splits, own.tokens, say) if with_baselines else {}
     for name in versus:
         compared[name] = score_other(Path(name), own, say)
+    if held_out.truth is not None:
+        compared["oracle"] = ask_oracle(held_out), {}
     groups = find_groups(own.splits["held_out"], own.tokens)
+    outcome_data.warn_of_few(held_out, say)
     say("resampling patients")
     found = measure(own.config, said, held_out, train, fitted, groups)
     result = {"split": "held_out", "patients": len(np.unique(held_out.subject_ids))}
     result |= {"metrics": metrics.summaries(found), "baselines": {}, "versus": {}}
+    resampled = {"BEHRT": found}
     for name, (theirs, their_fit) in compared.items():
-        estimates = measure(own.config, theirs, held_out, train, their_fit, groups)
-        result["baselines"][name] = metrics.summaries(estimates)
+        resampled[name] = measure(own.config, theirs, held_out, train, their_fit, groups)
+        (result if name == "oracle" else result["baselines"])[name] = metrics.summaries(resampled[name])
         spread = {key: each for key, each in found.items() if not key.startswith(WITHOUT_SPREAD)}
-        result["versus"][name] = metrics.compare(spread, estimates)
+        result["versus"][name] = metrics.compare(spread, resampled[name])
     predictions.write(folder / "predictions.parquet", own.config, held_out, said, fitted)
     draw(own.config, said, {name: theirs for name, (theirs, _) in compared.items()}, held_out, folder / "figures")
+    replicates = {f"{model}: {name}": each.replicates for model, own in resampled.items() for name, each in own.items()}
+    np.savez_compressed(folder / REPLICATES_FILE, **replicates)
     scratch = folder / f"{EVALUATION_FILE}.tmp"
     scratch.write_text(json.dumps(result, indent=1))
     scratch.replace(folder / EVALUATION_FILE)
     return result
+
+
+def ask_oracle(labels: Labels) -> SurvivalPredictions:
+    """Returns what is said of simulated outcomes by one who knows their hazard."""
+    log_hazard, scale, shape = labels.truth.T[:, :, None]  # pyright: ignore[reportOptionalMemberAccess]
+    return SurvivalPredictions(
+        log_hazard, lambda days: -np.expm1(-np.exp(log_hazard) * (days / scale) ** shape)[:, None]
+    )
 
 
 def find_groups(found: Labelled, tokens: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -90,7 +106,7 @@ def measure(
     if len(config.names) > 1:
         return survival_metrics.measure_causes(said.scores, labels.days, labels.events, patients, config.names)
     times = curve_times(config, train)
-    curves = Curves(times, 1 - said.risks(times)[:, 0])
+    curves = Curves(times, np.clip(1 - said.risks(times)[:, 0], 0, 1))  # a risk near 1 may be rounded above it
     followed, weights = (Followed(each.days, each.events > 0) for each in (labels, train))
     horizons = config.evaluation.horizons
     return survival_metrics.measure(said.scores[:, 0], followed, patients, weights, curves, groups, horizons)
@@ -109,6 +125,8 @@ def draw(
     """Draws the figures of binary outcomes and of survival, beside the best-known baselines; returns the files."""
     models, title = {"BEHRT": said, **compared}, ", ".join(config.names)
     if labels.kind == "binary":
+        if label_files.describe_lack(labels, "held_out"):
+            return []
         scores = {name: found.probabilities for name, found in models.items() if isinstance(found, ClassPredictions)}
         return plots_outcomes.draw_classification(scores, targets_of(labels), labels.subject_ids, folder, title)
     horizon, files = float(max(config.evaluation.horizons)), []
@@ -117,10 +135,10 @@ def draw(
         for name, found in models.items()
         if isinstance(found, SurvivalPredictions)
     }
-    causes = {name: labels.events == number for number, name in enumerate(config.names, 1)}
-    for place, (name, came) in enumerate(causes.items() if at_horizon else ()):
-        risks = {model: found[:, place] for model, found in at_horizon.items()}
-        where, several = (folder, None) if len(causes) == 1 else (folder / name, causes)
+    causes = {name: rows for name, rows in zip(config.names, labels.outcomes().T, strict=True) if rows.any()}
+    for name, came in causes.items() if at_horizon else ():
+        risks = {model: found[:, config.names.index(name)] for model, found in at_horizon.items()}
+        where, several = (folder, None) if len(config.names) == 1 else (folder / name, causes)
         followed = Followed(labels.days, came)
         files += plots_survival.draw_survival(risks, followed, labels.subject_ids, horizon, where, name, several)
     return files

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from behrt_jax import state, train, workdir
 from behrt_jax.data.config import DataConfig
 from behrt_jax.models.config import BEHRTConfig
-from behrt_jax.optimizer import OptimizerConfig, make_optimizer
+from behrt_jax.optimizer import OptimizerConfig, count_trained, make_optimizer
 from experiments import command, labelled, outcomes, tables
 from experiments.evaluate_outcomes import evaluate_run
 from experiments.fitting import EVALUATION_FILE, resume_and_fit
@@ -27,12 +27,12 @@ def main() -> int:
     train_config = train.TrainConfig(**config.train)
     DataConfig(**config.data)
     BEHRTConfig(**{**config.model, "vocab_size": 1})
-    scales = outcomes.scales(config)
-    optimizer = make_optimizer(OptimizerConfig(**config.optimizer), train_config.num_steps, scales=scales)
+    optimizer_config = OptimizerConfig(**config.optimizer)
     task = outcomes.begin(config, say=print)
     workdir.open_workdir(folder, config, task.prepared.vocabulary)
+    optimizer = make_optimizer(optimizer_config, train_config.num_steps, scales=task.scales)
     current = state.create_state(task.initialize, optimizer, config.seed)
-    sizes = jax.tree.map(lambda leaf, scale: leaf.size * bool(scale), current.params, scales(current.params))
+    sizes = jax.tree.map(count_trained, current.params, task.scales(current.params))
     everything = sum(leaf.size for leaf in jax.tree.leaves(current.params))
     print(f"parameters: {everything:,}, of which {sum(jax.tree.leaves(sizes)):,} are trained")
     columns = functools.partial(labelled.training_columns, config, task.splits["train"])

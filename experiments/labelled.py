@@ -7,9 +7,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from behrt_jax import evaluate
-from behrt_jax.data import at_times, batches, dataset
+from behrt_jax.data import at_times, batches, dataset, events
 from behrt_jax.data.labels import Labels
-from behrt_jax.data.vocabulary import UNK
 
 
 class Labelled(NamedTuple):
@@ -19,15 +18,22 @@ class Labelled(NamedTuple):
       labels: sorted by subject, then prediction time.
       histories: whole, for baselines.
       rows: what the model reads: the newest tokens that a row may hold and, with `history.mark`, a mark at the end.
+      traits: (M, F) float32 age and sex, with `history.age_and_sex`; F is 0 without.
     """
 
     labels: Labels
     histories: dataset.Patients
     rows: dataset.Patients
+    traits: np.ndarray
 
 
 def find_histories(
-    config: ConfigDict, patients: dataset.Patients, labels: Labels, name: str, say: Callable[[str], None]
+    config: ConfigDict,
+    patients: dataset.Patients,
+    labels: Labels,
+    tokens: tuple[str, ...],
+    name: str,
+    say: Callable[[str], None],
 ) -> Labelled:
     """Finds the labels of some patients and what was known at each, and says how many there are.
 
@@ -35,6 +41,7 @@ def find_histories(
       config: its `history` and `data` say what was known and what a row holds.
       patients: such as those of a split.
       labels: of these patients and of others.
+      tokens: of the vocabulary, by id.
       name: of the patients.
       say: takes lines of counts.
     """
@@ -46,7 +53,8 @@ def find_histories(
     if config.history.mark and len(mine):
         rows = at_times.mark_times(rows, mine.prediction_times, config.data.row_length)
     say(f"{name}: {len(mine):,} labels of {len(np.unique(mine.subject_ids)):,} patients: {describe(mine)}")
-    return Labelled(mine, histories, rows)
+    traits = at_times.traits_at(histories, mine.prediction_times, tokens)
+    return Labelled(mine, histories, rows, traits[:, : traits.shape[1] * config.history.age_and_sex])
 
 
 def describe(labels: Labels) -> str:
@@ -63,20 +71,31 @@ def describe(labels: Labels) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in zip(names, counts, strict=True))
 
 
-def describe_coverage(found: Labelled) -> str:
-    """Says what share of tokens and of patients a vocabulary from elsewhere knows."""
-    known = found.histories.codes != UNK
-    whole = np.bincount(found.histories.owners[~known], minlength=len(found.histories)) == 0
+def describe_coverage(report: dict, split: str) -> str:
+    """Says what share of the events and patients of a split, or of `all`, a vocabulary from elsewhere knows.
+
+    Args:
+      report: that of `prepare`.
+      split: its name.
+    """
+    splits = events.SPLITS if split == "all" else (split,)
+    kinds = ("tokens", "backed_off", "unknown", "patients", "patients_known")
+    number, backed_off, unknown, patients, whole = (sum(report[f"{kind}/{part}"] for part in splits) for kind in kinds)
+    own = number - backed_off - unknown
+    added = f"; {report['codes_added']:,} codes were added to it" if "codes_added" in report else ""
     return (
-        f"coverage: the vocabulary knows {known.mean():.2%} of the codes in the histories of train, and every code of "
-        f"{whole.mean():.1%} of them; the others are [UNK]"
+        f"{'warning: ' if 2 * unknown > number else ''}coverage of {split}: the vocabulary knows {own / number:.2%} of "
+        f"events by their own code and {backed_off / number:.2%} by a parent code; {unknown / number:.2%} are [UNK]; "
+        f"it knows every event of {whole / patients:.1%} of patients{added}"
     )
 
 
-def add_labels(batch: dict[str, np.ndarray], labels: Labels) -> dict[str, np.ndarray]:
-    """Adds what objectives of outcomes read, (B, P) each: `weights`, and `targets` or `days` and `events`."""
-    index = batch["patient_index"]
+def add_labels(batch: dict[str, np.ndarray], labelled: Labelled) -> dict[str, np.ndarray]:
+    """Adds what objectives of outcomes read, (B, P) each: `weights`, and `targets` or `days` and `events`; `traits`."""
+    index, labels = batch["patient_index"], labelled.labels
     of, found = np.maximum(index, 0), {"weights": (index >= 0).astype(np.float32)}
+    if labelled.traits.shape[1]:
+        found["traits"] = labelled.traits[of]
     if labels.kind == "survival":
         found |= {"days": labels.days[of].astype(np.float32), "events": labels.events[of]}
     elif labels.kind != "times":
@@ -89,10 +108,10 @@ def training_columns(config: ConfigDict, train: Labelled, start_step: int) -> It
     """Yields what the train step takes, beginning with the batch of `start_step`."""
     length, size, separators = config.data.row_length, config.train.batch_size, config.data.separators
     stream = batches.training_batches(train.rows, length, size, config.seed, start_step, separators, newest=True)
-    return (evaluate.device_columns(add_labels(batch, train.labels)) for batch in stream)
+    return (evaluate.device_columns(add_labels(batch, train)) for batch in stream)
 
 
 def evaluation_batches(config: ConfigDict, found: Labelled) -> Iterator[dict]:
     """Yields each labelled history once, in a fixed order."""
     sizes = (config.data.row_length, config.evaluation.batch_size, config.data.separators)
-    return (add_labels(batch, found.labels) for batch in batches.evaluation_batches(found.rows, *sizes))
+    return (add_labels(batch, found) for batch in batches.evaluation_batches(found.rows, *sizes))

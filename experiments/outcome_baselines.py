@@ -1,10 +1,13 @@
-"""What the baselines of outcomes say of held-out patients."""
+"""What the baselines of outcomes say of held-out patients; one of them reads a pre-trained model's embeddings too."""
+
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from behrt_jax import baselines_outcome, classification_metrics
+from behrt_jax import baselines_outcome, classification_metrics, workdir
 from behrt_jax.data import events
+from experiments.embeddings import embed
 from experiments.labelled import Labelled
 from experiments.predictions import ClassPredictions, Predictions, SurvivalPredictions, targets_of
 
@@ -13,34 +16,54 @@ def fit_baselines(config: ConfigDict, splits: dict[str, Labelled], tokens, say) 
     """Fits every baseline; returns what each says of held-out patients, and its threshold, chosen on tuning."""
     parts = {name: (part.histories, part.labels.prediction_times) for name, part in splits.items()}
     train, tuning, held_out = (parts[name] for name in events.SPLITS)
+    known = embed_splits(config, splits, tokens, say)
 
     def progress(line: str) -> None:
         say(f"fitting baselines: {line}")
 
     if "survival" in config:
         followed = {name: (part.labels.days, part.labels.events) for name, part in splits.items()}
-        fitted_to = baselines_outcome.Followed(*train, *followed["train"])
-        chosen_on = baselines_outcome.Followed(*tuning, *followed["tuning"])
+        fitted_to = baselines_outcome.Followed(*train, *followed["train"], known["train"])
+        chosen_on = baselines_outcome.Followed(*tuning, *followed["tuning"], known["tuning"])
         found = {}
         for name, forecast in baselines_outcome.fit_survival(fitted_to, chosen_on, tokens, progress).items():
-            scores = forecast(*held_out, np.array([1.0])).risks
+            scores = forecast(*held_out, np.array([1.0]), known["held_out"]).risks
 
             def risks(days, forecast=forecast):
-                return forecast(*held_out, days).incidence
+                return forecast(*held_out, days, known["held_out"]).incidence
 
             found[name] = SurvivalPredictions(scores, risks), {}
         return found
     classes = {name: targets_of(part.labels) for name, part in splits.items()}
     is_binary = config.classification.kind == "binary"
     numbers = {name: found.astype(int) if is_binary else found for name, found in classes.items()}
-    fitted_to = baselines_outcome.Classified(*train, numbers["train"])
-    chosen_on = baselines_outcome.Classified(*tuning, numbers["tuning"])
+    fitted_to = baselines_outcome.Classified(*train, numbers["train"], known["train"])
+    chosen_on = baselines_outcome.Classified(*tuning, numbers["tuning"], known["tuning"])
     found = {}
     for name, classify in baselines_outcome.fit_classification(fitted_to, chosen_on, tokens, progress).items():
-        tuned, said = classify(*tuning), classify(*held_out)
+        tuned, said = classify(*tuning, known["tuning"]), classify(*held_out, known["held_out"])
         tuned, said = (each[:, 1] if is_binary else each for each in (tuned, said))
         fitted = {}
         if config.classification.kind != "multi_class":
             fitted["threshold"] = classification_metrics.best_threshold(tuned, classes["tuning"]).tolist()
         found[name] = ClassPredictions(said), fitted
     return found
+
+
+def embed_splits(config: ConfigDict, splits: dict[str, Labelled], tokens, say) -> dict[str, np.ndarray | None]:
+    """Returns the (M, D) embeddings of each split by the run that fine-tuning began with; None where there is none.
+
+    They are those before fine-tuning, which has seen the outcomes of train.
+    """
+    nothing = dict.fromkeys(splits)
+    if not config.pretrained:
+        return nothing
+    if not (Path(config.pretrained) / workdir.CONFIG_FILE).exists():
+        say(f"fitting baselines: without embeddings, as {config.pretrained} is not there any more")
+        return nothing
+    found = workdir.load(config.pretrained)
+    if len(found.vocabulary) != len(tokens):
+        say("fitting baselines: without embeddings, as codes were added to the vocabulary")
+        return nothing
+    say("fitting baselines: embedding histories with the pre-trained model")
+    return {name: embed(found.config, found.model, found.params, part.rows)["mean"] for name, part in splits.items()}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from behrt_jax import evaluate, lora, workdir
+from behrt_jax import evaluate, head_start, lora, workdir
 from behrt_jax.data import labels as label_files
 from behrt_jax.data.labels import Labels
 from behrt_jax.data.prepare import Prepared
@@ -19,10 +19,9 @@ from behrt_jax.objectives.classification import ClassificationConfig
 from behrt_jax.objectives.objective import Objective
 from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.optimizer import hold_frozen, layer_scales
-from experiments import labelled, outcome_data
+from experiments import labelled, outcome_data, pretrained
 from experiments.labelled import Labelled
 
-OWN_KEYS = {"data": ("path", "prepared_dir"), "model": ("dropout", "pooling")}  # the others are the pre-trained run's
 KINDS = {"binary": "binary", "multiclass": "multi_class", "multilabel": "multi_label"}
 
 
@@ -35,6 +34,7 @@ class Outcomes(NamedTuple):
       model: its parameters are those that `workdir.load` gives, LoRA's merged.
       objective: of the parameters that are trained.
       initialize: a function from a key to these parameters.
+      scales: a function from them to what their learning rates are multiplied by.
     """
 
     prepared: Prepared
@@ -42,6 +42,7 @@ class Outcomes(NamedTuple):
     model: BEHRTForSequenceClassification
     objective: Objective
     initialize: Callable[[jax.Array], Any]
+    scales: Callable[[Any], Any]
 
 
 def begin(config: ConfigDict, say: Callable[[str], None]) -> Outcomes:
@@ -50,36 +51,25 @@ def begin(config: ConfigDict, say: Callable[[str], None]) -> Outcomes:
     Raises:
       ValueError: labels are of another kind than the recipe, or nothing can be learned from them.
     """
-    pretrained = load_pretrained(config) if config.pretrained else None
-    prepared, splits = outcome_data.read_splits(config, pretrained and pretrained.vocabulary, say)
+    begun = pretrained.load(config) if config.pretrained else None
+    prepared, splits = outcome_data.read_splits(config, begun and begun.vocabulary, say, config.add_codes)
     for split in ("train", "tuning"):
         label_files.check_learnable(splits[split].labels, split)
-    if pretrained:
-        say(labelled.describe_coverage(splits["train"]))
+    added = len(prepared.vocabulary) - len(begun.vocabulary) if begun else 0
+    if begun:
+        say(labelled.describe_coverage(prepared.report, "train"))
+        begun = pretrained.add_rows(begun, prepared.vocabulary, config.data.path)
     train = splits["train"].labels
     fill_in(config, train, len(prepared.vocabulary))
     model = workdir.build_outcome_model(config)
-    objective, bias = make_objective(config, model, train)
+    objective, begin_head = make_objective(config, model, splits["train"])
     if config.lora.rank:
         objective = lora.adapt(objective, config.lora.scale)
+    rates = scales(config, added)
     if config.lora.rank or config.freeze != "none":
-        objective = hold(objective, scales(config))
-    start = functools.partial(initialize, config, model, pretrained and pretrained.params, bias)
-    return Outcomes(prepared, splits, model, objective, start)
-
-
-def load_pretrained(config: ConfigDict) -> workdir.Loaded:
-    """Loads the run to begin with, and takes those of its keys that its parameters are bound to."""
-    found = workdir.load(config.pretrained)
-    if "objective" not in found.config:
-        raise ValueError(f"pretrained={config.pretrained}: was fine-tuned; expected a run of experiments.pretrain")
-    with config.unlocked():
-        for section, own in OWN_KEYS.items():
-            kept = {key: config[section][key] for key in own}
-            config[section] = found.config[section].copy_and_resolve_references()
-            config[section].update(kept)
-    config.lock()
-    return found
+        objective = hold(objective, rates)
+    start = functools.partial(initialize, config, model, begun and begun.params, begin_head)
+    return Outcomes(prepared, splits, model, objective, start, rates)
 
 
 def fill_in(config: ConfigDict, train: Labels, vocab_size: int) -> None:
@@ -94,42 +84,47 @@ def fill_in(config: ConfigDict, train: Labels, vocab_size: int) -> None:
                 config.survival.edges = survival.fit_edges(train.days, train.events, config.survival.num_bins)
 
 
-def make_objective(config: ConfigDict, model, train: Labels) -> tuple[Objective, np.ndarray]:
-    """Returns the objective of a recipe, and the bias with which its head begins at the base rates of train."""
+def make_objective(config: ConfigDict, model, found: Labelled) -> tuple[Objective, tuple[np.ndarray, np.ndarray]]:
+    """Returns the objective of a recipe, and the traits' kernel and the bias with which its head begins."""
+    train = found.labels
     if "survival" in config:
         settings = SurvivalConfig(**config.survival)
         if settings.loss == "cox" and config.train.accumulate_steps > 1:
             found = f"found {config.train.accumulate_steps} with survival.loss=cox"
             raise ValueError(f"train.accumulate_steps: {found}; expected 1, as the risk sets of Cox are whole batches")
-        bias = survival.initial_bias(train.days, train.events, settings)
-        return survival.make_objective(model, settings), bias
+        begun = head_start.begin_survival(found.traits, train.days, train.events, settings)
+        return survival.make_objective(model, settings), begun
     settings = ClassificationConfig(**config.classification)
     targets = train.values if settings.kind == "multi_label" else train.values[:, 0]
-    if settings.class_weights == "none":
-        bias = classification.initial_bias(targets, settings.kind, len(train.names))
-        return classification.make_objective(model, settings), bias
     num_classes = len(train.names) if settings.kind == "multi_class" else 2
-    weights = classification.balanced_weights(targets, num_classes)
-    return classification.make_objective(model, settings, weights), np.zeros(model.num_labels, np.float32)
+    begun = head_start.begin_classification(found.traits, targets, settings, num_classes)
+    balanced = settings.class_weights == "balanced"
+    weights = classification.balanced_weights(targets, num_classes) if balanced else None
+    return classification.make_objective(model, settings, weights), begun
 
 
-def initialize(config: ConfigDict, model, pretrained: Any, bias: np.ndarray, key: jax.Array) -> Any:
-    """Makes the parameters that are trained: the pre-trained encoder's, and a head that begins at the base rates."""
+def initialize(config: ConfigDict, model, begun: Any, head: tuple[np.ndarray, np.ndarray], key: jax.Array) -> Any:
+    """Makes what is trained: the pre-trained encoder's parameters, and a head that begins where age and sex get."""
     variables = workdir.initialize(model, key)
     params = dict(variables["params"])
-    if pretrained is not None:
-        params["behrt"] = {**params["behrt"], **pretrained["params"]["behrt"]}
-    params["head"] = {"output": {"kernel": 0 * params["head"]["output"]["kernel"], "bias": jnp.asarray(bias)}}
+    if begun is not None:
+        params["behrt"] = {**params["behrt"], **begun["params"]["behrt"]}
+    kernel = params["head"]["output"]["kernel"]
+    kernel = jnp.concatenate([0 * kernel[: len(kernel) - len(head[0])], jnp.asarray(head[0])])
+    params["head"] = {"output": {"kernel": kernel, "bias": jnp.asarray(head[1])}}
     params = {**variables, "params": params}
     if config.lora.rank:
         return {"base": params, "factors": lora.initialize(params, config.lora.rank, jax.random.fold_in(key, 1))}
     return params
 
 
-def scales(config: ConfigDict) -> Callable[[Any], Any]:
-    """Returns a function from parameters to what their learning rates are multiplied by; LoRA freezes the encoder."""
+def scales(config: ConfigDict, added: int = 0) -> Callable[[Any], Any]:
+    """Returns a function from parameters to what their learning rates are multiplied by; LoRA freezes the encoder.
+
+    Rows of codes that were `added` to the vocabulary are trained whatever is frozen.
+    """
     freeze = "encoder" if config.lora.rank else config.freeze
-    return functools.partial(layer_scales, decay=config.layer_decay, freeze=freeze)
+    return functools.partial(layer_scales, decay=config.layer_decay, freeze=freeze, added=added)
 
 
 def hold(objective: Objective, scales: Callable[[Any], Any]) -> Objective:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from behrt_jax import classification_metrics
-from behrt_jax.metrics import LEVEL
+from behrt_jax.metrics import LEVEL, divide
 
 DPI = 150
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe & Ito: for any colour vision
@@ -135,7 +135,7 @@ def _net_benefit(scores, targets, grid) -> np.ndarray:
 def _reliability(scores, targets, weights) -> tuple[np.ndarray, np.ndarray]:
     in_bin = np.eye(classification_metrics.CALIBRATION_BINS)[classification_metrics.equal_mass_bins(scores)]
     in_bin = in_bin[:, in_bin.any(axis=0)]
-    shares = classification_metrics.divide(weights @ (in_bin * targets[:, None]), weights @ in_bin)
+    shares = divide(weights @ (in_bin * targets[:, None]), weights @ in_bin)
     return scores @ in_bin / in_bin.sum(axis=0), shares
 
 

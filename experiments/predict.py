@@ -32,15 +32,17 @@ def main() -> None:
     with config.unlocked():
         config.data.path = FLAGS.data
     prepared = prepare(DataConfig(**config.data), vocabulary, splits=(), progress=print)
+    print(labelled.describe_coverage(prepared.report, "all"))
     labels = outcome_data.match(labels, outcome_data.read_lives(FLAGS.data), print)
-    found = labelled.find_histories(config, dataset.read(prepared.folder, "all"), labels, "predicted", print)
-    outcome_data.report_rest(labels, [found], print)
+    patients, tokens = dataset.read(prepared.folder, "all"), vocabulary.tokens
+    found = labelled.find_histories(config, patients, labels, tokens, "predicted", print)
+    outcome_data.report_rest(len(labels), [found], print)
     if not len(found.labels):
         raise ValueError(f"--labels={FLAGS.labels}: no row is of a patient with an event before; nothing to predict")
     said = predictions.predict(config, predictions.score(config, model, params, found), fitted)
     predictions.write(output, config, found.labels, said, fitted)
-    patients = len(np.unique(found.labels.subject_ids))
-    print(f"written: {output}, {len(found.labels):,} predictions of {patients:,} patients")
+    number = len(np.unique(found.labels.subject_ids))
+    print(f"written: {output}, {len(found.labels):,} predictions of {number:,} patients")
 
 
 if __name__ == "__main__":

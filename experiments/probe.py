@@ -106,7 +106,8 @@ def main() -> None:
     found, sizes = workdir.load(Path(FLAGS.workdir)), read_sizes(FLAGS.sizes)
     config = found.config
     with config.unlocked():
-        config.history = ConfigDict({"include_at": False, "mark": False})  # what pre-training never saw stays out
+        # What pre-training never saw stays out.
+        config.history = ConfigDict({"include_at": False, "mark": False, "age_and_sex": False})
         config.data.path = FLAGS.data or config.data.path
     config.lock()
     labels = label_files.read_labels(FLAGS.labels, print)
@@ -116,7 +117,8 @@ def main() -> None:
     labels = outcome_data.match(labels, outcome_data.read_lives(config.data.path), print)
     splits = {}
     for name in events.SPLITS:
-        part = labelled.find_histories(config, dataset.read(prepared.folder, name), labels, name, print)
+        wanted = (dataset.read(prepared.folder, name), labels, found.vocabulary.tokens)
+        part = labelled.find_histories(config, *wanted, name, print)
         label_files.check_learnable(part.labels, name)
         counts = count_codes(config, part.histories, len(found.vocabulary))
         pooled = embed(config, found.model, found.params, part.rows)["mean"]

@@ -12,7 +12,7 @@ from behrt_jax.data import dataset, oracle, sequences, world
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.data.vocabulary import Vocabulary
-from experiments import task
+from experiments import labelled, task
 
 
 class Run(NamedTuple):
@@ -63,6 +63,7 @@ def load_run(folder: Path, split: str, data: str | None, say: Callable[[str], No
     scored = own
     if data is not None:
         scored = prepare(DataConfig(**{**config.data, "path": data}), fitted=vocabulary, splits=(split,), progress=say)
+        say(labelled.describe_coverage(scored.report, split))
     train, tuning = (dataset.read(own.folder, name) for name in ("train", "tuning"))
     train = dataset.sample(train, config.train.max_patients)
     everyone, most = dataset.read(scored.folder, split), config.evaluation.max_patients

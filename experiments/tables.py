@@ -32,7 +32,7 @@ TITLES = {
     "survival": "time to event",
 }
 GROUPS = ("type=", "age=", "sex=")
-LOWER_IS_BETTER = ("loss",)
+LOWER_IS_BETTER = ("loss", "brier")
 
 
 def format_result(result: dict) -> str:
@@ -60,12 +60,12 @@ def _objective_table(result: dict, objective: str) -> str:
     counted = result["metrics"].get(f"{objective}/loss", result["metrics"][first])
     header = f"{TITLES[objective]} ({counted['n']:,})"
     lines = _grid(header, rows, columns)
-    if named:
-        best = next(iter(named))
-        pairs = result["versus"].get(best, {})
-        differences = [f"{label} {_signed(pairs[name])}" for name, label in columns.items() if name in pairs]
-        lines.append(f"difference to {best}: {', '.join(differences)}")
-        lines += _group_table(result, first, columns[first], best)
+    best = next(iter(named), "")
+    for other in (best, "oracle"):
+        pairs = result["versus"].get(other, {})
+        differences = [f"{label} {format_signed(pairs[name])}" for name, label in columns.items() if name in pairs]
+        lines += [f"difference to {other}: {', '.join(differences)}"] * bool(differences)
+    lines += _group_table(result, first, columns[first], best) if named else []
     return "\n".join(lines)
 
 
@@ -95,9 +95,11 @@ def _grid(header: str, rows: dict[str, dict], columns: dict[str, str]) -> list[s
 
 def format_cell(entry: dict) -> str:
     """Writes a value with its interval: `0.617 [0.601, 0.633]`."""
-    digits = 3 if entry["high"] < 2 else 2 if entry["high"] < 10 else 1
+    largest = max(-entry["low"], entry["high"])
+    digits = 3 if largest < 2 else 2 if largest < 10 else 1
     return f"{entry['value']:.{digits}f} [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
 
 
-def _signed(entry: dict) -> str:
+def format_signed(entry: dict) -> str:
+    """Writes a difference with its interval: `+0.012 [-0.003, +0.027]`."""
     return f"{entry['value']:+.3f} [{entry['low']:+.3f}, {entry['high']:+.3f}]"

@@ -230,6 +230,31 @@ def test_resamples_of_one_class_are_left_to_the_metrics_that_need_none():
     assert all(np.isfinite([*each.summary().values()]).all() for each in found.values())
 
 
+@pytest.mark.parametrize("came", [False, True])
+def test_of_one_class_what_tells_classes_apart_is_left_out(came):
+    probabilities, targets, patients = simulate(11)
+    groups, targets = multilabel.group_cells(sexes=np.where(patients % 2, "F", "M")), np.full(len(targets), came)
+    found = values(measure(probabilities, targets, patients, 0.4, groups))
+    assert {name for name in found if "@" not in name} == {"brier", "loss", "calibration_error", "f1", "prevalence"}
+    expected = expected_of_one_class(probabilities, targets)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    scores = probabilities.repeat(2).reshape(-1, 2)
+    of_labels = values(measure(scores, np.stack([targets, targets], axis=1), patients, labels=["a", "b"]))
+    assert of_labels["brier"] == pytest.approx(expected["brier"]) and not any("auprc" in name for name in of_labels)
+    of_classes = values(measure(scores / scores.sum(axis=1, keepdims=True), np.full(len(targets), 1), patients))
+    assert set(of_classes) == {"accuracy", "loss", "brier", "calibration_error"}
+
+
+def expected_of_one_class(probabilities, targets):
+    losses = -np.log(np.where(targets, probabilities, 1 - probabilities))
+    return {
+        "brier": sklearn.metrics.brier_score_loss(targets, probabilities, labels=[0, 1]),
+        "loss": losses.mean(),
+        "f1": sklearn.metrics.f1_score(targets, probabilities.astype(np.float32) >= np.float32(0.4)),
+        "prevalence": targets.mean(),
+    }
+
+
 @pytest.mark.parametrize(
     ("probabilities", "targets", "message"),
     [
@@ -238,7 +263,6 @@ def test_resamples_of_one_class_are_left_to_the_metrics_that_need_none():
         ([0.1, 0.2, 0.3], [0, 1, 2], "1 of 3 targets are none of the 2 classes 0 to 1"),
         ([0.1, 0.2, 0.3], [0, 1, np.nan], "1 of 3 targets are none of the 2 classes"),
         ([[0.1, 0.9]] * 3, [0, 1, 5], "1 of 3 targets are none of the 2 classes"),
-        ([0.1, 0.2, 0.3], [1, 1, 1], "all 3 targets are of one class"),
         ([], [], "1 row or more"),
     ],
 )

@@ -9,7 +9,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from behrt_jax.checkpoint import Checkpoints
 from behrt_jax.models.behrt import BEHRTForMLM, BEHRTForSequenceClassification
-from behrt_jax.optimizer import hold_frozen, layer_scales, make_optimizer, make_schedule
+from behrt_jax.optimizer import (
+    CODE_TABLE,
+    count_trained,
+    hold_frozen,
+    layer_scales,
+    make_optimizer,
+    make_schedule,
+)
 from behrt_jax.state import TrainState
 from behrt_jax.workdir import initialize
 from tests import tiny
@@ -232,3 +239,34 @@ def test_held_parameters_get_no_gradient_and_the_others_theirs():
     found = jax.grad(loss)(PARAMS)
     assert not found["kernel"].any()
     np.testing.assert_array_equal(found["scale"], 2 * PARAMS["scale"])
+
+
+def with_codes():
+    """Parameters of a few layers and a code table of six rows."""
+    params = small()
+    params["params"]["behrt"]["embedding"]["codes"] = {"embedding": np.full((6, 2), 3.0, np.float32)}
+    return params
+
+
+@pytest.mark.parametrize("freeze", ["none", "encoder"])
+def test_added_rows_of_the_code_table_learn_though_the_encoder_is_frozen(freeze):
+    """Nothing else of the encoder moves, neither by decay nor where it has a gradient."""
+    scales = functools.partial(layer_scales, decay=0.5, freeze=freeze, added=2)
+    found = flatten_dict(scales(with_codes()), sep="/")[f"params{CODE_TABLE}"]
+    np.testing.assert_array_equal(np.broadcast_to(found, (6, 1))[:, 0], [0.125 * (freeze == "none")] * 4 + [0.125] * 2)
+    after, _ = run(scales, with_codes(), weight_decay=0.5)
+    moved = flatten_dict(jax.tree.map(lambda a, b: np.asarray(a) != b, after, with_codes()), sep="/")
+    for path, leaf in moved.items():
+        learns = np.full(leaf.shape, freeze == "none" or "/head/" in path or "/attention_pooling/" in path)
+        if path.endswith(CODE_TABLE):
+            learns[4:] = True
+        np.testing.assert_array_equal(leaf, learns, path)
+    sizes = jax.tree.map(count_trained, with_codes(), scales(with_codes()))
+    assert sum(jax.tree.leaves(sizes)) == sum(part.sum() for part in moved.values())
+
+
+def test_no_gradient_reaches_held_rows():
+    scales = {"kernel": np.array([[0.0], [0.5]]), "scale": 0.0}
+    found = jax.grad(lambda params: sum((leaf**2).sum() for leaf in hold_frozen(params, scales).values()))(PARAMS)
+    np.testing.assert_array_equal(found["kernel"], [[0, 0, 0], [4, 4, 4]])
+    assert not found["scale"].any()

@@ -307,6 +307,19 @@ def test_a_model_equals_itself_and_beats_a_worse_one_by_more_than_noise():
     assert compared["survival/integrated_brier"]["high"] < 0
 
 
+def test_without_an_event_what_compares_events_is_left_out():
+    log_hazard, followed, patients = simulate(8)
+    censored, curves = followed._replace(events=np.zeros(len(patients), bool)), true_curves(log_hazard)
+    groups = multilabel.group_cells(sexes=np.where(patients % 2, "F", "M"))
+    found = values(measure(log_hazard, censored, patients, followed, curves, groups, HORIZONS))
+    compared = {"integrated_brier", "observed_expected", "d_calibration", "d_calibration_p"}
+    assert set(found) == compared | {f"calibration_error@{horizon:g}" for horizon in HORIZONS}
+    assert found["observed_expected"] == 0
+    risk = 1 - np.exp(-curves.cumulative_hazard(np.array([[365.0]])))
+    assert found["calibration_error@365"] == pytest.approx(risk.mean())  # Kaplan-Meier stays at 1
+    assert not measure(log_hazard, censored, patients, followed)
+
+
 def test_horizons_that_are_not_reached_are_left_out():
     log_hazard, followed, patients = simulate(23)
     train = simulate(24)[1]
@@ -327,7 +340,6 @@ def test_horizons_that_are_not_reached_are_left_out():
     [
         ({"followed": Followed(np.array([1.0, -1, np.nan]), np.ones(3))}, "rows: 2 of 3 days are negative or not"),
         ({"followed": Followed(np.ones(3), np.array([0, 1, 2]))}, "1 of 3 events are neither 0 nor 1"),
-        ({"followed": Followed(np.ones(3), np.zeros(3))}, "none of 3 rows has an event"),
         ({"train": Followed(np.ones(3), np.ones(2))}, "rows of train: days"),
         ({"scores": np.array([1, np.nan, 2])}, "1 of them are not finite"),
         ({"scores": np.ones(4)}, r"scores \(4,\) do not fit 3 rows"),

@@ -11,6 +11,9 @@ from behrt_jax.data.sequences import MINUTES_PER_DAY, MINUTES_PER_YEAR
 from behrt_jax.data.vocabulary import SEP
 
 ROWS = 512  # histories worked on at once
+AGE_KNOTS = np.arange(0.0, 101.0, 10.0)  # years
+SEXES = ("F", "M")
+NUM_TRAITS = len(AGE_KNOTS) + len(SEXES)
 
 
 def histories_at(
@@ -130,6 +133,24 @@ def ages_at(patients: Patients, prediction_times: np.ndarray) -> np.ndarray:
     """Returns the age of each of M histories at its prediction time, (M,) years; NaN where birth is unknown."""
     minutes = minutes_since_birth(patients, np.arange(len(patients)), prediction_times)
     return np.where(patients.has_birth, minutes / MINUTES_PER_YEAR, np.nan)
+
+
+def traits_at(patients: Patients, prediction_times: np.ndarray, tokens: tuple[str, ...]) -> np.ndarray:
+    """Describes age and sex at prediction times, as a linear layer can read them.
+
+    Args:
+      patients: M histories.
+      prediction_times: (M,) datetime64.
+      tokens: of the vocabulary, by id.
+
+    Returns:
+      (M, NUM_TRAITS) float32: the age as shares of its two nearest `AGE_KNOTS`, so that a linear function of them is
+      piecewise linear in age, and one of `SEXES`; zeros for what is not known.
+    """
+    ages = np.clip(ages_at(patients, prediction_times), AGE_KNOTS[0], AGE_KNOTS[-1])
+    shares = np.maximum(1 - np.abs(ages[:, None] - AGE_KNOTS) / np.diff(AGE_KNOTS)[0], 0)
+    found = sexes(patients, tokens)
+    return np.column_stack([np.nan_to_num(shares), *(found == each for each in SEXES)]).astype(np.float32)
 
 
 def sexes(patients: Patients, tokens: tuple[str, ...]) -> np.ndarray:

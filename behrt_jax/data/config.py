@@ -7,7 +7,7 @@ from pathlib import Path
 
 from behrt_jax.data import events
 
-FORMAT = 5  # of prepared data; a change prepares everything anew
+FORMAT = 6  # of prepared data; a change prepares everything anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +58,11 @@ class DataConfig:
         """A digest of the source's files and of the keys that shape prepared data.
 
         Args:
-          fitted: the fingerprint of a vocabulary from elsewhere, if one is used.
+          fitted: the fingerprint of a vocabulary from elsewhere, if one is used; then parents of codes matter too.
         """
         root = Path(self.path)
-        shards = events.find_shards(root)
-        files = [*shards, *([root / events.SPLITS_FILE] if (root / events.SPLITS_FILE).exists() else [])]
+        beside = [events.SPLITS_FILE, *([events.CODES_FILE] if fitted else [])]
+        files = [*events.find_shards(root), *(root / name for name in beside if (root / name).exists())]
         sources = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         keys = dataclasses.asdict(self)
         for unrelated in ("path", "prepared_dir", "row_length", "separators"):

@@ -21,6 +21,7 @@ LONGEST_HISTORY_DAYS = 365_250  # int32 minutes would hold four times that
 EPOCH = datetime.datetime(2000, 1, 1)
 LAST_YEAR = 6000  # int32 minutes from EPOCH reach 4,083 years either way
 SPLITS_FILE = Path("metadata") / "subject_splits.parquet"
+CODES_FILE = Path("metadata") / "codes.parquet"
 
 
 def find_shards(path: str | Path) -> list[Path]:
@@ -140,6 +141,15 @@ def birth_times(time: pl.Expr) -> pl.Expr:
     return time.filter(pl.col("code") == BIRTH).min().over("subject_id")
 
 
+def read_metadata(file: Path) -> pl.DataFrame:
+    """Reads a table that lies beside the events; raises a ValueError where it cannot be read."""
+    try:
+        return pl.read_parquet(file)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{file}: not a readable parquet file ({reason}); write or copy it again") from error
+
+
 def read_splits(path: str | Path) -> pl.DataFrame | None:
     """Reads `metadata/subject_splits.parquet` as `subject_id:Int64, split:String`; None where there is none.
 
@@ -149,11 +159,7 @@ def read_splits(path: str | Path) -> pl.DataFrame | None:
     file = Path(path) / SPLITS_FILE
     if not file.exists():
         return None
-    try:
-        splits = pl.read_parquet(file)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{file}: not a readable parquet file ({reason}); write or copy it again") from error
+    splits = read_metadata(file)
     for name in ("subject_id", "split"):
         if name not in splits.columns:
             raise ValueError(f"{file}: column '{name}' is missing (found {', '.join(splits.columns)})")

@@ -82,6 +82,12 @@ def subjects(events: pl.DataFrame) -> pl.DataFrame:
     return events.group_by("subject_id").agg(**times, last=pl.col("time").max())
 
 
+def count_dates(people: pl.DataFrame, dates: pl.DataFrame) -> collections.Counter:
+    """Counts the patients of a shard and their index dates, for `Made.counts`."""
+    found = {"index dates": dates.height, "patients with index dates": dates["subject_id"].n_unique()}
+    return collections.Counter({"patients": people.height, **found})
+
+
 def drop(rows: pl.DataFrame, reasons: dict[str, pl.Expr]) -> tuple[pl.DataFrame, collections.Counter]:
     """Drops rows by one reason after the other, so that each is counted once; null is no reason."""
     dropped = collections.Counter()

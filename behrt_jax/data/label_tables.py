@@ -6,8 +6,14 @@ from typing import NamedTuple
 
 import polars as pl
 
-VALUE_COLUMNS = ("boolean_value", "integer_value", "float_value", "categorical_value")
+VALUE_COLUMNS = {  # what each is said to be
+    "boolean_value": "boolean",
+    "integer_value": "an integer",
+    "float_value": "float",
+    "categorical_value": "string",
+}
 SURVIVAL_COLUMNS = ("event_time", "event")
+TRUTH_COLUMNS = ("log_hazard", "weibull_scale", "weibull_shape")  # of simulated outcomes
 MAX_CLASSES = 50  # more distinct values than that are a quantity or an identifier
 KEYS = ["subject_id", "prediction_time"]
 
@@ -17,7 +23,7 @@ class LabelTable(NamedTuple):
 
     Attributes:
       rows: `subject_id, prediction_time` and `value` (0 and 1, or indices of classes), or `event_time` and `event` (0
-        if censored, else 1 + which of the names); sorted, each subject and time once.
+        if censored, else 1 + which of the names) and, where known, their truth; sorted, each subject and time once.
       kind: `binary`, `multiclass`, `survival`, or `times` where the table has no outcome.
       names: of the label (the file's), the classes or the causes.
     """
@@ -117,7 +123,6 @@ def _value_column(file: Path, table: pl.DataFrame) -> tuple[dict[str, pl.Series]
         )
     name = used[0]
     column = _column(file, table, name, "a label")
-    expected = {"boolean_value": "boolean", "integer_value": "an integer", "float_value": "float"}.get(name, "string")
     fits = {
         "boolean_value": column.dtype == pl.Boolean,
         "integer_value": column.dtype.is_integer(),
@@ -125,7 +130,7 @@ def _value_column(file: Path, table: pl.DataFrame) -> tuple[dict[str, pl.Series]
         "categorical_value": _is_text(column),
     }
     if not fits[name]:
-        raise _mistyped(file, column, expected)
+        raise _mistyped(file, column, VALUE_COLUMNS[name])
     if column.dtype == pl.Boolean or (column.dtype.is_numeric() and column.is_in([0, 1]).all()):
         return {"value": column.cast(pl.Float32)}, "binary", (file.stem,)
     if name == "float_value":
@@ -157,7 +162,9 @@ def _event_columns(file: Path, table: pl.DataFrame) -> tuple[dict[str, pl.Series
     event = _column(file, table, "event", expected)
     if event.dtype != pl.Boolean:
         raise _mistyped(file, event, expected)
-    return {"event_time": times, "event": event.cast(pl.Int32)}, "survival", ("event",)
+    truth = TRUTH_COLUMNS if {*TRUTH_COLUMNS} <= {*table.columns} else ()
+    known = {name: _column(file, table, name, "the truth of simulated outcomes").cast(pl.Float64) for name in truth}
+    return {"event_time": times, "event": event.cast(pl.Int32), **known}, "survival", ("event",)
 
 
 def _deduplicate(file: Path, table: pl.DataFrame, say: Callable[[str], None]) -> pl.DataFrame:

@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 
 from behrt_jax.data.events import SPLITS
-from behrt_jax.data.label_tables import KEYS, SURVIVAL_COLUMNS, LabelTable, read_label_table
+from behrt_jax.data.follow_up import drop
+from behrt_jax.data.label_tables import KEYS, SURVIVAL_COLUMNS, TRUTH_COLUMNS, LabelTable, read_label_table
 
 MICROSECONDS_A_DAY = 86_400e6
 
@@ -32,6 +33,7 @@ class Labels:
       values: (N, K) float32: 0 or 1 of each label, or (N, 1) indices of classes; (N, 0) for other kinds.
       days: (N,) float64 > 0, from the prediction time to the event or the end of follow-up; NaN for other kinds.
       events: (N,) int32, 0 where follow-up ended without an event (censored), else 1 + which of `names`.
+      truth: (N, 3) of simulated outcomes: the log hazard, and the scale (days) and shape of the Weibull baseline.
     """
 
     kind: str
@@ -41,6 +43,7 @@ class Labels:
     values: np.ndarray
     days: np.ndarray
     events: np.ndarray
+    truth: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.subject_ids)
@@ -49,6 +52,13 @@ class Labels:
         """Returns some of the labels: (M,) indices or (N,) bool; whoever reorders them gives up the order."""
         arrays = {k: v[rows] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
         return dataclasses.replace(self, **arrays)
+
+    def outcomes(self) -> np.ndarray:
+        """Returns which of `names` each row has, (N, K) bool: labels, its class, or the cause of its event."""
+        if self.kind in ("survival", "multiclass"):
+            numbers = self.events - 1 if self.kind == "survival" else self.values[:, 0]
+            return numbers[:, None] == np.arange(len(self.names))
+        return self.values > 0
 
 
 def read_labels(files: Sequence[str | Path], say: Callable[[str], None] = print, with_outcomes: bool = True) -> Labels:
@@ -71,7 +81,7 @@ def read_labels(files: Sequence[str | Path], say: Callable[[str], None] = print,
     read = [read_label_table(Path(file), say, with_outcomes) for file in files]
     rows, kind, names = read[0] if len(read) == 1 else _join([Path(file) for file in files], read, say)
     survival = kind == "survival"
-    valued = rows.select(pl.exclude([*KEYS, *SURVIVAL_COLUMNS])).columns
+    valued = rows.select(pl.exclude([*KEYS, *SURVIVAL_COLUMNS, *TRUTH_COLUMNS])).columns
     values = rows.select(valued).to_numpy() if valued else np.zeros((rows.height, 0))
     days, events = np.full(rows.height, np.nan), np.zeros(rows.height)
     if survival:
@@ -85,6 +95,7 @@ def read_labels(files: Sequence[str | Path], say: Callable[[str], None] = print,
         values=values.astype(np.float32),
         days=days,
         events=events.astype(np.int32),
+        truth=rows.select(TRUTH_COLUMNS).to_numpy() if {*TRUTH_COLUMNS} <= {*rows.columns} else None,
     )
 
 
@@ -111,85 +122,75 @@ def _join(files: list[Path], read: list[LabelTable], say: Callable[[str], None])
 
 
 def check_learnable(labels: Labels, where: str) -> None:
-    """Checks that there is something to learn: both classes of each label, two classes, or an event of each cause.
+    """Raises a ValueError if there is nothing to learn from labels; see `describe_lack`."""
+    if lack := describe_lack(labels, where):
+        raise ValueError(f"labels: {lack}; use more patients, another task or another split")
+
+
+def describe_lack(labels: Labels, where: str) -> str:
+    """Says what labels lack to learn from them or to measure by them: rows, a second class, or an event of each cause.
 
     Args:
-      labels: those to learn from.
-      where: what they are, such as `train`, for the error.
+      labels: of some patients.
+      where: what they are, such as `train`.
 
-    Raises:
-      ValueError: there is not.
+    Returns:
+      The reason; "" where nothing is lacking.
     """
-    advice = "use more patients, another task or another split"
-    if not len(labels):
-        raise ValueError(f"labels: none is left in {where}; expected rows of its patients; {advice}")
+    size, counts = len(labels), labels.outcomes().sum(axis=0)
+    if not size:
+        return f"none is left in {where}; expected rows of its patients"
     if labels.kind == "survival":
-        counts = np.bincount(labels.events, minlength=len(labels.names) + 1)[1:]
-        if not counts.size or not counts.all():
-            missing = ", ".join(name for name, count in zip(labels.names, counts, strict=True) if not count)
-            what = f"has the event '{missing}'" if missing else "has an event"
-            raise ValueError(f"labels: none of the {len(labels)} rows in {where} {what}; {advice}")
-    elif labels.kind == "multiclass":
-        if len(np.unique(labels.values)) < 2:
-            raise ValueError(f"labels: all {len(labels)} rows in {where} are of one class; {advice}")
-    else:
-        for name, positive in zip(labels.names, labels.values.mean(axis=0), strict=True):
-            if positive in (0, 1):
-                raise ValueError(f"labels: '{name}' is {int(positive)} in all {len(labels)} rows in {where}; {advice}")
+        missing = ", ".join(name for name, count in zip(labels.names, counts, strict=True) if not count)
+        what = f"the event '{missing}'" if missing else "" if labels.names else "an event"
+        return f"none of the {size} rows in {where} has {what}" if what else ""
+    if labels.kind == "multiclass":
+        return f"all {size} rows in {where} are of one class" if size in counts else ""
+    alike = {name: int(count > 0) for name, count in zip(labels.names, counts, strict=True) if count in (0, size)}
+    return ", ".join(f"'{name}' is {value} in all {size} rows in {where}" for name, value in alike.items())
 
 
-def match_subjects(
-    labels: Labels, subject_ids: np.ndarray, births: np.ndarray, deaths: np.ndarray
-) -> tuple[np.ndarray, collections.Counter]:
+def match_subjects(labels: Labels, lives: pl.DataFrame) -> tuple[np.ndarray, collections.Counter]:
     """Finds the labels that can be predicted: of subjects with data, born and alive at the prediction time.
 
     Args:
       labels: N labels.
-      subject_ids: (S,) int64, the subjects with data, sorted.
-      births: (S,) datetime64, NaT where unknown.
-      deaths: (S,) datetime64, NaT where unknown or alive.
+      lives: `subject_id, birth, death` of the subjects with data, null where unknown; see `follow_up.subjects`.
 
     Returns:
       The rows to keep, and how many were left out: `of unknown subjects`, `before birth`, `at or after death`.
     """
-    place = np.searchsorted(subject_ids, labels.subject_ids)
-    place[place == len(subject_ids)] = 0
-    known = subject_ids[place] == labels.subject_ids if len(subject_ids) else np.zeros(len(labels), bool)
-    place = place[known]
-    unborn, dead = np.zeros(len(labels), bool), np.zeros(len(labels), bool)
-    unborn[known] = labels.prediction_times[known] < births[place]  # false where NaT
-    dead[known] = labels.prediction_times[known] >= deaths[place]
-    counts = {"of unknown subjects": ~known, "before birth": unborn, "at or after death": dead & ~unborn}
-    left_out = collections.Counter({reason: int(rows.sum()) for reason, rows in counts.items() if rows.any()})
-    return np.flatnonzero(known & ~unborn & ~dead), left_out
+    rows = pl.DataFrame({"subject_id": labels.subject_ids, "time": labels.prediction_times}).with_row_index("row")
+    rows = rows.join(lives.with_columns(known=True), on="subject_id", how="left", maintain_order="left")
+    reasons = {
+        "of unknown subjects": pl.col("known").is_null(),
+        "before birth": pl.col("time") < pl.col("birth"),
+        "at or after death": pl.col("time") >= pl.col("death"),
+    }
+    kept, left_out = drop(rows, reasons)
+    return kept["row"].to_numpy(), +left_out
 
 
-def out_of_time_split(
-    labels: Labels, splits: np.ndarray, cutoff: np.datetime64, gap_days: float = 0
-) -> tuple[Labels, np.ndarray, collections.Counter]:
-    """Makes the test lie later than the training: patients stay in their split, rows of the wrong era are left out.
+def out_of_time(labels: Labels, split: str, cutoff: np.datetime64, gap_days: float = 0) -> tuple[Labels, int]:
+    """Keeps the labels of a split with which the test lies later than the training.
 
     Train and tuning keep the rows that are predicted before the cutoff, held_out those from it on. What comes after the
     cutoff is not known at training: times to event are censored there. Whether a classification label was, its file
     does not say; `gap_days`, the length of the outcome's window, keeps training rows that far from the cutoff.
 
     Args:
-      labels: N labels.
-      splits: (N,) which split each row's subject is in.
+      labels: N labels of the split's patients.
+      split: which one.
       cutoff: the date.
       gap_days: how long before the cutoff training rows end.
 
     Returns:
-      The labels kept, their splits, and how many rows of each split were left out.
+      The labels kept, and how many of them were censored at the cutoff.
     """
-    held_out = splits == SPLITS[2]
-    last = cutoff - np.timedelta64(round(gap_days * 86_400), "s")
-    kept = np.where(held_out, labels.prediction_times >= cutoff, labels.prediction_times < last)
-    left_out = collections.Counter(f"{split} on the wrong side of the cutoff" for split in splits[~kept])
-    found, where = labels.take(np.flatnonzero(kept)), splits[kept]
-    if labels.kind == "survival":
-        known = (cutoff - found.prediction_times) / np.timedelta64(1, "D")  # pyright: ignore[reportOperatorIssue]
-        late = (where != SPLITS[2]) & (found.days > known)
-        days, events = np.where(late, known, found.days), np.where(late, 0, found.events).astype(np.int32)
-        found = dataclasses.replace(found, days=days, events=events)
-    return found, where, left_out
+    if split == SPLITS[2]:
+        return labels.take(labels.prediction_times >= cutoff), 0
+    found = labels.take(labels.prediction_times < cutoff - np.timedelta64(round(gap_days * 86_400), "s"))
+    known = (cutoff - found.prediction_times) / np.timedelta64(1, "D")  # pyright: ignore[reportOperatorIssue]
+    late = found.days > known  # false where NaN
+    days, events = np.where(late, known, found.days), np.where(late, 0, found.events).astype(np.int32)
+    return dataclasses.replace(found, days=days, events=events), int(late.sum())

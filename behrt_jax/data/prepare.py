@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from behrt_jax.data import dataset, events, tokens, vocabulary
+from behrt_jax.data import back_off, dataset, events, tokens, vocabulary
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.survey import Survey, survey_shards
 
@@ -30,27 +30,31 @@ def prepare(
     fitted: vocabulary.Vocabulary | None = None,
     splits: tuple[str, ...] = events.SPLITS,
     progress: Callable[[str], None] = lambda message: None,
+    add_codes: bool = False,
 ) -> Prepared:
     """Prepares a data set, or finds it prepared.
 
     Args:
       config: the data section of a recipe.
       fitted: the vocabulary of a trained model, for other data than it was trained on; fitted on train if None.
+        Codes that it does not know are read as their nearest parent that it knows, or else as `[UNK]`.
       splits: those that must have patients; others may be empty where `fitted` is given.
       progress: called with a line for each stage.
+      add_codes: whether codes of train that `fitted` does not know are added to its end, as if it were fitted on them.
 
     Returns:
       The prepared data; `report` counts what was read, left out and cut.
 
     Raises:
-      ValueError: the data set breaks the standard or nothing is left of it; nothing is written then.
+      ValueError: the data set breaks the standard, or nothing is left of it or known; nothing is written then.
     """
-    name = f"{Path(config.path).resolve().name}-{config.fingerprint(fitted.fingerprint if fitted else '')}"
+    vocabulary_used = fitted.fingerprint + "+" * add_codes if fitted else ""
+    name = f"{Path(config.path).resolve().name}-{config.fingerprint(vocabulary_used)}"
     folder = Path(config.prepared_dir) / name
     prepared = _load(folder)
     if prepared is None:
         try:
-            prepared = _prepare(config, fitted, splits, folder, progress)
+            prepared = _prepare(config, fitted, splits, folder, progress, add_codes)
         except OSError as error:
             raise ValueError(
                 f"{folder.parent}: cannot write the prepared data ({error}); free space there, or name a folder that "
@@ -68,11 +72,13 @@ def _load(folder: Path) -> Prepared | None:
         return None
 
 
-def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, progress) -> Prepared:
+def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, progress, add_codes) -> Prepared:
     """Reads the data set, then writes `folder` in one move."""
     counts: collections.Counter = collections.Counter()
+    known = used = fitted or vocabulary.EMPTY
+    fit = fitted is None or add_codes
     progress(f"reading {config.path}")
-    survey = survey_shards(config, counts, with_samples=fitted is None and config.value_bins > 1)
+    survey = survey_shards(config, counts, with_samples=fit and config.value_bins > 1)
     needed = needed if fitted else tuple(dict.fromkeys(("train", *needed)))
     for split in needed:
         if not survey.shards[split]:
@@ -80,27 +86,39 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
                 f"{config.path}: split '{split}' has no patient; expected some in each of {', '.join(needed)}; "
                 f"{'add patients or' if counts['splits_made'] else 'correct'} {events.SPLITS_FILE}"
             )
-    if fitted is None:
+    if fit:
         progress("fitting the vocabulary on the train split")
         edges = vocabulary.fit_value_edges(survey.samples, config.value_bins, config.min_patients)
+        edges = {code: own for code, own in edges.items() if code not in known.ids} | known.value_edges
         parts = [vocabulary.count_tokens(found) for found in _tokenized(survey, "train", config, edges)]
-        fitted = vocabulary.fit_vocabulary(parts, edges, config.min_patients)
+        used = vocabulary.fit_vocabulary(parts, edges, config.min_patients, known)
+    parents = back_off.find_parents(config.path, used) if known.codes else {}
+    if add_codes:
+        counts["codes_added"] = len(used) - len(known)
     progress("writing the prepared data")
-    examples = _first_examples(survey, config, fitted, needed, counts)
-    return Prepared(folder, fitted, _write(folder, examples, survey, fitted, counts))
+    examples = _first_examples(survey, config, used, parents, needed, counts)
+    return Prepared(folder, used, _write(folder, config, examples, survey, used, counts))
 
 
-def _write(folder: Path, examples: dict[str, Iterator], survey: Survey, fitted, counts) -> dict:
+def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], survey: Survey, fitted, counts) -> dict:
     """Writes prepared data beside `folder` and moves it there; returns the report."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         dataset.write(scratch, examples)
+        kinds = ("patients", "patients_known", "tokens", "backed_off", "unknown")
+        counts.update({f"{kind}/{split}": 0 for kind in kinds for split in events.SPLITS})
+        tokens_left, unknown = (sum(counts[f"{kind}/{split}"] for split in events.SPLITS) for kind in kinds[2::2])
+        if 0 < tokens_left == unknown:
+            raise ValueError(
+                f"{config.path}: the vocabulary knows the code of none of the {tokens_left:,} events that are left; "
+                "expected codes as the model was trained on; name parents that it knows in the column parent_codes of "
+                f"{events.CODES_FILE}, fine-tune with add_codes=True, or train from scratch"
+            )
         if counts["splits_made"]:
             survey.splits.write_parquet(scratch / "subject_splits.parquet")
         fitted.save(scratch / "vocabulary.json")
         counts["codes"] = len(fitted.codes)
-        counts.update({f"{what}/{split}": 0 for what in ("patients", "tokens", "unknown") for split in events.SPLITS})
         report = dict(sorted(counts.items()))
         (scratch / "report.json").write_text(json.dumps(report, indent=1))
         if _load(folder) is None:  # no other process was faster
@@ -111,13 +129,15 @@ def _write(folder: Path, examples: dict[str, Iterator], survey: Survey, fitted, 
     return report
 
 
-def _tokenized(survey: Survey, split: str, config: DataConfig, edges, counts=None) -> Iterator[pl.DataFrame]:
+def _tokenized(
+    survey: Survey, split: str, config: DataConfig, edges, counts=None, parents=None
+) -> Iterator[pl.DataFrame]:
     """Reads the shards of a split as tokens, one at a time."""
     members = survey.splits.filter(pl.col("split") == split)
-    return (tokens.tokenize(shard, config, edges, members, counts) for shard in survey.shards[split])
+    return (tokens.tokenize(shard, config, edges, members, counts, parents) for shard in survey.shards[split])
 
 
-def _first_examples(survey: Survey, config: DataConfig, fitted, needed, counts) -> dict[str, Iterator]:
+def _first_examples(survey: Survey, config: DataConfig, fitted, parents, needed, counts) -> dict[str, Iterator]:
     """Returns a generator of examples for each split that has any.
 
     Raises:
@@ -125,7 +145,7 @@ def _first_examples(survey: Survey, config: DataConfig, fitted, needed, counts) 
     """
     present = {}
     for split in events.SPLITS:
-        examples = _examples(survey, split, config, fitted, counts)
+        examples = _examples(survey, split, config, fitted, parents, counts)
         first = next(examples, None)
         if first is not None:
             present[split] = itertools.chain([first], examples)
@@ -137,12 +157,14 @@ def _first_examples(survey: Survey, config: DataConfig, fitted, needed, counts) 
     return present
 
 
-def _examples(survey: Survey, split: str, config: DataConfig, fitted, counts) -> Iterator[tuple[int, dict]]:
+def _examples(survey: Survey, split: str, config: DataConfig, fitted, parents, counts) -> Iterator[tuple[int, dict]]:
     """Yields each patient of a split as tokens, and counts them."""
-    for found in _tokenized(survey, split, config, fitted.value_edges, counts):
+    for found in _tokenized(survey, split, config, fitted.value_edges, counts, parents):
         found = found.with_columns(code_id=fitted.encode(found["token"]))
         counts[f"tokens/{split}"] += found.height
+        counts[f"backed_off/{split}"] += found["backed_off"].sum()
         counts[f"unknown/{split}"] += int((found["code_id"] == vocabulary.UNK).sum())
         for example in tokens.split_patients(found):
             counts[f"patients/{split}"] += 1
+            counts[f"patients_known/{split}"] += vocabulary.UNK not in example["tokens"][:, 0]
             yield example["subject_id"], example

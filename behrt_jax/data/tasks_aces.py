@@ -16,7 +16,7 @@ from aces.config import TaskExtractorConfig
 from aces.predicates import get_predicates_df
 from aces.query import query
 
-from behrt_jax.data.follow_up import FollowUp, Made, drop, parse_follow_up, section_of, subjects
+from behrt_jax.data.follow_up import FollowUp, Made, count_dates, drop, parse_follow_up, section_of, subjects
 
 LABEL_SCHEMA = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us"), "boolean_value": pl.Boolean}
 
@@ -97,13 +97,7 @@ def label_aces(shard: Path, events: pl.DataFrame, task: AcesTask) -> Made:
         found = query(fresh, predicates)
     triggers = predicates.filter(pl.col("timestamp").is_not_null() & (pl.col(task.trigger) > 0))
     people = subjects(events)
-    counts = collections.Counter(
-        {
-            "patients": people.height,
-            "index dates": triggers.height,
-            "patients with index dates": triggers["subject_id"].n_unique(),
-        }
-    )
+    counts = count_dates(people, triggers)
     dropped = {"that fit no windows": triggers.height - found.height}
     rows = pl.DataFrame(schema=LABEL_SCHEMA)
     if found.height:

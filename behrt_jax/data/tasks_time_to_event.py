@@ -10,11 +10,11 @@ from typing import Any
 import polars as pl
 
 from behrt_jax.data.events import matching_codes
-from behrt_jax.data.follow_up import FollowUp, Made, as_time, drop, parse_follow_up, section_of, subjects
+from behrt_jax.data.follow_up import FollowUp, Made, as_time, count_dates, drop, parse_follow_up, section_of, subjects
+from behrt_jax.data.label_tables import KEYS
 from behrt_jax.data.visits import visit_column
 
 INDEX_KINDS = ("dates", "codes", "visits")
-KEYS = ["subject_id", "prediction_time"]
 DAYS_A_YEAR = 365.25
 
 
@@ -108,18 +108,13 @@ def label_time_to_event(events: pl.DataFrame, task: TimeToEventTask) -> Made:
     codes = events["code"].unique().to_list()
     occurrences = {cause: _times(events, matching_codes(codes, named, ())) for cause, named in task.events.items()}
     index = _index_dates(events, people, task, codes)
-    counts = collections.Counter(
-        {
-            "patients": people.height,
-            "index dates": index.height,
-            "patients with index dates": index["subject_id"].n_unique(),
-        }
-    )
+    counts = count_dates(people, index)
     rows = _visits_before(index.join(people, on="subject_id"), events)
     before = _times(events, matching_codes(codes, task.none_before, ()))
     rows = rows.join(before.group_by("subject_id").agg(before=pl.col("time").min()), on="subject_id", how="left")
     rows, dropped = drop(rows, _not_at_risk(task))
-    rows = rows.with_columns(end=pl.min_horizontal(task.follow_up.end(), "death"))
+    end = task.follow_up.end()
+    rows = rows.with_columns(end=pl.when(pl.col("death") < end).then("death").otherwise(end))
     rows, unfollowed = drop(rows, {"after the end of follow-up": pl.col("end") <= pl.col("prediction_time")})
     matched = collections.Counter(
         {pattern: int(events["code"].is_in(matching_codes(codes, (pattern,), ())).sum()) for pattern in task.patterns()}

@@ -28,6 +28,7 @@ def tokenize(
     value_edges: dict[str, tuple[float, ...]],
     members: pl.DataFrame,
     counts: collections.Counter | None = None,
+    parents: dict[str, str] | None = None,
 ) -> pl.DataFrame:
     """Reads one shard as tokens in sequence order.
 
@@ -37,11 +38,12 @@ def tokenize(
       value_edges: bins of numeric values.
       members: the subjects to keep, by `subject_id`.
       counts: if given, what was left out is added to it.
+      parents: tokens that are read as others, as `back_off.find_parents` gives them.
 
     Returns:
-      `subject_id, token, visit:Int32, moment:Int32 (-1 for static rows), minutes:Int32 (since birth, or since the
-      first event where no birth is known), has_birth:Boolean, origin:Int32 (where minutes count from, in minutes since
-      2000)`, by subject, static rows first, then by visit and time.
+      `subject_id, token, backed_off:Boolean (by parents), visit:Int32, moment:Int32 (-1 for static rows), minutes:Int32
+      (since birth, or since the first event where no birth is known), has_birth:Boolean, origin:Int32 (where minutes
+      count from, in minutes since 2000)`, by subject, static rows first, then by visit and time.
     """
     found = events.read_shard(shard, visit_columns(config)).join(
         members, on="subject_id", how="semi", maintain_order="left"
@@ -67,7 +69,9 @@ def tokenize(
     origin = (pl.col("began") - events.EPOCH).dt.total_minutes().cast(pl.Int32).alias("origin")
     columns = ("subject_id", "token", "visit", "moment", minutes, "has_birth", origin)
     merged = pl.concat([static_tokens.select(columns), tokens.select(columns)]).sort("subject_id", maintain_order=True)
-    read = merged.height
+    parents, read = parents or {}, merged.height
+    token = pl.col("token")
+    merged = merged.with_columns(token=token.replace(parents), backed_off=token.is_in(list(parents)))
     if config.unique_codes_in_visit:
         merged = merged.unique(["subject_id", "visit", "token"], keep="first", maintain_order=True)
     with_visits = merged.filter(pl.col("visit").max().over("subject_id") >= 0)

@@ -88,6 +88,9 @@ class Vocabulary:
         return vocabulary
 
 
+EMPTY = Vocabulary((), (), (), {})
+
+
 def sample_values(events: pl.DataFrame) -> pl.DataFrame:
     """Returns numeric values per code for the fit of quantiles, at most 10,000 a code, chosen by a hash.
 
@@ -169,24 +172,31 @@ def count_tokens(events: pl.DataFrame) -> pl.DataFrame:
 
 
 def fit_vocabulary(
-    counts: list[pl.DataFrame], value_edges: dict[str, tuple[float, ...]], min_patients: int
+    counts: list[pl.DataFrame],
+    value_edges: dict[str, tuple[float, ...]],
+    min_patients: int,
+    known: Vocabulary = EMPTY,
 ) -> Vocabulary:
-    """Builds the vocabulary from the counts of the train shards.
+    """Builds the vocabulary from the counts of the train shards, or adds what another does not know to its end.
 
     Args:
       counts: what `count_tokens` gave for each shard of the train split.
-      value_edges: what `fit_value_edges` gave.
+      value_edges: of all codes.
       min_patients: tokens of fewer train patients are left to `[UNK]`; also a privacy floor.
+      known: a vocabulary whose ids and counts are kept.
 
     Raises:
-      ValueError: no token reaches the minimum.
+      ValueError: no token reaches the minimum, and none is known.
     """
     total = pl.concat(counts).group_by("token").agg(pl.col("count").sum(), pl.col("patients").sum())
     kept = total.filter(pl.col("patients") >= min_patients).sort("count", "token", descending=[True, False])
-    if not kept.height:
+    if not (kept.height or known.codes):
         raise ValueError(
             f"data.min_patients: none of the {total.height} codes in the train split occurs in {min_patients} patients "
             f"or more (the most frequent: {total['patients'].max() or 0}); lower it, or check data.codes_include "
             "and data.codes_exclude"
         )
-    return Vocabulary(tuple(kept["token"]), tuple(kept["count"]), tuple(kept["patients"]), value_edges)
+    new = kept.filter(~pl.col("token").is_in(known.codes))
+    return Vocabulary(
+        (*known.codes, *new["token"]), (*known.counts, *new["count"]), (*known.patients, *new["patients"]), value_edges
+    )

@@ -310,14 +310,16 @@ def take_places(hidden: jax.Array, places: jax.Array) -> jax.Array:
 
 
 class BEHRTForSequenceClassification(BEHRTWithHead):
-    """BEHRT with a linear head on the patient's embedding.
+    """BEHRT with a linear head on the patient's embedding, and on traits that are known of the patient beside it.
 
     Attributes:
       num_labels: 1 for a binary outcome; the number of classes, or of outcomes that do not exclude each other. Logits
         are for a sigmoid, a softmax, or a sigmoid each.
+      num_traits: F, numbers that are given of each patient, as `data.at_times.traits_at` makes them of age and sex.
     """
 
     num_labels: int = 1
+    num_traits: int = 0
 
     def setup(self):
         """Declares the encoder and the head."""
@@ -327,7 +329,7 @@ class BEHRTForSequenceClassification(BEHRTWithHead):
         self.head = ClassificationHead(self.config, self.num_labels)
 
     def __call__(
-        self, codes, ages, visit_ids, attention_mask, *, num_patients=None, deterministic: bool = True, **columns
+        self, codes, ages, visit_ids, attention_mask, *, traits=None, num_patients=None, deterministic=True, **columns
     ) -> jax.Array:
         """Scores patients.
 
@@ -336,16 +338,26 @@ class BEHRTForSequenceClassification(BEHRTWithHead):
           ages: (B, L).
           visit_ids: (B, L).
           attention_mask: (B, L).
+          traits: (B, F) with `num_traits`, or (B, P, F) with `num_patients` too.
           num_patients: P, as `BEHRT.get_patient_embedding` takes it.
           deterministic: False draws dropout from the stream `dropout`.
           **columns: `positions`, `time_deltas`, `dates`.
 
         Returns:
           (B, num_labels) logits, or (B, P, num_labels) with `num_patients`.
+
+        Raises:
+          ValueError: traits are not what `num_traits` says.
         """
         arguments = {"num_patients": num_patients, "deterministic": deterministic, **columns}
         pooled = self.get_patient_embedding(codes, ages, visit_ids, attention_mask, **arguments)
-        return self.head(pooled, deterministic)
+        expected = (*pooled.shape[:-1], self.num_traits)
+        if self.num_traits and traits is None and self.is_initializing():
+            traits = jnp.zeros(expected)
+        if (None if traits is None else traits.shape) != (expected if self.num_traits else None):
+            found = f"found {'none' if traits is None else traits.shape}; expected {expected}"
+            raise ValueError(f"traits: {found}: age and sex at the prediction time, as data.at_times.traits_at gives")
+        return self.head(pooled, deterministic, traits)
 
 
 def encode(model, params, codes, ages, visit_ids, attention_mask, *, capture_attention: bool = False, **columns) -> Any:

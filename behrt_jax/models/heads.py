@@ -31,7 +31,7 @@ class CodeHead(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """Dropout and a dense layer.
+    """A dense layer on the patient embedding, after dropout, and on traits that are known of the patient beside it.
 
     Attributes:
       config: sizes and choices.
@@ -42,9 +42,12 @@ class ClassificationHead(nn.Module):
     num_labels: int
 
     @nn.compact
-    def __call__(self, pooled: jax.Array, deterministic: bool) -> jax.Array:
-        """Maps (..., D) patient embeddings to (..., num_labels) logits."""
-        return nn.Dense(self.num_labels, name="output")(Dropout(self.config.dropout)(pooled, deterministic))
+    def __call__(self, pooled: jax.Array, deterministic: bool, traits: jax.Array | None = None) -> jax.Array:
+        """Maps (..., D) patient embeddings, and (..., F) traits, to (..., num_labels) logits."""
+        pooled = Dropout(self.config.dropout)(pooled, deterministic)
+        if traits is not None:
+            pooled = jnp.concatenate([pooled, traits.astype(pooled.dtype)], axis=-1)
+        return nn.Dense(self.num_labels, name="output")(pooled)
 
 
 class DaysHead(nn.Module):

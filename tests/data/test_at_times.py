@@ -307,3 +307,17 @@ def test_predictions_that_cannot_be_are_refused_with_their_count():
     with pytest.raises(ValueError) as error:
         at_times.histories_at(patients, subjects, np.array(["9999-12-31", "2010-01-01", "2010-01-01"], "M8[us]"))
     assert_clear(error, "prediction_time", "in 1 of 3 rows", "placeholder")
+
+
+def test_traits_are_shares_of_ages_and_sexes():
+    kinds = ({"static": [6]}, {"static": [7]}, {}, {"static": [7], "birth": False})
+    patients = patients_of(*({"id": number, "visits": [[(9, 0)]], **kind} for number, kind in enumerate(kinds)))
+    names = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", "x", "GENDER//F", "GENDER//M", "x", "x")
+    years = [43.0, 250.0, 0.5, 43.0]
+    found = at_times.traits_at(patients, times(*(365.25 * DAY * each for each in years)), names)
+    assert found.shape == (4, at_times.NUM_TRAITS) and found.dtype == np.float32
+    shares, sexes = np.split(found, [len(at_times.AGE_KNOTS)], axis=1)
+    assert sexes.tolist() == [[1, 0], [0, 1], [0, 0], [0, 1]]
+    expected = np.zeros((4, len(at_times.AGE_KNOTS)))
+    expected[0, 4:6], expected[1, -1], expected[2, :2] = [0.7, 0.3], 1, [0.95, 0.05]
+    np.testing.assert_allclose(shares, expected, atol=1e-4)  # none where birth is unknown

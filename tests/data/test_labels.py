@@ -1,3 +1,4 @@
+import dataclasses
 import datetime
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from behrt_jax.data.labels import Labels, check_learnable, match_subjects, out_of_time_split, read_labels
+from behrt_jax.data.labels import Labels, check_learnable, match_subjects, out_of_time, read_labels
 from tests.data.handmade import START, SUBJECTS, assert_clear
 
 A, B, C = SUBJECTS[:3]
@@ -156,6 +157,14 @@ def test_holes_are_refused(tmp_path):
         refused(tmp_path / "y.parquet", f"'{name}' is null or NaN in 1 of 3 rows")
     lives = write_survival(tmp_path, [(A, 1, 5, True), (A, 2, 6, None)])
     refused(lives, "'event' is null or NaN in 1 of 2 rows")
+    ends = pl.col("event_time").filter("event").first()  # null where censored
+    pl.read_parquet(lives).with_columns(event_time=pl.when("event").then(ends), event=pl.col("event") & True).fill_null(
+        value=False
+    ).write_parquet(lives)
+    refused(lives, "'event_time' is null or NaN in 1 of 2 rows")
+    for column, values in (("integer_value", (3, 4, None)), ("categorical_value", ("home", None, "died"))):
+        rows = [(*row[:2], value) for row, value in zip(ROWS, values, strict=True)]
+        refused(write(tmp_path, "x", rows, column), f"'{column}' is null or NaN in 1 of 3 rows")
 
 
 def test_events_that_are_not_later_are_refused(tmp_path):
@@ -252,36 +261,46 @@ def test_no_labels_are_not_learned_from():
 
 def test_labels_out_of_a_life_are_counted():
     labels = made("binary", ("x",), (A, A, A, A, B, B, C, SUBJECTS[8]), (0, 1, 5, 10, -9, 99, 1, 1), np.zeros((8, 1)))
-    subjects = np.array([A, B, SUBJECTS[5]], np.int64)
-    births, deaths = days(1, 0, 0), days(10, 0, 0)
-    births[1] = deaths[1] = np.datetime64("NaT")
-    kept, left_out = match_subjects(labels, subjects, births, deaths)
+    lives = pl.DataFrame(
+        {"subject_id": [SUBJECTS[5], A, B], "birth": [day(0), day(1), None], "death": [day(0), day(10), None]}
+    )
+    kept, left_out = match_subjects(labels, lives)
     assert kept.tolist() == [1, 2, 4, 5]  # at birth is in; at death is out; B's birth and death are unknown
     assert left_out == {"of unknown subjects": 2, "before birth": 1, "at or after death": 1}
-    kept, left_out = match_subjects(labels, subjects[:0], births[:0], deaths[:0])
+    kept, left_out = match_subjects(labels, lives[:0])
     assert not kept.size and left_out == {"of unknown subjects": 8}
-    kept, left_out = match_subjects(labels.take(kept), subjects, births, deaths)
+    kept, left_out = match_subjects(labels.take(kept), lives)
     assert not kept.size and not left_out
 
 
-def test_out_of_time_split():
-    """Subjects stay where they are; train's events are known until the cutoff (day 100) and no further."""
-    splits = np.array(["train", "train", "train", "tuning", "held_out", "held_out", "held_out"])
-    subjects, times = (1, 1, 1, 2, 3, 3, 3), (10, 50, 100, 99, 99, 100, 150)
-    lasting, events = (90, 60, 5, 2, 10, 20, 30), (1, 1, 1, 2, 1, 2, 0)
-    labels = made("survival", ("a", "b"), subjects, times, lasting=lasting, events=events)
-    found, where, left_out = out_of_time_split(labels, splits, days(100)[0])
-    assert where.tolist() == ["train", "train", "tuning", "held_out", "held_out"]
-    assert found.subject_ids.tolist() == [1, 1, 2, 3, 3]
-    assert found.days.tolist() == [90, 50, 1, 20, 30]  # the first event comes at the cutoff itself: known
-    assert found.events.tolist() == [1, 0, 0, 2, 0] and found.events.dtype == np.int32
-    assert left_out == {"train on the wrong side of the cutoff": 1, "held_out on the wrong side of the cutoff": 1}
-    assert labels.days.tolist() == list(lasting)
+@pytest.mark.parametrize(
+    ("split", "kept", "lasting", "events", "censored"),
+    [
+        ("train", [0, 1, 2], [90, 50, 1], [1, 0, 2], 1),  # the first event comes at the cutoff itself: known
+        ("tuning", [0, 1, 2], [90, 50, 1], [1, 0, 2], 1),
+        ("held_out", [3, 4], [20, 30], [2, 0], 0),
+    ],
+)
+def test_out_of_time(split, kept, lasting, events, censored):
+    """The cutoff is day 100: before it train learns what is known by then, from it on the test knows all."""
+    labels = made("survival", ("a", "b"), range(5), (10, 50, 99, 100, 150), lasting=(90, 60, 1, 20, 30))
+    labels = dataclasses.replace(labels, events=np.array([1, 1, 2, 2, 0], np.int32))
+    found, number = out_of_time(labels, split, days(100)[0])
+    assert found.subject_ids.tolist() == kept and number == censored
+    assert found.days.tolist() == lasting and found.events.tolist() == events and found.events.dtype == np.int32
+    assert labels.days.tolist() == [90, 60, 1, 20, 30]
 
 
 def test_a_gap_before_the_cutoff():
-    splits = np.array(["train"] * 3 + ["held_out"])
     labels = made("binary", ("x",), (1, 1, 1, 3), (69, 70, 71, 100), values=[[0], [1], [1], [1]])
-    found, where, left_out = out_of_time_split(labels, splits, days(100)[0], gap_days=30)
-    assert found.values[:, 0].tolist() == [0, 1] and where.tolist() == ["train", "held_out"]
-    assert left_out == {"train on the wrong side of the cutoff": 2}
+    kept = {split: out_of_time(labels, split, days(100)[0], gap_days=30)[0] for split in ("tuning", "held_out")}
+    assert kept["tuning"].prediction_times.tolist() == days(69).tolist() and np.isnan(kept["tuning"].days).all()
+    assert kept["held_out"].prediction_times.tolist() == days(100).tolist()
+
+
+def test_outcomes_by_name():
+    assert made("binary", ("x",), (A, B), (1, 1), [[0], [1]]).outcomes().tolist() == [[False], [True]]
+    classes = made("multiclass", ("a", "b", "c"), (A, B), (1, 1), [[2], [0]])
+    assert classes.outcomes().tolist() == [[False, False, True], [True, False, False]]
+    causes = made("survival", ("a", "b"), (A, B, C), (1, 1, 1), lasting=(1, 1, 1), events=(0, 2, 1))
+    assert causes.outcomes().tolist() == [[False, False], [False, True], [True, False]]

@@ -73,7 +73,7 @@ def test_a_run_says_what_it_found_and_what_it_reached(survival_run, deaths):
     splits = [line for line in done.stdout.splitlines() if " labels of " in line]
     assert [line.split(":")[0] for line in splits] == ["train", "tuning", "held_out"]
     assert sum(int(line.split()[1].replace(",", "")) for line in splits) <= rows.height
-    known = float(done.stdout.split("coverage: the vocabulary knows ")[1].split("%")[0])
+    known = float(done.stdout.split("coverage of train: the vocabulary knows ")[1].split("%")[0])
     assert 50 < known < 100  # rare codes are [UNK]
     found = evaluation_of(folder)
     assert 0 <= found["metrics"]["survival/c_index"]["value"] <= 1 and found["baselines"] == {}
@@ -120,19 +120,22 @@ def test_predictions_for_the_same_times_are_those_of_the_evaluation(workplace, s
 def test_a_fine_tuned_run_is_loaded_in_one_call(survival_run):
     config, vocabulary, model, params = behrt_jax.load(survival_run[0])
     ones = np.ones((2, 5), np.int32)
-    logits = model.apply(params, 6 * ones, 50.0 * ones, 0 * ones, ones)
+    traits = np.zeros((2, model.num_traits), np.float32)
+    logits = model.apply(params, 6 * ones, 50.0 * ones, 0 * ones, ones, traits=traits)
+    with pytest.raises(ValueError, match="traits: found none; expected \\(2, 13\\)"):
+        model.apply(params, 6 * ones, 50.0 * ones, 0 * ones, ones)
     assert logits.shape == (2, model.num_labels) == (2, len(config.survival.edges))
     assert len(vocabulary) == config.model.vocab_size
 
 
 def test_nothing_after_the_prediction_time_moves_a_prediction(workplace, survival_run, deaths):
-    config, _, model, params = behrt_jax.load(survival_run[0])
+    config, vocabulary, model, params = behrt_jax.load(survival_run[0])
     labels = label_files.read_labels([deaths], lambda line: None)
     prepared = outcomes.outcome_data.prepare(outcomes.outcome_data.DataConfig(**config.data))
     patients = dataset.read(prepared.folder, "train")
 
     def said(patients):
-        found = labelled.find_histories(config, patients, labels, "train", lambda line: None)
+        found = labelled.find_histories(config, patients, labels, vocabulary.tokens, "train", lambda line: None)
         return found.labels, predictions.score(config, model, params, found)
 
     mine, before = said(patients)

@@ -1,0 +1,148 @@
+"""Cross-validates fine-tuning by patient, with pre-training inside each fold, beside baselines, LSTM and from scratch.
+
+python -m experiments.cross_validate --labels=FILE [--config=configs/survival.py] [--data=DIR] [--workdir=DIR]
+
+Each fold's patients are held out once: the vocabulary, pre-training, fine-tuning and baselines see only the others, of
+whom a seventh tune. What is finished is not made again; `--only=0,1` makes some folds alone, say on other machines.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from absl import flags
+
+from behrt_jax import metrics
+from behrt_jax.baselines_outcome import BOOSTED
+from behrt_jax.data import events
+from behrt_jax.data.hashing import hash_fraction
+from behrt_jax.metrics import Estimate
+from experiments import command
+from experiments.evaluate_outcomes import REPLICATES_FILE
+from experiments.fitting import EVALUATION_FILE
+from experiments.results import call
+from experiments.tables import COLUMNS, LOWER_IS_BETTER, format_cell, format_signed
+
+FOLD_SALT, TUNING_SALT, TUNING_SHARE = 1, 2, 0.15
+MODELS = {"scratch": "BEHRT from scratch", "lstm": "LSTM", "behrt": "BEHRT"}
+LSTM = ("--config.model.encoder=lstm",)
+LSTM_SURVIVAL = ("--config.survival.loss=discrete",)  # as in the reference
+
+
+def write_view(data: Path, folder: Path, fold: int, folds: int) -> Path:
+    """Writes a MEDS data set that links to the events of another and holds a fold's patients out."""
+    view = folder / "data"
+    (view / "metadata").mkdir(parents=True, exist_ok=True)
+    links = {view / "data": data / "data"} | {view / "metadata" / f.name: f for f in (data / "metadata").glob("*")}
+    for link, target in links.items():
+        if target.name != Path(events.SPLITS_FILE).name and not link.exists():
+            link.symlink_to(target.resolve())
+    shards = [events.read_shard(shard)["subject_id"].unique() for shard in events.find_shards(str(data))]
+    ids = np.sort(pl.concat(shards).to_numpy())
+    is_tuning = hash_fraction(TUNING_SALT, ids) < TUNING_SHARE
+    names = np.where(fold_of(ids, folds) == fold, "held_out", np.where(is_tuning, "tuning", "train"))
+    pl.DataFrame({"subject_id": ids, "split": names}).write_parquet(view / events.SPLITS_FILE)
+    return view
+
+
+def fold_of(subject_ids: np.ndarray, folds: int) -> np.ndarray:
+    """Returns the fold of each subject, a function of its id alone."""
+    return np.floor(folds * hash_fraction(FOLD_SALT, subject_ids)).astype(int)
+
+
+def run_fold(folder: Path, view: Path) -> None:
+    """Trains and evaluates everything of one fold, unless that is done."""
+    own = {name: folder / name for name in ("pretrained", *MODELS)}
+    data = f"--config.data.path={view}"
+    pretrain = [f"--config={FLAGS.pretrain}", f"--config.train.num_steps={FLAGS.pretrain_steps}", data]
+    finetune = [f"--config={FLAGS.config}", f"--config.labels={FLAGS.labels}", data]
+    lstm = [*LSTM, *(LSTM_SURVIVAL if Path(FLAGS.config).stem == "survival" else ())]
+    call("pretrain", *pretrain, f"--workdir={own['pretrained']}", "--nobaselines")
+    call("finetune", *finetune, f"--workdir={own['scratch']}", "--nobaselines")
+    call("finetune", *finetune, *lstm, f"--workdir={own['lstm']}", "--nobaselines")
+    begun = [f"--config.pretrained={own['pretrained']}", f"--versus={own['scratch']},{own['lstm']}"]
+    call("finetune", *finetune, *begun, f"--workdir={own['behrt']}")
+
+
+def read_fold(folder: Path, fold: int) -> dict[str, dict[str, Estimate]]:
+    """Reads what each model reached in a fold, by metric; resamples of folds are made independent of each other."""
+    result = json.loads((folder / "behrt" / EVALUATION_FILE).read_text())
+    replicates = np.load(folder / "behrt" / REPLICATES_FILE)
+    order = np.random.default_rng(fold).permutation(metrics.NUM_RESAMPLES)
+    paths = {str(folder / name): label for name, label in MODELS.items()}
+    found = {}
+    for key, values in replicates.items():
+        model, _, metric = key.partition(": ")
+        entry = (result["baselines"][model] if model != "BEHRT" else result["metrics"])[metric]
+        label = paths.get(model, model)
+        found.setdefault(label, {})[metric] = Estimate(entry["value"], values[order], entry["n"])
+    return found
+
+
+def average(found: list[dict[str, dict[str, Estimate]]]) -> dict[str, dict[str, Estimate]]:
+    """Averages what all folds have of models and metrics."""
+    models = [model for model in found[0] if all(model in fold for fold in found)]
+    together = {}
+    for model in models:
+        for metric in found[0][model]:
+            parts = [fold[model][metric] for fold in found if metric in fold[model]]
+            if len(parts) == len(found):
+                value, replicates = np.mean([p.value for p in parts]), np.mean([p.replicates for p in parts], axis=0)
+                together.setdefault(model, {})[metric] = Estimate(float(value), replicates, sum(p.n for p in parts))
+    return together
+
+
+def format_markdown(found: dict[str, dict[str, Estimate]]) -> str:
+    """Lays out a table in Markdown: models from best to worst, and how far the best of ours are above each."""
+    objective = next(iter(found["BEHRT"])).partition("/")[0]
+    columns = {f"{objective}/{name}": label for name, label in COLUMNS[objective].items()}
+    columns = {name: label for name, label in columns.items() if name in found["BEHRT"]}
+    first, ours = next(iter(columns)), [name for name in ("BEHRT", BOOSTED) if name in found]
+    sign = 1 if first.endswith(LOWER_IS_BETTER) else -1
+    heads = ["", *columns.values(), *(f"{name} above it" for name in ours)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for model, own in sorted(found.items(), key=lambda item: sign * item[1][first].value):
+        cells = [format_cell(own[name].summary()) if name in own else "" for name in columns]
+        pairs = [
+            "" if name == model else format_signed(metrics.difference(found[name][first], own[first])) for name in ours
+        ]
+        lines.append(f"| {model} | {' | '.join([*cells, *pairs])} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Runs the command."""
+    folder, folds = Path(FLAGS.workdir), FLAGS.folds
+    chosen = sorted({int(word) for word in FLAGS.only}) if FLAGS.only else list(range(folds))
+    if not set(chosen) <= set(range(folds)):
+        raise ValueError(f"--only: found {chosen}; expected folds from 0 to {folds - 1}")
+    for fold in chosen:
+        print(f"fold {fold} of {folds}", flush=True)
+        own = folder / f"fold-{fold}"
+        run_fold(own, write_view(Path(FLAGS.data), own, fold, folds))
+    missing = [k for k in range(folds) if not (folder / f"fold-{k}" / "behrt" / REPLICATES_FILE).exists()]
+    if missing:
+        print(f"finished; the table comes when folds {missing} are there too")
+        return
+    found = average([read_fold(folder / f"fold-{fold}", fold) for fold in range(folds)])
+    summary = {model: metrics.summaries(each) for model, each in found.items()}
+    versus = {a: {b: metrics.compare(found[a], found[b]) for b in found if b != a} for a in found}
+    (folder / "cross_validation.json").write_text(json.dumps({"metrics": summary, "versus": versus}, indent=1))
+    table = format_markdown(found)
+    (folder / "cross_validation.md").write_text(table)
+    print(f"means of {folds} folds, 95% intervals over patients\n\n{table}")
+    print(f"written: {folder / 'cross_validation.md'} and .json")
+
+
+if __name__ == "__main__":
+    FLAGS = flags.FLAGS
+    flags.DEFINE_string("labels", None, "A file of labels.", required=True)
+    flags.DEFINE_string("config", "configs/survival.py", "The recipe of fine-tuning.")
+    flags.DEFINE_string("pretrain", "configs/small.py", "The recipe of pre-training.")
+    flags.DEFINE_integer("pretrain_steps", 2000, "Its steps.", lower_bound=1)
+    flags.DEFINE_string("data", "data/synthea-1151", "A MEDS data set.")
+    flags.DEFINE_integer("folds", 5, "Parts of the patients, each held out once.", lower_bound=2)
+    flags.DEFINE_list("only", None, "The folds to make now; all if not given.")
+    flags.DEFINE_string("workdir", "runs/cross-validation", "Where the runs are made.")
+    command.run(main)
