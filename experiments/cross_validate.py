@@ -26,17 +26,21 @@ from experiments.tables import COLUMNS, LOWER_IS_BETTER, format_cell, format_sig
 
 FOLD_SALT, TUNING_SALT, TUNING_SHARE = 1, 2, 0.15
 MODELS = {"scratch": "BEHRT from scratch", "lstm": "LSTM", "behrt": "BEHRT"}
-LSTM = ("--config.model.encoder=lstm",)
-LSTM_SURVIVAL = ("--config.survival.loss=discrete",)  # as in the reference
+# The reference's LSTM, as configs/lstm.py has it.
+LSTM = [
+    f"--config.model.{key}"
+    for key in ("encoder=lstm", "hidden_dim=256", "rotary=none", "visit_bias=False", "time_bins=28")
+]
+LSTM_SURVIVAL = ["--config.survival.loss=discrete"]
 
 
 def write_view(data: Path, folder: Path, fold: int, folds: int) -> Path:
     """Writes a MEDS data set that links to the events of another and holds a fold's patients out."""
     view = folder / "data"
     (view / "metadata").mkdir(parents=True, exist_ok=True)
-    links = {view / "data": data / "data"} | {view / "metadata" / f.name: f for f in (data / "metadata").glob("*")}
-    for link, target in links.items():
-        if target.name != Path(events.SPLITS_FILE).name and not link.exists():
+    for target in (data / "data", *(data / "metadata").iterdir()):
+        link = view / target.relative_to(data)
+        if target != data / events.SPLITS_FILE and not link.exists():
             link.symlink_to(target.resolve())
     shards = [events.read_shard(shard)["subject_id"].unique() for shard in events.find_shards(str(data))]
     ids = np.sort(pl.concat(shards).to_numpy())
@@ -54,10 +58,10 @@ def fold_of(subject_ids: np.ndarray, folds: int) -> np.ndarray:
 def run_fold(folder: Path, view: Path) -> None:
     """Trains and evaluates everything of one fold, unless that is done."""
     own = {name: folder / name for name in ("pretrained", *MODELS)}
-    data = f"--config.data.path={view}"
-    pretrain = [f"--config={FLAGS.pretrain}", f"--config.train.num_steps={FLAGS.pretrain_steps}", data]
-    finetune = [f"--config={FLAGS.config}", f"--config.labels={FLAGS.labels}", data]
-    lstm = [*LSTM, *(LSTM_SURVIVAL if Path(FLAGS.config).stem == "survival" else ())]
+    shared = [f"--config.data.path={view}", *(f"--config.{each}" for each in FLAGS.set)]
+    pretrain = [f"--config={FLAGS.pretrain}", f"--config.train.num_steps={FLAGS.pretrain_steps}", *shared]
+    finetune = [f"--config={FLAGS.config}", f"--config.labels={FLAGS.labels}", *shared]
+    lstm = LSTM + LSTM_SURVIVAL * (Path(FLAGS.config).stem == "survival")
     call("pretrain", *pretrain, f"--workdir={own['pretrained']}", "--nobaselines")
     call("finetune", *finetune, f"--workdir={own['scratch']}", "--nobaselines")
     call("finetune", *finetune, *lstm, f"--workdir={own['lstm']}", "--nobaselines")
@@ -82,14 +86,13 @@ def read_fold(folder: Path, fold: int) -> dict[str, dict[str, Estimate]]:
 
 def average(found: list[dict[str, dict[str, Estimate]]]) -> dict[str, dict[str, Estimate]]:
     """Averages what all folds have of models and metrics."""
-    models = [model for model in found[0] if all(model in fold for fold in found)]
     together = {}
-    for model in models:
-        for metric in found[0][model]:
-            parts = [fold[model][metric] for fold in found if metric in fold[model]]
-            if len(parts) == len(found):
-                value, replicates = np.mean([p.value for p in parts]), np.mean([p.replicates for p in parts], axis=0)
-                together.setdefault(model, {})[metric] = Estimate(float(value), replicates, sum(p.n for p in parts))
+    for model, metric in [(name, metric) for name, own in found[0].items() for metric in own]:
+        parts = [fold[model][metric] for fold in found if metric in fold.get(model, {})]
+        if len(parts) == len(found):
+            values, replicates, counts = zip(*parts, strict=True)
+            mean = Estimate(float(np.mean(values)), np.mean(replicates, axis=0), sum(counts))
+            together.setdefault(model, {})[metric] = mean
     return together
 
 
@@ -100,13 +103,11 @@ def format_markdown(found: dict[str, dict[str, Estimate]]) -> str:
     columns = {name: label for name, label in columns.items() if name in found["BEHRT"]}
     first, ours = next(iter(columns)), [name for name in ("BEHRT", BOOSTED) if name in found]
     sign = 1 if first.endswith(LOWER_IS_BETTER) else -1
-    heads = ["", *columns.values(), *(f"{name} above it" for name in ours)]
+    heads = ["", *columns.values(), *(f"{name} above it by" for name in ours)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for model, own in sorted(found.items(), key=lambda item: sign * item[1][first].value):
         cells = [format_cell(own[name].summary()) if name in own else "" for name in columns]
-        pairs = [
-            "" if name == model else format_signed(metrics.difference(found[name][first], own[first])) for name in ours
-        ]
+        pairs = [format_signed(metrics.difference(found[name][first], own[first])) for name in ours]
         lines.append(f"| {model} | {' | '.join([*cells, *pairs])} |")
     return "\n".join(lines) + "\n"
 
@@ -143,6 +144,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("pretrain_steps", 2000, "Its steps.", lower_bound=1)
     flags.DEFINE_string("data", "data/synthea-1151", "A MEDS data set.")
     flags.DEFINE_integer("folds", 5, "Parts of the patients, each held out once.", lower_bound=2)
+    flags.DEFINE_multi_string("set", [], "KEY=VALUE for all recipes, such as train.batch_size=16; may be repeated.")
     flags.DEFINE_list("only", None, "The folds to make now; all if not given.")
     flags.DEFINE_string("workdir", "runs/cross-validation", "Where the runs are made.")
     command.run(main)

@@ -71,7 +71,7 @@ def evaluate_run(
     predictions.write(folder / "predictions.parquet", own.config, held_out, said, fitted)
     draw(own.config, said, {name: theirs for name, (theirs, _) in compared.items()}, held_out, folder / "figures")
     replicates = {f"{model}: {name}": each.replicates for model, own in resampled.items() for name, each in own.items()}
-    np.savez_compressed(folder / REPLICATES_FILE, **replicates)
+    np.savez_compressed(folder / REPLICATES_FILE, allow_pickle=False, **replicates)
     scratch = folder / f"{EVALUATION_FILE}.tmp"
     scratch.write_text(json.dumps(result, indent=1))
     scratch.replace(folder / EVALUATION_FILE)

@@ -90,8 +90,8 @@ def make_objective(config: ConfigDict, model, found: Labelled) -> tuple[Objectiv
     if "survival" in config:
         settings = SurvivalConfig(**config.survival)
         if settings.loss == "cox" and config.train.accumulate_steps > 1:
-            found = f"found {config.train.accumulate_steps} with survival.loss=cox"
-            raise ValueError(f"train.accumulate_steps: {found}; expected 1, as the risk sets of Cox are whole batches")
+            given = f"found {config.train.accumulate_steps} with survival.loss=cox"
+            raise ValueError(f"train.accumulate_steps: {given}; expected 1, as the risk sets of Cox are whole batches")
         begun = head_start.begin_survival(found.traits, train.days, train.events, settings)
         return survival.make_objective(model, settings), begun
     settings = ClassificationConfig(**config.classification)

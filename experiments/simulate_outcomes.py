@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from sksurv.metrics import concordance_index_censored
 
-from behrt_jax import baselines_outcome
+from behrt_jax import outcome_features
 from behrt_jax.data import dataset, events
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.hashing import hash_integers
@@ -52,10 +52,10 @@ def choose_times(data: str, min_visits: int, seed: int, say: Callable[[str], Non
 
 
 def feature_names(tokens: tuple[str, ...]) -> list[str]:
-    """Names the columns of `baselines_outcome.features`, age and sex first."""
-    kinds = ["log count", *(f"log count, half-life {days:g} days" for days in baselines_outcome.HALF_LIVES)]
-    kinds += [f"in the last {baselines_outcome.RECENT:g} days", "static"]
-    ages = [f"age bin {number}" for number in range(len(baselines_outcome.AGE_BINS) + 1)]
+    """Names the columns of `outcome_features.features`, age and sex first."""
+    kinds = ["log count", *(f"log count, half-life {days:g} days" for days in outcome_features.HALF_LIVES)]
+    kinds += [f"in the last {outcome_features.RECENT:g} days", "static"]
+    ages = [f"age bin {number}" for number in range(len(outcome_features.AGE_BINS) + 1)]
     basic = ["age", *(token for token in tokens if token.startswith("GENDER//"))]
     return [*basic, *(f"{token} ({kind})" for kind in kinds for token in tokens), *ages, "log visits", "log days ago"]
 
@@ -69,7 +69,7 @@ def find_features(
     tokens, found = prepared.vocabulary.tokens, []
     for split in events.SPLITS:
         part = find_histories(config, dataset.read(prepared.folder, split), times, tokens, split, say)
-        known = baselines_outcome.features(part.rows, part.labels.prediction_times, tokens)
+        known = outcome_features.features(part.rows, part.labels.prediction_times, tokens)
         found.append((part.labels.subject_ids, scipy.sparse.hstack([known.basic, known.codes])))
     ids = np.concatenate([subject_ids for subject_ids, _ in found])
     table = scipy.sparse.csr_array(scipy.sparse.vstack([part for _, part in found]))

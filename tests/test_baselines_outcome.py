@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 import sklearn.linear_model
+import sklearn.metrics
 from sksurv.linear_model import CoxPHSurvivalAnalysis
 from sksurv.metrics import concordance_index_censored
 from sksurv.nonparametric import cumulative_incidence_competing_risks
 from sksurv.util import Surv
 
 from behrt_jax import baselines_outcome as baselines
+from behrt_jax import outcome_features
 from behrt_jax.baselines_outcome import Candidate, Classified, Followed
 from behrt_jax.data import at_times
 from tests.data.handmade import patients_of
@@ -64,6 +66,8 @@ def classified(seed: int, **kwargs) -> Classified:
 def small_budget():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(baselines, "TREES", 40)
+        patch.setattr(baselines, "TREES_SURVIVAL", 40)
+        patch.setattr(baselines, "CHECK_SURVIVAL", 10)
         patch.setattr(baselines, "TREE_FEATURES", 0.5)
         patch.setattr(baselines, "BOOSTING", ((0.1, 2),))
         patch.setattr(baselines, "BOOSTING_SURVIVAL", ((0.1, 2),))
@@ -92,7 +96,7 @@ def test_features_by_hand():
     visits = [[(code, int(minute)) for code, minute in visit] for visit in visits]
     person = {"static": [M], "visits": visits}
     patients, times = patients_of(person, {**person, "birth": False, "static": []}), moments([now, now])
-    found = baselines.features(patients, times, TOKENS)
+    found = outcome_features.features(patients, times, TOKENS)
     np.testing.assert_allclose(found.basic, [[5, 0, 1], [0, 0, 0]], atol=1e-6)
     size = len(TOKENS)
     dense = found.codes.toarray()
@@ -113,13 +117,13 @@ def test_features_of_few_patients_are_left_out(monkeypatch):
     predictions, subjects = split.times[twice], split.patients.subject_ids[twice]
     histories, _, _ = at_times.histories_at(split.patients, subjects, predictions)
     for least, expected in ((1, True), (4, False)):
-        monkeypatch.setattr(baselines, "MIN_PATIENTS", least)
-        encode = baselines.make_encoder(histories, predictions, TOKENS)
+        monkeypatch.setattr(outcome_features, "MIN_PATIENTS", least)
+        encode = outcome_features.make_encoder(histories, predictions, TOKENS)
         assert (encode(histories, predictions).codes.shape[1] > 0) == expected
-    monkeypatch.setattr(baselines, "MIN_PATIENTS", 10)
-    found = baselines.make_encoder(split.patients, split.times, TOKENS)(split.patients, split.times)
+    monkeypatch.setattr(outcome_features, "MIN_PATIENTS", 10)
+    found = outcome_features.make_encoder(split.patients, split.times, TOKENS)(split.patients, split.times)
     np.testing.assert_allclose(found.codes.toarray().std(axis=0), 1, rtol=1e-6)
-    np.testing.assert_allclose(found.basic.std(axis=0), baselines.FREE, rtol=1e-6)
+    np.testing.assert_allclose(found.basic.std(axis=0), outcome_features.FREE, rtol=1e-6)
 
 
 def test_the_planted_codes_are_found_and_only_age_and_sex_by_their_model(classifiers, forecasters):
@@ -208,7 +212,7 @@ def test_what_tuning_says_decides(kind):
 
 def test_boosting_predicts_with_the_trees_that_were_chosen():
     train, tuning = followed(0), followed(1)
-    encode = baselines.make_encoder(train.patients, train.times, TOKENS)
+    encode = outcome_features.make_encoder(train.patients, train.times, TOKENS)
     table, checks = encode(train.patients, train.times), encode(tuning.patients, tuning.times)
     outcome = Surv.from_arrays(train.events == 1, train.days)
     families = {
@@ -228,7 +232,7 @@ def test_boosting_predicts_with_the_trees_that_were_chosen():
 def test_forecasts_of_one_cause_are_those_of_scikit_survival(forecasters):
     train, other = followed(0), followed(2)
     found = forecasters["Cox on age and sex"](other.patients, other.times, HORIZONS)
-    encode = baselines.make_encoder(train.patients, train.times, TOKENS)
+    encode = outcome_features.make_encoder(train.patients, train.times, TOKENS)
     table, others = (encode(split.patients, split.times).basic for split in (train, other))
     model = CoxPHSurvivalAnalysis(alpha=baselines.RIDGE, ties="efron")
     model.fit(table, Surv.from_arrays(train.events == 1, train.days))
@@ -288,7 +292,7 @@ def test_labels_at_once_are_fitted_one_by_one_and_classes_together():
 
 def test_logistic_regression_is_that_of_scikit_learn():
     train = classified(0)
-    encode = baselines.make_encoder(train.patients, train.times, TOKENS)
+    encode = outcome_features.make_encoder(train.patients, train.times, TOKENS)
     table = encode(train.patients, train.times)
     found = list(baselines._logistic(table, train.classes, table, 2, baselines._all))
     dense = np.hstack([table.basic, table.codes.toarray()])
@@ -323,3 +327,34 @@ def test_tuning_without_events_leaves_the_most_cautious_settings():
     baselines.fit_survival(followed(0), tuning, TOKENS, messages.append)
     strongest = baselines.NET_RATIOS[0]
     assert "loss 0.5000" in messages[0] and f"L1 share {strongest}," in messages[1] and " 10 trees" in messages[2]
+
+
+@pytest.mark.parametrize("kind", ["classification", "survival"])
+def test_embeddings_are_read_by_one_model_alone(kind):
+    """What the embeddings know of the risk, no code tells: the hazard has a part that is in them alone."""
+    rng = np.random.default_rng(5)
+
+    def drawn(seed):
+        histories, times, _, _ = people(seed)
+        hidden = rng.normal(size=len(times))
+        embeddings = np.stack([rng.normal(size=len(times)), 2 * hidden], axis=1).astype(np.float32)
+        if kind == "classification":
+            return Classified(histories, times, (hidden + rng.normal(size=len(times)) > 0).astype(int), embeddings)
+        days = rng.exponential(1000 * np.exp(-2 * hidden)) + 0.01
+        return Followed(histories, times, np.minimum(days, 2000), (days < 2000).astype(int), embeddings)
+
+    train, tuning, held_out = drawn(0), drawn(1), drawn(2)
+    fit = baselines.fit_classification if kind == "classification" else baselines.fit_survival
+    found, without = fit(train, tuning, TOKENS), fit(train._replace(embeddings=None), tuning, TOKENS)
+    assert set(found) - set(without) == {baselines.BOOSTED}
+    known = (held_out.patients, held_out.times)
+
+    def score(name):
+        if kind == "classification":
+            said = found[name](*known, held_out.embeddings)[:, 1]
+            return sklearn.metrics.roc_auc_score(held_out.classes, said)
+        said = found[name](*known, np.array([1000.0]), held_out.embeddings)
+        assert ((said.incidence >= 0) & (said.incidence <= 1)).all()
+        return concordance_index_censored(held_out.events > 0, held_out.days, said.risks[:, 0])[0]
+
+    assert score(baselines.BOOSTED) > 0.75 > 0.6 > score("gradient boosting")

@@ -191,6 +191,16 @@ def whole(workplace) -> tuple[Path, subprocess.CompletedProcess]:
 
 
 @pytest.fixture(scope="session")
+def deaths(workplace):
+    """Labels of time to death from fixed dates, made by the command."""
+    file = workplace.folder / "death.parquet"
+    task = [f"--task={ROOT / 'configs' / 'tasks' / 'death.yaml'}", f"--data={workplace.data}", f"--output={file}"]
+    done = workplace.run(task, "experiments.labels")
+    assert done.returncode == 0, done.stderr
+    return file
+
+
+@pytest.fixture(scope="session")
 def joint(workplace) -> Path:
     """The workdir of a run on masked codes, next visits and events together, evaluated without baselines."""
     done = workplace.run([*workplace.arguments("joint", **JOINT), "--nobaselines"])

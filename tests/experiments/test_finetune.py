@@ -34,16 +34,6 @@ def arguments(place: Workplace, recipe: str, labels, run: str, **overrides) -> l
 
 
 @pytest.fixture(scope="session")
-def deaths(workplace):
-    """Labels of time to death from fixed dates, made by the command."""
-    file = workplace.folder / "death.parquet"
-    task = [f"--task={ROOT / 'configs' / 'tasks' / 'death.yaml'}", f"--data={workplace.data}", f"--output={file}"]
-    done = workplace.run(task, "experiments.labels")
-    assert done.returncode == 0, done.stderr
-    return file
-
-
-@pytest.fixture(scope="session")
 def survival_run(workplace, deaths, joint):
     """A run that is fine-tuned from a pre-trained one: its workdir and what it printed."""
     done = workplace.run(

@@ -1,0 +1,102 @@
+"""What baselines of outcomes know of histories at prediction times, as tables; see `baselines_outcome`."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+
+from behrt_jax.data.at_times import ages_at, minutes_since_birth
+from behrt_jax.data.dataset import Patients
+from behrt_jax.data.history import static_tokens
+from behrt_jax.data.sequences import MINUTES_PER_DAY
+from behrt_jax.data.vocabulary import NUM_SPECIAL
+
+HALF_LIVES = (90.0, 730.0)  # days
+RECENT = 730.5  # days
+AGE_BINS = np.arange(0, 100, 5)
+MIN_PATIENTS = 10  # of train, that a feature must tell apart from the others
+FREE = 10.0  # age and sex are so much larger than codes: penalties, which tell no features apart, hardly reach them
+
+
+class Inputs(NamedTuple):
+    """What is known at each prediction: (N, A) float64 age and sex, and (N, D) sparse float64 of the rest, scaled."""
+
+    basic: np.ndarray
+    codes: scipy.sparse.csr_array
+
+    def dense(self) -> np.ndarray:
+        """Returns all of it as (N, A + D) float32."""
+        return np.hstack([self.basic, self.codes.toarray()]).astype(np.float32)
+
+    def widened(self, embeddings: np.ndarray) -> "Inputs":
+        """Returns all of it with (N, D) embeddings."""
+        return self._replace(codes=scipy.sparse.hstack([self.codes, scipy.sparse.csr_array(embeddings)]).tocsr())
+
+
+def features(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inputs:
+    """Describes histories at their prediction times, unscaled.
+
+    Args:
+      patients: N rows, as `at_times.histories_at` returns them, without marks.
+      times: (N,) datetime64.
+      tokens: of the vocabulary, by id.
+
+    Returns:
+      Age in decades (0 where unknown) and a column for each `GENDER//...`; then log counts of all codes, the log of
+      counts that fade by each of `HALF_LIVES`, codes of the last `RECENT` days, static tokens, the age in bins of five
+      years (the first for an unknown one), and the logs of the number of visits and of the days since the last token.
+    """
+    shape = (len(patients), len(tokens))
+    owners, timed = patients.owners, patients.visits >= 0
+    now = minutes_since_birth(patients, np.arange(len(patients)), times)
+    ago = np.maximum(now[owners] - patients.minutes, 0) / MINUTES_PER_DAY
+
+    def total(weights: np.ndarray) -> scipy.sparse.csr_array:
+        kept = timed & (patients.codes >= NUM_SPECIAL) & (weights > 0)
+        return scipy.sparse.csr_array((weights[kept], (owners[kept], patients.codes[kept])), shape=shape)
+
+    statics = static_tokens(patients, len(tokens)).astype(np.float64)
+    ages = ages_at(patients, times)
+    bins = np.searchsorted(AGE_BINS, np.nan_to_num(ages, nan=-1.0), side="right")
+    last = np.full(len(patients), np.inf)
+    np.minimum.at(last, owners[timed], ago[timed])
+    visits = patients.visits[patients.offsets[1:] - 1] + 1
+    blocks = [
+        total(np.ones(len(ago))).log1p(),
+        *(total(np.exp2(-ago / half_life)).log1p() for half_life in HALF_LIVES),
+        total((ago <= RECENT).astype(float)).minimum(1),
+        statics,
+        scipy.sparse.csr_array(np.eye(len(AGE_BINS) + 1)[bins]),
+        scipy.sparse.csr_array(np.log1p(np.stack([visits, last], axis=1))),
+    ]
+    genders = [code for code, token in enumerate(tokens) if token.startswith("GENDER//")]
+    basic = np.column_stack([np.nan_to_num(ages) / 10, statics[:, genders].toarray()])
+    return Inputs(basic, scipy.sparse.hstack(blocks).tocsr())
+
+
+def make_encoder(
+    patients: Patients, times: np.ndarray, tokens: tuple[str, ...]
+) -> Callable[[Patients, np.ndarray], Inputs]:
+    """Returns a function from histories and prediction times to `features`, chosen and scaled by those of train.
+
+    Features that fewer than `MIN_PATIENTS` patients have, or that all rows have alike, are left out; the others are
+    divided by their standard deviation, age and sex made larger by `FREE`.
+    """
+    table = features(patients, times, tokens)
+    _, subjects = np.unique(patients.subject_ids, return_inverse=True)
+    groups = scipy.sparse.csr_array((np.ones(len(subjects)), (subjects, np.arange(len(subjects)))))
+    holders = np.diff((groups @ table.codes).tocsc().indptr)
+    mean = table.codes.mean(axis=0)
+    deviation = np.sqrt(np.maximum(table.codes.power(2).mean(axis=0) - mean**2, 0))
+    used = np.flatnonzero((holders >= MIN_PATIENTS) & (deviation > 1e-6))
+    scale = scipy.sparse.diags_array(1 / deviation[used])
+    spread = table.basic.std(axis=0)
+    varied = spread > 1e-6
+
+    def encode(patients: Patients, times: np.ndarray) -> Inputs:
+        found = features(patients, times, tokens)
+        basic = (found.basic - table.basic.mean(axis=0))[:, varied] * (FREE / spread[varied])
+        return Inputs(basic, (found.codes[:, used] @ scale).tocsr())
+
+    return encode
