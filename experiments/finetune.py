@@ -5,6 +5,7 @@ python -m experiments.finetune --config=configs/classification.py --config.label
 """
 
 import functools
+import json
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.optimizer import OptimizerConfig, count_trained, make_optimizer
 from experiments import command, labelled, outcomes, tables
 from experiments.evaluate_outcomes import evaluate_run
-from experiments.fitting import EVALUATION_FILE, resume_and_fit
+from experiments.fitting import EVALUATION_FILE, PARAMETERS_FILE, resume_and_fit
 
 
 def main() -> int:
@@ -34,7 +35,9 @@ def main() -> int:
     current = state.create_state(task.initialize, optimizer, config.seed)
     sizes = jax.tree.map(count_trained, current.params, task.scales(current.params))
     everything = sum(leaf.size for leaf in jax.tree.leaves(current.params))
-    print(f"parameters: {everything:,}, of which {sum(jax.tree.leaves(sizes)):,} are trained")
+    trained = sum(jax.tree.leaves(sizes))
+    print(f"parameters: {everything:,}, of which {trained:,} are trained")
+    (folder / PARAMETERS_FILE).write_text(json.dumps({"all": everything, "trained": trained}))
     columns = functools.partial(labelled.training_columns, config, task.splits["train"])
     scorer = outcomes.tuning_scorer(config, task)
     status = resume_and_fit("finetune", config, folder, task.objective, optimizer, current, columns, scorer)

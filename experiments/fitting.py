@@ -11,6 +11,7 @@ from behrt_jax.checkpoint import Checkpoints
 from experiments.command import Interrupt
 
 EVALUATION_FILE = "evaluation.json"
+PARAMETERS_FILE = "parameters.json"  # how many there are, and are trained
 
 
 def resume_and_fit(command: str, config, folder: Path, objective, optimizer, current, columns, evaluate) -> int | None:

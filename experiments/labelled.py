@@ -10,6 +10,8 @@ from behrt_jax import evaluate
 from behrt_jax.data import at_times, batches, dataset, events
 from behrt_jax.data.labels import Labels
 
+SLOTS = 32
+
 
 class Labelled(NamedTuple):
     """The labels of a split and what was known at each: M of them.
@@ -57,6 +59,37 @@ def find_histories(
     return Labelled(mine, histories, rows, traits[:, : traits.shape[1] * config.history.age_and_sex])
 
 
+def draw_rows(labels: Labels, size: int, *seeds: int, where: str = "train") -> np.ndarray:
+    """Returns the rows of `size` patients, of all if there are no more, among them some of each outcome.
+
+    Args:
+      labels: binary, or times to an event.
+      size: patients.
+      seeds: decide who is drawn.
+      where: what the labels are, for the error.
+
+    Raises:
+      ValueError: no such patients were found.
+    """
+    patients = np.unique(labels.subject_ids)
+    if size >= len(patients):
+        return np.arange(len(labels))
+    outcome = labels.events > 0 if labels.kind == "survival" else labels.values[:, 0] > 0
+    for attempt in range(1000):
+        drawn = np.random.default_rng([*seeds, attempt]).choice(patients, size, replace=False)
+        rows = np.flatnonzero(np.isin(labels.subject_ids, drawn))
+        if 1 < outcome[rows].sum() < len(rows) - 1:
+            return rows
+    raise ValueError(f"--sizes: no {size} patients of {where} with two of each outcome were found; name larger sizes")
+
+
+def take(found: Labelled, rows: np.ndarray) -> Labelled:
+    """Returns some labelled histories: (m,) ascending indices."""
+    chosen = np.isin(np.arange(len(found.labels)), rows)
+    histories, read = (dataset.take(each, chosen) for each in (found.histories, found.rows))
+    return Labelled(found.labels.take(chosen), histories, read, found.traits[chosen])
+
+
 def describe(labels: Labels) -> str:
     """Says how many labels are of each outcome."""
     names = labels.names
@@ -92,7 +125,9 @@ def describe_coverage(report: dict, split: str) -> str:
 
 def add_labels(batch: dict[str, np.ndarray], labelled: Labelled) -> dict[str, np.ndarray]:
     """Adds what objectives of outcomes read, (B, P) each: `weights`, and `targets` or `days` and `events`; `traits`."""
-    index, labels = batch["patient_index"], labelled.labels
+    # Batches hold more or fewer histories a row; so many slots that nearly all have the same shape compile once.
+    spare = -batch["patient_index"].shape[1] % SLOTS
+    index, labels = np.pad(batch["patient_index"], ((0, 0), (0, spare)), constant_values=-1), labelled.labels
     of, found = np.maximum(index, 0), {"weights": (index >= 0).astype(np.float32)}
     if labelled.traits.shape[1]:
         found["traits"] = labelled.traits[of]

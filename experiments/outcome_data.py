@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from behrt_jax.data import dataset, events, follow_up
 from behrt_jax.data import labels as label_files
 from behrt_jax.data.config import DataConfig
+from behrt_jax.data.hashing import hash_integers
 from behrt_jax.data.labels import Labels
 from behrt_jax.data.prepare import Prepared, prepare
 from behrt_jax.data.vocabulary import Vocabulary
@@ -36,6 +37,7 @@ def read_splits(
         patients = dataset.read(prepared.folder, split)
         mine = labels.take(np.isin(labels.subject_ids, patients.subject_ids))
         kept = mine if cutoff is None else keep_side(config, mine, split, cutoff, say)
+        kept = keep_few(config, kept, say) if split == "train" else kept
         wrong_side += len(mine) - len(kept)
         splits[split] = find_histories(config, patients, kept, prepared.vocabulary.tokens, split, say)
     report_rest(len(labels) - wrong_side, list(splits.values()), say)
@@ -72,6 +74,16 @@ def keep_side(
     left_out = len(labels) - len(kept)
     say(f"out of time, {split}: {left_out:,} labels {side} left out, {censored:,} times to event censored there")
     return kept
+
+
+def keep_few(config: ConfigDict, labels: Labels, say: Callable[[str], None]) -> Labels:
+    """Returns the labels of at most `train.max_patients` patients, those with the lowest hash of their id."""
+    patients, most = np.unique(labels.subject_ids), config.train.max_patients
+    if not 0 < most < len(patients):
+        return labels
+    say(f"train: {most:,} of {len(patients):,} labelled patients are taken (train.max_patients)")
+    chosen = patients[np.argsort(hash_integers(patients), kind="stable")[:most]]
+    return labels.take(np.isin(labels.subject_ids, chosen))
 
 
 def kinds(config: ConfigDict) -> tuple[str, ...]:

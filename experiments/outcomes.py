@@ -59,6 +59,19 @@ def begin(config: ConfigDict, say: Callable[[str], None]) -> Outcomes:
     if begun:
         say(labelled.describe_coverage(prepared.report, "train"))
         begun = pretrained.add_rows(begun, prepared.vocabulary, config.data.path)
+    return build(config, prepared, splits, begun and begun.params, added)
+
+
+def build(config: ConfigDict, prepared: Prepared, splits: dict[str, Labelled], begun: Any, added: int = 0) -> Outcomes:
+    """Builds what a config asks for, and fills in what it takes from the labels.
+
+    Args:
+      config: the recipe.
+      prepared: the data.
+      splits: labelled histories.
+      begun: the parameters to begin with; None from scratch.
+      added: codes at the end of the vocabulary that were not pre-trained.
+    """
     train = splits["train"].labels
     fill_in(config, train, len(prepared.vocabulary))
     model = workdir.build_outcome_model(config)
@@ -68,7 +81,7 @@ def begin(config: ConfigDict, say: Callable[[str], None]) -> Outcomes:
     rates = scales(config, added)
     if config.lora.rank or config.freeze != "none":
         objective = hold(objective, rates)
-    start = functools.partial(initialize, config, model, begun and begun.params, begin_head)
+    start = functools.partial(initialize, config, model, begun, begin_head)
     return Outcomes(prepared, splits, model, objective, start, rates)
 
 

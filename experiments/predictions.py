@@ -1,5 +1,6 @@
 """What a fine-tuned model says of labelled histories: calibrated probabilities, or risks and survival curves."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -44,13 +45,17 @@ Predictions = ClassPredictions | SurvivalPredictions
 
 def score(config: ConfigDict, model, params, found: Labelled) -> np.ndarray:
     """Returns the (M, K) float32 logits of labelled histories."""
-    step = jax.jit(lambda params, columns: classification.score_patients(model, params, columns))
     logits = np.zeros((len(found.labels), model.num_labels), np.float32)
     for batch in labelled.evaluation_batches(config, found):
         rows, slots = np.nonzero(batch["patient_index"] >= 0)
-        said = np.asarray(step(params, evaluate.device_columns(batch)))
+        said = np.asarray(_score(model, params, evaluate.device_columns(batch)))
         logits[batch["patient_index"][rows, slots]] = said[rows, slots]
     return logits
+
+
+@functools.partial(jax.jit, static_argnames="model")  # here, so that it is compiled once for all runs of a model
+def _score(model, params, columns):
+    return classification.score_patients(model, params, columns)
 
 
 def fit_afterwards(config: ConfigDict, logits: dict[str, np.ndarray], labels: dict[str, Labels]) -> dict:

@@ -79,20 +79,6 @@ def _score(scores: np.ndarray, labels: label_files.Labels) -> float:
     return float(roc_auc_score(labels.values[:, 0], scores))
 
 
-def draw_rows(labels: label_files.Labels, size: int, seed: int) -> np.ndarray:
-    """Returns the rows of `size` patients, of all if there are no more, among them some of each outcome."""
-    patients = np.unique(labels.subject_ids)
-    if size >= len(patients):
-        return np.arange(len(labels))
-    outcome = labels.events > 0 if labels.kind == "survival" else labels.values[:, 0] > 0
-    for attempt in range(1000):
-        drawn = np.random.default_rng([seed, attempt]).choice(patients, size, replace=False)
-        rows = np.flatnonzero(np.isin(labels.subject_ids, drawn))
-        if 1 < outcome[rows].sum() < len(rows) - 1:
-            return rows
-    raise ValueError(f"--sizes: no {size} patients of train with two of each outcome were found; name larger sizes")
-
-
 def read_sizes(words: list[str]) -> list[int]:
     """Returns the numbers of patients, ascending; `all` is a very large one."""
     wrong = [word for word in words if word != "all" and not (word.isdecimal() and int(word) > 1)]
@@ -126,7 +112,7 @@ def main() -> None:
     rows = []
     with tqdm(total=len(sizes) * FLAGS.draws, unit="draw", desc="probing") as bar:
         for size in sizes:
-            chosen = [draw_rows(splits["train"].labels, size, seed) for seed in range(FLAGS.draws)]
+            chosen = [labelled.draw_rows(splits["train"].labels, size, seed) for seed in range(FLAGS.draws)]
             number = len(np.unique(splits["train"].labels.subject_ids[chosen[0]]))
             for draw in chosen[: 1 if len(chosen[0]) == len(splits["train"].labels) else None]:
                 rows += [{"patients": number, "model": m, "score": fit_and_score(splits, m, draw)} for m in MODELS]

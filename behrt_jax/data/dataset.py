@@ -138,6 +138,11 @@ def sample(patients: Patients, max_patients: int) -> Patients:
         return patients
     chosen = np.zeros(len(patients), bool)
     chosen[np.argsort(hash_integers(patients.subject_ids), kind="stable")[:max_patients]] = True
+    return take(patients, chosen)
+
+
+def take(patients: Patients, chosen: np.ndarray) -> Patients:
+    """Returns the patients, or histories, that are chosen, (N,) bool."""
     sizes = np.diff(patients.offsets)
     tokens = np.repeat(chosen, sizes)
     columns = {name: getattr(patients, name)[tokens] for name in ("codes", "visits", "moments", "minutes")}
