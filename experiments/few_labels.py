@@ -3,51 +3,34 @@
 python -m experiments.few_labels --pretrained=runs/small --labels=NAME=FILE,NAME=FILE,... [--sizes=16,64,256]
     [--draws=3] [--most_labels=4] [--workdir=runs/few-labels] [--config.KEY=VALUE ...]
 
-For each task, size k and draw, only k patients of train have labels to fit, and k of tuning for early stopping; all labels
-of held_out are scored. From scratch has the data and model keys and the vocabulary of the pre-trained run, so that only
-weights differ. The same command goes on where it was stopped; more sizes, draws and tasks may be added later.
+For each task, size k and draw, k patients of train have labels to fit, and k of tuning for early stopping; all of held_out
+are scored. From scratch has the data and model keys and the vocabulary of the pre-trained run, so that only the weights
+differ. The same command goes on where it was stopped; sizes, draws and tasks may be added later.
 """
 
-import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import polars as pl
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from behrt_jax import classification_metrics, evaluate, lora, metrics, survival_metrics, train, workdir
+from behrt_jax import metrics, workdir
 from behrt_jax.data import labels as label_files
 from behrt_jax.data.hashing import hash_integers
-from behrt_jax.data.prepare import Prepared
 from behrt_jax.metrics import Estimate
-from behrt_jax.objectives import survival
-from behrt_jax.objectives.survival import SurvivalConfig
-from behrt_jax.optimizer import OptimizerConfig, make_optimizer
-from behrt_jax.state import TrainState
 from configs import default
-from experiments import command, labelled, outcome_data, outcomes, predictions, pretrained
-from experiments.labelled import Labelled
+from experiments import command, few_labels_run, labelled, outcome_data, pretrained
+from experiments.few_labels_run import Task
 from experiments.probe import METRICS, read_sizes
 from experiments.tables import format_signed
 
 ARMS = ("scratch", "pretrained")
 RESULTS_FILE = "results.jsonl"
-
-
-class Task(NamedTuple):
-    """What is predicted: a recipe, the labelled histories by split, and the weights of the pre-trained run."""
-
-    config: ConfigDict
-    prepared: Prepared
-    splits: dict[str, Labelled]
-    begun: Any
+TABLE_FILE = "few_labels.md"
 
 
 def recipe() -> ConfigDict:
@@ -60,7 +43,7 @@ def recipe() -> ConfigDict:
 
 
 def read_task(config: ConfigDict, file: str, most: int, folder: Path, say: Callable[[str], None]) -> Task:
-    """Reads the labels of a task, at most so many of each outcome a patient, and notes its recipe in a folder."""
+    """Reads a task, with at most so many labels of each outcome a patient, and notes its recipe in a folder."""
     labels = label_files.read_labels([file], lambda line: None)
     if labels.kind not in METRICS or len(labels.names) > 1:
         raise ValueError(f"--labels={file}: found {labels.kind} labels; expected one binary label, or times to an event")
@@ -80,30 +63,92 @@ def read_task(config: ConfigDict, file: str, most: int, folder: Path, say: Calla
 
 
 def cap(labels: label_files.Labels, most: int) -> np.ndarray:
-    """Returns the rows of at most so many labels of each outcome a patient, those of the lowest hash of their time."""
+    """Returns the rows of at most so many labels of each outcome a patient, those with the lowest hash of their time."""
     rank = hash_integers(labels.subject_ids, labels.prediction_times.astype(np.int64))
     rows = {"subject": labels.subject_ids, "outcome": labels.outcomes()[:, 0], "rank": rank, "row": range(len(rank))}
     return pl.DataFrame(rows).sort("rank").group_by("subject", "outcome").head(most)["row"].sort().to_numpy()
 
 
-def draw_splits(task: Task, size: int, draw: int) -> dict[str, Labelled]:
-    """Returns the labelled histories of `size` patients of train and as many of tuning, by (seed, draw)."""
-    drawn = {name: task.splits[name] for name in ("train", "tuning")}
-    seeds = (task.config.seed, draw)
-    return {n: labelled.take(part, labelled.draw_rows(part.labels, size, *seeds, where=n)) for n, part in drawn.items()}
+def read_results(folder: Path) -> dict[tuple[int, int, str], Estimate]:
+    """Reads what finished runs of a task reached, by size, draw and arm; a last line cut short by a kill is removed."""
+    file = folder / RESULTS_FILE
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    if lines and not lines[-1].endswith("\n"):
+        file.write_text("".join(lines := lines[:-1]))
+    found = map(json.loads, lines)
+    return {
+        (line["size"], line["draw"], line["arm"]): Estimate(line["value"], np.array(line["replicates"]), line["n"])
+        for line in found
+    }
 
 
-def fine_tune(task: Task, splits: dict[str, Labelled], draw: int, arms: list[str], advance: Callable[[], object]):
-    """Yields what each arm gives, trained on drawn splits: its name, the recipe filled in, the model, the best weights.
+def average(found: dict[tuple[int, int, str], Estimate], size: int, draws: int, arm: str) -> Estimate:
+    """Averages the draws of a size; the resamples of patients are the same in all."""
+    values, replicates, numbers = zip(*(found[size, draw, arm] for draw in range(draws)), strict=True)
+    return Estimate(float(np.mean(values)), np.mean(replicates, axis=0), numbers[0])
 
-    Both arms have the same steps, compiled once, and begin from the same key, which is a function of (seed, draw).
-    """
-    config = task.config.copy_and_resolve_references()
-    made = {arm: outcomes.build(config, task.prepared, splits, task.begun if arm == ARMS[1] else None) for arm in arms}
-    settings, first = train.TrainConfig(**config.train), made[arms[0]]
-    optimizer = make_optimizer(OptimizerConfig(**config.optimizer), settings.num_steps, scales=first.scales)
-    step = train.make_train_step(first.objective, optimizer, config.seed, settings.accumulate_steps)
-    tuning_step, tuning = evaluate.make_tuning_step(first.objective), outcomes_batches(config, splits)
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 0), draw)  # steps begin at 1
-    for arm, its in made.items():
-        params, best = its.initialize(key), {"loss": np.inf}
+
+def format_table(found: dict[str, dict], counts: dict[str, str], sizes: list[int], draws: int) -> str:
+    """Lays out a table in Markdown: for each task and size both arms, and how far the pre-trained one is above."""
+    heads = ["", "held out, with the outcome"]
+    for size in sizes:
+        heads += [f"{size:,}: scratch", "pre-trained", "difference"]
+    lines, above = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], {size: [] for size in sizes}
+    for name, results in found.items():
+        cells = [name, counts[name]]
+        for size in sizes:
+            scratch, ours = (average(results, size, draws, arm) for arm in ARMS)
+            change = metrics.difference(ours, scratch)
+            cells += [f"{scratch.value:.3f}", f"{ours.value:.3f}", format_signed(change)]
+            above[size].append(np.sign(change["value"]) + np.sign(max(change["low"], 0)))
+        lines.append(f"| {' | '.join(cells)} |")
+    for size, signs in above.items():
+        surely = f"in {sum(sign > 1 for sign in signs)} the interval too"
+        lines.append(f"\n{size:,} patients: above in {sum(sign > 0 for sign in signs)} of {len(signs)} tasks, {surely}.")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Runs the command."""
+    config, folder, sizes = FLAGS.config, Path(FLAGS.workdir), read_sizes(FLAGS.sizes)
+    if wrong := [word for word in FLAGS.labels if not all(word.partition("="))]:
+        raise ValueError(f"--labels: found {', '.join(wrong)}; expected NAME=FILE, separated by commas")
+    files = dict(word.split("=", 1) for word in FLAGS.labels)
+    with config.unlocked():
+        config.pretrained = FLAGS.pretrained
+    runs = [(size, draw, arm) for size in sizes for draw in range(FLAGS.draws) for arm in ARMS]
+    found, counts, compiled = {}, {}, {}
+    with tqdm(total=len(files) * len(runs), unit="run", mininterval=1) as bar:
+        for name, file in files.items():
+            bar.write(f"{name}:")
+            task = read_task(config, file, FLAGS.most_labels, folder / name, bar.write)
+            found[name] = read_results(folder / name)
+            for size, draw, arm in runs:
+                bar.set_postfix_str(f"{name}, {size} patients, draw {draw}, {arm}")
+                if (size, draw, arm) not in found[name]:
+                    its = few_labels_run.run(task, size, draw, arm == "pretrained", compiled)
+                    found[name][size, draw, arm] = its
+                    line = {"size": size, "draw": draw, "arm": arm, "value": its.value, "n": its.n}
+                    with (folder / name / RESULTS_FILE).open("a") as target:
+                        target.write(json.dumps({**line, "replicates": its.replicates.tolist()}) + "\n")
+                bar.update()
+            labels = task.splits["held_out"].labels
+            patients = (labels.subject_ids, labels.subject_ids[labels.outcomes()[:, 0]])
+            of, came = (len(np.unique(ids)) for ids in patients)
+            counts[name] = f"{METRICS[labels.kind]}: {came:,} of {of:,} patients"
+    table = format_table(found, counts, sizes, FLAGS.draws)
+    (folder / TABLE_FILE).write_text(table)
+    print(f"means of {FLAGS.draws} draws, 95% intervals over held-out patients\n\n{table}\nwritten: {folder / TABLE_FILE}")
+
+
+if __name__ == "__main__":
+    FLAGS = flags.FLAGS
+    flags.DEFINE_string("pretrained", None, "What experiments.pretrain wrote.", required=True)
+    flags.DEFINE_list("labels", None, "Names of tasks and their files of labels: NAME=FILE,NAME=FILE.", required=True)
+    flags.DEFINE_list("sizes", ["16", "64", "256"], "Numbers of labelled patients, or all.")
+    flags.DEFINE_integer("draws", 3, "Samples of patients of each size.", lower_bound=1)
+    flags.DEFINE_integer("most_labels", 4, "Labels of each outcome that are taken of a patient.", lower_bound=1)
+    flags.DEFINE_string("workdir", "runs/few-labels", "Where results are kept.")
+    config_flags.DEFINE_config_dict("config", recipe())
+    command.keep_memory()
+    command.run(main)

@@ -51,6 +51,8 @@ def begin(config: ConfigDict, say: Callable[[str], None]) -> Outcomes:
     Raises:
       ValueError: labels are of another kind than the recipe, or nothing can be learned from them.
     """
+    if config.add_codes and not config.pretrained:
+        raise ValueError("add_codes: found True without pretrained; expected a run whose vocabulary is added to")
     begun = pretrained.load(config) if config.pretrained else None
     prepared, splits = outcome_data.read_splits(config, begun and begun.vocabulary, say, config.add_codes)
     for split in ("train", "tuning"):

@@ -193,3 +193,9 @@ def test_labels_that_do_not_fit_end_with_one_line(workplace, deaths, recipe, lab
     file = deaths if labels == "deaths" else workplace.folder / "missing.parquet"
     done = workplace.run(arguments(workplace, recipe, file, "wrong"), "experiments.finetune")
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_codes_are_added_to_a_pre_trained_vocabulary_alone(workplace, deaths):
+    config = tiny_config("survival", workplace, deaths, add_codes=True)
+    with pytest.raises(ValueError, match="add_codes: found True without pretrained"):
+        outcomes.begin(config, lambda line: None)
