@@ -48,10 +48,10 @@ def find_histories(
       say: takes lines of counts.
     """
     mine = labels.take(np.flatnonzero(np.isin(labels.subject_ids, patients.subject_ids)))
-    wanted = (patients, mine.subject_ids, mine.prediction_times, config.history.include_at)
-    histories, kept, _ = at_times.histories_at(*wanted)
+    times, include_at = mine.prediction_times, config.history.include_at
+    histories, kept, _ = at_times.histories_at(patients, mine.subject_ids, times, include_at)
     mine = mine.take(kept)
-    rows, _, _ = at_times.histories_at(*wanted, most_tokens=config.data.row_length)
+    rows = at_times.newest_visits(histories, config.data.row_length)
     if config.history.mark and len(mine):
         rows = at_times.mark_times(rows, mine.prediction_times, config.data.row_length)
     say(f"{name}: {len(mine):,} labels of {len(np.unique(mine.subject_ids)):,} patients: {describe(mine)}")

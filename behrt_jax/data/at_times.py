@@ -21,7 +21,6 @@ def histories_at(
     subject_ids: np.ndarray,
     prediction_times: np.ndarray,
     include_at: bool = False,
-    most_tokens: int | None = None,
 ) -> tuple[Patients, np.ndarray, collections.Counter]:
     """Cuts histories off at prediction times.
 
@@ -35,16 +34,13 @@ def histories_at(
       subject_ids: (N,) int64, in any order, repeated for several predictions of a patient.
       prediction_times: (N,) datetime64.
       include_at: whether what happened in the minute of the prediction is in the history too.
-      most_tokens: only the newest visits of each history are kept, enough for so many tokens and one visit more; all if
-        not given. The newest windows of rows of L tokens are the same with `most_tokens=L`, and memory does not grow
-        with the length of histories.
 
     Returns:
       The M histories as `Patients`, in the order given, with all static tokens; (M,) the predictions they belong to;
-      and the counts `without_history`, predictions left out for want of a timed token before them (N - M), and
-      `tokens_cut` by `most_tokens`. Subject ids are neither ascending nor distinct now: windows and batches do not
-      mind (the histories of a patient share what is drawn by hash of the subject), but `dataset.sample` may take some
-      histories of a patient only, and `oracle.read_histories` and this function need ascending ids.
+      and the count `without_history`, predictions left out for want of a timed token before them (N - M). Subject ids
+      are neither ascending nor distinct now: windows and batches do not mind (the histories of a patient share what is
+      drawn by hash of the subject), but `dataset.sample` may take some histories of a patient only, and
+      `oracle.read_histories` and this function need ascending ids.
 
     Raises:
       ValueError: a subject is not in the split, or a time is missing or absurd.
@@ -58,16 +54,11 @@ def histories_at(
             f"{len(patients):,} patients of the split; leave them out first"
         )
     until = minutes_since_birth(patients, rows, prediction_times) + include_at
-    parts, cut = [], 0
+    parts = []
     for start in range(0, max(len(rows), 1), ROWS):
         chunk = slice(start, start + ROWS)
         sizes, tokens = _tokens_before(patients, rows[chunk], until[chunk])
-        moments = _renumber(patients.moments[tokens], sizes)
-        if most_tokens is not None:
-            sizes, newest = _newest(sizes, patients.visits[tokens], most_tokens)
-            cut += len(tokens) - int(newest.sum())
-            tokens, moments = tokens[newest], moments[newest]
-        parts.append((sizes, tokens, moments))
+        parts.append((sizes, tokens, _renumber(patients.moments[tokens], sizes)))
     sizes, tokens, moments = (np.concatenate(part) for part in zip(*parts, strict=True))
     kept = np.flatnonzero(sizes)
     found = Patients(
@@ -78,7 +69,21 @@ def histories_at(
         moments=moments,
         minutes=patients.minutes[tokens],
     )
-    return found, kept, collections.Counter(without_history=len(rows) - len(kept), tokens_cut=cut)
+    return found, kept, collections.Counter(without_history=len(rows) - len(kept))
+
+
+def newest_visits(patients: Patients, most_tokens: int) -> Patients:
+    """Keeps the newest visits of each history, enough for so many tokens, the visit before, and static tokens.
+
+    The visit before dates the first of the others: newest windows of rows of L tokens are the same with
+    `most_tokens=L`.
+    """
+    starts, ends, owners = patients.offsets[:-1], patients.offsets[1:], patients.owners
+    oldest = np.append(patients.visits, 0)[np.maximum(ends - most_tokens, starts)]
+    kept = (patients.visits < 0) | (patients.visits >= oldest[owners] - 1)
+    sizes = np.bincount(owners[kept], minlength=len(patients))
+    columns = {name: getattr(patients, name)[kept] for name in ("codes", "visits", "moments", "minutes")}
+    return dataclasses.replace(patients, offsets=np.append(0, np.cumsum(sizes)), **columns)
 
 
 def minutes_since_birth(patients: Patients, rows: np.ndarray, prediction_times: np.ndarray) -> np.ndarray:
@@ -186,15 +191,3 @@ def _renumber(moments: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     begins[starts[sizes > 0]] = True
     numbers = np.append(0, np.cumsum(begins & timed))
     return np.where(timed, numbers[1:] - 1 - np.repeat(numbers[starts], sizes), -1).astype(moments.dtype)
-
-
-def _newest(sizes: np.ndarray, visits: np.ndarray, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keeps static tokens, the visits of the newest `most_tokens`, and the one before, which dates the first of these.
-
-    Returns:
-      (n,) how many tokens of each row are kept, and (T,) which.
-    """
-    ends, owners = np.cumsum(sizes), np.repeat(np.arange(len(sizes)), sizes)
-    oldest = np.append(visits, 0)[np.maximum(ends - most_tokens, ends - sizes)]
-    kept = (visits < 0) | (visits >= oldest[owners] - 1)
-    return np.bincount(owners[kept], minlength=len(sizes)), kept

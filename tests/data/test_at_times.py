@@ -60,7 +60,7 @@ def test_a_history_by_hand():
         "minutes": [0, 0, 0, 2 * DAY, 2 * DAY],
     }
     assert found.subject_ids.tolist() == [7, 7] and found.origins.tolist() == [100, 100]
-    assert kept.tolist() == [0, 1] and counts == {"without_history": 0, "tokens_cut": 0}
+    assert kept.tolist() == [0, 1] and counts == {"without_history": 0}
 
 
 @pytest.mark.parametrize("origin", [0, -3_000_001, 777])
@@ -229,9 +229,9 @@ def test_the_newest_tokens_give_the_same_windows(bundled_train, row_length, sepa
     subjects = bundled_train.subject_ids[:150]
     predictions = times(*[15 * 525_960] * 150)
     whole, kept, _ = at_times.histories_at(bundled_train, subjects, predictions)
-    cut, also_kept, counts = at_times.histories_at(bundled_train, subjects, predictions, most_tokens=row_length)
-    np.testing.assert_array_equal(kept, also_kept)
-    assert counts["tokens_cut"] == len(whole.codes) - len(cut.codes) > len(cut.codes)
+    cut = at_times.newest_visits(whole, row_length)
+    np.testing.assert_array_equal(cut.subject_ids, whole.subject_ids)
+    assert len(whole.codes) > 2 * len(cut.codes)
     for mark in (False, True):
         columns = []
         for patients in (whole, cut):
@@ -247,8 +247,8 @@ def test_the_newest_tokens_give_the_same_windows(bundled_train, row_length, sepa
 def test_a_visit_longer_than_the_newest_tokens_is_dated_by_the_one_before():
     visits = [[(9, 0)], [(8, DAY)], [(10 + number, 3 * DAY + number) for number in range(30)]]
     patients = patients_of({"static": [50], "visits": visits})
-    found, _, counts = at_times.histories_at(patients, np.array([1]), times(9 * DAY), most_tokens=16)
-    assert found.codes.tolist() == [50, 8, *range(10, 40)] and counts["tokens_cut"] == 1
+    found = at_times.newest_visits(at_times.histories_at(patients, np.array([1]), times(9 * DAY))[0], 16)
+    assert found.codes.tolist() == [50, 8, *range(10, 40)]
     columns = next(batches.evaluation_batches(found, 16, 1))
     assert set(columns["time_deltas"][0, 2:].tolist()) == {2.0}
 
