@@ -99,15 +99,16 @@ def average(found: list[dict[str, dict[str, Estimate]]]) -> dict[str, dict[str, 
 def format_markdown(found: dict[str, dict[str, Estimate]]) -> str:
     """Lays out a table in Markdown: models from best to worst, and how far the best of ours are above each."""
     objective = next(iter(found["BEHRT"])).partition("/")[0]
-    columns = {f"{objective}/{name}": label for name, label in COLUMNS[objective].items()}
-    columns = {name: label for name, label in columns.items() if name in found["BEHRT"]}
+    labels = {f"{objective}/{name}": label for name, label in COLUMNS[objective].items()}
+    columns = {name: label for name, label in labels.items() if name in found["BEHRT"]}
     first, ours = next(iter(columns)), [name for name in ("BEHRT", BOOSTED) if name in found]
     sign = 1 if first.endswith(LOWER_IS_BETTER) else -1
     heads = ["", *columns.values(), *(f"{name} above it by" for name in ours)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for model, own in sorted(found.items(), key=lambda item: sign * item[1][first].value):
         cells = [format_cell(own[name].summary()) if name in own else "" for name in columns]
-        pairs = [format_signed(metrics.difference(found[name][first], own[first])) for name in ours]
+        gaps = {one: metrics.difference(found[one][first], own[first]) for one in ours if one != model}
+        pairs = [format_signed(gaps[one]) if one in gaps else "" for one in ours]
         lines.append(f"| {model} | {' | '.join([*cells, *pairs])} |")
     return "\n".join(lines) + "\n"
 
@@ -120,18 +121,16 @@ def main() -> None:
         raise ValueError(f"--only: found {chosen}; expected folds from 0 to {folds - 1}")
     for fold in chosen:
         print(f"fold {fold} of {folds}", flush=True)
-        own = folder / f"fold-{fold}"
-        run_fold(own, write_view(Path(FLAGS.data), own, fold, folds))
+        run_fold(folder / f"fold-{fold}", write_view(Path(FLAGS.data), folder / f"fold-{fold}", fold, folds))
     missing = [k for k in range(folds) if not (folder / f"fold-{k}" / "behrt" / REPLICATES_FILE).exists()]
     if missing:
         print(f"finished; the table comes when folds {missing} are there too")
         return
     found = average([read_fold(folder / f"fold-{fold}", fold) for fold in range(folds)])
-    summary = {model: metrics.summaries(each) for model, each in found.items()}
-    versus = {a: {b: metrics.compare(found[a], found[b]) for b in found if b != a} for a in found}
-    (folder / "cross_validation.json").write_text(json.dumps({"metrics": summary, "versus": versus}, indent=1))
-    table = format_markdown(found)
-    (folder / "cross_validation.md").write_text(table)
+    result = {"metrics": {model: metrics.summaries(each) for model, each in found.items()}}
+    result["versus"] = {a: {b: metrics.compare(found[a], found[b]) for b in found if b != a} for a in found}
+    (folder / "cross_validation.json").write_text(json.dumps(result, indent=1))
+    (folder / "cross_validation.md").write_text(table := format_markdown(found))
     print(f"means of {folds} folds, 95% intervals over patients\n\n{table}")
     print(f"written: {folder / 'cross_validation.md'} and .json")
 
