@@ -1,6 +1,7 @@
 """One run of few labels, in process: fine-tuning on drawn patients, and the metric of all held-out labels."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from scipy.special import expit
 
 from behrt_jax import classification_metrics, evaluate, lora, survival_metrics, train, workdir
+from behrt_jax.data import labels as label_files
 from behrt_jax.data.prepare import Prepared
 from behrt_jax.metrics import Estimate
 from behrt_jax.objectives import survival
@@ -19,19 +21,13 @@ from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.optimizer import OptimizerConfig, make_optimizer
 from behrt_jax.state import TrainState
 from behrt_jax.survival_metrics import Followed
-from experiments import labelled, outcomes, predictions
+from experiments import draws, labelled, outcome_data, outcomes, predictions, pretrained, probe_first
 from experiments.labelled import Labelled
+from experiments.probe import METRICS
 
 
 class Task(NamedTuple):
-    """What is predicted.
-
-    Attributes:
-      config: the recipe, before anything is taken from labels.
-      prepared: the data.
-      splits: labelled histories by split.
-      begun: the parameters of the pre-trained run.
-    """
+    """The recipe of a task (before anything is taken from labels), its data, and the pre-trained parameters."""
 
     config: ConfigDict
     prepared: Prepared
@@ -48,13 +44,26 @@ class Steps(NamedTuple):
     tuning: Callable
 
 
-def draw_splits(task: Task, size: int, draw: int) -> dict[str, Labelled]:
-    """Returns the labelled histories of `size` patients of train and as many of tuning, a function of (seed, draw)."""
-    seeds, drawn = (task.config.seed, draw), {}
-    for name in ("train", "tuning"):
-        rows = labelled.draw_rows(task.splits[name].labels, size, *seeds, where=name)
-        drawn[name] = labelled.take(task.splits[name], rows)
-    return drawn
+def read_task(config: ConfigDict, file: str, most: int, probe: bool, folder: Path, say: Callable[[str], None]) -> Task:
+    """Reads a task, with at most so many labels of each outcome a patient, and notes its recipe in a folder."""
+    labels = label_files.read_labels([file], lambda line: None)
+    if labels.kind not in METRICS or len(labels.names) > 1:
+        raise ValueError(
+            f"--labels={file}: found {labels.kind} labels; expected one binary label, or times to an event"
+        )
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.labels, config.most_labels, config.probe_first = file, most, probe
+        del config["classification" if labels.kind == "survival" else "survival"]
+    begun = pretrained.load(config)
+    prepared, splits = outcome_data.read_splits(config, begun.vocabulary, say)
+    splits = {name: draws.take(found, draws.cap(found.labels, most)) for name, found in splits.items()}
+    for name, found in splits.items():
+        label_files.check_learnable(found.labels, name)
+        say(f"{name}: {len(found.labels):,} labels are taken: {labelled.describe(found.labels)}")
+    outcome_data.warn_of_few(splits["held_out"].labels, say)
+    workdir.open_workdir(folder, config, prepared.vocabulary)
+    return Task(config, prepared, splits, begun.params)
 
 
 def run(task: Task, size: int, draw: int, pretrained: bool, compiled: dict[str, Steps]) -> Estimate:
@@ -67,14 +76,22 @@ def run(task: Task, size: int, draw: int, pretrained: bool, compiled: dict[str, 
       pretrained: whether to begin with the pre-trained weights; all else is the same without.
       compiled: steps of earlier runs, to which those of this run are added.
     """
-    config, splits = task.config.copy_and_resolve_references(), draw_splits(task, size, draw)
+    config = task.config.copy_and_resolve_references()
+    splits = draws.draw_splits(task.splits, size, config.seed, draw)
     its = outcomes.build(config, task.prepared, splits, task.begun if pretrained else None)
     balanced = "classification" in config and config.classification.class_weights != "none"
     key = str((its.model, config.get("survival"), balanced and (config.labels, size, draw)))
     steps = compiled.setdefault(key, make_steps(config, its))
     # Steps have the keys that fold in 1, 2, ...; here is 0.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 0), draw)
-    params = fine_tune(config, steps, its.initialize(key), splits)
+    params = its.initialize(key)
+    if config.probe_first:
+        own = params["base"] if config.lora.rank else params
+        own = probe_first.begin(config, its.model, own, splits)
+        params = {**params, "base": own} if config.lora.rank else own
+    # A copy, as training donates what it begins with; from numpy, as arrays bound to a device are compiled for anew.
+    params = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), params)
+    params = fine_tune(config, steps, params, splits)
     return measure(config, its.model, params, task.splits["held_out"])
 
 
@@ -87,22 +104,32 @@ def make_steps(config: ConfigDict, task: outcomes.Outcomes) -> Steps:
 
 
 def fine_tune(config: ConfigDict, steps: Steps, params: Any, splits: dict[str, Labelled]) -> Any:
-    """Trains parameters on train and returns those of lowest loss on tuning, LoRA's changes merged."""
-    tuning, best = list(labelled.evaluation_batches(config, splits["tuning"])), {"loss": np.inf}
+    """Trains parameters on train and returns those of lowest loss on tuning, LoRA's changes merged.
+
+    What training begins with may be the best too.
+    """
+    batches = list(labelled.evaluation_batches(config, splits["tuning"]))
+    best: dict[str, Any] = {"loss": np.inf}
+
+    def score(params):
+        return evaluate.score_objective(steps.tuning, steps.objective, params, batches)
 
     def keep(state, found):
         if found[workdir.TUNING_LOSS] < best["loss"]:
             best.update(loss=found[workdir.TUNING_LOSS], params=jax.tree.map(jnp.copy, state.params))
 
+    state = TrainState(jnp.zeros((), jnp.int32), params, steps.optimizer.init(params))
+    keep(state, score(params))
     train.train(
-        TrainState(jnp.zeros((), jnp.int32), params, steps.optimizer.init(params)),
+        state,
         steps.train,
         labelled.training_columns(config, splits["train"], 0),
         train.TrainConfig(**config.train),
-        evaluate=lambda params: evaluate.score_objective(steps.tuning, steps.objective, params, tuning),
+        evaluate=score,
         watch=workdir.TUNING_LOSS,
         save=keep,
         log=lambda *_: None,
+        tuning_losses=[best["loss"]],
     )
     found = best["params"]
     return lora.merge(found["base"], found["factors"], config.lora.scale) if config.lora.rank else found
@@ -116,7 +143,4 @@ def measure(config: ConfigDict, model, params, found: Labelled) -> Estimate:
         followed = Followed(labels.days, labels.events > 0)
         return survival_metrics.measure(scores, followed, labels.subject_ids, followed, horizons=())["survival/c_index"]
     said = expit(logits[:, 0].astype(np.float64))
-    owners, weights = classification_metrics.patient_weights(labels.subject_ids, len(said), seed=0)
-    of_rows = {"auroc": labels.values[:, 0] > 0}
-    del of_rows
     return classification_metrics.measure(said, labels.values[:, 0] > 0, labels.subject_ids)["classification/auroc"]

@@ -59,37 +59,6 @@ def find_histories(
     return Labelled(mine, histories, rows, traits[:, : traits.shape[1] * config.history.age_and_sex])
 
 
-def draw_rows(labels: Labels, size: int, *seeds: int, where: str = "train") -> np.ndarray:
-    """Returns the rows of `size` patients, of all if there are no more, among them some of each outcome.
-
-    Args:
-      labels: binary, or times to an event.
-      size: patients.
-      seeds: decide who is drawn.
-      where: what the labels are, for the error.
-
-    Raises:
-      ValueError: no such patients were found.
-    """
-    patients = np.unique(labels.subject_ids)
-    if size >= len(patients):
-        return np.arange(len(labels))
-    outcome = labels.events > 0 if labels.kind == "survival" else labels.values[:, 0] > 0
-    for attempt in range(1000):
-        drawn = np.random.default_rng([*seeds, attempt]).choice(patients, size, replace=False)
-        rows = np.flatnonzero(np.isin(labels.subject_ids, drawn))
-        if 1 < outcome[rows].sum() < len(rows) - 1:
-            return rows
-    raise ValueError(f"--sizes: no {size} patients of {where} with two of each outcome were found; name larger sizes")
-
-
-def take(found: Labelled, rows: np.ndarray) -> Labelled:
-    """Returns some labelled histories: (m,) ascending indices."""
-    chosen = np.isin(np.arange(len(found.labels)), rows)
-    histories, read = (dataset.take(each, chosen) for each in (found.histories, found.rows))
-    return Labelled(found.labels.take(chosen), histories, read, found.traits[chosen])
-
-
 def describe(labels: Labels) -> str:
     """Says how many labels are of each outcome."""
     names = labels.names

@@ -65,15 +65,7 @@ def begin(config: ConfigDict, say: Callable[[str], None]) -> Outcomes:
 
 
 def build(config: ConfigDict, prepared: Prepared, splits: dict[str, Labelled], begun: Any, added: int = 0) -> Outcomes:
-    """Builds what a config asks for, and fills in what it takes from the labels.
-
-    Args:
-      config: the recipe.
-      prepared: the data.
-      splits: labelled histories.
-      begun: the parameters to begin with; None from scratch.
-      added: codes at the end of the vocabulary that were not pre-trained.
-    """
+    """Builds what a config asks for, and fills in the latter; `begun` are parameters, None from scratch."""
     train = splits["train"].labels
     fill_in(config, train, len(prepared.vocabulary))
     model = workdir.build_outcome_model(config)

@@ -28,7 +28,7 @@ from behrt_jax.data.config import DataConfig
 from behrt_jax.data.history import static_tokens
 from behrt_jax.data.next_visits import visit_codes
 from behrt_jax.data.prepare import prepare
-from experiments import command, labelled, outcome_data
+from experiments import command, draws, labelled, outcome_data
 from experiments.embeddings import embed
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -112,7 +112,7 @@ def main() -> None:
     rows = []
     with tqdm(total=len(sizes) * FLAGS.draws, unit="draw", desc="probing") as bar:
         for size in sizes:
-            chosen = [labelled.draw_rows(splits["train"].labels, size, seed) for seed in range(FLAGS.draws)]
+            chosen = [draws.draw_rows(splits["train"].labels, size, seed) for seed in range(FLAGS.draws)]
             number = len(np.unique(splits["train"].labels.subject_ids[chosen[0]]))
             for draw in chosen[: 1 if len(chosen[0]) == len(splits["train"].labels) else None]:
                 rows += [{"patients": number, "model": m, "score": fit_and_score(splits, m, draw)} for m in MODELS]

@@ -11,6 +11,7 @@ import pytest
 
 from behrt_jax import metrics
 from behrt_jax.data import events
+from behrt_jax.data.hashing import hash_integers
 from experiments import evaluate_outcomes, outcome_data, outcomes, plots_survival, predictions
 from experiments.finetuned import Fitted
 from experiments.labels import label
@@ -75,6 +76,22 @@ def test_out_of_time(workplace, table):
     assert "labels before 2011-01-01 left out, 0 times to event censored" in lines["out of time, held_out"]
     number = int(lines["out of time, train"].split("left out, ")[1].split()[0].replace(",", ""))
     assert 0 < number < len(splits["train"].labels)
+
+
+def test_training_may_have_the_labels_of_fewer_patients(workplace, table):
+    whole, _ = read(configure("survival", workplace, table))
+    splits, said = read(configure("survival", workplace, table, train__max_patients=7))
+    number = len(np.unique(whole["train"].labels.subject_ids))
+    assert f"train: 7 of {number} labelled patients are taken (train.max_patients)" in said
+    mine = np.unique(splits["train"].labels.subject_ids)
+    everyone = np.unique(whole["train"].labels.subject_ids)
+    assert set(mine) == set(everyone[np.argsort(hash_integers(everyone))[:7]])
+    for split, found in splits.items():
+        kept = np.isin(whole[split].labels.subject_ids, mine) if split == "train" else np.array(True)
+        np.testing.assert_array_equal(
+            found.labels.prediction_times, whole[split].labels.prediction_times[kept].reshape(-1)
+        )
+    assert not any(line.startswith("train: 7 of") for line in read(configure("survival", workplace, table))[1])
 
 
 def test_every_label_is_in_a_split_or_counted(workplace, table):

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from behrt_jax.data.labels import Labels
-from experiments import labelled, probe
+from experiments import draws, probe
 
 
 def labels_of(outcome: np.ndarray, days: np.ndarray | None = None) -> Labels:
@@ -37,21 +37,21 @@ def test_a_planted_signal_is_found_by_the_inputs_that_hold_it(kind):
     splits, everyone = splits_of(kind), np.arange(600)
     assert probe.fit_and_score(splits, "embeddings", everyone) > 0.8
     assert 0.4 < probe.fit_and_score(splits, "counts", everyone) < 0.6
-    few = probe.fit_and_score(splits, "embeddings", labelled.draw_rows(splits["train"].labels, 12, 0))
+    few = probe.fit_and_score(splits, "embeddings", draws.draw_rows(splits["train"].labels, 12, 0))
     assert 0.5 < few < probe.fit_and_score(splits, "embeddings", everyone) + 0.02
 
 
 def test_draws_are_whole_patients_of_both_outcomes_and_a_function_of_the_seed():
     labels = labels_of(np.arange(600) % 10 == 0)
-    rows = labelled.draw_rows(labels, 30, 1)
+    rows = draws.draw_rows(labels, 30, 1)
     patients, counts = np.unique(labels.subject_ids[rows], return_counts=True)
     assert len(patients) == 30 and set(counts) == {2}
     assert 1 < labels.values[rows, 0].sum() < len(rows) - 1
-    np.testing.assert_array_equal(rows, labelled.draw_rows(labels, 30, 1))
-    assert not np.array_equal(rows, labelled.draw_rows(labels, 30, 2))
-    assert len(labelled.draw_rows(labels, 10**9, 1)) == 600
+    np.testing.assert_array_equal(rows, draws.draw_rows(labels, 30, 1))
+    assert not np.array_equal(rows, draws.draw_rows(labels, 30, 2))
+    assert len(draws.draw_rows(labels, 10**9, 1)) == 600
     with pytest.raises(ValueError, match="no 2 patients of train with two of each outcome"):
-        labelled.draw_rows(labels_of(np.arange(600) == 0), 2, 1)
+        draws.draw_rows(labels_of(np.arange(600) == 0), 2, 1)
 
 
 @pytest.mark.parametrize("words", [["a"], ["1"], ["16", "-5"], [""]])
