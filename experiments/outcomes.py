@@ -105,8 +105,7 @@ def make_objective(config: ConfigDict, model, found: Labelled) -> tuple[Objectiv
     targets = train.values if settings.kind == "multi_label" else train.values[:, 0]
     num_classes = len(train.names) if settings.kind == "multi_class" else 2
     begun = head_start.begin_classification(found.traits, targets, settings, num_classes)
-    balanced = settings.class_weights == "balanced"
-    weights = classification.balanced_weights(targets, num_classes) if balanced else None
+    weights = None if settings.class_weights == "none" else classification.balanced_weights(targets, num_classes)
     return classification.make_objective(model, settings, weights), begun
 
 
@@ -116,8 +115,8 @@ def initialize(config: ConfigDict, model, begun: Any, head: tuple[np.ndarray, np
     params = dict(variables["params"])
     if begun is not None:
         params["behrt"] = {**params["behrt"], **begun["params"]["behrt"]}
-    kernel = params["head"]["output"]["kernel"]
-    kernel = jnp.concatenate([0 * kernel[: len(kernel) - len(head[0])], jnp.asarray(head[0])])
+    kernel = 0 * params["head"]["output"]["kernel"]
+    kernel = kernel.at[len(kernel) - len(head[0]) :].set(head[0])
     params["head"] = {"output": {"kernel": kernel, "bias": jnp.asarray(head[1])}}
     params = {**variables, "params": params}
     if config.lora.rank:
