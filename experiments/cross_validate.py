@@ -127,9 +127,9 @@ def main() -> None:
         print(f"finished; the table comes when folds {missing} are there too")
         return
     found = average([read_fold(folder / f"fold-{fold}", fold) for fold in range(folds)])
-    result = {"metrics": {model: metrics.summaries(each) for model, each in found.items()}}
-    result["versus"] = {a: {b: metrics.compare(found[a], found[b]) for b in found if b != a} for a in found}
-    (folder / "cross_validation.json").write_text(json.dumps(result, indent=1))
+    reached = {model: metrics.summaries(each) for model, each in found.items()}
+    versus = {a: {b: metrics.compare(found[a], found[b]) for b in found if b != a} for a in found}
+    (folder / "cross_validation.json").write_text(json.dumps({"metrics": reached, "versus": versus}, indent=1))
     (folder / "cross_validation.md").write_text(table := format_markdown(found))
     print(f"means of {folds} folds, 95% intervals over patients\n\n{table}")
     print(f"written: {folder / 'cross_validation.md'} and .json")
