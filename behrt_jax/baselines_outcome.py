@@ -151,8 +151,7 @@ def fit_classification(
     chosen = {name: choose(name, candidates, loss, progress) for name, candidates in families.items()}
 
     def classify(name, patients, times, embeddings=None):
-        inputs = encode(patients, times)
-        return chosen[name].predict(inputs if name != BOOSTED or embeddings is None else inputs.widened(embeddings))
+        return chosen[name].predict(_inputs(encode, name, patients, times, embeddings))
 
     return {name: functools.partial(classify, name) for name in chosen}
 
@@ -211,10 +210,7 @@ def fit_survival(
             fitted.setdefault(name, []).append((best.predict, hazard.x, hazard.y))
 
     def forecast(name, patients, times, horizons, embeddings=None):
-        inputs = encode(patients, times)
-        return _forecast(
-            inputs if name != BOOSTED or embeddings is None else inputs.widened(embeddings), fitted[name], horizons
-        )
+        return _forecast(_inputs(encode, name, patients, times, embeddings), fitted[name], horizons)
 
     return {name: functools.partial(forecast, name) for name in fitted}
 
@@ -227,6 +223,12 @@ def choose(
     best, lowest = min(losses, key=lambda pair: pair[1])
     progress(f"{name}: {best.setting}, tuning loss {lowest:.4f}")
     return best
+
+
+def _inputs(encode: Callable, name: str, patients: Patients, times: np.ndarray, embeddings) -> Inputs:
+    """Returns what a baseline reads."""
+    inputs = encode(patients, times)
+    return inputs if name != BOOSTED or embeddings is None else inputs.widened(embeddings)
 
 
 def _only_basic(inputs: Inputs) -> np.ndarray:

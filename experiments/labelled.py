@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -119,3 +120,13 @@ def evaluation_batches(config: ConfigDict, found: Labelled) -> Iterator[dict]:
     """Yields each labelled history once, in a fixed order."""
     sizes = (config.data.row_length, config.evaluation.batch_size, config.data.separators)
     return (add_labels(batch, found) for batch in batches.evaluation_batches(found.rows, *sizes))
+
+
+def read_each(config: ConfigDict, found: Labelled, width: int, read: Callable[[dict], jax.Array]) -> np.ndarray:
+    """Returns what a function says of each labelled history, (M, width) float32; it maps a batch to (B, P, width)."""
+    said = np.zeros((len(found.labels), width), np.float32)
+    for batch in evaluation_batches(config, found):
+        rows, slots = np.nonzero(batch["patient_index"] >= 0)
+        values = np.asarray(read(evaluate.device_columns(batch)))
+        said[batch["patient_index"][rows, slots]] = values[rows, slots]
+    return said

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from ml_collections import ConfigDict
 
-from behrt_jax import calibration, classification_metrics, evaluate
+from behrt_jax import calibration, classification_metrics
 from behrt_jax.data.labels import Labels
 from behrt_jax.objectives import classification, survival
 from behrt_jax.objectives.survival import Baseline, SurvivalConfig
@@ -45,12 +45,7 @@ Predictions = ClassPredictions | SurvivalPredictions
 
 def score(config: ConfigDict, model, params, found: Labelled) -> np.ndarray:
     """Returns the (M, K) float32 logits of labelled histories."""
-    logits = np.zeros((len(found.labels), model.num_labels), np.float32)
-    for batch in labelled.evaluation_batches(config, found):
-        rows, slots = np.nonzero(batch["patient_index"] >= 0)
-        said = np.asarray(_score(model, params, evaluate.device_columns(batch)))
-        logits[batch["patient_index"][rows, slots]] = said[rows, slots]
-    return logits
+    return labelled.read_each(config, found, model.num_labels, functools.partial(_score, model, params))
 
 
 @functools.partial(jax.jit, static_argnames="model")  # here, so that it is compiled once for all runs of a model

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from behrt_jax import evaluate, head_start
+from behrt_jax import head_start
 from behrt_jax.models.inputs import model_arguments
 from behrt_jax.objectives import classification, survival
 from behrt_jax.objectives.classification import ClassificationConfig
@@ -51,12 +51,7 @@ def begin(config: ConfigDict, model, variables: Any, splits: dict[str, Labelled]
 
 def embed(config: ConfigDict, model, variables: Any, found: Labelled) -> np.ndarray:
     """Returns the (M, D) float32 embeddings of labelled histories, which the head reads."""
-    pooled = np.zeros((len(found.labels), config.model.hidden_dim), np.float32)
-    for batch in labelled.evaluation_batches(config, found):
-        rows, slots = np.nonzero(batch["patient_index"] >= 0)
-        values = np.asarray(_embed(model, variables, evaluate.device_columns(batch)))
-        pooled[batch["patient_index"][rows, slots]] = values[rows, slots]
-    return pooled
+    return labelled.read_each(config, found, config.model.hidden_dim, functools.partial(_embed, model, variables))
 
 
 @functools.partial(jax.jit, static_argnames="model")
