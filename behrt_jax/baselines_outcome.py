@@ -27,8 +27,8 @@ from behrt_jax.outcome_features import Inputs, make_encoder
 
 # The budget: every setting that is tried on tuning, the most cautious first. The ranges were set by hand with an eye on
 # all five folds of death from landmarks of the bundled patients, so what is reached there is a little too good. Tried
-# and left out, as it measured no better there (single trials, no figures kept): boosted Poisson rates, the newest values
-# of 77 measurements beside the codes, and training on an index date every two years.
+# and left out, as it measured no better there (single trials, no figures kept): boosted Poisson rates, the newest
+# values of 77 measurements beside the codes, and training on an index date every two years.
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # C of logistic regression
 RIDGE = 0.1  # of Cox on age and sex, which has no setting to choose: hardly any, but sexes are collinear
 NET_RATIOS, NET_PENALTIES = (0.1, 0.5), np.geomspace(0.3, 0.003, 20)  # of the elastic net, the latter of the largest
