@@ -113,7 +113,7 @@ def precision_recall(probabilities: np.ndarray, targets: Targets, points: int = 
 
 def reliability(probabilities: np.ndarray, targets: Targets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the mean probability, the observed share and the number of cells of each equal-mass bin."""
-    table = _calibration_table(probabilities, _dense(targets), np.zeros(len(probabilities), int))[0]
+    table = calibration_table(probabilities, _dense(targets), np.zeros(len(probabilities), int))[0]
     means, shares, cells = table[:, table[2] > 0]
     return means / cells, shares / cells, cells.astype(int)
 
@@ -237,12 +237,12 @@ def _binned(hits: np.ndarray, every: np.ndarray, middle: np.ndarray | float = 0.
 
 def _calibration_error(probabilities, targets, owners, weights) -> Estimate | None:
     """Measures the mean distance of probabilities from observed shares, over equal-mass bins of all cells."""
-    totals = np.tensordot(weights, _calibration_table(probabilities, targets, owners), 1)
+    totals = np.tensordot(weights, calibration_table(probabilities, targets, owners), 1)
     errors = np.abs(totals[:, 0] - totals[:, 1]).sum(axis=1) / totals[:, 2].sum(axis=1)
     return _estimate(errors, errors[0], targets.size)
 
 
-def _calibration_table(probabilities, targets, owners) -> np.ndarray:
+def calibration_table(probabilities, targets, owners) -> np.ndarray:
     """Adds up probabilities, targets and cells by patient and equal-mass bin: (patients, 3, bins)."""
     ranks = np.arange(1, CALIBRATION_BINS) * probabilities.size // CALIBRATION_BINS
     edges = np.unique(np.partition(probabilities, ranks, axis=None)[ranks])

@@ -1,9 +1,13 @@
 """Training a workdir to its end, as every command that trains does it: progress, metrics, checkpoints, interrupts."""
 
+import json
+import os
+import platform
 import shlex
 import sys
 from pathlib import Path
 
+import jax
 from tqdm import tqdm
 
 from behrt_jax import train, workdir, writer
@@ -12,6 +16,7 @@ from experiments.command import Interrupt
 
 EVALUATION_FILE = "evaluation.json"
 PARAMETERS_FILE = "parameters.json"  # how many there are, and are trained
+MACHINE_FILE = "machine.json"  # what the newest part of the training ran on
 
 
 def resume_and_fit(command: str, config, folder: Path, objective, optimizer, current, columns, evaluate) -> int | None:
@@ -70,6 +75,7 @@ def fit(config, folder, objective, optimizer, current, columns, evaluate, checkp
     train_config = train.TrainConfig(**config.train)
     train_step = train.make_train_step(objective, optimizer, config.seed, train_config.accumulate_steps)
     done = int(current.step)
+    (folder / MACHINE_FILE).write_text(json.dumps(describe_machine()))
     log_file = writer.MetricsWriter(folder, done)
 
     # A terminal shows a bar that moves; a log file gets a line now and then.
@@ -116,6 +122,15 @@ def fit(config, folder, objective, optimizer, current, columns, evaluate, checkp
     if outcome.reason == "stopped_early":
         print(f"stopped early: {train_config.patience} evaluations without a better tuning loss")
     return interrupt.signal if outcome.reason == "interrupted" else None
+
+
+def describe_machine() -> dict[str, str]:
+    """Says what this process runs on, without the machine's name."""
+    return {
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processor": f"{os.cpu_count()} cores, {platform.system()} on {platform.machine()}",
+        "versions": f"Python {platform.python_version()}, jax {jax.__version__}",
+    }
 
 
 def resume_command(command: str, folder: Path) -> str:

@@ -11,19 +11,10 @@ def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
     unknown = sum(counts[f"unknown/{split}"] for split in events.SPLITS)
     patients = sum(counts[f"patients/{split}"] for split in events.SPLITS)
     splits = ", ".join(f"{counts[f'patients/{split}']:,} {split}" for split in events.SPLITS)
-    left_out = {
-        "events by data.codes_include and data.codes_exclude": counts["events_left_out_by_pattern"],
-        "events that name no visit": counts["events_without_visit"],
-        "repeats of a code within a visit": counts["repeats_left_out"],
-        "patients without any code left": counts["patients_without_codes"],
-        "patients in other splits": counts["patients_in_other_splits"],
-        "events of patients in other splits": counts["events_in_other_splits"],
-        "events of patients without any code left": counts["events_of_patients_without_codes"],
-    }
     lines = [
         f"found {patients:,} patients ({splits}), {counts['events']:,} events, {counts['visits']:,} visits, "
         f"{counts['codes']:,} codes, {tokens:,} tokens; the model has {num_parameters:,} parameters",
-        "left out: " + (", ".join(f"{number:,} {what}" for what, number in left_out.items() if number) or "nothing"),
+        "left out: " + (", ".join(f"{number:,} {what}" for what, number in left_out(counts).items()) or "nothing"),
         f"[UNK]: {unknown / max(tokens, 1):.2%} of tokens, codes of fewer than data.min_patients train patients",
     ]
     if counts["splits_made"]:
@@ -34,6 +25,20 @@ def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
     if counts["events_after_death"]:
         lines.append(f"kept: {counts['events_after_death']:,} events after a MEDS_DEATH")
     return lines
+
+
+def left_out(counts: dict) -> dict[str, int]:
+    """Returns what preparing data left out, by what it is."""
+    found = {
+        "events by data.codes_include and data.codes_exclude": counts["events_left_out_by_pattern"],
+        "events that name no visit": counts["events_without_visit"],
+        "repeats of a code within a visit": counts["repeats_left_out"],
+        "patients without any code left": counts["patients_without_codes"],
+        "patients in other splits": counts["patients_in_other_splits"],
+        "events of patients in other splits": counts["events_in_other_splits"],
+        "events of patients without any code left": counts["events_of_patients_without_codes"],
+    }
+    return {what: number for what, number in found.items() if number}
 
 
 def describe_rows(patients: dataset.Patients, row_length: int, separators: bool, seed: int) -> str:

@@ -1,5 +1,8 @@
 """Tables of an evaluation, as the commands print them."""
 
+from typing import NamedTuple
+
+OWN, ORACLE = "BEHRT (this run)", "oracle (the ceiling)"
 # The columns of each objective's table; the first sorts the baselines.
 COLUMNS = {
     "mlm": {"accuracy": "accuracy", "top5_accuracy": "top-5", "top20_accuracy": "top-20", "perplexity": "perplexity"},
@@ -38,13 +41,33 @@ LOWER_IS_BETTER = ("loss", "brier")
 def format_result(result: dict) -> str:
     """Lays out the result of an evaluation: a table for each objective, and one by group where there are groups."""
     parts = [f"{result['split']}: {result['patients']:,} patients, 95% intervals over patients"]
-    for objective in COLUMNS:
-        if any(name.startswith(f"{objective}/") for name in result["metrics"]):
-            parts.append(_objective_table(result, objective))
+    parts += [_objective_table(result, objective) for objective in objectives(result)]
     return "\n\n".join(parts)
 
 
-def _objective_table(result: dict, objective: str) -> str:
+class Selected(NamedTuple):
+    """What is shown of an objective.
+
+    Attributes:
+      columns: labels by metric; the first sorts the baselines.
+      rows: entries by metric, by model: the oracle, where it is known, the run, then baselines from the best on.
+      best: the best baseline; empty where there is none.
+      counted: how many targets were scored.
+    """
+
+    columns: dict[str, str]
+    rows: dict[str, dict]
+    best: str
+    counted: int
+
+
+def objectives(result: dict) -> list[str]:
+    """Returns the objectives that a result has metrics of."""
+    return [each for each in COLUMNS if any(name.startswith(f"{each}/") for name in result["metrics"])]
+
+
+def select(result: dict, objective: str) -> Selected:
+    """Selects what is shown of an objective."""
     found = {f"{objective}/{name}": label for name, label in COLUMNS[objective].items()}
     columns = {name: label for name, label in found.items() if name in result["metrics"]}
     if not columns:  # competing risks have a C-index for each cause
@@ -54,30 +77,36 @@ def _objective_table(result: dict, objective: str) -> str:
     named = {name: found for name, found in result["baselines"].items() if first in found}
     sign = 1 if first.endswith(LOWER_IS_BETTER) else -1
     named = dict(sorted(named.items(), key=lambda item: sign * item[1][first]["value"]))
-    rows = {"BEHRT (this run)": result["metrics"], **named}
+    rows = {OWN: result["metrics"], **named}
     if first in result.get("oracle", {}):
-        rows = {"oracle (the ceiling)": result["oracle"], **rows}
+        rows = {ORACLE: result["oracle"], **rows}
     counted = result["metrics"].get(f"{objective}/loss", result["metrics"][first])
-    header = f"{TITLES[objective]} ({counted['n']:,})"
-    lines = _grid(header, rows, columns)
-    best = next(iter(named), "")
+    return Selected(columns, rows, next(iter(named), ""), counted["n"])
+
+
+def select_groups(result: dict, selected: Selected) -> dict[str, dict]:
+    """Returns the first metric by kind of code, age and sex: `{"type=CONDITION": {"run": entry, "best": entry}}`."""
+    prefix = f"{next(iter(selected.columns))}/"
+    groups = [name for name in result["metrics"] if name.startswith(tuple(prefix + group for group in GROUPS))]
+    rows = {name.removeprefix(prefix): {"run": result["metrics"][name]} for name in groups}
+    for name in groups:
+        if name in result["baselines"].get(selected.best, {}):
+            rows[name.removeprefix(prefix)]["best"] = result["baselines"][selected.best][name]
+    return rows
+
+
+def _objective_table(result: dict, objective: str) -> str:
+    selected = select(result, objective)
+    columns, best = selected.columns, selected.best
+    lines = _grid(f"{TITLES[objective]} ({selected.counted:,})", selected.rows, columns)
     for other in (best, "oracle"):
         pairs = result["versus"].get(other, {})
         differences = [f"{label} {format_signed(pairs[name])}" for name, label in columns.items() if name in pairs]
         lines += [f"difference to {other}: {', '.join(differences)}"] * bool(differences)
-    lines += _group_table(result, first, columns[first], best) if named else []
+    groups = select_groups(result, selected) if best else {}
+    if groups:
+        lines += ["", *_grid(next(iter(columns.values())), groups, {"run": OWN, "best": best})]
     return "\n".join(lines)
-
-
-def _group_table(result: dict, first: str, label: str, best: str) -> list[str]:
-    """Compares the run with the best baseline by kind of code, age and sex."""
-    prefix = f"{first}/"
-    groups = [name for name in result["metrics"] if name.startswith(tuple(prefix + group for group in GROUPS))]
-    rows = {name.removeprefix(prefix): {"run": result["metrics"][name]} for name in groups}
-    for name in groups:
-        if name in result["baselines"][best]:
-            rows[name.removeprefix(prefix)]["best"] = result["baselines"][best][name]
-    return ["", *_grid(label, rows, {"run": "BEHRT (this run)", "best": best})] if rows else []
 
 
 def _grid(header: str, rows: dict[str, dict], columns: dict[str, str]) -> list[str]:
