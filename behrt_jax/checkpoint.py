@@ -55,11 +55,15 @@ class Checkpoints:
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Saves a state under its step, with tuning metrics where there are some.
 
+        A state whose `opt_state` is None is saved as parameters alone: to be loaded, not to go on from.
+
         Raises:
           OSError: it could not be written; the checkpoints before it stay.
         """
-        rest = {"step": state.step, "opt_state": state.opt_state}
-        items = ocp.args.Composite(params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest))
+        parts = {"params": state.params}
+        if state.opt_state is not None:
+            parts["rest"] = {"step": state.step, "opt_state": state.opt_state}
+        items = ocp.args.Composite(**{name: ocp.args.StandardSave(part) for name, part in parts.items()})
         step = int(state.step)
         try:
             self._manager.save(step, args=items, metrics=metrics)
@@ -68,7 +72,16 @@ class Checkpoints:
             raise OSError(
                 f"{self.folder}: checkpoint {step} could not be written; free some space ({reason})"
             ) from error
+        self.record_sizes(step)
+
+    def record_sizes(self, step: int) -> None:
+        """Notes the size of each file of a step, by which damage is told."""
         (self.folder / str(step) / FILES).write_text(json.dumps(self._list_files(step)))
+
+    def best(self) -> tuple[int, dict[str, float]] | None:
+        """Returns the step of lowest tuning loss and its metrics; None where none was evaluated."""
+        step = self._manager.best_step()
+        return None if step is None else (step, dict(self._manager.metrics(step)))
 
     def restore_newest(self, like: TrainState, warn: Callable[[str], None]) -> TrainState | None:
         """Restores the newest state that can be read; None where there is none.
