@@ -44,7 +44,8 @@ def main() -> int:
     if status is not None:
         return status
     print(tables.format_result(evaluate_run(folder, task.splits, FLAGS.versus, FLAGS.baselines)))
-    print(f"written to {folder}: {EVALUATION_FILE}, predictions.parquet, figures/, and what load() needs")
+    figures = "figures/, " if any((folder / "figures").glob("*")) else ""
+    print(f"written to {folder}: {EVALUATION_FILE}, predictions.parquet, {figures}and what load() needs")
     print(f"next: python -m experiments.predict --workdir={folder} --data=DIR --labels=FILE --output=FILE")
     return 0
 

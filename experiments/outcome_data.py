@@ -49,8 +49,8 @@ def read_splits(
 
 def read_cutoff(config: ConfigDict) -> np.datetime64 | None:
     """Returns the date of an out-of-time split, or None; a ValueError if the keys of it are no date and no days."""
-    chosen = config.get("out_of_time")  # runs of earlier versions have none
-    if not chosen or not chosen.cutoff:
+    chosen = config.out_of_time
+    if not chosen.cutoff:
         return None
     try:
         cutoff = np.datetime64(datetime.date.fromisoformat(chosen.cutoff), "us")

@@ -100,6 +100,8 @@ def main() -> None:
     if labels.kind not in METRICS:
         raise ValueError(f"--labels: found {labels.kind} labels; expected one binary label, or times to an event")
     prepared = prepare(DataConfig(**config.data), found.vocabulary, progress=print)
+    if FLAGS.data:
+        print(labelled.describe_coverage(prepared.report, "all"))
     labels = outcome_data.match(labels, outcome_data.read_lives(config.data.path), print)
     splits = {}
     for name in events.SPLITS:
