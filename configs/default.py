@@ -7,7 +7,8 @@ def get_config() -> config_dict.ConfigDict:
     """Returns the defaults, locked: a key that is not here is an error."""
     sections = {"data": _data(), "model": _model(), "objective": _objective()}
     sections |= {"optimizer": _optimizer(), "train": _train(), "evaluation": _evaluation()}
-    return config_dict.ConfigDict({"seed": 0, **sections}).lock()
+    # Where the code table begins: "" at random, skip_gram (of codes in visits), or a Parquet table (code, embedding).
+    return config_dict.ConfigDict({"seed": 0, "code_init": "", **sections}).lock()
 
 
 def get_finetune_config(outcome: str) -> config_dict.ConfigDict:

@@ -16,7 +16,7 @@ from behrt_jax.models.behrt import count_parameters
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.optimizer import OptimizerConfig, make_optimizer
-from experiments import command, tables, task
+from experiments import code_init, command, tables, task
 from experiments.evaluate import evaluate_run
 from experiments.fitting import EVALUATION_FILE, resume_and_fit
 from experiments.summary import describe_data, describe_rows
@@ -31,10 +31,11 @@ def main() -> int:
     BEHRTConfig(**{**config.model, "vocab_size": 1})
     optimizer = make_optimizer(OptimizerConfig(**config.optimizer), train_config.num_steps)
     ObjectiveConfig(**config.objective)
+    code_init.check(config)
 
     prepared, patients, trained = task.begin(config, say=print)
     workdir.open_workdir(folder, config, prepared.vocabulary)
-    current = state.create_state(task.initialize(config, trained, patients), optimizer, config.seed)
+    current = state.create_state(task.initialize(config, trained, patients, print), optimizer, config.seed)
     print("\n".join(describe_data(prepared, count_parameters(current.params))))
     print(describe_rows(patients, data_config.row_length, data_config.separators, config.seed))
     if trained.is_target.any():

@@ -20,6 +20,7 @@ from behrt_jax.objectives import mlm
 from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.objectives.joint import make_objective
 from behrt_jax.objectives.objective import Objective
+from experiments import code_init
 
 EVENT_BINS = 8
 
@@ -32,12 +33,14 @@ class Task(NamedTuple):
       objective: what training minimises.
       tuning_objective: the same on fixed targets, codes hidden one by one at `evaluation.mask_rate`.
       is_target: (V,) bool, what next visits and events are about; nothing for masked codes alone.
+      vocabulary: V tokens.
     """
 
     model: BEHRTForPretraining
     objective: Objective
     tuning_objective: Objective
     is_target: np.ndarray
+    vocabulary: Vocabulary
 
 
 def make_task(config: ConfigDict, vocabulary: Vocabulary) -> Task:
@@ -54,6 +57,7 @@ def make_task(config: ConfigDict, vocabulary: Vocabulary) -> Task:
         make_objective(model, settings, *shared),
         make_objective(model, fixed, *shared, mlm.EVALUATION),
         is_target,
+        vocabulary,
     )
 
 
@@ -82,8 +86,11 @@ def _find_targets(settings: ObjectiveConfig, vocabulary: Vocabulary) -> np.ndarr
     return next_visits.target_codes(vocabulary, settings.targets, settings.min_patients)
 
 
-def initialize(config: ConfigDict, task: Task, train: dataset.Patients) -> Callable:
-    """Returns a function from a key to the variables; heads begin at the rates of train."""
+def initialize(
+    config: ConfigDict, task: Task, train: dataset.Patients, say: Callable[[str], None] = lambda line: None
+) -> Callable:
+    """Returns a function from a key to the variables; heads begin at the rates of train, codes as `code_init` says."""
+    begun = code_init.make_rows(config, task.vocabulary, train, say)
     held = next_visits.visit_codes(train, _index(config, train), len(task.is_target))
     shares = (held.sum(axis=0) + 0.5) / (held.shape[0] + 1.0)
     logits = np.log(shares / np.maximum(1 - shares, 1e-3)).astype(np.float32)
@@ -98,7 +105,8 @@ def initialize(config: ConfigDict, task: Task, train: dataset.Patients) -> Calla
             heads["next_visit"] = {**heads["next_visit"], "bias": jax.numpy.asarray(logits)}
         if rates is not None:
             heads["time_to_event"] = {**heads["time_to_event"], "log_rates": jax.numpy.asarray(rates)}
-        return {**variables, "params": heads}
+        variables = {**variables, "params": heads}
+        return variables if begun is None else code_init.place(variables, begun)
 
     return make
 

@@ -42,8 +42,9 @@ TRAINING = {
     "next visits alone": {"objective.name": "next_visit"},
     "next visits alone, random cut": {"objective.name": "next_visit", "objective.history": "random_cut"},
 }
-VARIANTS = {**MODEL, **TRAINING}
-GROUPS = {"model": MODEL, "training": TRAINING}
+CODES = {"codes begin at a skip-gram": {"code_init": "skip_gram"}}
+VARIANTS = {**MODEL, **TRAINING, **CODES}
+GROUPS = {"model": MODEL, "training": TRAINING, "codes": {"small recipe": {}, **CODES}}
 POOLINGS = ("cls", "mean", "max")
 
 

@@ -1,0 +1,149 @@
+"""Shows what a model has learned of codes: nearest neighbours, and how far they share a group.
+
+python -m experiments.codes --workdir=DIR [--data=DIR] [--query=TEXT] [--neighbours=10] [--diseases=FILE]
+
+With a query, a code or words of its description, prints the nearest codes. Without one, prints how often neighbours are
+of one group, beside baselines, and writes that and all neighbours to DIR/code_embeddings.json; see
+docs/code_embeddings.md.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from behrt_jax import code_embeddings, metrics, workdir
+from behrt_jax.data import dataset, next_visits, sequences
+from behrt_jax.data.config import DataConfig
+from behrt_jax.data.prepare import prepare
+from behrt_jax.data.vocabulary import NUM_SPECIAL
+from experiments import code_groups, code_init, command
+from experiments.tables import format_cell, format_signed
+
+OUTPUT_FILE = "code_embeddings.json"
+OWN = "this run"
+MOST_MATCHES = 5
+
+
+def show_neighbours(loaded: workdir.Loaded, descriptions: list[str], query: str, k: int) -> str:
+    """Lays out the nearest codes of those that a query names, of the most frequent where it names many."""
+    vocabulary = loaded.vocabulary
+    found = code_embeddings.find_codes(query, vocabulary, descriptions)
+    shown = found[:MOST_MATCHES]
+    lines = [f"{len(found)} codes match; the {len(shown)} most frequent:"] if len(found) > len(shown) else []
+    ids, cosines = code_embeddings.nearest(code_embeddings.code_table(loaded.params), shown, k)
+    for code, near, close in zip(shown, ids, cosines, strict=True):
+        patients = f"{vocabulary.patients[code - NUM_SPECIAL]:,} train patients"
+        lines += ["", f"{vocabulary.tokens[code]}  {descriptions[code]} ({patients})".replace("  (", " (")]
+        width = max(len(vocabulary.tokens[place]) for place in near)
+        for place, cosine in zip(near, close, strict=True):
+            lines.append(f"  {cosine:6.3f}  {vocabulary.tokens[place]:{width}}  {descriptions[place]}".rstrip())
+    return "\n".join(lines)
+
+
+def make_tables(loaded: workdir.Loaded, data: str) -> dict[str, np.ndarray]:
+    """Returns the run's table of codes and those of baselines of the same width; the fitted ones from train patients.
+
+    Raises:
+      ValueError: the data gives another vocabulary than the run has.
+    """
+    config, vocabulary, model, params = loaded
+    own = code_embeddings.code_table(params)
+    untrained = jax.jit(lambda key: workdir.initialize(model, key))(jax.random.key(config.seed))
+    tables = {OWN: own, "untrained": code_embeddings.code_table(untrained)}
+    if not Path(data).is_dir():
+        print(f"{data}: not here, so there are no baselines from it and no descriptions; give --data=DIR")
+        return tables
+    prepared = prepare(DataConfig(**{**config.data, "path": data}), progress=print)
+    if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
+        print(f"{data}: gives another vocabulary than the run was trained with, so no baselines are fitted on it")
+        return tables
+    most = config.train.max_patients if "objective" in config else 0
+    train = dataset.sample(dataset.read(prepared.folder, "train"), most)
+    index = sequences.index_visits(train, config.data.row_length, config.data.separators)
+    tables["PPMI-SVD"] = code_embeddings.ppmi_svd(next_visits.visit_codes(train, index, len(own)), own.shape[1])
+    fitted = code_init.fit_skip_gram(config, train, len(own))
+    return {**tables, "skip-gram": np.nan_to_num(fitted)}
+
+
+def measure(tables: dict[str, np.ndarray], groups: dict[str, np.ndarray], k: int) -> dict[str, dict]:
+    """Measures how far neighbours share each kind of group: for the run, by chance, and for the other tables."""
+    result = {}
+    for name, labels in groups.items():
+        found = {label: code_embeddings.agreement(table, labels, k) for label, table in tables.items()}
+        own, chance = found.pop(OWN), code_embeddings.chance(labels)
+        result[name] = {"codes": len(own.patients), "groups": len(np.unique(own.patients))}
+        result[name] |= metrics.report(own, {"chance": chance, **found}, "codes")
+    return result
+
+
+def format_agreement(result: dict[str, dict], k: int) -> str:
+    """Lays out what `measure` found."""
+    names = [OWN, *next(iter(result.values()))["baselines"]]
+    first = max(map(len, result)) + 2
+    lines = [f"share of the {k} nearest codes that are of the same group, 95% intervals over groups", ""]
+    lines.append(" " * first + "codes  groups" + "".join(name.rjust(24) for name in names))
+    for kind, found in result.items():
+        by = {OWN: found["metrics"], **found["baselines"]}
+        cells = (format_cell(by[name]["codes/precision"]).rjust(24) for name in names)
+        lines.append(f"{kind:{first}}{found['codes']:5}{found['groups']:8}" + "".join(cells))
+    lines += ["", f"difference of {OWN} to each"]
+    for kind, found in result.items():
+        cells = (format_signed(found["versus"][name]["codes/precision"]).rjust(24) for name in names[1:])
+        lines.append(f"{kind:{first}}" + " " * 37 + "".join(cells))
+    return "\n".join(lines)
+
+
+def list_neighbours(loaded: workdir.Loaded, descriptions: list[str], groups: dict[str, np.ndarray], k: int) -> dict:
+    """Returns each code's description, how many train patients have it, and its neighbours, as JSON's kinds."""
+    vocabulary, codes = loaded.vocabulary, range(NUM_SPECIAL, len(loaded.vocabulary))
+    ids, cosines = code_embeddings.nearest(code_embeddings.code_table(loaded.params), [*codes], k)
+    return {
+        vocabulary.tokens[code]: {
+            "description": descriptions[code],
+            "patients": vocabulary.patients[code - NUM_SPECIAL],
+            "groups": {name: int(labels[code]) for name, labels in groups.items() if labels[code] >= 0},
+            "neighbours": [
+                {"code": vocabulary.tokens[place], "cosine": round(float(cosine), 4)}
+                for place, cosine in zip(near, close, strict=True)
+            ],
+        }
+        for code, near, close in zip(codes, ids, cosines, strict=True)
+    }
+
+
+def main() -> None:
+    """Runs the command."""
+    folder = Path(FLAGS.workdir)
+    loaded = workdir.load(folder)
+    data = FLAGS.data or loaded.config.data.path
+    descriptions = code_embeddings.read_descriptions(data, loaded.vocabulary)
+    if FLAGS.query is not None:
+        print(show_neighbours(loaded, descriptions, FLAGS.query, FLAGS.neighbours))
+        return
+    groups = code_groups.find_groups(loaded.vocabulary, descriptions, data, FLAGS.diseases)
+    if not groups:
+        raise ValueError(
+            f"{data}: its codes are in no groups; expected parent_codes, ICD codes or names such as LAB//1"
+        )
+    result = measure(make_tables(loaded, data), groups, FLAGS.neighbours)
+    print(format_agreement(result, FLAGS.neighbours))
+    listed = list_neighbours(loaded, descriptions, groups, FLAGS.neighbours)
+    content = {"neighbours": FLAGS.neighbours, "agreement": result, "codes": listed}
+    scratch = folder / f"{OUTPUT_FILE}.tmp"
+    scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    scratch.replace(folder / OUTPUT_FILE)
+    print(f"written: {folder / OUTPUT_FILE}")
+    print(f"next: python -m experiments.codes --workdir={folder} --query=diabetes")
+
+
+if __name__ == "__main__":
+    FLAGS = flags.FLAGS
+    flags.DEFINE_string("workdir", None, "A run of experiments.pretrain or experiments.finetune.", required=True)
+    flags.DEFINE_string("data", None, "Where its data set lies now; default: where it was.")
+    flags.DEFINE_string("query", None, "A code, or words of its name or description.")
+    flags.DEFINE_integer("neighbours", 10, "How many neighbours of each code.", lower_bound=1)
+    flags.DEFINE_string("diseases", "configs/diseases.yaml", "Groups of diseases.")
+    command.run(main)
