@@ -1,6 +1,7 @@
 """The card of a published encoder: sections as in Hugging Face's model cards (Mitchell et al. 2019)."""
 
 import collections
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from behrt_jax import writer
 from behrt_jax.data.vocabulary import Vocabulary
 from behrt_jax.objectives.config import ObjectiveConfig
 from experiments import tables
+from experiments.fitting import MACHINE_FILE
 
 KINDS_SHOWN = 8
 SIMULATED = """The patients are simulated: which diseases follow which, and how they are treated, is what the authors
@@ -21,16 +23,15 @@ a patient was among them, or what they had, was not measured. Its vocabulary nam
 
 
 class Origin(NamedTuple):
-    """What a user says of an encoder: who the patients are, the licence, the source and the hardware."""
+    """What a user says of an encoder: who the patients are, the licence, and where the data comes from."""
 
     patients: str
     license: str
     about: str
-    hardware: str
 
 
 class Run(NamedTuple):
-    """What a run says of itself: see `experiments.publish`."""
+    """What a run says of itself."""
 
     config: ConfigDict
     vocabulary: Vocabulary
@@ -39,15 +40,10 @@ class Run(NamedTuple):
     metrics: dict[str, float]
     evaluation: dict
     report: dict
+    cost: str
 
 
-def training_speed(workdir: Path) -> float | None:
-    """Returns the median of a run's tokens per second; None where it wrote none."""
-    speeds = writer.read_series(workdir, "train", "tokens_per_second", np.iinfo(int).max)
-    return float(np.median(speeds)) if speeds else None
-
-
-def write(output: Path, run: Run, speed: float | None, origin: Origin) -> str:
+def write(output: Path, run: Run, origin: Origin) -> str:
     """Returns the card as Markdown."""
     data, model = run.config.data, run.config.model
     place = output.name if output.is_absolute() else output
@@ -93,7 +89,7 @@ To start fine-tuning or probing from, to teach, and to test software with. Not t
 ## Training
 
 {run.config.train.num_steps:,} steps of {run.config.train.batch_size * run.config.train.accumulate_steps} rows of \
-{data.row_length} tokens, seed {run.config.seed}; {_cost(run.config, speed, origin.hardware)}. Published is step
+{data.row_length} tokens, seed {run.config.seed}; {run.cost}. Published is step
 {run.step:,}, that of the lowest loss on tuning ({run.metrics["loss"]:.4f}).
 
 | embedding / hidden / feed-forward | layers / heads | parameters | vocabulary |
@@ -131,12 +127,15 @@ def _left_out(data: ConfigDict) -> str:
     return f"codes such as {', '.join(patterns[:4])} (`data.codes_exclude`)" if patterns else "any code left out"
 
 
-def _cost(config: ConfigDict, speed: float | None, hardware: str) -> str:
-    where = f" on {hardware}" if hardware else ""
-    if speed is None:
-        return f"trained{where}"
+def describe_cost(workdir: Path, config: ConfigDict, hardware: str) -> str:
+    """Says how long a run took at its median speed, and on what."""
+    machine = workdir / MACHINE_FILE
+    if not hardware and machine.exists():
+        hardware = ", ".join(json.loads(machine.read_text()).values())
+    speed = float(np.median(writer.read_series(workdir, "train", "tokens_per_second", config.train.num_steps)))
     tokens = config.train.num_steps * config.train.batch_size * config.train.accumulate_steps * config.data.row_length
-    return f"about {tokens / speed / 60:,.0f} minutes at {speed:,.0f} tokens a second{where}"
+    took = f"about {tokens / speed / 60:,.0f} minutes at {speed:,.0f} tokens a second"
+    return took + (f" on {hardware}" if hardware else "")
 
 
 def _kinds(vocabulary: Vocabulary) -> str:

@@ -61,7 +61,7 @@ def write_parameters(folder: Path, params, step: int, metrics: dict[str, float])
     checkpoints.record_sizes(step)
 
 
-def publish(folder: Path, output: Path, origin: model_card.Origin, floor: int) -> list[str]:
+def publish(folder: Path, output: Path, origin: model_card.Origin, floor: int, hardware: str = "") -> list[str]:
     """Writes what is published, in one move; returns lines on what goes out and what does not."""
     found, step, metrics = load_best(folder)
     publishable.check_floor(found.config, found.vocabulary, floor)
@@ -73,8 +73,10 @@ def publish(folder: Path, output: Path, origin: model_card.Origin, floor: int) -
         workdir.open_workdir(made, config, found.vocabulary)
         write_parameters(made / workdir.CHECKPOINTS, found.params, step, metrics)
         (made / EVALUATION_FILE).write_text(json.dumps(result, indent=1))
-        run = model_card.Run(config, found.vocabulary, count_parameters(found.params), step, metrics, result, report)
-        (made / CARD).write_text(model_card.write(output, run, model_card.training_speed(folder), origin))
+        cost = model_card.describe_cost(folder, config, hardware)
+        size = count_parameters(found.params)
+        run = model_card.Run(config, found.vocabulary, size, step, metrics, result, report, cost)
+        (made / CARD).write_text(model_card.write(output, run, origin))
         publishable.check_anonymous(made)
         if output.exists():
             shutil.rmtree(output)
@@ -95,8 +97,8 @@ def main() -> None:
     if output.exists() and not (FLAGS.overwrite and (output / CARD).exists() and (output / "config.json").exists()):
         raise ValueError(f"--output={output}: exists; name another, or give --overwrite where it was published before")
     floor = FLAGS.min_patients or FLOORS[FLAGS.patients]
-    origin = model_card.Origin(FLAGS.patients, FLAGS.license, FLAGS.about, FLAGS.hardware)
-    print("\n".join(publish(Path(FLAGS.workdir), output, origin, floor)))
+    origin = model_card.Origin(FLAGS.patients, FLAGS.license, FLAGS.about)
+    print("\n".join(publish(Path(FLAGS.workdir), output, origin, floor, FLAGS.hardware)))
     size = sum(file.stat().st_size for file in output.rglob("*"))
     print(f"written: {output}, {size / 1e6:.1f} MB; read {output / CARD} and complete it before you hand it on")
 
@@ -108,7 +110,11 @@ if __name__ == "__main__":
     flags.DEFINE_enum("patients", None, [*FLOORS], "Who the patients are that it was trained on.", required=True)
     flags.DEFINE_string("license", None, "The licence under which the data lets you publish it.", required=True)
     flags.DEFINE_string("about", "", "A sentence for the card on where the data comes from.")
-    flags.DEFINE_string("hardware", "", "A phrase for the card on what it was trained on, such as: 2 CPU cores.")
+    flags.DEFINE_string(
+        "hardware",
+        "",
+        "What it was trained on, for the card; default: as the run says.",
+    )
     flags.DEFINE_integer("min_patients", 0, "Fewest train patients of a code; 0: 11 for real patients, else 1.")
     flags.DEFINE_bool("overwrite", False, "Replace what was published to --output before.")
     command.run(main)

@@ -1,0 +1,158 @@
+"""What is published of a run, and what must not be."""
+
+import json
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import behrt_jax
+from experiments import model_card, publish, publishable
+
+SIMULATED = model_card.Origin("simulated", "Apache-2.0", "Made by Synthea.")
+
+
+@pytest.fixture(scope="session")
+def published(workplace, whole) -> tuple[Path, list[str]]:
+    output = workplace.folder / "published"
+    return output, publish.publish(whole[0], output, SIMULATED, 1, "one core")
+
+
+def copy_of(run: Path, folder: Path) -> Path:
+    return shutil.copytree(run, folder / "copy")
+
+
+def test_the_best_parameters_are_loaded_as_they_were(published, whole):
+    mine, theirs = behrt_jax.load(published[0]), behrt_jax.load(whole[0])
+    jax.tree.map(np.testing.assert_array_equal, mine.params, theirs.params)
+    assert mine.vocabulary.fingerprint == theirs.vocabulary.fingerprint and mine.model == theirs.model
+    (step,) = (published[0] / "checkpoints").iterdir()
+    losses = {line["step"]: line["loss"] for line in read_tuning(whole[0])}
+    assert int(step.name) == min(losses, key=lambda number: losses[number])
+    assert json.loads((step / "metrics" / "metrics").read_text())["loss"] == losses[int(step.name)]
+
+
+def read_tuning(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{**line, "loss": line["mlm/loss"]} for line in lines if line["split"] == "tuning"]
+
+
+def test_nothing_of_the_optimizer_the_logs_or_the_machine_goes_out(published, whole, workplace):
+    folder, lines = published
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md",
+        "config.json",
+        "vocabulary.json",
+        "evaluation.json",
+        "checkpoints",
+    }
+    assert not [path for path in folder.rglob("*") if path.name in ("rest", "opt_state")]
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        for name in (str(workplace.folder), str(whole[0]), platform.node(), str(Path.cwd())):
+            assert name.encode() not in file.read_bytes(), file
+    assert json.loads((folder / "config.json").read_text())["data"]["path"] == "meds"
+    assert "data.path became 'meds'" in lines
+    assert any(line.startswith("goes out: ") and "in how many train patients" in line for line in lines)
+
+
+def test_a_file_cut_short_is_told(published, tmp_path):
+    folder = copy_of(published[0], tmp_path)
+    blob = max((folder / "checkpoints").rglob("d/*"), key=lambda file: file.stat().st_size)
+    blob.write_bytes(blob.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="none of the checkpoints"):
+        behrt_jax.load(folder)
+
+
+def test_the_card_says_what_a_reader_needs(published):
+    card = (published[0] / "README.md").read_text()
+    config, vocabulary, _, params = behrt_jax.load(published[0])
+    for text in (
+        "license: apache-2.0",
+        "library_name: behrt_jax",
+        "Not for clinical use",
+        "## Limits",
+        "Made by Synthea. Licence: Apache-2.0.",
+        "on one core",
+        'behrt_jax.load("published")',
+        f"{behrt_jax.count_parameters(params):,} parameters",
+        f"| {len(vocabulary):,} |",
+        "BEHRT (this run)",
+    ):
+        assert text in card
+    value = json.loads((published[0] / "evaluation.json").read_text())["metrics"]["mlm/accuracy"]
+    assert f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" in card
+    assert str(config.train.num_steps) in card
+
+
+def test_codes_of_few_real_patients_are_refused(published, whole, tmp_path):
+    vocabulary = behrt_jax.load(whole[0]).vocabulary
+    few = sum(patients < 11 for patients in vocabulary.patients)
+    floor = publish.FLOORS["real"]
+    with pytest.raises(ValueError, match=rf"vocabulary.json: {few} codes are of fewer than 11 .*--min_patients"):
+        publish.publish(whole[0], tmp_path / "real", SIMULATED, floor)
+    assert not list(tmp_path.iterdir())
+    publish.publish(whole[0], tmp_path / "allowed", SIMULATED._replace(patients="real"), min(vocabulary.patients))
+    assert "traces of them" in (tmp_path / "allowed" / "README.md").read_text()
+
+
+def test_bins_of_values_of_few_patients_are_refused(whole):
+    config, vocabulary, _, _ = behrt_jax.load(whole[0])
+    binned = behrt_jax.load(whole[0]).vocabulary.__class__(("A",), (50,), (20,), {"A": (1.0,)})
+    with pytest.raises(ValueError, match="values of 1 may be"):
+        publishable.check_floor(config, binned, 11)
+    publishable.check_floor(config, binned, config.data.min_patients)
+
+
+def test_small_groups_and_other_runs_are_left_out(tmp_path):
+    entry = {"value": 0.5, "low": 0.4, "high": 0.6}
+    whole = {"next_visit/x": {**entry, "n": 90}, "next_visit/x/age=90": {**entry, "n": 3}}
+    result = {"split": "held_out", "patients": 90, "metrics": whole, "baselines": {"linear": whole, "runs/b": whole}}
+    result["versus"] = {"linear": dict.fromkeys(whole, entry), "/home/me/b": whole}
+    (tmp_path / "evaluation.json").write_text(json.dumps(result))
+    found, dropped = publishable.read_evaluation(tmp_path / "evaluation.json", floor=11)
+    assert dropped == 1 and found["baselines"].keys() == found["versus"].keys() == {"linear"}
+    for table in (found["metrics"], found["baselines"]["linear"], found["versus"]["linear"]):
+        assert table.keys() == {"next_visit/x"}
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"split": "tuning"}'])
+def test_a_run_without_held_out_scores_is_refused(whole, tmp_path, content):
+    folder = copy_of(whole[0], tmp_path)
+    (folder / "evaluation.json").unlink()
+    if content:
+        (folder / "evaluation.json").write_text(content)
+    with pytest.raises(ValueError, match=r"evaluation.json: .*experiments.evaluate"):
+        publish.publish(folder, tmp_path / "out", SIMULATED, floor=1)
+
+
+def test_a_damaged_best_checkpoint_is_refused(whole, tmp_path):
+    folder = copy_of(whole[0], tmp_path)
+    steps = {int(path.name): path for path in (folder / "checkpoints").iterdir()}
+    losses = {line["step"]: line["loss"] for line in read_tuning(folder) if line["step"] in steps}
+    next((steps[min(losses, key=losses.__getitem__)] / "params").rglob("d/*")).unlink()
+    with pytest.raises(ValueError, match="expected the best one to be whole"):
+        publish.publish(folder, tmp_path / "out", SIMULATED, floor=1)
+
+
+def test_a_file_that_names_the_machine_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text(f"trained in {Path.cwd()}/runs")
+    with pytest.raises(ValueError, match=r"README.md: names .* take it out"):
+        publishable.check_anonymous(tmp_path)
+
+
+def test_the_command_refuses_to_write_over_other_folders(published, whole, workplace):
+    def run(output: Path, *more: str) -> subprocess.CompletedProcess:
+        given = [f"--workdir={whole[0]}", f"--output={output}", "--patients=simulated", "--license=MIT", *more]
+        return workplace.run(given, "experiments.publish")
+
+    done = run(whole[0], "--overwrite")
+    assert done.returncode == 2 and "error: --output=" in done.stderr and (whole[0] / "metrics.jsonl").exists()
+    again = workplace.folder / "again"
+    shutil.copytree(published[0], again)
+    assert run(again).returncode == 2
+    done = run(again, "--overwrite")
+    assert done.returncode == 0 and "license: mit" in (again / "README.md").read_text(), done.stderr
