@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import scipy.sparse
+import scipy.sparse.linalg
 from flax.traverse_util import flatten_dict
 
 from behrt_jax.data import events
@@ -155,4 +155,5 @@ def ppmi_svd(held: scipy.sparse.csr_array, dim: int) -> np.ndarray:
     matrix = scipy.sparse.csr_array((information[positive], (rows[positive], columns[positive])), shape=(size, size))
     most = min(dim, size - 1)
     vectors, values, _ = scipy.sparse.linalg.svds(matrix, k=most, rng=np.random.default_rng(0))
+    vectors[np.diff(matrix.indptr) == 0] = 0.0  # rounding alone would give these a direction
     return np.pad(vectors * np.sqrt(values), ((0, 0), (0, dim - most))).astype(np.float32)

@@ -10,6 +10,7 @@ from behrt_jax.data import disease_groups, events
 from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
 
 ICD_CODE = re.compile(r"ICD(?:-?(\d+)(?:CM|PCS)?(?://|/)|//(\d+)//)([0-9A-Z]{3}[0-9A-Z.]*)$")
+SIMULATED = re.compile(r"//SIM//(\w+)-\d+$")  # experiments.simulate names codes by the disease that truly makes them
 WORD = re.compile(r"[a-z]{5,}")
 # The first category of each chapter of ICD-9, numbered; E and V codes follow.
 ICD9_CHAPTERS = (1, 140, 240, 280, 290, 320, 390, 460, 520, 580, 630, 680, 710, 740, 760, 780, 800)
@@ -47,6 +48,7 @@ def find_groups(
         "ICD chapter": {code: str(number) for code in tokens if (number := icd_chapter(code))},
         "first word of description": {code: f"{kinds[code]} {word[0]}" for code, word in words.items() if word},
         "disease": _diseases(diseases, vocabulary, said),
+        "simulated disease": {code: disease[1] for code in tokens if (disease := SIMULATED.search(code))},
     }
     numbered = {name: _number(labels, vocabulary) for name, labels in found.items()}
     return {name: groups for name, groups in numbered.items() if (np.bincount(groups + 1)[1:] > 1).sum() > 1}
