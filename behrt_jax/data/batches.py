@@ -95,6 +95,31 @@ def batch_of(
     return batch
 
 
+def one_a_row(
+    patients: Patients, row_length: int, separators: bool = True, windows: sequences.Windows | None = None
+) -> dict[str, np.ndarray]:
+    """Lays out windows of patients in a row of their own each, in order.
+
+    Args:
+      patients: a split, or histories.
+      row_length: L.
+      separators: see `index_visits`.
+      windows: N of them; each patient's newest if not given.
+
+    Returns:
+      The columns of `batch_of` that models read, (N, L) each, and `in_visit`, True for the tokens of visits, `[SEP]`
+      too.
+    """
+    index = sequences.index_visits(patients, row_length, separators)
+    windows = sequences.newest_windows(index) if windows is None else windows
+    order = np.arange(len(windows.patients))
+    plan = packing.Plan(order, np.arange(len(order) + 1))
+    batch = batch_of(patients, index, Epoch(windows, plan, order, sequences.EVALUATION_SALT), 0, len(order))
+    columns = {name: batch[name] for name in (*sequences.COLUMNS, "patient_ids")}
+    inside = (columns["positions"] > index.static_counts[windows.patients][:, None]) & (columns["patient_ids"] != 0)
+    return {**columns, "in_visit": inside}
+
+
 def visit_ends(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the row and the place of the last token of each visit of a packed batch, and the visit's index."""
     owners, visit_ids = batch["patient_ids"], batch["visit_ids"]

@@ -22,6 +22,8 @@ class TrueOutcomes(NamedTuple):
       pairs: (I, 2) int, which two of these columns interact.
       terms: (N, M + I) the standardised columns, then the products of pairs, of mean 0; `log_hazard` is a sum of them.
       coefficients: (M + I,) of the terms.
+      standards: (4, M) of the columns: the lowest and highest value, beyond which they are clipped, mean, deviation.
+      centres: (M + I,) what is taken off the terms.
       scale: days at which the cumulative hazard of `log_hazard` 0 is 1.
       shape: of the Weibull baseline.
     """
@@ -33,6 +35,8 @@ class TrueOutcomes(NamedTuple):
     pairs: np.ndarray
     terms: np.ndarray
     coefficients: np.ndarray
+    standards: np.ndarray
+    centres: np.ndarray
     scale: float
     shape: float
 
@@ -87,9 +91,11 @@ def simulate_outcomes(
     columns = np.sort(rng.choice(candidates, num_columns, replace=False))
     every = np.stack(np.triu_indices(num_columns, 1), axis=1)
     pairs = every[rng.choice(len(every), num_interactions, replace=False)] if num_interactions else every[:0]
-    terms = _standardise(table[:, columns].toarray())
-    terms = np.concatenate([terms, terms[:, pairs[:, 0]] * terms[:, pairs[:, 1]]], axis=1)
-    terms -= terms.mean(axis=0)
+    chosen = table[:, columns].toarray()
+    standards = _fit_standards(chosen)
+    terms = make_terms(chosen, standards, pairs)
+    centres = terms.mean(axis=0)
+    terms -= centres
     coefficients = rng.normal(size=terms.shape[1])
     coefficients *= spread / (terms @ coefficients).std()
     log_hazard = terms @ coefficients
@@ -98,7 +104,15 @@ def simulate_outcomes(
     until_censored = rng.exponential(size=len(terms)) / _censoring_rate(until_event, censored)
     events = until_event <= until_censored
     days = np.minimum(until_event, until_censored)
-    return TrueOutcomes(days, events, log_hazard, columns, pairs, terms, coefficients, scale, shape)
+    truth = (log_hazard, columns, pairs, terms, coefficients, standards, centres, scale, shape)
+    return TrueOutcomes(days, events, *truth)
+
+
+def make_terms(columns: np.ndarray, standards: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Returns the terms of (N, M) columns, (N, M + I), before `centres` are taken off; see `TrueOutcomes`."""
+    low, high, mean, deviation = standards
+    terms = np.clip((np.clip(columns, low, high) - mean) / deviation, -CLIP, CLIP)
+    return np.concatenate([terms, terms[:, pairs[:, 0]] * terms[:, pairs[:, 1]]], axis=1)
 
 
 def _varying(table: scipy.sparse.csc_array) -> np.ndarray:
@@ -112,10 +126,11 @@ def _varying(table: scipy.sparse.csc_array) -> np.ndarray:
     return np.array(varying, int)
 
 
-def _standardise(columns: np.ndarray) -> np.ndarray:
-    """Scales columns to deviation 1 around their mean, without the far ends that some counts have."""
-    columns = np.clip(columns, *np.quantile(columns, [TAIL, 1 - TAIL], axis=0))
-    return np.clip((columns - columns.mean(axis=0)) / columns.std(axis=0), -CLIP, CLIP)
+def _fit_standards(columns: np.ndarray) -> np.ndarray:
+    """Finds what scales columns to deviation 1 around their mean, without the far ends that some counts have."""
+    low, high = np.quantile(columns, [TAIL, 1 - TAIL], axis=0)
+    columns = np.clip(columns, low, high)
+    return np.stack([low, high, columns.mean(axis=0), columns.std(axis=0)])
 
 
 def _censoring_rate(until_event: np.ndarray, share: float) -> float:

@@ -308,6 +308,31 @@ def risks(logits: np.ndarray, config: SurvivalConfig, horizons, baseline: Baseli
     return np.concatenate(found)
 
 
+def log_hazard_by(logits: jax.Array, config: SurvivalConfig, day: float) -> jax.Array:
+    """Returns the log of the cumulative hazard of any cause by a day, up to a constant for `cox`.
+
+    It rises with the risk by that day, 1 - exp(-exp(.)), and is what the effects of codes are added up in.
+
+    Args:
+      logits: (B, K).
+      config: the section `survival`, with its edges.
+      day: above 0.
+
+    Returns:
+      (B,) float32, which can be differentiated.
+    """
+    logits, until = logits.reshape(len(logits), config.num_causes, -1), jnp.asarray([day], jnp.float32)
+    if config.loss == "cox":
+        return jax.nn.logsumexp(logits[..., 0], axis=1)
+    if config.loss == "piecewise":
+        spent, _ = exposures(until, config.edges[:-1])
+        return jax.nn.logsumexp(jnp.minimum(logits, LARGEST_LOG_RATE), axis=(1, 2), b=spent[None])
+    elapsed, _ = elapsed_shares(until, config.edges)
+    lost = jnp.cumsum(jax.nn.softplus(jax.nn.logsumexp(logits, axis=1, keepdims=True)), axis=-1)
+    risk = (jnp.exp(logits - lost) * elapsed[None]).sum(axis=(1, 2))
+    return jnp.log(-jnp.log1p(-risk))
+
+
 def _first_events(hazards: np.ndarray) -> np.ndarray:
     """Maps rises of (N, C, ..., steps) cumulative hazards to how likely each cause comes first and in each step.
 
