@@ -1,0 +1,63 @@
+"""Map of the codes, by the rows of the code table, and the nearest neighbours of each."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from behrt_jax import code_embeddings
+from behrt_jax.data.vocabulary import NUM_SPECIAL
+from experiments.report_layout import Colouring, lay_out
+from experiments.report_maps import make_maps
+from experiments.report_parts import Section, Table
+from experiments.report_source import Source
+
+MOST_CODES, MOST_KINDS = 2000, 7
+NEIGHBOURS, LISTED = 8, 30
+
+
+class Codes(NamedTuple):
+    """Codes to look up: their names, kinds and counts, and their nearest neighbours with cosines in hundredths."""
+
+    anchor: str
+    names: list[str]
+    codes: list[str]
+    neighbours: list[list[int]]
+    cosines: list[list[int]]
+    table: Table
+    kind = "codes"
+
+
+def code_maps(source: Source) -> Section:
+    """Lays out the codes by the rows of the code table, with their nearest neighbours."""
+    table = code_embeddings.code_table(source.params)
+    kept = range(NUM_SPECIAL, min(len(table), NUM_SPECIAL + MOST_CODES))  # the most frequent come first
+    kinds = [source.vocabulary.tokens[code].partition("//")[0] for code in kept]
+    common = sorted(set(kinds), key=lambda kind: (-kinds.count(kind), kind))[:MOST_KINDS]
+    bands = np.array([common.index(kind) if kind in common else len(common) for kind in kinds], float)
+    labels = (*(each.lower() for each in common), "other kinds")[: int(bands.max()) + 1]
+    colouring = Colouring("kind of code", bands, tuple(np.arange(1.0, len(labels))), labels)
+    maps = make_maps(
+        lay_out(table[kept.start : kept.stop], source.config.seed, source.say), [colouring], shows_patients=True
+    )
+    near, cosines = code_embeddings.nearest(table, list(kept), NEIGHBOURS, among=np.array(kept))
+    names = [source.name(code) for code in kept]
+    listed = [
+        [names[place], ", ".join(source.name(int(code)) for code in near[place][:3])]
+        for place in range(min(LISTED, len(kept)))
+    ]
+    told = Table("Nearest neighbours of the most frequent codes", ["code", "nearest in meaning to the model"], listed)
+    found = Codes(
+        "codes-map",
+        names,
+        [source.vocabulary.tokens[code] for code in kept],
+        (near - NUM_SPECIAL).tolist(),
+        (100 * cosines).round().astype(int).tolist(),
+        told,
+    )
+    numbered = maps._replace(anchor="codes-map", table=maps.table._replace(caption="Codes by kind"))
+    most = f"the {len(kept):,} most frequent" if len(kept) < len(table) - NUM_SPECIAL else f"all {len(kept):,}"
+    intro = (
+        f"Each point is one of {most} codes. Codes lie close where the model has learned to use them alike: often "
+        "because they occur in the same visits, or in place of each other."
+    )
+    return Section("codes", "Map of the codes", intro, [numbered, found])

@@ -1,0 +1,90 @@
+"""Example patients: their visits, what the run predicts next, and what drove it."""
+
+from typing import NamedTuple
+
+from experiments.explain_examples import FILE
+from experiments.report_parts import Missing, Section, Table, Text
+from experiments.report_source import Source
+
+SHOWN_VISITS, SHOWN_CODES, SHOWN_DRIVERS = 8, 8, 6
+
+
+class Timeline(NamedTuple):
+    """A patient's newest visits, oldest first: when each was, and its codes; and tables of predictions and drivers."""
+
+    title: str
+    earlier: str
+    visits: list[tuple[str, list[str]]]
+    tables: list[Table]
+    kind = "timeline"
+
+
+def examples(source: Source) -> Section:
+    """Shows example patients, where they may be shown and have been explained."""
+    found = source.read_json(FILE)
+    command = f"python -m experiments.explain --workdir={source.folder}"
+    if found is not None and not (source.shows_patients or found.get("synthetic")):
+        text = "Not shown: the data is not known to be simulated. To show patients to those who may see them:"
+        parts: list = [Missing(text, f"python -m experiments.report --workdir={source.folder} --show_patients")]
+    elif found is None:
+        flag = "" if source.is_synthetic else " --show_patients"
+        parts = [Missing("No patients are explained yet.", command + flag)]
+    else:
+        parts = [Text(f"{what}: {meaning}.") for what, meaning in list(found["methods"].items())[:1]]
+        parts += [_timeline(patient, found) for patient in found["patients"]]
+    intro = (
+        "A few held-out patients, chosen by a hash and not by how well they are predicted. What drove a prediction is "
+        "what the model used, not what caused anything."
+    )
+    return Section("examples", "Example patients", intro, parts)
+
+
+def _timeline(patient: dict, found: dict) -> Timeline:
+    visits = [(_when(visit), _codes(patient, visit["visit"])) for visit in patient["visits"]]
+    shown, cut = visits[-SHOWN_VISITS:], len(visits) - SHOWN_VISITS
+    earlier = f"{cut:,} earlier visits are not shown." if cut > 0 else ""
+    title = f"Patient {patient['number']}"
+    predictions = patient["predictions"]
+    tables = []
+    if predictions:
+        rows = [
+            [_name(each), f"{each['probability']:.0%}", *(["yes" if each["came"] else "no"] if "came" in each else [])]
+            for each in predictions
+        ]
+        header = ["predicted", "probability", "came"][: len(rows[0])]
+        tables.append(Table(f"{title}: {found['asked']}", header, rows))
+    tables += [_drivers(patient, each, title) for each in predictions if "drivers" in each]
+    return Timeline(title, earlier, shown, tables)
+
+
+def _when(visit: dict) -> str:
+    age = "age unknown" if visit["age"] is None else f"age {visit['age']:.1f}"
+    days = visit["days_since_previous"]
+    return f"{age}, {days:,.0f} days after the visit before" if days else age
+
+
+def _codes(patient: dict, number: int) -> list[str]:
+    names = [_name(token) for token in patient["tokens"] if token["visit"] == number]
+    rest = len(names) - SHOWN_CODES
+    return [*names[:SHOWN_CODES], *([f"and {rest} more"] if rest > 0 else [])]
+
+
+def _drivers(patient: dict, prediction: dict, title: str) -> Table:
+    method, scores = next(iter(prediction["drivers"].items()))
+    ages = {visit["visit"]: visit["age"] for visit in patient["visits"]}
+    ranked = sorted(zip(scores, patient["tokens"], strict=True), key=lambda pair: -abs(pair[0]))[:SHOWN_DRIVERS]
+    rows = [
+        [_name(token), _place(ages.get(token["visit"])), f"{score:+.3f} {'raised' if score > 0 else 'lowered'}"]
+        for score, token in ranked
+        if score
+    ]
+    caption = f"{title}: what drove {_name(prediction)} ({method})"
+    return Table(caption, ["recorded", "when", "effect on the log-odds"], rows or [["nothing", "", ""]])
+
+
+def _place(age: float | None) -> str:
+    return "" if age is None else f"at {age:.1f}"
+
+
+def _name(token: dict) -> str:
+    return token.get("description") or token["code"]

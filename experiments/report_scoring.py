@@ -1,0 +1,114 @@
+"""What a pre-trained run says of hidden codes and next visits of held-out patients, for the report."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from behrt_jax import evaluate, metrics, multilabel
+from behrt_jax.data.at_times import sexes
+from behrt_jax.metrics import Outcomes
+from behrt_jax.models.inputs import model_arguments
+from experiments import evaluate_masked, evaluate_next_visit
+from experiments.run import Run
+
+MOST_CELLS = 20_000_000  # of visits times codes; of more, the newest visits
+
+
+class Reliability(NamedTuple):
+    """Predictions in bins of equal mass: what was predicted, what was observed with its interval, and how many."""
+
+    predicted: np.ndarray
+    observed: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    counts: np.ndarray
+
+
+class Scored(NamedTuple):
+    """What is scored for the report.
+
+    Attributes:
+      reliabilities: by title.
+      hidden_groups: the accuracy at hidden codes, as `tables.select_groups` gives groups: `{"sex=F": {"run": entry}}`.
+    """
+
+    reliabilities: dict[str, Reliability]
+    hidden_groups: dict[str, dict]
+
+
+class Guesses(NamedTuple):
+    """The likeliest code at each of n hidden ones: its probability, whether it is right, the patient, their age."""
+
+    probabilities: np.ndarray
+    right: np.ndarray
+    patients: np.ndarray
+    ages: np.ndarray
+
+
+def reliability(probabilities: np.ndarray, came: np.ndarray, owners: np.ndarray) -> Reliability:
+    """Compares probabilities with what came.
+
+    Args:
+      probabilities: (N, T) float32.
+      came: (N, T) bool.
+      owners: (N,) int from 0, the patient of each row.
+    """
+    table = multilabel.calibration_table(probabilities, came, owners)
+    table = table[:, :, table[:, 2].sum(axis=0) > 0]
+    whole = table.sum(axis=0)
+    resampled = np.tensordot(metrics.resamples(len(table)).astype(np.float64), table, 1)
+    shares = metrics.divide(resampled[:, 1], resampled[:, 2])
+    low, high = np.nanquantile(shares, [(1 - metrics.LEVEL) / 2, (1 + metrics.LEVEL) / 2], axis=0)
+    return Reliability(whole[0] / whole[2], whole[1] / whole[2], low, high, whole[2].astype(int))
+
+
+def guess_hidden(run: Run) -> Guesses:
+    """Asks a run for the codes that evaluation hides."""
+
+    @jax.jit
+    def guess(params, columns, masked):
+        (_, *given), named = model_arguments(columns)
+        logits = run.trained.model.apply(params, masked.inputs, *given, **named, masked_positions=masked.positions)
+        chances = jax.nn.softmax(jnp.asarray(logits, jnp.float32))
+        return chances.max(axis=-1), chances.argmax(axis=-1) == masked.labels
+
+    parts = []
+    for hidden in evaluate_masked.masked_batches(run, run.patients, run.config.evaluation.mask_draws):
+        chances, right = jax.device_get(guess(run.params, evaluate.device_columns(hidden.batch), hidden.masked))
+        chosen, ages = np.nonzero(hidden.masked.weights), hidden.batch["ages"][hidden.targets]
+        parts.append((chances[chosen], right[chosen], hidden.patients, ages))
+    return Guesses(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def score(run: Run) -> Scored:
+    """Scores what the report shows beside an evaluation."""
+    found, groups = {}, {}
+    if "mlm" in run.trained.model.objectives:
+        guesses = guess_hidden(run)
+        owners = np.unique(guesses.patients, return_inverse=True)[1]
+        given, came = guesses.probabilities[:, None], guesses.right[:, None]
+        found["Hidden codes, the likeliest code"] = reliability(given, came, owners)
+        groups = _by_group(run, guesses)
+    if "next_visit" in run.trained.model.objectives:
+        split = evaluate_next_visit.find_examples(run, run.patients)
+        if len(split.examples):
+            said = evaluate_next_visit.predict(run, None, split)[0].scored
+            rows = slice(-max(1, MOST_CELLS // said.shape[1]), None)
+            owners = np.unique(split.examples.patients[rows], return_inverse=True)[1]
+            came = split.examples.targets[rows].toarray()
+            found["Next visits, every code"] = reliability(said[rows], came, owners)
+    return Scored(found, groups)
+
+
+def _by_group(run: Run, guesses: Guesses) -> dict[str, dict]:
+    """Returns the accuracy at hidden codes by age band and sex."""
+    sex = sexes(run.patients, run.vocabulary.tokens)[guesses.patients]
+    found = {}
+    for name, cell in multilabel.group_cells(None, guesses.ages, sex).items():
+        rows = cell[:, 0]
+        if rows.any():
+            some = Outcomes(guesses.patients[rows], {"accuracy": guesses.right[rows].astype(np.float64)})
+            found[name] = {"run": metrics.summarize(some, "mlm")["mlm/accuracy"]}
+    return found

@@ -1,0 +1,115 @@
+"""What a report is about: a run, and as far as they can be read, the patients of its data."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from behrt_jax import code_embeddings, workdir
+from behrt_jax.data import dataset
+from behrt_jax.data.config import DataConfig
+from behrt_jax.data.prepare import Prepared, prepare
+from behrt_jax.data.vocabulary import Vocabulary
+
+SYNTHETIC = ("synthea", "behrt_jax.data.simulate")  # etl_name, in metadata/dataset.json, of simulated patients
+
+
+class Source(NamedTuple):
+    """A run to report on.
+
+    Attributes:
+      folder: its workdir.
+      config: its recipe.
+      vocabulary: that of the model.
+      model: the model.
+      params: of the best checkpoint.
+      data: the MEDS data set whose patients are drawn.
+      prepared: that data set in the run's vocabulary; None where it cannot be read.
+      problem: why it cannot be read.
+      about: what the data set says of itself.
+      descriptions: of the codes, by id; empty where there is none.
+      is_synthetic: whether the data set is known to be simulated.
+      shows_patients: whether single patients may be shown.
+      say: takes lines on what is going on.
+    """
+
+    folder: Path
+    config: ConfigDict
+    vocabulary: Vocabulary
+    model: Any
+    params: Any
+    data: Path
+    prepared: Prepared | None
+    problem: str
+    about: dict
+    descriptions: list[str]
+    is_synthetic: bool
+    shows_patients: bool
+    say: Callable[[str], None]
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the run was pre-trained, not fine-tuned."""
+        return "objective" in self.config
+
+    def patients(self, split: str) -> dataset.Patients:
+        """Reads the patients of a split, or `all`.
+
+        Raises:
+          ValueError: the data cannot be read.
+        """
+        if self.prepared is None:
+            raise ValueError(self.problem)
+        return dataset.read(self.prepared.folder, split)
+
+    def name(self, code: int) -> str:
+        """Returns what a code means, or its name where there is no description."""
+        return self.descriptions[code] or self.vocabulary.tokens[code]
+
+    def read_json(self, name: str) -> dict | None:
+        """Reads a file of the workdir; None where it is not there.
+
+        Raises:
+          ValueError: it is not JSON.
+        """
+        file = self.folder / name
+        try:
+            return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        except ValueError as error:
+            raise ValueError(f"{file}: not JSON ({error}); remove it or make it again") from error
+
+
+def load(folder: Path, data: str | None, show_patients: bool | None, say: Callable[[str], None]) -> Source:
+    """Loads a run and finds its data.
+
+    Args:
+      folder: the workdir.
+      data: a MEDS data set whose patients are drawn; the run's own if None.
+      show_patients: whether to show single patients; if None, only where the data set is known to be simulated.
+      say: takes lines on what is going on.
+
+    Raises:
+      ValueError: the workdir cannot be loaded.
+    """
+    config, vocabulary, model, params = workdir.load(folder)
+    path, prepared, problem, about = Path(data or config.data.path), None, "", {}
+    fitted = vocabulary if data or config.get("pretrained") else None
+    try:
+        prepared = prepare(DataConfig(**{**config.data, "path": str(path)}), fitted, splits=(), progress=say)
+        if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
+            prepared, problem = None, f"{path}: gives another vocabulary than {folder} has; name its data with --data"
+        elif (path / "metadata" / "dataset.json").exists():
+            about = json.loads((path / "metadata" / "dataset.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        problem = f"the data cannot be read ({error}); name where it lies with --data=DIR"
+    if problem:
+        say(f"warning: {problem}")
+    is_synthetic = about.get("etl_name") in SYNTHETIC
+    shown = is_synthetic if show_patients is None else show_patients
+    if prepared and not shown:
+        say("single patients are not shown, as the data is not known to be simulated; --show_patients shows them")
+    descriptions = code_embeddings.read_descriptions(path, vocabulary)
+    loaded = (folder, config, vocabulary, model, params, path, prepared, problem)
+    return Source(*loaded, about, descriptions, is_synthetic, shown, say)
