@@ -1,9 +1,8 @@
 """Changes one choice of a recipe at a time, and writes what that does to tuning metrics as a table.
 
-python -m experiments.ablations [--group=model|training|codes] [--workdir=runs/ablations] [--jobs=2]
+python -m experiments.ablations [--group=model|training] [--workdir=runs/ablations] [--jobs=2]
 
-`model` varies the encoder of configs/small.py, `training` the objectives and the optimizer of configs/joint.py, `codes`
-where the code table of configs/small.py begins.
+`model` varies the encoder of configs/small.py, `training` the objectives and the optimizer of configs/joint.py.
 
 A run that is in the workdir's results.jsonl already is not made again.
 """

@@ -107,6 +107,6 @@ def fit_skip_gram(config: ConfigDict, train: dataset.Patients, vocab_size: int) 
     """Trains a skip-gram of codes in the visits of train patients, with progress; see `skip_gram.train`."""
     index = sequences.index_visits(train, config.data.row_length, config.data.separators)
     every = 0.5 if sys.stderr.isatty() else 30.0
-    with tqdm(total=skip_gram.NUM_STEPS, desc="skip-gram", unit="step", dynamic_ncols=True, mininterval=every) as bar:
-        width = config.model.embedding_dim
-        return skip_gram.train(train, index, vocab_size, width, config.seed, progress=lambda step: bar.update())
+    width, steps = config.model.embedding_dim, skip_gram.NUM_STEPS
+    with tqdm(total=steps, desc="skip-gram", unit="step", dynamic_ncols=True, mininterval=every) as bar:
+        return skip_gram.train(train, index, vocab_size, width, config.seed, steps, lambda step: bar.update())

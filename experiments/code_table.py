@@ -33,20 +33,22 @@ def read_table(file: Path, dim: int) -> tuple[list[str], np.ndarray]:
         raise ValueError(f"{where}: column 'embedding' is {kind}; expected lists of numbers, such as List(Float32)")
     if table.schema["code"] != pl.String:
         raise ValueError(f"{where}: column 'code' is {table.schema['code']}; expected strings")
-    doubled = table.height - table["code"].n_unique()
-    lists = table["embedding"].cast(pl.List(pl.Float32))
-    widths = lists.list.len().unique().to_list()
-    flat = lists.explode().to_numpy()
-    if not table.height or table["code"].null_count() or doubled:
+    doubled, nameless = table.height - table["code"].n_unique(), table["code"].null_count()
+    if not table.height or nameless or doubled:
         raise ValueError(
-            f"{where}: holds {table.height:,} rows, {doubled:,} of them of a code seen before, and "
-            f"{table['code'].null_count():,} without a code; expected each code once"
+            f"{where}: holds {table.height:,} rows, {doubled:,} of them of a code seen before, {nameless:,} without a "
+            "code; expected each code once"
         )
-    if len(widths) > 1 or not (widths[0] or 0) >= dim:
+    if nulls := table["embedding"].null_count():
+        raise ValueError(f"{where}: {nulls:,} rows are null in 'embedding'; remove them, their codes begin at random")
+    lists = table["embedding"].cast(pl.List(pl.Float32))
+    widths = lists.list.len().unique().sort().to_list()
+    if len(widths) > 1 or widths[0] < dim:
         raise ValueError(
             f"{where}: embeddings of width {', '.join(map(str, widths))}; expected one width of model.embedding_dim="
             f"{dim} or more; set --config.model.embedding_dim to that of the table"
         )
-    if broken := int((~np.isfinite(flat)).reshape(table.height, -1).any(axis=1).sum()):
+    values = lists.explode(empty_as_null=True).to_numpy().reshape(table.height, -1)
+    if broken := int((~np.isfinite(values)).any(axis=1).sum()):
         raise ValueError(f"{where}: {broken:,} rows hold NaN, infinity or null; correct them, or remove these codes")
-    return table["code"].to_list(), flat.reshape(table.height, -1)
+    return table["code"].to_list(), values

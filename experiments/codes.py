@@ -36,7 +36,7 @@ def show_neighbours(loaded: workdir.Loaded, descriptions: list[str], query: str,
     ids, cosines = code_embeddings.nearest(code_embeddings.code_table(loaded.params), shown, k)
     for code, near, close in zip(shown, ids, cosines, strict=True):
         patients = f"{vocabulary.patients[code - NUM_SPECIAL]:,} train patients"
-        lines += ["", f"{vocabulary.tokens[code]}  {descriptions[code]} ({patients})".replace("  (", " (")]
+        lines += ["", " ".join(filter(None, (vocabulary.tokens[code], descriptions[code], f"({patients})")))]
         width = max(len(vocabulary.tokens[place]) for place in near)
         for place, cosine in zip(near, close, strict=True):
             lines.append(f"  {cosine:6.3f}  {vocabulary.tokens[place]:{width}}  {descriptions[place]}".rstrip())
@@ -114,28 +114,28 @@ def list_neighbours(loaded: workdir.Loaded, descriptions: list[str], groups: dic
     }
 
 
-def main() -> None:
-    """Runs the command."""
-    folder = Path(FLAGS.workdir)
-    loaded = workdir.load(folder)
-    data = FLAGS.data or loaded.config.data.path
-    descriptions = code_embeddings.read_descriptions(data, loaded.vocabulary)
-    if FLAGS.query is not None:
-        print(show_neighbours(loaded, descriptions, FLAGS.query, FLAGS.neighbours))
-        return
-    groups = code_groups.find_groups(loaded.vocabulary, descriptions, data, FLAGS.diseases)
-    if not groups:
-        raise ValueError(
-            f"{data}: its codes are in no groups; expected parent_codes, ICD codes or names such as LAB//1"
-        )
-    result = measure(make_tables(loaded, data), groups, FLAGS.neighbours)
-    print(format_agreement(result, FLAGS.neighbours))
-    listed = list_neighbours(loaded, descriptions, groups, FLAGS.neighbours)
-    content = {"neighbours": FLAGS.neighbours, "agreement": result, "codes": listed}
+def write_report(folder: Path, loaded: workdir.Loaded, data: str, descriptions: list[str], k: int, diseases: str):
+    """Measures agreement, prints it, and writes it with all neighbours to the workdir in one move."""
+    groups = code_groups.find_groups(loaded.vocabulary, descriptions, data, diseases)
+    result = measure(make_tables(loaded, data), groups, k) if groups else {}
+    print(format_agreement(result, k) if groups else f"{data}: no two codes share a group; agreement is not measured")
+    content = {"neighbours": k, "agreement": result, "codes": list_neighbours(loaded, descriptions, groups, k)}
     scratch = folder / f"{OUTPUT_FILE}.tmp"
     scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     scratch.replace(folder / OUTPUT_FILE)
     print(f"written: {folder / OUTPUT_FILE}")
+
+
+def main() -> None:
+    """Runs the command."""
+    folder, k = Path(FLAGS.workdir), FLAGS.neighbours
+    loaded = workdir.load(folder)
+    data = FLAGS.data or loaded.config.data.path
+    descriptions = code_embeddings.read_descriptions(data, loaded.vocabulary)
+    if FLAGS.query is not None:
+        print(show_neighbours(loaded, descriptions, FLAGS.query, k))
+        return
+    write_report(folder, loaded, data, descriptions, k, FLAGS.diseases)
     print(f"next: python -m experiments.codes --workdir={folder} --query=diabetes")
 
 

@@ -42,9 +42,8 @@ TRAINING = {
     "next visits alone": {"objective.name": "next_visit"},
     "next visits alone, random cut": {"objective.name": "next_visit", "objective.history": "random_cut"},
 }
-CODES = {"codes begin at a skip-gram": {"code_init": "skip_gram"}}
-VARIANTS = {**MODEL, **TRAINING, **CODES}
-GROUPS = {"model": MODEL, "training": TRAINING, "codes": {"small recipe": {}, **CODES}}
+VARIANTS = {**MODEL, **TRAINING}
+GROUPS = {"model": MODEL, "training": TRAINING}
 POOLINGS = ("cls", "mean", "max")
 
 
