@@ -154,6 +154,6 @@ def ppmi_svd(held: scipy.sparse.csr_array, dim: int) -> np.ndarray:
     positive = information > 0
     matrix = scipy.sparse.csr_array((information[positive], (rows[positive], columns[positive])), shape=(size, size))
     most = min(dim, size - 1)
-    vectors, values, _ = scipy.sparse.linalg.svds(matrix, k=most, rng=np.random.default_rng(0))
+    vectors, values, _ = scipy.sparse.linalg.svds(matrix, k=most, v0=np.ones(size))  # begins alike each time
     vectors[np.diff(matrix.indptr) == 0] = 0.0  # rounding alone would give these a direction
     return np.pad(vectors * np.sqrt(values), ((0, 0), (0, dim - most))).astype(np.float32)

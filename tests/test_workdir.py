@@ -68,6 +68,19 @@ def test_a_workdir_of_another_config_names_keys_and_values(tmp_path, overrides, 
     assert workdir.read_config(tmp_path).to_dict() == config(train__num_steps=1500).to_dict()
 
 
+def test_a_run_from_before_a_key_goes_on_where_the_key_is_empty(tmp_path):
+    older = config()
+    with older.unlocked():
+        del older.code_init
+    workdir.open_workdir(tmp_path, older, vocabulary())
+    other = config()
+    other.code_init = "skip_gram"
+    with pytest.raises(ValueError, match="code_init: absent there, skip_gram now"):
+        workdir.open_workdir(tmp_path, other, vocabulary())
+    assert workdir.open_workdir(tmp_path, config(), vocabulary())
+    assert workdir.read_config(tmp_path).code_init == ""
+
+
 def test_a_changed_seed_is_another_config(tmp_path):
     workdir.open_workdir(tmp_path, config(), vocabulary())
     other = config()
