@@ -18,6 +18,7 @@ from behrt_jax.metrics import Outcomes
 
 NO_DISEASE, SEVERAL = -1, -2
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+MANY = 1024  # inputs, from which on a solver is slow that inverts a matrix of them
 CELLS = 20_000_000  # distances, or neighbours' diseases, held at once
 SMOOTHING = 0.5
 
@@ -41,13 +42,7 @@ def exclusive_groups(has: np.ndarray) -> np.ndarray:
     return np.where(number == 1, has.argmax(axis=1), np.where(number == 0, NO_DISEASE, SEVERAL))
 
 
-def large_groups(labels: np.ndarray, smallest: int) -> np.ndarray:
-    """Returns which of (N,) rows are in a group of at least so many, `SEVERAL` left out; (N,) bool."""
-    found, counts = np.unique(labels, return_counts=True)
-    return np.isin(labels, found[(counts >= smallest) & (found != SEVERAL)])
-
-
-def cluster_scores(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray | float]:
+def cluster_scores(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
     """Scores how well groups are apart by Euclidean distance.
 
     Args:
@@ -55,11 +50,10 @@ def cluster_scores(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, np.n
       labels: (N,) int, two groups or more of two members or more in all.
 
     Returns:
-      `silhouette`, (N,) one of each row, -1 to 1, whose mean is the score (Rousseeuw 1987); `davies_bouldin`, lower is
-      better (1979); `calinski_harabasz`, higher is better (1974), which grows with N.
+      (N,) the silhouette of each row, -1 to 1, whose mean is the score (Rousseeuw 1987); and `davies_bouldin`, lower
+      is better (1979), and `calinski_harabasz`, higher is better (1974), which grows with N.
     """
-    return {
-        "silhouette": silhouette_samples(embeddings, labels),
+    return silhouette_samples(embeddings, labels), {
         "davies_bouldin": float(davies_bouldin_score(embeddings, labels)),
         "calinski_harabasz": float(calinski_harabasz_score(embeddings, labels)),
     }
@@ -115,10 +109,11 @@ def probe(inputs: dict[str, np.ndarray], has: dict[str, np.ndarray], say: Callab
     mean, deviation = inputs["train"].mean(axis=0), inputs["train"].std(axis=0)
     kept = deviation > 0
     scaled = {name: (each[:, kept] - mean[kept]) / deviation[kept] for name, each in inputs.items()}
-    found = []
+    solver, found = "newton-cholesky" if kept.sum() <= MANY else "lbfgs", []
     for group in range(has["train"].shape[1]):
         target = has["train"][:, group]
-        fits = [LogisticRegression(C=each, max_iter=2000).fit(scaled["train"], target) for each in STRENGTHS]
+        ridges = [LogisticRegression(C=each, solver=solver, max_iter=2000) for each in STRENGTHS]
+        fits = [ridge.fit(scaled["train"], target) for ridge in ridges]
         scores = [roc_auc_score(has["tuning"][:, group], fit.decision_function(scaled["tuning"])) for fit in fits]
         found.append(fits[int(np.argmax(scores))].predict_proba(scaled["held_out"])[:, 1])
         say()
@@ -126,8 +121,8 @@ def probe(inputs: dict[str, np.ndarray], has: dict[str, np.ndarray], say: Callab
 
 
 def fit_clusters(train: np.ndarray, clusters: int, seed: int = 0) -> KMeans:
-    """Fits k-means (ten starts) to (N, D) embeddings; `predict` gives the clusters of others."""
-    return KMeans(clusters, n_init=10, random_state=seed).fit(train)
+    """Fits k-means (the best of four starts) to (N, D) embeddings; `predict` gives the clusters of others."""
+    return KMeans(clusters, n_init=4, random_state=seed).fit(train)
 
 
 def stability(train: np.ndarray, others: np.ndarray, clusters: int, draws: int, seed: int = 0) -> np.ndarray:

@@ -22,7 +22,7 @@ from behrt_jax.data.label_tables import read_label_table
 from behrt_jax.data.prepare import prepare
 from behrt_jax.models.config import CHOICES
 from experiments import command, labelled, moments, outcome_data
-from experiments.embeddings import RARE, embed
+from experiments.embeddings import WEIGHTED, embed
 
 CHUNK = 512  # patients embedded and written at once
 WINDOWS = ("newest", "all")
@@ -129,7 +129,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "The Parquet file to write.", required=True)
     flags.DEFINE_string("data", None, "A MEDS data set; that of the run if not given.")
     flags.DEFINE_string("at", moments.LAST, "Only what came strictly before this date is read; or last: all of it.")
-    flags.DEFINE_enum("pooling", "mean", [*CHOICES["pooling"], RARE], "From the states of tokens to the patient.")
+    flags.DEFINE_enum("pooling", "mean", [*CHOICES["pooling"], *WEIGHTED], "From the states of tokens to the patient.")
     flags.DEFINE_enum("windows", "newest", list(WINDOWS), "The newest tokens that a row holds, or the whole history.")
     flags.DEFINE_list("labels", [], "Files of labels, whose values become columns.")
     command.run(main)

@@ -14,7 +14,8 @@ from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
 from behrt_jax.models import pooling as pools
 from behrt_jax.models.inputs import model_arguments
 
-RARE = "rare"  # a pooling beside those of the model
+WEIGHTED = ("rare", "recent")  # poolings beside those of the model
+HALF_LIFE = 4  # visits
 SLOTS = 32  # rows hold more or fewer patients; in such steps nearly all parts of a data set have one shape
 LEAST = 1e-6  # the weight of a special token, so that a history without a known code has an embedding too
 
@@ -37,8 +38,8 @@ def embed(
       params: its parameters.
       patients: M patients, or histories.
       windows: of them, as `sequences.windows_until` gives them; the newest of each if not given. What several windows
-        of one patient give is averaged, weighted by their tokens; with `rare` by the weights of these.
-      poolings: see `BEHRT.get_patient_embedding`; or `rare`, the mean of the states weighted by `token_weights`.
+        of one patient give is averaged, weighted by their tokens, or by the weights of these.
+      poolings: see `BEHRT.get_patient_embedding`; or those of `token_weights`, weighted means of the states.
       vocabulary: of the model; for `rare`.
       advance: called after each batch.
 
@@ -54,7 +55,8 @@ def embed(
     for number in range(epoch.num_batches(size)):
         batch = batches.batch_of(patients, index, epoch, number, size)
         rows, slots = np.nonzero(batch["patient_index"] >= 0)
-        given = (evaluate.device_columns(batch), token_weights(batch, rarity))
+        weights = token_weights(batch, index, rarity)
+        given = (evaluate.device_columns(batch), {name: weights[name] for name in poolings if name in WEIGHTED})
         found = _pool(model, params, *given, poolings=tuple(poolings), most=most)
         for name, (values, weights) in jax.device_get(found).items():
             parts = np.concatenate([values * weights[..., None], weights[..., None]], axis=-1)[rows, slots]
@@ -70,8 +72,8 @@ def _pool(model, params, columns, token_weights, poolings: tuple[str, ...], most
     call = functools.partial(model.apply, params, *inputs, **named)
     members, found = pools.membership(columns["patient_ids"], most), {}
     for name in poolings:
-        if name == RARE:
-            weights = members * token_weights[:, None]
+        if name in token_weights:
+            weights = members * token_weights[name][:, None]
             total = weights.sum(axis=-1)
             mean = jnp.matmul(weights, call(method="encode")) / jnp.maximum(total, LEAST / 2)[..., None]
             found[name] = mean, total
@@ -90,17 +92,27 @@ def code_rarity(vocabulary: Vocabulary) -> np.ndarray:
     return np.append(np.zeros(NUM_SPECIAL), np.log((1 + patients.max()) / (1 + patients))).astype(np.float32)
 
 
-def token_weights(batch: dict[str, np.ndarray], rarity: np.ndarray) -> np.ndarray:
-    """Weights the tokens of packed rows as tf-idf does, (B, L) float32: n times a code add up to log(1 + n) rarities.
+def token_weights(
+    batch: dict[str, np.ndarray], index: sequences.VisitIndex, rarity: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Weights the tokens of packed rows, (B, L) float32 each.
 
     Args:
-      batch: packed rows; n is counted in a window of a patient.
-      rarity: (V,).
+      batch: packed rows.
+      index: the visits of their patients.
+      rarity: (V,), as `code_rarity` gives it.
+
+    Returns:
+      `rare`: as in tf-idf, the n tokens of a code in a window of a patient add up to log(1 + n) times its rarity;
+      `recent`: halved with every `HALF_LIFE` visits before the patient's last.
     """
     rows, places = np.nonzero(batch["patient_ids"])
-    codes = batch["codes"][rows, places]
-    keys = (rows * np.int64(batch["patient_ids"].max() + 1) + batch["patient_ids"][rows, places]) * len(rarity) + codes
+    slots, codes = batch["patient_ids"][rows, places], batch["codes"][rows, places]
+    keys = (rows * np.int64(batch["patient_ids"].max() + 1) + slots) * len(rarity) + codes
     _, owners, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    weights = np.zeros(batch["codes"].shape, np.float32)
-    weights[rows, places] = np.maximum(rarity[codes] * (np.log1p(counts) / counts)[owners], LEAST)
+    visits = batch["window_starts"][rows, slots - 1] + batch["visit_ids"][rows, places]
+    ago = index.first_visit[batch["patient_index"][rows, slots - 1] + 1] - 1 - visits
+    rare = np.maximum(rarity[codes] * (np.log1p(counts) / counts)[owners], LEAST)
+    weights = {name: np.zeros(batch["codes"].shape, np.float32) for name in WEIGHTED}
+    weights["rare"][rows, places], weights["recent"][rows, places] = rare, np.maximum(np.exp2(-ago / HALF_LIFE), LEAST)
     return weights

@@ -82,7 +82,7 @@ def _true_stages(file: Path, people: pl.DataFrame, earlier: pl.Expr) -> tuple[tu
 def _coded(data: Path, definitions: Path, people: pl.DataFrame, earlier: pl.Expr, say) -> tuple:
     shards = events.find_shards(data)
     present = pl.concat([pl.scan_parquet(shard).select(pl.col("code").cast(pl.String)).unique() for shard in shards])
-    codes = match_codes(definitions, present.unique().collect()["code"].sort().to_list(), _read_descriptions(data))
+    codes = match_codes(definitions, present.unique().collect()["code"].sort().to_list(), read_descriptions(data))
     names = tuple(name for name, own in codes.items() if own)
     if absent := [name for name in codes if name not in names]:
         say(f"{definitions}: no code of {data} is in {', '.join(absent)}; left out")
@@ -143,7 +143,8 @@ def _patterns(section: dict, key: str, where: str) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _read_descriptions(root: Path) -> dict[str, str]:
+def read_descriptions(root: Path) -> dict[str, str]:
+    """Returns what codes are called, as far as `metadata/codes.parquet` of a data set says it."""
     file = root / events.CODES_FILE
     table = events.read_metadata(file) if file.exists() else pl.DataFrame()
     if not {"code", "description"} <= {*table.columns}:

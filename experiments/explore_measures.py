@@ -1,0 +1,109 @@
+"""What is measured of representations: groups apart, neighbours alike, diseases read off, with their intervals."""
+
+import numpy as np
+from tqdm import tqdm
+
+from behrt_jax import classification_metrics, embedding_quality, metrics
+from behrt_jax.data.disease_groups import DiseaseGroups
+from behrt_jax.metrics import Outcomes
+from experiments.representations import OWN, Splits
+
+NEIGHBOURS = 10
+SMALLEST = 5  # patients with a disease, and without, in each split for a probe of it
+ALONE = 10  # patients of train with a disease alone, for it to be one of the exclusive groups
+CHANCE = "chance"
+Groups = dict[str, DiseaseGroups]
+
+
+def score_groups(groups: Groups, found: Splits, split: str) -> float:
+    """Returns the mean silhouette of patients of one disease or none."""
+    rows, labels = exclusive(groups, split)
+    return float(embedding_quality.cluster_scores(found[split][rows], labels)[0].mean())
+
+
+def score_retrieval(groups: Groups, found: Splits, split: str) -> float:
+    """Returns the precision of the nearest train patients."""
+    return float(retrieve(groups, found, split).values["precision"].mean())
+
+
+def exclusive(groups: Groups, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows of patients of a split with one disease or none, and these exclusive groups.
+
+    Groups are those of `ALONE` patients of train or more, and of two of the split, the fewest a silhouette can be of.
+    """
+    train, labels = (embedding_quality.exclusive_groups(groups[name].has) for name in ("train", split))
+    found, counts = np.unique(train, return_counts=True)
+    large = set(found[(counts >= ALONE) & (found != embedding_quality.SEVERAL)])
+    used = [label for label in large if (labels == label).sum() > 1]
+    if len(used) < 2:
+        raise ValueError(
+            f"--diseases: {len(used)} groups of patients with one disease or none have {ALONE} members in train and 2 in "
+            f"{split}; expected two groups or more; name broader groups, or use more patients"
+        )
+    rows = np.flatnonzero(np.isin(labels, used))
+    return rows, labels[rows]
+
+
+def retrieve(groups: Groups, found: Splits, split: str) -> Outcomes:
+    """Measures the nearest train patients of those of a split."""
+    near = embedding_quality.nearest(found[split], found["train"], NEIGHBOURS)
+    return embedding_quality.retrieval(near, groups[split].has, groups["train"].has)
+
+
+def report_groups(best: dict[str, Splits], groups: Groups) -> dict:
+    """Returns how far apart held-out patients of different exclusive groups are."""
+    rows, labels = exclusive(groups, "held_out")
+    scores = {
+        family: embedding_quality.cluster_scores(found["held_out"][rows], labels) for family, found in best.items()
+    }
+    outcomes = {family: Outcomes(rows, {"silhouette": each}) for family, (each, _) in scores.items()}
+    result = metrics.report(outcomes.pop(OWN), outcomes, "groups")
+    names = ("none", *groups["held_out"].names)
+    result["members"] = {names[label + 1]: int((labels == label).sum()) for label in np.unique(labels)}
+    return {**result, "others": {family: others for family, (_, others) in scores.items()}}
+
+
+def report_retrieval(best: dict[str, Splits], groups: Groups) -> dict:
+    """Returns whether the nearest train patients share the diseases of held-out ones, beside patients at random."""
+    own, train = groups["held_out"].has, groups["train"].has
+    if not own.any():
+        raise ValueError(
+            "--diseases: no held-out patient has one of the diseases; name other groups, or use more patients"
+        )
+    outcomes = {family: retrieve(groups, found, "held_out") for family, found in best.items()}
+    everyone = np.broadcast_to(np.arange(len(train)), (len(own), len(train)))
+    outcomes[CHANCE] = embedding_quality.retrieval(everyone, own, train)
+    result = metrics.report(outcomes.pop(OWN), outcomes, "retrieval")
+    return {"neighbours": NEIGHBOURS, **result}
+
+
+def report_probe(best: dict[str, Splits], groups: Groups) -> dict:
+    """Returns how well logistic regressions read each disease off, of those that all splits have enough patients of."""
+    enough = [np.minimum(each.has.sum(axis=0), (~each.has).sum(axis=0)) >= SMALLEST for each in groups.values()]
+    used = np.flatnonzero(np.all(enough, axis=0))
+    if not len(used):
+        return {}
+    has = {split: each.has[:, used] for split, each in groups.items()}
+    names = [groups["train"].names[place] for place in used]
+    found = {}
+    with tqdm(total=len(used) * len(best), desc="probing", unit="disease") as bar:
+        for family, inputs in best.items():
+            said = embedding_quality.probe(inputs, has, bar.update)
+            found[family] = _areas(said, has["held_out"], names)
+    own = found.pop(OWN)
+    return {
+        "metrics": metrics.summaries(own),
+        "baselines": {family: metrics.summaries(each) for family, each in found.items()},
+        "versus": {family: metrics.compare(own, each) for family, each in found.items()},
+    }
+
+
+def _areas(said: np.ndarray, has: np.ndarray, names: list[str]) -> dict[str, metrics.Estimate]:
+    """Returns the AUROC of each disease and their mean, on the data and on resamples of patients."""
+    owners, weights = classification_metrics.patient_weights(np.arange(len(has)), len(has), seed=0)
+    each = [
+        classification_metrics.auroc(said[:, place], has[:, place], weights[:, owners]) for place in range(len(names))
+    ]
+    found = {"auroc": classification_metrics.mean_over(each)}
+    found |= {f"auroc/disease={name}": values for name, values in zip(names, each, strict=True)}
+    return classification_metrics.estimates(found, "probe/", "", len(has))

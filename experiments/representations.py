@@ -1,0 +1,87 @@
+"""Representations of patients to compare: embeddings, and bags of codes and their principal components beside them."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+from sklearn.decomposition import PCA
+
+from behrt_jax.data import dataset
+from behrt_jax.data.history import static_tokens
+from behrt_jax.data.vocabulary import NUM_SPECIAL
+from behrt_jax.embedding_quality import directions
+from experiments.embeddings import HALF_LIFE
+
+OWN, MEAN, BAG, PRINCIPAL = "embeddings", "embeddings, mean pooling", "bag of codes", "PCA of bag of codes"
+Splits = dict[str, np.ndarray]  # (N, D) of each split
+
+
+class Candidate(NamedTuple):
+    """One way to make a representation, and what it gives for each split; the best on tuning is taken."""
+
+    name: str
+    make: Callable[[], Splits]
+
+
+def of_embeddings(pooled: dict[str, Splits]) -> list[Candidate]:
+    """Returns the candidates of embeddings by pooling, as they are and around their mean."""
+    return [each for name, splits in pooled.items() for each in _both(name, lambda splits=splits: splits)]
+
+
+def of_bags(histories: dict[str, dataset.Patients], rarity: np.ndarray, components: int = 0) -> list[Candidate]:
+    """Returns the candidates of bags of codes: counts weighted in five ways, as they are and around their mean.
+
+    Args:
+      histories: by split.
+      rarity: (V,), as `embeddings.code_rarity` gives it.
+      components: of how many principal components of train, in place of the (N, V) bags; 0 for the bags.
+    """
+    found = []
+    for name in ("log counts", "presence", "tf-idf", "presence, idf", "recent"):
+        bags = functools.partial(_bags, histories, rarity, name)
+        make = functools.partial(_principal, bags, components) if components else bags
+        found += _both(name, functools.cache(make))
+    return found
+
+
+def _both(name: str, make: Callable[[], Splits]) -> list[Candidate]:
+    def scaled(centre: bool) -> Splits:
+        splits = make()
+        direct = directions(splits["train"], centre)
+        return {split: direct(values) for split, values in splits.items()}
+
+    return [
+        Candidate(name + label, functools.partial(scaled, centre))
+        for centre, label in ((False, ""), (True, ", centred"))
+    ]
+
+
+def _bags(histories: dict[str, dataset.Patients], rarity: np.ndarray, name: str) -> Splits:
+    weigh = {
+        "log counts": np.log1p,
+        "presence": lambda counts: counts > 0,
+        "tf-idf": lambda counts: np.log1p(counts) * rarity,
+        "presence, idf": lambda counts: (counts > 0) * rarity,
+        "recent": np.log1p,
+    }[name]
+    counts = {split: count_codes(each, len(rarity), name == "recent") for split, each in histories.items()}
+    return {split: weigh(each).astype(np.float32) for split, each in counts.items()}
+
+
+def count_codes(histories: dataset.Patients, size: int, fading: bool = False) -> np.ndarray:
+    """Counts codes and static tokens of histories, (N, V) float32; `fading` halves them every `HALF_LIFE` visits."""
+    kept = (histories.visits >= 0) & (histories.codes >= NUM_SPECIAL)
+    owners = histories.owners
+    last = histories.visits[np.maximum(histories.offsets[1:] - 1, 0)]
+    weights = np.exp2(-(last[owners] - histories.visits) / HALF_LIFE) if fading else np.ones(len(owners))
+    entries = weights[kept], (owners[kept], histories.codes[kept])
+    table = scipy.sparse.csr_array(entries, shape=(len(histories), size)) + static_tokens(histories, size)
+    return table.toarray().astype(np.float32)
+
+
+def _principal(bags: Callable[[], Splits], components: int) -> Splits:
+    splits = bags()
+    fitted = PCA(min(components, *splits["train"].shape), svd_solver="covariance_eigh").fit(splits["train"])
+    return {split: fitted.transform(values).astype(np.float32) for split, values in splits.items()}
