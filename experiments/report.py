@@ -57,9 +57,10 @@ def render(source: Source, sections: list[Section]) -> str:
     loader = FileSystemLoader(TEMPLATES)
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     assets = {name: Markup((TEMPLATES / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
-    name = source.about.get("dataset_name", source.data.resolve().name)
+    data = source.about.get("dataset_name", source.data.resolve().name)
     return page.get_template("report.html").render(
-        title=f"{source.folder.resolve().name}: a BEHRT run on {name}",
+        title=f"BEHRT on {data}",
+        name=source.folder.resolve().name,
         goal=report_run.training_goal(source),
         is_synthetic=source.is_synthetic,
         shows_patients=source.shows_patients,

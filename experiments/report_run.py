@@ -35,7 +35,8 @@ def describe(source: Source) -> Section:
         rows.append(["begun from", Path(config.pretrained).name if config.pretrained else "random parameters"])
     rows += [[label, str(config.model[key])] for key, label in MODEL_KEYS.items()]
     rows += [["tokens a row", f"{config.data.row_length:,}"], ["seed", str(config.seed)]]
-    parts: list = [Table("The model", ["what", "value"], rows), *_describe_data(source), _count_kinds(source)]
+    said, *tables = _describe_data(source)
+    parts: list = [said, Table("The model", ["what", "value"], rows), *tables, _count_kinds(source)]
     flat = [[key, str(value)] for key, value in sorted(_flatten(config.to_dict()).items())]
     hidden = ("data.path", "data.prepared_dir", "labels", "pretrained")  # where files lie is nobody else's business
     flat = [[key, Path(value).name if key in hidden else value] for key, value in flat]

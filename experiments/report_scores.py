@@ -76,7 +76,7 @@ def groups(source: Source, scored: Scored) -> Section:
             models = {"run": tables.OWN, "best": selected.best}
             models = {who: name for who, name in models.items() if any(who in each for each in some.values())}
             rows = [
-                [name, f"{each['run']['n']:,}", *(format_cell(each[who]) if who in each else "" for who in models)]
+                [name, f"{each['run']['n']:,}", *(_cell(each[who]) if who in each else "" for who in models)]
                 for name, each in some.items()
             ]
             if rows:
@@ -95,13 +95,19 @@ def judge(metric: str, difference: dict) -> str:
     return "better" if (difference["value"] < 0) == metric.endswith(LOWER_IS_BETTER) else "worse"
 
 
+def _cell(entry: dict) -> str:
+    return format_cell(entry).replace(", ", ",\u00a0")  # so that an interval stays in one line
+
+
 def _cells(found: dict, selected: Selected) -> list[str]:
-    return [format_cell(found[name]) if name in found else "" for name in selected.columns]
+    return [_cell(found[name]) if name in found else "" for name in selected.columns]
 
 
 def _differences(found: dict, selected: Selected) -> list[str]:
     return [
-        f"{format_signed(found[name])} {judge(name, found[name])}".strip() if name in found else ""
+        f"{format_signed(found[name])} {judge(name, found[name])}".strip().replace(", ", ",\u00a0")
+        if name in found
+        else ""
         for name in selected.columns
     ]
 
@@ -121,9 +127,9 @@ def _draw_forest(selected: Selected, title: str) -> Figure:
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
 
-    table = Table(f"{title}: {label}", ["model", label], [[name, format_cell(each)] for name, each in entries.items()])
+    table = Table(f"{title}: {label}", ["model", label], [[name, _cell(each)] for name, each in entries.items()])
     summary = "; ".join(f"{name} {format_cell(each)}" for name, each in entries.items())
-    return draw(f"{title}: {label}, with 95% intervals", summary, table, paint, (5.2, 0.9 + 0.34 * len(entries)))
+    return draw(f"{title}: {label}, with 95% intervals", summary, table, paint, (4.6, 0.9 + 0.34 * len(entries)))
 
 
 def _missing(source: Source) -> Missing:

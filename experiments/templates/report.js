@@ -84,14 +84,16 @@ for (const lookup of document.querySelectorAll(".lookup")) {
   const table = lookup.querySelector("table");
   const texts = names.map((name, place) => `${name} ${codes[place]}`.toLowerCase());
 
+  const name = (place) => (names[place] === codes[place] ? codes[place] : `${names[place]} (${codes[place]})`);
   const show = (place) => {
-    table.caption.textContent = `Nearest to ${names[place]} (${codes[place]})`;
+    table.caption.textContent = `Nearest to ${name(place)}`;
     table.tBodies[0].replaceChildren(...neighbours[place].map((other, rank) => {
-      const row = document.createElement("tr"), head = document.createElement("th");
+      const row = document.createElement("tr");
+      const head = document.createElement("th");
       head.scope = "row";
-      head.textContent = names[other];
+      head.textContent = name(other);
       row.append(head);
-      for (const text of [(cosines[place][rank] / 100).toFixed(2), codes[other]]) row.insertCell().textContent = text;
+      row.insertCell().textContent = (cosines[place][rank] / 100).toFixed(2);
       return row;
     }));
     group.mark(place);
@@ -99,12 +101,12 @@ for (const lookup of document.querySelectorAll(".lookup")) {
   const fill = () => {
     const wanted = words.value.toLowerCase().split(/\s+/);
     const found = texts.map((text, place) => place).filter((place) => wanted.every((word) => texts[place].includes(word)));
-    list.replaceChildren(...found.map((place) => new Option(`${names[place]} (${codes[place]})`, place)));
+    list.replaceChildren(...found.map((place) => new Option(name(place), place)));
     if (found.length) show(found[0]);
     else table.caption.textContent = "No code has these words in its name";
     if (!found.length) table.tBodies[0].replaceChildren();
   };
-  group.name = (place) => `${names[place]} (${codes[place]})`;
+  group.name = name;
   group.choose = (place) => { words.value = ""; fill(); list.value = place; show(place); };
   words.addEventListener("input", fill);
   list.addEventListener("change", () => show(+list.value));

@@ -1,0 +1,405 @@
+"""The report page of tiny runs, read as a reader's browser reads it."""
+
+import json
+import os
+import shutil
+import struct
+from html.parser import HTMLParser
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.decomposition import PCA
+
+from experiments import report, report_codes, report_layout, report_maps, report_patients, report_source
+from experiments.report_layout import FEWEST, SIDE, Colouring
+from experiments.report_scores import judge
+from experiments.report_training import format_time, session_seconds
+from experiments.tables import format_cell, format_signed
+
+SECTIONS = ("run", "results", "calibration", "groups", "patients", "codes", "examples", "curves", "cost")
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=\"alert('2')\"> & \u2028 {{ 7 * 7 }}"
+
+
+class Page(HTMLParser):
+    """What of a page matters: its elements, the text of its cells, its JSON, its headings and ids."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements, self.cells, self.json, self.headings, self.text = [], [], [], [], ""
+        self._open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.elements.append((tag, found))
+        self._open.append("json" if found.get("type") == "application/json" else tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+        if tag in ("h1", "h2", "h3"):
+            self.headings.append(int(tag[1]))
+
+    def handle_endtag(self, tag):
+        while self._open and self._open.pop() not in (tag, "json"):
+            pass
+
+    def handle_data(self, data):
+        where = self._open[-1] if self._open else ""
+        if where == "json":
+            self.json.append(json.loads(data))
+        elif where in ("td", "th"):
+            self.cells[-1] += data.replace("\u00a0", " ")
+        if where not in ("script", "style", "json"):
+            self.text += data
+
+    def ids(self) -> list[str]:
+        return [found["id"] for _, found in self.elements if "id" in found]
+
+
+def plane(vectors, seed, say):
+    """In place of UMAP and t-SNE, which take a minute."""
+    del say
+    points = report_layout.fit_square(PCA(2, random_state=seed).fit_transform(vectors))
+    return {"UMAP": points, "t-SNE": points[:, ::-1]}
+
+
+def write_page(folder, output, data=None, show_patients=None) -> str:
+    said = []
+    source = report_source.load(folder, data, show_patients, said.append)
+    text = report.render(source, report.find_sections(source, data, report_maps.DISEASES))
+    output.write_text(text, encoding="utf-8")
+    return text
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (report_maps, report_codes):
+            patch.setattr(module, "lay_out", plane)
+        yield
+
+
+@pytest.fixture(scope="module")
+def described(workplace, tmp_path_factory):
+    """The data of the runs with descriptions of codes, one of them hostile, from simulated patients."""
+    folder = tmp_path_factory.mktemp("described") / "meds"
+    shutil.copytree(workplace.data, folder)
+    codes = pl.read_parquet(folder / "data" / "0.parquet")["code"].unique().sort()
+    said = pl.Series([HOSTILE if code == "ENCOUNTER//wellness" else f"what {code} is" for code in codes])
+    pl.DataFrame({"code": codes, "description": said}).write_parquet(folder / "metadata" / "codes.parquet")
+    (folder / "metadata" / "dataset.json").write_text(json.dumps({"dataset_name": HOSTILE, "etl_name": "synthea"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def explained(joint):
+    """A copy of a run with an explained patient, as experiments.explain writes it."""
+    folder = joint.parent / "explained"
+    shutil.copytree(joint, folder)
+    token = {"code": "ENCOUNTER//wellness", "description": HOSTILE, "visit": 0}
+    predicted = {"code": "A//1", "description": "first", "probability": 0.25, "came": True}
+    predicted["drivers"] = {"occlusion": [0.5, -2.0]}
+    patient = {
+        "number": 1,
+        "visits": [{"visit": 0, "age": 40.26, "days_since_previous": 0.0}],
+        "tokens": [token, {"code": "B//2", "description": None, "visit": 0}],
+        "predictions": [predicted],
+        "came": [],
+    }
+    about = {"asked": "codes of the next visit", "methods": {"occlusion": "how much"}, "patients": [patient]}
+    (folder / "attributions.json").write_text(json.dumps({**about, "synthetic": True}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def file(explained, described, tmp_path_factory):
+    """The page of a run on masked codes, next visits and events, with all its sections."""
+    output = tmp_path_factory.mktemp("page") / "report.html"
+    write_page(explained, output, str(described))
+    return output
+
+
+@pytest.fixture(scope="module")
+def page(file) -> Page:
+    return Page(file.read_text(encoding="utf-8"))
+
+
+def test_the_numbers_are_those_of_the_evaluation(whole, tmp_path):
+    folder, _ = whole
+    cells = Page(write_page(folder, tmp_path / "report.html")).cells
+    result = json.loads((folder / "evaluation.json").read_text())
+    assert len(result["baselines"]) >= 2
+    for found in (result["metrics"], *result["baselines"].values()):
+        assert format_cell(found["mlm/accuracy"]) in cells
+        assert format_cell(found["mlm/perplexity"]) in cells
+    for found in result["versus"].values():
+        assert any(cell.startswith(format_signed(found["mlm/accuracy"])) for cell in cells)
+    tuning = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = [line["mlm/loss"] for line in tuning if line["split"] == "tuning"][-1]
+    assert f"{last:.4f}" in cells
+
+
+def test_every_section_is_there_under_headings_in_order(page):
+    ids = page.ids()
+    assert len(ids) == len(set(ids))
+    assert set(SECTIONS) <= set(ids)
+    links = [found["href"] for tag, found in page.elements if tag == "a"]
+    assert {f"#{section}" for section in SECTIONS} <= set(links)
+    assert all(link.removeprefix("#") in ids for link in links)
+    assert page.headings[0] == 1 and page.headings.count(1) == 1
+    assert all(after - before <= 1 for before, after in zip(page.headings, page.headings[1:], strict=False))
+
+
+def test_what_is_seen_is_said_too(page):
+    tags = [tag for tag, _ in page.elements]
+    assert dict(page.elements)["html"]["lang"] == "en"
+    assert {"header", "nav", "main"} <= set(tags)
+    assert tags.count("table") == tags.count("caption")
+    assert all(found.get("scope") in ("row", "col") for tag, found in page.elements if tag == "th")
+    pictures = [found for tag, found in page.elements if tag == "img"]
+    assert pictures and all(len(found["alt"]) > 20 for found in pictures)
+    maps = [found for tag, found in page.elements if tag == "svg" and found.get("role") == "img"]
+    assert len(maps) == 4 and all("points" in each["aria-label"] or "patients" in each["aria-label"] for each in maps)
+    labelled = {found["for"] for tag, found in page.elements if tag == "label"}
+    assert {found["id"] for tag, found in page.elements if tag in ("select", "input")} <= labelled
+
+
+def test_nothing_is_loaded_and_no_text_is_run(file, page):
+    text = file.read_text(encoding="utf-8")
+    for tag, found in page.elements:
+        assert not any(key.startswith("on") for key in found), tag
+        for key in ("src", "href", "action", "data", "srcset"):
+            assert found.get(key, "#").startswith(("#", "data:")), (tag, found)
+    assert not {"iframe", "object", "embed", "form", "base"} & {tag for tag, _ in page.elements}
+    assert [tag for tag, found in page.elements].count(
+        "script"
+    ) == 4  # one of code; three of JSON: two maps, the lookup
+    assert "default-src 'none'" in text and "@import" not in text and "url(" not in text
+    assert "<script>alert" not in text and "<img src=x" not in text
+    assert HOSTILE in page.text  # in the title and the timeline, as text
+    assert any(HOSTILE in each.get("names", ()) for each in page.json)
+
+
+def test_a_timeline_tells_what_came_and_what_drove_it(page):
+    assert "age 40.3" in page.text
+    row = page.cells.index("first")
+    assert page.cells[row + 1 : row + 3] == ["25%", "yes"]
+    driver = page.cells.index("B//2")  # the larger effect comes first
+    assert page.cells[driver + 2] == "-2.000 lowered"
+    assert page.cells.index(HOSTILE, driver) > driver
+
+
+def test_no_single_patient_of_data_that_may_be_real(explained, workplace, tmp_path):
+    about = explained / "attributions.json"
+    (tmp_path / "run").symlink_to(explained)
+    for synthetic in (False, True):  # a file from elsewhere says nothing of this data set's map
+        about.write_text(json.dumps({**json.loads(about.read_text()), "synthetic": synthetic}))
+        page = Page(write_page(tmp_path / "run", tmp_path / "report.html"))
+        assert ("age 40.3" in page.text) == synthetic
+        cells = page.json[0]
+        sizes = [int(line.split()[0]) for line in cells["hover"][0]]
+        assert sizes and min(sizes) >= FEWEST and sum(sizes) <= 60
+        for colouring in cells["colourings"].values():
+            assert all(len(each) < 60 / FEWEST + 1 for each in colouring["bands"])
+    shown = Page(write_page(tmp_path / "run", tmp_path / "shown.html", show_patients=True))
+    assert len(next(iter(shown.json[0]["colourings"].values()))["bands"][0]) == 60
+    assert "keep it where their records may be kept" in shown.text
+    assert "age 40.3" in shown.text
+    ids = pl.read_parquet(workplace.data / "metadata" / "subject_splits.parquet")["subject_id"].to_list()
+    assert not {str(each) for each in ids if each > 999} & set(page.cells)
+
+
+def test_cells_hold_as_many_as_they_say():
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.normal(100, 3, (40, 2)), rng.uniform(0, SIDE, (30, 2))])
+    female = rng.integers(0, 2, 70).astype(float)
+    ages = np.where(np.arange(70) == 3, np.nan, 50.0)
+    given = [Colouring("sex", female, (0.5,), ("male", "female")), Colouring("age", ages, (40.0,), ("young", "old"))]
+    places, counts, colourings = report_layout.gather(points, given)
+    assert counts.min() >= FEWEST and counts.sum() >= 0.8 * 70
+    assert len(places) == len(counts) == len(colourings[0].values)
+    assert colourings[0].name == "sex: share female" and colourings[0].values.max() <= 1
+    assert set(colourings[1].bands()) == {1}
+    few, sizes, _ = report_layout.gather(points[:3], [Colouring("sex", female[:3], (0.5,), ("male", "female"))])
+    assert not len(few) and not len(sizes)
+
+
+def test_what_is_missing_names_the_command_that_makes_it(workplace, whole, tmp_path):
+    folder = tmp_path / "bare"
+    shutil.copytree(whole[0], folder)
+    (folder / "evaluation.json").unlink()
+    shutil.rmtree(folder / "tensorboard")
+    config = json.loads((folder / "config.json").read_text())
+    config["data"]["path"] = str(tmp_path / "gone")
+    (folder / "config.json").write_text(json.dumps(config))
+    said = []
+    source = report_source.load(folder, None, None, said.append)
+    page = Page(report.render(source, report.find_sections(source, None, report_maps.DISEASES)))
+    assert any("--data=DIR" in line for line in said)
+    assert f"python -m experiments.evaluate --workdir={folder}" in page.text
+    assert f"python -m experiments.explain --workdir={folder}" in page.text
+    assert "name where it lies with --data=DIR" in page.text
+    assert "not recorded" in page.cells
+    assert len([each for each in page.json if "names" in each]) == 1  # the codes need no data
+    assert str(tmp_path) not in " ".join(page.cells)
+
+
+def test_outcomes_are_calibrated_and_shown(workplace, joint, deaths, tmp_path):
+    folder = workplace.folder / "report_death"
+    flags = ["train.num_steps=4", "train.evaluate_every=2", f"data.path={workplace.data}", f"labels={deaths}"]
+    flags += [f"data.prepared_dir={workplace.folder / 'prepared'}", f"pretrained={joint}", "evaluation.batch_size=8"]
+    given = [f"--config.{flag}" for flag in flags]
+    arguments = ["--config=configs/survival.py", f"--workdir={folder}", "--nobaselines", *given]
+    done = workplace.run(arguments, "experiments.finetune")
+    assert done.returncode == 0, done.stderr
+    page = Page(write_page(folder, tmp_path / "report.html"))
+    result = json.loads((folder / "evaluation.json").read_text())
+    assert format_cell(result["metrics"]["survival/c_index"]) in page.cells
+    assert "the time to" in page.text and "within 1825 days: predicted against observed" in page.text
+    assert "joint" in page.cells and str(workplace.folder) not in " ".join(page.cells)
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "verdict"),
+    [
+        ("mlm/accuracy", 0.1, 0.3, "better"),
+        ("mlm/accuracy", -0.3, -0.1, "worse"),
+        ("mlm/accuracy", -0.1, 0.3, "cannot be told apart"),
+        ("mlm/perplexity", 0.1, 0.3, "worse"),
+        ("time_to_event/loss", -0.3, -0.1, "better"),
+        ("survival/integrated_brier", -0.3, -0.1, "better"),
+        ("classification/calibration_slope", 0.1, 0.3, ""),
+    ],
+)
+def test_differences_are_judged_by_their_interval(metric, low, high, verdict):
+    assert judge(metric, {"value": (low + high) / 2, "low": low, "high": high}) == verdict
+
+
+def test_the_time_of_training_is_read_from_its_files(whole):
+    (seconds,) = session_seconds(whole[0])
+    assert 0 < seconds < 600
+    assert [format_time(each) for each in (5, 125, 3600, 7199)] == ["5 s", "2 min", "1 h 0 min", "2 h 0 min"]
+
+
+def test_a_file_cut_short_gives_the_time_until_then(whole, tmp_path):
+    (written,) = (whole[0] / "tensorboard").glob("events*")
+    (tmp_path / "tensorboard").mkdir()
+    content = written.read_bytes()
+    (tmp_path / "tensorboard" / written.name).write_bytes(content[:-3])
+    assert len(session_seconds(tmp_path)) == 1
+    (tmp_path / "tensorboard" / written.name).write_bytes(content[: 4 + struct.calcsize("<Q")])
+    assert session_seconds(tmp_path) == []
+
+
+def test_visits_and_codes_past_what_fits_are_counted():
+    tokens = [{"code": f"C//{number}", "description": "", "visit": 11} for number in range(12)]
+    visits = [{"visit": number, "age": None, "days_since_previous": 3.0} for number in range(12)]
+    patient = {"number": 2, "visits": visits, "tokens": tokens, "predictions": [], "came": []}
+    found = report_patients._timeline(patient, {"asked": ""})
+    assert found.earlier == "4 earlier visits are not shown." and len(found.visits) == 8
+    assert found.visits[-1][0] == "age unknown, 3 days after the visit before"
+    assert found.visits[-1][1][-1] == "and 4 more"
+
+
+@pytest.mark.slow
+def test_maps_are_a_function_of_the_seed_and_keep_neighbours():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(3), 40)
+    vectors = (10 * np.eye(3)[groups] @ rng.normal(size=(3, 16)) + rng.normal(size=(120, 16))).astype(np.float32)
+    found = report_layout.lay_out(vectors, 0, lambda line: None)
+    again = report_layout.lay_out(vectors, 0, lambda line: None)
+    assert list(found) == ["UMAP", "t-SNE"]
+    for name, points in found.items():
+        np.testing.assert_array_equal(points, again[name])
+        assert points.min() >= 0 and points.max() <= SIDE
+        distances = np.linalg.norm(points[:, None] - points[None], axis=-1) + 1e9 * np.eye(120)
+        assert (groups[distances.argmin(axis=1)] == groups).mean() > 0.95
+
+
+def find_chromium() -> str:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None and os.environ.get("CI") == "true":
+        pytest.fail("no Chromium on PATH, and CI=true asks for one; install it, or run with -m 'not browser'")
+    return found or pytest.skip("no Chromium on PATH")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The system's Chromium, without anything of its own that calls out."""
+    path = find_chromium()
+    api = pytest.importorskip("playwright.sync_api")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=flags)
+        yield opened
+        opened.close()
+
+
+def visit(browser, file, width):
+    """Opens the page; returns it with what it printed and what it asked for beside itself."""
+    tab = browser.new_page(viewport={"width": width, "height": 800}, reduced_motion="reduce")
+    troubles = []
+    tab.on("console", lambda message: troubles.append(message.text))
+    tab.on("pageerror", lambda error: troubles.append(str(error)))
+
+    def route(request):
+        if request.request.url == file.as_uri() or request.request.url.startswith("data:"):
+            request.continue_()
+        else:
+            troubles.append(request.request.url)
+            request.abort()
+
+    tab.route("**/*", route)
+    tab.goto(file.as_uri())
+    return tab, troubles
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [375, 1024, 1920])
+def test_the_page_opens_fits_and_asks_for_nothing(browser, file, width):
+    tab, troubles = visit(browser, file, width)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate("[...document.images].every((each) => each.complete && each.naturalWidth > 0)")
+    assert file.stat().st_size < 8e6
+    assert troubles == []
+    tab.close()
+
+
+@pytest.mark.browser
+def test_every_section_is_reached_by_the_keyboard(browser, file):
+    tab, troubles = visit(browser, file, 1024)
+    for _ in range(30):
+        tab.keyboard.press("Tab")
+        link = tab.evaluate("document.activeElement.getAttribute('href')")
+        if link and link not in ("#main", "#glance"):
+            assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+            tab.keyboard.press("Enter")
+            assert tab.evaluate("location.hash") == link
+            assert tab.evaluate("document.querySelector(location.hash).getBoundingClientRect().top") < 800
+            tab.evaluate("(link) => document.querySelector(`nav a[href='${link}']`).focus()", link)
+        if link == f"#{SECTIONS[-1]}":
+            break
+    assert link == f"#{SECTIONS[-1]}"
+    assert troubles == []
+    tab.close()
+
+
+@pytest.mark.browser
+def test_codes_are_found_and_maps_coloured_and_read(browser, file):
+    tab, troubles = visit(browser, file, 1024)
+    tab.focus("#code-words")
+    tab.keyboard.type("alert wellness")
+    assert "alert(1)" in tab.inner_text(".lookup caption")  # as text
+    assert tab.locator(".lookup tbody tr").count() == 8
+    tab.focus("#patients-map-by")
+    before = tab.get_attribute("#patients-map svg[role=img] circle", "class")
+    for _ in range(2):
+        tab.keyboard.press("ArrowDown")
+    chosen = tab.input_value("#patients-map-by")
+    assert f"Coloured by {chosen}." in tab.get_attribute("#patients-map svg[role=img]", "aria-label")
+    assert chosen == "visits" and before.startswith("band")
+    tab.locator("#patients-map svg[role=img] circle").nth(3).click(force=True)
+    assert "visits: " in tab.inner_text("#patients-map .told")
+    assert tab.locator("script").count() == 4 and troubles == []
+    tab.close()
