@@ -6,6 +6,7 @@ import numpy as np
 
 from behrt_jax import code_embeddings
 from behrt_jax.data.vocabulary import NUM_SPECIAL
+from experiments import report_quality
 from experiments.report_layout import Colouring, lay_out
 from experiments.report_maps import make_maps
 from experiments.report_parts import Section, Table
@@ -60,4 +61,4 @@ def code_maps(source: Source) -> Section:
         f"Each point is one of {most} codes. Codes lie close where the model has learned to use them alike: often "
         "because they occur in the same visits, or in place of each other."
     )
-    return Section("codes", "Map of the codes", intro, [numbered, found])
+    return Section("codes", "Map of the codes", intro, [numbered, found, *report_quality.of_codes(source)])

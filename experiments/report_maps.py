@@ -8,6 +8,7 @@ import numpy as np
 from behrt_jax.data import dataset, disease_groups
 from behrt_jax.data.at_times import sexes
 from behrt_jax.data.sequences import MINUTES_PER_YEAR
+from experiments import report_quality
 from experiments.embeddings import embed
 from experiments.report_layout import Colouring, gather, lay_out
 from experiments.report_parts import Section, Table, Text
@@ -73,7 +74,7 @@ def patient_maps(source: Source, diseases: Path) -> Section:
     parts: list = (
         [make_maps(layouts, colourings, source.shows_patients)] if layouts else [Text("Too few patients to draw.")]
     )
-    return Section("patients", "Map of the patients", intro, parts)
+    return Section("patients", "Map of the patients", intro, parts + report_quality.of_patients(source))
 
 
 def colour_patients(source: Source, patients: dataset.Patients, diseases: Path) -> list[Colouring]:

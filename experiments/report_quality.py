@@ -1,0 +1,45 @@
+"""How good embeddings of patients and of codes are beside baselines, as other commands have measured it."""
+
+from experiments.codes import OUTPUT_FILE
+from experiments.explore import QUALITY_FILE
+from experiments.report_parts import Missing, Table
+from experiments.report_source import Source
+from experiments.tables import format_cell, format_signed
+
+MEASURES = {
+    "groups": {"groups/silhouette": "silhouette by disease, of patients with one disease or none"},
+    "retrieval": {"retrieval/precision": "share of the nearest patients who share a disease"},
+    "retrieval_later": {"retrieval/precision": "share of the nearest who get the same disease later"},
+    "probe": {"probe/auroc": "AUROC of linear probes for diseases"},
+}
+
+
+def of_patients(source: Source) -> list:
+    """Lays out the measures of experiments.explore: a table each."""
+    result = source.read_json(QUALITY_FILE)
+    if result is None:
+        command = f"python -m experiments.explore --workdir={source.folder}"
+        return [Missing("How well the embeddings part diseases is not measured yet.", command)]
+    known = {name: columns for name, columns in MEASURES.items() if result.get(name, {}).get("metrics")}
+    return [_compare(label, metric, result[name]) for name, each in known.items() for metric, label in each.items()]
+
+
+def of_codes(source: Source) -> list:
+    """Lays out how often neighbours of a code are of its group, as experiments.codes measured it."""
+    result = source.read_json(OUTPUT_FILE)
+    if result is None:
+        command = f"python -m experiments.codes --workdir={source.folder}"
+        return [Missing("How often nearest codes are of one group is not measured yet.", command)]
+    label = "share of the nearest codes of the same {}"
+    return [_compare(label.format(name), "codes/precision", each) for name, each in result["agreement"].items()]
+
+
+def _compare(label: str, metric: str, found: dict) -> Table:
+    """Lays out a metric of this run and of baselines, with paired differences."""
+    rows = [["this run", format_cell(found["metrics"][metric]), ""]]
+    for name, own in found["baselines"].items():
+        if metric in own:
+            difference = found["versus"].get(name, {}).get(metric)
+            rows.append([name, format_cell(own[metric]), format_signed(difference) if difference else ""])
+    rows = [[cell.replace(", ", ",\u00a0") for cell in row] for row in rows]
+    return Table(label[0].upper() + label[1:], ["", "value", "this run minus it"], rows)
