@@ -49,7 +49,9 @@ def attempt(source: Source, anchor: str, title: str, make: Callable[[], Section]
         return make()
     except (ValueError, OSError) as error:
         source.say(f"warning: '{title}' is left out: {error}")
-        return Section(anchor, title, "", [Missing(str(error))])
+        text = "This part could not be made; the command that made the page said why. It may need the data:"
+        again = f"python -m experiments.report --workdir={source.folder} --data=DIR"
+        return Section(anchor, title, "", [Missing(text, again)])
 
 
 def render(source: Source, sections: list[Section]) -> str:
@@ -63,7 +65,7 @@ def render(source: Source, sections: list[Section]) -> str:
         name=source.folder.resolve().name,
         goal=report_run.training_goal(source),
         is_synthetic=source.is_synthetic,
-        shows_patients=source.shows_patients,
+        shows_patients=source.may_show(source.is_synthetic),
         headline=report_scores.headline(source),
         sections=sections,
         in_script=in_script,

@@ -36,7 +36,7 @@ def code_maps(source: Source) -> Section:
     common = sorted(set(kinds), key=lambda kind: (-kinds.count(kind), kind))[:MOST_KINDS]
     bands = np.array([common.index(kind) if kind in common else len(common) for kind in kinds], float)
     labels = (*(each.lower() for each in common), "other kinds")[: int(bands.max()) + 1]
-    colouring = Colouring("kind of code", bands, tuple(np.arange(1.0, len(labels))), labels)
+    colouring = Colouring("kind of code", bands, tuple(np.arange(1.0, len(labels))), labels, is_kinds=True)
     maps = make_maps(
         lay_out(table[kept.start : kept.stop], source.config.seed, source.say), [colouring], shows_patients=True
     )

@@ -22,12 +22,19 @@ class Colouring(NamedTuple):
       values: (N,) float.
       edges: between bands.
       labels: of the bands, one more than edges.
+      is_kinds: whether the bands have no order.
     """
 
     name: str
     values: np.ndarray
     edges: tuple[float, ...]
     labels: tuple[str, ...]
+    is_kinds: bool = False
+
+    @property
+    def style(self) -> str:
+        """How the bands are coloured: `two` of them, `ordered` ones, or `kinds` without an order."""
+        return "kinds" if self.is_kinds else "two" if len(self.labels) == 2 else "ordered"
 
     def bands(self) -> np.ndarray:
         """Returns the band of each point, (N,) int; -1 where unknown."""

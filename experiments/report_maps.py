@@ -40,7 +40,7 @@ class Maps(NamedTuple):
     Attributes:
       anchor: names the group of maps.
       maps: each of all points.
-      colourings: by name: the labels of the bands, and of each map the band of each point.
+      colourings: by name: the labels and the style of the bands, and of each map the band of each point.
       hover: of each map, a line for each point; or one list for all of them.
       table: how many there are of each band.
     """
@@ -64,16 +64,15 @@ def patient_maps(source: Source, diseases: Path) -> Section:
     intro = f"Each point is one of {len(patients):,} patients" + f" of {len(everyone):,}" * (
         len(patients) < len(everyone)
     )
-    if not source.shows_patients:
+    shows_patients = source.may_show(source.is_synthetic)
+    if not shows_patients:
         intro = "Each circle is five patients or more who lie close, as single patients of real data are not shown"
     intro += (
         ", of all splits, by the mean of the encoder's states over the newest visits. Patients who lie close look "
         "alike to the model; distances across the map, the axes and the sizes of clumps mean nothing."
     )
     layouts = lay_out(vectors, source.config.seed, source.say)
-    parts: list = (
-        [make_maps(layouts, colourings, source.shows_patients)] if layouts else [Text("Too few patients to draw.")]
-    )
+    parts: list = [make_maps(layouts, colourings, shows_patients)] if layouts else [Text("Too few patients to draw.")]
     return Section("patients", "Map of the patients", intro, parts + report_quality.of_patients(source))
 
 
@@ -114,7 +113,7 @@ def make_maps(layouts: dict[str, np.ndarray], colourings: list[Colouring], shows
             points, sizes, shown = gather(points, colourings)
         each = np.column_stack([given.bands() for given in shown])
         for place, given in enumerate(shown):
-            own = bands.setdefault(given.name, {"labels": given.labels, "bands": []})
+            own = bands.setdefault(given.name, {"labels": given.labels, "style": given.style, "bands": []})
             own["bands"].append(each[:, place].tolist())
         radius = 2.4 if shows_patients else 2.0 * np.sqrt(np.minimum(sizes, 60) / 5)
         drawn = np.column_stack([points.round(1), np.broadcast_to(radius, len(points)).round(1), each[:, 0]]).tolist()

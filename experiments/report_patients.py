@@ -23,7 +23,7 @@ def examples(source: Source) -> Section:
     """Shows example patients, where they may be shown and have been explained."""
     found = source.read_json(FILE)
     command = f"python -m experiments.explain --workdir={source.folder}"
-    if found is not None and not (source.shows_patients or found.get("synthetic")):
+    if found is not None and not source.may_show(found["synthetic"]):
         text = "Not shown: the data is not known to be simulated. To show patients to those who may see them:"
         parts: list = [Missing(text, f"python -m experiments.report --workdir={source.folder} --show_patients")]
     elif found is None:
@@ -74,16 +74,16 @@ def _drivers(patient: dict, prediction: dict, title: str) -> Table:
     ages = {visit["visit"]: visit["age"] for visit in patient["visits"]}
     ranked = sorted(zip(scores, patient["tokens"], strict=True), key=lambda pair: -abs(pair[0]))[:SHOWN_DRIVERS]
     rows = [
-        [_name(token), _place(ages.get(token["visit"])), f"{score:+.3f} {'raised' if score > 0 else 'lowered'}"]
+        [_name(token), _place(ages.get(token["visit"])), f"{score:+.3f}\u00a0{'raised' if score > 0 else 'lowered'}"]
         for score, token in ranked
         if score
     ]
     caption = f"{title}: what drove {_name(prediction)} ({method})"
-    return Table(caption, ["recorded", "when", "effect on the log-odds"], rows or [["nothing", "", ""]])
+    return Table(caption, ["recorded", "age", "effect"], rows or [["nothing", "", ""]])
 
 
 def _place(age: float | None) -> str:
-    return "" if age is None else f"at {age:.1f}"
+    return "" if age is None else f"{age:.1f}"
 
 
 def _name(token: dict) -> str:

@@ -8,7 +8,7 @@ import jax
 from behrt_jax.data import events
 from experiments.fitting import PARAMETERS_FILE
 from experiments.report_parts import Missing, Section, Table, Text
-from experiments.report_source import Source
+from experiments.report_source import NO_DATA, Source
 from experiments.summary import left_out
 
 SHOWN_KINDS = 12
@@ -55,7 +55,7 @@ def training_goal(source: Source) -> str:
 
 def _describe_data(source: Source) -> list:
     if source.prepared is None:
-        return [Missing(source.problem)]
+        return [Missing(NO_DATA.capitalize(), f"python -m experiments.report --workdir={source.folder} --data=DIR")]
     counts = source.prepared.report
     kinds = {"patients": "patients", "tokens": "codes in all", "unknown": "of which too rare for the vocabulary"}
     rows = [[label, *(f"{counts[f'{key}/{split}']:,}" for split in events.SPLITS)] for key, label in kinds.items()]

@@ -12,8 +12,9 @@ from behrt_jax.data import dataset
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import Prepared, prepare
 from behrt_jax.data.vocabulary import Vocabulary
+from experiments.explain_examples import is_synthetic
 
-SYNTHETIC = ("synthea", "behrt_jax.data.simulate")  # etl_name, in metadata/dataset.json, of simulated patients
+NO_DATA = "the data of the run cannot be read"
 
 
 class Source(NamedTuple):
@@ -27,11 +28,10 @@ class Source(NamedTuple):
       params: of the best checkpoint.
       data: the MEDS data set whose patients are drawn.
       prepared: that data set in the run's vocabulary; None where it cannot be read.
-      problem: why it cannot be read.
       about: what the data set says of itself.
       descriptions: of the codes, by id; empty where there is none.
       is_synthetic: whether the data set is known to be simulated.
-      shows_patients: whether single patients may be shown.
+      show_patients: whether to show single patients; None: those who are known to be simulated.
       say: takes lines on what is going on.
     """
 
@@ -42,17 +42,20 @@ class Source(NamedTuple):
     params: Any
     data: Path
     prepared: Prepared | None
-    problem: str
     about: dict
     descriptions: list[str]
     is_synthetic: bool
-    shows_patients: bool
+    show_patients: bool | None
     say: Callable[[str], None]
 
     @property
     def is_pretrained(self) -> bool:
         """Whether the run was pre-trained, not fine-tuned."""
         return "objective" in self.config
+
+    def may_show(self, is_synthetic: bool) -> bool:
+        """Whether single patients may be shown who are, or are not, known to be simulated."""
+        return is_synthetic if self.show_patients is None else self.show_patients
 
     def patients(self, split: str) -> dataset.Patients:
         """Reads the patients of a split, or `all`.
@@ -61,7 +64,7 @@ class Source(NamedTuple):
           ValueError: the data cannot be read.
         """
         if self.prepared is None:
-            raise ValueError(self.problem)
+            raise ValueError(NO_DATA)
         return dataset.read(self.prepared.folder, split)
 
     def name(self, code: int) -> str:
@@ -99,17 +102,17 @@ def load(folder: Path, data: str | None, show_patients: bool | None, say: Callab
     try:
         prepared = prepare(DataConfig(**{**config.data, "path": str(path)}), fitted, splits=(), progress=say)
         if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
-            prepared, problem = None, f"{path}: gives another vocabulary than {folder} has; name its data with --data"
+            prepared, problem = None, f"gives another vocabulary than {folder} has"
         elif (path / "metadata" / "dataset.json").exists():
             about = json.loads((path / "metadata" / "dataset.json").read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        problem = f"the data cannot be read ({error}); name where it lies with --data=DIR"
+        problem = str(error)
     if problem:
-        say(f"warning: {problem}")
-    is_synthetic = about.get("etl_name") in SYNTHETIC
-    shown = is_synthetic if show_patients is None else show_patients
-    if prepared and not shown:
-        say("single patients are not shown, as the data is not known to be simulated; --show_patients shows them")
+        say(f"warning: {path}: {problem}; sections on patients are left out, --data=DIR names where the data lies")
+    simulated = is_synthetic(path)
+    loaded = (folder, config, vocabulary, model, params, path, prepared)
     descriptions = code_embeddings.read_descriptions(path, vocabulary)
-    loaded = (folder, config, vocabulary, model, params, path, prepared, problem)
-    return Source(*loaded, about, descriptions, is_synthetic, shown, say)
+    source = Source(*loaded, about, descriptions, simulated, show_patients, say)
+    if prepared and not source.may_show(simulated):
+        say("single patients are not shown, as the data is not known to be simulated; --show_patients shows them")
+    return source

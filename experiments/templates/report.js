@@ -16,8 +16,9 @@ for (const group of document.querySelectorAll(".maps[id]")) {
   const points = pictures.map((picture) => [...picture.querySelectorAll("circle:not(.chosen)")]);
 
   const colour = (name) => {
-    const { labels, bands } = colourings[name];
-    group.classList.toggle("ordered", labels.length === 5);
+    const { labels, bands, style } = colourings[name];
+    group.classList.remove("two", "ordered", "kinds");
+    group.classList.add(style);
     legend.replaceChildren(...labels.map((label, band) => {
       const item = document.createElement("li");
       const key = svg("svg", { viewBox: "0 0 10 10", "aria-hidden": "true" });

@@ -238,7 +238,8 @@ def test_what_is_missing_names_the_command_that_makes_it(workplace, whole, tmp_p
     assert any("--data=DIR" in line for line in said)
     assert f"python -m experiments.evaluate --workdir={folder}" in page.text
     assert f"python -m experiments.explain --workdir={folder}" in page.text
-    assert "name where it lies with --data=DIR" in page.text
+    assert f"python -m experiments.report --workdir={folder} --data=DIR" in page.text
+    assert str(tmp_path / "gone") not in page.text
     assert "not recorded" in page.cells
     assert len([each for each in page.json if "names" in each]) == 1  # the codes need no data
     assert str(tmp_path) not in " ".join(page.cells)
