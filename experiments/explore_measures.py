@@ -10,7 +10,7 @@ from experiments.representations import OWN, Splits
 
 NEIGHBOURS = 10
 SMALLEST = 5  # patients with a disease, and without, in each split for a probe of it
-ALONE = 10  # patients of train with a disease alone, for it to be one of the exclusive groups
+ALONE = 8  # patients of train with a disease alone, for it to be one of the exclusive groups
 CHANCE = "chance"
 Groups = dict[str, DiseaseGroups]
 
@@ -37,8 +37,8 @@ def exclusive(groups: Groups, split: str) -> tuple[np.ndarray, np.ndarray]:
     used = [label for label in large if (labels == label).sum() > 1]
     if len(used) < 2:
         raise ValueError(
-            f"--diseases: {len(used)} groups of patients with one disease or none have {ALONE} members in train and 2 in "
-            f"{split}; expected two groups or more; name broader groups, or use more patients"
+            f"--diseases: {len(used)} groups of patients with one disease or none have {ALONE} members in train, 2 in "
+            f"{split}; expected two or more such groups; name broader ones, or use more patients"
         )
     rows = np.flatnonzero(np.isin(labels, used))
     return rows, labels[rows]

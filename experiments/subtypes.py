@@ -4,17 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from sklearn.cluster import HDBSCAN
+from sklearn.cluster import HDBSCAN, KMeans
 from sklearn.decomposition import PCA
 from sksurv.compare import compare_survival
 from sksurv.nonparametric import kaplan_meier_estimator
 from sksurv.util import Surv
 
 from behrt_jax import embedding_quality, metrics
-from behrt_jax.data import at_times, disease_groups, events
+from behrt_jax.data import at_times, disease_groups
 from behrt_jax.data.vocabulary import NUM_SPECIAL
 from experiments import representations
-from experiments.representations import Candidate
+from experiments.representations import Candidate, Splits
 
 CHOICES = range(2, 11)
 DRAWS = 20
@@ -27,14 +27,8 @@ DENSE_DIMENSIONS, DENSE_MEMBERS = 10, 20
 def describe(name: str, candidates: list[Candidate], population, found, at, clusters: int) -> dict:
     """Clusters the embeddings of train and describes the clusters; see docs/embeddings.md."""
     splits = next(candidate for candidate in candidates if candidate.name == name).make()
-    train, tuning, held_out = (splits[split] for split in events.SPLITS)
-    options = [clusters] if clusters else list(CHOICES)
-    if (most := max(options)) >= len(train):
-        raise ValueError(f"--clusters={most}: expected fewer than the {len(train):,} patients of train")
-    fits = [embedding_quality.fit_clusters(train, number) for number in options]
-    scores = [_silhouette(tuning, fit.predict(tuning)) for fit in fits]
-    fit = fits[int(np.argmax(scores))]
-    number = options[int(np.argmax(scores))]
+    fit, number = choose_clusters(splits, clusters)
+    train, held_out = splits["train"], splits["held_out"]
     labels = fit.predict(held_out)
     draws = embedding_quality.stability(train, held_out, number, DRAWS)
     clusters_of = {split: fit.predict(each) for split, each in splits.items()}
@@ -48,6 +42,16 @@ def describe(name: str, candidates: list[Candidate], population, found, at, clus
     if at is not None:
         result["survival"] = _survival(population, labels, at)
     return result
+
+
+def choose_clusters(splits: Splits, clusters: int) -> tuple[KMeans, int]:
+    """Fits k-means to train, with so many clusters; with 0 the number whose silhouette on tuning is best."""
+    options = [clusters] if clusters else list(CHOICES)
+    if (most := max(options)) >= len(splits["train"]):
+        raise ValueError(f"--clusters={most}: expected fewer than the {len(splits['train']):,} patients of train")
+    fits = [embedding_quality.fit_clusters(splits["train"], number) for number in options]
+    best = int(np.argmax([_silhouette(splits["tuning"], fit.predict(splits["tuning"])) for fit in fits]))
+    return fits[best], options[best]
 
 
 def _silhouette(embeddings: np.ndarray, labels: np.ndarray) -> float:
