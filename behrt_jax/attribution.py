@@ -6,6 +6,7 @@ one's own. Models stay as they are. docs/interpretability.md says what each meth
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,7 @@ from behrt_jax.models.behrt import encode
 from behrt_jax.models.inputs import model_arguments
 from behrt_jax.what_if import remove_tokens
 
-Columns = dict[str, jax.Array]
+Columns = dict[str, Any]
 Score = Callable[[Columns], jax.Array]
 
 

@@ -3,6 +3,8 @@
 Histories lie one a row, (B, L) columns as `batches.one_a_row` lays them out.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ import numpy as np
 from behrt_jax.data.sequences import COLUMNS
 from behrt_jax.data.vocabulary import MASK, NUM_SPECIAL, SEP
 
-Columns = dict[str, jax.Array]
+Columns = dict[str, Any]
 OF_TOKENS = (*COLUMNS, "patient_ids", "in_visit")
 
 

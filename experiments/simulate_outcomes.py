@@ -4,6 +4,7 @@ python -m experiments.simulate_outcomes --data=DIR --output=FILE.parquet [--seed
 """
 
 import datetime
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from configs import survival
 from experiments import command, labels
 from experiments.labelled import find_histories
 
+TRUTH = ".truth.json"
 DRAWN = ("num_columns", "num_interactions", "spread", "scale", "shape", "censored")
 
 
@@ -86,6 +88,13 @@ def to_table(times: Labels, truth: TrueOutcomes) -> pl.DataFrame:
     return pl.DataFrame({**columns, **dict(zip(TRUTH_COLUMNS, known, strict=True))})
 
 
+def write_truth(file: Path, truth: TrueOutcomes, names: list[str]) -> None:
+    """Writes how the log hazard is made of features, from which `experiments.explain` has the effect of each code."""
+    known = {"features": [names[column] for column in truth.columns], "pairs": truth.pairs.tolist()}
+    known |= {name: getattr(truth, name).tolist() for name in ("coefficients", "standards", "centres")}
+    file.write_text(json.dumps(known, indent=1))
+
+
 def summary(table: pl.DataFrame, truth: TrueOutcomes, names: list[str]) -> list[str]:
     """Returns lines of counts, of what matters, and of what knowing the truth reaches."""
     mattering = [names[column] for column in truth.columns]
@@ -109,7 +118,8 @@ def main() -> None:
     table = to_table(times, truth)
     print("\n".join(summary(table, truth, names)))
     labels.write(table, output)
-    print(f"wrote {output}")
+    write_truth(output.with_suffix(TRUTH), truth, names)
+    print(f"wrote {output} and {output.with_suffix(TRUTH)}")
     print(f"next: python -m experiments.finetune --config=configs/survival.py --config.labels={output}", end=" ")
     print(f"--config.data.path={FLAGS.data} and the other --config.data flags of this command")
 
