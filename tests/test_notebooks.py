@@ -18,7 +18,7 @@ def cells(file: Path) -> list[dict]:
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_outputs_are_stripped(file):
     outputs = [cell["outputs"] for cell in cells(file)]
-    assert len(json.dumps(outputs)) < MOST_BYTES, "strip them: jupyter nbconvert --clear-output --inplace FILE"
+    assert len(json.dumps(outputs)) < MOST_BYTES, "clear its outputs before it is committed"
     assert not any(cell["execution_count"] for cell in cells(file))
 
 
