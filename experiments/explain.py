@@ -29,7 +29,7 @@ from experiments.explained import Case
 from experiments.run import Run, load_run, read_simulation
 from experiments.simulate_outcomes import TRUTH
 
-MEASURES = {"auroc": "AUROC", "spearman": "Spearman, sizes", "signed": "Spearman, signed"}
+MEASURES = {"auroc": "AUROC", "spearman": "rank correlation, sizes", "pearson": "correlation, signed"}
 
 
 def ask_run(run: Run, most: int) -> tuple[Case, np.ndarray | None]:
@@ -51,11 +51,7 @@ def ask_run(run: Run, most: int) -> tuple[Case, np.ndarray | None]:
 
 def compare(case: Case, truth: np.ndarray, scores: dict[str, np.ndarray], seed: int) -> dict[str, metrics.Outcomes]:
     """Measures each method against the truth, beside what knows nothing of the model."""
-    real = case.columns["patient_ids"] != 0
-    plain = {
-        "random": np.random.default_rng(seed).random(truth.shape),
-        "newest first": case.columns["positions"] * real,
-    }
+    plain = {"random": np.random.default_rng(seed).random(truth.shape), "nearest first": -explained.distances(case)}
     return {name: explain_truth.agreement(truth, values, case.owners) for name, values in {**scores, **plain}.items()}
 
 

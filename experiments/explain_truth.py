@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse
 import tqdm
 from scipy.special import logit
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from behrt_jax import metrics, outcome_features
@@ -117,10 +117,10 @@ def agreement(truth: np.ndarray, scores: np.ndarray, owners: np.ndarray) -> metr
 
     Returns:
       For each history `auroc`, how well the size of scores tells the `TOP` codes of most effect from the others,
-      `spearman` of sizes, and `signed`, of the numbers themselves. Without histories of fewer than 2 `TOP` codes, or in
-      which fewer than `TOP` have an effect.
+      `spearman` of sizes, and `pearson`, of the numbers themselves. Without histories of fewer than 2 `TOP` codes, or
+      in which fewer than `TOP` have an effect.
     """
-    found, kept = {"auroc": [], "spearman": [], "signed": []}, []
+    found, kept = {"auroc": [], "spearman": [], "pearson": []}, []
     for row, effects in enumerate(truth):
         known = np.isfinite(effects)
         real, said = effects[known], scores[row, known]
@@ -131,10 +131,10 @@ def agreement(truth: np.ndarray, scores: np.ndarray, owners: np.ndarray) -> metr
         top = np.zeros(len(size), bool)
         top[np.argsort(-size, kind="stable")[:TOP]] = True
         found["auroc"].append(roc_auc_score(top, np.abs(said)))
-        found["spearman"].append(_rank_agreement(size, np.abs(said)))
-        found["signed"].append(_rank_agreement(real, said))
+        found["spearman"].append(_correlation(rankdata(size), rankdata(np.abs(said))))
+        found["pearson"].append(_correlation(real, said))
     return metrics.Outcomes(np.array(kept, int), {name: np.array(values) for name, values in found.items()})
 
 
-def _rank_agreement(one: np.ndarray, other: np.ndarray) -> float:
-    return float(spearmanr(one, other).statistic) if np.ptp(one) > 0 and np.ptp(other) > 0 else 0.0
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.corrcoef(one, other)[0, 1]) if np.ptp(one) > 0 and np.ptp(other) > 0 else 0.0

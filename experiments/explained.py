@@ -107,3 +107,12 @@ def ask_outcome(config: ConfigDict, model, params, found, number: int = 0) -> Ca
     places = (lambda columns: 0 * attribution.last_places(columns)) if config.model.pooling == "cls" else None
     windows = sequences.newest_windows(index)
     return make_case("outcome", found.rows, index, windows, score, extra, places=places)
+
+
+def distances(case: Case) -> np.ndarray:
+    """Returns how far each token lies from where a case asks, first in visits, then in tokens: (N, L)."""
+    visits, positions = case.columns["visit_ids"], case.columns["positions"]
+    read = case.places or attribution.last_places
+    places = np.asarray(read(case.columns))[:, None]
+    apart = np.abs(visits - np.take_along_axis(visits, places, axis=1))
+    return apart * visits.shape[1] + np.abs(positions - places)
