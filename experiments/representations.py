@@ -31,7 +31,7 @@ def of_embeddings(pooled: dict[str, Splits]) -> list[Candidate]:
 
 
 def of_bags(histories: dict[str, dataset.Patients], rarity: np.ndarray, components: int = 0) -> list[Candidate]:
-    """Returns the candidates of bags of codes: counts weighted in five ways, as they are and around their mean.
+    """Returns the candidates of bags of codes: counts weighted in six ways, as they are and around their mean.
 
     Args:
       histories: by split.
@@ -39,7 +39,7 @@ def of_bags(histories: dict[str, dataset.Patients], rarity: np.ndarray, componen
       components: of how many principal components of train, in place of the (N, V) bags; 0 for the bags.
     """
     found = []
-    for name in ("log counts", "presence", "tf-idf", "presence, idf", "recent"):
+    for name in ("counts", "log counts", "presence", "tf-idf", "presence, idf", "recent"):
         bags = functools.partial(_bags, histories, rarity, name)
         make = functools.partial(_principal, bags, components) if components else bags
         found += _both(name, functools.cache(make))
@@ -60,6 +60,7 @@ def _both(name: str, make: Callable[[], Splits]) -> list[Candidate]:
 
 def _bags(histories: dict[str, dataset.Patients], rarity: np.ndarray, name: str) -> Splits:
     weigh = {
+        "counts": lambda counts: counts,
         "log counts": np.log1p,
         "presence": lambda counts: counts > 0,
         "tf-idf": lambda counts: np.log1p(counts) * rarity,
