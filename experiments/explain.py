@@ -51,13 +51,17 @@ def ask_run(run: Run, most: int) -> tuple[Case, np.ndarray | None]:
 
 def compare(case: Case, truth: np.ndarray, scores: dict[str, np.ndarray], seed: int) -> dict[str, metrics.Outcomes]:
     """Measures each method against the truth, beside what knows nothing of the model."""
-    plain = {"random": np.random.default_rng(seed).random(truth.shape), "nearest first": -explained.distances(case)}
+    plain = {
+        "random": np.random.default_rng(seed).random(truth.shape),
+        "nearest first": 1 / (1 + explained.distances(case)),
+    }
     return {name: explain_truth.agreement(truth, values, case.owners) for name, values in {**scores, **plain}.items()}
 
 
 def table(found: dict[str, metrics.Outcomes]) -> str:
     """Lays out a row for each method, with 95% intervals over patients."""
-    lines = [f"{'':24}" + "".join(f"{label:>26}" for label in MEASURES.values())]
+    histories = len(next(iter(found.values())).patients)
+    lines = [f"{f'{histories:,} histories':24}" + "".join(f"{label:>26}" for label in MEASURES.values())]
     for name, measured in found.items():
         entries = metrics.summarize(measured, "x")
         cells = [entries[f"x/{measure}"] for measure in MEASURES]
