@@ -6,6 +6,7 @@ from experiments.explain_examples import FILE
 from experiments.report_parts import Missing, Section, Table, Text
 from experiments.report_source import Source
 
+ASKED = {"next_visit": "codes of the next visit", "mlm": "the code behind [MASK]", "outcome": "the outcome"}
 SHOWN_VISITS, SHOWN_CODES, SHOWN_DRIVERS = 8, 8, 6
 
 
@@ -44,17 +45,23 @@ def _timeline(patient: dict, found: dict) -> Timeline:
     shown, cut = visits[-SHOWN_VISITS:], len(visits) - SHOWN_VISITS
     earlier = f"{cut:,} earlier visits are not shown." if cut > 0 else ""
     title = f"Patient {patient['number']}"
-    predictions = patient["predictions"]
-    tables = []
-    if predictions:
-        rows = [
-            [_name(each), f"{each['probability']:.0%}", *(["yes" if each["came"] else "no"] if "came" in each else [])]
-            for each in predictions
-        ]
-        header = ["predicted", "probability", "came"][: len(rows[0])]
-        tables.append(Table(f"{title}: {found['asked']}", header, rows))
-    tables += [_drivers(patient, each, title) for each in predictions if "drivers" in each]
-    return Timeline(title, earlier, shown, tables)
+    drivers = [_drivers(patient, each, title) for each in patient["predictions"] if "drivers" in each]
+    return Timeline(title, earlier, shown, [_predictions(patient, f"{title}: {ASKED[found['asked']]}"), *drivers])
+
+
+def _predictions(patient: dict, caption: str) -> Table:
+    """Lays out the likeliest codes and whether they came, or the probability of an outcome, or its risk by day."""
+    rows, header = [], ["predicted", "probability"]
+    for each in patient["predictions"]:
+        if "risk_by_day" in each:
+            rows += [[f"{_name(each)} within {day} days", f"{risk:.1%}"] for day, risk in each["risk_by_day"].items()]
+        elif "came" in each:
+            header = ["predicted", "probability", "came"]
+            rows.append([_name(each), f"{each['probability']:.0%}", "yes" if each["came"] else "no"])
+        else:
+            rows.append([_name(each), f"{each['probability']:.1%}"])
+    came = [_name(code) for code in patient.get("came", [])]
+    return Table(caption, header, rows, f"What came: {', '.join(_cut(came))}." if came else "")
 
 
 def _when(visit: dict) -> str:
@@ -65,6 +72,10 @@ def _when(visit: dict) -> str:
 
 def _codes(patient: dict, number: int) -> list[str]:
     names = [_name(token) for token in patient["tokens"] if token["visit"] == number]
+    return _cut(names)
+
+
+def _cut(names: list[str]) -> list[str]:
     rest = len(names) - SHOWN_CODES
     return [*names[:SHOWN_CODES], *([f"and {rest} more"] if rest > 0 else [])]
 
@@ -87,4 +98,4 @@ def _place(age: float | None) -> str:
 
 
 def _name(token: dict) -> str:
-    return token.get("description") or token["code"]
+    return token.get("description") or token.get("code") or token["name"]

@@ -104,9 +104,9 @@ def explained(joint):
         "visits": [{"visit": 0, "age": 40.26, "days_since_previous": 0.0}],
         "tokens": [token, {"code": "B//2", "description": None, "visit": 0}],
         "predictions": [predicted],
-        "came": [],
+        "came": [{"code": "C//3", "description": "what is told to have come"}],
     }
-    about = {"asked": "codes of the next visit", "methods": {"occlusion": "how much"}, "patients": [patient]}
+    about = {"asked": "next_visit", "methods": {"occlusion": "how much"}, "patients": [patient]}
     (folder / "attributions.json").write_text(json.dumps({**about, "synthetic": True}))
     return folder
 
@@ -184,6 +184,7 @@ def test_a_timeline_tells_what_came_and_what_drove_it(page):
     assert "age 40.3" in page.text
     row = page.cells.index("first")
     assert page.cells[row + 1 : row + 3] == ["25%", "yes"]
+    assert "What came: what is told to have come." in page.text
     driver = page.cells.index("B//2")  # the larger effect comes first
     assert page.cells[driver + 2] == "-2.000 lowered"
     assert page.cells.index(HOSTILE, driver) > driver
@@ -302,10 +303,18 @@ def test_visits_and_codes_past_what_fits_are_counted():
     tokens = [{"code": f"C//{number}", "description": "", "visit": 11} for number in range(12)]
     visits = [{"visit": number, "age": None, "days_since_previous": 3.0} for number in range(12)]
     patient = {"number": 2, "visits": visits, "tokens": tokens, "predictions": [], "came": []}
-    found = report_patients._timeline(patient, {"asked": ""})
+    found = report_patients._timeline(patient, {"asked": "mlm"})
     assert found.earlier == "4 earlier visits are not shown." and len(found.visits) == 8
     assert found.visits[-1][0] == "age unknown, 3 days after the visit before"
-    assert found.visits[-1][1][-1] == "and 4 more"
+    assert found.visits[-1][1][-1] == "and 4 more" and not found.tables[0].rows
+
+
+def test_an_outcome_is_told_by_its_risks():
+    told = {"name": "death", "risk_by_day": {"30": 0.0123, "365": 0.2}, "drivers": {"occlusion": [0.0]}}
+    patient = {"number": 1, "visits": [], "tokens": [{"code": "A", "visit": None}], "predictions": [told]}
+    risks, drivers = report_patients._timeline(patient, {"asked": "outcome"}).tables
+    assert risks.rows == [["death within 30 days", "1.2%"], ["death within 365 days", "20.0%"]]
+    assert risks.note == "" and drivers.rows == [["nothing", "", ""]]
 
 
 @pytest.mark.slow
