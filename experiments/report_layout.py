@@ -61,9 +61,9 @@ def lay_out(vectors: np.ndarray, seed: int, say) -> dict[str, np.ndarray]:
 
 
 def fit_square(points: np.ndarray) -> np.ndarray:
-    """Moves and scales points to fill a square of `SIDE`, both axes alike; the second axis points up."""
+    """Moves and scales points to fill a square of `SIDE`, each axis on its own; the second axis points up."""
     low, high = points.min(axis=0), points.max(axis=0)
-    scale = (SIDE - 2 * MARGIN) / max((high - low).max(), 1e-9)
+    scale = (SIDE - 2 * MARGIN) / np.maximum(high - low, 1e-9)
     centred = (points - (low + high) / 2) * scale
     return centred * [1, -1] + SIDE / 2
 
