@@ -37,9 +37,8 @@ def code_maps(source: Source) -> Section:
     bands = np.array([common.index(kind) if kind in common else len(common) for kind in kinds], float)
     labels = (*(each.lower() for each in common), "other kinds")[: int(bands.max()) + 1]
     colouring = Colouring("kind of code", bands, tuple(np.arange(1.0, len(labels))), labels, is_kinds=True)
-    maps = make_maps(
-        lay_out(table[kept.start : kept.stop], source.config.seed, source.say), [colouring], shows_patients=True
-    )
+    layouts = lay_out(table[kept.start : kept.stop], source.config.seed, source.say)
+    maps = make_maps(layouts, [colouring], True, "codes")
     near, cosines = code_embeddings.nearest(table, list(kept), NEIGHBOURS, among=np.array(kept))
     names = [source.name(code) for code in kept]
     listed = [

@@ -10,7 +10,7 @@ from behrt_jax.data.at_times import sexes
 from behrt_jax.data.sequences import MINUTES_PER_YEAR
 from experiments import report_quality
 from experiments.embeddings import embed
-from experiments.report_layout import Colouring, gather, lay_out
+from experiments.report_layout import FEWEST, Colouring, gather, lay_out
 from experiments.report_parts import Section, Table, Text
 from experiments.report_source import Source
 
@@ -61,18 +61,20 @@ def patient_maps(source: Source, diseases: Path) -> Section:
     pooling = source.config.model.pooling
     vectors = embed(source.config, source.model, source.params, patients, poolings=(pooling,))[pooling]
     colourings = colour_patients(source, patients, diseases)
-    intro = f"Each point is one of {len(patients):,} patients" + f" of {len(everyone):,}" * (
-        len(patients) < len(everyone)
-    )
     shows_patients = source.may_show(source.is_synthetic)
+    drawn = f"Each point is one of {len(patients):,} patients"
     if not shows_patients:
-        intro = "Each circle is five patients or more who lie close, as single patients of real data are not shown"
-    intro += (
-        ", of all splits, by the mean of the encoder's states over the newest visits. Patients who lie close look "
-        "alike to the model; distances across the map, the axes and the sizes of clumps mean nothing."
+        drawn = f"Each circle is {FEWEST} or more of {len(patients):,} patients, as single ones are not shown"
+    if len(patients) < len(everyone):
+        drawn += f" ({len(everyone):,} in all)"
+    intro = (
+        f"{drawn}, by the encoder's states over the newest visits ({pooling} of tokens); all splits are here. Those "
+        "who lie close look alike to the model; distances across the map, axes and the sizes of clumps mean nothing."
     )
     layouts = lay_out(vectors, source.config.seed, source.say)
-    parts: list = [make_maps(layouts, colourings, shows_patients)] if layouts else [Text("Too few patients to draw.")]
+    parts: list = (
+        [make_maps(layouts, colourings, shows_patients, "patients")] if layouts else [Text("Too few patients to draw.")]
+    )
     return Section("patients", "Map of the patients", intro, parts + report_quality.of_patients(source))
 
 
@@ -97,10 +99,14 @@ def colour_patients(source: Source, patients: dataset.Patients, diseases: Path) 
     return found
 
 
-def make_maps(layouts: dict[str, np.ndarray], colourings: list[Colouring], shows_patients: bool) -> Maps:
-    """Joins layouts of the same points with their colours; of patients who are not shown, cells of several."""
+def make_maps(layouts: dict[str, np.ndarray], colourings: list[Colouring], shows_patients: bool, what: str) -> Maps:
+    """Joins layouts of the same points, named in the plural, with their colours; not shown singly, by cells."""
+
+    def count(members: np.ndarray) -> str:
+        return f"{members.sum():,}" if shows_patients or not 0 < members.sum() < FEWEST else f"under {FEWEST}"
+
     rows = [
-        [given.name, label, f"{int((given.bands() == place).sum()):,}"]
+        [given.name, label, count(given.bands() == place)]
         for given in colourings
         for place, label in [*enumerate(given.labels), (-1, "unknown")]
         if place >= 0 or (given.bands() < 0).any()
@@ -115,9 +121,9 @@ def make_maps(layouts: dict[str, np.ndarray], colourings: list[Colouring], shows
         for place, given in enumerate(shown):
             own = bands.setdefault(given.name, {"labels": given.labels, "style": given.style, "bands": []})
             own["bands"].append(each[:, place].tolist())
-        radius = 2.4 if shows_patients else 2.0 * np.sqrt(np.minimum(sizes, 60) / 5)
+        radius = 2.4 if shows_patients else 3.0 * np.sqrt(np.minimum(sizes, 60) / FEWEST)
         drawn = np.column_stack([points.round(1), np.broadcast_to(radius, len(points)).round(1), each[:, 0]]).tolist()
-        summary = f"{name}: {len(points):,} {'patients' if shows_patients else 'cells of patients'}."
+        summary = f"{name} of {sizes.sum():,.0f} {what}" + f" in {len(points):,} circles" * (not shows_patients) + "."
         maps.append(PointMap(name, [(x, y, r, int(band)) for x, y, r, band in drawn], summary))
         hover.append([] if shows_patients else [f"{size:,} patients" for size in sizes])
     return Maps("patients-map", maps, bands, hover, table)

@@ -1,5 +1,7 @@
 """What an evaluation found: tables, paired differences, and groups of patients."""
 
+import numpy as np
+
 from experiments import tables
 from experiments.fitting import EVALUATION_FILE
 from experiments.report_parts import Figure, Missing, Section, Table, Text, draw
@@ -120,9 +122,10 @@ def _draw_forest(selected: Selected, title: str) -> Figure:
     def paint(axes):
         for place, (name, entry) in enumerate(entries.items()):
             own = name == tables.OWN
-            spans = [[entry["value"] - entry["low"]], [entry["high"] - entry["value"]]]
+            spans = np.maximum([[entry["value"] - entry["low"]], [entry["high"] - entry["value"]]], 0)
             style = {"color": "C1" if own else "0.35", "fmt": "D" if own else "o", "capsize": 3, "markersize": 6}
-            axes.errorbar(entry["value"], place, [[max(side[0], 0)] for side in spans], **style)  # pyright: ignore
+            axes.errorbar(entry["value"], place, xerr=spans, **style)
+        axes.locator_params(axis="x", nbins=5)
         axes.set(xlabel=label, yticks=range(len(entries)), yticklabels=entries)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)

@@ -9,13 +9,14 @@ from html.parser import HTMLParser
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
-from experiments import report, report_codes, report_layout, report_maps, report_patients, report_source
+from experiments import report, report_codes, report_layout, report_maps, report_patients, report_scores, report_source
 from experiments.report_layout import FEWEST, SIDE, Colouring
 from experiments.report_scores import judge
 from experiments.report_training import format_time, session_seconds
-from experiments.tables import format_cell, format_signed
+from experiments.tables import Selected, format_cell, format_signed
 
 SECTIONS = ("run", "results", "calibration", "groups", "patients", "codes", "examples", "curves", "cost")
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=\"alert('2')\"> & \u2028 {{ 7 * 7 }}"
@@ -159,7 +160,7 @@ def test_what_is_seen_is_said_too(page):
     pictures = [found for tag, found in page.elements if tag == "img"]
     assert pictures and all(len(found["alt"]) > 20 for found in pictures)
     maps = [found for tag, found in page.elements if tag == "svg" and found.get("role") == "img"]
-    assert len(maps) == 4 and all("points" in each["aria-label"] or "patients" in each["aria-label"] for each in maps)
+    assert [each["aria-label"].split(".")[0].split()[-1] for each in maps] == ["patients"] * 2 + ["codes"] * 2
     labelled = {found["for"] for tag, found in page.elements if tag == "label"}
     assert {found["id"] for tag, found in page.elements if tag in ("select", "input")} <= labelled
 
@@ -207,6 +208,8 @@ def test_no_single_patient_of_data_that_may_be_real(explained, workplace, tmp_pa
         assert sizes and min(sizes) >= FEWEST and sum(sizes) <= 60
         for colouring in page.json[0]["colourings"].values():
             assert all(len(each) == len(sizes) for each in colouring["bands"][:1])
+        counts = [cell for cell in page.cells if cell.isdecimal()]
+        assert "under 5" in page.cells and not {"1", "2", "3", "4"} & set(counts)
     assert "age 40.3" not in read(True, False).text
     shown = read(False, True)
     assert len(next(iter(shown.json[0]["colourings"].values()))["bands"][0]) > 50
@@ -281,6 +284,17 @@ def test_outcomes_are_calibrated_and_shown(workplace, joint, deaths, tmp_path):
 )
 def test_differences_are_judged_by_their_interval(metric, low, high, verdict):
     assert judge(metric, {"value": (low + high) / 2, "low": low, "high": high}) == verdict
+
+
+def test_intervals_lie_along_the_metric(monkeypatch):
+    painted = []
+    monkeypatch.setattr(report_scores, "draw", lambda caption, summary, table, paint, size: painted.append(paint))
+    found = {"mlm/accuracy": {"value": 0.5, "low": 0.4, "high": 0.7, "n": 9}}
+    report_scores._draw_forest(Selected({"mlm/accuracy": "accuracy"}, {"a": found, "b": found}, "", 9), "")
+    axes = Figure().subplots()
+    painted[0](axes)
+    segments = [container.lines[2][0].get_segments()[0].tolist() for container in axes.containers]
+    assert segments == [[[0.4, place], [0.7, place]] for place in (0, 1)]
 
 
 def test_the_time_of_training_is_read_from_its_files(whole):
