@@ -5,14 +5,25 @@ import os
 import shutil
 import struct
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 from sklearn.decomposition import PCA
 
-from experiments import report, report_codes, report_layout, report_maps, report_patients, report_scores, report_source
+from experiments import (
+    report,
+    report_calibration,
+    report_codes,
+    report_layout,
+    report_maps,
+    report_patients,
+    report_scores,
+    report_source,
+)
 from experiments.report_layout import FEWEST, SIDE, Colouring
 from experiments.report_scores import judge
 from experiments.report_training import format_time, session_seconds
@@ -268,6 +279,30 @@ def test_outcomes_are_calibrated_and_shown(workplace, joint, deaths, tmp_path):
     assert format_cell(result["metrics"]["survival/c_index"]) in page.cells
     assert "the time to" in page.text and "within 1825 days: predicted against observed" in page.text
     assert "joint" in page.cells and str(workplace.folder) not in " ".join(page.cells)
+
+
+@pytest.mark.parametrize("names", [("ill",), ("ill", "well")])
+def test_reliability_of_classes_is_that_of_their_predictions(names, tmp_path):
+    rng = np.random.default_rng(0)
+    said = rng.random((900, len(names)))
+    came = rng.random(said.shape) < said**2  # overconfident
+    columns = {"subject_id": np.arange(900) // 3}
+    if len(names) == 1:
+        columns |= {"predicted_boolean_probability": said[:, 0], "boolean_value": came[:, 0]}
+    for place, name in enumerate(names if len(names) > 1 else ()):
+        columns |= {f"probability/{name}": said[:, place], f"value/{name}": came[:, place]}
+    pl.DataFrame(columns).write_parquet(tmp_path / "predictions.parquet")
+    source = SimpleNamespace(folder=tmp_path, config=ConfigDict({"names": names}))
+    found = report_calibration._of_outcomes(source)
+    assert list(found) == list(names)
+    for place, table in enumerate(found.values()):
+        assert table.counts.sum() == 900 and np.ptp(table.counts) <= 1
+        order = np.argsort(said[:, place])
+        for number, rows in enumerate(np.array_split(order, len(table.counts))):
+            assert table.predicted[number] == pytest.approx(said[rows, place].mean(), abs=5e-3)
+            assert table.observed[number] == pytest.approx(came[rows, place].mean(), abs=0.05)
+        inside = (table.low <= table.predicted**2 + 0.02) & (table.predicted**2 - 0.02 <= table.high)
+        assert inside.mean() > 0.7
 
 
 @pytest.mark.parametrize(
