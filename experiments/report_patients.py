@@ -2,19 +2,24 @@
 
 from typing import NamedTuple
 
+from behrt_jax.data.vocabulary import MASK, SPECIAL_TOKENS
 from experiments.explain_examples import FILE
 from experiments.report_parts import Missing, Section, Table, Text
 from experiments.report_source import Source
 
 ASKED = {"next_visit": "codes of the next visit", "mlm": "the code behind [MASK]", "outcome": "the outcome"}
 SHOWN_VISITS, SHOWN_CODES, SHOWN_DRIVERS = 8, 8, 6
+HIDDEN = SPECIAL_TOKENS[MASK]
 
 
 class Timeline(NamedTuple):
-    """A patient's newest visits, oldest first: when each was, and its codes; and tables of predictions and drivers."""
+    """Some visits of a patient, oldest first: when each was, and its codes; and tables of predictions and drivers.
+
+    They are the newest, or those around a code that was hidden.
+    """
 
     title: str
-    earlier: str
+    left_out: str
     visits: list[tuple[str, list[str]]]
     tables: list[Table]
     kind = "timeline"
@@ -42,11 +47,15 @@ def examples(source: Source) -> Section:
 
 def _timeline(patient: dict, found: dict) -> Timeline:
     visits = [(_when(visit), _codes(patient, visit["visit"])) for visit in patient["visits"]]
-    shown, cut = visits[-SHOWN_VISITS:], len(visits) - SHOWN_VISITS
-    earlier = f"{cut:,} earlier visits are not shown." if cut > 0 else ""
+    hidden = next((token["visit"] for token in patient["tokens"] if token["code"] == HIDDEN), None)
+    end = len(visits) if hidden is None else min(max(hidden + SHOWN_VISITS // 2, SHOWN_VISITS), len(visits))
+    begin = max(end - SHOWN_VISITS, 0)
+    cut = [f"{count:,} {when}" for count, when in ((begin, "earlier"), (len(visits) - end, "later")) if count]
+    left_out = f"{' and '.join(cut)} visits are not shown." if cut else ""
     title = f"Patient {patient['number']}"
     drivers = [_drivers(patient, each, title) for each in patient["predictions"] if "drivers" in each]
-    return Timeline(title, earlier, shown, [_predictions(patient, f"{title}: {ASKED[found['asked']]}"), *drivers])
+    predicted = _predictions(patient, f"{title}: {ASKED[found['asked']]}")
+    return Timeline(title, left_out, visits[begin:end], [predicted, *drivers])
 
 
 def _predictions(patient: dict, caption: str) -> Table:
@@ -72,7 +81,7 @@ def _when(visit: dict) -> str:
 
 def _codes(patient: dict, number: int) -> list[str]:
     names = [_name(token) for token in patient["tokens"] if token["visit"] == number]
-    return _cut(names)
+    return _cut(sorted(names, key=lambda name: name != HIDDEN))
 
 
 def _cut(names: list[str]) -> list[str]:

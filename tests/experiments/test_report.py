@@ -353,9 +353,23 @@ def test_visits_and_codes_past_what_fits_are_counted():
     visits = [{"visit": number, "age": None, "days_since_previous": 3.0} for number in range(12)]
     patient = {"number": 2, "visits": visits, "tokens": tokens, "predictions": [], "came": []}
     found = report_patients._timeline(patient, {"asked": "mlm"})
-    assert found.earlier == "4 earlier visits are not shown." and len(found.visits) == 8
+    assert found.left_out == "4 earlier visits are not shown." and len(found.visits) == 8
     assert found.visits[-1][0] == "age unknown, 3 days after the visit before"
     assert found.visits[-1][1][-1] == "and 4 more" and not found.tables[0].rows
+
+
+@pytest.mark.parametrize(("hidden", "shown"), [(0, (0, 8)), (10, (6, 14)), (19, (12, 20))])
+def test_the_visit_of_a_hidden_code_is_shown(hidden, shown):
+    tokens = [{"code": f"C//{number}", "description": "", "visit": hidden} for number in range(12)]
+    tokens.append({"code": "[MASK]", "description": None, "visit": hidden})
+    visits = [{"visit": number, "age": float(number), "days_since_previous": 0.0} for number in range(20)]
+    patient = {"number": 1, "visits": visits, "tokens": tokens, "predictions": [], "came": []}
+    found = report_patients._timeline(patient, {"asked": "mlm"})
+    assert [when for when, _ in found.visits] == [f"age {number}.0" for number in range(*shown)]
+    assert found.visits[hidden - shown[0]][1][0] == "[MASK]"
+    counts = {"earlier": shown[0], "later": 20 - shown[1]}
+    said = " and ".join(f"{count} {when}" for when, count in counts.items() if count)
+    assert found.left_out == f"{said} visits are not shown."
 
 
 def test_an_outcome_is_told_by_its_risks():
