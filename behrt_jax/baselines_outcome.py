@@ -11,19 +11,17 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sksurv.ensemble import GradientBoostingSurvivalAnalysis
-from sksurv.exceptions import NoComparablePairException
-from sksurv.linear_model import CoxnetSurvivalAnalysis, CoxPHSurvivalAnalysis
+from sksurv.linear_model import CoxPHSurvivalAnalysis
 from sksurv.linear_model.coxph import BreslowEstimator
-from sksurv.metrics import concordance_index_censored
 from sksurv.util import Surv
 
+from behrt_jax.code_regression import MAX_ROWS, NET_PENALTIES, discordance, net_path, sample
 from behrt_jax.data.dataset import Patients
-from behrt_jax.outcome_features import Inputs, make_encoder
+from behrt_jax.outcome_features import Inputs, fit_encoder
 
 # The budget: every setting that is tried on tuning, the most cautious first. The ranges were set by hand with an eye on
 # all five folds of death from landmarks of the bundled patients, so what is reached there is a little too good. Tried
@@ -31,12 +29,16 @@ from behrt_jax.outcome_features import Inputs, make_encoder
 # values of 77 measurements beside the codes, and training on an index date every two years.
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # C of logistic regression
 RIDGE = 0.1  # of Cox on age and sex, which has no setting to choose: hardly any, but sexes are collinear
-NET_RATIOS, NET_PENALTIES = (0.1, 0.5), np.geomspace(0.3, 0.003, 20)  # of the elastic net, the latter of the largest
+NET_RATIOS = (
+    0.1,
+    0.5,
+)  # L1 shares of the elastic net; penalties as in code_regression
 BOOSTING, TREES, CHECK_EVERY = ((0.05, 2), (0.05, 4)), 200, 10  # learning rate and depth of classes
 BOOSTING_SURVIVAL, TREES_SURVIVAL, CHECK_SURVIVAL = ((0.05, 3),), 400, 50  # and of time to event
 TREE_FEATURES, TREE_ROWS = 0.1, 0.5  # shares that a split, and in time to event a tree, are chosen on
-# Larger training sets are sampled: the elastic net needs them dense, boosting of survival takes time of their square.
-MAX_ROWS, MAX_ROWS_BOOSTED_SURVIVAL = 20_000, 5_000
+MAX_ROWS_BOOSTED_SURVIVAL = (
+    5_000  # of train, of which a sample is taken: boosting of survival takes time of their square
+)
 ROWS = 512  # forecasts worked on at once
 
 
@@ -131,8 +133,8 @@ def fit_classification(
     found = np.unique(train.classes)
     if len(found) < 2:
         raise ValueError(f"train: all {len(train.classes):,} rows have one class; expected rows of two or more")
-    encode = make_encoder(train.patients, train.times, tokens)
-    rows = _sample(len(train.classes), MAX_ROWS)
+    encode = functools.partial(fit_encoder(train.patients, train.times, tokens).encode, tokens=tokens)
+    rows = sample(len(train.classes), MAX_ROWS)
     table, checks = _rows(encode(train.patients, train.times), rows), encode(tuning.patients, tuning.times)
     wanted, size = train.classes[rows], 1 + max(train.classes.max(), tuning.classes.max())
 
@@ -141,7 +143,7 @@ def fit_classification(
 
     families = {
         "logistic regression on age and sex": _logistic(table, wanted, checks, size, _only_basic),
-        "logistic regression on codes": _logistic(table, wanted, checks, size, _all),
+        "logistic regression on codes": _logistic(table, wanted, checks, size, Inputs.joined),
         "gradient boosting": _boosted_classes(table, wanted, checks, size),
     }
     if train.embeddings is not None and tuning.embeddings is not None:
@@ -185,8 +187,8 @@ def fit_survival(
             f"train: none of {len(train.events):,} rows has an event of cause {lacking[0]}; expected some of each "
             "cause from 1 on"
         )
-    encode = make_encoder(train.patients, train.times, tokens)
-    rows = _sample(len(train.days), MAX_ROWS)
+    encode = functools.partial(fit_encoder(train.patients, train.times, tokens).encode, tokens=tokens)
+    rows = sample(len(train.days), MAX_ROWS)
     table, checks = _rows(encode(train.patients, train.times), rows), encode(tuning.patients, tuning.times)
     days, fitted = train.days[rows], {}
     for cause in causes:
@@ -203,7 +205,7 @@ def fit_survival(
             families[BOOSTED] = _boosted_survival(*wide)
         for name, candidates in families.items():
             label = name if len(causes) == 1 else f"{name}, cause {cause}"
-            loss = functools.partial(_discordance, later, tuning.days)
+            loss = functools.partial(discordance, later, tuning.days)
             best = choose(label, candidates, loss, progress)
             hazard = BreslowEstimator().fit(best.predict(given.get(name, table)), happened, days).cum_baseline_hazard_
             fitted.setdefault(name, []).append((best.predict, hazard.x, hazard.y))
@@ -232,10 +234,6 @@ def _inputs(encode: Callable, name: str, patients: Patients, times: np.ndarray, 
 
 def _only_basic(inputs: Inputs) -> np.ndarray:
     return inputs.basic
-
-
-def _all(inputs: Inputs) -> scipy.sparse.csr_array:
-    return scipy.sparse.hstack([scipy.sparse.csr_array(inputs.basic), inputs.codes]).tocsr()
 
 
 def _logistic(table: Inputs, classes: np.ndarray, checks: Inputs, size: int, columns: Callable) -> Iterator[Candidate]:
@@ -282,26 +280,18 @@ def _cox(table: Inputs, outcome: np.ndarray, checks: Inputs) -> Iterator[Candida
 
 
 def _elastic_net(table: Inputs, outcome: np.ndarray, checks: Inputs) -> Iterator[Candidate]:
-    dense, given = _all(table).toarray(), _all(checks)
+    dense, given = table.joined().toarray(), checks.joined()
     for ratio in NET_RATIOS:
-        net = functools.partial(CoxnetSurvivalAnalysis, l1_ratio=ratio, max_iter=2000, tol=1e-5)
-        with warnings.catch_warnings():
-            # The first model of the path has all weights at zero by its very making; one that has not converged is a
-            # candidate like any other.
-            warnings.filterwarnings("ignore", "all coefficients are zero", UserWarning)
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            largest = net(n_alphas=2, alpha_min_ratio=0.9).fit(dense, outcome).alphas_[1] / 0.9
-            path = net(alphas=largest * NET_PENALTIES).fit(dense, outcome)
-        for penalty, weights in zip(path.alphas_, path.coef_.T, strict=True):
+        for penalty, weights in net_path(dense, outcome, ratio, NET_PENALTIES):
 
             def predict(inputs: Inputs, weights=weights) -> np.ndarray:
-                return _all(inputs) @ weights
+                return inputs.joined() @ weights
 
             yield Candidate(f"penalty {penalty:.3g}, L1 share {ratio:g}", given @ weights, predict)
 
 
 def _boosted_survival(table: Inputs, outcome: np.ndarray, checks: Inputs) -> Iterator[Candidate]:
-    rows = _sample(len(outcome), MAX_ROWS_BOOSTED_SURVIVAL)
+    rows = sample(len(outcome), MAX_ROWS_BOOSTED_SURVIVAL)
     train, dense = _rows(table, rows).dense(), checks.dense()
     for rate, depth in BOOSTING_SURVIVAL:
         model = GradientBoostingSurvivalAnalysis(
@@ -339,14 +329,6 @@ def _spread(probabilities: np.ndarray, classes: np.ndarray, size: int) -> np.nda
     return found
 
 
-def _discordance(happened: np.ndarray, days: np.ndarray, risks: np.ndarray) -> float:
-    """Returns 1 - Harrell's C; a half where no two rows can be compared."""
-    try:
-        return 1.0 - float(concordance_index_censored(happened, days, risks)[0])
-    except (NoComparablePairException, ValueError):  # the latter where nothing happened at all
-        return 0.5
-
-
 def _forecast(inputs: Inputs, models: list, horizons: np.ndarray) -> Forecast:
     """Puts the hazards of all causes together; each of `models` has a log risk, and times and values of a hazard."""
     horizons = np.asarray(horizons, float)
@@ -368,11 +350,6 @@ def _forecast(inputs: Inputs, models: list, horizons: np.ndarray) -> Forecast:
         running = np.concatenate([np.zeros((*share.shape[:2], 1)), np.cumsum(share, axis=2)], axis=2)
         incidence[start : start + ROWS] = running[:, :, place]
     return Forecast(risks, incidence)
-
-
-def _sample(count: int, most: int) -> np.ndarray:
-    """Returns the places of at most `most` of `count` rows, in order, drawn at random."""
-    return np.arange(count) if count <= most else np.sort(np.random.default_rng(0).choice(count, most, replace=False))
 
 
 def _rows(inputs: Inputs, rows: np.ndarray) -> Inputs:

@@ -1,6 +1,5 @@
 """What baselines of outcomes know of histories at prediction times, as tables; see `baselines_outcome`."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +23,10 @@ class Inputs(NamedTuple):
 
     basic: np.ndarray
     codes: scipy.sparse.csr_array
+
+    def joined(self) -> scipy.sparse.csr_array:
+        """Returns all of it as (N, A + D) sparse."""
+        return scipy.sparse.hstack([scipy.sparse.csr_array(self.basic), self.codes]).tocsr()
 
     def dense(self) -> np.ndarray:
         """Returns all of it as (N, A + D) float32."""
@@ -75,10 +78,32 @@ def features(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> 
     return Inputs(basic, scipy.sparse.hstack(blocks).tocsr())
 
 
-def make_encoder(
-    patients: Patients, times: np.ndarray, tokens: tuple[str, ...]
-) -> Callable[[Patients, np.ndarray], Inputs]:
-    """Returns a function from histories and prediction times to `features`, chosen and scaled by those of train.
+class Encoder(NamedTuple):
+    """Which of `features` are used and how they are scaled, as train says; (A,) of age and sex, (D,) of the rest.
+
+    Attributes:
+      varied: (A,) int, which of `basic`.
+      centre: (A,) what is taken off them.
+      basic_scale: (A,) what they are then multiplied by.
+      used: (D,) int, which of `codes`.
+      code_scale: (D,) what they are multiplied by.
+    """
+
+    varied: np.ndarray
+    centre: np.ndarray
+    basic_scale: np.ndarray
+    used: np.ndarray
+    code_scale: np.ndarray
+
+    def encode(self, patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inputs:
+        """Returns the chosen `features` of histories at their prediction times, scaled."""
+        found = features(patients, times, tokens)
+        basic = (found.basic[:, self.varied] - self.centre) * self.basic_scale
+        return Inputs(basic, (found.codes[:, self.used] @ scipy.sparse.diags_array(self.code_scale)).tocsr())
+
+
+def fit_encoder(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Encoder:
+    """Chooses and scales the `features` of train.
 
     Features that fewer than `MIN_PATIENTS` patients have, or that all rows have alike, are left out; the others are
     divided by their standard deviation, age and sex made larger by `FREE`.
@@ -90,13 +115,7 @@ def make_encoder(
     mean = table.codes.mean(axis=0)
     deviation = np.sqrt(np.maximum(table.codes.power(2).mean(axis=0) - mean**2, 0))
     used = np.flatnonzero((holders >= MIN_PATIENTS) & (deviation > 1e-6))
-    scale = scipy.sparse.diags_array(1 / deviation[used])
     spread = table.basic.std(axis=0)
-    varied = spread > 1e-6
-
-    def encode(patients: Patients, times: np.ndarray) -> Inputs:
-        found = features(patients, times, tokens)
-        basic = (found.basic - table.basic.mean(axis=0))[:, varied] * (FREE / spread[varied])
-        return Inputs(basic, (found.codes[:, used] @ scale).tocsr())
-
-    return encode
+    varied = np.flatnonzero(spread > 1e-6)
+    centre = table.basic.mean(axis=0)[varied]
+    return Encoder(varied, centre, FREE / spread[varied], used, 1 / deviation[used])

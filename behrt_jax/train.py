@@ -129,6 +129,7 @@ def train(
     advance: Callable[[int], object] = lambda step: None,
     interrupted: Callable[[], bool] = lambda: False,
     tuning_losses: list[float] | None = None,
+    judge_start: bool = False,
 ) -> Outcome:
     """Runs updates until `num_steps`, an early stop or an interrupt; the last state is always evaluated or saved.
 
@@ -144,6 +145,7 @@ def train(
       advance: called with the step after each update.
       interrupted: asked after each update.
       tuning_losses: losses of earlier evaluations, oldest first, for early stopping after a resume.
+      judge_start: whether what training begins with is evaluated and saved too, as it may be the best.
 
     Raises:
       TrainingDivergedError: a loss or the parameters are NaN or infinite; no state is saved after that.
@@ -151,6 +153,16 @@ def train(
     step = int(state.step)
     losses = list(tuning_losses or [])
     pending: list[dict] = []
+
+    def judge():
+        tuning = evaluate(state.params)
+        log(step, "tuning", tuning)
+        check_finite([{f"tuning {name}": (value, 1) for name, value in tuning.items()}], step - 1)
+        save(state, tuning)
+        losses.append(tuning[watch])
+
+    if judge_start and step == 0 and not losses:
+        judge()
     tokens, since = 0, time.perf_counter()
     while step < config.num_steps:
         batch = next(batches)
@@ -167,11 +179,7 @@ def train(
             log(step, "train", {**mean_metrics(merge_sums(sums)), "tokens_per_second": tokens / seconds})
             pending, tokens, since = [], 0, time.perf_counter()
         if is_due:
-            tuning = evaluate(state.params)
-            log(step, "tuning", tuning)
-            check_finite([{f"tuning {name}": (value, 1) for name, value in tuning.items()}], step - 1)
-            save(state, tuning)
-            losses.append(tuning[watch])
+            judge()
             since = time.perf_counter()
             if is_exhausted(losses, config.patience):
                 return Outcome(state, "stopped_early")

@@ -101,6 +101,8 @@ def build_outcome_model(config: ConfigDict) -> BEHRTForSequenceClassification:
     else:
         num_labels = 1 if config.classification.kind == "binary" else len(config.names)
     num_traits = at_times.NUM_TRAITS if config.history.age_and_sex else 0
+    if config.history.get("regression"):  # not among the keys of older runs
+        num_traits += 1 if "classification" in config and config.classification.kind == "binary" else len(config.names)
     return BEHRTForSequenceClassification(BEHRTConfig(**config.model), num_labels, num_traits)
 
 

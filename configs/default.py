@@ -25,6 +25,7 @@ def get_finetune_config(outcome: str) -> config_dict.ConfigDict:
     config.history = config_dict.ConfigDict()
     config.history.include_at = False  # whether events at the very prediction time are known
     config.history.age_and_sex = True  # as they are at the prediction time, for the head beside the embedding
+    config.history.regression = False  # whether the head reads what a regression on counts of all codes says, too
     config.history.mark = True  # a token at the prediction time tells how long ago the last visit was
     config.out_of_time = config_dict.ConfigDict()
     config.out_of_time.cutoff = ""  # a date such as 2015-01-01: training is before it, the test after; "": off

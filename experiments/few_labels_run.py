@@ -51,6 +51,10 @@ def read_task(config: ConfigDict, file: str, most: int, probe: bool, folder: Pat
         raise ValueError(
             f"--labels={file}: found {labels.kind} labels; expected one binary label, or times to an event"
         )
+    if config.history.regression:
+        raise ValueError(
+            "history.regression: found True; expected False, as few labels are for the encoder to learn from"
+        )
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.labels, config.most_labels, config.probe_first = file, most, probe
@@ -119,7 +123,6 @@ def fine_tune(config: ConfigDict, steps: Steps, params: Any, splits: dict[str, L
             best.update(loss=found[workdir.TUNING_LOSS], params=jax.tree.map(jnp.copy, state.params))
 
     state = TrainState(jnp.zeros((), jnp.int32), params, steps.optimizer.init(params))
-    keep(state, score(params))
     train.train(
         state,
         steps.train,
@@ -129,7 +132,7 @@ def fine_tune(config: ConfigDict, steps: Steps, params: Any, splits: dict[str, L
         watch=workdir.TUNING_LOSS,
         save=keep,
         log=lambda *_: None,
-        tuning_losses=[best["loss"]],
+        judge_start=True,
     )
     found = best["params"]
     return lora.merge(found["base"], found["factors"], config.lora.scale) if config.lora.rank else found

@@ -19,6 +19,7 @@ from behrt_jax.optimizer import OptimizerConfig, count_trained, make_optimizer
 from experiments import command, labelled, outcomes, tables
 from experiments.evaluate_outcomes import evaluate_run
 from experiments.fitting import EVALUATION_FILE, PARAMETERS_FILE, resume_and_fit
+from experiments.outcome_regression import REGRESSION_FILE
 
 
 def main() -> int:
@@ -31,6 +32,8 @@ def main() -> int:
     optimizer_config = OptimizerConfig(**config.optimizer)
     task = outcomes.begin(config, say=print)
     workdir.open_workdir(folder, config, task.prepared.vocabulary)
+    if task.regression:
+        task.regression.save(folder / REGRESSION_FILE)
     optimizer = make_optimizer(optimizer_config, train_config.num_steps, scales=task.scales)
     current = state.create_state(task.initialize, optimizer, config.seed)
     sizes = jax.tree.map(count_trained, current.params, task.scales(current.params))

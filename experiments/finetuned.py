@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from behrt_jax import workdir
-from experiments import outcome_data, predictions
+from experiments import outcome_data, outcome_regression, predictions
 from experiments.labelled import Labelled
 from experiments.predictions import Predictions
 
@@ -34,6 +34,7 @@ def load(folder: Path, splits: dict[str, Labelled] | None, say: Callable[[str], 
         prepared, splits = outcome_data.read_splits(config, vocabulary if config.pretrained else None, say)
         if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
             raise ValueError(f"{config.data.path}: gives another vocabulary than {folder} has; restore its data")
+        splits = outcome_regression.add(splits, outcome_regression.load(folder, config), vocabulary.tokens)
     return Fitted(config, vocabulary.tokens, model, params, splits)
 
 

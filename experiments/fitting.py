@@ -108,6 +108,8 @@ def fit(config, folder, objective, optimizer, current, columns, evaluate, checkp
                 advance=lambda step: bar.update(step - bar.n),
                 interrupted=interrupt,
                 tuning_losses=losses,
+                judge_start="objective"
+                not in config,  # a head begins at a regression; labels may be too few to add to it
             )
         except train.TrainingDivergedError as error:
             last = checkpoints.steps()

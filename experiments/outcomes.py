@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from behrt_jax import evaluate, head_start, lora, workdir
+from behrt_jax.code_regression import CodeRegression
 from behrt_jax.data import labels as label_files
 from behrt_jax.data.labels import Labels
 from behrt_jax.data.prepare import Prepared
@@ -19,7 +20,7 @@ from behrt_jax.objectives.classification import ClassificationConfig
 from behrt_jax.objectives.objective import Objective
 from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.optimizer import hold_frozen, layer_scales
-from experiments import labelled, outcome_data, pretrained
+from experiments import labelled, outcome_data, outcome_regression, pretrained
 from experiments.labelled import Labelled
 
 KINDS = {"binary": "binary", "multiclass": "multi_class", "multilabel": "multi_label"}
@@ -35,6 +36,7 @@ class Outcomes(NamedTuple):
       objective: of the parameters that are trained.
       initialize: a function from a key to these parameters.
       scales: a function from them to what their learning rates are multiplied by.
+      regression: with `history.regression`; what it says is among the traits of `splits`.
     """
 
     prepared: Prepared
@@ -43,14 +45,11 @@ class Outcomes(NamedTuple):
     objective: Objective
     initialize: Callable[[jax.Array], Any]
     scales: Callable[[Any], Any]
+    regression: CodeRegression | None = None
 
 
 def begin(config: ConfigDict, say: Callable[[str], None]) -> Outcomes:
-    """Reads labels and data, fills in what the config takes from them, and builds what it asks for.
-
-    Raises:
-      ValueError: labels are of another kind than the recipe, or nothing can be learned from them.
-    """
+    """Reads labels and data and builds what the config asks for; a ValueError if nothing can be learned from them."""
     if config.add_codes and not config.pretrained:
         raise ValueError("add_codes: found True without pretrained; expected a run whose vocabulary is added to")
     begun = pretrained.load(config) if config.pretrained else None
@@ -61,7 +60,9 @@ def begin(config: ConfigDict, say: Callable[[str], None]) -> Outcomes:
     if begun:
         say(labelled.describe_coverage(prepared.report, "train"))
         begun = pretrained.add_rows(begun, prepared.vocabulary, config.data.path)
-    return build(config, prepared, splits, begun and begun.params, added)
+    regression = outcome_regression.fit(config, splits, prepared.vocabulary.tokens, say)
+    splits = outcome_regression.add(splits, regression, prepared.vocabulary.tokens)
+    return build(config, prepared, splits, begun and begun.params, added)._replace(regression=regression)
 
 
 def build(config: ConfigDict, prepared: Prepared, splits: dict[str, Labelled], begun: Any, added: int = 0) -> Outcomes:
@@ -125,10 +126,7 @@ def initialize(config: ConfigDict, model, begun: Any, head: tuple[np.ndarray, np
 
 
 def scales(config: ConfigDict, added: int = 0) -> Callable[[Any], Any]:
-    """Returns a function from parameters to what their learning rates are multiplied by; LoRA freezes the encoder.
-
-    Rows of codes that were `added` to the vocabulary are trained whatever is frozen.
-    """
+    """Returns a function from parameters to factors of learning rates; rows of `added` codes always learn."""
     freeze = "encoder" if config.lora.rank else config.freeze
     return functools.partial(layer_scales, decay=config.layer_decay, freeze=freeze, added=added)
 

@@ -16,7 +16,7 @@ from behrt_jax.data import dataset
 from behrt_jax.data import labels as label_files
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
-from experiments import command, labelled, outcome_data, predictions
+from experiments import command, labelled, outcome_data, outcome_regression, predictions
 
 
 def main() -> None:
@@ -39,6 +39,7 @@ def main() -> None:
     outcome_data.report_rest(len(labels), [found], print)
     if not len(found.labels):
         raise ValueError(f"--labels={FLAGS.labels}: no row is of a patient with an event before; nothing to predict")
+    found = outcome_regression.add({"predicted": found}, outcome_regression.load(folder, config), tokens)["predicted"]
     said = predictions.predict(config, predictions.score(config, model, params, found), fitted)
     predictions.write(output, config, found.labels, said, fitted)
     number = len(np.unique(found.labels.subject_ids))

@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 import sklearn.linear_model
@@ -118,10 +120,11 @@ def test_features_of_few_patients_are_left_out(monkeypatch):
     histories, _, _ = at_times.histories_at(split.patients, subjects, predictions)
     for least, expected in ((1, True), (4, False)):
         monkeypatch.setattr(outcome_features, "MIN_PATIENTS", least)
-        encode = outcome_features.make_encoder(histories, predictions, TOKENS)
+        encode = functools.partial(outcome_features.fit_encoder(histories, predictions, TOKENS).encode, tokens=TOKENS)
         assert (encode(histories, predictions).codes.shape[1] > 0) == expected
     monkeypatch.setattr(outcome_features, "MIN_PATIENTS", 10)
-    found = outcome_features.make_encoder(split.patients, split.times, TOKENS)(split.patients, split.times)
+    encoder = outcome_features.fit_encoder(split.patients, split.times, TOKENS)
+    found = encoder.encode(split.patients, split.times, TOKENS)
     np.testing.assert_allclose(found.codes.toarray().std(axis=0), 1, rtol=1e-6)
     np.testing.assert_allclose(found.basic.std(axis=0), outcome_features.FREE, rtol=1e-6)
 
@@ -212,14 +215,14 @@ def test_what_tuning_says_decides(kind):
 
 def test_boosting_predicts_with_the_trees_that_were_chosen():
     train, tuning = followed(0), followed(1)
-    encode = outcome_features.make_encoder(train.patients, train.times, TOKENS)
+    encode = functools.partial(outcome_features.fit_encoder(train.patients, train.times, TOKENS).encode, tokens=TOKENS)
     table, checks = encode(train.patients, train.times), encode(tuning.patients, tuning.times)
     outcome = Surv.from_arrays(train.events == 1, train.days)
     families = {
         "risks": baselines._boosted_survival(table, outcome, checks),
         "classes": baselines._boosted_classes(table, train.events, checks, 2),
         "net": baselines._elastic_net(table, outcome, checks),
-        "logistic": baselines._logistic(table, train.events, checks, 2, baselines._all),
+        "logistic": baselines._logistic(table, train.events, checks, 2, outcome_features.Inputs.joined),
     }
     for name, family in families.items():
         found = list(family)
@@ -232,7 +235,7 @@ def test_boosting_predicts_with_the_trees_that_were_chosen():
 def test_forecasts_of_one_cause_are_those_of_scikit_survival(forecasters):
     train, other = followed(0), followed(2)
     found = forecasters["Cox on age and sex"](other.patients, other.times, HORIZONS)
-    encode = outcome_features.make_encoder(train.patients, train.times, TOKENS)
+    encode = functools.partial(outcome_features.fit_encoder(train.patients, train.times, TOKENS).encode, tokens=TOKENS)
     table, others = (encode(split.patients, split.times).basic for split in (train, other))
     model = CoxPHSurvivalAnalysis(alpha=baselines.RIDGE, ties="efron")
     model.fit(table, Surv.from_arrays(train.events == 1, train.days))
@@ -292,9 +295,9 @@ def test_labels_at_once_are_fitted_one_by_one_and_classes_together():
 
 def test_logistic_regression_is_that_of_scikit_learn():
     train = classified(0)
-    encode = outcome_features.make_encoder(train.patients, train.times, TOKENS)
+    encode = functools.partial(outcome_features.fit_encoder(train.patients, train.times, TOKENS).encode, tokens=TOKENS)
     table = encode(train.patients, train.times)
-    found = list(baselines._logistic(table, train.classes, table, 2, baselines._all))
+    found = list(baselines._logistic(table, train.classes, table, 2, outcome_features.Inputs.joined))
     dense = np.hstack([table.basic, table.codes.toarray()])
     for strength, candidate in zip(baselines.STRENGTHS, found, strict=True):
         model = sklearn.linear_model.LogisticRegression(C=strength, solver="newton-cholesky").fit(dense, train.classes)
