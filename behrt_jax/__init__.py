@@ -3,6 +3,7 @@
 `load(workdir)` gives `(config, vocabulary, model, params)` of a pre-trained model.
 """
 
+from behrt_jax import attribution, what_if
 from behrt_jax.models.behrt import (
     BEHRT,
     BEHRTForMLM,
@@ -36,7 +37,9 @@ __all__ = [
     "Time2Vec",
     "TimeEmbedding",
     "VisitEmbedding",
+    "attribution",
     "count_parameters",
     "encode",
     "load",
+    "what_if",
 ]
