@@ -30,6 +30,7 @@ LASSO_PENALTIES = (0.5, 0.3, 0.2, 0.1, 0.05)  # of logistic regression, of the l
 MAX_ROWS = 20_000  # of train, as the elastic net needs them dense; of more a random sample is taken
 STRONGEST = 40  # features whose products are read
 CLIP = 3.0  # standard deviations, of features in products
+TAIL = 0.005  # share of train at either end whose log risks are cut off
 FOLDS, FOLD_SALT = 5, 3
 
 
@@ -52,17 +53,25 @@ class Target(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """A linear function of D standardised features and I products: (I, 2) pairs, (I,) scales, (D + I,) weights."""
+    """A linear function of D standardised features and I products of two, cut off at the far ends of train.
+
+    Attributes:
+      pairs: (I, 2) which features.
+      pair_mean, pair_deviation: (I,) of the products.
+      weights: (D + I,).
+      limits: (2,) the lowest and highest log risk that is told.
+    """
 
     pairs: np.ndarray
     pair_mean: np.ndarray
     pair_deviation: np.ndarray
     weights: np.ndarray
+    limits: np.ndarray
 
     def log_risk(self, singles: np.ndarray) -> np.ndarray:
         """Returns the (N,) log risk, of mean 0 in train, of (N, D) standardised features."""
         products = (_multiply(singles, self.pairs) - self.pair_mean) / self.pair_deviation
-        return np.concatenate([singles, products], axis=1) @ self.weights
+        return np.clip(np.concatenate([singles, products], axis=1) @ self.weights, *self.limits)
 
 
 class CodeRegression(NamedTuple):
@@ -209,7 +218,8 @@ def net_path(
 
 def _fit(singles, num_basic: int, target, judge, chosen=(None, None)) -> tuple[Weights, tuple]:
     """Fits features, then features and products, each by a setting that `judge` chooses where none is given."""
-    none = Weights(np.zeros((0, 2), int), np.zeros(0), np.ones(0), np.zeros(singles.shape[1]))
+    unlimited = np.array([-np.inf, np.inf])
+    none = Weights(np.zeros((0, 2), int), np.zeros(0), np.ones(0), np.zeros(singles.shape[1]), unlimited)
     alone, first = _choose(none, singles, num_basic, target, judge, chosen[0])
     strongest = np.argsort(-np.abs(alone.weights), kind="stable")[: min(STRONGEST, np.count_nonzero(alone.weights))]
     pairs = np.sort(strongest)[np.stack(np.triu_indices(len(strongest), 1), axis=1)]
@@ -219,7 +229,8 @@ def _fit(singles, num_basic: int, target, judge, chosen=(None, None)) -> tuple[W
     wide = none._replace(pairs=pairs[kept], pair_mean=mean[kept], pair_deviation=deviation[kept])
     inputs = np.concatenate([singles, (products[:, kept] - mean[kept]) / deviation[kept]], axis=1)
     both, second = _choose(wide, inputs, num_basic, target, judge, chosen[1])
-    return both, (first, second)
+    # A few odd histories would otherwise decide how far a head can believe all of them.
+    return both._replace(limits=np.quantile(both.log_risk(singles), [TAIL, 1 - TAIL])), (first, second)
 
 
 def _choose(like: Weights, inputs: np.ndarray, num_basic: int, target: Target, judge, setting) -> tuple[Weights, Any]:

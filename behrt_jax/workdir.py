@@ -1,5 +1,6 @@
 """A workdir: the config and the vocabulary beside the checkpoints, checked on resume, loaded in one call."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -102,10 +103,12 @@ def build_outcome_model(config: ConfigDict) -> BEHRTForSequenceClassification:
         num_labels = 1 if config.classification.kind == "binary" else len(config.names)
     num_traits = at_times.NUM_TRAITS if config.history.age_and_sex else 0
     if config.history.get("regression"):  # not among the keys of older runs
-        num_traits += 1 if "classification" in config and config.classification.kind == "binary" else len(config.names)
-    return BEHRTForSequenceClassification(BEHRTConfig(**config.model), num_labels, num_traits)
+        num_traits = 1 if "classification" in config and config.classification.kind == "binary" else len(config.names)
+    foretold = (config.foretold.ids, config.foretold.edges) if "foretold" in config else ()
+    return BEHRTForSequenceClassification(BEHRTConfig(**config.model), num_labels, num_traits, *foretold)
 
 
+@functools.partial(jax.jit, static_argnames="model")
 def initialize(model: nn.Module, key: jax.Array) -> Any:
     """Makes the variables of a model, with those of all its heads."""
     ints = jax.numpy.zeros((1, 2), "int32")

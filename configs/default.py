@@ -17,6 +17,10 @@ def get_finetune_config(outcome: str) -> config_dict.ConfigDict:
     config.labels = ""  # a file of labels, or several, separated by commas: one binary outcome each
     config.pretrained = ""  # the workdir of a pre-trained run, whose data and model keys are taken; "": from scratch
     config.add_codes = False  # whether codes of train that the pre-trained vocabulary lacks get rows of their own
+    config.foretold = config_dict.ConfigDict()
+    config.foretold.codes = ()  # such as MEDS_DEATH: the head reads how soon the pre-trained run expects each
+    config.foretold.ids = ()  # set from the pre-trained run, as are its bins of time
+    config.foretold.edges = ()
     config.freeze = "none"  # or: encoder, so that only the head is trained
     config.layer_decay = 0.8  # factor of the learning rate from each layer to the one below it
     config.lora = config_dict.ConfigDict()
@@ -25,7 +29,7 @@ def get_finetune_config(outcome: str) -> config_dict.ConfigDict:
     config.history = config_dict.ConfigDict()
     config.history.include_at = False  # whether events at the very prediction time are known
     config.history.age_and_sex = True  # as they are at the prediction time, for the head beside the embedding
-    config.history.regression = False  # whether the head reads what a regression on counts of all codes says, too
+    config.history.regression = False  # in their place what a regression on counts of codes, age and sex says
     config.history.mark = True  # a token at the prediction time tells how long ago the last visit was
     config.out_of_time = config_dict.ConfigDict()
     config.out_of_time.cutoff = ""  # a date such as 2015-01-01: training is before it, the test after; "": off

@@ -1,7 +1,8 @@
 """Compares pre-trained with from scratch where few patients are labelled: both are fine-tuned by the same recipe.
 
 python -m experiments.few_labels --pretrained=RUN[,RUN...] --labels=NAME=FILE,NAME=FILE,... [--sizes=16,64,256]
-    [--draws=3] [--most_labels=4] [--noprobe_first] [--workdir=DIR] [--config.KEY=VALUE ...]
+    [--foretold=NAME=CODE,NAME=CODE,...] [--draws=3] [--most_labels=4] [--noprobe_first] [--workdir=DIR]
+    [--config.KEY=VALUE ...]
 
 For each task, size k and draw, k patients of train have labels to fit, and k of tuning for early stopping; all of
 held_out are scored. From scratch has the data and model keys and the vocabulary of the pre-trained run, so that only
@@ -33,7 +34,7 @@ def recipe() -> ConfigDict:
     config = default.get_finetune_config("classification")
     with config.unlocked():
         config.survival = default.get_finetune_config("survival").survival
-        config.train.update(num_steps=150, evaluate_every=25, patience=3)
+        config.train.update(num_steps=60, evaluate_every=20)
     return config
 
 
@@ -48,27 +49,36 @@ def read_results(folder: Path) -> dict[tuple[int, int, str], Estimate]:
     return {run: Estimate(its["value"], np.array(its["replicates"]), its["n"]) for run, its in found.items()}
 
 
-def of_run(config: ConfigDict, run: str, several: bool) -> ConfigDict:
+def of_run(config: ConfigDict, run: str, several: bool, foretold: tuple[str, ...] = ()) -> ConfigDict:
     """Returns the recipe of a pre-trained run; of several, each has the data that it was trained on."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.pretrained = run
+        config.pretrained, config.foretold.codes = run, foretold
         config.data.path = workdir.read_config(Path(run)).data.path if several else config.data.path
     return config
+
+
+def read_pairs(flag: str, words: list[str]) -> list[tuple[str, str]]:
+    """Reads NAME=VALUE words."""
+    if wrong := [word for word in words if not all(word.partition("="))]:
+        raise ValueError(f"--{flag}: found {', '.join(wrong)}; expected NAME=VALUE, separated by commas")
+    return [(word.partition("=")[0], word.partition("=")[2]) for word in words]
 
 
 def main() -> None:
     """Runs the command."""
     folder, sizes, pretrained = Path(FLAGS.workdir), read_sizes(FLAGS.sizes), FLAGS.pretrained
-    if wrong := [word for word in FLAGS.labels if not all(word.partition("="))]:
-        raise ValueError(f"--labels: found {', '.join(wrong)}; expected NAME=FILE, separated by commas")
-    files = dict(word.split("=", 1) for word in FLAGS.labels)
+    files, codes = dict(read_pairs("labels", FLAGS.labels)), read_pairs("foretold", FLAGS.foretold)
+    if unknown := {name for name, _ in codes} - files.keys():
+        raise ValueError(f"--foretold: found {', '.join(sorted(unknown))}; expected names of --labels")
     runs = [(size, draw, arm) for size in sizes for draw in range(FLAGS.draws) for arm in ARMS]
     found, held_out = {name: [] for name in files}, {name: [] for name in files}
     with tqdm(total=len(pretrained) * len(files) * len(runs), unit="run", mininterval=1) as bar:
         for number, run in enumerate(pretrained):
-            config, compiled = of_run(FLAGS.config, run, len(pretrained) > 1), {}
+            compiled = {}
             for name, file in files.items():
+                own_codes = tuple(code for of, code in codes if of == name)
+                config = of_run(FLAGS.config, run, len(pretrained) > 1, own_codes)
                 bar.write(f"{run}, {name}:")
                 own = folder / f"run-{number}" / name if len(pretrained) > 1 else folder / name
                 task = few_labels_run.read_task(config, file, FLAGS.most_labels, FLAGS.probe_first, own, bar.write)
@@ -94,6 +104,7 @@ if __name__ == "__main__":
     FLAGS = flags.FLAGS
     flags.DEFINE_list("pretrained", None, "What experiments.pretrain wrote; of several, means.", required=True)
     flags.DEFINE_list("labels", None, "Names of tasks and their files of labels: NAME=FILE,NAME=FILE.", required=True)
+    flags.DEFINE_list("foretold", [], "Codes that heads read from the run's own forecast: NAME=CODE,NAME=CODE.")
     flags.DEFINE_list("sizes", ["16", "64", "256"], "Numbers of labelled patients, or all.")
     flags.DEFINE_integer("draws", 3, "Samples of patients of each size.", lower_bound=1)
     flags.DEFINE_integer("most_labels", 4, "Labels of each outcome that are taken of a patient.", lower_bound=1)

@@ -90,9 +90,7 @@ def run(task: Task, size: int, draw: int, pretrained: bool, compiled: dict[str, 
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 0), draw)
     params = its.initialize(key)
     if config.probe_first:
-        own = params["base"] if config.lora.rank else params
-        own = probe_first.begin(config, its.model, own, splits)
-        params = {**params, "base": own} if config.lora.rank else own
+        params = probe_first.begin(config, its.model, params, splits)
     # A copy, as training donates what it begins with; from numpy, as arrays bound to a device are compiled for anew.
     params = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), params)
     params = fine_tune(config, steps, params, splits)

@@ -4,11 +4,13 @@ python -m experiments.finetune --config=configs/classification.py --config.label
     [--workdir=DIR] [--nobaselines] [--config.freeze=encoder] [--config.lora.rank=8] [--config.KEY=VALUE ...]
 """
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
@@ -16,7 +18,7 @@ from behrt_jax import state, train, workdir
 from behrt_jax.data.config import DataConfig
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.optimizer import OptimizerConfig, count_trained, make_optimizer
-from experiments import command, labelled, outcomes, tables
+from experiments import command, labelled, outcomes, probe_first, tables
 from experiments.evaluate_outcomes import evaluate_run
 from experiments.fitting import EVALUATION_FILE, PARAMETERS_FILE, resume_and_fit
 from experiments.outcome_regression import REGRESSION_FILE
@@ -36,6 +38,9 @@ def main() -> int:
         task.regression.save(folder / REGRESSION_FILE)
     optimizer = make_optimizer(optimizer_config, train_config.num_steps, scales=task.scales)
     current = state.create_state(task.initialize, optimizer, config.seed)
+    if config.foretold.codes:
+        begun = probe_first.begin(config, task.model, current.params, task.splits)
+        current = dataclasses.replace(current, params=jax.tree.map(jnp.array, begun))
     sizes = jax.tree.map(count_trained, current.params, task.scales(current.params))
     everything = sum(leaf.size for leaf in jax.tree.leaves(current.params))
     trained = sum(jax.tree.leaves(sizes))

@@ -21,7 +21,8 @@ class Labelled(NamedTuple):
       labels: sorted by subject, then prediction time.
       histories: whole, for baselines.
       rows: what the model reads: the newest tokens that a row may hold and, with `history.mark`, a mark at the end.
-      traits: (M, F) float32 age and sex, with `history.age_and_sex`; F is 0 without.
+      traits: (M, F) float32 age and sex, with `history.age_and_sex`; or what a regression on codes says, with
+        `history.regression`; F is 0 without both.
     """
 
     labels: Labels

@@ -1,4 +1,4 @@
-"""The regression on codes whose log risk a head reads beside the embedding, with `history.regression`."""
+"""The regression on codes whose log risk a head reads in the place of age and sex, with `history.regression`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -44,12 +44,14 @@ def load(folder: Path, config: ConfigDict) -> CodeRegression | None:
 
 
 def add(splits: dict[str, Labelled], regression: CodeRegression | None, tokens: tuple[str, ...]) -> dict[str, Labelled]:
-    """Adds what a regression says to the traits of labelled histories; `train` are those it was fitted to."""
+    """Makes what a regression says the traits of labelled histories; `train` are those it was fitted to.
+
+    Age and sex are among its features: beside it they would begin at what few labels say of them once more.
+    """
     if regression is None:
         return splits
     added = {}
     for name, found in splits.items():
         known = (found.histories, found.labels.prediction_times, tokens)
-        said = regression.log_risks(*known, is_train=name == "train")
-        added[name] = found._replace(traits=np.concatenate([found.traits, said], axis=1))
+        added[name] = found._replace(traits=regression.log_risks(*known, is_train=name == "train"))
     return added

@@ -30,12 +30,10 @@ class Outcomes(NamedTuple):
     """A model with a head for outcomes, and what it is trained for.
 
     Attributes:
-      prepared: the data.
-      splits: labelled histories by split.
+      prepared, splits: the data, and labelled histories by split.
       model: its parameters are those that `workdir.load` gives, LoRA's merged.
       objective: of the parameters that are trained.
-      initialize: a function from a key to these parameters.
-      scales: a function from them to what their learning rates are multiplied by.
+      initialize, scales: functions from a key to these, and from these to factors of their learning rates.
       regression: with `history.regression`; what it says is among the traits of `splits`.
     """
 
@@ -52,10 +50,15 @@ def begin(config: ConfigDict, say: Callable[[str], None]) -> Outcomes:
     """Reads labels and data and builds what the config asks for; a ValueError if nothing can be learned from them."""
     if config.add_codes and not config.pretrained:
         raise ValueError("add_codes: found True without pretrained; expected a run whose vocabulary is added to")
+    if config.foretold.codes and not config.pretrained:
+        codes = ", ".join(config.foretold.codes)
+        raise ValueError(f"foretold.codes: found {codes} without pretrained; expected a run of configs/events.py")
     begun = pretrained.load(config) if config.pretrained else None
     prepared, splits = outcome_data.read_splits(config, begun and begun.vocabulary, say, config.add_codes)
     for split in ("train", "tuning"):
         label_files.check_learnable(splits[split].labels, split)
+    if config.foretold.codes and (kind := splits["train"].labels.kind) not in ("binary", "survival"):
+        raise ValueError(f"foretold.codes: found {kind} labels; expected one binary label, or times to an event")
     added = len(prepared.vocabulary) - len(begun.vocabulary) if begun else 0
     if begun:
         say(labelled.describe_coverage(prepared.report, "train"))
@@ -67,8 +70,7 @@ def begin(config: ConfigDict, say: Callable[[str], None]) -> Outcomes:
 
 def build(config: ConfigDict, prepared: Prepared, splits: dict[str, Labelled], begun: Any, added: int = 0) -> Outcomes:
     """Builds what a config asks for, and fills in the latter; `begun` are parameters, None from scratch."""
-    train = splits["train"].labels
-    fill_in(config, train, len(prepared.vocabulary))
+    fill_in(config, splits["train"].labels, len(prepared.vocabulary))
     model = workdir.build_outcome_model(config)
     objective, begin_head = make_objective(config, model, splits["train"])
     if config.lora.rank:
@@ -116,6 +118,7 @@ def initialize(config: ConfigDict, model, begun: Any, head: tuple[np.ndarray, np
     params = dict(variables["params"])
     if begun is not None:
         params["behrt"] = {**params["behrt"], **begun["params"]["behrt"]}
+        params |= {name: begun["params"][name] for name in params if name == "time_to_event"}
     kernel = 0 * params["head"]["output"]["kernel"]
     kernel = kernel.at[len(kernel) - len(head[0]) :].set(head[0])
     params["head"] = {"output": {"kernel": kernel, "bias": jnp.asarray(head[1])}}

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from behrt_jax import workdir
 from behrt_jax.data import back_off
 from behrt_jax.data.vocabulary import SPECIAL_TOKENS, UNK, Vocabulary
+from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.optimizer import CODE_TABLE
 
 OWN_KEYS = {"data": ("path", "prepared_dir"), "model": ("dropout", "pooling")}  # the others are the pre-trained run's
@@ -24,8 +25,27 @@ def load(config: ConfigDict) -> workdir.Loaded:
             kept = {key: config[section][key] for key in own}
             config[section] = found.config[section].copy_and_resolve_references()
             config[section].update(kept)
+        if config.foretold.codes:
+            foretell(config, found)
     config.lock()
     return found
+
+
+def foretell(config: ConfigDict, found: workdir.Loaded) -> None:
+    """Sets what a model needs that reads how soon its pre-trained run expects some codes.
+
+    Raises:
+      ValueError: the run foretells no events, or not after its last token; or a code is not in its vocabulary.
+    """
+    objective, place = found.config.objective, f"pretrained={config.pretrained}"
+    if "time_to_event" not in ObjectiveConfig(**objective).weights or not found.config.model.causal:
+        expected = "a run of configs/events.py, or objective.name=time_to_event with model.causal=True"
+        raise ValueError(f"foretold.codes: {place} is trained on {objective.name}; expected {expected}")
+    unknown = [code for code in config.foretold.codes if code not in found.vocabulary.ids]
+    if unknown:
+        raise ValueError(f"foretold.codes: {place} does not know {', '.join(unknown)}; expected codes that it knows")
+    config.foretold.ids = tuple(found.vocabulary.ids[code] for code in config.foretold.codes)
+    config.foretold.edges, config.model.pooling = objective.event_edges, "last"
 
 
 def add_rows(found: workdir.Loaded, vocabulary: Vocabulary, path: str) -> workdir.Loaded:

@@ -1,4 +1,4 @@
-"""A head that begins at a probe: a regression on age, sex and the embeddings of the encoder as it is before training.
+"""A head that begins at a probe: a regression on traits, foretold codes and embeddings of the encoder before training.
 
 Fine-tuning from there changes the encoder less, and needs fewer labels (linear probing, then fine-tuning: Kumar et al.
 2022).
@@ -20,45 +20,54 @@ from behrt_jax.objectives.survival import SurvivalConfig
 from experiments import labelled
 from experiments.labelled import Labelled
 
-# Of standardised embeddings beside age and sex, before a ridge that is the same for all; 0 is age and sex alone.
+# Of standardised embeddings beside the rest, before a ridge that is the same for all; 0 leaves them out.
 SCALES = (0.0, 0.01, 0.03, 0.1, 0.3)
+TRAITS = (1.0, 0.0)  # with age and sex, and without
 
 
-def begin(config: ConfigDict, model, variables: Any, splits: dict[str, Labelled]) -> Any:
+def begin(config: ConfigDict, model, params: Any, splits: dict[str, Labelled]) -> Any:
     """Sets the head of a model for binary outcomes or times to an event.
 
     Args:
       config: its recipe.
       model: a `BEHRTForSequenceClassification`.
-      variables: of it, without LoRA's factors.
-      splits: `train`, to which the regressions are fitted, and `tuning`, by whose loss one of `SCALES` is chosen.
+      params: of it, or with LoRA's factors beside.
+      splits: `train`, to which the regressions are fitted, and `tuning`, by whose loss one is chosen: with embeddings
+        by one of `SCALES`, with traits and without.
     """
-    pooled = {name: embed(config, model, variables, splits[name]) for name in ("train", "tuning")}
-    middle, deviation = pooled["train"].mean(axis=0), pooled["train"].std(axis=0) + 1e-3
+    variables = params["base"] if config.lora.rank else params
+    read = {name: read_patients(config, model, variables, splits[name]) for name in ("train", "tuning")}
+    # The last are traits: foretold codes come before them and are always read.
+    middle, size = read["train"].mean(axis=0), config.model.hidden_dim
+    first = size + len(config.foretold.ids)
+    standard = np.where(np.arange(len(middle)) < size, 1 / (read["train"].std(axis=0) + 1e-3), 1.0)
     heads = []
     for scale in SCALES:
-        factor = scale / deviation
-        inputs = np.concatenate([(pooled["train"] - middle) * factor, splits["train"].traits], axis=1)
-        kernel, bias = _fit(config, inputs, splits["train"])
-        kernel = np.concatenate([kernel[: len(factor)] * factor[:, None], kernel[len(factor) :]])
-        heads.append((kernel, bias - middle @ kernel[: len(factor)]))
-    found = np.concatenate([pooled["tuning"], splits["tuning"].traits], axis=1)
-    losses = [_loss(config, found @ kernel + bias, splits["tuning"]) for kernel, bias in heads]
+        for with_traits in TRAITS if read["train"].shape[1] > first else (1.0,):
+            factor = standard * np.repeat([scale, 1.0, with_traits], [size, first - size, len(middle) - first])
+            kernel, bias = _fit(config, (read["train"] - middle) * factor, splits["train"])
+            kernel = kernel * factor[:, None]
+            heads.append((kernel, bias - middle @ kernel))
+    losses = [_loss(config, read["tuning"] @ kernel + bias, splits["tuning"]) for kernel, bias in heads]
     kernel, bias = heads[int(np.argmin(losses))]
     head = {"output": {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}}
-    return {**variables, "params": {**variables["params"], "head": head}}
+    begun = {**variables, "params": {**variables["params"], "head": head}}
+    return {**params, "base": begun} if config.lora.rank else begun
 
 
-def embed(config: ConfigDict, model, variables: Any, found: Labelled) -> np.ndarray:
-    """Returns the (M, D) float32 embeddings of labelled histories, which the head reads."""
-    return labelled.read_each(config, found, config.model.hidden_dim, functools.partial(_embed, model, variables))
+def read_patients(config: ConfigDict, model, variables: Any, found: Labelled) -> np.ndarray:
+    """Returns what the head reads of labelled histories, (M, D + E + F) float32: embeddings, foretold codes, traits."""
+    width = config.model.hidden_dim + len(config.foretold.ids)
+    read = labelled.read_each(config, found, width, functools.partial(_read, model, variables))
+    return np.concatenate([read, found.traits], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _embed(model, variables, columns):
+def _read(model, variables, columns):
     inputs, named = model_arguments(columns)
     number = columns["weights"].shape[1]
-    return model.apply(variables, *inputs, **named, num_patients=number, method="get_patient_embedding")
+    pooled, foretold = model.apply(variables, *inputs, **named, num_patients=number, method="foretell")
+    return pooled if foretold is None else jnp.concatenate([pooled, foretold], axis=-1)
 
 
 def _fit(config: ConfigDict, inputs: np.ndarray, train: Labelled) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from behrt_jax.models import pooling as pools
@@ -14,6 +15,8 @@ from behrt_jax.models.encoder import Encoder, HierarchicalEncoder
 from behrt_jax.models.heads import ClassificationHead, CodeHead, DaysHead, EventHead
 from behrt_jax.models.inputs import check_inputs, count_patients
 from behrt_jax.models.lstm import LSTMEncoder
+
+DAYS_FORETOLD = 365.25
 
 
 def count_parameters(params) -> int:
@@ -97,7 +100,7 @@ class BEHRT(nn.Module):
           ages: (B, L).
           visit_ids: (B, L).
           attention_mask: (B, L).
-          pooling: `cls` (the first token), `mean`, `max`, or `attention`, whose weights are learned in a head.
+          pooling: `cls` (the first token), `last`, `mean`, `max`, or `attention`, whose weights are learned in a head.
           num_patients: P, the most patients that a packed row holds; None for one patient a row.
           **columns: `positions`, `time_deltas`, `dates`, `deterministic`.
 
@@ -124,8 +127,7 @@ class BEHRT(nn.Module):
                 )
             pooled = self.attention_pooling(hidden, members)
         else:
-            pool = {"cls": pools.pool_first, "mean": pools.pool_mean, "max": pools.pool_max}[pooling]
-            pooled = pool(hidden, members)
+            pooled = pools.POOLS[pooling](hidden, members)
         return pooled if num_patients else pooled[:, 0]
 
 
@@ -310,16 +312,20 @@ def take_places(hidden: jax.Array, places: jax.Array) -> jax.Array:
 
 
 class BEHRTForSequenceClassification(BEHRTWithHead):
-    """BEHRT with a linear head on the patient's embedding, and on traits that are known of the patient beside it.
+    """BEHRT with a linear head on the patient's embedding, and on what else is known or foretold of the patient.
 
     Attributes:
       num_labels: 1 for a binary outcome; the number of classes, or of outcomes that do not exclude each other. Logits
         are for a sigmoid, a softmax, or a sigmoid each.
       num_traits: F, numbers that are given of each patient, as `data.at_times.traits_at` makes them of age and sex.
+      foretold: E ids of codes; the head reads how often the pre-trained head for events expects each within a year.
+      event_edges: of that head, days that part its bins of time; read with `foretold`.
     """
 
     num_labels: int = 1
     num_traits: int = 0
+    foretold: tuple[int, ...] = ()
+    event_edges: tuple[float, ...] = ()
 
     def setup(self):
         """Declares the encoder and the head."""
@@ -327,6 +333,10 @@ class BEHRTForSequenceClassification(BEHRTWithHead):
             raise ValueError(f"num_labels: found {self.num_labels}; expected 1 or more")
         self.behrt = BEHRT(self.config)
         self.head = ClassificationHead(self.config, self.num_labels)
+        if self.foretold:
+            if self.config.pooling != "last":
+                raise ValueError(f"pooling: found {self.config.pooling!r} with foretold codes; expected 'last'")
+            self.time_to_event = EventHead(self.config, len(self.event_edges) + 1)
 
     def __call__(
         self, codes, ages, visit_ids, attention_mask, *, traits=None, num_patients=None, deterministic=True, **columns
@@ -350,14 +360,37 @@ class BEHRTForSequenceClassification(BEHRTWithHead):
           ValueError: traits are not what `num_traits` says.
         """
         arguments = {"num_patients": num_patients, "deterministic": deterministic, **columns}
-        pooled = self.get_patient_embedding(codes, ages, visit_ids, attention_mask, **arguments)
+        pooled, foretold = self.foretell(codes, ages, visit_ids, attention_mask, **arguments)
         expected = (*pooled.shape[:-1], self.num_traits)
         if self.num_traits and traits is None and self.is_initializing():
             traits = jnp.zeros(expected)
         if (None if traits is None else traits.shape) != (expected if self.num_traits else None):
             found = f"found {'none' if traits is None else traits.shape}; expected {expected}"
             raise ValueError(f"traits: {found}: age and sex at the prediction time, as data.at_times.traits_at gives")
-        return self.head(pooled, deterministic, traits)
+        known = [each for each in (foretold, traits) if each is not None]
+        return self.head(pooled, deterministic, jnp.concatenate(known, axis=-1) if known else None)
+
+    def foretell(self, codes, ages, visit_ids, attention_mask, **arguments) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the patients' embeddings, and of `foretold` codes how often each is expected within a year.
+
+        Args:
+          codes: (B, L); the others too, and `arguments`, are as `BEHRT.get_patient_embedding` takes them.
+          ages: (B, L).
+          visit_ids: (B, L).
+          attention_mask: (B, L).
+          **arguments: those of `BEHRT.get_patient_embedding`.
+
+        Returns:
+          (B, D) or (B, P, D), and (B, E) or (B, P, E) float32 logs of expected numbers; None where E is 0.
+        """
+        pooled = self.get_patient_embedding(codes, ages, visit_ids, attention_mask, **arguments)
+        if not self.foretold:
+            return pooled, None
+        edges = np.array([0.0, *self.event_edges, np.inf])
+        spent = np.diff(np.minimum(edges, DAYS_FORETOLD)).astype(np.float32)
+        log_rates = self.time_to_event(pooled, self.behrt.embedding.attend)[..., np.array(self.foretold)]
+        spent = spent.reshape((1,) * (pooled.ndim - 1) + (-1, 1))
+        return pooled, nn.logsumexp(log_rates, axis=-2, b=jnp.asarray(spent))
 
 
 def encode(model, params, codes, ages, visit_ids, attention_mask, *, capture_attention: bool = False, **columns) -> Any:

@@ -9,7 +9,7 @@ CHOICES = {
     "position_encoding": ("learned", "sinusoidal", "none"),
     "rotary": ("none", "positions", "ages"),
     "encoder": ("transformer", "hierarchical", "lstm"),
-    "pooling": ("cls", "mean", "max", "attention"),
+    "pooling": ("cls", "last", "mean", "max", "attention"),
     "dtype": ("float32", "bfloat16"),
 }
 
@@ -39,7 +39,7 @@ class BEHRTConfig:
       visit_bias: whether attention falls with the number of visits between two tokens, by a slope for each head.
       causal: whether a visit sees only itself and the past.
       encoder: `transformer` over codes, `hierarchical` (codes to visit vectors, a Transformer over visits), or `lstm`.
-      pooling: from tokens to the patient, in the heads for patients: `cls`, `mean`, `max` or `attention`.
+      pooling: from tokens to the patient, in the heads for patients: `cls`, `last`, `mean`, `max` or `attention`.
       dropout: share of activations dropped after the embeddings and in each residual branch.
       dtype: of the matrix products in the blocks of a Transformer, `float32` or `bfloat16`; all else is float32.
     """

@@ -1,4 +1,4 @@
-"""From tokens to patients: the first token, the mean, the maximum, or a learned weighting."""
+"""From tokens to patients: the first token, the last, the mean, the maximum, or a learned weighting."""
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,12 @@ def pool_first(hidden: jax.Array, members: jax.Array) -> jax.Array:
     return _zero_if_empty(first, members)
 
 
+def pool_last(hidden: jax.Array, members: jax.Array) -> jax.Array:
+    """Returns the state of each patient's last token: (B, P, D); zeros for a patient without tokens."""
+    place = members.shape[-1] - 1 - jnp.argmax(members[..., ::-1], axis=-1)
+    return _zero_if_empty(jnp.take_along_axis(hidden, place[:, :, None], axis=1), members)
+
+
 def pool_mean(hidden: jax.Array, members: jax.Array) -> jax.Array:
     """Returns the mean of each patient's states: (B, P, D); zeros for a patient without tokens."""
     weights = members / jnp.maximum(members.sum(axis=-1, keepdims=True), 1)
@@ -28,6 +34,9 @@ def pool_max(hidden: jax.Array, members: jax.Array) -> jax.Array:
     # The gradient of max compares values that XLA may have rounded twice, and is NaN where none is the largest.
     largest = jnp.where(members[..., None], hidden[:, None], lowest).argmax(axis=2)
     return _zero_if_empty(jnp.take_along_axis(hidden, largest, axis=1), members)
+
+
+POOLS = {"cls": pool_first, "last": pool_last, "mean": pool_mean, "max": pool_max}
 
 
 def _zero_if_empty(pooled: jax.Array, members: jax.Array) -> jax.Array:

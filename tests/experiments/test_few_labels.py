@@ -138,7 +138,7 @@ def test_a_probe_reads_what_embeddings_say_of_an_outcome_and_is_what_the_model_t
     config = task.config.copy_and_resolve_references()
     its = few_labels_run.outcomes.build(config, task.prepared, drawn, task.begun)
     variables = its.initialize(jax.random.key(0))
-    pooled = {name: probe_first.embed(config, its.model, variables, found) for name, found in drawn.items()}
+    pooled = {name: probe_first.read_patients(config, its.model, variables, found) for name, found in drawn.items()}
     planted = {}
     for name, found in drawn.items():  # whoever is high in the first column is ill, soon
         high = pooled[name][:, 0] > np.median(pooled["train"][:, 0])
@@ -154,6 +154,7 @@ def test_a_probe_reads_what_embeddings_say_of_an_outcome_and_is_what_the_model_t
     assert reached > plain + 0.05
     jax.tree.map(np.testing.assert_array_equal, probed["params"]["behrt"], variables["params"]["behrt"])
     monkeypatch.setattr(probe_first, "SCALES", (0.0,))
+    monkeypatch.setattr(probe_first, "TRAITS", (1.0,))
     plainly = probe_first.begin(config, its.model, variables, planted)["params"]["head"]["output"]
     expected = its.initialize(jax.random.key(0))["params"]["head"]["output"]
     for name in ("kernel", "bias"):

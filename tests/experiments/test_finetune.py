@@ -13,8 +13,8 @@ import pytest
 import behrt_jax
 from behrt_jax.data import dataset
 from behrt_jax.data import labels as label_files
-from experiments import labelled, outcomes, predictions
-from tests.experiments.conftest import ROOT, TINY, Workplace, assert_same_end, evaluation_of
+from experiments import labelled, outcome_regression, outcomes, predictions
+from tests.experiments.conftest import ROOT, TINY, Workplace, assert_same_end, evaluation_of, metrics_of
 
 MODEL = [key for key in TINY if key.startswith("model.")]
 FINE_TUNING = {
@@ -35,14 +35,10 @@ def arguments(place: Workplace, recipe: str, labels, run: str, **overrides) -> l
 
 @pytest.fixture(scope="session")
 def survival_run(workplace, deaths, joint):
-    """A run that is fine-tuned from a pre-trained one: its workdir and what it printed."""
-    done = workplace.run(
-        [
-            *arguments(workplace, "survival", deaths, "survival", pretrained=joint, survival__num_bins=3),
-            "--nobaselines",
-        ],
-        "experiments.finetune",
-    )
+    """A run that is fine-tuned from a pre-trained one beside a regression: its workdir and what it printed."""
+    chosen = {"pretrained": joint, "survival__num_bins": 3, "history__regression": True}
+    given = [*arguments(workplace, "survival", deaths, "survival", **chosen), "--nobaselines"]
+    done = workplace.run(given, "experiments.finetune")
     assert done.returncode == 0, done.stderr
     return workplace.folder / "survival", done
 
@@ -71,6 +67,9 @@ def test_a_run_says_what_it_found_and_what_it_reached(survival_run, deaths):
     said = pl.read_parquet(folder / "predictions.parquet")
     risks = said.select(pl.selectors.starts_with("risk/")).to_numpy()
     assert (np.diff(risks, axis=1) >= 0).all() and (risks > 0).all() and (risks < 1).all()
+    # What training begins with is scored too, as it may be the best.
+    assert [line["step"] for line in metrics_of(folder, "tuning")][:2] == [0, 4]
+    assert "regression on codes 1 of 1: " in done.stdout
 
 
 def test_the_encoder_begins_where_pre_training_stopped(workplace, deaths, joint):
@@ -112,7 +111,7 @@ def test_a_fine_tuned_run_is_loaded_in_one_call(survival_run):
     ones = np.ones((2, 5), np.int32)
     traits = np.zeros((2, model.num_traits), np.float32)
     logits = model.apply(params, 6 * ones, 50.0 * ones, 0 * ones, ones, traits=traits)
-    with pytest.raises(ValueError, match="traits: found none; expected \\(2, 13\\)"):
+    with pytest.raises(ValueError, match="traits: found none; expected \\(2, 1\\)"):
         model.apply(params, 6 * ones, 50.0 * ones, 0 * ones, ones)
     assert logits.shape == (2, model.num_labels) == (2, len(config.survival.edges))
     assert len(vocabulary) == config.model.vocab_size
@@ -122,10 +121,12 @@ def test_nothing_after_the_prediction_time_moves_a_prediction(workplace, surviva
     config, vocabulary, model, params = behrt_jax.load(survival_run[0])
     labels = label_files.read_labels([deaths], lambda line: None)
     prepared = outcomes.outcome_data.prepare(outcomes.outcome_data.DataConfig(**config.data))
+    regression = outcome_regression.load(survival_run[0], config)
     patients = dataset.read(prepared.folder, "train")
 
     def said(patients):
         found = labelled.find_histories(config, patients, labels, vocabulary.tokens, "train", lambda line: None)
+        (found,) = outcome_regression.add({"train": found}, regression, vocabulary.tokens).values()
         return found.labels, predictions.score(config, model, params, found)
 
     mine, before = said(patients)

@@ -199,9 +199,8 @@ def pool(hidden, batch, pooling, num_patients, weights):
         if pooling == "attention":
             pooled[row, number - 1] = softmax(dense(states, weights["scores"])[:, 0]) @ states
         else:
-            pooled[row, number - 1] = {"cls": states[0], "mean": states.mean(axis=0), "max": states.max(axis=0)}[
-                pooling
-            ]
+            simple = {"cls": states[0], "last": states[-1], "mean": states.mean(axis=0), "max": states.max(axis=0)}
+            pooled[row, number - 1] = simple[pooling]
     return pooled
 
 

@@ -15,6 +15,7 @@ from behrt_jax.models.behrt import (
     BEHRTForSequenceClassification,
     encode,
 )
+from behrt_jax.models.config import CHOICES
 from behrt_jax.models.heads import ClassificationHead
 from tests import tiny
 from tests.models.drawn import apply, parameters
@@ -55,7 +56,7 @@ def test_shapes_of_packed_rows():
     assert shape(BEHRTForMLM(tiny.config()), PACKED, masked_positions=places) == (2, 2, V)
     assert shape(BEHRTForNextVisitPrediction(tiny.config()), PACKED, num_patients=3) == (2, 3, V)
     assert shape(causal(), PACKED, visit_ends=places) == (2, 2, V)
-    for pooling in ("cls", "mean", "max", "attention"):
+    for pooling in CHOICES["pooling"]:
         model = BEHRTForSequenceClassification(tiny.config(pooling=pooling), 4)
         assert shape(model, PACKED, num_patients=5) == (2, 5, 4)
 
@@ -247,7 +248,7 @@ def test_the_bias_of_the_scores_is_added_to_each_code():
     np.testing.assert_allclose(difference, np.tile(np.arange(V), (2, 1)), atol=1e-4)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "attention"])
+@pytest.mark.parametrize("pooling", CHOICES["pooling"])
 def test_a_classifier_is_linear_in_the_patient_embedding(pooling):
     model = BEHRTForSequenceClassification(tiny.config(pooling=pooling), 3)
     weights = parameters(model)["params"]["head"]["output"]
@@ -258,10 +259,34 @@ def test_a_classifier_is_linear_in_the_patient_embedding(pooling):
 
 def test_the_pooling_of_the_config_is_that_of_the_head():
     found = []
-    for pooling in ("cls", "mean", "max"):
+    for pooling in ("cls", "last", "mean", "max"):
         model = BEHRTForSequenceClassification(tiny.config(pooling=pooling))
         found.append(apply(model, PLAIN, parameters(BEHRTForSequenceClassification(tiny.config()))))
-    assert len({array.tobytes() for array in found}) == 3
+    assert len({array.tobytes() for array in found}) == 4
+
+
+def test_foretold_codes_are_what_the_head_for_events_expects_within_a_year():
+    """By hand: rates a day in bins up to 30, 300 and any number of days, at each patient's last token."""
+    foretold, config = (7, 4), tiny.config(pooling="last", causal=True)
+    events = BEHRTForPretraining(config, ("time_to_event",), 3)
+    model = BEHRTForSequenceClassification(config, 1, 2, foretold, (30.0, 300.0))
+    params = parameters(model)
+    theirs = {"params": {name: params["params"][name] for name in ("behrt", "time_to_event")}}
+    ends = np.array([[4, 8, 9], [6, 15, 0]])
+    ids = PACKED["patient_ids"]
+    ends = np.stack([[np.flatnonzero(row == p)[-1] if (row == p).any() else 0 for p in (1, 2, 3)] for row in ids])
+    log_rates = apply(events, PACKED, theirs, visit_ends=ends, method="predict_events")[..., list(foretold)]
+    expected = np.log((np.exp(log_rates) * np.array([30, 270, 65.25])[:, None]).sum(axis=2))
+    traits = np.random.default_rng(0).standard_normal((2, 3, 2)).astype(np.float32)
+    pooled, found = apply(model, PACKED, params, num_patients=3, method="foretell")
+    there = np.stack([[(row == p).any() for p in (1, 2, 3)] for row in ids])
+    np.testing.assert_allclose(found[there], expected[there], rtol=1e-4, atol=1e-4)
+    weights = params["params"]["head"]["output"]
+    read = np.concatenate([pooled, found, traits], axis=-1)
+    logits = apply(model, PACKED, params, num_patients=3, traits=traits)
+    np.testing.assert_allclose(logits, read @ np.asarray(weights["kernel"]) + np.asarray(weights["bias"]), atol=1e-4)
+    with pytest.raises(ValueError, match="pooling: found 'mean' with foretold codes; expected 'last'"):
+        shape(BEHRTForSequenceClassification(tiny.config(), 1, 0, foretold), PLAIN)
 
 
 @pytest.mark.parametrize("num_labels", [0, -1])

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from behrt_jax.models.behrt import BEHRT, BEHRTForMLM, BEHRTForSequenceClassification
-from behrt_jax.models.pooling import AttentionPooling, membership, pool_first, pool_max, pool_mean
+from behrt_jax.models.pooling import POOLS, AttentionPooling, membership
 from tests import tiny
 from tests.models.drawn import apply, parameters
 
-POOLINGS = ("cls", "mean", "max", "attention")
+POOLINGS = ("cls", "last", "mean", "max", "attention")
 # Two rows for three patients: the first holds 1, 2 and 3 with padding between, the second 2 alone, the third nothing.
 PATIENT_IDS = np.array([[1, 1, 1, 0, 2, 3, 3, 0], [0, 0, 2, 2, 2, 0, 0, 0], [0] * 8])
 
@@ -32,8 +32,7 @@ def pool(name, hidden, num_patients=3, patient_ids=PATIENT_IDS):
         params = tiny.scattered(module.init(jax.random.key(0), hidden, members), scale=1.0)
         scores = hidden @ np.asarray(params["params"]["scores"]["kernel"])[:, 0]
         return np.asarray(module.apply(params, hidden, members)), scores
-    functions = {"cls": pool_first, "mean": pool_mean, "max": pool_max}
-    return np.asarray(functions[name](jnp.asarray(hidden), members)), np.zeros(hidden.shape[:2])
+    return np.asarray(POOLS[name](jnp.asarray(hidden), members)), np.zeros(hidden.shape[:2])
 
 
 def by_loop(name, hidden, scores, num_patients=3):
@@ -46,6 +45,7 @@ def by_loop(name, hidden, scores, num_patients=3):
             weights = np.exp(scores[row][PATIENT_IDS[row] == patient])
             pooled[row, patient - 1] = {
                 "cls": own[0],
+                "last": own[-1],
                 "mean": own.mean(axis=0),
                 "max": own.max(axis=0),
                 "attention": weights @ own / weights.sum(),
@@ -102,12 +102,7 @@ def test_a_gradient_through_rows_of_padding_is_finite(name):
     members = membership(jnp.asarray(PATIENT_IDS), 4)
     module = AttentionPooling()
     params = module.init(jax.random.key(0), states(), members)
-    functions = {
-        "cls": pool_first,
-        "mean": pool_mean,
-        "max": pool_max,
-        "attention": functools.partial(module.apply, params),
-    }
+    functions = {**POOLS, "attention": functools.partial(module.apply, params)}
     grads = jax.grad(lambda hidden: functions[name](hidden, members).sum())(jnp.asarray(states()))
     assert np.isfinite(grads).all() and not np.asarray(grads)[PATIENT_IDS == 0].any()
 
@@ -171,7 +166,7 @@ def test_the_model_pools_its_own_hidden_states():
     batch = tiny.packed_batch([[5, 4, 3], [7]], 16)
     hidden = apply(model, batch, params)
     own = hidden[0, 5:9]
-    expected = {"cls": own[0], "mean": own.mean(axis=0), "max": own.max(axis=0)}
+    expected = {"cls": own[0], "last": own[-1], "mean": own.mean(axis=0), "max": own.max(axis=0)}
     for pooling, values in expected.items():
         np.testing.assert_allclose(embedder(pooling, 3)(batch)[0, 1], values, atol=1e-5)
 
@@ -183,7 +178,7 @@ def embed(model, params, batch, **arguments):
 
 
 def test_an_unknown_pooling_lists_the_poolings():
-    with pytest.raises(ValueError, match="^pooling: found 'median'; expected one of cls, mean, max, attention"):
+    with pytest.raises(ValueError, match="^pooling: found 'median'; expected one of cls, last, mean, max, attention"):
         embed(*model_of(), tiny.packed_batch([[4]], 8), pooling="median")
 
 

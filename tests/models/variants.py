@@ -55,7 +55,13 @@ CONFIGS = {
         "rotary": "ages",
         "pooling": "max",
     },
-    "lstm": {**PLAIN, "encoder": "lstm", "age_encoding": "time2vec", "date_encoding": "time2vec"},
+    "lstm": {
+        **PLAIN,
+        "encoder": "lstm",
+        "age_encoding": "time2vec",
+        "date_encoding": "time2vec",
+        "pooling": "last",
+    },
     "lstm, no positions": {"encoder": "lstm", "position_encoding": "none", "pooling": "attention"},
 }
 HEADS = {

@@ -1,0 +1,15 @@
+"""Events: the small model on when each code comes next, death among them (MOTOR), to begin with where labels are few.
+
+python -m experiments.pretrain --config=configs/events.py
+"""
+
+from configs import small
+
+
+def get_config():
+    config = small.get_config()
+    config.objective.name = "time_to_event"
+    config.objective.targets = (*config.objective.targets, "MEDS_DEATH")
+    config.model.update(causal=True, dropout=0.1)  # heads for outcomes read the last token, as the rates did
+    config.train.update(num_steps=1500, evaluate_every=250)
+    return config

@@ -1,0 +1,112 @@
+"""Heads that read what a pre-trained run foretells: it is that run's own forecast, and labels say how far it counts."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import polars as pl
+import pytest
+
+import behrt_jax
+from behrt_jax.models.behrt import DAYS_FORETOLD
+from behrt_jax.models.inputs import model_arguments
+from experiments import labelled, outcomes, probe_first
+from tests.experiments.test_finetune import tiny_config
+
+
+@pytest.fixture(scope="module")
+def events(workplace, joint):
+    """The run on masked codes, next visits and events, as if it were causal."""
+    folder = workplace.folder / "events"
+    shutil.copytree(joint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["causal"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def code(events):
+    """A condition that the run knows."""
+    return next(code for code in behrt_jax.load(events).vocabulary.codes if code.startswith("CONDITION//"))
+
+
+@pytest.fixture(scope="module")
+def task(workplace, deaths, events, code):
+    config = tiny_config("survival", workplace, deaths, pretrained=str(events), **{"foretold.codes": (code,)})
+    return config, outcomes.begin(config, lambda line: None)
+
+
+def test_what_is_foretold_is_the_forecast_of_the_pre_trained_run_at_the_prediction_time(task, events, code):
+    config, built = task
+    assert config.model.pooling == "last" and config.foretold.ids == (behrt_jax.load(events).vocabulary.ids[code],)
+    variables, found = built.initialize(jax.random.key(0)), built.splits["held_out"]
+    read = probe_first.read_patients(config, built.model, variables, found)
+    width = config.model.hidden_dim
+    assert read.shape == (len(found.labels), width + 1 + found.traits.shape[1])
+    np.testing.assert_array_equal(read[:, width + 1 :], found.traits)
+    _, _, model, params = behrt_jax.load(events)
+    edges = np.array([0.0, *config.foretold.edges, np.inf])
+    spent = np.diff(np.minimum(edges, DAYS_FORETOLD))
+
+    def forecast(columns):
+        inputs, named = model_arguments(columns)
+        ids = np.asarray(columns["patient_ids"])
+        numbers = range(1, 1 + columns["weights"].shape[1])
+        ends = np.array([[np.flatnonzero(row == n)[-1] if (row == n).any() else 0 for n in numbers] for row in ids])
+        log_rates = model.apply(params, *inputs, **named, visit_ends=ends, method="predict_events")
+        rates = np.exp(np.asarray(log_rates)[..., config.foretold.ids[0]])
+        return np.log(rates @ spent)[..., None]
+
+    np.testing.assert_allclose(read[:, width : width + 1], labelled.read_each(config, found, 1, forecast), atol=1e-4)
+
+
+def test_the_head_begins_at_what_labels_say_of_the_forecast(task, monkeypatch):
+    """Deaths that come as the forecast has it: the head begins at it, whatever age and sex say."""
+    config, built = task
+    variables, planted = built.initialize(jax.random.key(0)), {}
+    width = config.model.hidden_dim
+    for name, found in built.splits.items():
+        foretold = probe_first.read_patients(config, built.model, variables, found)[:, width]
+        ranks = foretold.argsort().argsort() / len(foretold)
+        labels = dataclasses.replace(found.labels, days=9000.0 - 8900 * ranks, events=np.ones(len(ranks), np.int32))
+        planted[name] = found._replace(labels=labels)
+    monkeypatch.setattr(probe_first, "SCALES", (0.0,))
+    begun = probe_first.begin(config, built.model, variables, planted)
+    kernel = np.asarray(begun["params"]["head"]["output"]["kernel"])
+    assert (kernel[width] > 0).all() and not kernel[:width].any()
+    jax.tree.map(np.testing.assert_array_equal, begun["params"]["behrt"], variables["params"]["behrt"])
+
+
+def test_from_scratch_the_head_for_events_is_another(task):
+    config, built = task
+    scratch = outcomes.build(config, built.prepared, built.splits, None).initialize(jax.random.key(0))
+    ours = built.initialize(jax.random.key(0))
+    shapes = [jax.tree.map(np.shape, each) for each in (scratch, ours)]
+    assert shapes[0] == shapes[1]
+    pairs = zip(*(jax.tree.leaves(each["params"]["time_to_event"]) for each in (scratch, ours)), strict=True)
+    assert any((a != b).any() for a, b in pairs)
+
+
+@pytest.mark.parametrize("wrong", ["not causal", "unknown code", "from scratch", "several labels"])
+def test_what_cannot_be_foretold_is_an_error(workplace, deaths, joint, events, code, wrong):
+    run = {"not causal": str(joint), "from scratch": ""}.get(wrong, str(events))
+    codes = ("CONDITION//NONE",) if wrong == "unknown code" else (code,)
+    recipe, labels = "survival", deaths
+    if wrong == "several labels":
+        dates = pl.read_parquet(deaths).select("subject_id", "prediction_time")
+        files = [workplace.folder / f"{name}.parquet" for name in ("odd", "late")]
+        dates.with_columns(boolean_value=pl.col("subject_id") % 2 == 1).write_parquet(files[0])
+        dates.with_columns(boolean_value=pl.col("subject_id") % 3 == 1).write_parquet(files[1])
+        recipe, labels = "classification", ",".join(map(str, files))
+    config = tiny_config(recipe, workplace, labels, pretrained=run, **{"foretold.codes": codes})
+    messages = {
+        "not causal": "foretold.codes: pretrained=.* is trained on joint; expected a run of configs/events.py",
+        "unknown code": "does not know CONDITION//NONE; expected codes that it knows",
+        "from scratch": "foretold.codes: found CONDITION.* without pretrained; expected a run of configs/events.py",
+        "several labels": "foretold.codes: found multilabel labels; expected one binary label, or times to an event",
+    }
+    with pytest.raises(ValueError, match=messages[wrong]):
+        outcomes.begin(config, lambda line: None)
