@@ -12,7 +12,7 @@ from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.optimizer import OptimizerConfig
 from behrt_jax.train import TrainConfig
-from configs import classification, default, joint, large, lstm, medium, reference, small, survival
+from configs import classification, default, events, joint, large, lstm, medium, reference, small, survival
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {
@@ -20,6 +20,7 @@ RECIPES = {
     "small": small,
     "medium": medium,
     "large": large,
+    "events": events,
     "joint": joint,
     "lstm": lstm,
     "reference": reference,
