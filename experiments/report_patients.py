@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from behrt_jax.data.vocabulary import MASK, SPECIAL_TOKENS
+from behrt_jax.data.vocabulary import MASK, SPECIAL_TOKENS, UNK
 from experiments.explain_examples import FILE
 from experiments.report_parts import Missing, Section, Table, Text
 from experiments.report_source import Source
@@ -10,6 +10,7 @@ from experiments.report_source import Source
 ASKED = {"next_visit": "codes of the next visit", "mlm": "the code behind [MASK]", "outcome": "the outcome"}
 SHOWN_VISITS, SHOWN_CODES, SHOWN_DRIVERS = 8, 8, 6
 HIDDEN = SPECIAL_TOKENS[MASK]
+RARE = {SPECIAL_TOKENS[UNK]: "a code too rare to be told"}
 
 
 class Timeline(NamedTuple):
@@ -66,11 +67,22 @@ def _predictions(patient: dict, caption: str) -> Table:
             rows += [[f"{_name(each)} within {day} days", f"{risk:.1%}"] for day, risk in each["risk_by_day"].items()]
         elif "came" in each:
             header = ["predicted", "probability", "came"]
-            rows.append([_name(each), f"{each['probability']:.0%}", "yes" if each["came"] else "no"])
+            rows.append([_name(each), format_chance(each["probability"]), "yes" if each["came"] else "no"])
         else:
             rows.append([_name(each), f"{each['probability']:.1%}"])
     came = [_name(code) for code in patient.get("came", [])]
     return Table(caption, header, rows, f"What came: {', '.join(_cut(came))}." if came else "")
+
+
+def format_chance(probability: float) -> str:
+    """Writes a probability in percent.
+
+    >>> [format_chance(each) for each in (0.004, 0.257, 0.999)]
+    ['under 1%', '26%', 'over 99%']
+    """
+    if not 0.01 <= probability <= 0.99:
+        return "under 1%" if probability < 0.5 else "over 99%"
+    return f"{probability:.0%}"
 
 
 def _when(visit: dict) -> str:
@@ -107,4 +119,5 @@ def _place(age: float | None) -> str:
 
 
 def _name(token: dict) -> str:
-    return token.get("description") or token.get("code") or token["name"]
+    name: str = token.get("description") or token.get("code") or token["name"]
+    return RARE.get(name, name)

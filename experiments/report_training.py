@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 from tensorboardX.proto.event_pb2 import Event
 
-from behrt_jax import writer
+from behrt_jax import workdir, writer
+from behrt_jax.checkpoint import Checkpoints
 from experiments.fitting import MACHINE_FILE
 from experiments.report_parts import Figure, Missing, Section, Table, draw
 from experiments.report_source import Source
 
 CURVE_POINTS = 200
+REPORT_ON_RUN = "python -m experiments.report --workdir=RUN"
 
 
 def curves(source: Source) -> Section:
@@ -23,8 +25,8 @@ def curves(source: Source) -> Section:
     intro = (
         "A loss says how surprised the model is by the truth; lower is better. Tuning patients are not learned from."
     )
-    command = f"python -m experiments.pretrain --workdir={source.folder}"
-    return Section("curves", "Learning curves", intro, parts or [Missing("metrics.jsonl holds no loss.", command)])
+    missing = "No losses lie beside this model, as where experiments.publish left them behind. The run itself has them:"
+    return Section("curves", "Learning curves", intro, parts or [Missing(missing, REPORT_ON_RUN)])
 
 
 def _draw_curve(lines: list[dict], name: str) -> Figure:
@@ -57,10 +59,10 @@ def cost(source: Source) -> Section:
     lines = writer.read_metrics(source.folder)
     speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
     sessions = session_seconds(source.folder)
-    machine = source.read_json(MACHINE_FILE) or {"machine": "not recorded: trained by an earlier version"}
+    machine = source.read_json(MACHINE_FILE) or {"machine": "not recorded"}
     settings = source.config.train
     rows = [
-        ["steps", f"{max((line['step'] for line in lines), default=0):,} of {settings.num_steps:,}"],
+        ["steps", f"{last_step(source.folder, lines):,} of {settings.num_steps:,}"],
         ["rows a step", f"{settings.batch_size:,}"],
         ["tokens a second, median", f"{np.median(speeds):,.0f}" if speeds else "not recorded"],
         ["wall time, with evaluations on tuning", format_time(sum(sessions)) if sessions else "not recorded"],
@@ -69,6 +71,16 @@ def cost(source: Source) -> Section:
     ]
     note = "Wall time is from the opening of the TensorBoard files to their last entry, pauses between them left out."
     return Section("cost", "What training took", note, [Table("Cost of training", ["what", "value"], rows)])
+
+
+def last_step(folder: Path, lines: list[dict]) -> int:
+    """Returns the last step that is logged; of a published model, which has no log, that of its parameters."""
+    if lines:
+        return max(line["step"] for line in lines)
+    checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
+    steps = checkpoints.steps()
+    checkpoints.close()
+    return max(steps, default=0)
 
 
 def session_seconds(folder: Path) -> list[float]:

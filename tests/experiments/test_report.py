@@ -28,6 +28,7 @@ from experiments.report_layout import FEWEST, SIDE, Colouring
 from experiments.report_scores import judge
 from experiments.report_training import format_time, session_seconds
 from experiments.tables import Selected, format_cell, format_signed
+from tests.experiments.conftest import NUM_STEPS
 
 SECTIONS = ("run", "results", "calibration", "groups", "patients", "codes", "examples", "curves", "cost")
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=\"alert('2')\"> & \u2028 {{ 7 * 7 }}"
@@ -109,12 +110,13 @@ def explained(joint):
     folder = joint.parent / "explained"
     shutil.copytree(joint, folder)
     token = {"code": "ENCOUNTER//wellness", "description": HOSTILE, "visit": 0}
+    rare = {"code": "[UNK]", "description": None, "visit": 0}
     predicted = {"code": "A//1", "description": "first", "probability": 0.25, "came": True}
-    predicted["drivers"] = {"occlusion": [0.5, -2.0]}
+    predicted["drivers"] = {"occlusion": [0.5, -2.0, 0.0]}
     patient = {
         "number": 1,
         "visits": [{"visit": 0, "age": 40.26, "days_since_previous": 0.0}],
-        "tokens": [token, {"code": "B//2", "description": None, "visit": 0}],
+        "tokens": [token, {"code": "B//2", "description": None, "visit": 0}, rare],
         "predictions": [predicted],
         "came": [{"code": "C//3", "description": "what is told to have come"}],
     }
@@ -197,6 +199,7 @@ def test_a_timeline_tells_what_came_and_what_drove_it(page):
     row = page.cells.index("first")
     assert page.cells[row + 1 : row + 3] == ["25%", "yes"]
     assert "What came: what is told to have come." in page.text
+    assert "a code too rare to be told" in page.text
     driver = page.cells.index("B//2")  # the larger effect comes first
     assert page.cells[driver + 2] == "-2.000 lowered"
     assert page.cells.index(HOSTILE, driver) > driver
@@ -248,7 +251,8 @@ def test_cells_hold_as_many_as_they_say():
 def test_what_is_missing_names_the_command_that_makes_it(workplace, whole, tmp_path):
     folder = tmp_path / "bare"
     shutil.copytree(whole[0], folder)
-    (folder / "evaluation.json").unlink()
+    for name in ("evaluation.json", "metrics.jsonl"):
+        (folder / name).unlink()
     shutil.rmtree(folder / "tensorboard")
     config = json.loads((folder / "config.json").read_text())
     config["data"]["path"] = str(tmp_path / "gone")
@@ -261,7 +265,8 @@ def test_what_is_missing_names_the_command_that_makes_it(workplace, whole, tmp_p
     assert f"python -m experiments.explain --workdir={folder}" in page.text
     assert f"python -m experiments.report --workdir={folder} --data=DIR" in page.text
     assert str(tmp_path / "gone") not in page.text
-    assert "not recorded" in page.cells
+    assert "not recorded" in page.cells and f"{NUM_STEPS} of {NUM_STEPS}" in page.cells
+    assert "python -m experiments.report --workdir=RUN" in page.text
     assert len([each for each in page.json if "names" in each]) == 1  # the codes need no data
     assert str(tmp_path) not in " ".join(page.cells)
 
