@@ -1,6 +1,8 @@
 """Where a head begins: at what age and sex alone say of an outcome, so that training has only to add the codes."""
 
 import numpy as np
+import scipy.optimize
+import scipy.special
 from sklearn.linear_model import LogisticRegression, PoissonRegressor
 
 from behrt_jax.objectives import classification, survival
@@ -12,7 +14,7 @@ YEAR = 365.25
 
 
 def begin_survival(
-    traits: np.ndarray, days: np.ndarray, events: np.ndarray, config: SurvivalConfig
+    traits: np.ndarray, days: np.ndarray, events: np.ndarray, config: SurvivalConfig, offset: np.ndarray | float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fits the log rate of each cause to traits (Poisson regression), alike in all bins of time.
 
@@ -21,19 +23,54 @@ def begin_survival(
       days: (N,).
       events: (N,).
       config: the section `survival`, with its edges.
+      offset: (N,) a log rate that is expected already, to which traits add.
 
     Returns:
       (F, K) kernel and (K,) bias of the head, float32.
     """
     bias, years = survival.initial_bias(days, events, config), days / YEAR
+    exposure = years * np.exp(offset)
     parts = [np.zeros((0, config.num_causes))]
     if traits.shape[1]:
-        model = PoissonRegressor(alpha=1 / (PRIOR * years.sum()), fit_intercept=True, max_iter=1000)
-        fits = [model.fit(traits, (events == cause) / years, years).coef_ for cause in range(1, config.num_causes + 1)]
+        model = PoissonRegressor(alpha=1 / (PRIOR * exposure.sum()), fit_intercept=True, max_iter=1000)
+        causes = range(1, config.num_causes + 1)
+        fits = [model.fit(traits, (events == cause) / exposure, exposure).coef_ for cause in causes]
         parts = [np.stack(fits, axis=1)]
     kernel = np.repeat(parts[0], config.num_logits // config.num_causes, axis=1)
-    shift = np.log(np.average(np.exp(traits @ kernel), axis=0, weights=years))
+    # As many events are expected in each bin as there were, of those who are still there.
+    spent = years[:, None] if config.loss == "cox" else survival.spent_in_bins(days, config)[0]
+    spent = np.tile(spent, config.num_causes)
+    risks = np.exp(traits @ kernel + np.reshape(offset, (-1, 1)))
+    shift = np.log((spent * risks).sum(axis=0) / spent.sum(axis=0))
     return kernel.astype(np.float32), (bias - shift).astype(np.float32)
+
+
+def begin_binary(
+    traits: np.ndarray, targets: np.ndarray, config: ClassificationConfig, offset: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fits the log odds of a binary outcome to traits, as `begin_classification`, beside what is expected already.
+
+    Args:
+      traits: (N, F) of the train split.
+      targets: (N,) 0 or 1.
+      config: the section `classification`.
+      offset: (N,) log odds to which traits add.
+
+    Returns:
+      (F, 1) kernel and (1,) bias of the head, float32.
+    """
+    shares = np.ones(len(targets))
+    if config.class_weights == "balanced":
+        shares = classification.balanced_weights(targets)[targets.astype(int)]
+
+    def loss(weights):
+        logits = offset + traits @ weights[:-1] + weights[-1]
+        ridge, apart = weights[:-1] / PRIOR, shares * (scipy.special.expit(logits) - targets)
+        value = shares @ (np.logaddexp(0, logits) - targets * logits) + ridge @ weights[:-1] / 2
+        return value, np.append(traits.T @ apart + ridge, apart.sum())
+
+    found = scipy.optimize.minimize(loss, np.zeros(traits.shape[1] + 1), jac=True, method="L-BFGS-B").x
+    return found[:-1, None].astype(np.float32), found[-1:].astype(np.float32)
 
 
 def begin_classification(

@@ -34,7 +34,7 @@ def recipe() -> ConfigDict:
     config = default.get_finetune_config("classification")
     with config.unlocked():
         config.survival = default.get_finetune_config("survival").survival
-        config.train.update(num_steps=60, evaluate_every=20)
+        config.train.update(num_steps=40, evaluate_every=20)
     return config
 
 

@@ -81,6 +81,9 @@ def run(task: Task, size: int, draw: int, pretrained: bool, compiled: dict[str, 
       compiled: steps of earlier runs, to which those of this run are added.
     """
     config = task.config.copy_and_resolve_references()
+    if not pretrained:  # nothing to foretell with
+        with config.unlocked():
+            config.foretold.codes = config.foretold.ids = ()
     splits = draws.draw_splits(task.splits, size, config.seed, draw)
     its = outcomes.build(config, task.prepared, splits, task.begun if pretrained else None)
     balanced = "classification" in config and config.classification.class_weights != "none"

@@ -23,6 +23,7 @@ from experiments.labelled import Labelled
 # Of standardised embeddings beside the rest, before a ridge that is the same for all; 0 leaves them out.
 SCALES = (0.0, 0.01, 0.03, 0.1, 0.3)
 TRAITS = (1.0, 0.0)  # with age and sex, and without
+FORETOLD = 0.25  # what foretold codes add to being believed as they are, likewise scaled
 
 
 def begin(config: ConfigDict, model, params: Any, splits: dict[str, Labelled]) -> Any:
@@ -41,12 +42,15 @@ def begin(config: ConfigDict, model, params: Any, splits: dict[str, Labelled]) -
     middle, size = read["train"].mean(axis=0), config.model.hidden_dim
     first = size + len(config.foretold.ids)
     standard = np.where(np.arange(len(middle)) < size, 1 / (read["train"].std(axis=0) + 1e-3), 1.0)
+    # A forecast is believed, in the mean of its codes, until labels say otherwise.
+    believed = np.repeat([0.0, 1.0 / max(first - size, 1), 0.0], [size, first - size, len(middle) - first])
     heads = []
     for scale in SCALES:
         for with_traits in TRAITS if read["train"].shape[1] > first else (1.0,):
-            factor = standard * np.repeat([scale, 1.0, with_traits], [size, first - size, len(middle) - first])
-            kernel, bias = _fit(config, (read["train"] - middle) * factor, splits["train"])
-            kernel = kernel * factor[:, None]
+            factor = standard * np.repeat([scale, FORETOLD, with_traits], [size, first - size, len(middle) - first])
+            known = read["train"] - middle
+            kernel, bias = _fit(config, known * factor, known @ believed, splits["train"])
+            kernel = kernel * factor[:, None] + believed[:, None].astype(np.float32)
             heads.append((kernel, bias - middle @ kernel))
     losses = [_loss(config, read["tuning"] @ kernel + bias, splits["tuning"]) for kernel, bias in heads]
     kernel, bias = heads[int(np.argmin(losses))]
@@ -70,11 +74,13 @@ def _read(model, variables, columns):
     return pooled if foretold is None else jnp.concatenate([pooled, foretold], axis=-1)
 
 
-def _fit(config: ConfigDict, inputs: np.ndarray, train: Labelled) -> tuple[np.ndarray, np.ndarray]:
+def _fit(config: ConfigDict, inputs: np.ndarray, offset: np.ndarray, train: Labelled) -> tuple[np.ndarray, np.ndarray]:
     labels = train.labels
     if "survival" in config:
-        return head_start.begin_survival(inputs, labels.days, labels.events, SurvivalConfig(**config.survival))
+        return head_start.begin_survival(inputs, labels.days, labels.events, SurvivalConfig(**config.survival), offset)
     settings = ClassificationConfig(**config.classification)
+    if config.foretold.ids:
+        return head_start.begin_binary(inputs, labels.values[:, 0], settings, offset)
     return head_start.begin_classification(inputs, labels.values[:, 0], settings, 2)
 
 

@@ -366,7 +366,8 @@ class BEHRTForSequenceClassification(BEHRTWithHead):
             traits = jnp.zeros(expected)
         if (None if traits is None else traits.shape) != (expected if self.num_traits else None):
             found = f"found {'none' if traits is None else traits.shape}; expected {expected}"
-            raise ValueError(f"traits: {found}: age and sex at the prediction time, as data.at_times.traits_at gives")
+            made = "age and sex by data.at_times.traits_at, or log risks by code_regression.load where a run has these"
+            raise ValueError(f"traits: {found}: at the prediction time {made}")
         known = [each for each in (foretold, traits) if each is not None]
         return self.head(pooled, deterministic, jnp.concatenate(known, axis=-1) if known else None)
 

@@ -220,6 +220,13 @@ def survival_losses(logits, days, events, labelled, config: SurvivalConfig) -> j
     return jnp.where(labelled, losses(logits, days, events, config.edges), 0.0)
 
 
+def spent_in_bins(days: np.ndarray, config: SurvivalConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (N, bins) days, or for `discrete` shares, that N spend in each bin, and (N, bins) bool, where they end."""
+    times, is_piecewise = jnp.asarray(days), config.loss == "piecewise"
+    spent, last = exposures(times, config.edges[:-1]) if is_piecewise else elapsed_shares(times, config.edges)
+    return np.asarray(spent, np.float64), np.asarray(last)
+
+
 def initial_bias(days: np.ndarray, events: np.ndarray, config: SurvivalConfig) -> np.ndarray:
     """Returns the bias with which a head begins at the base rates of train, as MOTOR does.
 
@@ -238,9 +245,7 @@ def initial_bias(days: np.ndarray, events: np.ndarray, config: SurvivalConfig) -
     days = check_times(days, events, config.num_causes)
     if config.loss == "cox":
         return np.zeros(config.num_causes, np.float32)
-    times, is_piecewise = jnp.asarray(days), config.loss == "piecewise"
-    spent, last = exposures(times, config.edges[:-1]) if is_piecewise else elapsed_shares(times, config.edges)
-    spent, last = np.asarray(spent, np.float64), np.asarray(last)
+    spent, last = spent_in_bins(days, config)
     counts = np.stack([(last & (events == cause)[:, None]).sum(axis=0) for cause in range(1, config.num_causes + 1)])
     if not spent.any(axis=0).all():
         found = f"found {config.edges}, where {len(days)} labels of train reach to day {days.max():g}"
