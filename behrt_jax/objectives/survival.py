@@ -221,7 +221,7 @@ def survival_losses(logits, days, events, labelled, config: SurvivalConfig) -> j
 
 
 def spent_in_bins(days: np.ndarray, config: SurvivalConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (N, bins) days, or for `discrete` shares, that N spend in each bin, and (N, bins) bool, where they end."""
+    """Returns (N, bins) days, or for `discrete` shares, that N spend in bins, and (N, bins) bool, where they end."""
     times, is_piecewise = jnp.asarray(days), config.loss == "piecewise"
     spent, last = exposures(times, config.edges[:-1]) if is_piecewise else elapsed_shares(times, config.edges)
     return np.asarray(spent, np.float64), np.asarray(last)
@@ -251,7 +251,7 @@ def initial_bias(days: np.ndarray, events: np.ndarray, config: SurvivalConfig) -
         found = f"found {config.edges}, where {len(days)} labels of train reach to day {days.max():g}"
         raise ValueError(f"survival.edges: {found}; expected somebody at risk in every bin: leave later edges out")
     exposure = spent.sum(axis=0)
-    if not is_piecewise:
+    if config.loss == "discrete":
         exposure = np.where(last & (events > 0)[:, None], 0.0, spent).sum(axis=0)  # of survivors alone, for the odds
     return (np.log(np.maximum(counts, 0.5)) - np.log(np.maximum(exposure, 0.5))).astype(np.float32).ravel()
 
