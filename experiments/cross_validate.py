@@ -27,10 +27,8 @@ from experiments.tables import COLUMNS, LOWER_IS_BETTER, format_cell, format_sig
 FOLD_SALT, TUNING_SALT, TUNING_SHARE = 1, 2, 0.15
 MODELS = {"scratch": "BEHRT from scratch", "lstm": "LSTM", "behrt": "BEHRT"}
 # The reference's LSTM, as configs/lstm.py has it.
-LSTM = [
-    f"--config.model.{key}"
-    for key in ("encoder=lstm", "hidden_dim=256", "rotary=none", "visit_bias=False", "time_bins=28")
-]
+LSTM_KEYS = ("encoder=lstm", "hidden_dim=256", "rotary=none", "visit_bias=False", "time_bins=28")
+LSTM = [f"--config.model.{key}" for key in LSTM_KEYS]
 LSTM_SURVIVAL = ["--config.survival.loss=discrete"]
 
 
@@ -119,11 +117,13 @@ def main() -> None:
     chosen = sorted({int(word) for word in FLAGS.only}) if FLAGS.only else list(range(folds))
     if not set(chosen) <= set(range(folds)):
         raise ValueError(f"--only: found {chosen}; expected folds from 0 to {folds - 1}")
-    for fold in chosen:
-        print(f"fold {fold} of {folds}", flush=True)
-        run_fold(folder / f"fold-{fold}", write_view(Path(FLAGS.data), folder / f"fold-{fold}", fold, folds))
+    views = {fold: write_view(Path(FLAGS.data), folder / f"fold-{fold}", fold, folds) for fold in chosen}
+    for fold, view in views.items():
+        print(f"fold {fold} of {folds}: {view}", flush=True)
+        if not FLAGS.views:
+            run_fold(folder / f"fold-{fold}", view)
     missing = [k for k in range(folds) if not (folder / f"fold-{k}" / "behrt" / REPLICATES_FILE).exists()]
-    if missing:
+    if missing or FLAGS.views:
         print(f"finished; the table comes when folds {missing} are there too")
         return
     found = average([read_fold(folder / f"fold-{fold}", fold) for fold in range(folds)])
@@ -144,6 +144,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("data", "data/synthea-1151", "A MEDS data set.")
     flags.DEFINE_integer("folds", 5, "Parts of the patients, each held out once.", lower_bound=2)
     flags.DEFINE_multi_string("set", [], "KEY=VALUE for all recipes, such as train.batch_size=16; may be repeated.")
+    flags.DEFINE_bool("views", False, "Write the folds' data sets alone, to train other things on.")
     flags.DEFINE_list("only", None, "The folds to make now; all if not given.")
     flags.DEFINE_string("workdir", "runs/cross-validation", "Where the runs are made.")
     command.run(main)
