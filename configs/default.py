@@ -118,7 +118,7 @@ def _model() -> config_dict.ConfigDict:
     config.rotary = "ages"  # attention tells how long two tokens lie apart; or: positions, none
     config.causal = False  # True: a visit sees only itself and the past
     config.encoder = "transformer"  # or: hierarchical (visit vectors, then a Transformer over visits), lstm
-    config.pooling = "mean"  # from tokens to the patient, in heads for patients; or: cls, max, attention
+    config.pooling = "mean"  # from tokens to the patient, in heads for patients; or: cls, last, max, attention
     config.dropout = 0.0
     config.dtype = "float32"  # of matrix products; bfloat16 is for GPUs
     return config
