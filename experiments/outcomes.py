@@ -55,9 +55,10 @@ def begin(config: ConfigDict, say: Callable[[str], None]) -> Outcomes:
         raise ValueError(f"foretold.codes: found {codes} without pretrained; expected a run of configs/events.py")
     begun = pretrained.load(config) if config.pretrained else None
     prepared, splits = outcome_data.read_splits(config, begun and begun.vocabulary, say, config.add_codes)
+    labels = splits["train"].labels
     for split in ("train", "tuning"):
         label_files.check_learnable(splits[split].labels, split)
-    if config.foretold.codes and (kind := splits["train"].labels.kind) not in ("binary", "survival"):
+    if config.foretold.codes and ((kind := labels.kind) not in ("binary", "survival") or len(labels.names) > 1):
         raise ValueError(f"foretold.codes: found {kind} labels; expected one binary label, or times to an event")
     added = len(prepared.vocabulary) - len(begun.vocabulary) if begun else 0
     if begun:
