@@ -32,7 +32,7 @@ def begin_survival(
     exposure = years * np.exp(offset)
     parts = [np.zeros((0, config.num_causes))]
     if traits.shape[1]:
-        model = PoissonRegressor(alpha=1 / (PRIOR * exposure.sum()), fit_intercept=True, max_iter=1000)
+        model = PoissonRegressor(alpha=1 / (PRIOR * exposure.sum()), fit_intercept=True, tol=1e-7, max_iter=1000)
         causes = range(1, config.num_causes + 1)
         fits = [model.fit(traits, (events == cause) / exposure, exposure).coef_ for cause in causes]
         parts = [np.stack(fits, axis=1)]
@@ -97,6 +97,6 @@ def begin_classification(
     bias = np.zeros_like(bias) if balanced else bias
     if not traits.shape[1] or len(np.unique(targets)) < (num_classes if kind == "multi_class" else 2):
         return np.zeros((traits.shape[1], len(bias)), np.float32), bias
-    model = LogisticRegression(C=PRIOR, class_weight="balanced" if balanced else None, max_iter=1000)
+    model = LogisticRegression(C=PRIOR, class_weight="balanced" if balanced else None, tol=1e-7, max_iter=1000)
     model.fit(traits, targets)
     return model.coef_.T.astype(np.float32), model.intercept_.astype(np.float32)

@@ -31,8 +31,7 @@ class Outcomes(NamedTuple):
 
     Attributes:
       prepared, splits: the data, and labelled histories by split.
-      model: its parameters are those that `workdir.load` gives, LoRA's merged.
-      objective: of the parameters that are trained.
+      model, objective: of the parameters that `workdir.load` gives, LoRA's merged, and of those that are trained.
       initialize, scales: functions from a key to these, and from these to factors of their learning rates.
       regression: with `history.regression`; what it says is among the traits of `splits`.
     """
