@@ -32,7 +32,7 @@ CHOICES = {
     "position_encoding": "learned, sinusoidal, none",
     "rotary": "none, positions, ages",
     "encoder": "transformer, hierarchical, lstm",
-    "pooling": "cls, mean, max, attention",
+    "pooling": "cls, last, mean, max, attention",
     "dtype": "float32, bfloat16",
 }
 

@@ -272,13 +272,13 @@ def test_foretold_codes_are_what_the_head_for_events_expects_within_a_year():
     model = BEHRTForSequenceClassification(config, 1, 2, foretold, (30.0, 300.0))
     params = parameters(model)
     theirs = {"params": {name: params["params"][name] for name in ("behrt", "time_to_event")}}
-    ends = np.array([[4, 8, 9], [6, 15, 0]])
     ids = PACKED["patient_ids"]
     ends = np.stack([[np.flatnonzero(row == p)[-1] if (row == p).any() else 0 for p in (1, 2, 3)] for row in ids])
     log_rates = apply(events, PACKED, theirs, visit_ends=ends, method="predict_events")[..., list(foretold)]
     expected = np.log((np.exp(log_rates) * np.array([30, 270, 65.25])[:, None]).sum(axis=2))
     traits = np.random.default_rng(0).standard_normal((2, 3, 2)).astype(np.float32)
-    pooled, found = apply(model, PACKED, params, num_patients=3, method="foretell")
+    foretell = jax.jit(functools.partial(model.apply, num_patients=3, method="foretell"))
+    pooled, found = map(np.asarray, foretell(params, *tiny.columns(PACKED), **tiny.named(PACKED)))
     there = np.stack([[(row == p).any() for p in (1, 2, 3)] for row in ids])
     np.testing.assert_allclose(found[there], expected[there], rtol=1e-4, atol=1e-4)
     weights = params["params"]["head"]["output"]

@@ -46,7 +46,6 @@ CONFIGS = {
         "encoder": "hierarchical",
         "causal": True,
         "date_encoding": "time2vec",
-        "pooling": "attention",
     },
     "hierarchical, months": {
         **PLAIN,
