@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -17,6 +16,8 @@ from matplotlib import image
 
 from behrt_jax import workdir
 from behrt_jax.checkpoint import Checkpoints
+from experiments.command import KEEP_MEMORY
+from tests.experiments.commands import Command, Server
 
 ROOT = Path(__file__).parents[2]
 JOINT = {
@@ -82,7 +83,9 @@ class Workplace:
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            **KEEP_MEMORY,  # set already, so no command starts itself again
         }
+        self._server, self._started = None, 0
 
     def arguments(self, run: str, **overrides) -> list[str]:
         """The flags of a tiny run; overrides name a key with two underscores for the dot."""
@@ -91,40 +94,46 @@ class Workplace:
         given = [f"--config.{key}={value}" for key, value in keys.items()]
         return [f"--config={ROOT / 'configs' / 'small.py'}", f"--workdir={self.folder / run}", *given]
 
-    def start(self, arguments: list[str], module: str = "experiments.pretrain") -> subprocess.Popen:
-        command = [sys.executable, "-m", module, *arguments]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=ROOT, env=self.environment, **pipes)
+    def start(self, arguments: list[str], module: str = "experiments.pretrain", **limits) -> Command:
+        if self._server is None:
+            self._server = Server(self.environment, ROOT)
+        self._started += 1
+        return self._server.start(self.folder / f"printed-{self._started}", module, arguments, **limits)
 
-    def run(self, arguments: list[str], module: str = "experiments.pretrain") -> subprocess.CompletedProcess:
-        process = self.start(arguments, module)
-        out, err = process.communicate(timeout=300)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    def run(self, arguments: list[str], module: str = "experiments.pretrain", **limits) -> subprocess.CompletedProcess:
+        command = self.start(arguments, module, **limits)
+        return subprocess.CompletedProcess(command.args, command.wait(), *command.communicate())
+
+    def run_alone(self, arguments: list[str], module: str = "experiments.pretrain") -> subprocess.CompletedProcess:
+        """Runs as a user does, with all imports of its own and memory settings that start it again."""
+        environment = {name: value for name, value in self.environment.items() if name not in KEEP_MEMORY}
+        command = [sys.executable, "-m", module, *arguments]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
     def train(self, arguments: list[str]) -> str:
         """Runs until training has ended and leaves out the evaluation behind it; returns what was printed."""
-        process, printed = self.start(arguments), []
-        for line in process.stdout:
-            printed.append(line)
-            if line.startswith("fitting baselines"):
-                process.terminate()
-        process.stdout.close()
-        errors = process.stderr.read()
-        process.stderr.close()
-        assert process.wait() == 128 + signal.SIGTERM, errors
-        return "".join(printed)
+        command = self.start(arguments)
+        command.wait_until(lambda: "\nfitting baselines" in command.printed())
+        command.terminate()
+        printed, errors = command.communicate()
+        assert command.returncode == 128 + signal.SIGTERM, errors
+        return printed
 
     def stop_at(self, run: str, arguments: list[str], step: int, number: int) -> subprocess.CompletedProcess:
         """Starts a run and sends it a signal as soon as its metrics show the step."""
-        process, file = self.start(arguments), self.folder / run / "metrics.jsonl"
-        while process.poll() is None:
+        command, file = self.start(arguments), self.folder / run / "metrics.jsonl"
+
+        def reached():
             lines = file.read_text().splitlines() if file.exists() else []
-            if any(f'"step": {number},' in line for line in lines[-3:] for number in range(step, NUM_STEPS)):
-                process.send_signal(number)
-                break
-            time.sleep(0.002)
-        out, err = process.communicate(timeout=120)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+            return any(f'"step": {number},' in line for line in lines[-3:] for number in range(step, NUM_STEPS))
+
+        command.wait_until(reached)
+        command.send_signal(number)
+        return subprocess.CompletedProcess(command.args, command.wait(), *command.communicate())
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
 
 
 def newest_state(folder: Path) -> dict[str, str]:
@@ -178,14 +187,16 @@ def metrics_of(folder: Path, split: str) -> list[dict]:
 
 
 @pytest.fixture(scope="session")
-def workplace(tmp_path_factory) -> Workplace:
-    return Workplace(tmp_path_factory.mktemp("workplace"))
+def workplace(tmp_path_factory):
+    place = Workplace(tmp_path_factory.mktemp("workplace"))
+    yield place
+    place.close()
 
 
 @pytest.fixture(scope="session")
 def whole(workplace) -> tuple[Path, subprocess.CompletedProcess]:
     """A run that was never stopped: its workdir and what it printed."""
-    done = workplace.run(workplace.arguments("whole"))
+    done = workplace.run(workplace.arguments("whole"), constants={"behrt_jax.baselines.NETWORK_STEPS": 50})
     assert done.returncode == 0, done.stderr
     return workplace.folder / "whole", done
 

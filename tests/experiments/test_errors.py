@@ -1,44 +1,10 @@
-"""What a user gets to see for bad input: one line that begins with `error: `, exit status 2 and no traceback.
+"""What a user gets to see for bad input: one line that begins with `error: `, exit status 2 and no traceback."""
 
-All commands run in children of one process that has imported everything once.
-"""
-
-import json
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.experiments.conftest import ROOT
-
-DRIVER = """
-import json, os, resource, runpy, signal, sys, traceback
-import behrt_jax, experiments.summary, experiments.evaluate, tqdm
-
-def child(case):
-    for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(f"{case['prefix']}.{name}", os.O_WRONLY | os.O_CREAT, 0o600), number)
-    if case["limit"]:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (case["limit"], case["limit"]))
-    sys.argv = [case["module"], *case["arguments"]]
-    try:
-        runpy.run_module(case["module"], run_name="__main__")
-    except SystemExit as end:
-        return end.code or 0
-    except BaseException:
-        traceback.print_exc()
-        return 1
-
-for case in json.load(sys.stdin):
-    pid = os.fork()
-    if pid == 0:
-        status = child(case)
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(status)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
 NEEDS_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/sys is of Linux")
 
 # Name: (overrides of a tiny run by the workdir "whole", further flags; None in their place: no other flags at all;
@@ -122,12 +88,11 @@ NOISY = "no space for a checkpoint"  # callbacks of Orbax's store may still prin
 
 
 @pytest.fixture(scope="session")
-def outcomes(workplace, whole, tmp_path_factory) -> dict[str, tuple[int, str, str]]:
+def outcomes(workplace, whole) -> dict[str, tuple[int, str, str]]:
     """Exit status, output and errors of every case."""
-    folder, prints = workplace.folder, tmp_path_factory.mktemp("prints")
+    folder, found = workplace.folder, {}
     (folder / "file").write_text("")
     vocabulary = (whole[0] / "vocabulary.json").stat().st_size
-    cases = []
     for name, (flags, _) in CASES.items():
         if flags is None:
             module, arguments = "experiments.evaluate", ["--workdir=nowhere"]
@@ -137,21 +102,9 @@ def outcomes(workplace, whole, tmp_path_factory) -> dict[str, tuple[int, str, st
             arguments = [flag for flag in workplace.arguments("whole") if flag.partition("=")[0] not in keys] + given
             arguments.sort(key=lambda flag: flag.startswith("--config."))  # which must come after --config itself
         limit = LIMITS.get(name, vocabulary + 4096 if name == "no space for a checkpoint" else 0)
-        cases.append({"module": module, "arguments": arguments, "limit": limit, "prefix": str(prints / name)})
-    environment = {**workplace.environment, "MALLOC_ARENA_MAX": "1"}  # set already, so no command starts itself again
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-        timeout=300,
-    )
-    statuses = list(map(int, done.stdout.split()))
-    assert len(statuses) == len(CASES), done.stderr
-    texts = [[Path(f"{case['prefix']}.{kind}").read_text() for kind in ("out", "err")] for case in cases]
-    return {name: (status, *text) for name, status, text in zip(CASES, statuses, texts, strict=True)}
+        command = workplace.start(arguments, module, largest_file=limit)
+        found[name] = (command.wait(), *command.communicate())
+    return found
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_what_was_trained_is_loaded_in_one_call(whole):
 def test_a_finished_run_says_so_and_changes_no_file(workplace, whole):
     folder, _ = whole
     before = files_of(folder)
-    again = workplace.run(workplace.arguments("whole"))
+    again = workplace.run_alone(workplace.arguments("whole"))
     assert again.returncode == 0
     assert f"{folder} is finished after {NUM_STEPS} steps; nothing to do" in again.stdout
     assert files_of(folder) == before
