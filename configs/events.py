@@ -11,5 +11,6 @@ def get_config():
     config.objective.name = "time_to_event"
     config.objective.targets = (*config.objective.targets, "MEDS_DEATH")
     config.model.update(causal=True, dropout=0.1)  # heads for outcomes read the last token, as the rates did
-    config.train.update(num_steps=1500, evaluate_every=250)
+    config.objective.event_visits = 64  # of 256 tokens nearly all: more to learn from at each step
+    config.train.update(num_steps=2000, evaluate_every=250)
     return config

@@ -15,7 +15,7 @@ from experiments.explore_measures import (
     score_groups,
     score_retrieval,
 )
-from experiments.representations import MEAN, Candidate, Splits
+from experiments.representations import BAG, MEAN, PRINCIPAL, Candidate, Splits
 
 DROPOUTS = (0.2, 0.5)  # of a projection
 
@@ -49,10 +49,12 @@ def measure(families: dict[str, list[Candidate]], groups: Groups, with_projectio
     result["probe"] = report_probe(best["retrieval"], groups)
     if with_projections:
         projected = _project_all(families, chosen, groups)
+        found = {family: splits for family, (_, splits) in projected.items()}
+        plain = {name: {f"{family}, as it is": best[name][family] for family in (BAG, PRINCIPAL)} for name in best}
         result["projected"] = {
             "chosen": {family: label for family, (label, _) in projected.items()},
-            "groups": report_groups({family: found for family, (_, found) in projected.items()}, groups),
-            "retrieval": report_retrieval({family: found for family, (_, found) in projected.items()}, groups),
+            "groups": report_groups({**found, **plain["groups"]}, groups),
+            "retrieval": report_retrieval({**found, **plain["retrieval"]}, groups),
         }
     return result
 
