@@ -14,7 +14,7 @@ def format_quality(result: dict) -> str:
     ]
     parts += _measured(result, "")
     if "projected" in result:
-        parts += _measured(result["projected"], ", all projected with the diseases of train")
+        parts += _measured(result["projected"], ", projected with the diseases of train, beside bags as they are")
     return "\n\n".join([*parts, _subtypes(result["subtypes"])])
 
 

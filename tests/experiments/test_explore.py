@@ -74,6 +74,10 @@ def test_a_projection_of_noise_is_noise_on_held_out_patients(measured):
     assert MEAN not in projected["chosen"] and projected["chosen"][OWN].startswith("good")
     assert projected["groups"]["metrics"]["groups/silhouette"]["value"] > 0.3
     assert projected["groups"]["baselines"][BAG]["groups/silhouette"]["value"] < 0.1
+    plain = f"{BAG}, as it is"
+    assert projected["retrieval"]["versus"][plain]["retrieval/precision"]["low"] > 0.2
+    for name, measure in (("groups", "groups/silhouette"), ("retrieval", "retrieval/precision")):
+        assert projected[name]["baselines"][plain][measure] == measured[0][name]["baselines"][BAG][measure]
 
 
 def test_groups_too_small_to_measure_are_an_error():
