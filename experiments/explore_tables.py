@@ -41,10 +41,12 @@ def _measured(result: dict, label: str) -> list[str]:
 
 
 def _grid(result: dict, columns: dict[str, str], others: dict[str, str] | None = None, header: str = "") -> list[str]:
-    lines = [" " * 26 + "".join(label.rjust(24) for label in columns.values()) + header]
-    for family, found in {OWN: result["metrics"], **result["baselines"]}.items():
+    families = {OWN: result["metrics"], **result["baselines"]}
+    width = max(26, *map(len, families))
+    lines = [" " * width + "".join(label.rjust(24) for label in columns.values()) + header]
+    for family, found in families.items():
         cells = "".join(format_cell(found[name]).rjust(24) for name in columns)
-        lines.append(f"{family:26}{cells}{others.get(family, '') if others else ''}")
+        lines.append(f"{family:{width}}{cells}{others.get(family, '') if others else ''}")
     first = next(iter(columns))
     for family, found in result["versus"].items():
         lines.append(f"  difference to {family}: {format_signed(found[first])}")
