@@ -15,6 +15,8 @@ from behrt_jax.models.inputs import model_arguments
 from experiments import labelled, outcomes, probe_first
 from tests.experiments.test_finetune import tiny_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def events(workplace, joint):
