@@ -125,9 +125,13 @@ def read_config(workdir: Path) -> ConfigDict:
     """
     file = workdir / CONFIG_FILE
     try:
-        return ConfigDict(_tuples(json.loads(file.read_text()))).lock()
+        config = ConfigDict(_tuples(json.loads(file.read_text())))
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{file}: not the config of a workdir ({error}); expected one that pretrain wrote") from error
+    if "objective" in config:
+        for key, default in (("event_first", False), ("event_times", "visits")):  # not among the keys of older runs
+            config.objective[key] = config.objective.get(key, default)
+    return config.lock()
 
 
 def open_workdir(workdir: Path, config: ConfigDict, vocabulary: Vocabulary) -> bool:

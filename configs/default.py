@@ -139,6 +139,8 @@ def _objective() -> config_dict.ConfigDict:
     config.history = "every_visit"  # each predicts the next, causally; or: random_cut, both ways before a cut
     config.days_weight = 0.1  # of the time to the next visit, beside its codes
     config.event_visits = 16  # visits a row after which events are predicted
+    config.event_first = False  # each code's first event alone; what a patient had before teaches nothing then
+    config.event_times = "visits"  # after each; or: any, at marks in pauses too and by time (time_to_event alone)
     config.event_edges = ()  # days that part the bins of rates; (): eight bins by quantiles of train
     return config
 

@@ -45,7 +45,9 @@ def _predictor(run: Run) -> Predictor:
 def _outcomes(run: Run, edges: tuple[float, ...], predictors: dict[str, Predictor]) -> dict[str, metrics.Outcomes]:
     """Returns the loss of each at each visit, a mean over codes, on the newest windows of the patients."""
     config = run.config
-    times = events_ahead.index_events(run.patients, run.index(run.patients), run.trained.is_target)
+    times = events_ahead.index_events(
+        run.patients, run.index(run.patients), run.trained.is_target, config.objective.event_first
+    )
     lose = jax.jit(lambda rates, days, happened: time_to_event.event_losses(rates, days, happened, edges).mean(axis=-1))
     sizes = (config.data.row_length, config.evaluation.batch_size, config.data.separators)
     parts = {name: [] for name in predictors}
@@ -62,7 +64,9 @@ def _outcomes(run: Run, edges: tuple[float, ...], predictors: dict[str, Predicto
 
 def _fit_rates(run: Run, edges: tuple[float, ...]) -> np.ndarray:
     """Returns the log of events over exposure of each bin and target code in train, (bins, T)."""
-    times = events_ahead.index_events(run.train, run.index(run.train), run.trained.is_target)
+    times = events_ahead.index_events(
+        run.train, run.index(run.train), run.trained.is_target, run.config.objective.event_first
+    )
     visits = times.spread(FITTED_VISITS)
     events = exposure = np.zeros(())
     for some in np.array_split(visits, max(len(visits) // 500, 1)):

@@ -45,7 +45,7 @@ def foretell(config: ConfigDict, found: workdir.Loaded) -> None:
     if unknown:
         raise ValueError(f"foretold.codes: {place} does not know {', '.join(unknown)}; expected codes that it knows")
     config.foretold.ids = tuple(found.vocabulary.ids[code] for code in config.foretold.codes)
-    config.foretold.edges, config.model.pooling = objective.event_edges, "last"
+    config.foretold.edges = objective.event_edges
 
 
 def add_rows(found: workdir.Loaded, vocabulary: Vocabulary, path: str) -> workdir.Loaded:

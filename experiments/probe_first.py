@@ -23,8 +23,7 @@ from experiments.labelled import Labelled
 # Of standardised embeddings beside the rest, before a ridge that is the same for all; 0 leaves them out.
 SCALES = (0.0, 0.01, 0.03, 0.1, 0.3)
 FORETOLD = 0.25  # what foretold codes add to being believed as they are, likewise scaled
-# Age and sex, and without; a forecast knows them already, and what they add to it is held as near to nothing.
-TRAITS = {"alone": (1.0, 0.0), "beside a forecast": (FORETOLD, 0.0)}
+TRAITS = (1.0, 0.0)  # age and sex, and without
 
 
 def begin(config: ConfigDict, model, params: Any, splits: dict[str, Labelled]) -> Any:
@@ -35,7 +34,7 @@ def begin(config: ConfigDict, model, params: Any, splits: dict[str, Labelled]) -
       model: a `BEHRTForSequenceClassification`.
       params: of it, or with LoRA's factors beside.
       splits: `train`, to which the regressions are fitted, and `tuning`, by whose loss one is chosen: with embeddings
-        by one of `SCALES`, with traits (`TRAITS`) and without.
+        by one of `SCALES`, with traits and without.
     """
     variables = params["base"] if config.lora.rank else params
     read = {name: read_patients(config, model, variables, splits[name]) for name in ("train", "tuning")}
@@ -45,9 +44,9 @@ def begin(config: ConfigDict, model, params: Any, splits: dict[str, Labelled]) -
     standard = np.where(np.arange(len(middle)) < size, 1 / (read["train"].std(axis=0) + 1e-3), 1.0)
     # A forecast is believed, in the mean of its codes, until labels say otherwise.
     believed = np.repeat([0.0, 1.0 / max(first - size, 1), 0.0], [size, first - size, len(middle) - first])
-    heads, traits = [], TRAITS["beside a forecast" if config.foretold.ids else "alone"]
+    heads = []
     for scale in SCALES:
-        for with_traits in traits if read["train"].shape[1] > first else (1.0,):
+        for with_traits in TRAITS if read["train"].shape[1] > first else (1.0,):
             factor = standard * np.repeat([scale, FORETOLD, with_traits], [size, first - size, len(middle) - first])
             known = read["train"] - middle
             kernel, bias = _fit(config, known * factor, known @ believed, splits["train"])

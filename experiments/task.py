@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from behrt_jax import evaluate, workdir
-from behrt_jax.data import batches, dataset, events_ahead, next_visits, sequences
+from behrt_jax.data import batches, dataset, events_ahead, marks, next_visits, sequences
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.hashing import hash_integers
 from behrt_jax.data.prepare import Prepared, prepare
@@ -72,6 +72,7 @@ def begin(
     prepared = prepare(DataConfig(**config.data), progress=say)
     train = dataset.sample(dataset.read(prepared.folder, "train"), config.train.max_patients)
     settings = ObjectiveConfig(**config.objective)
+    train = _mark(config, train)
     with config.unlocked():
         config.model.vocab_size = len(prepared.vocabulary)
         if "time_to_event" in settings.weights and not settings.event_edges:
@@ -94,17 +95,20 @@ def initialize(
     held = next_visits.visit_codes(train, _index(config, train), len(task.is_target))
     shares = (held.sum(axis=0) + 0.5) / (held.shape[0] + 1.0)
     logits = np.log(shares / np.maximum(1 - shares, 1e-3)).astype(np.float32)
-    rates = None
+    rates = {}
     if "time_to_event" in task.model.objectives:
-        rates = events_ahead.log_rates(_events(config, train, task.is_target), len(task.is_target))
+        times = _events(config, train, task.is_target)
+        rates = {
+            make.__name__: make(times, len(task.is_target)) for make in (events_ahead.log_rates, events_ahead.age_rates)
+        }
 
     def make(key: jax.Array) -> Any:
         variables = workdir.initialize(task.model, key)
         heads = dict(variables["params"])
         if "next_visit" in heads:
             heads["next_visit"] = {**heads["next_visit"], "bias": jax.numpy.asarray(logits)}
-        if rates is not None:
-            heads["time_to_event"] = {**heads["time_to_event"], "log_rates": jax.numpy.asarray(rates)}
+        if rates:
+            heads["time_to_event"] = {**heads["time_to_event"], **jax.tree.map(jax.numpy.asarray, rates)}
         variables = {**variables, "params": heads}
         return variables if begun is None else code_init.place(variables, begun)
 
@@ -114,7 +118,8 @@ def initialize(
 def training_columns(config: ConfigDict, task: Task, train: dataset.Patients, start_step: int) -> Iterator[dict]:
     """Yields what the train step takes, beginning with the batch of `start_step`."""
     length, size, separators = config.data.row_length, config.train.batch_size, config.data.separators
-    stream = batches.training_batches(train, length, size, config.seed, start_step, separators)
+    weights = _events(config, train, task.is_target).weights if config.objective.event_times == "any" else None
+    stream = batches.training_batches(train, length, size, config.seed, start_step, separators, weights=weights)
     add = _adder(config, task, train, config.seed)
     return (evaluate.device_columns(add(batch, step)) for step, batch in enumerate(stream, start_step))
 
@@ -123,6 +128,7 @@ def tuning_scorer(config: ConfigDict, task: Task, tuning: dataset.Patients) -> C
     """Returns a function from parameters to the objective's metrics on the newest window of each patient."""
     length, size, separators = config.data.row_length, config.evaluation.batch_size, config.data.separators
     step = evaluate.make_tuning_step(task.tuning_objective)
+    tuning = _mark(config, tuning)
     add = _adder(config, task, tuning, sequences.EVALUATION_SALT)
 
     def score(params) -> dict[str, float]:
@@ -141,9 +147,14 @@ def _adder(config: ConfigDict, task: Task, patients: dataset.Patients, seed: int
     return lambda batch, step: add(batch, salt=int(hash_integers(seed, step + 1).view(np.int64)))
 
 
+def _mark(config: ConfigDict, patients: dataset.Patients) -> dataset.Patients:
+    return marks.mark_pauses(patients, config.seed) if config.objective.event_times == "any" else patients
+
+
 def _index(config: ConfigDict, patients: dataset.Patients) -> sequences.VisitIndex:
     return sequences.index_visits(patients, config.data.row_length, config.data.separators)
 
 
 def _events(config: ConfigDict, patients: dataset.Patients, is_target: np.ndarray) -> events_ahead.EventTimes:
-    return events_ahead.index_events(patients, _index(config, patients), is_target)
+    first, by_time = config.objective.event_first, config.objective.event_times == "any"
+    return events_ahead.index_events(patients, _index(config, patients), is_target, first, by_time)

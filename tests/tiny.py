@@ -56,6 +56,8 @@ def objective_config(**overrides) -> ObjectiveConfig:
         "history": "every_visit",
         "days_weight": 0.1,
         "event_visits": 4,
+        "event_first": False,
+        "event_times": "visits",
         "event_edges": (30.0, 365.0),
     }
     return ObjectiveConfig(**{**settings, **overrides})

@@ -152,10 +152,14 @@ def traits_at(patients: Patients, prediction_times: np.ndarray, tokens: tuple[st
       (M, NUM_TRAITS) float32: the age as shares of its two nearest `AGE_KNOTS`, so that a linear function of them is
       piecewise linear in age, and one of `SEXES`; zeros for what is not known.
     """
-    ages = np.clip(ages_at(patients, prediction_times), AGE_KNOTS[0], AGE_KNOTS[-1])
-    shares = np.maximum(1 - np.abs(ages[:, None] - AGE_KNOTS) / np.diff(AGE_KNOTS)[0], 0)
-    found = sexes(patients, tokens)
-    return np.column_stack([np.nan_to_num(shares), *(found == each for each in SEXES)]).astype(np.float32)
+    shares, found = age_shares(ages_at(patients, prediction_times)), sexes(patients, tokens)
+    return np.column_stack([shares, *(found == each for each in SEXES)]).astype(np.float32)
+
+
+def age_shares(ages: np.ndarray) -> np.ndarray:
+    """Returns (N, knots) shares of the two nearest of `AGE_KNOTS` in (N,) years; zeros for NaN."""
+    apart = np.abs(np.clip(ages, AGE_KNOTS[0], AGE_KNOTS[-1])[:, None] - AGE_KNOTS)
+    return np.nan_to_num(np.maximum(1 - apart / np.diff(AGE_KNOTS)[0], 0))
 
 
 def sexes(patients: Patients, tokens: tuple[str, ...]) -> np.ndarray:

@@ -37,15 +37,23 @@ class Epoch:
 
 
 def training_epoch(
-    patients: Patients, index: sequences.VisitIndex, seed: int, epoch: int, newest: bool = False
+    patients: Patients,
+    index: sequences.VisitIndex,
+    seed: int,
+    epoch: int,
+    newest: bool = False,
+    weights: np.ndarray | None = None,
 ) -> Epoch:
-    """Plans an epoch of training: a random window of each patient, or the newest, packed, rows in random order."""
+    """Plans an epoch of training: a random window of each patient, or the newest, packed, rows in random order.
+
+    `weights` of visits: see `sequences.random_windows`.
+    """
     salt = int(hash_integers(seed, epoch + 1).view(np.int64))
     if newest:
         order = np.argsort(hash_integers(salt, np.arange(len(patients))), kind="stable")  # each epoch other row-mates
         windows = sequences.windows_until(index, index.first_visit[1:][order], order)
     else:
-        windows = sequences.random_windows(index, patients.subject_ids, salt)
+        windows = sequences.random_windows(index, patients.subject_ids, salt, weights)
     plan = packing.pack(windows.lengths, index.row_length)
     return Epoch(windows, plan, np.argsort(hash_integers(salt, np.arange(len(plan))), kind="stable"), salt)
 
@@ -145,15 +153,18 @@ def training_batches(
     start_step: int = 0,
     separators: bool = True,
     newest: bool = False,
+    weights: np.ndarray | None = None,
 ) -> Iterator[dict]:
     """Yields training batches without end, beginning with that of `start_step`; `separators`: see `index_visits`.
+
+    `newest` and `weights`: see `training_epoch`.
 
     Skipping to a step plans the epochs before it and lays out none of their rows, so a resume needs the step alone.
     """
     index = sequences.index_visits(patients, row_length, separators)
     first_step, number = 0, 0
     while True:
-        epoch = training_epoch(patients, index, seed, number, newest)
+        epoch = training_epoch(patients, index, seed, number, newest, weights)
         steps = epoch.num_batches(batch_size)
         for batch in range(max(start_step - first_step, 0), steps):
             yield batch_of(patients, index, epoch, batch, batch_size)

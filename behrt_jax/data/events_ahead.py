@@ -4,11 +4,14 @@ import dataclasses
 
 import numpy as np
 
+from behrt_jax.data.at_times import age_shares
 from behrt_jax.data.batches import number_in_rows, visit_ends
 from behrt_jax.data.dataset import Patients
 from behrt_jax.data.hashing import hash_integers
-from behrt_jax.data.sequences import MINUTES_PER_DAY, VisitIndex
+from behrt_jax.data.sequences import MINUTES_PER_DAY, MINUTES_PER_YEAR, VisitIndex
 
+YEAR = 365.25  # days
+PRIOR = 2.0  # events that rates by age lean to the rate of all ages with
 SHORTEST = 1.0 / MINUTES_PER_DAY  # days; what comes at the same moment counts as a minute away
 
 
@@ -23,6 +26,9 @@ class EventTimes:
       ends: (visits,) when the last token of each visit happened.
       last: (patients,) when each patient was last known.
       owners: (visits,) the patient of each visit.
+      ages: (visits,) years at the end of each visit; NaN where birth is unknown.
+      weights: (visits,) what each counts for in training.
+      first: whether only the first event of each code counts.
     """
 
     codes: np.ndarray
@@ -31,11 +37,15 @@ class EventTimes:
     ends: np.ndarray
     last: np.ndarray
     owners: np.ndarray
+    ages: np.ndarray
+    weights: np.ndarray
+    first: bool
 
     def after(self, visits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (n, T) float32 days from the ends of visits to each code's next visit, and (n, T) bool, if it comes.
 
-        Where it does not, days go to the last that is known of the patient. Always above 0.
+        Where it does not, days go to the last that is known of the patient. Above 0; but 0 with `first` for a code that
+        the patient had by then, which can teach nothing more.
         """
         owners = self.owners[visits]
         wanted = self._key(owners[:, None], np.arange(len(self.codes))[None, :], visits[:, None] + 1)
@@ -44,12 +54,19 @@ class EventTimes:
         happened = place < np.searchsorted(self.keys, closing)
         until = np.broadcast_to(self.last[owners][:, None], happened.shape).copy()
         until[happened] = self.minutes[place[happened]]
-        days = (until - self.ends[visits][:, None]) / MINUTES_PER_DAY
-        return np.maximum(days, SHORTEST).astype(np.float32), happened
+        days = np.maximum((until - self.ends[visits][:, None]) / MINUTES_PER_DAY, SHORTEST)
+        if self.first:
+            seen = place > np.searchsorted(
+                self.keys, self._key(owners[:, None], np.arange(len(self.codes))[None, :], 0)
+            )
+            days[seen], happened[seen] = 0.0, False
+        return days.astype(np.float32), happened
 
     def spread(self, count: int) -> np.ndarray:
-        """Returns at most `count` visits, spread evenly over all."""
-        return np.unique(np.linspace(0, len(self.ends) - 1, count).astype(np.int64))
+        """Returns at most `count` visits, spread evenly over all by what they count for."""
+        until = np.cumsum(self.weights)
+        wanted = np.linspace(0, len(until) - 1, count) * (until[-1] / len(until))
+        return np.unique(np.minimum(np.searchsorted(until, wanted, side="right"), len(until) - 1))
 
     def _key(self, owners, codes, visits):
         return (owners.astype(np.int64) * len(self.codes) + codes) * len(self.ends) + visits
@@ -64,7 +81,7 @@ class EventTimes:
 
         Returns:
           The batch with `event_ends` (B, K) int32, the place of each visit's last token, `event_weights` (B, K)
-          float32, 1 for visits and 0 for the unused rest, `event_days` (B, K, T) float32 and `event_happened`
+          float32, what visits count for and 0 for the unused rest, `event_days` (B, K, T) float32 and `event_happened`
           (B, K, T) bool, as `after` gives them.
         """
         rows, places, visits = visit_ends(batch)
@@ -76,19 +93,23 @@ class EventTimes:
         ends, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
         days = np.ones((*shape, len(self.codes)), np.float32)
         happened = np.zeros(days.shape, bool)
-        ends[rows, slots], weights[rows, slots] = places, 1.0
+        ends[rows, slots], weights[rows, slots] = places, self.weights[visits]
         days[rows, slots], happened[rows, slots] = self.after(visits)
         new = {"event_ends": ends, "event_weights": weights, "event_days": days, "event_happened": happened}
         return {**batch, **new}
 
 
-def index_events(patients: Patients, index: VisitIndex, is_target: np.ndarray) -> EventTimes:
+def index_events(
+    patients: Patients, index: VisitIndex, is_target: np.ndarray, first: bool = False, by_time: bool = False
+) -> EventTimes:
     """Puts the target codes of a split in order.
 
     Args:
       patients: the split.
       index: its visits.
       is_target: (V,) bool.
+      first: whether only the first event of each code counts.
+      by_time: whether visits count for the years until the next, one at most, in training; or alike.
     """
     owners, visit = index.owners, index.token_visits
     timed = np.flatnonzero(patients.visits >= 0)
@@ -99,7 +120,14 @@ def index_events(patients: Patients, index: VisitIndex, is_target: np.ndarray) -
     kept = is_target[patients.codes[timed]]
     minutes = patients.minutes[timed][kept].astype(np.int64)
     number = np.cumsum(is_target) - 1
-    times = EventTimes(np.flatnonzero(is_target), np.zeros(0, np.int64), minutes, ends, last, owners)
+    ages = np.where(patients.has_birth[owners], ends / MINUTES_PER_YEAR, np.nan)
+    weights = np.ones(len(ends))
+    if by_time:
+        until = np.append(ends[1:], 0) * np.append(owners[1:] == owners[:-1], False)
+        weights = np.clip((until - ends) / MINUTES_PER_YEAR, 0.0, 1.0)
+    times = EventTimes(
+        np.flatnonzero(is_target), np.zeros(0, np.int64), minutes, ends, last, owners, ages, weights, first
+    )
     keys = times._key(owners[visit[kept]], number[patients.codes[timed][kept]], visit[kept])
     order = np.lexsort((minutes, keys))
     return dataclasses.replace(times, keys=keys[order], minutes=minutes[order])
@@ -124,6 +152,29 @@ def log_rates(times: EventTimes, vocab_size: int, sample: int = 2000) -> np.ndar
     Codes that are no target have the rate of a code without events.
     """
     days, happened = times.after(times.spread(sample))
-    rates = np.full(vocab_size, 0.5 / days.sum(axis=0).max(), np.float64)
-    rates[times.codes] = (happened.sum(axis=0) + 0.5) / days.sum(axis=0)
+    longest = days.sum(axis=0).max()
+    rates = np.full(vocab_size, 0.5 / longest, np.float64)
+    # Of codes that all had before, hardly any time is left to see them in.
+    rates[times.codes] = (happened.sum(axis=0) + 0.5) / np.maximum(days.sum(axis=0), longest / 100)
     return np.log(rates).astype(np.float32)
+
+
+def age_rates(times: EventTimes, vocab_size: int, sample: int = 10_000) -> np.ndarray:
+    """Returns how far the log of each code's rate in the year after a visit at an age lies above that of all ages.
+
+    Args:
+      times: of train.
+      vocab_size: V.
+      sample: visits looked at, spread evenly.
+
+    Returns:
+      (knots, V) float32 at each of `at_times.AGE_KNOTS`, each drawn to 0 by `PRIOR` events; 0 for what is no target.
+    """
+    visits = times.spread(sample)
+    days, happened = times.after(visits)
+    happened &= days <= YEAR
+    days, shares = np.minimum(days, YEAR), age_shares(times.ages[visits]).astype(np.float32)
+    expected = shares.T @ days * (happened.sum(axis=0) / np.maximum(days.sum(axis=0), YEAR))
+    found = np.zeros((shares.shape[1], vocab_size), np.float32)
+    found[:, times.codes] = np.log((shares.T @ happened.astype(np.float32) + PRIOR) / (expected + PRIOR))
+    return found

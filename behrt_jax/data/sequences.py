@@ -113,14 +113,19 @@ def newest_windows(index: VisitIndex) -> Windows:
     return windows_until(index, index.first_visit[1:].copy())
 
 
-def random_windows(index: VisitIndex, subject_ids: np.ndarray, salt: int) -> Windows:
+def random_windows(index: VisitIndex, subject_ids: np.ndarray, salt: int, weights: np.ndarray | None = None) -> Windows:
     """Returns a window of whole visits for each patient, a function of (salt, subject).
 
-    The visit that must be in the window is drawn evenly; the window extends from it to newer visits, then to older
-    ones.
+    The visit that must be in the window is drawn evenly, or by `weights` (visits,) of 0 or more; the window extends
+    from it to newer visits, then to older ones.
     """
     first, last = index.first_visit[:-1], index.first_visit[1:]
-    drawn = first + np.floor(hash_fraction(salt, subject_ids) * (last - first)).astype(np.int64)
+    if weights is None:
+        drawn = first + np.floor(hash_fraction(salt, subject_ids) * (last - first)).astype(np.int64)
+    else:
+        until = np.append(0.0, np.cumsum(weights))
+        wanted = until[first] + hash_fraction(salt, subject_ids) * (until[last] - until[first])
+        drawn = np.clip(np.searchsorted(until, wanted, side="right") - 1, first, last - 1)
     reach = index.ends[drawn] + index.budgets
     stop = np.searchsorted(index.ends, reach, side="right") - 1
     return windows_until(index, np.clip(stop, drawn + 1, last))

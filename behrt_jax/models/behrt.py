@@ -1,5 +1,6 @@
 """BEHRT: the embeddings and the encoder, and BEHRT with a head for codes, for next visits, and for patients."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -111,13 +112,16 @@ class BEHRT(nn.Module):
           ValueError: an unknown pooling; `cls` where the first token cannot see later visits; `attention` without
             parameters for it; or rows that hold more than `num_patients`.
         """
+        return self.pool(self(codes, ages, visit_ids, attention_mask, **columns), attention_mask, pooling, num_patients)
+
+    def pool(self, hidden, attention_mask, pooling: str, num_patients: int | None = None) -> jax.Array:
+        """Pools (B, L, D) hidden states as `get_patient_embedding` does."""
         if pooling not in CHOICES["pooling"]:
             raise ValueError(f"pooling: found {pooling!r}; expected one of {', '.join(CHOICES['pooling'])}")
         if pooling == "cls" and not self.config.sees_future:
             raise ValueError(
                 "pooling: found 'cls', but the first token of a causal model sees no later visit; use mean"
             )
-        hidden = self(codes, ages, visit_ids, attention_mask, **columns)
         members = pools.membership(attention_mask, count_patients(attention_mask, num_patients))
         if pooling == "attention":
             if not self.is_initializing() and not self.has_variable("params", "attention_pooling"):
@@ -287,8 +291,9 @@ class BEHRTForPretraining(BEHRTWithHead):
           ValueError: the model has no head for events.
         """
         self._need("time_to_event", "events")
-        hidden = self.encode(codes, ages, visit_ids, attention_mask, causal=True, **columns)
-        return self.time_to_event(take_places(hidden, visit_ends), self.behrt.embedding.attend)
+        states = take_places(self.encode(codes, ages, visit_ids, attention_mask, causal=True, **columns), visit_ends)
+        ages = take_places(ages[..., None], visit_ends)[..., 0]
+        return self.time_to_event(states, ages, self.behrt.embedding.attend)
 
     def score_all(self, codes, ages, visit_ids, attention_mask, **columns) -> tuple:
         """Returns what every head gives at every token; `init(..., method="score_all")` makes all parameters."""
@@ -334,8 +339,6 @@ class BEHRTForSequenceClassification(BEHRTWithHead):
         self.behrt = BEHRT(self.config)
         self.head = ClassificationHead(self.config, self.num_labels)
         if self.foretold:
-            if self.config.pooling != "last":
-                raise ValueError(f"pooling: found {self.config.pooling!r} with foretold codes; expected 'last'")
             self.time_to_event = EventHead(self.config, len(self.event_edges) + 1)
 
     def __call__(
@@ -384,14 +387,18 @@ class BEHRTForSequenceClassification(BEHRTWithHead):
         Returns:
           (B, D) or (B, P, D), and (B, E) or (B, P, E) float32 logs of expected numbers; None where E is 0.
         """
-        pooled = self.get_patient_embedding(codes, ages, visit_ids, attention_mask, **arguments)
         if not self.foretold:
-            return pooled, None
+            return self.get_patient_embedding(codes, ages, visit_ids, attention_mask, **arguments), None
+        number = arguments.pop("num_patients", None)
+        hidden = self.encode(codes, ages, visit_ids, attention_mask, **arguments)
+        pool = functools.partial(self.behrt.pool, attention_mask=attention_mask, num_patients=number)
+        state, age = pool(hidden, pooling="last"), pool(ages[..., None], pooling="last")[..., 0]
         edges = np.array([0.0, *self.event_edges, np.inf])
         spent = np.diff(np.minimum(edges, DAYS_FORETOLD)).astype(np.float32)
-        log_rates = self.time_to_event(pooled, self.behrt.embedding.attend)[..., np.array(self.foretold)]
-        spent = spent.reshape((1,) * (pooled.ndim - 1) + (-1, 1))
-        return pooled, nn.logsumexp(log_rates, axis=-2, b=jnp.asarray(spent))
+        log_rates = self.time_to_event(state, age, self.behrt.embedding.attend)[..., np.array(self.foretold)]
+        spent = spent.reshape((1,) * (state.ndim - 1) + (-1, 1))
+        expected = nn.logsumexp(log_rates, axis=-2, b=jnp.asarray(spent))
+        return pool(hidden, pooling=self.config.pooling), expected
 
 
 def encode(model, params, codes, ages, visit_ids, attention_mask, *, capture_attention: bool = False, **columns) -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.dropout import Dropout
 
+AGE_KNOTS = tuple(range(0, 101, 10))  # years
 LOG_RATE = math.log(1 / 36_525.0)  # once in a hundred years, until training sets the rates of its data
 
 
@@ -63,6 +64,8 @@ class DaysHead(nn.Module):
 class EventHead(nn.Module):
     """Piecewise-constant rates of every code (MOTOR, Steinberg et al. 2024), low in rank: a query for each time bin.
 
+    Beside it each code has a rate by age, linear between `AGE_KNOTS`, which so low a rank could not hold.
+
     Attributes:
       config: sizes and choices.
       num_bins: bins of time.
@@ -72,11 +75,20 @@ class EventHead(nn.Module):
     num_bins: int
 
     @nn.compact
-    def __call__(self, states: jax.Array, score_codes: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """Maps (..., D) states to (..., bins, V) float32 log rates a day."""
+    def __call__(self, states: jax.Array, ages: jax.Array, score_codes: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """Maps (..., D) states and (...) ages (years, NaN if unknown) to (..., bins, V) float32 log rates a day."""
         width = self.config.embedding_dim
         queries = nn.gelu(nn.Dense(self.num_bins * width, name="transform")(states))
         queries = nn.LayerNorm(name="norm")(queries.reshape(*states.shape[:-1], self.num_bins, width))
         log_rates = self.param("log_rates", nn.initializers.constant(LOG_RATE), (self.config.vocab_size,))
-        scores = score_codes(queries) * width**-0.5
-        return scores.astype(jnp.float32) + jax.lax.broadcast_to_rank(log_rates, scores.ndim)
+        by_age = self.param("age_rates", nn.initializers.zeros_init(), (len(AGE_KNOTS), self.config.vocab_size))
+        scores = (score_codes(queries) * width**-0.5).astype(jnp.float32)
+        rates = jnp.matmul(age_shares(ages), by_age)[..., None, :] + jax.lax.broadcast_to_rank(log_rates, scores.ndim)
+        return scores + rates
+
+
+def age_shares(ages: jax.Array) -> jax.Array:
+    """Returns (..., knots) float32 shares of the two nearest of `AGE_KNOTS` in (...) years; zeros for NaN."""
+    knots = jax.lax.broadcast_to_rank(jnp.asarray(AGE_KNOTS, jnp.float32), ages.ndim + 1)
+    apart = jnp.abs(jnp.clip(ages, AGE_KNOTS[0], AGE_KNOTS[-1])[..., None] - knots)
+    return jnp.nan_to_num(jnp.maximum(1 - apart / (AGE_KNOTS[1] - AGE_KNOTS[0]), 0.0))

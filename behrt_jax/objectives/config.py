@@ -6,6 +6,7 @@ CHOICES = {
     "name": ("mlm", "next_visit", "time_to_event", "joint"),
     "masking": ("codes", "spans", "visits"),
     "history": ("every_visit", "random_cut"),
+    "event_times": ("visits", "any"),
 }
 
 
@@ -27,6 +28,9 @@ class ObjectiveConfig:
         `random_cut`, a new one each time, in which codes see each other both ways.
       days_weight: of the time to the next visit beside its codes; 0 leaves it out.
       event_visits: visits a row after which events are predicted.
+      event_first: whether only the first event of each code counts, or the next.
+      event_times: when events are predicted: after `visits`, which count alike; or at `any` time, with marks in the
+        pauses between visits and each time of a life counting alike; that for `time_to_event` alone.
       event_edges: days that part the bins of events' rates, ascending; from quantiles of train if empty.
     """
 
@@ -42,6 +46,8 @@ class ObjectiveConfig:
     history: str
     days_weight: float
     event_visits: int
+    event_first: bool
+    event_times: str
     event_edges: tuple[float, ...]
 
     def __post_init__(self):
@@ -53,6 +59,8 @@ class ObjectiveConfig:
         self._expect(not isinstance(self.targets, str), "targets", "a tuple of patterns, such as ('CONDITION//*',)")
         for key in ("min_patients", "event_visits"):
             self._expect(getattr(self, key) >= 1, key, "1 or more")
+        alone = self.name == "time_to_event" or self.event_times == "visits"
+        self._expect(alone, "event_times", f"'visits' with objective.name={self.name}, to which marks are no visits")
         edges = (0.0, *self.event_edges)
         rises = all(isinstance(edge, int | float) for edge in edges) and list(edges) == sorted(set(edges))
         self._expect(rises, "event_edges", "days above 0 in ascending order")

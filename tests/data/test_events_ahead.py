@@ -61,6 +61,25 @@ def test_events_of_bundled_patients_are_what_a_loop_finds(bundled, bundled_train
     assert assert_as_by_loop(few, is_target, 256).any()
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_only_first_events_count_where_they_alone_are_asked_for(seed):
+    """A code that was had by then has no day at risk; of the others, the next is the first."""
+    patients = random_patients(seed, 60, most_visits=12, vocabulary=VOCAB_SIZE)
+    index = sequences.index_visits(patients, 64)
+    later, first = (events_ahead.index_events(patients, index, IS_TARGET, first) for first in (False, True))
+    every = np.arange(len(later.ends))
+    (days, happened), (first_days, first_happened) = later.after(every), first.after(every)
+    had = []
+    for visits in visits_by_patient(patients):
+        for number in range(len(visits)):
+            before = {patients.codes[token] for visit in visits[: number + 1] for token in visit}
+            had.append([code in before for code in later.codes])
+    had = np.array(had)
+    assert 0.05 < had.mean() < 0.95 and (had & happened).any()
+    np.testing.assert_array_equal(first_days, np.where(had, 0, days))
+    np.testing.assert_array_equal(first_happened, happened & ~had)
+
+
 def small():
     """One patient: code 20 after 10 days and 21 after 20; then one without events, and one with 20 at the same time."""
     return patients_of(
@@ -157,3 +176,44 @@ def test_rates_by_hand():
     expected[20], expected[21] = 1.5 / (20 + minute), 2.5 / (30 + minute)
     np.testing.assert_allclose(np.exp(found), expected, rtol=1e-5)
     assert found.dtype == np.float32
+
+
+def test_rates_by_age_are_those_of_the_data():
+    """Twice as many events a year at 60 as at 20, of a code that everyone may have; none of a code without events."""
+    rng, people = np.random.default_rng(0), []
+    for age, rate in ((20, 0.3), (60, 0.6)):
+        for _ in range(800):
+            until = rng.exponential(365.25 / rate)
+            last = [(20, int(until * DAY))] if until < 2 * 365 else [(9, 2 * 365 * DAY)]
+            people.append({"visits": [[(9, 0)], last], "age": age})
+    begin = [round(each.pop("age") * 365.25 * DAY) for each in people]
+    aged = [
+        {"visits": [[(code, start + minutes) for code, minutes in visit] for visit in each["visits"]]}
+        for each, start in zip(people, begin, strict=True)
+    ]
+    patients = patients_of(*aged)
+    times = events_ahead.index_events(patients, sequences.index_visits(patients, 16), np.isin(np.arange(30), (20, 21)))
+    found = events_ahead.age_rates(times, 30)
+    assert found.shape == (11, 30) and found.dtype == np.float32
+    assert found[6, 20] - found[2, 20] == pytest.approx(np.log(2), abs=0.2) and found[6, 20] > 0 > found[2, 20]
+    assert abs(found[:, np.arange(30) != 20]).max() == 0  # 21 among them, without events
+    np.testing.assert_allclose(found[[0, 9], 20], 0, atol=1e-6)  # nobody of that age: nothing but the prior
+
+
+def test_unknown_ages_have_the_rate_of_all_ages():
+    patients = patients_of({"visits": [[(9, 0)], [(20, 10 * DAY)]], "birth": False})
+    times = events_ahead.index_events(patients, sequences.index_visits(patients, 16), np.isin(np.arange(30), (20, 21)))
+    assert np.isnan(times.ages).all()
+    np.testing.assert_array_equal(events_ahead.age_rates(times, 30), 0)
+
+
+def test_by_time_visits_count_for_the_years_until_the_next():
+    year = 365.25
+    visits = [[(9, 0)], [(9, int(0.5 * year * DAY))], [(20, int(3 * year * DAY))]]
+    patients = patients_of({"visits": visits}, {"visits": visits[:2]})
+    index = sequences.index_visits(patients, 16)
+    times = events_ahead.index_events(patients, index, np.isin(np.arange(30), (20, 21)), by_time=True)
+    np.testing.assert_allclose(times.weights, [0.5, 1, 0, 0.5, 0], atol=1e-5)
+    batch = times.add(batches.batch_of(patients, index, batches.evaluation_epoch(index), 0, 1), 8, 0)
+    np.testing.assert_allclose(np.sort(batch["event_weights"][0]), [0, 0, 0, 0, 0, 0.5, 0.5, 1], atol=1e-5)
+    assert times.spread(200).tolist() == [0, 1, 3]

@@ -309,6 +309,18 @@ def test_windows_differ_by_epoch_and_by_patient():
     assert (starts[0] != starts[1]).mean() > 0.8
 
 
+def test_windows_hold_visits_as_often_as_they_weigh():
+    """Rows hold one visit here; one of weight 0 is never drawn, one of weight 3 three times as often as one of 1."""
+    patients = patients_of({"visits": [[(10 + number, number * DAY)] * 13 for number in range(4)]})
+    index = sequences.index_visits(patients, 16)
+    weights = np.array([1.0, 0.0, 3.0, 1.0])
+    drawn = [sequences.random_windows(index, patients.subject_ids, salt, weights).start[0] for salt in range(2000)]
+    counts = np.bincount(drawn, minlength=4)
+    assert counts[1] == 0 and abs(counts - 400 * weights).max() < 4.5 * np.sqrt(2000 * 0.6 * 0.4)
+    nothing = sequences.random_windows(index, patients.subject_ids, 0, np.zeros(4))
+    assert nothing.lengths[0] > 1 and 0 <= nothing.start[0] < nothing.stop[0] <= 4
+
+
 def moment_codes(salt: int, codes=range(10, 22), subject: int = 1) -> list[int]:
     patients = patients_of({"id": subject, "visits": [[(code, DAY) for code in codes]]})
     return newest(patients, 32, salt)["codes"].tolist()[1:-1]

@@ -154,7 +154,7 @@ def test_a_probe_reads_what_embeddings_say_of_an_outcome_and_is_what_the_model_t
     assert reached > plain + 0.05
     jax.tree.map(np.testing.assert_array_equal, probed["params"]["behrt"], variables["params"]["behrt"])
     monkeypatch.setattr(probe_first, "SCALES", (0.0,))
-    monkeypatch.setattr(probe_first, "TRAITS", {"alone": (1.0,)})
+    monkeypatch.setattr(probe_first, "TRAITS", (1.0,))
     plainly = probe_first.begin(config, its.model, variables, planted)["params"]["head"]["output"]
     expected = its.initialize(jax.random.key(0))["params"]["head"]["output"]
     for name in ("kernel", "bias"):

@@ -43,7 +43,7 @@ def task(workplace, deaths, events, code):
 
 def test_what_is_foretold_is_the_forecast_of_the_pre_trained_run_at_the_prediction_time(task, events, code):
     config, built = task
-    assert config.model.pooling == "last" and config.foretold.ids == (behrt_jax.load(events).vocabulary.ids[code],)
+    assert config.model.pooling == "mean" and config.foretold.ids == (behrt_jax.load(events).vocabulary.ids[code],)
     variables, found = built.initialize(jax.random.key(0)), built.splits["held_out"]
     read = probe_first.read_patients(config, built.model, variables, found)
     width = config.model.hidden_dim

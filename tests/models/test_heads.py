@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from behrt_jax.data import at_times
 from behrt_jax.models.behrt import (
     BEHRT,
     BEHRTForMLM,
@@ -16,7 +17,7 @@ from behrt_jax.models.behrt import (
     encode,
 )
 from behrt_jax.models.config import CHOICES
-from behrt_jax.models.heads import ClassificationHead
+from behrt_jax.models.heads import AGE_KNOTS, ClassificationHead, age_shares
 from tests import tiny
 from tests.models.drawn import apply, parameters
 
@@ -265,12 +266,42 @@ def test_the_pooling_of_the_config_is_that_of_the_head():
     assert len({array.tobytes() for array in found}) == 4
 
 
+def with_age_rates(params, seed=0):
+    """The parameters with rates that rise and fall with age."""
+    events = params["params"]["time_to_event"]
+    drawn = np.random.default_rng(seed).standard_normal(events["age_rates"].shape)
+    return {"params": {**params["params"], "time_to_event": {**events, "age_rates": drawn.astype(np.float32)}}}
+
+
+def test_rates_by_age_are_linear_between_knots_and_those_of_unknown_age_have_none():
+    model = BEHRTForPretraining(tiny.config(), ("time_to_event",), 3)
+    params, ends = with_age_rates(parameters(model)), np.zeros((2, 1), int)
+    flat = jax.tree.map(np.asarray, params)
+    flat["params"]["time_to_event"]["age_rates"] = np.zeros_like(flat["params"]["time_to_event"]["age_rates"])
+    table = params["params"]["time_to_event"]["age_rates"]
+
+    def added(age):
+        inputs = {**PLAIN, "ages": np.full(PLAIN["ages"].shape, age, np.float32)}
+        given = {"visit_ends": ends, "method": "predict_events"}
+        return apply(model, inputs, params, **given) - apply(model, inputs, flat, **given)
+
+    none, between = 0 * table[0], 0.7 * table[4] + 0.3 * table[5]
+    for age, expected in ((40, table[4]), (43, between), (130, table[10]), (np.nan, none)):
+        np.testing.assert_allclose(added(age), np.broadcast_to(expected, (2, 1, 3, V)), atol=1e-5)
+
+
+def test_shares_of_ages_are_those_that_the_data_counts_with():
+    ages = np.array([0.0, 3.3, 10.0, 59.9, 100.0, 117.0, np.nan])
+    np.testing.assert_array_equal(AGE_KNOTS, at_times.AGE_KNOTS)
+    np.testing.assert_allclose(age_shares(ages.astype(np.float32)), at_times.age_shares(ages), atol=1e-6)
+
+
 def test_foretold_codes_are_what_the_head_for_events_expects_within_a_year():
     """By hand: rates a day in bins up to 30, 300 and any number of days, at each patient's last token."""
     foretold, config = (7, 4), tiny.config(pooling="last", causal=True)
     events = BEHRTForPretraining(config, ("time_to_event",), 3)
     model = BEHRTForSequenceClassification(config, 1, 2, foretold, (30.0, 300.0))
-    params = parameters(model)
+    params = with_age_rates(parameters(model))
     theirs = {"params": {name: params["params"][name] for name in ("behrt", "time_to_event")}}
     ids = PACKED["patient_ids"]
     ends = np.stack([[np.flatnonzero(row == p)[-1] if (row == p).any() else 0 for p in (1, 2, 3)] for row in ids])

@@ -174,6 +174,11 @@ def test_a_tuning_score_is_the_mean_over_batches_weighted_by_targets():
         ({"targets": "A//*"}, r"objective.targets: found 'A//\*'; expected a tuple of patterns"),
         ({"min_patients": 0}, "objective.min_patients: found 0; expected 1 or more"),
         ({"event_visits": 0}, "objective.event_visits: found 0; expected 1 or more"),
+        ({"event_times": "now"}, "objective.event_times: found 'now'; expected one of visits, any"),
+        (
+            {"name": "joint", "event_times": "any"},
+            "objective.event_times: found 'any'; expected 'visits' with objective.name=joint",
+        ),
         ({"event_edges": (0.0, 5.0)}, r"objective.event_edges: found \(0.0, 5.0\); expected days above 0 in ascending"),
         ({"event_edges": (9.0, 5.0)}, r"objective.event_edges: found \(9.0, 5.0\); expected days above 0"),
         ({"event_edges": (5.0, 5.0)}, r"objective.event_edges: found \(5.0, 5.0\); expected days above 0"),
