@@ -4,14 +4,7 @@
 """
 
 from behrt_jax import attribution, what_if
-from behrt_jax.models.behrt import (
-    BEHRT,
-    BEHRTForMLM,
-    BEHRTForNextVisitPrediction,
-    BEHRTForSequenceClassification,
-    count_parameters,
-    encode,
-)
+from behrt_jax.models.behrt import BEHRT, count_parameters, encode
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.embeddings import (
     AgeEmbedding,
@@ -22,6 +15,8 @@ from behrt_jax.models.embeddings import (
     TimeEmbedding,
     VisitEmbedding,
 )
+from behrt_jax.models.outcomes import BEHRTForSequenceClassification
+from behrt_jax.models.pretraining import BEHRTForMLM, BEHRTForNextVisitPrediction
 from behrt_jax.workdir import load
 
 __all__ = [

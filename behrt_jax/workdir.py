@@ -14,8 +14,9 @@ from behrt_jax import lora
 from behrt_jax.checkpoint import Checkpoints
 from behrt_jax.data import at_times
 from behrt_jax.data.vocabulary import Vocabulary
-from behrt_jax.models.behrt import BEHRTForPretraining, BEHRTForSequenceClassification
 from behrt_jax.models.config import BEHRTConfig
+from behrt_jax.models.outcomes import BEHRTForSequenceClassification
+from behrt_jax.models.pretraining import BEHRTForPretraining
 from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.objectives.survival import SurvivalConfig
 

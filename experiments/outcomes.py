@@ -14,7 +14,7 @@ from behrt_jax.code_regression import CodeRegression
 from behrt_jax.data import labels as label_files
 from behrt_jax.data.labels import Labels
 from behrt_jax.data.prepare import Prepared
-from behrt_jax.models.behrt import BEHRTForSequenceClassification
+from behrt_jax.models.outcomes import BEHRTForSequenceClassification
 from behrt_jax.objectives import classification, survival
 from behrt_jax.objectives.classification import ClassificationConfig
 from behrt_jax.objectives.objective import Objective

@@ -15,7 +15,7 @@ from behrt_jax.data.config import DataConfig
 from behrt_jax.data.hashing import hash_integers
 from behrt_jax.data.prepare import Prepared, prepare
 from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
-from behrt_jax.models.behrt import BEHRTForPretraining
+from behrt_jax.models.pretraining import BEHRTForPretraining
 from behrt_jax.objectives import mlm
 from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.objectives.joint import make_objective

@@ -12,7 +12,9 @@ import pytest
 
 from behrt_jax import attribution, what_if
 from behrt_jax.data.vocabulary import CLS, MASK, SEP, UNK
-from behrt_jax.models.behrt import BEHRTForPretraining, BEHRTForSequenceClassification, encode
+from behrt_jax.models.behrt import encode
+from behrt_jax.models.outcomes import BEHRTForSequenceClassification
+from behrt_jax.models.pretraining import BEHRTForPretraining
 from behrt_jax.objectives.survival import SurvivalConfig, log_hazard_by, risks
 from tests import tiny
 from tests.models.drawn import parameters

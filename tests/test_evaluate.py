@@ -4,7 +4,7 @@ import pytest
 
 from behrt_jax import evaluate
 from behrt_jax.baselines import predict
-from behrt_jax.models.behrt import BEHRTForMLM
+from behrt_jax.models.pretraining import BEHRTForMLM
 from behrt_jax.objectives.mlm import Masked
 from tests import tiny
 

@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from behrt_jax import lora
-from behrt_jax.models.behrt import BEHRTForSequenceClassification
+from behrt_jax.models.outcomes import BEHRTForSequenceClassification
 from behrt_jax.objectives import classification
 from behrt_jax.optimizer import hold_frozen, layer_scales, make_optimizer
 from behrt_jax.state import TrainState

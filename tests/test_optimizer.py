@@ -8,7 +8,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from behrt_jax.checkpoint import Checkpoints
-from behrt_jax.models.behrt import BEHRTForMLM, BEHRTForSequenceClassification
+from behrt_jax.models.outcomes import BEHRTForSequenceClassification
+from behrt_jax.models.pretraining import BEHRTForMLM
 from behrt_jax.optimizer import (
     CODE_TABLE,
     count_trained,

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from behrt_jax.models.behrt import BEHRTForMLM
+from behrt_jax.models.pretraining import BEHRTForMLM
 from behrt_jax.optimizer import make_optimizer
 from behrt_jax.state import step_keys
 from tests import tiny

@@ -6,8 +6,8 @@ import functools
 import jax
 import numpy as np
 
-from behrt_jax.models.behrt import BEHRTForMLM, BEHRTForPretraining
 from behrt_jax.models.config import BEHRTConfig
+from behrt_jax.models.pretraining import BEHRTForMLM, BEHRTForPretraining
 from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.optimizer import OptimizerConfig
 from behrt_jax.state import create_state

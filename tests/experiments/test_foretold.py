@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 import behrt_jax
-from behrt_jax.models.behrt import DAYS_FORETOLD
 from behrt_jax.models.inputs import model_arguments
+from behrt_jax.models.outcomes import DAYS_FORETOLD
 from experiments import labelled, outcomes, probe_first
 from tests.experiments.test_finetune import tiny_config
 

@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 
-from behrt_jax.models.behrt import BEHRTForPretraining
+from behrt_jax.models.pretraining import BEHRTForPretraining
 from tests import tiny
 
 

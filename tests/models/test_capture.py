@@ -9,8 +9,10 @@ import pytest
 
 from behrt_jax.data.batches import training_batches
 from behrt_jax.evaluate import device_columns
-from behrt_jax.models.behrt import BEHRT, BEHRTForMLM, BEHRTForSequenceClassification, encode
+from behrt_jax.models.behrt import BEHRT, encode
 from behrt_jax.models.config import BEHRTConfig
+from behrt_jax.models.outcomes import BEHRTForSequenceClassification
+from behrt_jax.models.pretraining import BEHRTForMLM
 from behrt_jax.objectives import mlm
 from behrt_jax.optimizer import make_optimizer
 from behrt_jax.train import make_train_step

@@ -8,16 +8,11 @@ import numpy as np
 import pytest
 
 from behrt_jax.data import at_times
-from behrt_jax.models.behrt import (
-    BEHRT,
-    BEHRTForMLM,
-    BEHRTForNextVisitPrediction,
-    BEHRTForPretraining,
-    BEHRTForSequenceClassification,
-    encode,
-)
+from behrt_jax.models.behrt import BEHRT, encode
 from behrt_jax.models.config import CHOICES
 from behrt_jax.models.heads import AGE_KNOTS, ClassificationHead, age_shares
+from behrt_jax.models.outcomes import BEHRTForSequenceClassification
+from behrt_jax.models.pretraining import BEHRTForMLM, BEHRTForNextVisitPrediction, BEHRTForPretraining
 from tests import tiny
 from tests.models.drawn import apply, parameters
 

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from behrt_jax.models.behrt import BEHRT, BEHRTForMLM, BEHRTForSequenceClassification
+from behrt_jax.models.behrt import BEHRT
+from behrt_jax.models.outcomes import BEHRTForSequenceClassification
 from behrt_jax.models.pooling import POOLS, AttentionPooling, membership
+from behrt_jax.models.pretraining import BEHRTForMLM
 from tests import tiny
 from tests.models.drawn import apply, parameters
 

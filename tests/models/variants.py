@@ -5,12 +5,9 @@ import functools
 import jax
 import numpy as np
 
-from behrt_jax.models.behrt import (
-    BEHRT,
-    BEHRTForMLM,
-    BEHRTForNextVisitPrediction,
-    BEHRTForSequenceClassification,
-)
+from behrt_jax.models.behrt import BEHRT
+from behrt_jax.models.outcomes import BEHRTForSequenceClassification
+from behrt_jax.models.pretraining import BEHRTForMLM, BEHRTForNextVisitPrediction
 from tests import tiny
 
 PLAIN = {"visit_bias": False, "rotary": "none", "time_bins": 0}

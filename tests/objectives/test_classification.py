@@ -10,7 +10,7 @@ import optax
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
-from behrt_jax.models.behrt import BEHRTForSequenceClassification
+from behrt_jax.models.outcomes import BEHRTForSequenceClassification
 from behrt_jax.objectives import classification
 from behrt_jax.objectives.classification import ClassificationConfig
 from tests import tiny

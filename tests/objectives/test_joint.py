@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from behrt_jax.evaluate import make_tuning_step, score_objective
-from behrt_jax.models.behrt import BEHRTForPretraining
+from behrt_jax.models.pretraining import BEHRTForPretraining
 from behrt_jax.objectives.joint import make_objective
 from behrt_jax.objectives.objective import combine
 from behrt_jax.optimizer import make_optimizer

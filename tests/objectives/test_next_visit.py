@@ -13,8 +13,8 @@ import pytest
 from behrt_jax.data import batches as data_batches
 from behrt_jax.data.sequences import index_visits
 from behrt_jax.evaluate import device_columns
-from behrt_jax.models.behrt import BEHRTForPretraining
 from behrt_jax.models.inputs import model_arguments
+from behrt_jax.models.pretraining import BEHRTForPretraining
 from behrt_jax.objectives import next_visit
 from tests import tiny
 from tests.data.handmade import random_patients

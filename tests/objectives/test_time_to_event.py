@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from behrt_jax.models.behrt import BEHRTForPretraining
+from behrt_jax.models.pretraining import BEHRTForPretraining
 from behrt_jax.objectives import time_to_event
 from tests import tiny
 from tests.models.drawn import parameters

@@ -1,0 +1,169 @@
+"""BEHRT with heads for what it is pre-trained on: masked codes, next visits, and events ahead."""
+
+import jax
+import jax.numpy as jnp
+
+from behrt_jax.models.behrt import BEHRT, BEHRTWithHead
+from behrt_jax.models.heads import CodeHead, DaysHead, EventHead
+
+
+class BEHRTForMLM(BEHRTWithHead):
+    """BEHRT with a head that scores the code at masked positions; its output layer is the code table."""
+
+    def setup(self):
+        """Declares the encoder and the head."""
+        self.behrt = BEHRT(self.config)
+        self.head = CodeHead(self.config)
+
+    def __call__(self, codes, ages, visit_ids, attention_mask, *, masked_positions=None, **columns) -> jax.Array:
+        """Scores the vocabulary at masked positions.
+
+        Args:
+          codes: (B, L); the others too, and `columns`, are as `BEHRT.__call__` takes them.
+          ages: (B, L).
+          visit_ids: (B, L).
+          attention_mask: (B, L).
+          masked_positions: (B, K) int places in the row at which to score; all if not given.
+          **columns: `positions`, `time_deltas`, `dates`, `deterministic`.
+
+        Returns:
+          (B, K, V) logits, or (B, L, V) without `masked_positions`.
+        """
+        hidden = self.encode(codes, ages, visit_ids, attention_mask, **columns)
+        if masked_positions is not None:
+            hidden = take_places(hidden, masked_positions)
+        return self.head(hidden, self.behrt.embedding.attend)
+
+
+class BEHRTForNextVisitPrediction(BEHRTWithHead):
+    """BEHRT with a head that scores which codes the next visit holds, each on its own (multi-label)."""
+
+    def setup(self):
+        """Declares the encoder and the head."""
+        self.behrt = BEHRT(self.config)
+        self.head = CodeHead(self.config)
+
+    def __call__(
+        self, codes, ages, visit_ids, attention_mask, *, visit_ends=None, num_patients=None, **columns
+    ) -> jax.Array:
+        """Scores the vocabulary after the whole history, or after each of some visits.
+
+        Args:
+          codes: (B, L); the others too, and `columns`, are as `BEHRT.__call__` takes them.
+          ages: (B, L).
+          visit_ids: (B, L).
+          attention_mask: (B, L).
+          visit_ends: (B, K) int places in the row, the last token of each visit after which to score; each visit then
+            sees only itself and the past, whatever `config.causal` says.
+          num_patients: P, as `BEHRT.get_patient_embedding` takes it; not read with `visit_ends`.
+          **columns: `positions`, `time_deltas`, `dates`, `deterministic`.
+
+        Returns:
+          Logits, one for each code: (B, K, V) with `visit_ends`, else (B, V), or (B, P, V) with `num_patients`.
+        """
+        if visit_ends is None:
+            state = self.get_patient_embedding(
+                codes, ages, visit_ids, attention_mask, num_patients=num_patients, **columns
+            )
+        else:
+            hidden = self.encode(codes, ages, visit_ids, attention_mask, causal=True, **columns)
+            state = take_places(hidden, visit_ends)
+        return self.head(state, self.behrt.embedding.attend)
+
+
+class BEHRTForPretraining(BEHRTWithHead):
+    """BEHRT with a head for each of the objectives that it is trained on.
+
+    Attributes:
+      objectives: of `mlm`, `next_visit` and `time_to_event`.
+      event_bins: time bins of the rates of `time_to_event`.
+    """
+
+    objectives: tuple[str, ...] = ("mlm",)
+    event_bins: int = 1
+
+    def setup(self):
+        """Declares the encoder and the heads."""
+        self.behrt = BEHRT(self.config)
+        if "mlm" in self.objectives:
+            self.mlm = CodeHead(self.config)
+        if "next_visit" in self.objectives:
+            self.next_visit = CodeHead(self.config)
+            self.next_days = DaysHead()
+        if "time_to_event" in self.objectives:
+            self.time_to_event = EventHead(self.config, self.event_bins)
+
+    def __call__(self, codes, ages, visit_ids, attention_mask, *, masked_positions=None, **columns) -> jax.Array:
+        """Scores the vocabulary at masked positions; see `BEHRTForMLM.__call__`.
+
+        Raises:
+          ValueError: the model has no head for masked codes.
+        """
+        self._need("mlm", "codes behind masks")
+        hidden = self.encode(codes, ages, visit_ids, attention_mask, **columns)
+        hidden = hidden if masked_positions is None else take_places(hidden, masked_positions)
+        return self.mlm(hidden, self.behrt.embedding.attend)
+
+    def predict_next_visits(self, codes, ages, visit_ids, attention_mask, *, visit_ends, causal=True, **columns):
+        """Scores which codes the next visit holds and when it comes: `apply(..., method="predict_next_visits")`.
+
+        Args:
+          codes: (B, L); the others too, and `columns`, are as `BEHRT.__call__` takes them.
+          ages: (B, L).
+          visit_ids: (B, L).
+          attention_mask: (B, L).
+          visit_ends: (B, K) int places, the last token of each visit after which to predict.
+          causal: whether each visit sees only itself and the past. Without, rows must end before the visit to predict.
+          **columns: `positions`, `time_deltas`, `dates`, `deterministic`.
+
+        Returns:
+          (B, K, V) logits, one for each code, and (B, K) expected log(1 + days).
+
+        Raises:
+          ValueError: the model has no head for next visits.
+        """
+        self._need("next_visit", "next visits")
+        states = take_places(self.encode(codes, ages, visit_ids, attention_mask, causal=causal, **columns), visit_ends)
+        return self.next_visit(states, self.behrt.embedding.attend), self.next_days(states)
+
+    def predict_events(self, codes, ages, visit_ids, attention_mask, *, visit_ends, **columns) -> jax.Array:
+        """Predicts the rates of every code after some visits: `apply(..., method="predict_events")`.
+
+        Args:
+          codes: (B, L); the others too, and `columns`, are as `BEHRT.__call__` takes them.
+          ages: (B, L).
+          visit_ids: (B, L).
+          attention_mask: (B, L).
+          visit_ends: (B, K) int places, the last token of each visit; each visit sees only itself and the past.
+          **columns: `positions`, `time_deltas`, `dates`, `deterministic`.
+
+        Returns:
+          (B, K, bins, V) float32 log of the rate a day in each bin of time since the end of the visit.
+
+        Raises:
+          ValueError: the model has no head for events.
+        """
+        self._need("time_to_event", "events")
+        states = take_places(self.encode(codes, ages, visit_ids, attention_mask, causal=True, **columns), visit_ends)
+        ages = take_places(ages[..., None], visit_ends)[..., 0]
+        return self.time_to_event(states, ages, self.behrt.embedding.attend)
+
+    def score_all(self, codes, ages, visit_ids, attention_mask, **columns) -> tuple:
+        """Returns what every head gives at every token; `init(..., method="score_all")` makes all parameters."""
+        places = jnp.broadcast_to(jnp.arange(codes.shape[1]), codes.shape)
+        heads = {"mlm": self, "next_visit": self.predict_next_visits, "time_to_event": self.predict_events}
+        rest = {"mlm": {}, "next_visit": {"visit_ends": places}, "time_to_event": {"visit_ends": places}}
+        inputs = (codes, ages, visit_ids, attention_mask)
+        return tuple(heads[name](*inputs, **columns, **rest[name]) for name in self.objectives)
+
+    def _need(self, objective: str, what: str) -> None:
+        if objective not in self.objectives:
+            raise ValueError(
+                f"objectives: found {', '.join(self.objectives)}; expected {objective} among them to predict {what}: "
+                f"train with objective.name={objective} or joint"
+            )
+
+
+def take_places(hidden: jax.Array, places: jax.Array) -> jax.Array:
+    """Takes the (B, K, D) states at (B, K) places of (B, L, D)."""
+    return jnp.take_along_axis(hidden, places[:, :, None], axis=1)
