@@ -22,7 +22,7 @@ from behrt_jax import workdir
 from behrt_jax.metrics import Estimate
 from configs import default
 from experiments import command, few_labels_run
-from experiments.few_labels_table import ARMS, count, format_table, show
+from experiments.few_labels_table import ARMS, FORETOLD, count, format_table, show
 from experiments.probe import read_sizes
 
 RESULTS_FILE = "results.jsonl"
@@ -47,6 +47,14 @@ def read_results(folder: Path) -> dict[tuple[int, int, str], Estimate]:
         file.write_text("".join(lines))
     found = {(line["size"], line["draw"], line["arm"]): line for line in map(json.loads, lines)}
     return {run: Estimate(its["value"], np.array(its["replicates"]), its["n"]) for run, its in found.items()}
+
+
+def keep(folder: Path, results: dict, run: tuple[int, int, str], its: Estimate) -> None:
+    """Adds what a run reached to the others, and to the file that `read_results` reads."""
+    results[run] = its
+    line = {**dict(zip(("size", "draw", "arm"), run, strict=True)), "value": its.value, "n": its.n}
+    with (folder / RESULTS_FILE).open("a") as target:
+        target.write(json.dumps({**line, "replicates": its.replicates.tolist()}) + "\n")
 
 
 def of_run(config: ConfigDict, run: str, several: bool, foretold: tuple[str, ...] = ()) -> ConfigDict:
@@ -84,14 +92,13 @@ def main() -> None:
                 task = few_labels_run.read_task(config, file, FLAGS.most_labels, FLAGS.probe_first, own, bar.write)
                 found[name].append(results := read_results(own))
                 held_out[name].append(task.splits["held_out"])
+                if own_codes and FORETOLD not in results:
+                    keep(own, results, FORETOLD, few_labels_run.foretell(task))
                 for size, draw, arm in runs:
                     bar.set_postfix_str(f"{name}, {show(size)} patients, draw {draw}, {arm}")
                     if (size, draw, arm) not in results:
                         its = few_labels_run.run(task, size, draw, arm == "pretrained", compiled)
-                        results[size, draw, arm] = its
-                        line = {"size": size, "draw": draw, "arm": arm, "value": its.value, "n": its.n}
-                        with (own / RESULTS_FILE).open("a") as target:
-                            target.write(json.dumps({**line, "replicates": its.replicates.tolist()}) + "\n")
+                        keep(own, results, (size, draw, arm), its)
                     bar.update()
     counts = {name: count(each) for name, each in held_out.items()}
     table = format_table(found, counts, sizes, FLAGS.draws)

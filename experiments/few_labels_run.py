@@ -9,19 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
-from scipy.special import expit
 
-from behrt_jax import classification_metrics, evaluate, lora, survival_metrics, train, workdir
+from behrt_jax import evaluate, lora, train, workdir
 from behrt_jax.data import labels as label_files
 from behrt_jax.data.prepare import Prepared
 from behrt_jax.metrics import Estimate
-from behrt_jax.objectives import survival
 from behrt_jax.objectives.objective import Objective
-from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.optimizer import OptimizerConfig, make_optimizer
 from behrt_jax.state import TrainState
-from behrt_jax.survival_metrics import Followed
-from experiments import draws, labelled, outcome_data, outcomes, predictions, pretrained, probe_first
+from experiments import draws, few_labels_scores, labelled, outcome_data, outcomes, pretrained, probe_first
 from experiments.labelled import Labelled
 from experiments.probe import METRICS
 
@@ -97,7 +93,15 @@ def run(task: Task, size: int, draw: int, pretrained: bool, compiled: dict[str, 
     # A copy, as training donates what it begins with; from numpy, as arrays bound to a device are compiled for anew.
     params = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), params)
     params = fine_tune(config, steps, params, splits)
-    return measure(config, its.model, params, task.splits["held_out"])
+    return few_labels_scores.measure(config, its.model, params, task.splits["held_out"])
+
+
+def foretell(task: Task) -> Estimate:
+    """Scores held_out by what the pre-trained run foretells, before any label: the mean of `foretold.codes`."""
+    its = outcomes.build(task.config, task.prepared, task.splits, task.begun)
+    found, width = task.splits["held_out"], task.config.model.hidden_dim
+    read = probe_first.read_patients(task.config, its.model, its.initialize(jax.random.key(0)), found)
+    return few_labels_scores.rank(read[:, width : width + len(task.config.foretold.ids)].mean(axis=1), found.labels)
 
 
 def make_steps(config: ConfigDict, task: outcomes.Outcomes) -> Steps:
@@ -137,14 +141,3 @@ def fine_tune(config: ConfigDict, steps: Steps, params: Any, splits: dict[str, L
     )
     found = best["params"]
     return lora.merge(found["base"], found["factors"], config.lora.scale) if config.lora.rank else found
-
-
-def measure(config: ConfigDict, model, params, found: Labelled) -> Estimate:
-    """Returns the AUROC of labelled histories, or Harrell's C, which no calibration by a temperature would move."""
-    logits, labels = predictions.score(config, model, params, found), found.labels
-    if labels.kind == "survival":
-        scores = survival.risk_scores(logits, SurvivalConfig(**config.survival))[:, 0]
-        followed = Followed(labels.days, labels.events > 0)
-        return survival_metrics.measure(scores, followed, labels.subject_ids, followed, horizons=())["survival/c_index"]
-    said = expit(logits[:, 0].astype(np.float64))
-    return classification_metrics.measure(said, labels.values[:, 0] > 0, labels.subject_ids)["classification/auroc"]

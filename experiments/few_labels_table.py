@@ -6,9 +6,10 @@ from behrt_jax import metrics
 from behrt_jax.metrics import Estimate
 from experiments.labelled import Labelled
 from experiments.probe import METRICS
-from experiments.tables import format_signed
+from experiments.tables import format_cell, format_signed
 
 ARMS = ("scratch", "pretrained")
+FORETOLD = (0, 0, "foretold")  # by the pre-trained run's forecast, before any label
 
 
 def average(found: list[dict[tuple[int, int, str], Estimate]], size: int, draws: int, arm: str) -> Estimate:
@@ -25,12 +26,13 @@ def average(found: list[dict[tuple[int, int, str], Estimate]], size: int, draws:
 
 def format_table(found: dict[str, list[dict]], counts: dict[str, str], sizes: list[int], draws: int) -> str:
     """Lays out a table in Markdown: for each task and size both arms, and how far the pre-trained one is above."""
-    heads, above = ["", "held out, with the outcome"], {size: [] for size in sizes}
+    heads, above = ["", "held out, with the outcome", "foretold, no label"], {size: [] for size in sizes}
     for size in above:
         heads += [f"{show(size)}: scratch", "pre-trained", "difference"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, results in found.items():
-        cells = [name, counts[name]]
+        foretold = [{FORETOLD: each[FORETOLD]} for each in results if FORETOLD in each]
+        cells = [name, counts[name], _show_alone(average(foretold, 0, 1, FORETOLD[2])) if foretold else ""]
         for size in above:
             scratch, ours = (average(results, size, draws, arm) for arm in ARMS)
             change = metrics.difference(ours, scratch)
@@ -57,3 +59,7 @@ def count(found: list[Labelled]) -> str:
 def _owners(found: Labelled) -> tuple[np.ndarray, np.ndarray]:
     ids = found.labels.subject_ids
     return ids, ids[found.labels.outcomes()[:, 0]]
+
+
+def _show_alone(its: Estimate) -> str:
+    return format_cell(metrics.interval(its.value, its.replicates))

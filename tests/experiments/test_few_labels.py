@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from behrt_jax.data.labels import Labels
-from experiments import draws, few_labels, few_labels_run, probe_first
+from experiments import draws, few_labels, few_labels_run, few_labels_scores, probe_first
 from tests.experiments.conftest import Workplace
 
 TRAINING = {"train.batch_size": 4, "train.num_steps": 4, "train.evaluate_every": 2, "evaluation.batch_size": 4}
@@ -149,8 +149,8 @@ def test_a_probe_reads_what_embeddings_say_of_an_outcome_and_is_what_the_model_t
     monkeypatch.setattr(probe_first, "SCALES", (0.3,))
     its = few_labels_run.outcomes.build(config, task.prepared, planted, task.begun)
     probed = probe_first.begin(config, its.model, variables, planted)
-    reached = few_labels_run.measure(config, its.model, probed, planted["tuning"]).value
-    plain = few_labels_run.measure(config, its.model, its.initialize(jax.random.key(0)), planted["tuning"]).value
+    reached = few_labels_scores.measure(config, its.model, probed, planted["tuning"]).value
+    plain = few_labels_scores.measure(config, its.model, its.initialize(jax.random.key(0)), planted["tuning"]).value
     assert reached > plain + 0.05
     jax.tree.map(np.testing.assert_array_equal, probed["params"]["behrt"], variables["params"]["behrt"])
     monkeypatch.setattr(probe_first, "SCALES", (0.0,))

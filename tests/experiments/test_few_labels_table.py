@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from behrt_jax.metrics import NUM_RESAMPLES, Estimate
-from experiments.few_labels_table import ARMS, average, format_table
+from experiments.few_labels_table import ARMS, FORETOLD, average, format_table
 
 
 def results(seed: int, above: float = 0.0, draws: int = 2) -> dict[tuple[int, int, str], Estimate]:
@@ -30,3 +30,12 @@ def test_the_difference_of_arms_is_paired_within_runs():
     table = format_table({"ill": [results(0, 0.03), results(1, 0.05)]}, {"ill": "AUROC"}, [16], 2)
     assert "| 0.750 | 0.790 | +0.040 [+0.040, +0.040] |" in table  # the noise is the same in both arms
     assert "16 patients: above in 1 of 1 tasks, in 1 with the interval." in table
+
+
+def test_what_is_foretold_without_a_label_stands_beside():
+    found = {"ill": [results(0), results(1)], "dead": [results(2)]}
+    for number, its in enumerate(found["ill"]):
+        its[FORETOLD] = Estimate(0.6 + 0.1 * number, np.full(NUM_RESAMPLES, 0.6 + 0.1 * number), 40)
+    ill, dead = format_table(found, {"ill": "AUROC", "dead": "AUROC"}, [16], 2).splitlines()[2:4]
+    assert ill.startswith("| ill | AUROC | 0.650 [0.650, 0.650] | 0.750 |")
+    assert dead.startswith("| dead | AUROC |  | 0.750 |")
