@@ -1,8 +1,6 @@
 """Heads that read what a pre-trained run foretells: it is that run's own forecast, and labels say how far it counts."""
 
 import dataclasses
-import json
-import shutil
 
 import jax
 import numpy as np
@@ -20,14 +18,14 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
-def events(workplace, joint):
-    """The run on masked codes, next visits and events, as if it were causal."""
-    folder = workplace.folder / "events"
-    shutil.copytree(joint, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["model"]["causal"] = True
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+def events(workplace):
+    """A short run on first events at any time, as of configs/events.py."""
+    keys = {"name": "time_to_event", "event_first": True, "event_times": "any", "min_patients": 3, "event_visits": 8}
+    keys = {f"objective__{key}": value for key, value in keys.items()}
+    keys |= {"model__causal": True, "data__visits": "day", "train__num_steps": 4, "train__evaluate_every": 2}
+    done = workplace.run([*workplace.arguments("events", **keys), "--nobaselines"])
+    assert done.returncode == 0, done.stderr
+    return workplace.folder / "events"
 
 
 @pytest.fixture(scope="module")
