@@ -31,7 +31,7 @@ def format_table(found: dict[str, list[dict]], counts: dict[str, str], sizes: li
         heads += [f"{show(size)}: scratch", "pre-trained", "difference"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, results in found.items():
-        foretold = [{FORETOLD: each[FORETOLD]} for each in results if FORETOLD in each]
+        foretold = [each for each in results if FORETOLD in each]
         cells = [name, counts[name], _show_alone(average(foretold, 0, 1, FORETOLD[2])) if foretold else ""]
         for size in above:
             scratch, ours = (average(results, size, draws, arm) for arm in ARMS)
