@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from behrt_jax.models import behrt
+import behrt_jax
 from behrt_jax.models.behrt import BEHRT, count_parameters
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.workdir import initialize
@@ -38,7 +38,7 @@ CHOICES = {
 
 
 def parameters(config: BEHRTConfig, model: str = "BEHRT") -> int:
-    module = getattr(behrt, model)(config)
+    module = getattr(behrt_jax, model)(config)
     return count_parameters(jax.eval_shape(lambda key: initialize(module, key), jax.random.key(0)))
 
 
