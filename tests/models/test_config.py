@@ -204,7 +204,7 @@ def test_models_with_a_head_hold_the_encoder_as_one_part():
     config = BEHRTConfig.small(1000)
     alone = jax.eval_shape(lambda key: initialize(BEHRT(config), key), jax.random.key(0))["params"]
     for name in ("BEHRTForMLM", "BEHRTForNextVisitPrediction", "BEHRTForSequenceClassification"):
-        model = getattr(behrt, name)(config)
+        model = getattr(behrt_jax, name)(config)
         params = jax.eval_shape(lambda key, model=model: initialize(model, key), jax.random.key(0))["params"]
         assert set(params) == {"behrt", "head"}
         assert jax.tree.map(lambda leaf: leaf.shape, params["behrt"]) == jax.tree.map(lambda leaf: leaf.shape, alone)
