@@ -1,4 +1,4 @@
-"""Events: the small model on when each code comes next, death among them (MOTOR), to begin with where labels are few.
+"""Events: the small model on when each code first comes, death among them (MOTOR), to begin with where labels are few.
 
 python -m experiments.pretrain --config=configs/events.py
 """

@@ -52,7 +52,8 @@ def read_results(folder: Path) -> dict[tuple[int, int, str], Estimate]:
 def keep(folder: Path, results: dict, run: tuple[int, int, str], its: Estimate) -> None:
     """Adds what a run reached to the others, and to the file that `read_results` reads."""
     results[run] = its
-    line = {**dict(zip(("size", "draw", "arm"), run, strict=True)), "value": its.value, "n": its.n}
+    size, draw, arm = run
+    line = {"size": size, "draw": draw, "arm": arm, "value": its.value, "n": its.n}
     with (folder / RESULTS_FILE).open("a") as target:
         target.write(json.dumps({**line, "replicates": its.replicates.tolist()}) + "\n")
 

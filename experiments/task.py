@@ -1,7 +1,6 @@
 """What a recipe trains: the model with its heads, the objective, its batches, and its metrics on tuning."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,9 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from behrt_jax import evaluate, workdir
-from behrt_jax.data import batches, dataset, events_ahead, marks, next_visits, sequences
+from behrt_jax.data import batches, dataset, events_ahead, next_visits, sequences
 from behrt_jax.data.config import DataConfig
-from behrt_jax.data.hashing import hash_integers
 from behrt_jax.data.prepare import Prepared, prepare
 from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
 from behrt_jax.models.pretraining import BEHRTForPretraining
@@ -20,7 +18,7 @@ from behrt_jax.objectives import mlm
 from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.objectives.joint import make_objective
 from behrt_jax.objectives.objective import Objective
-from experiments import code_init
+from experiments import code_init, task_events
 
 EVENT_BINS = 8
 
@@ -72,11 +70,11 @@ def begin(
     prepared = prepare(DataConfig(**config.data), progress=say)
     train = dataset.sample(dataset.read(prepared.folder, "train"), config.train.max_patients)
     settings = ObjectiveConfig(**config.objective)
-    train = _mark(config, train)
+    train = task_events.mark(config, train, say)
     with config.unlocked():
         config.model.vocab_size = len(prepared.vocabulary)
         if "time_to_event" in settings.weights and not settings.event_edges:
-            times = _events(config, train, _find_targets(settings, prepared.vocabulary))
+            times = task_events.find_times(config, train, _find_targets(settings, prepared.vocabulary))
             config.objective.event_edges = events_ahead.fit_edges(times, EVENT_BINS)
     return prepared, train, make_task(config, prepared.vocabulary)
 
@@ -92,15 +90,14 @@ def initialize(
 ) -> Callable:
     """Returns a function from a key to the variables; heads begin at the rates of train, codes as `code_init` says."""
     begun = code_init.make_rows(config, task.vocabulary, train, say)
-    held = next_visits.visit_codes(train, _index(config, train), len(task.is_target))
+    held = next_visits.visit_codes(train, task_events.index(config, train), len(task.is_target))
     shares = (held.sum(axis=0) + 0.5) / (held.shape[0] + 1.0)
     logits = np.log(shares / np.maximum(1 - shares, 1e-3)).astype(np.float32)
     rates = {}
     if "time_to_event" in task.model.objectives:
-        times = _events(config, train, task.is_target)
-        rates = {
-            make.__name__: make(times, len(task.is_target)) for make in (events_ahead.log_rates, events_ahead.age_rates)
-        }
+        times = task_events.find_times(config, train, task.is_target)
+        size = len(task.is_target)
+        rates = {"log_rates": events_ahead.log_rates(times, size), "age_rates": events_ahead.age_rates(times, size)}
 
     def make(key: jax.Array) -> Any:
         variables = workdir.initialize(task.model, key)
@@ -118,9 +115,10 @@ def initialize(
 def training_columns(config: ConfigDict, task: Task, train: dataset.Patients, start_step: int) -> Iterator[dict]:
     """Yields what the train step takes, beginning with the batch of `start_step`."""
     length, size, separators = config.data.row_length, config.train.batch_size, config.data.separators
-    weights = _events(config, train, task.is_target).weights if config.objective.event_times == "any" else None
+    times = task_events.find_times(config, train, task.is_target) if "time_to_event" in task.model.objectives else None
+    weights = times.weights if times and config.objective.event_times == "any" else None
     stream = batches.training_batches(train, length, size, config.seed, start_step, separators, weights=weights)
-    add = _adder(config, task, train, config.seed)
+    add = task_events.adder(config, times, config.seed)
     return (evaluate.device_columns(add(batch, step)) for step, batch in enumerate(stream, start_step))
 
 
@@ -128,8 +126,9 @@ def tuning_scorer(config: ConfigDict, task: Task, tuning: dataset.Patients) -> C
     """Returns a function from parameters to the objective's metrics on the newest window of each patient."""
     length, size, separators = config.data.row_length, config.evaluation.batch_size, config.data.separators
     step = evaluate.make_tuning_step(task.tuning_objective)
-    tuning = _mark(config, tuning)
-    add = _adder(config, task, tuning, sequences.EVALUATION_SALT)
+    tuning = task_events.mark(config, tuning)
+    times = task_events.find_times(config, tuning, task.is_target) if "time_to_event" in task.model.objectives else None
+    add = task_events.adder(config, times, sequences.EVALUATION_SALT)
 
     def score(params) -> dict[str, float]:
         plain = batches.evaluation_batches(tuning, length, size, separators)
@@ -137,24 +136,3 @@ def tuning_scorer(config: ConfigDict, task: Task, tuning: dataset.Patients) -> C
         return evaluate.score_objective(step, task.tuning_objective, params, found)
 
     return score
-
-
-def _adder(config: ConfigDict, task: Task, patients: dataset.Patients, seed: int) -> Callable[[dict, int], dict]:
-    """Returns what adds events ahead to a batch, where the objective needs them."""
-    if "time_to_event" not in task.model.objectives:
-        return lambda batch, step: batch
-    add = functools.partial(_events(config, patients, task.is_target).add, num_visits=config.objective.event_visits)
-    return lambda batch, step: add(batch, salt=int(hash_integers(seed, step + 1).view(np.int64)))
-
-
-def _mark(config: ConfigDict, patients: dataset.Patients) -> dataset.Patients:
-    return marks.mark_pauses(patients, config.seed) if config.objective.event_times == "any" else patients
-
-
-def _index(config: ConfigDict, patients: dataset.Patients) -> sequences.VisitIndex:
-    return sequences.index_visits(patients, config.data.row_length, config.data.separators)
-
-
-def _events(config: ConfigDict, patients: dataset.Patients, is_target: np.ndarray) -> events_ahead.EventTimes:
-    first, by_time = config.objective.event_first, config.objective.event_times == "any"
-    return events_ahead.index_events(patients, _index(config, patients), is_target, first, by_time)

@@ -10,7 +10,7 @@ from behrt_jax.data.dataset import Patients
 from behrt_jax.data.hashing import hash_integers
 from behrt_jax.data.sequences import MINUTES_PER_DAY, MINUTES_PER_YEAR, VisitIndex
 
-YEAR = 365.25  # days
+YEAR = MINUTES_PER_YEAR / MINUTES_PER_DAY  # days
 PRIOR = 2.0  # events that rates by age lean to the rate of all ages with
 SHORTEST = 1.0 / MINUTES_PER_DAY  # days; what comes at the same moment counts as a minute away
 
@@ -47,18 +47,14 @@ class EventTimes:
         Where it does not, days go to the last that is known of the patient. Above 0; but 0 with `first` for a code that
         the patient had by then, which can teach nothing more.
         """
-        owners = self.owners[visits]
-        wanted = self._key(owners[:, None], np.arange(len(self.codes))[None, :], visits[:, None] + 1)
-        place = np.searchsorted(self.keys, wanted)
-        closing = self._key(owners[:, None], np.arange(len(self.codes))[None, :], len(self.ends))
-        happened = place < np.searchsorted(self.keys, closing)
+        owners, every = self.owners[visits], np.arange(len(self.codes))[None, :]
+        place = np.searchsorted(self.keys, self._key(owners[:, None], every, visits[:, None] + 1))
+        happened = place < np.searchsorted(self.keys, self._key(owners[:, None], every, len(self.ends)))
         until = np.broadcast_to(self.last[owners][:, None], happened.shape).copy()
         until[happened] = self.minutes[place[happened]]
         days = np.maximum((until - self.ends[visits][:, None]) / MINUTES_PER_DAY, SHORTEST)
         if self.first:
-            seen = place > np.searchsorted(
-                self.keys, self._key(owners[:, None], np.arange(len(self.codes))[None, :], 0)
-            )
+            seen = place > np.searchsorted(self.keys, self._key(owners[:, None], every, 0))
             days[seen], happened[seen] = 0.0, False
         return days.astype(np.float32), happened
 

@@ -10,14 +10,13 @@ from behrt_jax.data.sequences import MINUTES_PER_DAY, index_visits
 from behrt_jax.data.vocabulary import SEP
 
 
-def mark_pauses(patients: Patients, seed: int, days: float = 365.25, token: int = SEP) -> Patients:
-    """Puts marks between visits, each a visit of its own of one special token, as `at_times.mark_times` sets them.
+def mark_pauses(patients: Patients, seed: int, days: float = 365.25) -> Patients:
+    """Puts marks between visits, each a visit of its own of one `[SEP]`, as `at_times.mark_times` sets them.
 
     Args:
       patients: a split.
       seed: with a patient's id and the visit before, says which pauses hold a mark and when, which is drawn evenly.
       days: pauses of this length or longer hold a mark for sure, shorter ones with a chance in proportion.
-      token: a special token.
 
     Returns:
       The patients with their visits and moments numbered anew. A mark comes after all that happened before it, also
@@ -39,7 +38,7 @@ def mark_pauses(patients: Patients, seed: int, days: float = 365.25, token: int 
     # Of its patient: tokens come one number later for each mark before them. Static tokens keep -1.
     earlier = np.where(patients.visits >= 0, earlier - np.append(0, earlier)[patients.offsets[patients.owners]], 0)
     columns = {name: getattr(patients, name) + earlier for name in ("visits", "moments")}
-    given = {name: values[before] - 1 for name, values in columns.items()} | {"codes": token, "minutes": at}
+    given = {name: values[before] - 1 for name, values in columns.items()} | {"codes": SEP, "minutes": at}
     columns |= {"codes": patients.codes, "minutes": patients.minutes}
     columns = {name: np.insert(values, before, given[name]).astype(np.int32) for name, values in columns.items()}
     added = np.bincount(owners[pauses], minlength=len(patients))

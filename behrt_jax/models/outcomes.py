@@ -71,28 +71,30 @@ class BEHRTForSequenceClassification(BEHRTWithHead):
         known = [each for each in (foretold, traits) if each is not None]
         return self.head(pooled, deterministic, jnp.concatenate(known, axis=-1) if known else None)
 
-    def foretell(self, codes, ages, visit_ids, attention_mask, **arguments) -> tuple[jax.Array, jax.Array | None]:
+    def foretell(
+        self, codes, ages, visit_ids, attention_mask, *, num_patients=None, **columns
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Returns the patients' embeddings, and of `foretold` codes how often each is expected within a year.
 
         Args:
-          codes: (B, L); the others too, and `arguments`, are as `BEHRT.get_patient_embedding` takes them.
+          codes: (B, L); the others too, and `columns`, are as `BEHRT.__call__` takes them.
           ages: (B, L).
           visit_ids: (B, L).
           attention_mask: (B, L).
-          **arguments: those of `BEHRT.get_patient_embedding`.
+          num_patients: P, as `BEHRT.get_patient_embedding` takes it.
+          **columns: `positions`, `time_deltas`, `dates`, `deterministic`.
 
         Returns:
           (B, D) or (B, P, D), and (B, E) or (B, P, E) float32 logs of expected numbers; None where E is 0.
         """
+        hidden = self.encode(codes, ages, visit_ids, attention_mask, **columns)
+        pool = functools.partial(self.behrt.pool, attention_mask=attention_mask, num_patients=num_patients)
+        pooled = pool(hidden, pooling=self.config.pooling)
         if not self.foretold:
-            return self.get_patient_embedding(codes, ages, visit_ids, attention_mask, **arguments), None
-        number = arguments.pop("num_patients", None)
-        hidden = self.encode(codes, ages, visit_ids, attention_mask, **arguments)
-        pool = functools.partial(self.behrt.pool, attention_mask=attention_mask, num_patients=number)
+            return pooled, None
         state, age = pool(hidden, pooling="last"), pool(ages[..., None], pooling="last")[..., 0]
         edges = np.array([0.0, *self.event_edges, np.inf])
         spent = np.diff(np.minimum(edges, DAYS_FORETOLD)).astype(np.float32)
         log_rates = self.time_to_event(state, age, self.behrt.embedding.attend)[..., np.array(self.foretold)]
         spent = spent.reshape((1,) * (state.ndim - 1) + (-1, 1))
-        expected = nn.logsumexp(log_rates, axis=-2, b=jnp.asarray(spent))
-        return pool(hidden, pooling=self.config.pooling), expected
+        return pooled, nn.logsumexp(log_rates, axis=-2, b=jnp.asarray(spent))
