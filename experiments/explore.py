@@ -75,6 +75,18 @@ def _read_groups(data: str, diseases: str, known: dict[str, moments.Moment], at)
     return {split: DiseaseGroups(all_groups.names, *part) for split, part in zip(known, parts, strict=True)}
 
 
+def find_families(found: workdir.Loaded, population: Population) -> dict[str, list[made.Candidate]]:
+    """Returns the candidates of each representation that is compared."""
+    histories = {split: moment.histories for split, moment in population.moments.items()}
+    rarity = code_rarity(found.vocabulary)
+    return {
+        made.OWN: made.of_embeddings(population.pooled),
+        made.MEAN: made.of_embeddings({"mean": population.pooled["mean"]}),
+        made.BAG: made.of_bags(histories, rarity),
+        made.PRINCIPAL: made.of_bags(histories, rarity, found.config.model.hidden_dim),
+    }
+
+
 def main() -> None:
     """Runs the command."""
     folder, at = Path(FLAGS.workdir), moments.read_date(FLAGS.at)
@@ -82,21 +94,14 @@ def main() -> None:
     with found.config.unlocked():
         found.config.data.path = FLAGS.data or found.config.data.path
     population = read_population(found, FLAGS.diseases, at, FLAGS.windows == "all")
-    histories = {split: moment.histories for split, moment in population.moments.items()}
-    rarity, width = code_rarity(found.vocabulary), found.config.model.hidden_dim
-    families = {
-        made.OWN: made.of_embeddings(population.pooled),
-        made.MEAN: made.of_embeddings({"mean": population.pooled["mean"]}),
-        made.BAG: made.of_bags(histories, rarity),
-        made.PRINCIPAL: made.of_bags(histories, rarity, width),
-    }
+    families = find_families(found, population)
     result = {
         "workdir": str(folder),
         "data": found.config.data.path,
         "at": FLAGS.at,
         "windows": FLAGS.windows,
-        "dimensions": width,
-        "patients": {split: len(each) for split, each in histories.items()},
+        "dimensions": found.config.model.hidden_dim,
+        "patients": {split: len(moment.histories) for split, moment in population.moments.items()},
         **explore_choices.measure(families, population.groups, FLAGS.project),
     }
     result["subtypes"] = subtypes.describe(

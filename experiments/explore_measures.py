@@ -50,6 +50,13 @@ def retrieve(groups: Groups, found: Splits, split: str) -> Outcomes:
     return embedding_quality.retrieval(near, groups[split].has, groups["train"].has)
 
 
+def retrieve_at_random(groups: Groups) -> Outcomes:
+    """Measures all train patients as neighbours of the held-out ones, which is what neighbours at random give."""
+    own, train = groups["held_out"].has, groups["train"].has
+    everyone = np.broadcast_to(np.arange(len(train)), (len(own), len(train)))
+    return embedding_quality.retrieval(everyone, own, train)
+
+
 def report_groups(best: dict[str, Splits], groups: Groups) -> dict:
     """Returns how far apart held-out patients of different exclusive groups are."""
     rows, labels = exclusive(groups, "held_out")
@@ -65,14 +72,12 @@ def report_groups(best: dict[str, Splits], groups: Groups) -> dict:
 
 def report_retrieval(best: dict[str, Splits], groups: Groups) -> dict:
     """Returns whether the nearest train patients share the diseases of held-out ones, beside patients at random."""
-    own, train = groups["held_out"].has, groups["train"].has
-    if not own.any():
+    if not groups["held_out"].has.any():
         raise ValueError(
             "--diseases: no held-out patient has one of the diseases; name other groups, or use more patients"
         )
     outcomes = {family: retrieve(groups, found, "held_out") for family, found in best.items()}
-    everyone = np.broadcast_to(np.arange(len(train)), (len(own), len(train)))
-    outcomes[CHANCE] = embedding_quality.retrieval(everyone, own, train)
+    outcomes[CHANCE] = retrieve_at_random(groups)
     result = metrics.report(outcomes.pop(OWN), outcomes, "retrieval")
     return {"neighbours": NEIGHBOURS, **result}
 

@@ -1,6 +1,6 @@
 """Tables of the quality of embeddings, as experiments.explore prints them."""
 
-from experiments.representations import OWN
+from experiments.representations import BOTH, OWN
 from experiments.tables import format_cell, format_signed
 
 SHOWN = 4  # codes of a cluster
@@ -18,6 +18,21 @@ def format_quality(result: dict) -> str:
     return "\n\n".join([*parts, _subtypes(result["subtypes"])])
 
 
+def format_neighbours(result: dict) -> str:
+    """Lays out what `neighbours` measured."""
+    number = result[OWN]["metrics"]["retrieval/precision"]["n"]
+    header = f"held_out patients with a disease: {result['patients']:,}, {number:,} times in all, of "
+    header += f"{len(result['workdir'])} runs; chosen on tuning; 95% intervals over patients"
+    columns = _retrieval_columns(result)
+    grids = ["\n".join(_grid(result[name], columns, name=name)) for name in (OWN, BOTH)]
+    return "\n\n".join([f"{header}\nneighbours who share a disease", *grids])
+
+
+def _retrieval_columns(result: dict) -> dict[str, str]:
+    names = ("precision", "shared", "jaccard")
+    return {f"retrieval/{name}": f"{name}@{result['neighbours']}" for name in names}
+
+
 def _measured(result: dict, label: str) -> list[str]:
     groups, parts = result["groups"], []
     members = ", ".join(f"{number} {name}" for name, number in groups["members"].items())
@@ -30,18 +45,17 @@ def _measured(result: dict, label: str) -> list[str]:
     parts.append("\n".join(lines))
     for name, what in (("retrieval", "disease"), ("retrieval_later", "later first diagnosis")):
         if name in result:
-            columns = {
-                f"retrieval/{each}": f"{each}@{result[name]['neighbours']}"
-                for each in ("precision", "shared", "jaccard")
-            }
-            parts.append("\n".join([f"neighbours who share a {what}{label}", *_grid(result[name], columns)]))
+            grid = _grid(result[name], _retrieval_columns(result[name]))
+            parts.append("\n".join([f"neighbours who share a {what}{label}", *grid]))
     if result.get("probe"):
         parts.append("\n".join([f"linear probes{label}", *_grid(result["probe"], {"probe/auroc": "AUROC"})]))
     return parts
 
 
-def _grid(result: dict, columns: dict[str, str], others: dict[str, str] | None = None, header: str = "") -> list[str]:
-    families = {OWN: result["metrics"], **result["baselines"]}
+def _grid(
+    result: dict, columns: dict[str, str], others: dict[str, str] | None = None, header: str = "", name: str = OWN
+) -> list[str]:
+    families = {name: result["metrics"], **result["baselines"]}
     width = max(26, *map(len, families))
     lines = [" " * width + "".join(label.rjust(24) for label in columns.values()) + header]
     for family, found in families.items():

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 from sklearn.decomposition import PCA
+from sklearn.preprocessing import normalize
 
 from behrt_jax.data import dataset
 from behrt_jax.data.history import static_tokens
@@ -15,6 +16,8 @@ from behrt_jax.embedding_quality import directions
 from experiments.embeddings import HALF_LIFE
 
 OWN, MEAN, BAG, PRINCIPAL = "embeddings", "embeddings, mean pooling", "bag of codes", "PCA of bag of codes"
+BOTH = "embeddings beside the bag"
+LENGTHS = (0.5, 1.0, 2.0)  # of embeddings beside bags of length 1
 Splits = dict[str, np.ndarray]  # (N, D) of each split
 
 
@@ -27,7 +30,7 @@ class Candidate(NamedTuple):
 
 def of_embeddings(pooled: dict[str, Splits]) -> list[Candidate]:
     """Returns the candidates of embeddings by pooling, as they are and around their mean."""
-    return [each for name, splits in pooled.items() for each in _both(name, lambda splits=splits: splits)]
+    return [each for name, splits in pooled.items() for each in _centred_or_not(name, lambda splits=splits: splits)]
 
 
 def of_bags(histories: dict[str, dataset.Patients], rarity: np.ndarray, components: int = 0) -> list[Candidate]:
@@ -42,11 +45,24 @@ def of_bags(histories: dict[str, dataset.Patients], rarity: np.ndarray, componen
     for name in ("counts", "log counts", "presence", "tf-idf", "presence, idf", "recent"):
         bags = functools.partial(_bags, histories, rarity, name)
         make = functools.partial(_principal, bags, components) if components else bags
-        found += _both(name, functools.cache(make))
+        found += _centred_or_not(name, functools.cache(make))
     return found
 
 
-def _both(name: str, make: Callable[[], Splits]) -> list[Candidate]:
+def of_both(embeddings: Candidate, bags: Candidate) -> list[Candidate]:
+    """Returns the candidates of embeddings and bags side by side, so that cosines of the two add up, by weight."""
+
+    def joined(length: float) -> Splits:
+        own, codes = embeddings.make(), bags.make()
+        return {split: normalize(np.concatenate([length * own[split], codes[split]], axis=1)) for split in own}
+
+    return [
+        Candidate(f"{embeddings.name}, times {length:g}, beside {bags.name}", functools.partial(joined, length))
+        for length in LENGTHS
+    ]
+
+
+def _centred_or_not(name: str, make: Callable[[], Splits]) -> list[Candidate]:
     def scaled(centre: bool) -> Splits:
         splits = make()
         direct = directions(splits["train"], centre)

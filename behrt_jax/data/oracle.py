@@ -84,7 +84,7 @@ def masked_probabilities(world: World, histories: Histories, hidden: np.ndarray)
     """
     if (hidden & ~histories.codes).any():
         raise ValueError("hidden: holds codes that are not in histories.codes; expected a part of those")
-    smoothed = _smooth_states(world, histories, _likelihoods(world, histories.codes, hidden))
+    smoothed = _smooth_states(world, histories, code_likelihoods(world, histories.codes, hidden))
     found = np.zeros(hidden.shape)
     for rows, odds, before in _behind_masks(world, histories.codes, hidden):
         after = _sums_before(odds[..., ::-1], len(before))[::-1, ..., ::-1]
@@ -111,8 +111,15 @@ def visit_risks(world: World, histories: Histories, months: int) -> np.ndarray:
 
 
 def filter_states(world: World, histories: Histories, likelihoods: np.ndarray | None = None) -> np.ndarray:
-    """Returns the distribution of the state at each visit given its patient's visits up to and with it: (V, S)."""
-    likelihoods = _likelihoods(world, histories.codes) if likelihoods is None else likelihoods
+    """Returns the distribution of the state at each visit given its patient's visits up to and with it: (V, S).
+
+    Args:
+      world: the world they live in.
+      histories: what is seen.
+      likelihoods: (V, S), as `code_likelihoods` gives them; taken from it if not given. Of a visit whose
+        codes are not known they are 1.
+    """
+    likelihoods = code_likelihoods(world, histories.codes) if likelihoods is None else likelihoods
     begin = histories.month[histories.first_visits()]
     states = worlds.state_priors(world)[:, histories.sex, begin]
     filtered = np.zeros_like(likelihoods)
@@ -124,6 +131,16 @@ def filter_states(world: World, histories: Histories, likelihoods: np.ndarray | 
         states[:, going] *= 1 - world.visit[:, None]
         states[:, owner] = filtered[visits].T
     return filtered
+
+
+def code_likelihoods(world: World, codes: np.ndarray, hidden: np.ndarray | None = None) -> np.ndarray:
+    """Returns the probability of what is seen of each visit in each state, up to a factor a visit: (V, S)."""
+    odds = _odds(world)
+    hidden = np.zeros_like(codes) if hidden is None else hidden
+    log = _by_row(codes & ~hidden, np.log(odds).T) - np.log1p(odds).sum(axis=1)
+    for rows, own, before in _behind_masks(world, codes, hidden):
+        log[rows] += np.log((own * before[-1]).sum(axis=2))
+    return np.exp(log - log.max(axis=1, keepdims=True))
 
 
 def _smooth_states(world: World, histories: Histories, likelihoods: np.ndarray) -> np.ndarray:
@@ -166,16 +183,6 @@ def _expectations(world: World, visited: np.ndarray, silent: float) -> Iterator[
         expected = stays * (comes * visited[:, None] + (1 - comes) * expected) + (1 - stays) * silent
         at = sexes.repeat(visited.shape[1]), np.full(visited.shape[1] * 2, month)
         expected = world.advance(expected.reshape(len(visited), -1), *at, backward=True).reshape(expected.shape)
-
-
-def _likelihoods(world: World, codes: np.ndarray, hidden: np.ndarray | None = None) -> np.ndarray:
-    """Returns the probability of what is seen of each visit in each state, up to a factor a visit: (V, S)."""
-    odds = _odds(world)
-    hidden = np.zeros_like(codes) if hidden is None else hidden
-    log = _by_row(codes & ~hidden, np.log(odds).T) - np.log1p(odds).sum(axis=1)
-    for rows, own, before in _behind_masks(world, codes, hidden):
-        log[rows] += np.log((own * before[-1]).sum(axis=2))
-    return np.exp(log - log.max(axis=1, keepdims=True))
 
 
 def _odds(world: World) -> np.ndarray:

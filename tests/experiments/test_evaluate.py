@@ -20,6 +20,7 @@ def trained(whole, tmp_path, monkeypatch):
     return shutil.copytree(whole[0], tmp_path / "trained")
 
 
+@pytest.mark.slow
 def test_another_split_by_the_command(trained, whole, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluate", f"--workdir={trained}", "--split=tuning"])
     monkeypatch.delitem(sys.modules, "experiments.evaluate")

@@ -45,6 +45,7 @@ def test_the_losses_of_all_objectives_are_written_and_their_sum_is_watched(joint
     assert tuning[-1]["loss"] < tuning[0]["loss"]
 
 
+@pytest.mark.slow
 def test_stopped_and_run_again_it_ends_the_same(workplace, joint):
     arguments = workplace.arguments("joint_stopped", **JOINT)
     stopped = workplace.stop_at("joint_stopped", arguments, 12, signal.SIGTERM)

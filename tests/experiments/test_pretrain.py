@@ -81,6 +81,7 @@ def test_a_finished_run_says_so_and_changes_no_file(workplace, whole):
     assert files_of(folder) == before
 
 
+@pytest.mark.current_only
 def test_killed_at_a_random_step_and_run_again(workplace, whole):
     step = random.randint(1, NUM_STEPS - 4)
     arguments = workplace.arguments("killed")
@@ -92,6 +93,7 @@ def test_killed_at_a_random_step_and_run_again(workplace, whole):
     assert_same_end(workplace.folder / "killed", whole[0])
 
 
+@pytest.mark.current_only
 def test_sigterm_and_ctrl_c_save_and_say_how_to_go_on(workplace, whole):
     folder, arguments = workplace.folder / "stopped", workplace.arguments("stopped")
     for number, step in ((signal.SIGTERM, 4), (signal.SIGINT, 23)):
