@@ -14,8 +14,8 @@ from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
 from behrt_jax.models import pooling as pools
 from behrt_jax.models.inputs import model_arguments
 
-WEIGHTED = ("rare", "recent")  # poolings beside those of the model
-HALF_LIFE = 4  # visits
+HALF_LIVES = {"recent": 4.0, "newer": 1.0, "latest": 0.5}  # visits
+WEIGHTED = ("rare", *HALF_LIVES)  # poolings beside those of the model
 SLOTS = 32  # rows hold more or fewer patients; in such steps nearly all parts of a data set have one shape
 LEAST = 1e-6  # the weight of a special token, so that a history without a known code has an embedding too
 
@@ -104,7 +104,7 @@ def token_weights(
 
     Returns:
       `rare`: as in tf-idf, the n tokens of a code in a window of a patient add up to log(1 + n) times its rarity;
-      `recent`: halved with every `HALF_LIFE` visits before the patient's last.
+      `recent`, `newer`, `latest`: halved with every one of `HALF_LIVES` visits before the patient's last.
     """
     rows, places = np.nonzero(batch["patient_ids"])
     slots, codes = batch["patient_ids"][rows, places], batch["codes"][rows, places]
@@ -114,5 +114,7 @@ def token_weights(
     ago = index.first_visit[batch["patient_index"][rows, slots - 1] + 1] - 1 - visits
     rare = np.maximum(rarity[codes] * (np.log1p(counts) / counts)[owners], LEAST)
     weights = {name: np.zeros(batch["codes"].shape, np.float32) for name in WEIGHTED}
-    weights["rare"][rows, places], weights["recent"][rows, places] = rare, np.maximum(np.exp2(-ago / HALF_LIFE), LEAST)
+    weights["rare"][rows, places] = rare
+    for name, half_life in HALF_LIVES.items():
+        weights[name][rows, places] = np.maximum(np.exp2(-ago / half_life), LEAST)
     return weights

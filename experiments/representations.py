@@ -1,7 +1,7 @@
 """Representations of patients to compare: embeddings, and bags of codes and their principal components beside them."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from behrt_jax.data import dataset
 from behrt_jax.data.history import static_tokens
 from behrt_jax.data.vocabulary import NUM_SPECIAL
 from behrt_jax.embedding_quality import directions
-from experiments.embeddings import HALF_LIFE
+from experiments.embeddings import HALF_LIVES
 
 OWN, MEAN, BAG, PRINCIPAL = "embeddings", "embeddings, mean pooling", "bag of codes", "PCA of bag of codes"
 BOTH = "embeddings beside the bag"
@@ -34,7 +34,7 @@ def of_embeddings(pooled: dict[str, Splits]) -> list[Candidate]:
 
 
 def of_bags(histories: dict[str, dataset.Patients], rarity: np.ndarray, components: int = 0) -> list[Candidate]:
-    """Returns the candidates of bags of codes: counts weighted in six ways, as they are and around their mean.
+    """Returns the candidates of bags of codes: counts weighted in eleven ways, as they are and around their mean.
 
     Args:
       histories: by split.
@@ -42,8 +42,8 @@ def of_bags(histories: dict[str, dataset.Patients], rarity: np.ndarray, componen
       components: of how many principal components of train, in place of the (N, V) bags; 0 for the bags.
     """
     found = []
-    for name in ("counts", "log counts", "presence", "tf-idf", "presence, idf", "recent"):
-        bags = functools.partial(_bags, histories, rarity, name)
+    for name, fading, weigh in _weightings(rarity):
+        bags = functools.partial(_bags, histories, len(rarity), fading, weigh)
         make = functools.partial(_principal, bags, components) if components else bags
         found += _centred_or_not(name, functools.cache(make))
     return found
@@ -74,25 +74,28 @@ def _centred_or_not(name: str, make: Callable[[], Splits]) -> list[Candidate]:
     ]
 
 
-def _bags(histories: dict[str, dataset.Patients], rarity: np.ndarray, name: str) -> Splits:
-    weigh = {
-        "counts": lambda counts: counts,
-        "log counts": np.log1p,
-        "presence": lambda counts: counts > 0,
-        "tf-idf": lambda counts: np.log1p(counts) * rarity,
-        "presence, idf": lambda counts: (counts > 0) * rarity,
-        "recent": np.log1p,
-    }[name]
-    counts = {split: count_codes(each, len(rarity), name == "recent") for split, each in histories.items()}
-    return {split: weigh(each).astype(np.float32) for split, each in counts.items()}
+def _weightings(rarity: np.ndarray) -> Iterator[tuple[str, float, Callable[[np.ndarray], np.ndarray]]]:
+    """Yields ways to weigh codes: a name, the half-life of counts in visits, and what becomes of counts."""
+    yield "counts", np.inf, lambda counts: counts
+    yield "log counts", np.inf, np.log1p
+    yield "presence", np.inf, lambda counts: counts > 0
+    yield "tf-idf", np.inf, lambda counts: np.log1p(counts) * rarity
+    yield "presence, idf", np.inf, lambda counts: (counts > 0) * rarity
+    for name, half_life in HALF_LIVES.items():
+        yield f"counts, {name}", half_life, lambda counts: counts
+        yield f"log counts, {name}", half_life, np.log1p
 
 
-def count_codes(histories: dataset.Patients, size: int, fading: bool = False) -> np.ndarray:
-    """Counts codes and static tokens of histories, (N, V) float32; `fading` halves them every `HALF_LIFE` visits."""
+def _bags(histories: dict[str, dataset.Patients], size: int, half_life: float, weigh: Callable) -> Splits:
+    return {split: weigh(count_codes(each, size, half_life)).astype(np.float32) for split, each in histories.items()}
+
+
+def count_codes(histories: dataset.Patients, size: int, half_life: float = np.inf) -> np.ndarray:
+    """Counts codes and static tokens of histories, (N, V) float32; halved every `half_life` visits before the last."""
     kept = (histories.visits >= 0) & (histories.codes >= NUM_SPECIAL)
     owners = histories.owners
     last = histories.visits[np.maximum(histories.offsets[1:] - 1, 0)]
-    weights = np.exp2(-(last[owners] - histories.visits) / HALF_LIFE) if fading else np.ones(len(owners))
+    weights = np.exp2(-(last[owners] - histories.visits) / half_life)
     entries = weights[kept], (owners[kept], histories.codes[kept])
     table = scipy.sparse.csr_array(entries, shape=(len(histories), size)) + static_tokens(histories, size)
     return table.toarray().astype(np.float32)

@@ -131,7 +131,8 @@ def test_weights_of_tokens_are_those_of_plain_loops(run):
         times = (own & (batch["codes"][row] == code)).sum()
         assert found["rare"][row, place] == pytest.approx(max(rarity[code] * np.log1p(times) / times, 1e-6), rel=1e-5)
         ago = batch["visit_ids"][row][own].max() - batch["visit_ids"][row, place]
-        assert found["recent"][row, place] == pytest.approx(0.5 ** (ago / 4), rel=1e-5)
+        for name, half_life in (("recent", 4), ("newer", 1), ("latest", 0.5)):
+            assert found[name][row, place] == pytest.approx(max(0.5 ** (ago / half_life), 1e-6), rel=1e-5)
     assert not found["rare"][batch["patient_ids"] == 0].any()
 
 

@@ -109,13 +109,13 @@ def test_clusters_that_are_there_are_found_and_come_again():
 def test_counts_fade_by_visits(bundled, bundled_train):
     size = len(bundled.vocabulary)
     plain = representations.count_codes(bundled_train, size)
-    fading = representations.count_codes(bundled_train, size, fading=True)
+    fading = representations.count_codes(bundled_train, size, half_life=4.0)
     patient = slice(*bundled_train.offsets[3:5])
     codes, visits = bundled_train.codes[patient], bundled_train.visits[patient]
     code = np.bincount(codes[(visits >= 0) & (codes > 4)]).argmax()
     own = visits[(codes == code) & (visits >= 0)]
     assert plain[3, code] == len(own)
-    assert fading[3, code] == pytest.approx((0.5 ** ((visits.max() - own) / representations.HALF_LIFE)).sum(), rel=1e-4)
+    assert fading[3, code] == pytest.approx((0.5 ** ((visits.max() - own) / 4.0)).sum(), rel=1e-4)
     assert not plain[:, :5].any()
 
 
