@@ -21,8 +21,8 @@ def format_quality(result: dict) -> str:
 def format_neighbours(result: dict) -> str:
     """Lays out what `neighbours` measured."""
     number = result[OWN]["metrics"]["retrieval/precision"]["n"]
-    header = f"held_out patients with a disease: {result['patients']:,}, {number:,} times in all, of "
-    header += f"{len(result['workdir'])} runs; chosen on tuning; 95% intervals over patients"
+    header = f"held_out patients with a disease: {result['patients']:,}, {number:,} times in all "
+    header += f"(runs: {len(result['workdir'])}); chosen on tuning; 95% intervals over patients"
     columns = _retrieval_columns(result)
     grids = ["\n".join(_grid(result[name], columns, name=name)) for name in (OWN, BOTH)]
     return "\n\n".join([f"{header}\nneighbours who share a disease", *grids])

@@ -75,6 +75,8 @@ def measure_oracle(found: pl.DataFrame, name: str, visits: pl.DataFrame, data: s
     splits = pl.read_parquet(Path(data) / events.SPLITS_FILE).filter(split="held_out")
     known = found.join(visits, on=KEYS, maintain_order="left").join(splits, on="subject_id", how="semi")
     said = known[f"oracle_{name}"].to_numpy()
+    if known["event" if name == "death" else "boolean_value"].n_unique() < 2:
+        return f"not measured, as {known.height:,} patients have one outcome"
     if name == "death":
         days = (known["event_time"] - known["prediction_time"]).dt.total_seconds().to_numpy() / 86_400
         return f"Harrell's C {concordance_index_censored(known['event'].to_numpy(), days, said)[0]:.3f}"

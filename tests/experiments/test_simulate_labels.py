@@ -7,7 +7,7 @@ import pytest
 from behrt_jax.data import events, simulate
 from behrt_jax.data import labels as label_files
 from experiments.simulate import write_patients
-from experiments.simulate_labels import make_labels
+from experiments.simulate_labels import make_labels, measure_oracle
 
 DISEASES = ("diabetes", "asthma", "heart", "depression")
 
@@ -62,6 +62,12 @@ def test_the_command_writes_labels_that_can_be_read(workplace, simulated):
     for name, table in made.items():
         read = label_files.read_labels([str(output / f"{name}.parquet")], lambda line: None)
         assert read.kind == ("survival" if name == "death" else "binary") and len(read) == table.height
+
+
+def test_the_oracle_of_one_outcome_is_not_measured(simulated):
+    folder, made, visits = simulated
+    well = made["heart"].with_columns(boolean_value=pl.lit(False))
+    assert "patients have one outcome" in measure_oracle(well, "heart", visits, str(folder))
 
 
 def test_other_data_is_told_apart(workplace):
