@@ -274,6 +274,7 @@ def test_causes_compete():
             assert np.corrcoef(found.risks.T)[0, 1] < -0.4
 
 
+@pytest.mark.slow
 def test_labels_at_once_are_fitted_one_by_one_and_classes_together():
     train, tuning, other = classified(0), classified(1), classified(2)
     rng = np.random.default_rng(0)

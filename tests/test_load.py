@@ -129,6 +129,7 @@ def test_the_shipped_encoder_is_small_and_is_what_its_card_says():
     assert 'behrt_jax.load("pretrained/synthea-small")' in card
 
 
+@pytest.mark.current_only
 def test_the_shipped_encoder_does_on_tuning_what_it_did_when_it_was_trained(tmp_path):
     found = behrt_jax.load(SHIPPED)
     checkpoints = Checkpoints(SHIPPED / workdir.CHECKPOINTS, workdir.TUNING_LOSS)

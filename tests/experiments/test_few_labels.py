@@ -39,7 +39,7 @@ def files(workplace) -> dict[str, str]:
     return {name: str(workplace.folder / f"few-{name}.parquet") for name in made}
 
 
-@pytest.fixture(scope="module", params=["ill", "event"])
+@pytest.fixture(scope="module", params=["ill", pytest.param("event", marks=pytest.mark.slow)])
 def task(request, workplace, joint, files, tmp_path_factory) -> few_labels_run.Task:
     config = few_labels.recipe()
     config.pretrained = str(joint)

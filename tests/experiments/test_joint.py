@@ -98,6 +98,7 @@ def test_what_was_trained_predicts_next_visits_from_the_past_alone(joint):
     assert not np.array_equal(logits[:, 1], other[:, 1])
 
 
+@pytest.mark.slow
 def test_a_run_does_not_differ_from_itself(joint, tmp_path):
     copy = shutil.copytree(joint, tmp_path / "copy")
     result = evaluate_run(copy, "held_out", versus=str(joint), with_baselines=False, say=silent)

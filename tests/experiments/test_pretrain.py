@@ -93,7 +93,7 @@ def test_killed_at_a_random_step_and_run_again(workplace, whole):
     assert_same_end(workplace.folder / "killed", whole[0])
 
 
-@pytest.mark.current_only
+@pytest.mark.slow
 def test_sigterm_and_ctrl_c_save_and_say_how_to_go_on(workplace, whole):
     folder, arguments = workplace.folder / "stopped", workplace.arguments("stopped")
     for number, step in ((signal.SIGTERM, 4), (signal.SIGINT, 23)):

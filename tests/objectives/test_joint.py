@@ -127,6 +127,7 @@ def test_gradients_are_the_same_however_a_batch_is_cut():
             np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5 * largest)
 
 
+@pytest.mark.slow
 def test_all_losses_of_a_small_batch_fall_together():
     """Next visits have a floor of 0, masks are new each step: the model learns its four rows by heart."""
     model, objective = joint(mlm_weight=2.0)
