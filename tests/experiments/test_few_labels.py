@@ -202,5 +202,5 @@ def test_the_command_goes_on_and_its_table_says_what_its_file_holds(workplace, j
     table = (workplace.folder / "few" / "few_labels.md").read_text()
     row = next(line for line in table.splitlines() if line.startswith("| ill |"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[2:] == [f"{v:.3f}" for v in means.values()] + [f"{change:+.3f} [{low:+.3f}, {high:+.3f}]"]
+    assert cells[2:] == ["", *(f"{v:.3f}" for v in means.values()), f"{change:+.3f} [{low:+.3f}, {high:+.3f}]"]
     assert f"5 patients: above in {int(change > 0)} of 1 tasks" in table and table in done.stdout
