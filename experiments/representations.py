@@ -44,8 +44,9 @@ def of_bags(histories: dict[str, dataset.Patients], rarity: np.ndarray, componen
     found = []
     for name, fading, weigh in _weightings(rarity):
         bags = functools.partial(_bags, histories, len(rarity), fading, weigh)
-        make = functools.partial(_principal, bags, components) if components else bags
-        found += _centred_or_not(name, functools.cache(make))
+        # Components take long to find and are kept; bags are large and soon made again.
+        make = functools.cache(functools.partial(_principal, bags, components)) if components else bags
+        found += _centred_or_not(name, make)
     return found
 
 
