@@ -1,18 +1,23 @@
 """A workdir: the config and the vocabulary beside the checkpoints, checked on resume, loaded in one call."""
 
+import dataclasses
 import functools
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from behrt_jax import lora
 from behrt_jax.checkpoint import Checkpoints
 from behrt_jax.data import at_times
+from behrt_jax.data.dataset import Patients
+from behrt_jax.data.hashing import hash_integers
 from behrt_jax.data.vocabulary import Vocabulary
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.outcomes import BEHRTForSequenceClassification
@@ -22,6 +27,7 @@ from behrt_jax.objectives.survival import SurvivalConfig
 
 CONFIG_FILE = "config.json"
 VOCABULARY_FILE = "vocabulary.json"
+DIGESTS_FILE = "digests.json"  # of the inputs that a run began with, each under the config key that names it
 CHECKPOINTS = "checkpoints"
 TUNING_LOSS = "loss"  # the weighted sum of the losses that are trained
 # Keys that may change between a run and its resume: where data lies, and what is only shown or measured at the end.
@@ -135,14 +141,95 @@ def read_config(workdir: Path) -> ConfigDict:
     return config.lock()
 
 
-def open_workdir(workdir: Path, config: ConfigDict, vocabulary: Vocabulary) -> bool:
-    """Makes a workdir, or checks that an existing one is of the same config and vocabulary.
+def digest(*values: Any) -> str:
+    """Computes a SHA-256 digest of arrays, texts and numbers, and of dicts, sequences and dataclasses of them.
+
+    The order of keys in a dict does not matter; dtypes, shapes and the order of everything else do.
+    """
+    hasher = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if dataclasses.is_dataclass(value):
+            value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            value = [(key, value[key]) for key in sorted(value)]
+        if isinstance(value, list | tuple):
+            hasher.update(f"[{len(value)}]".encode())
+            for each in value:
+                add(each)
+        elif isinstance(value, np.ndarray | jax.Array):
+            array = np.asarray(value)
+            hasher.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+        else:
+            hasher.update(f"{type(value).__name__} {value!r};".encode())
+
+    add(values)
+    return hasher.hexdigest()
+
+
+def digest_patients(patients: Patients) -> str:
+    """Computes a digest of patients, or of histories in their order, in which the order of a patient's tokens is free.
+
+    Tokens that share a moment have no order, so files that list them otherwise give the same digest.
+    """
+    columns = (patients.owners, patients.codes, patients.visits, patients.moments, patients.minutes)
+    with np.errstate(over="ignore"):
+        tokens = hash_integers(*columns).sum(dtype=np.uint64)
+    sizes = np.diff(patients.offsets)
+    return digest(patients.subject_ids, patients.has_birth, patients.origins, sizes.astype(np.int64), int(tokens))
+
+
+def check_digests(
+    workdir: Path, config: ConfigDict, digests: Mapping[str, str], say: Callable[[str], None] = print
+) -> None:
+    """Checks that the inputs of a run are those that it began with.
+
+    Args:
+      workdir: of the run.
+      config: its recipe.
+      digests: of inputs as they are now, by the config key that names each, such as `labels`.
+      say: takes a line where the workdir has no digest to compare with, as older ones.
+
+    Raises:
+      ValueError: an input has changed; the message names the keys.
+    """
+    file = workdir / DIGESTS_FILE
+    try:
+        stored = json.loads(file.read_text()) if file.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error}); restore it, or train anew in another --workdir") from error
+    if unknown := [key for key in digests if key not in stored]:
+        say(f"{workdir}: has no digest of {', '.join(unknown)}, as older runs; whether they changed is not checked")
+    values = _flat(config.to_dict())
+    changed = [f"{key} ({values[key]})" for key in digests if stored.get(key, digests[key]) != digests[key]]
+    if changed:
+        raise ValueError(
+            f"{workdir}: began with other contents of {', '.join(changed)} than there are now; restore them, or use "
+            "another --workdir for the new ones"
+        )
+
+
+def open_workdir(
+    workdir: Path,
+    config: ConfigDict,
+    vocabulary: Vocabulary,
+    digests: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Makes a workdir, or checks that an existing one is of the same config, vocabulary and inputs.
+
+    Args:
+      workdir: the folder.
+      config: the recipe.
+      vocabulary: fitted, or of the pre-trained run.
+      digests: of the inputs of the run; see `check_digests`.
+      say: takes a line where an older workdir has no digests.
 
     Returns:
       True if the workdir was there.
 
     Raises:
-      ValueError: the workdir belongs to another config or vocabulary; the message names the keys.
+      ValueError: the workdir belongs to another config, vocabulary or inputs; the message names the keys.
       OSError: there is no space or no permission to write it.
     """
     if (workdir / CONFIG_FILE).exists():
@@ -156,12 +243,15 @@ def open_workdir(workdir: Path, config: ConfigDict, vocabulary: Vocabulary) -> b
                 f"{workdir / VOCABULARY_FILE}: belongs to another vocabulary than {config.data.path} now gives; "
                 "use another --workdir or the data that the run began with"
             )
+        check_digests(workdir, config, digests or {}, say)
         if read_config(workdir).to_dict() != config.to_dict():
             _write_config(workdir, config)  # so that evaluation finds data that has moved
         return True
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         vocabulary.save(workdir / VOCABULARY_FILE)
+        if digests:
+            (workdir / DIGESTS_FILE).write_text(json.dumps(dict(digests), indent=1))
         _write_config(workdir, config)
     except OSError as error:
         raise OSError(f"{workdir}: cannot be written ({error}); use another --workdir, or free some space") from error

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -8,6 +9,8 @@ import pytest
 import behrt_jax
 from behrt_jax import workdir
 from behrt_jax.checkpoint import Checkpoints
+from behrt_jax.data.dataset import Patients
+from behrt_jax.data.labels import Labels
 from behrt_jax.data.vocabulary import Vocabulary
 from behrt_jax.optimizer import make_optimizer
 from configs import default
@@ -176,3 +179,74 @@ def test_load_says_when_the_parameters_are_of_another_model(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"feedforward.*has shape .*16.*, expected .*24.*another model config"):
         behrt_jax.load(tmp_path)
+
+
+def labels(rows=slice(None), **changes):
+    """Four labels of three subjects."""
+    columns = {
+        "subject_ids": np.array([1, 1, 2, 5]),
+        "prediction_times": np.array(["2020-01-01", "2021-01-01", "2020-06-01", "2020-01-01"], "datetime64[us]"),
+        "values": np.array([[0], [1], [1], [0]], np.float32),
+        "days": np.full(4, np.nan),
+        "events": np.zeros(4, np.int32),
+    }
+    return Labels("binary", ("ill",), **{name: changes.get(name, values)[rows] for name, values in columns.items()})
+
+
+def test_a_digest_tells_every_change_of_labels():
+    own = workdir.digest(labels())
+    assert own == workdir.digest(labels()) and len(own) == 64
+    flipped, later = labels().values.copy(), labels().prediction_times + np.timedelta64(1, "us")
+    flipped[2] = 0
+    others = [labels(values=flipped), labels(prediction_times=later), labels(slice(0, 3)), labels(events=np.ones(4))]
+    others += [dataclasses.replace(labels(), kind="multiclass"), dataclasses.replace(labels(), names=("well",))]
+    assert len({own, *(workdir.digest(each) for each in others)}) == 7
+
+
+def test_a_digest_depends_on_names_shapes_and_types_but_not_on_the_order_of_keys():
+    values = np.arange(6, dtype=np.float32)
+    assert workdir.digest({"a": values, "b": 1}) == workdir.digest({"b": 1, "a": jax.numpy.asarray(values)})
+    cases = [{"a": values}, {"b": values}, {"a": values.reshape(2, 3)}, {"a": values.view(np.int32)}, [values]]
+    cases += [["ab"], ["a", "b"], [["a"], "b"], ["1"], [1]]
+    assert len({workdir.digest(each) for each in cases}) == len(cases)
+
+
+def patients(codes=(7, 8, 9, 7), moments=(0, 0, 1, 0), minutes=(10, 10, 60, 5)):
+    return Patients(
+        subject_ids=np.array([3, 4]),
+        has_birth=np.array([True, False]),
+        origins=np.array([0, 50], np.int32),
+        offsets=np.array([0, 3, 4]),
+        codes=np.array(codes, np.int32),
+        visits=np.zeros(4, np.int32),
+        moments=np.array(moments, np.int32),
+        minutes=np.array(minutes, np.int32),
+    )
+
+
+def test_the_digest_of_patients_tells_every_change_but_the_order_of_tokens_within_a_moment():
+    own = workdir.digest_patients(patients())
+    assert own == workdir.digest_patients(patients(codes=(8, 7, 9, 7)))
+    moved = [patients(codes=(7, 8, 7, 9)), patients(minutes=(10, 10, 61, 5)), patients(moments=(0, 1, 1, 0))]
+    moved += [dataclasses.replace(patients(), offsets=np.array([0, 2, 4])), patients(codes=(7, 7, 9, 7))]
+    moved += [dataclasses.replace(patients(), subject_ids=np.array([3, 5]))]
+    assert len({own, *map(workdir.digest_patients, moved)}) == 7
+
+
+def test_a_run_whose_inputs_changed_is_refused(tmp_path):
+    begun = {"data.path": "1", "code_init": "2"}
+    assert workdir.open_workdir(tmp_path, config(), vocabulary(), begun) is False
+    assert workdir.open_workdir(tmp_path, config(), vocabulary(), begun) is True
+    changed = {"data.path": "3", "code_init": "2"}
+    with pytest.raises(ValueError, match=r"began with other contents of data.path \(data/synthea-1151\) than there"):
+        workdir.open_workdir(tmp_path, config(), vocabulary(), changed)
+
+
+def test_a_workdir_from_before_digests_goes_on_and_says_that_nothing_was_compared(tmp_path):
+    workdir.open_workdir(tmp_path, config(), vocabulary())
+    said = []
+    assert workdir.open_workdir(tmp_path, config(), vocabulary(), {"data.path": "1"}, said.append)
+    assert said == [
+        f"{tmp_path}: has no digest of data.path, as older runs; whether they changed is not checked",
+    ]
+    assert not (tmp_path / workdir.DIGESTS_FILE).exists()  # it would vouch for what nobody checked
