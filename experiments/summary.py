@@ -30,6 +30,8 @@ def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
 def left_out(counts: dict) -> dict[str, int]:
     """Returns what preparing data left out, by what it is."""
     found = {
+        "hidden or system files": counts["hidden_files"],
+        "files that are not *.parquet": counts["other_files"],
         "events by data.codes_include and data.codes_exclude": counts["events_left_out_by_pattern"],
         "events that name no visit": counts["events_without_visit"],
         "repeats of a code within a visit": counts["repeats_left_out"],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from behrt_jax.data import events
 
-FORMAT = 6  # of prepared data; a change prepares everything anew
+FORMAT = 7  # of prepared data; a change prepares everything anew
 
 
 @dataclasses.dataclass(frozen=True)

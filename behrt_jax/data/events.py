@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from behrt_jax.data import files
 from behrt_jax.data.hashing import hash_fraction
 
 BIRTH = "MEDS_BIRTH"
@@ -25,18 +26,27 @@ CODES_FILE = Path("metadata") / "codes.parquet"
 
 
 def find_shards(path: str | Path) -> list[Path]:
-    """Returns the parquet files of a MEDS data set in a fixed order.
+    """Returns the parquet files of a MEDS data set in a fixed order; see `find_files`."""
+    return find_files(path).files
+
+
+def find_files(path: str | Path) -> files.ParquetFiles:
+    """Finds the shards of a MEDS data set by `files.find_parquet`, and counts what else lies there.
 
     Raises:
-      ValueError: the folder is missing or holds no parquet file under `data/`.
+      ValueError: the folder is missing or holds no parquet file under `data/`, or not all of it can be listed.
     """
     root = Path(path)
     if not root.is_dir():
         raise ValueError(f"{root}: no such directory; data.path must name a MEDS data set (a folder with data/)")
-    shards = sorted((root / "data").rglob("*.parquet"))
-    if not shards:
-        raise ValueError(f"{root}: no *.parquet file under {root / 'data'}; expected MEDS shards there")
-    return shards
+    folder = root / "data"
+    found = files.find_parquet(folder) if folder.is_dir() else files.ParquetFiles([], 0, 0)
+    if not found.files:
+        raise ValueError(
+            f"{root}: no *.parquet file under {folder} ({found.hidden} hidden or system files, {found.other} of other "
+            "kinds); expected MEDS shards there"
+        )
+    return found
 
 
 def read_shard(shard: Path, extra_columns: tuple[str, ...] = ()) -> pl.DataFrame:
@@ -54,14 +64,14 @@ def read_shard(shard: Path, extra_columns: tuple[str, ...] = ()) -> pl.DataFrame
       ValueError: the file cannot be read, a column is missing or mistyped, or its rows break the standard.
     """
     try:
-        schema = pl.read_parquet_schema(shard)
+        scanned = files.scan_parquet(shard)
+        schema = scanned.collect_schema()
         _check_columns(shard, schema)
         wanted = dict.fromkeys(("subject_id", "time", "code", "numeric_value", *extra_columns))
         keep = [name for name in wanted if name in schema]
-        events = pl.scan_parquet(shard).select(keep).collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{shard}: not a readable parquet file ({reason}); write or copy it again") from error
+        events = scanned.select(keep).collect()
+    except files.UNREADABLE as error:
+        raise files.unreadable(shard, error) from error
     if "numeric_value" not in schema:
         events = events.with_columns(numeric_value=pl.lit(None, pl.Float32))
     events = events.with_columns(
@@ -74,7 +84,7 @@ def read_shard(shard: Path, extra_columns: tuple[str, ...] = ()) -> pl.DataFrame
     return events
 
 
-def _check_columns(shard: Path, schema: dict[str, pl.DataType]) -> None:
+def _check_columns(shard: Path, schema: pl.Schema) -> None:
     expected = {
         "subject_id": ("int64", _fits_int64),
         "time": (
@@ -144,10 +154,9 @@ def birth_times(time: pl.Expr) -> pl.Expr:
 def read_metadata(file: Path) -> pl.DataFrame:
     """Reads a table that lies beside the events; raises a ValueError where it cannot be read."""
     try:
-        return pl.read_parquet(file)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{file}: not a readable parquet file ({reason}); write or copy it again") from error
+        return files.scan_parquet(file).collect()
+    except files.UNREADABLE as error:
+        raise files.unreadable(file, error) from error
 
 
 def read_splits(path: str | Path) -> pl.DataFrame | None:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import polars as pl
 
+from behrt_jax.data.files import UNREADABLE, find_parquet, scan_parquet, unreadable
+
 VALUE_COLUMNS = {  # what each is said to be
     "boolean_value": "boolean",
     "integer_value": "an integer",
@@ -44,7 +46,7 @@ def read_label_table(file: Path, say: Callable[[str], None], with_outcomes: bool
     Raises:
       ValueError: see `behrt_jax.data.labels.read_labels`.
     """
-    table = _read(file)
+    table = _read(file, say)
     if not table.height:
         raise ValueError(f"{file}: holds no labels; expected rows of {', '.join(KEYS)} and a label")
     keys = {"subject_id": _as_ids(file, table), "prediction_time": _as_times(file, table, "prediction_time")}
@@ -58,20 +60,28 @@ def read_label_table(file: Path, say: Callable[[str], None], with_outcomes: bool
     return LabelTable(rows, kind, names)
 
 
-def _read(file: Path) -> pl.DataFrame:
+def _read(file: Path, say: Callable[[str], None]) -> pl.DataFrame:
     if not file.exists():
         raise ValueError(f"{file}: no such file; make labels with python -m experiments.labels, or with es-aces")
     try:
         if file.suffix.lower() == ".csv":
-            return pl.read_csv(file, try_parse_dates=True)
-        shards = sorted(file.rglob("*.parquet")) if file.is_dir() else [file]
-        if not shards:
-            raise ValueError(f"{file}: no *.parquet file in this folder; expected shards of labels")
+            return pl.read_csv(file, try_parse_dates=True, glob=False)
         # A shard without labels may have columns of another type (all null); they give way to those of the others.
-        return pl.concat([pl.read_parquet(shard) for shard in shards], how="diagonal_relaxed")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{file}: not readable as {file.suffix or 'Parquet'} ({reason}); write it again") from error
+        return pl.concat([scan_parquet(shard).collect() for shard in _find_shards(file, say)], how="diagonal_relaxed")
+    except UNREADABLE as error:
+        raise unreadable(file, error, file.suffix or "parquet") from error
+
+
+def _find_shards(file: Path, say: Callable[[str], None]) -> list[Path]:
+    if not file.is_dir():
+        return [file]
+    found = find_parquet(file)
+    others = f"{found.hidden:,} hidden or system files and {found.other:,} files that are not *.parquet"
+    if not found.files:
+        raise ValueError(f"{file}: no *.parquet file in this folder ({others}); expected shards of labels")
+    if found.hidden or found.other:
+        say(f"{file}: {others} were not read")
+    return found.files
 
 
 def _column(file: Path, table: pl.DataFrame, name: str, expected: str) -> pl.Series:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from behrt_jax.data import events, tokens, visits, vocabulary
+from behrt_jax.data import events, files, tokens, visits, vocabulary
 from behrt_jax.data.config import DataConfig
 
 MOST_SAMPLES = 16  # samples of numeric values, one a shard, that are held before they are merged
@@ -32,11 +32,13 @@ def survey_shards(config: DataConfig, counts: collections.Counter, with_samples:
     """Validates every shard and counts its events."""
     listed = events.read_splits(config.path)
     counts["splits_made"] = int(listed is None)
+    found_files = events.find_files(config.path)
+    counts.update(hidden_files=found_files.hidden, other_files=found_files.other)
     subjects: dict[Path, np.ndarray] = {}
     samples: list[pl.DataFrame] = []
-    for shard in events.find_shards(config.path):
+    for shard in found_files.files:
         found = events.read_shard(shard, tokens.visit_columns(config))
-        visits.visit_column(list(pl.read_parquet_schema(shard)), config.visits, shard)
+        visits.visit_column(files.scan_parquet(shard).collect_schema().names(), config.visits, shard)
         subjects[shard] = found["subject_id"].unique().sort().to_numpy()
         splits = events.make_splits(subjects[shard]) if listed is None else listed
         _count_events(found, splits, counts)

@@ -201,7 +201,7 @@ def test_columns_of_another_kind_are_refused(tmp_path):
 def test_files_that_are_none(tmp_path):
     refused(tmp_path / "none.parquet", "none.parquet", "no such file", "experiments.labels")
     (tmp_path / "broken.parquet").write_text("not parquet")
-    refused(tmp_path / "broken.parquet", "broken.parquet", "not readable")
+    refused(tmp_path / "broken.parquet", "broken.parquet", "not a readable")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no *.parquet file in this folder")
     with pytest.raises(ValueError, match="no file is named"):

@@ -1,0 +1,72 @@
+"""Finds and reads Parquet files; data sets and folders of labels share this one rule of which files count."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+SUFFIX = ".parquet"
+HIDDEN = (".", "_")  # begin the names of hidden and system files, such as ._0.parquet, _SUCCESS and _temporary/
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)  # what polars raises for a bad file
+
+
+class ParquetFiles(NamedTuple):
+    """The Parquet files below a folder.
+
+    Attributes:
+      files: the files to read, sorted by path.
+      hidden: how many hidden or system files and folders were left out.
+      other: how many files of other kinds were left out.
+    """
+
+    files: list[Path]
+    hidden: int
+    other: int
+
+
+def find_parquet(folder: Path) -> ParquetFiles:
+    """Finds the Parquet files below a folder, at any depth and through links.
+
+    A folder may be named like a file (`events.parquet/part-0.parquet`, as Spark writes).
+
+    Raises:
+      ValueError: a folder cannot be listed, or a link points to nothing.
+    """
+    found = list(_walk(folder, ()))
+    visible = [path for path in found if not path.name.startswith(HIDDEN)]
+    files = [path for path in visible if path.suffix.lower() == SUFFIX and path.is_file()]
+    return ParquetFiles(files, len(found) - len(visible), len(visible) - len(files))
+
+
+def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    """Yields the files below a folder and the hidden folders, in order; skips links back to a folder above."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot list this folder ({error.strerror}); make it readable") from error
+    for name in names:
+        path = folder / name
+        if name.startswith(HIDDEN):
+            yield path
+        elif path.is_dir():
+            yield from _walk(path, (*above, real))
+        elif not path.exists():
+            raise ValueError(f"{path}: this link points to nothing; restore what it points to, or remove the link")
+        else:
+            yield path
+
+
+def scan_parquet(file: Path) -> pl.LazyFrame:
+    """Scans exactly this file, whose name may hold `*`, `?` or `[`; without `glob=False` polars would expand them."""
+    return pl.scan_parquet(file, glob=False, hive_partitioning=False)
+
+
+def unreadable(file: Path, error: BaseException, kind: str = "parquet") -> ValueError:
+    """Returns the error to raise for one of `UNREADABLE`."""
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return ValueError(f"{file}: not a readable {kind} file ({reason}); write or copy it again")
