@@ -2,9 +2,11 @@
 
 Each resample is measured exactly, on the weights of train's censoring: a patient drawn twice gives its rows twice the
 weight, and pairs of one patient count as often as they come. What cannot be measured is left out: without an event, or
-at a horizon that follow-up or the curves do not reach. Under competing risks `events` are those of one cause, and all
-that is measured is of that cause alone, other causes counted as censoring. The calibration errors and D-calibration of
-resamples are higher than those of the data, as noise adds to distances: their intervals need not hold the value.
+at a horizon that follow-up or the curves do not reach. Under competing risks `measure` takes the events of one cause
+and counts others as censoring: what it returns is of the hazard of that cause, and its curves must be too. A predicted
+cumulative incidence is compared with `cumulative_incidence`, as `calibration_table` does. The calibration errors and
+D-calibration of resamples are higher than those of the data, as noise adds to distances: their intervals need not hold
+the value.
 """
 
 from collections.abc import Sequence
@@ -179,31 +181,58 @@ def inverse_censoring(train: Followed, days: np.ndarray | Sequence[float]) -> np
     return np.where(chance > 0, 1 / np.maximum(chance, TINY), 0.0)
 
 
-def kaplan_meier(followed: Followed, weights: np.ndarray, horizon: float) -> np.ndarray:
-    """Returns the share free of the event at a horizon under each of (R, N) weights; NaN of no rows."""
-    order = np.lexsort((~followed.events, followed.days))
-    ordered = weights[:, order]
+def cumulative_incidence(
+    days: np.ndarray, causes: np.ndarray, weights: np.ndarray, times: np.ndarray, cause: int = 1
+) -> np.ndarray:
+    """Computes the cumulative incidence of one of several competing events (Aalen & Johansen 1978).
+
+    Events of other causes end the time at risk without being censoring. With a single cause it is 1 minus the survival
+    of Kaplan & Meier (1958).
+
+    Args:
+      days: (N,) followed.
+      causes: (N,) int, 0 for censored, else the event that came first; or (N,) bool, of a single cause.
+      weights: (R, N) how often each row counts.
+      times: (T,) days at which to return it.
+      cause: of which event.
+
+    Returns:
+      (R, T) float64; NaN where no row counts.
+    """
+    causes = np.asarray(causes).astype(int)
+    order = np.lexsort((causes == 0, days))  # of a day, events come before censoring
+    days, causes, ordered = days[order], causes[order], weights[:, order].astype(np.float64)
     at_risk = np.cumsum(ordered[:, ::-1], axis=1)[:, ::-1]
-    comes = followed.events[order] & (followed.days[order] <= horizon)
-    left = np.prod(1 - divide(ordered[:, comes], at_risk[:, comes]), axis=1, where=ordered[:, comes] > 0)
-    return np.where(weights.any(axis=1), left, np.nan)
+    hazard = np.where(at_risk > 0, ordered / np.maximum(at_risk, TINY), 0.0)
+    left = np.cumprod(1 - hazard * (causes > 0), axis=1)
+    before = np.pad(left[:, :-1], ((0, 0), (1, 0)), constant_values=1.0)
+    incidence = np.pad(np.cumsum(before * hazard * (causes == cause), axis=1), ((0, 0), (1, 0)))
+    return np.where(weights.any(axis=1)[:, None], incidence[:, np.searchsorted(days, times, side="right")], np.nan)
 
 
 def calibration_table(
-    risk: np.ndarray, followed: Followed, weights: np.ndarray, horizon: float
+    risk: np.ndarray, days: np.ndarray, causes: np.ndarray, weights: np.ndarray, horizon: float, cause: int = 1
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compares (N,) risks at a horizon with what Kaplan-Meier observes, in bins of equal mass.
+    """Compares (N,) risks of an event by a horizon with its observed cumulative incidence, in bins of equal mass.
+
+    Args:
+      risk: (N,) predicted cumulative incidence at the horizon.
+      days: (N,) followed.
+      causes: (N,) as `cumulative_incidence` takes them.
+      weights: (R, N) how often each row counts.
+      horizon: in days.
+      cause: of which event.
 
     Returns:
-      The mean risk, the observed share and the weight of each bin that holds rows, each (R, bins).
+      The mean risk, the observed incidence and the weight of each bin that holds rows, each (R, bins).
     """
     bins = equal_mass_bins(risk, NUM_BINS)
     kept = [bins == place for place in np.unique(bins)]
     mass = np.stack([weights[:, rows].sum(axis=1) for rows in kept], axis=1)
     predicted = divide(np.stack([weights[:, rows] @ risk[rows] for rows in kept], axis=1), mass)
-    parted = [(Followed(followed.days[rows], followed.events[rows]), weights[:, rows]) for rows in kept]
-    observed = np.stack([1 - kaplan_meier(some, given, horizon) for some, given in parted], axis=1)
-    return predicted, observed, mass
+    end = np.array([horizon])
+    observed = [cumulative_incidence(days[rows], causes[rows], weights[:, rows], end, cause) for rows in kept]
+    return predicted, np.concatenate(observed, axis=1), mass
 
 
 def d_calibration_shares(followed: Followed, curves: Curves) -> np.ndarray:
@@ -277,7 +306,7 @@ def _calibration(followed, train, importance, curves, horizons):
             "observed_expected": divide(weights @ comes, weights @ expected),
         }
         for horizon, risk in zip(horizons, risks.T, strict=True):
-            predicted, observed, mass = calibration_table(risk, followed, weights, horizon)
+            predicted, observed, mass = calibration_table(risk, followed.days, followed.events, weights, horizon)
             distance = np.where(mass > 0, np.abs(predicted - observed) * mass, 0)
             values[f"calibration_error@{horizon:g}"] = divide(distance.sum(axis=1), mass.sum(axis=1))
         return values

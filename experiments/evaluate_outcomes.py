@@ -135,10 +135,11 @@ def draw(
         for name, found in models.items()
         if isinstance(found, SurvivalPredictions)
     }
-    causes = {name: rows for name, rows in zip(config.names, labels.outcomes().T, strict=True) if rows.any()}
-    for name, came in causes.items() if at_horizon else ():
-        risks = {model: found[:, config.names.index(name)] for model, found in at_horizon.items()}
-        where, several = (folder, None) if len(config.names) == 1 else (folder / name, causes)
-        followed = Followed(labels.days, came)
-        files += plots_survival.draw_survival(risks, followed, labels.subject_ids, horizon, where, name, several)
+    for place, name in enumerate(config.names) if at_horizon else ():
+        if not (labels.events == place + 1).any():
+            continue
+        risks = {model: found[:, place] for model, found in at_horizon.items()}
+        where = folder if len(config.names) == 1 else folder / name
+        rows = labels.days, labels.events, labels.subject_ids
+        files += plots_survival.draw_survival(risks, *rows, horizon, where, config.names, place + 1)
     return files

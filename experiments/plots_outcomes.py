@@ -47,7 +47,9 @@ def draw_classification(
         axes = figure.subplots()
         for place, (name, scores) in enumerate(models.items()):
             draw = partial(_of_both_classes, curve, scores, targets, places)
-            draw_band(axes, places, draw, weights if place == 0 else weights[:1], place, name)
+            used = weights if place == 0 else weights[:1]
+            curves = np.stack([draw(np.repeat(np.arange(len(each)), each)) for each in used])
+            draw_band(axes, places, curves, place, name)
         for number, (label, level) in enumerate(least.items()):
             style: dict[str, Any] = LEAST | ({"linestyle": "-"} if number else {})
             axes.plot(places, np.broadcast_to(level, places.shape), label=label, zorder=1, **style)
@@ -66,13 +68,10 @@ def row_weights(patients: np.ndarray) -> np.ndarray:
     return weights[: RESAMPLES + 1, owners].astype(int)
 
 
-def draw_band(
-    axes: Axes, grid: np.ndarray, curve: Callable[[np.ndarray], np.ndarray], weights: np.ndarray, place: int, label: str
-) -> None:
-    """Draws a curve, a function of rows, under the first weights, and a band of what the others give."""
-    curves = np.stack([curve(np.repeat(np.arange(len(each)), each)) for each in weights])
+def draw_band(axes: Axes, grid: np.ndarray, curves: np.ndarray, place: int, label: str) -> None:
+    """Draws the first of (1 + R, T) curves, and a band of what the others, of resamples, give."""
     axes.plot(grid, curves[0], LINES[place % 4], color=COLORS[place % 6], label=label)
-    if len(weights) > 1:
+    if len(curves) > 1:
         axes.fill_between(grid, *_ends(curves[1:]), color=COLORS[place % 6], alpha=0.2, linewidth=0)
 
 

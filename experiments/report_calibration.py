@@ -4,7 +4,6 @@ import numpy as np
 import polars as pl
 
 from behrt_jax import metrics, survival_metrics
-from behrt_jax.survival_metrics import Followed
 from experiments.fitting import EVALUATION_FILE
 from experiments.plots_outcomes import row_weights
 from experiments.report_parts import Figure, Missing, Section, Table, Text, draw
@@ -58,9 +57,9 @@ def _of_outcomes(source: Source) -> dict[str, Reliability]:
 
 
 def _of_survival(said: pl.DataFrame, name: str, cause: int, horizon: str, owners: np.ndarray) -> Reliability:
-    followed = Followed(said["days"].to_numpy(), said["event"].to_numpy() == cause)
-    risks, weights = said[f"risk/{name}@{horizon}"].to_numpy(), row_weights(owners).astype(np.float64)
-    predicted, observed, mass = survival_metrics.calibration_table(risks, followed, weights, float(horizon))
+    risks, weights = said[f"risk/{name}@{horizon}"].to_numpy(), row_weights(owners)
+    rows = said["days"].to_numpy(), said["event"].to_numpy()
+    predicted, observed, mass = survival_metrics.calibration_table(risks, *rows, weights, float(horizon), cause)
     low, high = np.nanquantile(observed[1:], [(1 - metrics.LEVEL) / 2, (1 + metrics.LEVEL) / 2], axis=0)
     return Reliability(predicted[0], observed[0], low, high, mass[0].astype(int))
 

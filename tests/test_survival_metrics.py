@@ -169,16 +169,70 @@ def test_weights_of_censoring_equal_those_of_scikit_survival():
     np.testing.assert_array_equal(survival_metrics.inverse_censoring(none, [0, 3]), 1)
 
 
-def test_kaplan_meier_equals_that_of_lifelines_on_weighted_rows():
+def test_incidence_of_one_event_equals_kaplan_meier_of_lifelines_on_weighted_rows():
     _, followed, _ = simulate(9, days_apart=200)
     weights = np.random.default_rng(0).integers(0, 4, (3, len(followed.days))).astype(float)
-    for horizon in (100.0, 1000.0, 2200.0):
-        found = survival_metrics.kaplan_meier(followed, weights, horizon)
-        for given, value in zip(weights, found, strict=True):
-            rows = np.repeat(np.arange(len(given)), given.astype(int))
-            fitted = lifelines.KaplanMeierFitter().fit(followed.days[rows], followed.events[rows])
-            assert value == pytest.approx(fitted.predict(horizon), abs=1e-12)
-    assert np.isnan(survival_metrics.kaplan_meier(followed, 0 * weights, 100.0)).all()
+    horizons = np.array([100.0, 1000.0, 2200.0])
+    found = survival_metrics.cumulative_incidence(*followed, weights, horizons)
+    for given, values in zip(weights, found, strict=True):
+        rows = np.repeat(np.arange(len(given)), given.astype(int))
+        fitted = lifelines.KaplanMeierFitter().fit(followed.days[rows], followed.events[rows])
+        np.testing.assert_allclose(1 - values, fitted.predict(horizons), atol=1e-12)
+    assert np.isnan(survival_metrics.cumulative_incidence(*followed, 0 * weights, horizons)).all()
+
+
+def test_incidence_of_competing_events_by_hand():
+    """Of 5 rows, at day 1 one comes to each event; of the 3 left one is censored at day 2; at day 3 one has the first.
+
+    So the first event comes to 1/5 by day 1, and to half of the 3/5 who are left then, as one of the two at risk.
+    """
+    days, causes = np.array([3.0, 1, 2, 1, 4]), np.array([1, 2, 0, 1, 0])
+    times = np.array([0.5, 1, 2.9, 3, 9])
+    every, twice = np.ones((1, 5)), np.array([[2.0, 1, 1, 1, 1]])
+    found = survival_metrics.cumulative_incidence(days, causes, every, times)
+    np.testing.assert_allclose(found, [[0, 0.2, 0.2, 0.5, 0.5]])
+    found = survival_metrics.cumulative_incidence(days, causes, every, times, cause=2)
+    np.testing.assert_allclose(found, [[0, 0.2, 0.2, 0.2, 0.2]])
+    found = survival_metrics.cumulative_incidence(days, causes, twice, times)
+    np.testing.assert_allclose(found, [[0, 1 / 6, 1 / 6, 1 / 6 + 4 / 6 * 2 / 3, 1 / 6 + 4 / 6 * 2 / 3]])
+
+
+def test_incidence_of_competing_events_equals_that_of_lifelines_on_resampled_rows():
+    rng = np.random.default_rng(5)
+    days, causes = rng.exponential(1000, 200), rng.integers(0, 3, 200)
+    weights, times = rng.multinomial(200, np.full(200, 1 / 200), 3), np.array([50.0, 400, 3000])
+    for cause in (1, 2):
+        found = survival_metrics.cumulative_incidence(days, causes, weights, times, cause)
+        for given, values in zip(weights, found, strict=True):
+            fitter = lifelines.AalenJohansenFitter(calculate_variance=False, jitter_level=1e-9)
+            rows = given > 0
+            fitter.fit(days[rows], causes[rows], cause, weights=given[rows])
+            expected = fitter.cumulative_density_.iloc[:, 0]
+            places = np.searchsorted(expected.index, times, side="right") - 1
+            np.testing.assert_allclose(values, expected.to_numpy()[places], atol=1e-12)
+
+
+def simulate_competing(seed=0, rows=20_000):
+    """Two exponential causes whose rates depend on x, of followed rows; and the exact incidence of the first."""
+    rng, horizon = np.random.default_rng(seed), 1825.0
+    x = rng.normal(0, 1, rows)
+    rates = np.stack([np.exp(x), 2 * np.exp(0.5 * x)]) / horizon
+    until, censored = rng.exponential(1 / rates), rng.uniform(0.5 * horizon, 3 * horizon, rows)
+    days = np.minimum(until.min(axis=0), censored)
+    causes = np.where(days == censored, 0, 1 + until.argmin(axis=0))
+    return rates[0] / rates.sum(axis=0) * -np.expm1(-rates.sum(axis=0) * horizon), days, causes, horizon
+
+
+def test_an_exact_incidence_lies_on_the_diagonal_also_in_resamples():
+    exact, days, causes, horizon = simulate_competing()
+    weights = np.random.default_rng(1).multinomial(len(days), np.full(len(days), 1 / len(days)), 20)
+    weights = np.vstack([np.ones(len(days), int), weights])
+    predicted, observed, mass = survival_metrics.calibration_table(exact, days, causes, weights, horizon)
+    assert np.abs(predicted - observed)[0].max() < 0.03
+    assert np.abs(np.average(predicted - observed, weights=mass)) < 0.005
+    assert (np.abs(observed[1:] - observed[0]) < 0.05).all()
+    predicted, naive, mass = survival_metrics.calibration_table(exact, days, causes == 1, weights, horizon)
+    assert np.average(np.abs(predicted - naive), weights=mass) > 0.2  # 1 - Kaplan-Meier of the cause alone
 
 
 def test_calibration_at_a_horizon_against_lifelines_in_each_bin():

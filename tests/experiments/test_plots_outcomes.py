@@ -5,7 +5,6 @@ import pytest
 import sklearn.metrics
 
 from behrt_jax import classification_metrics
-from behrt_jax.survival_metrics import Followed
 from experiments import plots_outcomes, plots_survival
 
 
@@ -39,7 +38,7 @@ def simulate_times(seed=1, rows=300):
     days = np.minimum.reduce([*until, rng.uniform(500, 5000, rows)])
     death, stroke = (each == days for each in until)
     risks = {"BEHRT": 1 - np.exp(-np.exp(log_hazard) * 365 / 2000), "other": rng.uniform(size=rows)}
-    return risks, Followed(days, death), patients, {"death": death, "stroke": stroke}
+    return risks, days, np.select([death, stroke], [1, 2]), patients
 
 
 def line(axes, label):
@@ -94,36 +93,76 @@ def test_bands_hold_the_curve_of_the_first_model_alone(tmp_path, figures):
         assert middle.min() < y[40] < middle.max()
 
 
+def assert_at_risk(below, days, order):
+    written = {text.get_position(): text.get_text() for text in below.texts}
+    for group in range(4):
+        ticks = [tick for tick, row in written if row == -group]
+        assert len(ticks) >= 4 and max(ticks) > 4
+        for tick in ticks:
+            assert written[tick, -group] == str((days[order[group]] >= tick * 365.25).sum())
+
+
 def test_survival_of_risk_groups_and_rows_at_risk_are_those_of_lifelines(tmp_path, figures):
-    risks, followed, patients, causes = simulate_times()
-    files = plots_survival.draw_survival(risks, followed, patients, 365, tmp_path / "figures", "Death", causes)
+    risks, days, causes, patients = simulate_times()
+    files = plots_survival.draw_survival(risks, days, causes == 1, patients, 365, tmp_path / "figures", ["death"])
     assert_drawn(files, tmp_path, ["kaplan_meier", "survival_calibration", "cumulative_incidence"])
     axes, below = figures["kaplan_meier"].axes
     assert axes.get_xlabel() == "years since the prediction time"
     order = np.array_split(np.argsort(risks["BEHRT"]), 4)
     for group, label in enumerate(plots_survival.RISK_GROUPS):
         years, survival = line(axes, label)
-        fitted = lifelines.KaplanMeierFitter().fit(followed.days[order[group]], followed.events[order[group]])
+        fitted = lifelines.KaplanMeierFitter().fit(days[order[group]], causes[order[group]] == 1)
         np.testing.assert_allclose(survival, fitted.predict(years * 365.25), atol=1e-9)
-        written = {text.get_position(): text.get_text() for text in below.texts}
-        ticks = [tick for tick, row in written if row == -group]
-        assert len(ticks) >= 4 and max(ticks) > 4
-        for tick in ticks:
-            assert written[tick, -group] == str((followed.days[order[group]] >= tick * 365.25).sum())
+    assert_at_risk(below, days, order)
+
+
+def test_competing_events_are_drawn_by_the_incidence_of_aalen_and_johansen(tmp_path, figures):
+    risks, days, causes, patients = simulate_times()
+    given = (risks, days, causes, patients, 365, tmp_path / "figures", ["death", "stroke"])
+    files = plots_survival.draw_survival(*given)
+    assert_drawn(files, tmp_path, ["incidence_by_risk", "survival_calibration", "cumulative_incidence"])
+    axes, below = figures["incidence_by_risk"].axes
+    order = np.array_split(np.argsort(risks["BEHRT"]), 4)
+    for group, label in enumerate(plots_survival.RISK_GROUPS):
+        years, incidence = line(axes, label)
+        fitted = lifelines.AalenJohansenFitter(calculate_variance=False).fit(
+            days[order[group]], causes[order[group]], 1
+        )
+        expected = fitted.cumulative_density_.iloc[:, 0]
+        places = np.searchsorted(expected.index, years * 365.25, side="right") - 1
+        np.testing.assert_allclose(incidence, expected.to_numpy()[places], atol=1e-9)
+    assert_at_risk(below, days, order)
+    assert figures["survival_calibration"].axes[0].get_ylabel() == "observed (Aalen-Johansen)"
     years, deaths = line(figures["cumulative_incidence"].axes[0], "death")
     strokes = line(figures["cumulative_incidence"].axes[0], "stroke")[1]
-    either = lifelines.KaplanMeierFitter().fit(followed.days, causes["death"] | causes["stroke"])
+    either = lifelines.KaplanMeierFitter().fit(days, causes > 0)
     np.testing.assert_allclose(1 - deaths - strokes, either.predict(years * 365.25), atol=1e-9)
     assert deaths[-1] > strokes[-1] > 0.05
 
 
+@pytest.mark.parametrize("cause", [1, 2])
+def test_exact_incidences_lie_on_the_diagonal_of_the_figure(cause, tmp_path, figures):
+    """Other causes are no censoring: 1 - Kaplan-Meier would lie above the diagonal by a quarter."""
+    rng, horizon = np.random.default_rng(2), 1825.0
+    x = rng.normal(size=8000)
+    rates = np.stack([np.exp(x), 2 * np.exp(0.5 * x)]) / horizon
+    until = rng.exponential(1 / rates)
+    days, causes = np.minimum(until.min(axis=0), 2 * horizon), 1 + until.argmin(axis=0)
+    causes = np.where(days < 2 * horizon, causes, 0)
+    exact = rates[cause - 1] / rates.sum(axis=0) * -np.expm1(-rates.sum(axis=0) * horizon)
+    plots_survival.draw_survival({"exact": exact}, days, causes, np.arange(8000), horizon, tmp_path, ["a", "b"], cause)
+    bars = figures["survival_calibration"].axes[0].containers[0]
+    predicted, observed = bars.lines[0].get_data()
+    np.testing.assert_allclose(observed, predicted, atol=0.05)
+
+
 def test_one_event_short_times_and_ties_in_risk(tmp_path, figures):
-    risks, followed, patients, _ = simulate_times()
-    followed = Followed(followed.days / 10, followed.events)
-    plots_survival.draw_survival({"two": np.round(risks["BEHRT"])}, followed, patients, 30, tmp_path, "Death")
+    risks, days, causes, patients = simulate_times()
+    rows = days / 10, causes == 1
+    plots_survival.draw_survival({"two": np.round(risks["BEHRT"])}, *rows, patients, 30, tmp_path, ["death"])
     axes = figures["cumulative_incidence"].axes[0]
     assert axes.get_xlabel() == "days since the prediction time"
-    days, incidence = line(axes, "event")
-    fitted = lifelines.KaplanMeierFitter().fit(followed.days, followed.events)
+    days, incidence = line(axes, "death")
+    fitted = lifelines.KaplanMeierFitter().fit(*rows)
     np.testing.assert_allclose(1 - incidence, fitted.predict(days), atol=1e-9)
     assert 1 <= len(figures["kaplan_meier"].axes[0].lines) <= 3

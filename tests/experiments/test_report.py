@@ -310,6 +310,25 @@ def test_reliability_of_classes_is_that_of_their_predictions(names, tmp_path):
         assert inside.mean() > 0.7
 
 
+def test_exact_incidences_of_competing_events_lie_on_the_diagonal(tmp_path):
+    rng, horizon = np.random.default_rng(3), 1825.0
+    x = rng.normal(size=6000)
+    rates = np.stack([np.exp(x), 2 * np.exp(0.5 * x)]) / horizon
+    until, censored = rng.exponential(1 / rates), rng.uniform(horizon / 2, 3 * horizon, 6000)
+    exact = rates / rates.sum(axis=0) * -np.expm1(-rates.sum(axis=0) * horizon)
+    days = np.minimum(until.min(axis=0), censored)
+    columns = {"subject_id": np.arange(6000), "days": days, "event": np.where(days == censored, 0, 1 + until.argmin(0))}
+    pl.DataFrame(columns | {"risk/a@1825": exact[0], "risk/b@1825": exact[1]}).write_parquet(
+        tmp_path / "predictions.parquet"
+    )
+    config = ConfigDict({"names": ("a", "b"), "survival": {}, "evaluation": {"horizons": (365.0, horizon)}})
+    found = report_calibration._of_outcomes(SimpleNamespace(folder=tmp_path, config=config))
+    assert list(found) == ["a within 1825 days", "b within 1825 days"]
+    for table in found.values():
+        np.testing.assert_allclose(table.observed, table.predicted, atol=0.06)
+        assert ((table.low <= table.predicted) & (table.predicted <= table.high)).mean() > 0.7
+
+
 @pytest.mark.parametrize(
     ("metric", "low", "high", "verdict"),
     [
