@@ -70,8 +70,8 @@ def _data() -> config_dict.ConfigDict:
     config = config_dict.ConfigDict()
     config.path = "data/synthea-1151"  # any MEDS data set
     config.prepared_dir = "prepared"  # prepared copies, one folder a data set and data config
-    config.visits = "auto"  # a visit column where there is one, else days; or: day, gap, a column's name
-    config.events_without_visit = "visits"  # a null in the visit column: a visit a day; or: leave_out
+    config.visits = "auto"  # a visit column that names any, else days; or: day, gap, a column's name
+    config.events_without_visit = "visits"  # events that name no visit: a visit a day; or: leave_out
     config.visit_gap_hours = 24.0
     config.codes_include = ("*",)
     # Measurements are many and say little without their values; without them a row holds many more visits.

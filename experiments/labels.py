@@ -68,7 +68,7 @@ def label(task_file: str, data: str, output: Path) -> None:
     task = load_task(task_file)
     if output.suffix != ".parquet" or output.is_dir():
         raise ValueError(f"--output={output}: expected a file that ends in .parquet")
-    made = make_labels(task, tqdm.tqdm(find_shards(data), unit=" shards", desc="labelling"))
+    made = make_labels(task, find_shards(data), lambda shards: tqdm.tqdm(shards, unit=" shards", desc="labelling"))
     print("\n".join([f"{task_file}: {task.description}", *summary(made)]))
     if not made.labels.height:
         raise ValueError(

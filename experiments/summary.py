@@ -20,6 +20,8 @@ def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
     if counts["splits_made"]:
         stored = prepared.folder / "subject_splits.parquet"
         lines.append(f"splits: the data has none; made 70/15/15 from a hash of the subject id, stored in {stored}")
+    if counts["empty_visit_columns"]:
+        lines.append("visits: the columns that name visits are empty; calendar days are visits")
     if counts["patients_without_birth"]:
         lines.append(f"ages: unknown to the model for {counts['patients_without_birth']:,} patients without MEDS_BIRTH")
     if counts["events_after_death"]:

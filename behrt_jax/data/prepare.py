@@ -134,7 +134,8 @@ def _tokenized(
 ) -> Iterator[pl.DataFrame]:
     """Reads the shards of a split as tokens, one at a time."""
     members = survey.splits.filter(pl.col("split") == split)
-    return (tokens.tokenize(shard, config, edges, members, counts, parents) for shard in survey.shards[split])
+    named = survey.visits_named
+    return (tokens.tokenize(shard, config, edges, members, named, counts, parents) for shard in survey.shards[split])
 
 
 def _first_examples(survey: Survey, config: DataConfig, fitted, parents, needed, counts) -> dict[str, Iterator]:

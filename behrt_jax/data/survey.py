@@ -21,11 +21,13 @@ class Survey:
       splits: `subject_id, split` of every subject in the data.
       shards: for each split, the shards that hold subjects of it.
       samples: numeric values of the train split, for the fit of their bins.
+      visits_named: whether any event names its visit.
     """
 
     splits: pl.DataFrame
     shards: dict[str, list[Path]]
     samples: list[pl.DataFrame]
+    visits_named: bool
 
 
 def survey_shards(config: DataConfig, counts: collections.Counter, with_samples: bool) -> Survey:
@@ -36,9 +38,14 @@ def survey_shards(config: DataConfig, counts: collections.Counter, with_samples:
     counts.update(hidden_files=found_files.hidden, other_files=found_files.other)
     subjects: dict[Path, np.ndarray] = {}
     samples: list[pl.DataFrame] = []
+    columns, num_named = set(), 0
     for shard in found_files.files:
-        found = events.read_shard(shard, tokens.visit_columns(config))
-        visits.visit_column(files.scan_parquet(shard).collect_schema().names(), config.visits, shard)
+        found = tokens.read_events(shard, config)
+        if found.height:
+            names = files.scan_parquet(shard).collect_schema().names()
+            visits.check_column(names, config.visits, shard)
+            columns.update(names)
+        num_named += found["visit_name"].count()
         subjects[shard] = found["subject_id"].unique().sort().to_numpy()
         splits = events.make_splits(subjects[shard]) if listed is None else listed
         _count_events(found, splits, counts)
@@ -47,12 +54,24 @@ def survey_shards(config: DataConfig, counts: collections.Counter, with_samples:
             samples.append(vocabulary.sample_values(tokens.select_codes(train, config)))
             samples = samples if len(samples) < MOST_SAMPLES else [vocabulary.merge_samples(samples)]
     events.check_disjoint(subjects)
+    counts["empty_visit_columns"] = 0 if num_named else _count_empty(config, columns)
     splits = _splits_of_all(config, np.concatenate(list(subjects.values())), listed)
     shards = {}
     for split in events.SPLITS:
         members = splits.filter(pl.col("split") == split)["subject_id"].to_numpy()
         shards[split] = [shard for shard, ids in subjects.items() if np.isin(ids, members).any()]
-    return Survey(splits, shards, samples)
+    return Survey(splits, shards, samples, num_named > 0)
+
+
+def _count_empty(config: DataConfig, columns: set[str]) -> int:
+    """Returns how many columns could name visits, where none of them does; a ValueError if the recipe names it."""
+    empty = columns.intersection(visits.visit_columns(config.visits))
+    if empty and config.visits != "auto":
+        raise ValueError(
+            f"data.visits: column '{config.visits}' names no visit in any row of {config.path}; name another column, "
+            "or use auto, day or gap"
+        )
+    return len(empty)
 
 
 def _splits_of_all(config: DataConfig, subject_ids: np.ndarray, listed: pl.DataFrame | None) -> pl.DataFrame:

@@ -1,7 +1,7 @@
 """Tasks: a task file and MEDS events become labels, shard by shard; docs/labels.md has the formats."""
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -12,7 +12,7 @@ from behrt_jax.data.events import read_shard
 from behrt_jax.data.follow_up import Made
 from behrt_jax.data.tasks_aces import AcesTask, label_aces, parse_aces
 from behrt_jax.data.tasks_time_to_event import TimeToEventTask, label_time_to_event, parse_time_to_event
-from behrt_jax.data.visits import VISIT_COLUMNS
+from behrt_jax.data.visits import name_visits, visit_columns
 
 
 def load_task(path: str | Path) -> AcesTask | TimeToEventTask:
@@ -33,24 +33,34 @@ def load_task(path: str | Path) -> AcesTask | TimeToEventTask:
     return parse_time_to_event(task, str(file)) if "time_to_event" in task else parse_aces(task, file)
 
 
-def make_labels(task: AcesTask | TimeToEventTask, shards: Iterable[Path]) -> Made:
+def make_labels(
+    task: AcesTask | TimeToEventTask, shards: Sequence[Path], track: Callable[[Iterable], Iterable] = iter
+) -> Made:
     """Makes labels; memory grows with one shard and the labels.
 
     Args:
       task: what to label.
       shards: files of MEDS events, of which no two share a subject.
+      track: wraps the shards to show progress, as `tqdm.tqdm` does.
 
     Returns:
       The labels of all shards, sorted, and the counts; the labels may be none.
     """
+    visits_named = isinstance(task, TimeToEventTask) and any(_read(shard)["visit_name"].count() for shard in shards)
     parts = []
-    for shard in shards:
-        events = read_shard(shard, VISIT_COLUMNS)
-        made = label_aces(shard, events, task) if isinstance(task, AcesTask) else label_time_to_event(events, task)
-        parts.append(made)
+    for shard in track(shards):
+        if isinstance(task, TimeToEventTask):
+            parts.append(label_time_to_event(_read(shard), task, visits_named))
+        else:
+            parts.append(label_aces(shard, read_shard(shard), task))
     labels = pl.concat([part.labels for part in parts]).sort("subject_id", "prediction_time")
     totals = [collections.Counter() for _ in parts[0][1:]]
     for part in parts:
         for total, counted in zip(totals, part[1:], strict=True):
             total.update(counted)  # keeps zeros, which + would not
     return Made(labels, *totals)
+
+
+def _read(shard: Path) -> pl.DataFrame:
+    """Reads a shard with the names of its visits."""
+    return name_visits(read_shard(shard, visit_columns("auto")), "auto", shard)

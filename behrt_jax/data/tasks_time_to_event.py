@@ -12,7 +12,6 @@ import polars as pl
 from behrt_jax.data.events import matching_codes
 from behrt_jax.data.follow_up import FollowUp, Made, as_time, count_dates, drop, parse_follow_up, section_of, subjects
 from behrt_jax.data.label_tables import KEYS
-from behrt_jax.data.visits import visit_column
 
 INDEX_KINDS = ("dates", "codes", "visits")
 DAYS_A_YEAR = 365.25
@@ -94,12 +93,13 @@ def _number(value: Any, where: str) -> float:
     return value
 
 
-def label_time_to_event(events: pl.DataFrame, task: TimeToEventTask) -> Made:
+def label_time_to_event(events: pl.DataFrame, task: TimeToEventTask, visits_named: bool) -> Made:
     """Makes the labels of one shard.
 
     Args:
-      events: a shard as `read_shard` returns it, with its visit column.
+      events: a shard as `name_visits` returns it.
       task: what to label.
+      visits_named: whether any event of the data set names its visit; if none does, calendar days are visits.
 
     Returns:
       `subject_id, prediction_time, event_time` and `event`: boolean for one cause, the cause's name or null for more.
@@ -107,9 +107,10 @@ def label_time_to_event(events: pl.DataFrame, task: TimeToEventTask) -> Made:
     people, events = subjects(events), events.filter(pl.col("time").is_not_null())
     codes = events["code"].unique().to_list()
     occurrences = {cause: _times(events, matching_codes(codes, named, ())) for cause, named in task.events.items()}
-    index = _index_dates(events, people, task, codes)
+    visits = _visits(events, visits_named)
+    index = _index_dates(events, visits, people, task, codes)
     counts = count_dates(people, index)
-    rows = _visits_before(index.join(people, on="subject_id"), events)
+    rows = _visits_before(index.join(people, on="subject_id"), visits)
     before = _times(events, matching_codes(codes, task.none_before, ()))
     rows = rows.join(before.group_by("subject_id").agg(before=pl.col("time").min()), on="subject_id", how="left")
     rows, dropped = drop(rows, _not_at_risk(task))
@@ -127,24 +128,25 @@ def _times(events: pl.DataFrame, codes: list[str]) -> pl.DataFrame:
     return events.filter(pl.col("code").is_in(codes)).select("subject_id", "time").unique().sort("time")
 
 
-def _visits(events: pl.DataFrame) -> pl.DataFrame:
-    """Returns `subject_id, time` of visits' first events, by time; calendar days where no column names visits."""
-    column = visit_column(events.columns, "auto")
-    visit = pl.col(column) if column else pl.col("time").dt.date()
+def _visits(events: pl.DataFrame, named: bool) -> pl.DataFrame:
+    """Returns `subject_id, time` of visits' first events, by time: of the visits that events name, or of days."""
+    visit = pl.col("visit_name") if named else pl.col("time").dt.date()
     visits = events.with_columns(visit=visit).drop_nulls("visit").group_by("subject_id", "visit")
     return visits.agg(pl.col("time").min()).drop("visit").sort("time")
 
 
-def _index_dates(events: pl.DataFrame, people: pl.DataFrame, task: TimeToEventTask, codes: list[str]) -> pl.DataFrame:
+def _index_dates(
+    events: pl.DataFrame, visits: pl.DataFrame, people: pl.DataFrame, task: TimeToEventTask, codes: list[str]
+) -> pl.DataFrame:
     if task.dates:
         dates = pl.DataFrame({"prediction_time": task.dates}, schema={"prediction_time": pl.Datetime("us")})
         return people.select("subject_id").join(dates.unique(), how="cross").sort(KEYS)
-    found = _times(events, matching_codes(codes, task.codes, ())) if task.codes else _visits(events).unique()
+    found = _times(events, matching_codes(codes, task.codes, ())) if task.codes else visits.unique()
     return found.rename({"time": "prediction_time"}).sort(KEYS)
 
 
-def _visits_before(index: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
-    visits = _visits(events).with_columns(visits=pl.int_range(1, pl.len() + 1).over("subject_id"))
+def _visits_before(index: pl.DataFrame, visits: pl.DataFrame) -> pl.DataFrame:
+    visits = visits.with_columns(visits=pl.int_range(1, pl.len() + 1).over("subject_id"))
     joined = index.sort("prediction_time").join_asof(
         visits,
         left_on="prediction_time",

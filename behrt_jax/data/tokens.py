@@ -11,9 +11,9 @@ from behrt_jax.data import events, visits, vocabulary
 from behrt_jax.data.config import DataConfig
 
 
-def visit_columns(config: DataConfig) -> tuple[str, ...]:
-    """Returns the columns beyond MEDS that the config needs of a shard, where it has them."""
-    return visits.VISIT_COLUMNS if config.visits == "auto" else (config.visits,)
+def read_events(shard: Path, config: DataConfig) -> pl.DataFrame:
+    """Reads a shard with `visit_name:String`, the visit that each event names; null where it names none."""
+    return visits.name_visits(events.read_shard(shard, visits.visit_columns(config.visits)), config.visits, shard)
 
 
 def select_codes(found: pl.DataFrame, config: DataConfig) -> pl.DataFrame:
@@ -27,6 +27,7 @@ def tokenize(
     config: DataConfig,
     value_edges: dict[str, tuple[float, ...]],
     members: pl.DataFrame,
+    visits_named: bool,
     counts: collections.Counter | None = None,
     parents: dict[str, str] | None = None,
 ) -> pl.DataFrame:
@@ -37,6 +38,7 @@ def tokenize(
       config: the data section of a recipe.
       value_edges: bins of numeric values.
       members: the subjects to keep, by `subject_id`.
+      visits_named: whether any event of the data set names its visit; if none does, calendar days are visits.
       counts: if given, what was left out is added to it.
       parents: tokens that are read as others, as `back_off.find_parents` gives them.
 
@@ -45,19 +47,16 @@ def tokenize(
       (since birth, or since the first event where no birth is known), has_birth:Boolean, origin:Int32 (where minutes
       count from, in minutes since 2000)`, by subject, static rows first, then by visit and time.
     """
-    found = events.read_shard(shard, visit_columns(config)).join(
-        members, on="subject_id", how="semi", maintain_order="left"
-    )
+    found = read_events(shard, config).join(members, on="subject_id", how="semi", maintain_order="left")
     birth = events.birth_times(pl.col("time"))
     found = found.with_columns(
         has_birth=birth.is_not_null(),
         began=pl.coalesce(birth, pl.col("time").min().over("subject_id")).dt.truncate("1m"),
     )
     static = found.filter(pl.col("time").is_null()).with_columns(visit=pl.lit(None, pl.UInt32))
-    column = visits.visit_column(found.columns, config.visits, shard)
     subjects, without_visit = found["subject_id"].n_unique(), 0
-    if column is not None and config.events_without_visit == "leave_out":
-        named = found.filter(pl.col("time").is_null() | pl.col(column).is_not_null())
+    if visits_named and config.events_without_visit == "leave_out":
+        named = found.filter(pl.col("time").is_null() | pl.col("visit_name").is_not_null())
         without_visit, found = found.height - named.height, named
     timed = visits.assign_visits(found, config.visits, config.visit_gap_hours)
     kept_timed, kept_static = select_codes(timed, config), select_codes(static, config)

@@ -3,58 +3,79 @@
 import polars as pl
 
 VISIT_COLUMNS = ("visit_id", "visit_occurrence_id", "encounter_id", "hadm_id")
+NO_VISIT = ("", "nan", "none", "null", "nil", "na", "n/a", "#n/a", "<na>", "nat", "\\n", "-", ".")  # in lower case
 
 
-def visit_column(columns: list[str], visits: str, source: object = "the data") -> str | None:
-    """Resolves the config key `data.visits` against the columns of a shard.
+def visit_columns(visits: str) -> tuple[str, ...]:
+    """Returns the columns that may name visits by the config key `data.visits`."""
+    return {"auto": VISIT_COLUMNS, "day": (), "gap": ()}.get(visits, (visits,))
 
-    Args:
-      columns: the columns that the shard has.
-      visits: `auto` (the first of `VISIT_COLUMNS` the shard has, else calendar days), `day`, `gap`, or a column name.
-      source: what has these columns, for the error.
 
-    Returns:
-      The column that names visits, or None for calendar days or gaps.
-
-    Raises:
-      ValueError: a column was named that the shard lacks.
-    """
-    if visits in ("day", "gap"):
-        return None
-    if visits == "auto":
-        return next((name for name in VISIT_COLUMNS if name in columns), None)
-    if visits not in columns:
+def check_column(columns: list[str], visits: str, source: object) -> None:
+    """Raises a ValueError if `data.visits` names a column that a shard lacks."""
+    if visits not in ("auto", "day", "gap", *columns):
         raise ValueError(
             f"data.visits: column '{visits}' is not in {source} (found {', '.join(columns)}); name one of these, or "
             "use auto, day or gap"
         )
-    return visits
+
+
+def name_visits(events: pl.DataFrame, visits: str, source: object = "the data") -> pl.DataFrame:
+    """Adds `visit_name:String`, the visit that each timed event names: null where it names none.
+
+    Every reader of visits uses this. Of the columns that may name visits, it takes the first in which a timed event of
+    the shard names one. A null, NaN, an empty text and words such as "null" and "N/A" name none.
+
+    Args:
+      events: one validated shard with its visit columns.
+      visits: the config key `data.visits`: `auto`, `day` or `gap` (no event names a visit then), or a column's name.
+      source: what has these columns, for the error.
+
+    Raises:
+      ValueError: a column holds something else than numbers, text or dates.
+    """
+    for column in visit_columns(visits):
+        if column in events.columns and events[column].null_count() < events.height:
+            name = _name(pl.col(column), events.schema[column], source)
+            named = events.with_columns(visit_name=pl.when(pl.col("time").is_not_null()).then(name))
+            if named["visit_name"].null_count() < events.height:
+                return named
+    return events.with_columns(visit_name=pl.lit(None, pl.String))
+
+
+def _name(ids: pl.Expr, kind: pl.DataType, source: object) -> pl.Expr:
+    """Returns visit ids as text, null for what is no id."""
+    if kind.is_float():
+        return pl.when(ids.is_finite()).then(ids.cast(pl.String))
+    if kind.base_type() in (pl.String, pl.Categorical, pl.Enum):
+        text = ids.cast(pl.String).str.strip_chars()
+        return pl.when(~text.str.to_lowercase().is_in(NO_VISIT)).then(text)
+    if kind.is_numeric() or kind.base_type() in (pl.Date, pl.Datetime):
+        return ids.cast(pl.String)
+    raise ValueError(
+        f"{source}: column '{ids.meta.output_name()}' is {kind}; expected one visit id an event, a number or text; "
+        "convert it, or name another column, day or gap in data.visits"
+    )
 
 
 def assign_visits(events: pl.DataFrame, visits: str, gap_hours: float) -> pl.DataFrame:
     """Groups timed events to visits and orders them by the visit's start, then time.
 
     Args:
-      events: one validated shard.
-      visits: see `visit_column`; events with a null in the visit column are grouped by calendar day.
-      gap_hours: with `visits="gap"`, a pause of more than this starts a new visit.
+      events: one validated shard with `visit_name`; events that name no visit are grouped by calendar day.
+      visits: with `gap`, pauses begin visits.
+      gap_hours: a pause of more than this starts a new visit then.
 
     Returns:
       The timed events with `visit:UInt32` (ascending in each subject, not yet contiguous after a later filter).
-
-    Raises:
-      ValueError: `visits` names a column that the shard lacks.
     """
-    column = visit_column(events.columns, visits)
     timed = events.filter(pl.col("time").is_not_null())
-    day = pl.col("time").dt.date()
-    if column is not None:
-        keys = {"_name": pl.col(column).cast(pl.String), "_day": pl.when(pl.col(column).is_null()).then(day)}
-    elif visits == "gap":
+    if visits == "gap":
         pause = pl.col("time").diff().over("subject_id") > pl.duration(minutes=round(gap_hours * 60))
         keys = {"_name": pause.fill_null(False).cum_sum().over("subject_id"), "_day": pl.lit(None, pl.Date)}
     else:
-        keys = {"_name": pl.lit(None, pl.String), "_day": day}
+        name = pl.col("visit_name")
+        keys = {"_name": name, "_day": pl.when(name.is_null()).then(pl.col("time").dt.date())}
     timed = timed.with_columns(**keys).with_columns(_start=pl.col("time").min().over("subject_id", "_name", "_day"))
     timed = timed.sort("subject_id", "_start", "_name", "_day", "time", maintain_order=True)
     return timed.with_columns(visit=pl.struct("subject_id", "_name", "_day").rle_id()).drop("_name", "_day", "_start")
