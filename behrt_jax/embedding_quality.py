@@ -9,12 +9,13 @@ from sklearn.metrics import (
     adjusted_rand_score,
     calinski_harabasz_score,
     davies_bouldin_score,
+    pairwise_distances,
     roc_auc_score,
     silhouette_samples,
 )
 from sklearn.preprocessing import normalize
 
-from behrt_jax.metrics import Outcomes
+from behrt_jax.metrics import Outcomes, divide
 
 NO_DISEASE, SEVERAL = -1, -2
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
@@ -57,6 +58,44 @@ def cluster_scores(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarr
         "davies_bouldin": float(davies_bouldin_score(embeddings, labels)),
         "calinski_harabasz": float(calinski_harabasz_score(embeddings, labels)),
     }
+
+
+def resampled_silhouettes(embeddings: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Computes the mean silhouette of resampled rows, each resample from its own rows alone.
+
+    A row that is drawn several times is not its own neighbour: its mean distance to its group leaves out all of its
+    copies, whose distances of 0 would make groups look tighter than they are. A row that is alone in its group scores
+    0, as usual, and a group of which no row is drawn is no group.
+
+    Args:
+      embeddings: (N, D).
+      labels: (N,) int, two groups or more.
+      weights: (R, N) how often each row is drawn.
+
+    Returns:
+      (R,) float64; NaN where fewer than two groups are drawn.
+    """
+    distances, step = pairwise_distances(embeddings), max(CELLS // (8 * len(labels)), 1)
+    starts = range(0, len(weights), step)
+    return np.concatenate([_mean_silhouettes(distances, labels, weights[start : start + step]) for start in starts])
+
+
+def _mean_silhouettes(distances: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    weights = weights.astype(np.float64)
+    within, others, between = np.zeros(weights.shape), np.zeros(weights.shape), np.full(weights.shape, np.inf)
+    for label in np.unique(labels):
+        own = labels == label
+        drawn, sums = weights[:, own].sum(axis=1, keepdims=True), weights[:, own] @ distances[own]
+        others[:, own] = drawn - weights[:, own]
+        within[:, own] = sums[:, own] / np.maximum(others[:, own], 1)
+        between[:, ~own] = np.minimum(
+            between[:, ~own], np.where(drawn > 0, sums[:, ~own] / np.maximum(drawn, 1), np.inf)
+        )
+    several = np.isfinite(between.max(axis=1))
+    between = np.where(several[:, None], between, 0)
+    scores = divide(between - within, np.maximum(between, within))
+    total = np.where(others > 0, np.nan_to_num(scores), 0) * weights
+    return np.where(several, divide(total.sum(axis=1), weights.sum(axis=1)), np.nan)
 
 
 def nearest(queries: np.ndarray, gallery: np.ndarray, k: int) -> np.ndarray:

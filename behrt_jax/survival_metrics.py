@@ -207,7 +207,9 @@ def cumulative_incidence(
     left = np.cumprod(1 - hazard * (causes > 0), axis=1)
     before = np.pad(left[:, :-1], ((0, 0), (1, 0)), constant_values=1.0)
     incidence = np.pad(np.cumsum(before * hazard * (causes == cause), axis=1), ((0, 0), (1, 0)))
-    return np.where(weights.any(axis=1)[:, None], incidence[:, np.searchsorted(days, times, side="right")], np.nan)
+    return np.where(
+        weights.any(axis=1, keepdims=True), incidence[:, np.searchsorted(days, times, side="right")], np.nan
+    )
 
 
 def calibration_table(

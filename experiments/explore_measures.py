@@ -58,16 +58,28 @@ def retrieve_at_random(groups: Groups) -> Outcomes:
 
 
 def report_groups(best: dict[str, Splits], groups: Groups) -> dict:
-    """Returns how far apart held-out patients of different exclusive groups are."""
+    """Returns how far apart held-out patients of different exclusive groups are; intervals resample patients."""
     rows, labels = exclusive(groups, "held_out")
-    scores = {
-        family: embedding_quality.cluster_scores(found["held_out"][rows], labels) for family, found in best.items()
-    }
-    outcomes = {family: Outcomes(rows, {"silhouette": each}) for family, (each, _) in scores.items()}
-    result = metrics.report(outcomes.pop(OWN), outcomes, "groups")
+    owners, weights = classification_metrics.patient_weights(rows, len(rows), seed=0)
+    found, others = {}, {}
+    for family, splits in best.items():
+        embeddings = splits["held_out"][rows]
+        values = {"silhouette": embedding_quality.resampled_silhouettes(embeddings, labels, weights[:, owners])}
+        found[family] = classification_metrics.estimates(values, "groups/", "", len(rows))
+        others[family] = embedding_quality.cluster_scores(embeddings, labels)[1]
     names = ("none", *groups["held_out"].names)
-    result["members"] = {names[label + 1]: int((labels == label).sum()) for label in np.unique(labels)}
-    return {**result, "others": {family: others for family, (_, others) in scores.items()}}
+    members = {names[label + 1]: int((labels == label).sum()) for label in np.unique(labels)}
+    return {**_compare(found), "members": members, "others": others}
+
+
+def _compare(found: dict[str, dict[str, metrics.Estimate]]) -> dict:
+    """Returns the metrics of embeddings, of the other representations, and paired differences."""
+    own = found.pop(OWN)
+    return {
+        "metrics": metrics.summaries(own),
+        "baselines": {family: metrics.summaries(each) for family, each in found.items()},
+        "versus": {family: metrics.compare(own, each) for family, each in found.items()},
+    }
 
 
 def report_retrieval(best: dict[str, Splits], groups: Groups) -> dict:
@@ -95,12 +107,7 @@ def report_probe(best: dict[str, Splits], groups: Groups) -> dict:
         for family, inputs in best.items():
             said = embedding_quality.probe(inputs, has, bar.update)
             found[family] = _areas(said, has["held_out"], names)
-    own = found.pop(OWN)
-    return {
-        "metrics": metrics.summaries(own),
-        "baselines": {family: metrics.summaries(each) for family, each in found.items()},
-        "versus": {family: metrics.compare(own, each) for family, each in found.items()},
-    }
+    return _compare(found)
 
 
 def _areas(said: np.ndarray, has: np.ndarray, names: list[str]) -> dict[str, metrics.Estimate]:

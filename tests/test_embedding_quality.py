@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 from scipy.stats import fisher_exact
+from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
 from behrt_jax import embedding_quality as quality
@@ -41,6 +42,55 @@ def test_silhouette_is_that_of_its_definition():
     assert found.mean() > shuffled.mean() + 0.1
     assert others["davies_bouldin"] < worse["davies_bouldin"]
     assert others["calinski_harabasz"] > worse["calinski_harabasz"]
+
+
+def test_resampled_silhouettes_are_those_of_rows_without_copies_as_neighbours(monkeypatch):
+    """Against the definition, row by row; drawn once each, against scikit-learn; alone in a group, 0."""
+    embeddings, labels = planted(30, 0, apart=2.0)
+    rng = np.random.default_rng(0)
+    weights = np.vstack([np.ones(30, int), rng.multinomial(30, np.full(30, 1 / 30), 5), labels == 0, labels > 0])
+    weights[3] = np.where(labels == 2, 0, weights[3])
+    alone = np.flatnonzero(labels == 1)
+    weights[4, alone], weights[4, alone[0]] = 0, 3  # three copies of one patient are one patient
+    found = quality.resampled_silhouettes(embeddings, labels, weights)
+    distances = cdist(embeddings, embeddings)
+    for given, value in zip(weights, found, strict=True):
+        drawn, scores = np.repeat(np.arange(30), given), []
+        for row in drawn:
+            others = drawn[drawn != row]
+            to = {each: distances[row, others[labels[others] == each]] for each in np.unique(labels[drawn])}
+            inside = to.pop(labels[row])
+            outside = min((each.mean() for each in to.values()), default=np.nan)
+            scores.append((outside - inside.mean()) / max(inside.mean(), outside) if len(inside) else 0.0)
+        assert value == pytest.approx(np.mean(scores), nan_ok=True)
+    assert found[0] == pytest.approx(silhouette_score(embeddings, labels)) and np.isnan(found[6])
+    monkeypatch.setattr(quality, "CELLS", 500)
+    np.testing.assert_allclose(quality.resampled_silhouettes(embeddings, labels, weights), found)
+
+
+def test_intervals_of_the_silhouette_cover_the_truth():
+    """Of 60 patients, one in five in the second group; fixed silhouettes covered the truth in 59 of 100."""
+    rng = np.random.default_rng(0)
+
+    def draw(number):
+        labels = (rng.random(number) < 0.2).astype(int)
+        return rng.normal(size=(number, 4)) + 2 * np.eye(4)[labels], labels
+
+    truth = np.mean([silhouette_score(*draw(2500)) for _ in range(2)])
+    values, spreads, fixed, covers = [], [], [], []
+    for _ in range(150):
+        embeddings, labels = draw(60)
+        weights = rng.multinomial(60, np.full(60, 1 / 60), 200)
+        replicates = quality.resampled_silhouettes(embeddings, labels, weights)
+        low, high = np.nanquantile(replicates, [0.025, 0.975])
+        covers.append(low <= truth <= high)
+        each = quality.cluster_scores(embeddings, labels)[0]
+        values.append(each.mean())
+        spreads.append(np.nanstd(replicates))
+        fixed.append((weights @ each / 60).std())
+    assert 0.88 <= np.mean(covers) <= 0.99
+    assert np.mean(spreads) == pytest.approx(np.std(values), rel=0.15)
+    assert np.mean(fixed) < 0.6 * np.std(values)
 
 
 def test_nearest_are_those_of_scikit_learn_also_in_parts(monkeypatch):

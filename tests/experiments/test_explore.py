@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from behrt_jax import projection
+from behrt_jax import embedding_quality, metrics, projection
 from behrt_jax.data.disease_groups import DiseaseGroups
 from experiments import explore_choices, explore_measures, explore_tables, representations, subtypes
 from experiments.representations import BAG, MEAN, OWN, PRINCIPAL, Candidate
@@ -67,6 +67,18 @@ def test_the_best_on_tuning_is_measured_and_noise_is_chance(measured):
     assert result["probe"]["metrics"]["probe/auroc"]["low"] > 0.95
     assert result["probe"]["baselines"][BAG]["probe/auroc"]["value"] < 0.65
     assert "retrieval_later" not in result
+
+
+def test_the_interval_of_the_silhouette_is_that_of_resampled_patients(measured):
+    splits, groups = planted(6.0)
+    rows, labels = explore_measures.exclusive(groups, "held_out")
+    weights = metrics.resamples(len(rows))
+    expected = embedding_quality.resampled_silhouettes(splits["held_out"][rows], labels, weights)
+    found = measured[0]["groups"]
+    assert found["metrics"]["groups/silhouette"]["low"] == pytest.approx(np.quantile(expected, 0.025))
+    assert found["metrics"]["groups/silhouette"]["n"] == len(rows)
+    assert found["versus"][PRINCIPAL]["groups/silhouette"] == {"value": 0, "low": 0, "high": 0}  # paired
+    assert found["versus"][BAG]["groups/silhouette"]["low"] > 0.3
 
 
 def test_a_projection_of_noise_is_noise_on_held_out_patients(measured):
