@@ -5,22 +5,21 @@ as time to event. Each baseline sees the whole history, however long; BEHRT sees
 """
 
 import functools
-import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.ensemble import HistGradientBoostingClassifier
+import scipy.special
+import xgboost
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sksurv.ensemble import GradientBoostingSurvivalAnalysis
-from sksurv.linear_model import CoxPHSurvivalAnalysis
-from sksurv.linear_model.coxph import BreslowEstimator
-from sksurv.util import Surv
 
-from behrt_jax.code_regression import MAX_ROWS, NET_PENALTIES, discordance, net_path, sample
+from behrt_jax import cox
+from behrt_jax.code_regression import MAX_ROWS, NET_PENALTIES, discordance, sample
 from behrt_jax.data.dataset import Patients
+from behrt_jax.objectives import survival
+from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.outcome_features import Inputs, fit_encoder
 
 # The budget: every setting that is tried on tuning, the most cautious first. The ranges were set by hand with an eye on
@@ -33,13 +32,9 @@ NET_RATIOS = (
     0.1,
     0.5,
 )  # L1 shares of the elastic net; penalties as in code_regression
-BOOSTING, TREES, CHECK_EVERY = ((0.05, 2), (0.05, 4)), 200, 10  # learning rate and depth of classes
-BOOSTING_SURVIVAL, TREES_SURVIVAL, CHECK_SURVIVAL = ((0.05, 3),), 400, 50  # and of time to event
-TREE_FEATURES, TREE_ROWS = 0.1, 0.5  # shares that a split, and in time to event a tree, are chosen on
-MAX_ROWS_BOOSTED_SURVIVAL = (
-    5_000  # of train, of which a sample is taken: boosting of survival takes time of their square
-)
-ROWS = 512  # forecasts worked on at once
+BOOSTING = ((0.05, 2), (0.05, 4))  # learning rates and depths of gradient boosting
+TREES, CHECK_EVERY = 400, 10
+TREE_SETTINGS = {"colsample_bynode": 0.1, "subsample": 0.5, "tree_method": "hist", "seed": 0}
 
 
 class Classified(NamedTuple):
@@ -166,8 +161,7 @@ def fit_survival(
     multiply is Breslow's of train.
 
     Args:
-      train: of more than `MAX_ROWS` rows a random sample of so many is used, for boosting of
-        `MAX_ROWS_BOOSTED_SURVIVAL`.
+      train: of more than `MAX_ROWS` rows a random sample of so many is used.
       tuning: chooses.
       tokens: of the vocabulary, by id.
       progress: called with each baseline and what was chosen for it.
@@ -194,24 +188,30 @@ def fit_survival(
     for cause in causes:
         happened, later = train.events[rows] == cause, tuning.events == cause
         families = {
-            "Cox on age and sex": _cox(table, Surv.from_arrays(happened, days), checks),
-            "Cox on codes": _elastic_net(table, Surv.from_arrays(happened, days), checks),
-            "gradient boosting": _boosted_survival(table, Surv.from_arrays(happened, days), checks),
+            "Cox on age and sex": _cox(table, days, happened, checks),
+            "Cox on codes": _elastic_net(table, days, happened, checks),
+            "gradient boosting": _boosted_survival(table, days, happened, checks),
         }
-        given = {}
+        tables = dict.fromkeys(families, table)
         if train.embeddings is not None and tuning.embeddings is not None:
-            given[BOOSTED] = table.widened(train.embeddings[rows])
-            wide = given[BOOSTED], Surv.from_arrays(happened, days), checks.widened(tuning.embeddings)
+            tables[BOOSTED] = table.widened(train.embeddings[rows])
+            wide = tables[BOOSTED], days, happened, checks.widened(tuning.embeddings)
             families[BOOSTED] = _boosted_survival(*wide)
         for name, candidates in families.items():
             label = name if len(causes) == 1 else f"{name}, cause {cause}"
             loss = functools.partial(discordance, later, tuning.days)
             best = choose(label, candidates, loss, progress)
-            hazard = BreslowEstimator().fit(best.predict(given.get(name, table)), happened, days).cum_baseline_hazard_
-            fitted.setdefault(name, []).append((best.predict, hazard.x, hazard.y))
+            fitted.setdefault(name, []).append((best.predict, best.predict(tables[name])))
+    config = SurvivalConfig("cox", 1, (), len(causes))
+    baselines = {
+        name: survival.breslow(np.stack([log_risks for _, log_risks in own], axis=1), days, train.events[rows])
+        for name, own in fitted.items()
+    }
 
     def forecast(name, patients, times, horizons, embeddings=None):
-        return _forecast(_inputs(encode, name, patients, times, embeddings), fitted[name], horizons)
+        inputs = _inputs(encode, name, patients, times, embeddings)
+        log_risks = np.stack([predict(inputs) for predict, _ in fitted[name]], axis=1)
+        return Forecast(log_risks, survival.risks(log_risks, config, horizons, baselines[name]))
 
     return {name: functools.partial(forecast, name) for name in fitted}
 
@@ -250,28 +250,8 @@ def _logistic(table: Inputs, classes: np.ndarray, checks: Inputs, size: int, col
         yield Candidate(f"C={strength:g}", predict(checks), predict)
 
 
-def _boosted_classes(table: Inputs, classes: np.ndarray, checks: Inputs, size: int) -> Iterator[Candidate]:
-    dense = checks.dense()
-    for rate, depth in BOOSTING:
-        model = HistGradientBoostingClassifier(
-            learning_rate=rate,
-            max_depth=depth,
-            max_iter=TREES,
-            max_features=TREE_FEATURES,
-            early_stopping=False,
-            random_state=0,
-        ).fit(table.dense(), classes)
-
-        def predict(inputs: Inputs, trees: int, model=model) -> np.ndarray:
-            return _spread(_stage(model.staged_predict_proba(inputs.dense()), trees), model.classes_, size)
-
-        for trees, tuned in _stages(model.staged_predict_proba(dense), CHECK_EVERY):
-            setting = f"learning rate {rate:g}, depth {depth}, {trees} trees"
-            yield Candidate(setting, _spread(tuned, model.classes_, size), functools.partial(predict, trees=trees))
-
-
-def _cox(table: Inputs, outcome: np.ndarray, checks: Inputs) -> Iterator[Candidate]:
-    weights = CoxPHSurvivalAnalysis(alpha=RIDGE, ties="efron").fit(table.basic, outcome).coef_
+def _cox(table: Inputs, days: np.ndarray, happened: np.ndarray, checks: Inputs) -> Iterator[Candidate]:
+    weights = cox.fit_ridge(table.basic, days, happened, RIDGE)
 
     def predict(inputs: Inputs) -> np.ndarray:
         return inputs.basic @ weights
@@ -279,10 +259,10 @@ def _cox(table: Inputs, outcome: np.ndarray, checks: Inputs) -> Iterator[Candida
     yield Candidate("no choice", predict(checks), predict)
 
 
-def _elastic_net(table: Inputs, outcome: np.ndarray, checks: Inputs) -> Iterator[Candidate]:
+def _elastic_net(table: Inputs, days: np.ndarray, happened: np.ndarray, checks: Inputs) -> Iterator[Candidate]:
     dense, given = table.joined().toarray(), checks.joined()
     for ratio in NET_RATIOS:
-        for penalty, weights in net_path(dense, outcome, ratio, NET_PENALTIES):
+        for penalty, weights in cox.fit_path(dense, days, happened, ratio, NET_PENALTIES):
 
             def predict(inputs: Inputs, weights=weights) -> np.ndarray:
                 return inputs.joined() @ weights
@@ -290,36 +270,37 @@ def _elastic_net(table: Inputs, outcome: np.ndarray, checks: Inputs) -> Iterator
             yield Candidate(f"penalty {penalty:.3g}, L1 share {ratio:g}", given @ weights, predict)
 
 
-def _boosted_survival(table: Inputs, outcome: np.ndarray, checks: Inputs) -> Iterator[Candidate]:
-    rows = sample(len(outcome), MAX_ROWS_BOOSTED_SURVIVAL)
-    train, dense = _rows(table, rows).dense(), checks.dense()
-    for rate, depth in BOOSTING_SURVIVAL:
-        model = GradientBoostingSurvivalAnalysis(
-            learning_rate=rate,
-            max_depth=depth,
-            n_estimators=TREES_SURVIVAL,
-            max_features=TREE_FEATURES,
-            subsample=TREE_ROWS,
-            random_state=0,
-        ).fit(train, outcome[rows])
+def _boosted_classes(table: Inputs, classes: np.ndarray, checks: Inputs, size: int) -> Iterator[Candidate]:
+    found, labels = np.unique(classes, return_inverse=True)
+    several = {"objective": "multi:softprob", "num_class": len(found)}
+    settings = several if len(found) > 2 else {"objective": "binary:logistic"}
 
-        def predict(inputs: Inputs, trees: int, model=model) -> np.ndarray:
-            return _stage(model.staged_predict(inputs.dense()), trees)
+    def finish(margins: np.ndarray) -> np.ndarray:
+        margins = margins if margins.ndim == 2 else np.stack([np.zeros_like(margins), margins], axis=1)
+        return _spread(scipy.special.softmax(margins, axis=1), found, size)
 
-        for trees, tuned in _stages(model.staged_predict(dense), CHECK_SURVIVAL):
+    yield from _boosted(table, labels, checks, settings, finish)
+
+
+def _boosted_survival(table: Inputs, days: np.ndarray, happened: np.ndarray, checks: Inputs) -> Iterator[Candidate]:
+    yield from _boosted(table, np.where(happened, days, -days), checks, {"objective": "survival:cox"})
+
+
+def _boosted(
+    table: Inputs, labels: np.ndarray, checks: Inputs, objective: dict, finish: Callable = lambda margins: margins
+) -> Iterator[Candidate]:
+    """Fits gradient boosting; each number of trees is a candidate. `finish` maps margins to what is predicted."""
+    train, given = (xgboost.DMatrix(each.joined(), label) for each, label in ((table, labels), (checks, None)))
+    for rate, depth in BOOSTING:
+        model = xgboost.train({**TREE_SETTINGS, **objective, "eta": rate, "max_depth": depth}, train, TREES)
+
+        def predict(inputs: Inputs | xgboost.DMatrix, trees: int, model=model) -> np.ndarray:
+            matrix = xgboost.DMatrix(inputs.joined()) if isinstance(inputs, Inputs) else inputs
+            return finish(model.predict(matrix, output_margin=True, iteration_range=(0, trees)).astype(np.float64))
+
+        for trees in range(CHECK_EVERY, TREES + 1, CHECK_EVERY):
             setting = f"learning rate {rate:g}, depth {depth}, {trees} trees"
-            yield Candidate(setting, tuned, functools.partial(predict, trees=trees))
-
-
-def _stages(staged: Iterator[np.ndarray], every: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields a stage of boosting every so many trees, and how many it has."""
-    for number, found in enumerate(staged, start=1):
-        if number % every == 0:
-            yield number, found.copy()
-
-
-def _stage(staged: Iterator[np.ndarray], trees: int) -> np.ndarray:
-    return next(itertools.islice(staged, trees - 1, None))
+            yield Candidate(setting, predict(given, trees), functools.partial(predict, trees=trees))
 
 
 def _spread(probabilities: np.ndarray, classes: np.ndarray, size: int) -> np.ndarray:
@@ -327,29 +308,6 @@ def _spread(probabilities: np.ndarray, classes: np.ndarray, size: int) -> np.nda
     found = np.zeros((len(probabilities), size))
     found[:, classes] = probabilities
     return found
-
-
-def _forecast(inputs: Inputs, models: list, horizons: np.ndarray) -> Forecast:
-    """Puts the hazards of all causes together; each of `models` has a log risk, and times and values of a hazard."""
-    horizons = np.asarray(horizons, float)
-    risks = np.stack([predict(inputs) for predict, _, _ in models], axis=1)
-    moments = np.unique(np.concatenate([when for _, when, _ in models]))
-    # What each cause adds to the cumulative hazard at each moment, (K, moments).
-    steps = [
-        np.diff(np.append(0, hazard)[np.searchsorted(when, moments, "right")], prepend=0) for _, when, hazard in models
-    ]
-    busy = np.flatnonzero(np.sum(steps, axis=0) > 0)
-    steps, place = np.array(steps)[:, busy], np.searchsorted(moments[busy], horizons, "right")
-    incidence = np.zeros((*risks.shape, len(horizons)))
-    for start in range(0, len(risks), ROWS):
-        own = np.exp(risks[start : start + ROWS])[:, :, None] * steps
-        total = own.sum(axis=1)
-        after = np.exp(-np.cumsum(total, axis=1))
-        lost = -np.diff(after, axis=1, prepend=1.0)
-        share = own * (lost / np.maximum(total, 1e-300))[:, None]
-        running = np.concatenate([np.zeros((*share.shape[:2], 1)), np.cumsum(share, axis=2)], axis=2)
-        incidence[start : start + ROWS] = running[:, :, place]
-    return Forecast(risks, incidence)
 
 
 def _rows(inputs: Inputs, rows: np.ndarray) -> Inputs:

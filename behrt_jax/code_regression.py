@@ -15,11 +15,8 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sksurv.exceptions import NoComparablePairException
-from sksurv.linear_model import CoxnetSurvivalAnalysis
-from sksurv.metrics import concordance_index_censored
-from sksurv.util import Surv
 
+from behrt_jax import cox, survival_metrics
 from behrt_jax.data.dataset import Patients
 from behrt_jax.data.hashing import hash_fraction
 from behrt_jax.outcome_features import FREE, Encoder, fit_encoder
@@ -188,32 +185,8 @@ def sample(count: int, most: int) -> np.ndarray:
 
 def discordance(happened: np.ndarray, days: np.ndarray, risks: np.ndarray) -> float:
     """Returns 1 - Harrell's C; a half where no two rows can be compared."""
-    try:
-        return 1.0 - float(concordance_index_censored(happened, days, risks)[0])
-    except (NoComparablePairException, ValueError):  # the latter where nothing happened at all
-        return 0.5
-
-
-def net_path(
-    inputs: np.ndarray, outcome: np.ndarray, ratio: float, shares: np.ndarray
-) -> Iterator[tuple[float, np.ndarray]]:
-    """Yields penalties and the weights of elastic net Cox regressions.
-
-    Args:
-      inputs: (N, D).
-      outcome: (N,) as `Surv` makes it.
-      ratio: the L1 share.
-      shares: falling penalties, as shares of the largest that leaves a weight.
-    """
-    net = functools.partial(CoxnetSurvivalAnalysis, l1_ratio=ratio, max_iter=2000, tol=1e-5)
-    with warnings.catch_warnings():
-        # The first model of the path has all weights at zero by its very making; one that has not converged is a
-        # candidate like any other.
-        warnings.filterwarnings("ignore", "all coefficients are zero", UserWarning)
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        largest = net(n_alphas=2, alpha_min_ratio=0.9).fit(inputs, outcome).alphas_[1] / 0.9
-        path = net(alphas=largest * shares).fit(inputs, outcome)
-    yield from zip(path.alphas_, path.coef_.T, strict=True)
+    reached = survival_metrics.concordance(happened, days, risks)
+    return 0.5 if np.isnan(reached) else 1.0 - reached
 
 
 def _fit(singles, num_basic: int, target, judge, chosen=(None, None)) -> tuple[Weights, tuple]:
@@ -245,10 +218,10 @@ def _choose(like: Weights, inputs: np.ndarray, num_basic: int, target: Target, j
 def _path(inputs: np.ndarray, target: Target, last: tuple | None) -> Iterator[tuple[tuple, np.ndarray]]:
     """Yields settings and weights, the most cautious first: all of them, or some of which the last is `last`."""
     if target.days is not None:
-        outcome = Surv.from_arrays(target.happened, target.days)
         ratios, count = ((last[0],), last[1] + 1) if last else (NET_RATIOS, len(NET_PENALTIES))
         for ratio in ratios:
-            for place, (_, weights) in enumerate(net_path(inputs, outcome, ratio, NET_PENALTIES[:count])):
+            path = cox.fit_path(inputs, target.days, target.happened, ratio, NET_PENALTIES[:count])
+            for place, (_, weights) in enumerate(path):
                 yield (ratio, place), weights
         return
     shares = last or LASSO_PENALTIES

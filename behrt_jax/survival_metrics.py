@@ -163,6 +163,28 @@ def measure_causes(
     return found
 
 
+def concordance(events: np.ndarray, days: np.ndarray, scores: np.ndarray) -> float:
+    """Computes Harrell's C: how often, of two rows, that with the earlier event has the higher score.
+
+    Args:
+      events: (N,) bool.
+      days: (N,) to the event or the end of follow-up.
+      scores: (N,) higher is earlier; of equal ones a half counts.
+
+    Returns:
+      0 to 1; NaN where no two rows can be compared.
+    """
+    days, events = check(Followed(days, events), "rows")
+    scores, concordant, comparable = np.asarray(scores), 0.0, 0
+    earlier = np.flatnonzero(events)
+    for some in np.split(earlier, np.arange(CHUNK, len(earlier), CHUNK)):
+        outlive = (days > days[some, None]) | ((days == days[some, None]) & ~events)
+        comparable += np.count_nonzero(outlive)
+        concordant += np.count_nonzero(outlive & (scores < scores[some, None]))
+        concordant += np.count_nonzero(outlive & (scores == scores[some, None])) / 2
+    return concordant / comparable if comparable else float("nan")
+
+
 def usable_horizons(
     followed: Followed, train: Followed, curves: Curves | None, horizons: Sequence[float]
 ) -> list[float]:

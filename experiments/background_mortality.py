@@ -10,8 +10,8 @@ death from landmarks this counts how many of the second kind are expected, and d
 import numpy as np
 import polars as pl
 from absl import flags
-from sksurv.metrics import concordance_index_censored
 
+from behrt_jax import survival_metrics
 from behrt_jax.data import events
 from behrt_jax.data import labels as label_files
 from experiments import command
@@ -66,13 +66,13 @@ def main() -> None:
     years, died, risks = labels.days / YEAR, labels.events > 0, hazard(ages, factors)
     print(f"{len(ages):,} index dates, {died.sum():,} deaths; expected of age and sex alone:", end=" ")
     print(f"{cumulative_hazard(ages, years, factors).sum():,.0f}")
-    print(f"Harrell's C of their hazard, all deaths: {concordance_index_censored(died, years, risks)[0]:.3f}")
+    print(f"Harrell's C of their hazard, all deaths: {survival_metrics.concordance(died, years, risks):.3f}")
     # Follow-up ends on one day for all who live.
     end = (labels.prediction_times + (labels.days * 86_400e6).astype("timedelta64[us]"))[~died].max()
     until, reached = (end - labels.prediction_times) / np.timedelta64(1, "D") / YEAR, []
     for world in range(FLAGS.worlds):
         drawn = draw_deaths(ages, factors, np.random.default_rng(world))
-        reached.append(concordance_index_censored(drawn < until, np.minimum(drawn, until), risks)[0])
+        reached.append(survival_metrics.concordance(drawn < until, np.minimum(drawn, until), risks))
     print(f"the same in {FLAGS.worlds} worlds without other deaths: {np.mean(reached):.3f}, sd {np.std(reached):.3f}")
 
 

@@ -16,12 +16,9 @@ from absl import flags
 from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sksurv.linear_model import CoxPHSurvivalAnalysis
-from sksurv.metrics import concordance_index_censored
-from sksurv.util import Surv
 from tqdm import tqdm
 
-from behrt_jax import workdir
+from behrt_jax import cox, survival_metrics, workdir
 from behrt_jax.data import dataset, events, sequences
 from behrt_jax.data import labels as label_files
 from behrt_jax.data.config import DataConfig
@@ -68,14 +65,14 @@ def fit_and_score(splits: dict[str, Split], kind: str, rows: np.ndarray) -> floa
 
 def _fit(inputs: np.ndarray, labels: label_files.Labels, strength: float):
     if labels.kind == "survival":
-        outcome = Surv.from_arrays(labels.events > 0, labels.days)
-        return CoxPHSurvivalAnalysis(alpha=1 / strength, ties="efron").fit(inputs, outcome).predict
+        weights = cox.fit_ridge(inputs, labels.days, labels.events > 0, 1 / strength)
+        return lambda inputs: inputs @ weights
     return LogisticRegression(C=strength, max_iter=2000).fit(inputs, labels.values[:, 0]).decision_function
 
 
 def _score(scores: np.ndarray, labels: label_files.Labels) -> float:
     if labels.kind == "survival":
-        return float(concordance_index_censored(labels.events > 0, labels.days, scores)[0])
+        return survival_metrics.concordance(labels.events > 0, labels.days, scores)
     return float(roc_auc_score(labels.values[:, 0], scores))
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import polars as pl
 from absl import flags
 from sklearn.metrics import roc_auc_score
-from sksurv.metrics import concordance_index_censored
 
+from behrt_jax import survival_metrics
 from behrt_jax.data import events, oracle, simulate
 from behrt_jax.data import world as worlds
 from behrt_jax.data.hashing import hash_integers
@@ -79,7 +79,7 @@ def measure_oracle(found: pl.DataFrame, name: str, visits: pl.DataFrame, data: s
         return f"not measured, as {known.height:,} patients have one outcome"
     if name == "death":
         days = (known["event_time"] - known["prediction_time"]).dt.total_seconds().to_numpy() / 86_400
-        return f"Harrell's C {concordance_index_censored(known['event'].to_numpy(), days, said)[0]:.3f}"
+        return f"Harrell's C {survival_metrics.concordance(known['event'].to_numpy(), days, said):.3f}"
     return f"AUROC {roc_auc_score(known['boolean_value'].to_numpy(), said):.3f}"
 
 

@@ -6,11 +6,8 @@ import numpy as np
 import polars as pl
 from sklearn.cluster import HDBSCAN, KMeans
 from sklearn.decomposition import PCA
-from sksurv.compare import compare_survival
-from sksurv.nonparametric import kaplan_meier_estimator
-from sksurv.util import Surv
 
-from behrt_jax import embedding_quality, metrics
+from behrt_jax import cox, embedding_quality, metrics, survival_metrics
 from behrt_jax.data import at_times, disease_groups
 from behrt_jax.data.vocabulary import NUM_SPECIAL
 from experiments import representations
@@ -129,14 +126,14 @@ def _survival(population, labels: np.ndarray, at: np.datetime64) -> dict:
     curves = []
     for cluster in range(labels.max() + 1):
         own = seen & (labels == cluster)
-        times, alive = kaplan_meier_estimator(died[own], days[own]) if own.any() else (np.zeros(0), np.zeros(0))
-        kept = np.unique(np.linspace(0, len(times) - 1, CURVE_POINTS).astype(int)) if len(times) else []
-        curve = (
-            {"days": times[kept].tolist(), "alive": alive[kept].tolist()} if own.any() else {"days": [], "alive": []}
-        )
+        times = np.unique(days[own])
+        kept = times[np.unique(np.linspace(0, len(times) - 1, CURVE_POINTS).astype(int))] if own.any() else times
+        once = np.ones((1, own.sum()))
+        alive = 1 - survival_metrics.cumulative_incidence(days[own], died[own], once, kept)[0] if own.any() else kept
+        curve = {"days": kept.tolist(), "alive": alive.tolist()}
         curves.append({"patients": int(own.sum()), "deaths": int(died[own].sum()), **curve})
     result = {"curves": curves, "not_followed": int((~seen).sum())}
     if died[seen].any() and len(np.unique(labels[seen])) > 1:
-        statistic, p = compare_survival(Surv.from_arrays(died[seen], days[seen]), labels[seen])
-        result |= {"log_rank": float(statistic), "p": float(p)}
+        statistic, p = cox.log_rank(days[seen], died[seen], labels[seen])
+        result |= {"log_rank": statistic, "p": p}
     return result

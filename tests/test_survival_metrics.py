@@ -4,17 +4,10 @@ import numpy as np
 import pytest
 import sklearn.linear_model
 from scipy.stats import chi2
-from sksurv.metrics import (
-    concordance_index_censored,
-    concordance_index_ipcw,
-    cumulative_dynamic_auc,
-    integrated_brier_score,
-)
-from sksurv.nonparametric import CensoringDistributionEstimator
-from sksurv.util import Surv
 
 from behrt_jax import classification_metrics, metrics, multilabel, survival_metrics
 from behrt_jax.survival_metrics import Curves, Followed, measure
+from tests import survival_reference
 
 HORIZONS = (90.0, 365.0, 1825.0)
 SCALE = 2000.0
@@ -51,17 +44,13 @@ def rows_of(followed, rows):
     return Followed(followed.days[rows], followed.events[rows])
 
 
-def surv(followed):
-    return Surv.from_arrays(followed.events, followed.days)
-
-
 def expected_of_scores(scores, followed, train, horizons=HORIZONS):
-    found = {"c_index": concordance_index_censored(followed.events, followed.days, scores)[0]}
+    found = {"c_index": survival_reference.concordance(followed.events, followed.days, scores)}
     for horizon in horizons:
         early = followed.events & (followed.days < horizon)
-        found[f"c_index@{horizon:g}"] = concordance_index_censored(early, followed.days, scores)[0]
-        found[f"uno_c@{horizon:g}"] = concordance_index_ipcw(surv(train), surv(followed), scores, horizon)[0]
-        found[f"auc@{horizon:g}"] = cumulative_dynamic_auc(surv(train), surv(followed), scores, [horizon])[0][0]
+        found[f"c_index@{horizon:g}"] = survival_reference.concordance(early, followed.days, scores)
+        found[f"uno_c@{horizon:g}"] = survival_reference.uno(train, followed, scores, horizon)
+        found[f"auc@{horizon:g}"] = survival_reference.dynamic_auc(train, followed, scores, horizon)
     return found
 
 
@@ -71,7 +60,7 @@ def values(found, number=None):
 
 
 @pytest.mark.parametrize("chunk", [7, 256])
-def test_values_and_resamples_of_scores_equal_those_of_scikit_survival(chunk, monkeypatch):
+def test_values_and_resamples_of_scores_equal_their_definitions(chunk, monkeypatch):
     monkeypatch.setattr(survival_metrics, "CHUNK", chunk)
     log_hazard, followed, patients = simulate()
     train, scores = simulate(1)[1], np.round(log_hazard * 4)
@@ -85,7 +74,7 @@ def test_values_and_resamples_of_scores_equal_those_of_scikit_survival(chunk, mo
     assert values(found)["c_index"] == pytest.approx(lifelines_c, abs=1e-9)
 
 
-def test_the_integrated_brier_score_and_its_resamples_equal_those_of_scikit_survival():
+def test_the_integrated_brier_score_and_its_resamples_equal_their_definitions():
     log_hazard, followed, patients = simulate(2)
     train, curves = simulate(3)[1], true_curves(log_hazard * 1.5)
     found = measure(log_hazard, followed, patients, train, curves)
@@ -93,7 +82,7 @@ def test_the_integrated_brier_score_and_its_resamples_equal_those_of_scikit_surv
     survival = np.exp(-curves.cumulative_hazard(grid[None]))
     for number in (None, 0, 1, 2):
         rows = np.arange(len(log_hazard)) if number is None else drawn_rows(patients, number)
-        expected = integrated_brier_score(surv(train), surv(rows_of(followed, rows)), survival[rows], grid)
+        expected = survival_reference.integrated_brier(train, rows_of(followed, rows), survival[rows], grid)
         assert values(found, number)["integrated_brier"] == pytest.approx(expected, abs=1e-9)
 
 
@@ -104,7 +93,7 @@ def test_curves_that_cross_have_the_auc_of_their_risk_at_each_horizon():
     curves = Curves(times, np.exp(-np.exp(log_hazard)[:, None] * (times / SCALE) ** shapes[:, None]))
     found = values(measure(log_hazard, followed, patients, train, curves, horizons=HORIZONS))
     for place, horizon in enumerate(HORIZONS):
-        expected = cumulative_dynamic_auc(surv(train), surv(followed), 1 - curves.survival[:, place], [horizon])[0][0]
+        expected = survival_reference.dynamic_auc(train, followed, 1 - curves.survival[:, place], horizon)
         assert found[f"auc@{horizon:g}"] == pytest.approx(expected, abs=1e-9)
 
 
@@ -160,10 +149,10 @@ def test_cumulative_hazards_by_hand():
     np.testing.assert_allclose(curves.cumulative_hazard(np.array([[20.0], [4.0]])), [[3], [0.2]])
 
 
-def test_weights_of_censoring_equal_those_of_scikit_survival():
+def test_weights_of_censoring_equal_their_definitions():
     train = simulate(8, days_apart=100)[1]
     days = np.arange(0, train.days.max(), 50)
-    expected = CensoringDistributionEstimator().fit(surv(train)).predict_proba(days)
+    expected = survival_reference.uncensored(*train, days)
     np.testing.assert_allclose(survival_metrics.inverse_censoring(train, days), 1 / expected)
     none = Followed(np.array([1.0, 2.0]), np.array([True, True]))
     np.testing.assert_array_equal(survival_metrics.inverse_censoring(none, [0, 3]), 1)
@@ -331,8 +320,10 @@ def test_competing_causes_count_others_as_censored():
     for number in (None, 0, 1):
         rows = np.arange(len(patients)) if number is None else drawn_rows(patients, number)
         for place, name in enumerate(["death", "stroke"]):
-            expected = concordance_index_censored(causes[rows] == place + 1, followed.days[rows], scores[rows, place])
-            assert values(found, number)[f"c_index/cause={name}"] == pytest.approx(expected[0], abs=1e-9)
+            known = causes[rows] == place + 1, followed.days[rows], scores[rows, place]
+            assert values(found, number)[f"c_index/cause={name}"] == pytest.approx(
+                survival_reference.concordance(*known), abs=1e-9
+            )
     with pytest.raises(ValueError, match="causes are none of 0 to 2"):
         survival_metrics.measure_causes(scores[:, :2], followed.days, causes + 1, patients, ["death", "stroke"])
 
@@ -408,3 +399,15 @@ def test_what_does_not_fit_is_said(change, message):
     given = {"scores": np.arange(3), "followed": followed, "patients": np.arange(3), "train": followed} | change
     with pytest.raises(ValueError, match=message):
         measure(**given)
+
+
+def test_concordance_is_that_of_lifelines(monkeypatch):
+    log_hazard, followed, _ = simulate(22)
+    scores = np.round(log_hazard, 1)
+    expected = lifelines.utils.concordance_index(followed.days, -scores, followed.events)
+    for chunk in (7, 256):
+        monkeypatch.setattr(survival_metrics, "CHUNK", chunk)
+        found = survival_metrics.concordance(followed.events, followed.days, scores)
+        assert found == pytest.approx(expected, abs=1e-12)
+    assert survival_reference.concordance(followed.events, followed.days, scores) == pytest.approx(expected, abs=1e-12)
+    assert np.isnan(survival_metrics.concordance(np.zeros(len(scores), bool), followed.days, scores))

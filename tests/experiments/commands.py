@@ -27,10 +27,10 @@ LIBRARIES = (  # none that starts threads when imported, as Polars does: a child
     "scipy.stats",
     "sklearn.linear_model",
     "sklearn.metrics",
-    "sksurv.metrics",
     "tensorboardX",
     "tensorflow_datasets",
     "tqdm",
+    "xgboost",
 )
 NUMBER = struct.Struct("i")  # how a process id and an exit status are sent
 

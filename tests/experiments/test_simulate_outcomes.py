@@ -3,7 +3,6 @@
 import numpy as np
 import polars as pl
 import pytest
-from sksurv.metrics import concordance_index_censored
 
 from behrt_jax.data.events import SPLITS_FILE
 from behrt_jax.data.label_tables import TRUTH_COLUMNS
@@ -13,6 +12,7 @@ from configs import survival
 from experiments import tables
 from experiments.evaluate_outcomes import ask_oracle
 from experiments.simulate_outcomes import choose_times, find_features, to_table
+from tests import survival_reference
 from tests.experiments.conftest import TINY, evaluation_of
 from tests.experiments.test_finetune import MODEL, arguments
 
@@ -50,7 +50,7 @@ def test_the_file_is_labels_of_one_time_a_patient(workplace, drawn):
     np.testing.assert_array_equal(labels.truth, table.select(TRUTH_COLUMNS).to_numpy())
     assert table["weibull_scale"].unique().to_list() == [700] and table["weibull_shape"].unique().to_list() == [1.5]
     assert f"{table.height} rows of {table.height} patients" in printed and f"{labels.events.sum()} events" in printed
-    reached = concordance_index_censored(labels.events > 0, labels.days, labels.truth[:, 0])[0]
+    reached = survival_reference.concordance(labels.events > 0, labels.days, labels.truth[:, 0])
     assert f"who knows the log hazard: {reached:.4f}" in printed and reached > 0.6
     shown = [line.split() for line in printed.split("products of two:\n")[1].splitlines()[:13]]
     weights = [abs(float(words[0])) for words in shown]
@@ -128,7 +128,7 @@ def test_the_oracle_stands_beside_a_run(workplace, drawn):
     assert found["patients"] == held_out.height < table.height
     days = (held_out["event_time"] - held_out["prediction_time"]).dt.total_microseconds() / 86_400e6
     known = held_out["event"].to_numpy(), days.to_numpy(), held_out["log_hazard"].to_numpy()
-    expected = concordance_index_censored(*known, tied_tol=0)[0]
+    expected = survival_reference.concordance(*known)
     reached = {name: each["survival/c_index"]["value"] for name, each in found.items() if name in ("metrics", "oracle")}
     assert reached["oracle"] == pytest.approx(expected, abs=1e-6)
     difference = found["versus"]["oracle"]["survival/c_index"]
