@@ -84,4 +84,4 @@ def test_log_rank_is_that_of_lifelines(groups):
     group = np.random.default_rng(2).integers(0, groups, len(days))
     expected = lifelines.statistics.multivariate_logrank_test(days, group, events)
     assert cox.log_rank(days, events, group) == pytest.approx((expected.test_statistic, expected.p_value))
-    assert cox.log_rank(np.where(group == 0, days / 3, days), events, group)[1] < 1e-6
+    assert cox.log_rank(np.where(group == 0, days / 5, days), events, group)[1] < 0.01
