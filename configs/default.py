@@ -73,7 +73,7 @@ def _data() -> config_dict.ConfigDict:
     config.visits = "auto"  # a visit column that names any, else days; or: day, gap, a column's name
     config.events_without_visit = "visits"  # events that name no visit: a visit a day; or: leave_out
     config.visit_gap_hours = 24.0
-    config.codes_include = ("*",)
+    config.codes_include = ("*",)  # codes or shell patterns; brackets match themselves too
     # Measurements are many and say little without their values; without them a row holds many more visits.
     config.codes_exclude = (
         "MEDS_BIRTH",

@@ -19,7 +19,7 @@ from behrt_jax.optimizer import OptimizerConfig, make_optimizer
 from experiments import code_init, command, tables, task
 from experiments.evaluate import evaluate_run
 from experiments.fitting import EVALUATION_FILE, resume_and_fit
-from experiments.summary import describe_data, describe_rows
+from experiments.summary import describe_data, describe_rows, describe_unmatched
 
 
 def main() -> int:
@@ -36,7 +36,8 @@ def main() -> int:
     prepared, patients, trained = task.begin(config, say=print)
     workdir.open_workdir(folder, config, prepared.vocabulary)
     current = state.create_state(task.initialize(config, trained, patients, print), optimizer, config.seed)
-    print("\n".join(describe_data(prepared, count_parameters(current.params))))
+    about = [*describe_data(prepared, count_parameters(current.params)), *describe_unmatched(config, prepared)]
+    print("\n".join(about))
     print(describe_rows(patients, data_config.row_length, data_config.separators, config.seed))
     if trained.is_target.any():
         print(f"targets: {trained.is_target.sum():,} codes by objective.targets and objective.min_patients")

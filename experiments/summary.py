@@ -1,7 +1,10 @@
 """What the commands say of data: what a data set holds and what is left out of it."""
 
+from ml_collections import ConfigDict
+
 from behrt_jax.data import batches, dataset, events, sequences
 from behrt_jax.data.prepare import Prepared
+from configs import default
 
 
 def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
@@ -20,12 +23,31 @@ def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
     if counts["splits_made"]:
         stored = prepared.folder / "subject_splits.parquet"
         lines.append(f"splits: the data has none; made 70/15/15 from a hash of the subject id, stored in {stored}")
+    if counts["splits_of_folders"]:
+        lines.append(f"splits: those of the folders of the data, which has no {events.SPLITS_FILE}")
     if counts["empty_visit_columns"]:
         lines.append("visits: the columns that name visits are empty; calendar days are visits")
     if counts["patients_without_birth"]:
         lines.append(f"ages: unknown to the model for {counts['patients_without_birth']:,} patients without MEDS_BIRTH")
     if counts["events_after_death"]:
         lines.append(f"kept: {counts['events_after_death']:,} events after a MEDS_DEATH")
+    return lines
+
+
+def describe_unmatched(config: ConfigDict, prepared: Prepared) -> list[str]:
+    """Says which patterns of a recipe match no code of the data; the defaults are made for many kinds of data."""
+    targets = () if config.objective.name == "mlm" else config.objective.targets
+    codes = list(prepared.vocabulary.codes)
+    unmatched = {
+        "data.codes_include": set(prepared.report["unmatched_patterns"]).intersection(config.data.codes_include),
+        "data.codes_exclude": set(prepared.report["unmatched_patterns"]).intersection(config.data.codes_exclude),
+        "objective.targets": {pattern for pattern in targets if not events.matching_codes(codes, (pattern,), ())},
+    }
+    lines = []
+    for key, patterns in unmatched.items():
+        section, name = key.split(".")
+        if own := sorted(patterns.difference(default.get_config()[section][name])):
+            lines.append(f"{key}: no code matches {', '.join(own)}")
     return lines
 
 

@@ -5,9 +5,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from behrt_jax.data import events
+from behrt_jax.data import events, files
 
-FORMAT = 7  # of prepared data; a change prepares everything anew
+FORMAT = 8  # of prepared data; a change prepares everything anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class DataConfig:
       visits: `auto`, `day`, `gap`, or the name of a visit column (see `visits.visit_column`).
       events_without_visit: `visits` to group events that name no visit by calendar day, `leave_out` to leave them out.
       visit_gap_hours: the pause that starts a new visit with `visits="gap"`.
-      codes_include: shell patterns of the codes that enter the sequence.
+      codes_include: codes or shell patterns of those that enter the sequence (see `events.matching_codes`).
       codes_exclude: shell patterns of the codes that do not.
       unique_codes_in_visit: keep only the first of a code's repeats within a visit.
       min_patients: codes of fewer train patients become `[UNK]`.
@@ -62,8 +62,8 @@ class DataConfig:
         """
         root = Path(self.path)
         beside = [events.SPLITS_FILE, *([events.CODES_FILE] if fitted else [])]
-        files = [*events.find_shards(root), *(root / name for name in beside if (root / name).exists())]
-        sources = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        found = [*events.find_shards(root), *(file for name in beside for file in files.find_table(root / name))]
+        sources = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in found]
         keys = dataclasses.asdict(self)
         for unrelated in ("path", "prepared_dir", "row_length", "separators"):
             del keys[unrelated]

@@ -6,7 +6,9 @@ A data set is a folder as the Medical Event Data Standard (MEDS 0.3-0.4) lays it
 
 import datetime
 import fnmatch
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -21,6 +23,8 @@ SPLIT_SHARES = (0.70, 0.15, 0.15)
 LONGEST_HISTORY_DAYS = 365_250  # int32 minutes would hold four times that
 EPOCH = datetime.datetime(2000, 1, 1)
 LAST_YEAR = 6000  # int32 minutes from EPOCH reach 4,083 years either way
+YEARS = (datetime.datetime(1, 1, 1), datetime.datetime(LAST_YEAR + 1, 1, 1))
+UNIX_EPOCH = datetime.datetime(1970, 1, 1)
 SPLITS_FILE = Path("metadata") / "subject_splits.parquet"
 CODES_FILE = Path("metadata") / "codes.parquet"
 
@@ -65,46 +69,75 @@ def read_shard(shard: Path, extra_columns: tuple[str, ...] = ()) -> pl.DataFrame
     """
     try:
         scanned = files.scan_parquet(shard)
-        schema = scanned.collect_schema()
-        _check_columns(shard, schema)
-        wanted = dict.fromkeys(("subject_id", "time", "code", "numeric_value", *extra_columns))
-        keep = [name for name in wanted if name in schema]
-        events = scanned.select(keep).collect()
+        columns = scanned.collect_schema().names()
+        number = scanned.select(pl.len()).collect().item()
+        found = scanned.select([name for name in dict.fromkeys((*KINDS, *extra_columns)) if name in columns]).collect()
     except files.UNREADABLE as error:
         raise files.unreadable(shard, error) from error
-    if "numeric_value" not in schema:
-        events = events.with_columns(numeric_value=pl.lit(None, pl.Float32))
-    events = events.with_columns(
-        pl.col("subject_id").cast(pl.Int64),
-        pl.col("time").cast(pl.Datetime("us")),
-        pl.col("code").cast(pl.String),
-        pl.col("numeric_value").cast(pl.Float32),
-    )
+    if not number:  # then nothing can be missing or mistyped
+        return pl.DataFrame(schema={name: kind.dtype for name, kind in KINDS.items()})
+    for name in ("subject_id", "time", "code"):
+        if name not in columns:
+            wanted = KINDS[name].words
+            raise ValueError(f"{shard}: column '{name}' is missing (found {', '.join(columns)}); expected {wanted}")
+    events = found.with_columns(**{name: _typed(shard, found, name) for name in KINDS})
+    events = events.select(*KINDS, *(name for name in found.columns if name not in KINDS))
     _check_rows(shard, events)
     return events
 
 
-def _check_columns(shard: Path, schema: pl.Schema) -> None:
-    expected = {
-        "subject_id": ("int64", _fits_int64),
-        "time": (
-            "timestamp[us] without a time zone",
-            lambda kind: kind.base_type() == pl.Datetime and not kind.time_zone,
-        ),
-        "code": ("string", lambda kind: kind.base_type() in (pl.String, pl.Categorical, pl.Enum)),
-    }
-    for name, (wanted, fits) in expected.items():
-        if name not in schema:
-            raise ValueError(f"{shard}: column '{name}' is missing (found {', '.join(schema)}); expected {wanted}")
-        if not fits(schema[name]):
-            raise ValueError(f"{shard}: column '{name}' is {schema[name]}; expected {wanted}; convert it")
-    kind = schema.get("numeric_value")
-    if kind is not None and not (kind.is_numeric() or kind == pl.Null):
-        raise ValueError(f"{shard}: column 'numeric_value' is {kind}; expected float32; convert it")
+class Kind(NamedTuple):
+    """What a column of events must be: its type here, in words, and which types of a file are read as that."""
+
+    dtype: pl.DataType
+    words: str
+    fits: Callable[[pl.DataType], bool]
 
 
 def _fits_int64(kind: pl.DataType) -> bool:
-    return kind.is_integer() and kind != pl.UInt64
+    return kind.is_integer() and kind not in (pl.UInt64, pl.Int128)
+
+
+def is_text(kind: pl.DataType) -> bool:
+    """Returns whether a column of this type holds strings."""
+    return kind.base_type() in (pl.String, pl.Categorical, pl.Enum)
+
+
+KINDS = {
+    "subject_id": Kind(pl.Int64(), "int64", _fits_int64),
+    "time": Kind(
+        pl.Datetime("us"),
+        "timestamp[us] without a time zone",
+        lambda kind: isinstance(kind, pl.Datetime) and not kind.time_zone,
+    ),
+    "code": Kind(pl.String(), "string", is_text),
+    "numeric_value": Kind(pl.Float32(), "float32", lambda kind: kind.is_numeric()),
+}
+
+
+def _typed(shard: Path, found: pl.DataFrame, name: str) -> pl.Expr:
+    """Returns a column in its type; one without any value may have any type, or not be there."""
+    kind = KINDS[name]
+    if name not in found.columns or found[name].null_count() == found.height:
+        return pl.lit(None, kind.dtype)
+    if not kind.fits(found.schema[name]):
+        raise ValueError(f"{shard}: column '{name}' is {found.schema[name]}; expected {kind.words}; convert it")
+    if name == "time":
+        _check_years(shard, found["time"])
+    return pl.col(name).cast(kind.dtype)
+
+
+def _check_years(shard: Path, times: pl.Series) -> None:
+    """Checks times in the unit of the file: absurd ones would overflow in another."""
+    per_second = {"ms": 10**3, "us": 10**6, "ns": 10**9}[times.dtype.time_unit]  # pyright: ignore
+    seconds = [int((bound - UNIX_EPOCH).total_seconds()) for bound in YEARS]
+    low, high = max(seconds[0] * per_second, -(2**63)), min(seconds[1] * per_second, 2**63) - 1
+    absurd = len(times) - times.null_count() - int(times.to_physical().is_between(low, high).sum())
+    if absurd:
+        raise ValueError(
+            f"{shard}: column 'time' is not in the years 1 to {LAST_YEAR:,} in {absurd} rows (a placeholder such as "
+            "9999-12-31?); correct or remove them"
+        )
 
 
 def _check_rows(shard: Path, events: pl.DataFrame) -> None:
@@ -137,13 +170,6 @@ def _check_rows(shard: Path, events: pl.DataFrame) -> None:
             f"{shard}: column 'time' is more than 1,000 years after the subject's first in {late} rows (a placeholder "
             "such as 9999-12-31?); correct or remove them"
         )
-    bounds = (datetime.datetime.min, datetime.datetime(LAST_YEAR + 1, 1, 1))
-    absurd = events.select((~pl.col("time").is_between(*bounds, closed="left")).sum()).item()
-    if absurd:
-        raise ValueError(
-            f"{shard}: column 'time' is not in the years 1 to {LAST_YEAR:,} in {absurd} rows (a placeholder such as "
-            "9999-12-31?); correct or remove them"
-        )
 
 
 def birth_times(time: pl.Expr) -> pl.Expr:
@@ -153,10 +179,7 @@ def birth_times(time: pl.Expr) -> pl.Expr:
 
 def read_metadata(file: Path) -> pl.DataFrame:
     """Reads a table that lies beside the events; raises a ValueError where it cannot be read."""
-    try:
-        return files.scan_parquet(file).collect()
-    except files.UNREADABLE as error:
-        raise files.unreadable(file, error) from error
+    return files.read_table(file)
 
 
 def read_splits(path: str | Path) -> pl.DataFrame | None:
@@ -166,19 +189,44 @@ def read_splits(path: str | Path) -> pl.DataFrame | None:
       ValueError: the file cannot be read, lacks a column, or puts a subject in two splits.
     """
     file = Path(path) / SPLITS_FILE
-    if not file.exists():
+    if not files.find_table(file):
         return None
     splits = read_metadata(file)
-    for name in ("subject_id", "split"):
+    for name, fits, wanted in (("subject_id", _fits_int64, "int64"), ("split", is_text, "string")):
         if name not in splits.columns:
             raise ValueError(f"{file}: column '{name}' is missing (found {', '.join(splits.columns)})")
-    if not _fits_int64(splits.schema["subject_id"]):
-        raise ValueError(f"{file}: column 'subject_id' is {splits.schema['subject_id']}; expected int64; convert it")
-    splits = splits.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)).unique()
+        if not fits(splits.schema[name]) and splits[name].null_count() < splits.height:
+            raise ValueError(f"{file}: column '{name}' is {splits.schema[name]}; expected {wanted}; convert it")
+    # A row without a subject or a split says nothing.
+    splits = (
+        splits.select("subject_id", "split").drop_nulls().cast({"subject_id": pl.Int64, "split": pl.String}).unique()
+    )
     doubled = splits.height - splits["subject_id"].n_unique()
     if doubled:
         raise ValueError(f"{file}: {doubled} subjects are in two splits; each must be in one of {', '.join(SPLITS)}")
     return splits
+
+
+def splits_of_folders(path: str | Path, shards: list[Path]) -> dict[Path, str]:
+    """Returns the split of each shard whose folder is named after one (`data/train/0.parquet`, `data/split=train/...`).
+
+    Raises:
+      ValueError: a shard lies in the folder of a split and another in none, or in those of two.
+    """
+    found = {}
+    for shard in shards:
+        folders = shard.relative_to(path).parts[:-1]
+        names = {name for folder in folders if (name := folder.removeprefix("split=")) in SPLITS}
+        if len(names) > 1:
+            raise ValueError(f"{shard}: lies in the folders of two splits; expected one, or a file {SPLITS_FILE}")
+        found.update(dict.fromkeys([shard] if names else [], *names))
+    if found and len(found) < len(shards):
+        other = next(shard for shard in shards if shard not in found)
+        raise ValueError(
+            f"{other}: lies in no folder of a split ({', '.join(SPLITS)}) but other shards do; name its folder after "
+            f"its split, or write a file {SPLITS_FILE}"
+        )
+    return found
 
 
 def make_splits(subject_ids: np.ndarray) -> pl.DataFrame:
@@ -217,11 +265,17 @@ def check_disjoint(subjects: dict[Path, np.ndarray]) -> None:
 def matching_codes(codes: list[str], include: tuple[str, ...], exclude: tuple[str, ...]) -> list[str]:
     """Returns the codes that match a pattern of `include` and none of `exclude` (shell patterns, case kept).
 
+    Brackets in a pattern match themselves too, as many codes hold some: a code matches itself.
+
     >>> matching_codes(["LAB//1", "DIAGNOSIS//2"], ("*",), ("LAB//*",))
     ['DIAGNOSIS//2']
+    >>> matching_codes(["BMI [Ratio]", "BMI a", "BMI x"], ("BMI [Ratio]", "BMI [ab]"), ())
+    ['BMI [Ratio]', 'BMI a']
     """
 
-    def matches(code: str, patterns: tuple[str, ...]) -> bool:
-        return any(fnmatch.fnmatchcase(code, pattern) for pattern in patterns)
+    def matcher(patterns: tuple[str, ...]) -> Callable[[str], bool]:
+        readings = {*patterns, *(pattern.replace("[", "[[]") for pattern in patterns)}
+        return lambda code: any(fnmatch.fnmatchcase(code, reading) for reading in readings)
 
-    return [code for code in codes if matches(code, include) and not matches(code, exclude)]
+    included, excluded = matcher(include), matcher(exclude)
+    return [code for code in codes if included(code) and not excluded(code)]

@@ -56,9 +56,39 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
         elif path.is_dir():
             yield from _walk(path, (*above, real))
         elif not path.exists():
-            raise ValueError(f"{path}: this link points to nothing; restore what it points to, or remove the link")
+            raise _broken(path)
         else:
             yield path
+
+
+def _broken(link: Path) -> ValueError:
+    return ValueError(f"{link}: this link points to nothing; restore what it points to, or remove the link")
+
+
+def find_table(path: Path) -> list[Path]:
+    """Returns the files of a table that is one file or a folder of shards; none where there is nothing at that path."""
+    if path.is_dir():
+        return find_parquet(path).files
+    if path.is_symlink() and not path.exists():
+        raise _broken(path)
+    return [path] if path.exists() else []
+
+
+def read_table(path: Path) -> pl.DataFrame:
+    """Reads a table as `find_table` finds it; a ValueError where it cannot be read."""
+    shards = find_table(path)
+    if not shards:
+        raise ValueError(f"{path}: no parquet file there; expected a file or a folder of *.parquet")
+    tables = []
+    for shard in shards:
+        try:
+            tables.append(scan_parquet(shard).collect())
+        except UNREADABLE as error:
+            raise unreadable(shard, error) from error
+    try:
+        return pl.concat(tables, how="diagonal_relaxed")
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{path}: its shards have columns of different types; write them alike") from error
 
 
 def scan_parquet(file: Path) -> pl.LazyFrame:

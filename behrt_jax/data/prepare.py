@@ -15,6 +15,12 @@ from behrt_jax.data import back_off, dataset, events, tokens, vocabulary
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.survey import Survey, survey_shards
 
+_SPLITS_CURES = {  # by whether splits are made, and whether they are those of folders
+    (1, 0): "add patients or",
+    (0, 1): "splits are those of the folders under data/; add patients, or write",
+    (0, 0): "correct",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
@@ -43,7 +49,7 @@ def prepare(
       add_codes: whether codes of train that `fitted` does not know are added to its end, as if it were fitted on them.
 
     Returns:
-      The prepared data; `report` counts what was read, left out and cut.
+      The prepared data; `report` counts what was read, left out and cut, and names patterns that match no code.
 
     Raises:
       ValueError: the data set breaks the standard, or nothing is left of it or known; nothing is written then.
@@ -84,7 +90,7 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
         if not survey.shards[split]:
             raise ValueError(
                 f"{config.path}: split '{split}' has no patient; expected some in each of {', '.join(needed)}; "
-                f"{'add patients or' if counts['splits_made'] else 'correct'} {events.SPLITS_FILE}"
+                f"{_SPLITS_CURES[counts['splits_made'], counts['splits_of_folders']]} {events.SPLITS_FILE}"
             )
     if fit:
         progress("fitting the vocabulary on the train split")
@@ -119,7 +125,7 @@ def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], surv
             survey.splits.write_parquet(scratch / "subject_splits.parquet")
         fitted.save(scratch / "vocabulary.json")
         counts["codes"] = len(fitted.codes)
-        report = dict(sorted(counts.items()))
+        report = {**dict(sorted(counts.items())), "unmatched_patterns": survey.unmatched}
         (scratch / "report.json").write_text(json.dumps(report, indent=1))
         if _load(folder) is None:  # no other process was faster
             shutil.rmtree(folder, ignore_errors=True)

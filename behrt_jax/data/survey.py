@@ -22,24 +22,27 @@ class Survey:
       shards: for each split, the shards that hold subjects of it.
       samples: numeric values of the train split, for the fit of their bins.
       visits_named: whether any event names its visit.
+      unmatched: patterns of the config that no code of the data matches.
     """
 
     splits: pl.DataFrame
     shards: dict[str, list[Path]]
     samples: list[pl.DataFrame]
     visits_named: bool
+    unmatched: list[str]
 
 
 def survey_shards(config: DataConfig, counts: collections.Counter, with_samples: bool) -> Survey:
     """Validates every shard and counts its events."""
+    shards, *left_out = events.find_files(config.path)
+    counts.update(dict(zip(("hidden_files", "other_files"), left_out, strict=True)))
     listed = events.read_splits(config.path)
-    counts["splits_made"] = int(listed is None)
-    found_files = events.find_files(config.path)
-    counts.update(hidden_files=found_files.hidden, other_files=found_files.other)
+    of_folders = events.splits_of_folders(config.path, shards) if listed is None else {}
+    counts.update(splits_made=int(listed is None and not of_folders), splits_of_folders=int(bool(of_folders)))
     subjects: dict[Path, np.ndarray] = {}
-    samples: list[pl.DataFrame] = []
-    columns, num_named = set(), 0
-    for shard in found_files.files:
+    parts, samples, columns, num_named = [], [], set(), 0
+    unmatched = dict.fromkeys((*config.codes_include, *config.codes_exclude))
+    for shard in shards:
         found = tokens.read_events(shard, config)
         if found.height:
             names = files.scan_parquet(shard).collect_schema().names()
@@ -47,20 +50,38 @@ def survey_shards(config: DataConfig, counts: collections.Counter, with_samples:
             columns.update(names)
         num_named += found["visit_name"].count()
         subjects[shard] = found["subject_id"].unique().sort().to_numpy()
-        splits = events.make_splits(subjects[shard]) if listed is None else listed
-        _count_events(found, splits, counts)
+        parts.append(_splits_of_shard(subjects[shard], of_folders.get(shard), listed))
+        _count_events(found, parts[-1], counts)
+        codes = found["code"].unique().to_list()
+        unmatched = [pattern for pattern in unmatched if not events.matching_codes(codes, (pattern,), ())]
         if with_samples:
-            train = found.join(splits.filter(pl.col("split") == "train"), on="subject_id", how="semi")
+            train = found.join(parts[-1].filter(pl.col("split") == "train"), on="subject_id", how="semi")
             samples.append(vocabulary.sample_values(tokens.select_codes(train, config)))
             samples = samples if len(samples) < MOST_SAMPLES else [vocabulary.merge_samples(samples)]
     events.check_disjoint(subjects)
     counts["empty_visit_columns"] = 0 if num_named else _count_empty(config, columns)
-    splits = _splits_of_all(config, np.concatenate(list(subjects.values())), listed)
-    shards = {}
+    splits = pl.concat(parts)
+    if missing := splits["split"].null_count():
+        raise ValueError(
+            f"{Path(config.path) / events.SPLITS_FILE}: {missing} of {splits.height} subjects of the data have no "
+            "split; add them, or remove the file to have splits made from a hash of the subject id"
+        )
+    by_split = {}
     for split in events.SPLITS:
         members = splits.filter(pl.col("split") == split)["subject_id"].to_numpy()
-        shards[split] = [shard for shard, ids in subjects.items() if np.isin(ids, members).any()]
-    return Survey(splits, shards, samples, num_named > 0)
+        by_split[split] = [shard for shard, ids in subjects.items() if np.isin(ids, members).any()]
+    return Survey(splits, by_split, samples, num_named > 0, list(unmatched))
+
+
+def _splits_of_shard(ids: np.ndarray, of_folder: str | None, listed: pl.DataFrame | None) -> pl.DataFrame:
+    """Returns the split of each subject: as listed, of the shard's folder, or else made from a hash."""
+    if listed is not None:
+        return pl.DataFrame({"subject_id": ids}).join(listed, on="subject_id", how="left", maintain_order="left")
+    return (
+        pl.DataFrame({"subject_id": ids}).with_columns(split=pl.lit(of_folder))
+        if of_folder
+        else events.make_splits(ids)
+    )
 
 
 def _count_empty(config: DataConfig, columns: set[str]) -> int:
@@ -72,19 +93,6 @@ def _count_empty(config: DataConfig, columns: set[str]) -> int:
             "or use auto, day or gap"
         )
     return len(empty)
-
-
-def _splits_of_all(config: DataConfig, subject_ids: np.ndarray, listed: pl.DataFrame | None) -> pl.DataFrame:
-    """Returns the split of each subject, as listed or else made from a hash."""
-    if listed is None:
-        return events.make_splits(subject_ids)
-    splits = pl.DataFrame({"subject_id": subject_ids}).join(listed, on="subject_id", how="left", maintain_order="left")
-    if missing := splits["split"].null_count():
-        raise ValueError(
-            f"{Path(config.path) / events.SPLITS_FILE}: {missing} of {splits.height} subjects of the data have no "
-            "split; add them, or remove the file to have splits made from a hash of the subject id"
-        )
-    return splits
 
 
 def _count_events(found: pl.DataFrame, splits: pl.DataFrame, counts: collections.Counter) -> None:

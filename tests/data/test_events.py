@@ -145,7 +145,7 @@ def test_events_at_the_time_of_birth_and_without_a_birth_are_fine(meds):
 
 
 def test_placeholder_times(meds):
-    rows = [(FIRST, 0, "MEDS_BIRTH"), (FIRST, 2_900_000, "SECRET//A"), (SECOND, 1, "SECRET//A")]
+    rows = [(FIRST, 0, "MEDS_BIRTH"), (FIRST, 400_000, "SECRET//A"), (SECOND, 1, "SECRET//A")]
     read_error(meds, rows, "'time' is more than 1,000 years after", "in 1 rows", "9999-12-31", "correct or remove")
     rows = [(FIRST, None, "SECRET//SEX"), (FIRST, 2_900_000, "SECRET//A"), (SECOND, 1, "SECRET//A")]
     read_error(meds, rows, "'time' is not in the years 1 to 6,000 in 1 rows", "9999-12-31", "correct or remove")
@@ -257,3 +257,75 @@ def test_birth_times_are_each_subjects_own(meds):
     rows = table([(FIRST, 3, "MEDS_BIRTH"), (FIRST, 9, "MEDS_BIRTH"), (SECOND, 1, "SECRET//A")])
     births = rows.select(events.birth_times(pl.col("time"))).to_series().to_list()
     assert [birth and (birth - START).days for birth in births] == [3, 3, None]
+
+
+def test_a_code_with_brackets_matches_itself_and_what_begins_like_it():
+    codes = ["LOINC//Body mass index (BMI) [Ratio]", "A//[x] *b?", "LAB//a", "LAB//[ab]", "A//x"]
+    for code in codes:
+        assert code in events.matching_codes(codes, (code,), ())
+        assert code not in events.matching_codes(codes, ("*",), (code,))
+    assert events.matching_codes(codes, ("LOINC//*[Ratio]",), ()) == codes[:1]
+    assert events.matching_codes(codes, ("*(BMI) [Rat*",), ()) == codes[:1]
+    assert events.matching_codes(codes, ("LAB//[ab]",), ()) == ["LAB//a", "LAB//[ab]"]  # brackets as in a shell too
+    assert events.matching_codes(codes, ("LAB//[!b]",), ()) == ["LAB//a"]
+
+
+@pytest.mark.parametrize("name", ["subject_id", "time", "code"])
+@pytest.mark.parametrize("columns", [{}, {"code": pl.Series([], dtype=pl.List(pl.Int64))}, {"note": []}])
+def test_a_shard_without_rows_is_read_whatever_its_columns(meds, name, columns):
+    shard = meds.shard("0", pl.DataFrame(columns))
+    assert events.read_shard(shard, ("visit_id",)).schema == table([]).schema
+    assert events.read_shard(meds.shard("1", table([]).drop(name))).schema == table([]).schema
+
+
+@pytest.mark.parametrize("kind", [pl.Null, pl.String, pl.Int64, pl.List(pl.Int64), pl.Datetime("us", "UTC")])
+def test_a_column_without_any_value_may_have_any_type(meds, kind):
+    static = table([(FIRST, None, "SECRET//SEX"), (SECOND, None, "SECRET//SEX")])
+    shard = meds.shard("0", static.with_columns(time=pl.lit(None, kind), numeric_value=pl.lit(None, kind)))
+    assert events.read_shard(shard).equals(static) and events.read_shard(shard).schema == static.schema
+    nothing = static.with_columns(pl.lit(None, kind).alias(name) for name in static.columns)
+    read_error(meds, nothing, "'code' is null in 2 of 2 rows")
+
+
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+@pytest.mark.parametrize("extreme", [2**63 - 1, -(2**63) + 1])
+def test_times_that_overflow_in_another_unit(meds, unit, extreme):
+    rows = table([(FIRST, 1, "SECRET//A"), (SECOND, 1, "SECRET//A")])
+    times = pl.Series([extreme, 0], dtype=pl.Int64).cast(pl.Datetime(unit))
+    shard = meds.shard("0", rows.with_columns(time=times))
+    if unit == "ns":  # years 1677 and 2262
+        assert events.read_shard(shard)["time"].dt.year().to_list() == [2262 if extreme > 0 else 1677, 1970]
+    else:
+        with pytest.raises(ValueError, match="'time' is not in the years 1 to 6,000 in 1 rows"):
+            events.read_shard(shard)
+
+
+def sorted_splits(folder) -> pl.DataFrame:
+    splits = events.read_splits(folder.root)
+    assert splits is not None
+    return splits.sort("subject_id")
+
+
+def test_splits_in_a_folder_of_shards_or_behind_a_link(cohort, tmp_path):
+    expected, file = sorted_splits(cohort), cohort.root / events.SPLITS_FILE
+    file.rename(tmp_path / "splits.parquet")
+    file.symlink_to(tmp_path / "splits.parquet")
+    assert expected.equals(sorted_splits(cohort))
+    file.unlink()
+    file.mkdir()
+    for i, part in enumerate((expected[:4], expected[4:], expected[:0].with_columns(split=None))):
+        part.write_parquet(file / f"part-{i}.parquet")
+    assert expected.equals(sorted_splits(cohort))
+    (file / "part-0.parquet").rename(tmp_path / "moved")
+    (file / "part-0.parquet").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="part-0.parquet: this link points to nothing"):
+        events.read_splits(cohort.root)
+
+
+def test_splits_that_say_nothing_are_no_splits(meds):
+    rows = pl.DataFrame({"subject_id": [FIRST, None, SECOND], "split": ["train", "tuning", None]})
+    meds.splits(rows)
+    assert sorted_splits(meds).rows() == [(FIRST, "train")]
+    meds.splits(rows.clear().cast({"subject_id": pl.Null, "split": pl.Null}))
+    assert sorted_splits(meds).rows() == []
+    splits_error(meds, rows.with_columns(split=pl.lit(1)), "'split' is Int32; expected string; convert it")

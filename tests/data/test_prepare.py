@@ -604,3 +604,63 @@ def test_real_patients_with_only_the_path_changed(bundled_config):
         assert len(patients.codes) == report[f"tokens/{split}"] == patients.offsets[-1]
         assert int((patients.codes == UNK).sum()) == report[f"unknown/{split}"]
         assert patients.minutes.min() >= 0
+
+
+# Splits that are folders.
+
+
+def _in_folders(cohort, names=events.SPLITS) -> dict[int, str]:
+    """Moves the ten patients to folders, against what the hash of their ids would say; returns where each is."""
+    made = dict(events.make_splits(np.array(SUBJECTS)).iter_rows())
+    held_out, train = SUBJECTS[:4], SUBJECTS[6:]
+    assert any(made[subject] == "train" for subject in held_out) and len({made[subject] for subject in train}) > 1
+    groups = dict(zip(names, (train, SUBJECTS[4:6], held_out), strict=True))
+    shutil.rmtree(cohort.root / "data")
+    (cohort.root / events.SPLITS_FILE).unlink(missing_ok=True)
+    for folder, subjects in groups.items():
+        cohort.shard(f"{folder}/0", [row for subject in subjects for row in history(subject)])
+    return {
+        subject: split for split, subjects in zip(events.SPLITS, groups.values(), strict=True) for subject in subjects
+    }
+
+
+@pytest.mark.parametrize("prefix", ["", "split=", "hospital/"])
+def test_splits_are_those_of_folders_where_no_file_has_them(cohort, prefix):
+    expected = _in_folders(cohort, tuple(f"{prefix}{split}" for split in events.SPLITS))
+    cohort.shard(f"{prefix}tuning/empty", table([]))
+    prepared = prepare(cohort.config())
+    assert {subject: split for split in events.SPLITS for subject in decoded(prepared, split)} == expected
+    assert (prepared.report["splits_of_folders"], prepared.report["splits_made"]) == (1, 0)
+    assert accounted(prepared.report) == prepared.report["events"]
+
+
+def test_a_file_of_splits_counts_more_than_folders(cohort):
+    _in_folders(cohort)
+    cohort.splits(SPLITS)
+    prepared = prepare(cohort.config())
+    assert {subject: split for split in events.SPLITS for subject in decoded(prepared, split)} == SPLITS
+    assert (prepared.report["splits_of_folders"], prepared.report["splits_made"]) == (0, 0)
+
+
+def test_folders_that_leave_the_split_open_are_errors(cohort):
+    expected = _in_folders(cohort)
+    with pytest.raises(ValueError) as error:
+        shutil.rmtree(cohort.root / "data" / "tuning")
+        prepare(cohort.config())
+    assert_clear(error, "split 'tuning' has no patient", "those of the folders under data/; add patients, or write")
+    cohort.shard("test/1", history(SUBJECTS[4]))
+    with pytest.raises(ValueError) as error:
+        prepare(cohort.config())
+    assert_clear(
+        error, "test/1.parquet: lies in no folder of a split", "or write a file metadata/subject_splits.parquet"
+    )
+    shutil.move(cohort.root / "data" / "test", cohort.root / "data" / "train" / "held_out")
+    with pytest.raises(ValueError, match="held_out/1.parquet: lies in the folders of two splits"):
+        prepare(cohort.config())
+    assert cohort.left_behind() == [] and expected
+
+
+def test_patterns_that_match_no_code_are_reported(cohort):
+    patterns = {"codes_include": ("SECRET//[ABS]*", "NONE//*"), "codes_exclude": ("MEDS_BIRTH", "none", "SECRET//SE?")}
+    assert prepare(cohort.config(**patterns)).report["unmatched_patterns"] == ["NONE//*", "none"]
+    assert prepare(cohort.config()).report["unmatched_patterns"] == []
