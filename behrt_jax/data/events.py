@@ -94,7 +94,8 @@ class Kind(NamedTuple):
     fits: Callable[[pl.DataType], bool]
 
 
-def _fits_int64(kind: pl.DataType) -> bool:
+def fits_int64(kind: pl.DataType) -> bool:
+    """Returns whether a column of this type holds integers that int64 can hold."""
     return kind.is_integer() and kind not in (pl.UInt64, pl.Int128)
 
 
@@ -104,7 +105,7 @@ def is_text(kind: pl.DataType) -> bool:
 
 
 KINDS = {
-    "subject_id": Kind(pl.Int64(), "int64", _fits_int64),
+    "subject_id": Kind(pl.Int64(), "int64", fits_int64),
     "time": Kind(
         pl.Datetime("us"),
         "timestamp[us] without a time zone",
@@ -192,7 +193,7 @@ def read_splits(path: str | Path) -> pl.DataFrame | None:
     if not files.find_table(file):
         return None
     splits = read_metadata(file)
-    for name, fits, wanted in (("subject_id", _fits_int64, "int64"), ("split", is_text, "string")):
+    for name, fits, wanted in (("subject_id", fits_int64, "int64"), ("split", is_text, "string")):
         if name not in splits.columns:
             raise ValueError(f"{file}: column '{name}' is missing (found {', '.join(splits.columns)})")
         if not fits(splits.schema[name]) and splits[name].null_count() < splits.height:

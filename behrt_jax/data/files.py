@@ -26,8 +26,8 @@ class ParquetFiles(NamedTuple):
     other: int
 
 
-def find_parquet(folder: Path) -> ParquetFiles:
-    """Finds the Parquet files below a folder, at any depth and through links.
+def find_parquet(folder: Path, suffix: str = SUFFIX) -> ParquetFiles:
+    """Finds the Parquet files below a folder, or those of another suffix, at any depth and through links.
 
     A folder may be named like a file (`events.parquet/part-0.parquet`, as Spark writes).
 
@@ -36,7 +36,7 @@ def find_parquet(folder: Path) -> ParquetFiles:
     """
     found = list(_walk(folder, ()))
     visible = [path for path in found if not path.name.startswith(HIDDEN)]
-    files = [path for path in visible if path.suffix.lower() == SUFFIX and path.is_file()]
+    files = [path for path in visible if path.suffix.lower() == suffix and path.is_file()]
     return ParquetFiles(files, len(found) - len(visible), len(visible) - len(files))
 
 

@@ -68,10 +68,10 @@ def section_of(parent: Any, allowed: tuple[str, ...], where: str) -> dict[str, A
 
 def as_time(value: Any, where: str) -> datetime.datetime:
     """Returns a date of a task file as a time at midnight."""
-    if isinstance(value, datetime.datetime):
-        return value.replace(tzinfo=None)
-    if not isinstance(value, datetime.date):
-        raise ValueError(f"{where}: '{value}'; expected a date such as 2025-12-31")
+    if isinstance(value, datetime.datetime) and value.tzinfo is None:
+        return value
+    if isinstance(value, datetime.datetime) or not isinstance(value, datetime.date):
+        raise ValueError(f"{where}: '{value}'; expected a date such as 2025-12-31, without a time zone")
     return datetime.datetime(value.year, value.month, value.day)
 
 

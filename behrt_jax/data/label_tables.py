@@ -1,4 +1,4 @@
-"""Tables of labels: one file, or folder of shards, is read and its columns and rows are checked."""
+"""Tables of labels: checks the columns and rows of one file, or folder of shards."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,18 +6,18 @@ from typing import NamedTuple
 
 import polars as pl
 
-from behrt_jax.data.files import UNREADABLE, find_parquet, scan_parquet, unreadable
+from behrt_jax.data.events import fits_int64
+from behrt_jax.data.label_files import (
+    BOOLEANS,
+    KEYS,
+    NUMBER,
+    SURVIVAL_COLUMNS,
+    TRUTH_COLUMNS,
+    VALUE_COLUMNS,
+    read_label_files,
+)
 
-VALUE_COLUMNS = {  # what each is said to be
-    "boolean_value": "boolean",
-    "integer_value": "an integer",
-    "float_value": "float",
-    "categorical_value": "string",
-}
-SURVIVAL_COLUMNS = ("event_time", "event")
-TRUTH_COLUMNS = ("log_hazard", "weibull_scale", "weibull_shape")  # of simulated outcomes
 MAX_CLASSES = 50  # more distinct values than that are a quantity or an identifier
-KEYS = ["subject_id", "prediction_time"]
 
 
 class LabelTable(NamedTuple):
@@ -36,17 +36,17 @@ class LabelTable(NamedTuple):
 
 
 def read_label_table(file: Path, say: Callable[[str], None], with_outcomes: bool = True) -> LabelTable:
-    """Reads a Parquet or CSV file of labels, or a folder of Parquet shards.
+    """Reads a Parquet or CSV file of labels, or a folder of shards of one of the two.
 
     Args:
       file: what to read.
-      say: called with a line of counts where rows were sorted or repeated.
+      say: called with a line of counts where rows were sorted or repeated, files left out or words read as empty.
       with_outcomes: whether there must be an outcome; if not, subjects and times alone will do.
 
     Raises:
       ValueError: see `behrt_jax.data.labels.read_labels`.
     """
-    table = _read(file, say)
+    table = read_label_files(file, say)
     if not table.height:
         raise ValueError(f"{file}: holds no labels; expected rows of {', '.join(KEYS)} and a label")
     keys = {"subject_id": _as_ids(file, table), "prediction_time": _as_times(file, table, "prediction_time")}
@@ -60,38 +60,13 @@ def read_label_table(file: Path, say: Callable[[str], None], with_outcomes: bool
     return LabelTable(rows, kind, names)
 
 
-def _read(file: Path, say: Callable[[str], None]) -> pl.DataFrame:
-    if not file.exists():
-        raise ValueError(f"{file}: no such file; make labels with python -m experiments.labels, or with es-aces")
-    try:
-        if file.suffix.lower() == ".csv":
-            return pl.read_csv(file, try_parse_dates=True, glob=False)
-        # A shard without labels may have columns of another type (all null); they give way to those of the others.
-        return pl.concat([scan_parquet(shard).collect() for shard in _find_shards(file, say)], how="diagonal_relaxed")
-    except UNREADABLE as error:
-        raise unreadable(file, error, file.suffix or "parquet") from error
-
-
-def _find_shards(file: Path, say: Callable[[str], None]) -> list[Path]:
-    if not file.is_dir():
-        return [file]
-    found = find_parquet(file)
-    others = f"{found.hidden:,} hidden or system files and {found.other:,} files that are not *.parquet"
-    if not found.files:
-        raise ValueError(f"{file}: no *.parquet file in this folder ({others}); expected shards of labels")
-    if found.hidden or found.other:
-        say(f"{file}: {others} were not read")
-    return found.files
-
-
 def _column(file: Path, table: pl.DataFrame, name: str, expected: str) -> pl.Series:
     """Returns a column without holes; a ValueError if it is missing or has some."""
     if name not in table.columns:
         found = ", ".join(table.columns)
         raise ValueError(f"{file}: column '{name}' is missing (found {found}); expected {expected}")
     column = table[name]
-    holes = column.null_count() + (int(column.is_nan().sum()) if column.dtype.is_float() else 0)
-    if holes:
+    if holes := column.null_count():
         raise ValueError(
             f"{file}: column '{name}' is null or NaN in {holes} of {table.height} rows; expected {expected} in every "
             "row; drop or fill them"
@@ -105,7 +80,7 @@ def _mistyped(file: Path, column: pl.Series, expected: str) -> ValueError:
 
 def _as_ids(file: Path, table: pl.DataFrame) -> pl.Series:
     column = _column(file, table, "subject_id", "int64")
-    if not column.dtype.is_integer() or column.dtype == pl.UInt64:
+    if not fits_int64(column.dtype):
         raise _mistyped(file, column, "int64")
     return column.cast(pl.Int64)
 
@@ -116,10 +91,6 @@ def _as_times(file: Path, table: pl.DataFrame, name: str) -> pl.Series:
     if column.dtype != pl.Date and (column.dtype.base_type() != pl.Datetime or getattr(column.dtype, "time_zone", 0)):
         raise _mistyped(file, column, expected)
     return column.cast(pl.Datetime("us"))
-
-
-def _is_text(column: pl.Series) -> bool:
-    return column.dtype.base_type() in (pl.String, pl.Categorical, pl.Enum)
 
 
 def _value_column(file: Path, table: pl.DataFrame) -> tuple[dict[str, pl.Series], str, tuple[str, ...]]:
@@ -137,7 +108,7 @@ def _value_column(file: Path, table: pl.DataFrame) -> tuple[dict[str, pl.Series]
         "boolean_value": column.dtype == pl.Boolean,
         "integer_value": column.dtype.is_integer(),
         "float_value": column.dtype.is_numeric(),
-        "categorical_value": _is_text(column),
+        "categorical_value": column.dtype == pl.String,
     }
     if not fits[name]:
         raise _mistyped(file, column, VALUE_COLUMNS[name])
@@ -149,7 +120,6 @@ def _value_column(file: Path, table: pl.DataFrame) -> tuple[dict[str, pl.Series]
             f"{file}: column 'float_value' is neither 0 nor 1 in {count} of {table.height} rows; regression is not "
             "supported; make it a boolean_value (a threshold) or an integer_value (classes)"
         )
-    column = column.cast(pl.String) if name == "categorical_value" else column
     classes = column.unique().sort()
     if len(classes) > MAX_CLASSES:
         raise ValueError(
@@ -163,18 +133,40 @@ def _value_column(file: Path, table: pl.DataFrame) -> tuple[dict[str, pl.Series]
 def _event_columns(file: Path, table: pl.DataFrame) -> tuple[dict[str, pl.Series], str, tuple[str, ...]]:
     """Returns event times and events as numbers, the kind, and the names of the causes."""
     times = _as_times(file, table, "event_time")
-    if "event" in table.columns and _is_text(table["event"]):
-        event = table["event"].cast(pl.String)
-        causes = event.drop_nulls().unique().sort()
-        index = event.replace_strict(causes, range(1, len(causes) + 1), default=0, return_dtype=pl.Int32)
-        return {"event_time": times, "event": index}, "survival", tuple(causes)
+    event = table["event"] if "event" in table.columns else None
+    if event is not None and event.dtype in (pl.String, pl.Null):
+        causes = event.drop_nulls().unique().sort().cast(pl.String)
+        _check_causes(file, causes)
+        if not len(causes) or not causes.str.to_lowercase().is_in(BOOLEANS).all():
+            index = event.replace_strict(causes, range(1, len(causes) + 1), default=0, return_dtype=pl.Int32)
+            return {"event_time": times, "event": index}, "survival", tuple(causes)
+        table = table.with_columns(event=event.str.to_lowercase() == "true")
     expected = "boolean, or string (the cause; null = censored)"
     event = _column(file, table, "event", expected)
     if event.dtype != pl.Boolean:
         raise _mistyped(file, event, expected)
     truth = TRUTH_COLUMNS if {*TRUTH_COLUMNS} <= {*table.columns} else ()
-    known = {name: _column(file, table, name, "the truth of simulated outcomes").cast(pl.Float64) for name in truth}
+    known = {name: _column(file, table, name, "the truth of simulated outcomes") for name in truth}
+    for column in known.values():
+        if not column.dtype.is_numeric():
+            raise _mistyped(file, column, "a number")
+    known = {name: column.cast(pl.Float64) for name, column in known.items()}
     return {"event_time": times, "event": event.cast(pl.Int32), **known}, "survival", ("event",)
+
+
+def _check_causes(file: Path, causes: pl.Series) -> None:
+    """Checks that the texts of a column of events name causes, or are true and false."""
+    booleans, numbers = (
+        int(holds.sum()) for holds in (causes.str.to_lowercase().is_in(BOOLEANS), causes.str.contains(f"^{NUMBER}$"))
+    )
+    expected = "expected true and false, or the name of the cause (empty = censored)"
+    if numbers or 0 < booleans < len(causes):
+        what = "numbers" if numbers else "true or false beside names"
+        raise ValueError(f"{file}: column 'event' is text that holds {what}; {expected}; write them so")
+    if len(causes) > MAX_CLASSES:
+        raise ValueError(
+            f"{file}: column 'event' names {len(causes)} causes; expected at most {MAX_CLASSES}; merge the rare ones"
+        )
 
 
 def _deduplicate(file: Path, table: pl.DataFrame, say: Callable[[str], None]) -> pl.DataFrame:

@@ -1,6 +1,6 @@
 """Labels: one outcome of one subject at one prediction time, read from files and checked; docs/labels.md.
 
-Two formats are read, as Parquet, a folder of Parquet shards, or CSV: the MEDS label schema, which ACES writes
+Two formats are read, as Parquet or CSV, one file or a folder of shards: the MEDS label schema, which ACES writes
 (`subject_id, prediction_time`, then `boolean_value`, `integer_value`, `float_value` or `categorical_value`), and
 time-to-event labels (`subject_id, prediction_time, event_time, event`).
 """
@@ -65,8 +65,9 @@ def read_labels(files: Sequence[str | Path], say: Callable[[str], None] = print,
     """Reads labels; several files, each binary, become one multi-label task of the rows that all of them hold.
 
     Args:
-      files: Parquet or CSV files, or folders of Parquet shards.
-      say: called with a line of counts where rows were sorted, repeated or not in all files.
+      files: Parquet or CSV files, or folders of shards.
+      say: called with a line of counts where rows were sorted, repeated or not in all files, and where files of a
+        folder were not read or words were read as empty.
       with_outcomes: whether there must be an outcome; if not, one file of subjects and times alone will do.
 
     Returns:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import polars as pl
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from behrt_jax.data.events import read_shard
 from behrt_jax.data.follow_up import Made
-from behrt_jax.data.tasks_aces import AcesTask, label_aces, parse_aces
+from behrt_jax.data.tasks_aces import MOST_CHARACTERS, AcesTask, label_aces, parse_aces
 from behrt_jax.data.tasks_time_to_event import TimeToEventTask, label_time_to_event, parse_time_to_event
 from behrt_jax.data.visits import name_visits, visit_columns
 
@@ -25,12 +24,18 @@ def load_task(path: str | Path) -> AcesTask | TimeToEventTask:
     if not file.is_file():
         raise ValueError(f"{file}: no such task file; expected a YAML file such as configs/tasks/death.yaml")
     try:
-        task = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not a YAML file ({' '.join(str(error).split())}); correct it") from error
+        text = file.read_text(encoding="utf-8")
+        task = YAML(typ="safe", pure=True).load(text)
+    except Exception as error:  # tags and dates that make no sense raise nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{file}: not a YAML file ({reason[-MOST_CHARACTERS:]}); correct it") from error
     if not isinstance(task, dict):
         raise ValueError(f"{file}: holds no keys; expected 'time_to_event', or 'predicates', 'trigger' and 'windows'")
-    return parse_time_to_event(task, str(file)) if "time_to_event" in task else parse_aces(task, file)
+    try:
+        return parse_time_to_event(task, str(file)) if "time_to_event" in task else parse_aces(task, file, text)
+    except ValueError as error:  # a value that is repeated in it may be long
+        message = " ".join(str(error).split())
+        raise ValueError(message[:MOST_CHARACTERS] + "..." * (len(message) > MOST_CHARACTERS)) from error
 
 
 def make_labels(
@@ -52,7 +57,7 @@ def make_labels(
         if isinstance(task, TimeToEventTask):
             parts.append(label_time_to_event(_read(shard), task, visits_named))
         else:
-            parts.append(label_aces(shard, read_shard(shard), task))
+            parts.append(label_aces(shard, read_shard(shard, task.columns), task))
     labels = pl.concat([part.labels for part in parts]).sort("subject_id", "prediction_time")
     totals = [collections.Counter() for _ in parts[0][1:]]
     for part in parts:

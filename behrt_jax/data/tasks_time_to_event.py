@@ -5,16 +5,18 @@ import dataclasses
 import datetime
 import functools
 import itertools
+import re
 from typing import Any
 
 import polars as pl
 
 from behrt_jax.data.events import matching_codes
 from behrt_jax.data.follow_up import FollowUp, Made, as_time, count_dates, drop, parse_follow_up, section_of, subjects
-from behrt_jax.data.label_tables import KEYS
+from behrt_jax.data.label_files import KEYS, NO_CAUSE
 
 INDEX_KINDS = ("dates", "codes", "visits")
 DAYS_A_YEAR = 365.25
+MOST = 100_000  # visits or years; far more than there are, and safe to compute with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ def parse_time_to_event(task: dict[str, Any], where: str) -> TimeToEventTask:
     section_of(task, ("description", "metadata", "time_to_event"), where)
     where = f"{where}: time_to_event"
     section = section_of(task["time_to_event"], ("index", "require", "events", "follow_up"), where)
-    if missing := [key for key in ("index", "events", "follow_up") if not section.get(key)]:
+    if missing := [key for key in ("index", "events", "follow_up") if section.get(key) in (None, {}, [])]:
         raise ValueError(f"{where}: {', '.join(missing)} is missing; docs/labels.md has an example")
     index = section_of(section["index"], INDEX_KINDS, f"{where}.index")
     if len(index) != 1 or not all(index.values()):
@@ -65,15 +67,17 @@ def parse_time_to_event(task: dict[str, Any], where: str) -> TimeToEventTask:
     events = section["events"]
     if not isinstance(events, dict):
         raise ValueError(f"{where}.events: '{events}'; expected a name and codes of each cause, as death: MEDS_DEATH")
+    if index.get("visits", True) is not True:
+        raise ValueError(f"{where}.index.visits: '{index['visits']}'; expected true")
     dates = index.get("dates") or []
     return TimeToEventTask(
         description=str(task.get("description", "")).strip(),
         dates=tuple(as_time(date, f"{where}.index.dates") for date in (dates if isinstance(dates, list) else [dates])),
         codes=_patterns(index.get("codes") or [], f"{where}.index.codes"),
-        min_visits=int(_number(require.get("min_visits", 1), f"{where}.require.min_visits")),
+        min_visits=_whole(require.get("min_visits", 1), f"{where}.require.min_visits"),
         min_age=_number(require.get("min_age", 0), f"{where}.require.min_age"),
         none_before=_patterns(require.get("none_before") or [], f"{where}.require.none_before"),
-        events={str(cause): _patterns(codes, f"{where}.events.{cause}") for cause, codes in events.items()},
+        events=_causes(events, f"{where}.events"),
         follow_up=parse_follow_up(
             section_of(section["follow_up"], ("until", "last_event"), f"{where}.follow_up"), f"{where}.follow_up"
         ),
@@ -87,10 +91,27 @@ def _patterns(value: Any, where: str) -> tuple[str, ...]:
     return tuple(patterns)
 
 
+def _causes(events: dict[Any, Any], where: str) -> dict[str, tuple[str, ...]]:
+    """Returns the patterns of each cause; each needs one, and a name that labels can hold."""
+    for cause in events:
+        if not isinstance(cause, str) or re.fullmatch(NO_CAUSE, cause.strip()):
+            raise ValueError(f"{where}: '{cause}'; expected the name of a cause, such as death, that is no number")
+    causes = {cause: _patterns(codes, f"{where}.{cause}") for cause, codes in events.items()}
+    if empty := [cause for cause, patterns in causes.items() if not patterns]:
+        raise ValueError(f"{where}.{empty[0]}: no code; expected a code or a list of codes, or shell patterns of them")
+    return causes
+
+
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise ValueError(f"{where}: '{value}'; expected a number from 0 on")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST:
+        raise ValueError(f"{where}: '{value}'; expected a number from 0 on, {MOST:,} at most")
     return value
+
+
+def _whole(value: Any, where: str) -> int:
+    if int(_number(value, where)) != value:
+        raise ValueError(f"{where}: '{value}'; expected a whole number")
+    return int(value)
 
 
 def label_time_to_event(events: pl.DataFrame, task: TimeToEventTask, visits_named: bool) -> Made:

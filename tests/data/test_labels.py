@@ -203,7 +203,7 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "broken.parquet").write_text("not parquet")
     refused(tmp_path / "broken.parquet", "broken.parquet", "not a readable")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "no *.parquet file in this folder")
+    refused(tmp_path / "empty", "no *.parquet or *.csv file in this folder")
     with pytest.raises(ValueError, match="no file is named"):
         read_labels([])
 

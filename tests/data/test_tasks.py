@@ -280,7 +280,7 @@ def test_tasks_that_aces_refuses(tmp_path):
         assert_clear(error, "task.yaml", *parts)
 
     refused({**aces(), "trigger": "nothing"}, "not a task that ACES reads", "nothing")
-    refused({"predicates": {}}, "not a task that ACES reads")
+    refused({"predicates": {}}, "trigger: 'None'; expected the name of the predicate")
     refused({**aces(), "extra": 1}, "not a task that ACES reads", "extra")
     for missing in ("label", "index_timestamp"):
         task = aces()
