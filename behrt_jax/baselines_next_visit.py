@@ -1,9 +1,8 @@
 """What counting and models without a sequence reach on next visits, fitted on train and tuned on tuning.
 
-Each baseline sees the patient's visits before the one to predict, however many; the model sees what fits a row.
+Each baseline sees all that was recorded before the visit to predict began; the model sees what of it fits a row.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -15,8 +14,8 @@ import scipy.special
 
 from behrt_jax import networks
 from behrt_jax.data.dataset import Patients
-from behrt_jax.data.history import Histories, add_past, describe_histories
-from behrt_jax.data.next_visits import NextVisits, visit_codes
+from behrt_jax.data.history import Histories, add_past, describe_histories, last_codes, past_codes
+from behrt_jax.data.next_visits import NextVisits
 from behrt_jax.data.sequences import VisitIndex
 from behrt_jax.networks import Recipe
 
@@ -24,6 +23,8 @@ MAX_EXAMPLES = 200_000
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 HALF_LIVES = (2.0, 6.0, 20.0, 60.0, math.inf)  # in visits
 AGE_BINS = np.arange(0, 100, 5)
+AHEAD_DAYS = (0.04, 0.25, 1, 2, 4, 7, 10, 14, 21, 28, 35, 60, 90, 120, 180, 270, 350, 365, 380, 540, 730, 1096, 1826)
+DAYS_PER_YEAR = 365.25
 BATCH_SIZE = 512
 PASSES, MIN_STEPS, CHECKS, PATIENCE = 6, 1000, 12, 2
 # By the tuning split of the bundled data: for the MLP a learning rate of 0.002 with dropout 0.5 did better than 0.001
@@ -93,8 +94,7 @@ def sample_examples(split: Split, count: int, seed: int = 0) -> Split:
     if len(examples) <= count:
         return split
     rows = np.sort(np.random.default_rng(seed).choice(len(examples), count, replace=False))
-    columns = {name: getattr(examples, name)[rows] for name in ("visits", "patients", "targets")}
-    return split._replace(examples=dataclasses.replace(examples, **columns))
+    return split._replace(examples=examples.take(rows))
 
 
 def choose(candidates: list[Predictor], tuning: Split) -> Predictor:
@@ -117,8 +117,9 @@ def frequency(examples: NextVisits) -> np.ndarray:
 
 
 def last_targets(split: Split, vocab_size: int) -> scipy.sparse.csr_array:
-    """Returns which target codes the last visit before each visit to predict holds, (N, T) sparse bool."""
-    return visit_codes(split.patients, split.index, vocab_size)[split.examples.visits - 1][:, split.examples.codes]
+    """Returns which target codes of the last visit were recorded before each visit to predict, (N, T) sparse bool."""
+    codes = last_codes(split.patients, split.index, split.examples, vocab_size)
+    return codes[:, split.examples.codes].astype(bool)
 
 
 def repeat_last(train: Split, vocab_size: int, strength: float) -> Predictor:
@@ -147,30 +148,36 @@ def own_frequency(share: np.ndarray, vocab_size: int, half_life: float, strength
     """Predicts the decayed share of past visits with each code, mixed with `strength` visits of train's frequencies."""
 
     def predictor(split: Split) -> np.ndarray:
-        codes = visit_codes(split.patients, split.index, vocab_size)[:, split.examples.codes].astype(np.float32)
-        every = scipy.sparse.csr_array(np.ones((codes.shape[0], 1), np.float32))
-        seen = add_past(scipy.sparse.hstack([codes, every]).tocsr(), split.index, split.examples, half_life)
-        found = seen.toarray()
-        visits = found[:, -1:] + np.float32(strength)
-        return (found[:, :-1] + (strength * share).astype(np.float32)) / visits
+        past = past_codes(split.patients, split.index, split.examples, vocab_size, half_life)
+        every = scipy.sparse.csr_array(np.ones((len(split.index.owners), 1), np.float32))
+        visits = add_past(every, split.index, split.examples, half_life).toarray() + np.float32(strength)
+        return (past[:, split.examples.codes].toarray() + (strength * share).astype(np.float32)) / visits
 
     return predictor
 
 
-def features_of(split: Split, vocab_size: int) -> scipy.sparse.csr_array:
-    """Returns the inputs of regression and MLP, one row a visit to predict, (N, 4 V + 23) sparse float32.
+def features_of(split: Split, vocab_size: int, time_known: bool = False) -> scipy.sparse.csr_array:
+    """Returns the inputs of regression and MLP, one row a visit to predict, (N, 4 V + 24) sparse float32.
 
-    Log counts of all codes over past visits, the same with visits fading by a half-life of `RECENT`, codes of the last
-    visit, static tokens, the age in bins of five years (the first for an unknown one), and the logs of the number of
-    past visits and of the days between the last two.
+    All is of what was recorded before the visit began: log counts of all codes over past visits, the same with visits
+    fading by a half-life of `RECENT`, codes of the last visit, static tokens, the age at the last recorded code in bins
+    of five years (the first for an unknown one), and the logs of the number of past visits, of the days between the
+    last two, and of those from the last one's start to the last recorded code.
+
+    With `time_known`, the age is that at the start of the visit to predict, and there are the days to it from the last
+    recorded code and from the last visit's start, as logs and in the bins of `AHEAD_DAYS`.
     """
     known: Histories = describe_histories(split.patients, split.index, split.examples, vocab_size)
-    codes = visit_codes(split.patients, split.index, vocab_size).astype(np.float32)
-    recent = add_past(codes, split.index, split.examples, RECENT)
-    bins = np.searchsorted(AGE_BINS, np.nan_to_num(known.ages, nan=-1.0), side="right")
-    ages = np.eye(len(AGE_BINS) + 1, dtype=np.float32)[bins]
-    numbers = np.log1p(np.stack([known.visits, known.days], axis=1)).astype(np.float32)
-    blocks = [known.counts.log1p(), recent.log1p(), known.last, known.statics, ages, numbers]
+    recent = past_codes(split.patients, split.index, split.examples, vocab_size, RECENT)
+    ages, numbers = known.ages, [known.visits, known.days, known.since_start]
+    ahead = (known.ahead, known.ahead + known.since_start) if time_known else ()
+    if time_known:
+        ages = ages + known.ahead / DAYS_PER_YEAR
+    bins = np.searchsorted(AGE_BINS, np.nan_to_num(ages, nan=-1.0), side="right")
+    blocks = [known.counts.log1p(), recent.log1p(), known.last, known.statics]
+    blocks += [np.eye(len(AGE_BINS) + 1, dtype=np.float32)[bins]]
+    blocks += [np.eye(len(AHEAD_DAYS) + 1, dtype=np.float32)[np.searchsorted(AHEAD_DAYS, days)] for days in ahead]
+    blocks += [np.log1p(np.stack([*numbers, *ahead], axis=1)).astype(np.float32)]
     return scipy.sparse.hstack([scipy.sparse.csr_array(block) for block in blocks]).tocsr()
 
 
@@ -180,17 +187,18 @@ def fit_networks(
     vocab_size: int,
     progress: Callable[[str], None],
     recipes: dict[str, Recipe] | None = None,
+    time_known: bool = False,
 ) -> dict[str, Predictor]:
     """Fits the logistic regression and the MLP on one stream of features, or what other `recipes` say."""
     progress("features")
-    table = Table(features_of(train, vocab_size), train.examples.targets)
+    table = Table(features_of(train, vocab_size, time_known), train.examples.targets)
     used = np.unique(table.features.indices)
     table = table._replace(features=table.features[:, used])
-    checks = Table(features_of(tuning, vocab_size)[:, used], tuning.examples.targets)
+    checks = Table(features_of(tuning, vocab_size, time_known)[:, used], tuning.examples.targets)
     fitted = descend(table, checks, recipes or RECIPES, progress)
 
     def predictor(params) -> Predictor:
-        return lambda split: probabilities(params, features_of(split, vocab_size)[:, used])
+        return lambda split: probabilities(params, features_of(split, vocab_size, time_known)[:, used])
 
     return {name: predictor(params) for name, params in fitted.items()}
 

@@ -45,7 +45,7 @@ class MaskedBatch(NamedTuple):
 
 def device_columns(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the columns that a model or an objective reads."""
-    host_only = ("patient_index", "window_index", "window_starts")
+    host_only = ("patient_index", "window_index", "window_starts", "times")
     return {name: values for name, values in batch.items() if name not in host_only}
 
 
@@ -93,31 +93,35 @@ def score(score_step, params, masked_batches: Iterable[MaskedBatch]) -> Outcomes
 
 
 def make_predict_step(model, codes: np.ndarray, causal: bool):
-    """Returns a jitted (params, columns, ends) -> probabilities (B, K, T) of target codes and days (B, K)."""
+    """Returns a jitted (params, columns, ends, gaps) -> probabilities (B, K, T) of target codes and days (B, K)."""
 
     @jax.jit
-    def predict_step(params, columns, ends):
-        logits, log_days = next_visit.score_next_visits(model, params, columns, ends, causal)
+    def predict_step(params, columns, ends, gaps):
+        logits, log_days = next_visit.score_next_visits(model, params, columns, ends, causal, gaps=gaps)
         return jax.nn.sigmoid(logits.astype(jnp.float32)[..., codes]), jnp.expm1(log_days)
 
     return predict_step
 
 
-def predict_next_visits(predict_step, params, batches: Iterable[tuple], size: tuple[int, int]):
-    """Predicts the visit after each of some visits.
+def predict_next_visits(
+    predict_step, params, batches: Iterable[tuple], size: tuple[int, int], time_known: bool = False
+):
+    """Predicts some visits.
 
     Args:
       predict_step: as `make_predict_step` gives it.
       params: the variables of the model.
-      batches: packed rows, (B, K) places of last tokens, and (B, K) which example follows each, -1 for none.
+      batches: as `next_visits.boundary_batches` yields them.
       size: (N, T), examples and target codes.
+      time_known: whether the model is given when each visit begins.
 
     Returns:
       (N, T) float32 probabilities and (N,) float32 days.
     """
     probabilities, days = np.zeros(size, np.float32), np.zeros(size[0], np.float32)
-    for batch, ends, examples in batches:
-        found, when = jax.device_get(predict_step(params, device_columns(batch), ends))
+    for batch, ends, examples, gaps in batches:
+        given = gaps if time_known else np.full_like(gaps, np.nan)
+        found, when = jax.device_get(predict_step(params, device_columns(batch), ends, given))
         used = examples >= 0
         probabilities[examples[used]], days[examples[used]] = found[used], when[used]
     return probabilities, days

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
-from behrt_jax.data.at_times import ages_at, minutes_since_birth
-from behrt_jax.data.dataset import Patients
+from behrt_jax.data.at_times import ages_at, times_since_birth
+from behrt_jax.data.dataset import MICROSECONDS, Patients
 from behrt_jax.data.history import static_tokens
 from behrt_jax.data.sequences import MINUTES_PER_DAY
 from behrt_jax.data.vocabulary import NUM_SPECIAL
@@ -52,7 +52,7 @@ def features(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> 
     """
     shape = (len(patients), len(tokens))
     owners, timed = patients.owners, patients.visits >= 0
-    now = minutes_since_birth(patients, np.arange(len(patients)), times)
+    now = times_since_birth(patients, np.arange(len(patients)), times) / MICROSECONDS
     ago = np.maximum(now[owners] - patients.minutes, 0) / MINUTES_PER_DAY
 
     def total(weights: np.ndarray) -> scipy.sparse.csr_array:

@@ -99,7 +99,8 @@ def build_model(config: ConfigDict) -> BEHRTForPretraining:
     """Builds the model of a recipe, whose `model.vocab_size` is set, with a head for each of its objectives."""
     objective = ObjectiveConfig(**config.objective)
     bins = len(objective.event_edges) + 1
-    return BEHRTForPretraining(BEHRTConfig(**config.model), tuple(objective.weights), bins)
+    time_known = objective.known_time_share > 0
+    return BEHRTForPretraining(BEHRTConfig(**config.model), tuple(objective.weights), bins, time_known)
 
 
 def build_outcome_model(config: ConfigDict) -> BEHRTForSequenceClassification:
@@ -136,7 +137,8 @@ def read_config(workdir: Path) -> ConfigDict:
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{file}: not the config of a workdir ({error}); expected one that pretrain wrote") from error
     if "objective" in config:
-        for key, default in (("event_first", False), ("event_times", "visits")):  # not among the keys of older runs
+        # Keys that older runs lack, and what these runs did.
+        for key, default in (("event_first", False), ("event_times", "visits"), ("known_time_share", 0.0)):
             config.objective[key] = config.objective.get(key, default)
     return config.lock()
 

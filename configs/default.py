@@ -116,7 +116,7 @@ def _model() -> config_dict.ConfigDict:
     config.time_bin_days = 0.0  # days a bin; 0: two bins a doubling
     config.visit_bias = True  # attention falls with the number of visits between; see docs/choices.md
     config.rotary = "ages"  # attention tells how long two tokens lie apart; or: positions, none
-    config.causal = False  # True: a visit sees only itself and the past
+    config.causal = False  # True: a token sees only what was recorded no later than itself
     config.encoder = "transformer"  # or: hierarchical (visit vectors, then a Transformer over visits), lstm
     config.pooling = "mean"  # from tokens to the patient, in heads for patients; or: cls, last, max, attention
     config.dropout = 0.0
@@ -137,6 +137,7 @@ def _objective() -> config_dict.ConfigDict:
     config.targets = ("CONDITION//*", "DIAGNOSIS//*", "PROCEDURE//*", "MEDICATION//*")
     config.min_patients = 5
     config.history = "every_visit"  # each predicts the next, causally; or: random_cut, both ways before a cut
+    config.known_time_share = 0.0  # of next visits in training whose start the head is given; 0: never
     config.days_weight = 0.1  # of the time to the next visit, beside its codes
     config.event_visits = 16  # visits a row after which events are predicted
     config.event_first = False  # each code's first event alone; what a patient had before teaches nothing then

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from behrt_jax import metrics, outcome_features
 from behrt_jax.attribution import is_explained, masked_places
 from behrt_jax.data import oracle, outcomes
-from behrt_jax.data.dataset import Patients, take
+from behrt_jax.data.dataset import TOKEN_FIELDS, Patients, take
 from behrt_jax.data.sequences import VisitIndex
 from behrt_jax.data.world import Histories, World
 from experiments.explained import Case
@@ -22,7 +22,6 @@ from experiments.simulate_outcomes import feature_names
 TOP = 5  # codes of a history that are to be found
 NOTHING = 1e-9  # an effect that is none, in nats
 CLIP = 1e-12
-TOKENS = ("codes", "visits", "moments", "minutes")
 
 
 def oracle_effects(case: Case, world: World, seen: Histories, index: VisitIndex, tokens: tuple[str, ...]) -> np.ndarray:
@@ -102,7 +101,7 @@ def hazard_effects(case: Case, rows: Patients, times: np.ndarray, file: Path, to
 
 def repeat(one: Patients, kept: np.ndarray) -> Patients:
     """Returns a history (K, tokens) times, each with the tokens that are kept."""
-    columns = {name: np.tile(getattr(one, name), len(kept))[kept.ravel()] for name in TOKENS}
+    columns = {name: np.tile(getattr(one, name), len(kept))[kept.ravel()] for name in TOKEN_FIELDS}
     subject = {name: np.repeat(getattr(one, name), len(kept)) for name in ("subject_ids", "has_birth", "origins")}
     return Patients(**subject, offsets=np.append(0, np.cumsum(kept.sum(axis=1))), **columns)
 

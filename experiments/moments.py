@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from behrt_jax.data import at_times, dataset, sequences
 
 LAST = "last"
-SINCE = np.datetime64("2000-01-01", "m")
+SINCE = np.datetime64("2000-01-01", "us")
 
 
 class Moment(NamedTuple):
@@ -57,8 +57,8 @@ def find_moment(
       The patients, and how many were left out for each reason.
     """
     if at is None:
-        ends = patients.minutes[np.maximum(patients.offsets[1:] - 1, 0)].astype(np.int64)
-        times = (SINCE + (patients.origins + ends + 1).astype("timedelta64[m]")).astype("datetime64[us]")
+        ends = patients.origins.astype(np.int64) * dataset.MICROSECONDS + patients.last_times
+        times = SINCE + (ends + 1).astype("timedelta64[us]")
     else:
         times = np.full(len(patients), at)
     known = pl.DataFrame({"subject_id": patients.subject_ids}).join(

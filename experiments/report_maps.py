@@ -7,6 +7,7 @@ import numpy as np
 
 from behrt_jax.data import dataset, disease_groups
 from behrt_jax.data.at_times import sexes
+from behrt_jax.data.dataset import MICROSECONDS
 from behrt_jax.data.sequences import MINUTES_PER_YEAR
 from experiments import report_quality
 from experiments.embeddings import embed
@@ -80,7 +81,7 @@ def patient_maps(source: Source, diseases: Path) -> Section:
 
 def colour_patients(source: Source, patients: dataset.Patients, diseases: Path) -> list[Colouring]:
     """Returns what patients are coloured by: age, sex, diseases, visits."""
-    last = patients.minutes[patients.offsets[1:] - 1] / MINUTES_PER_YEAR
+    last = patients.last_times / (MICROSECONDS * MINUTES_PER_YEAR)
     sex = sexes(patients, source.vocabulary.tokens)
     visits = [len(np.unique(each[each >= 0])) for each in np.split(patients.visits, patients.offsets[1:-1])]
     known = np.where(sex == "", np.nan, sex == "F")

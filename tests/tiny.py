@@ -54,6 +54,7 @@ def objective_config(**overrides) -> ObjectiveConfig:
         "targets": ("*",),
         "min_patients": 1,
         "history": "every_visit",
+        "known_time_share": 0.0,
         "days_weight": 0.1,
         "event_visits": 4,
         "event_first": False,

@@ -1,4 +1,4 @@
-"""Histories at prediction times: what of a patient was known then, as rows that are laid out like any patients."""
+"""Truncates histories at prediction times, so that no later event is visible."""
 
 import collections
 import dataclasses
@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 
 from behrt_jax.data import events
-from behrt_jax.data.dataset import Patients
+from behrt_jax.data.dataset import MICROSECONDS, TOKEN_FIELDS, Patients
 from behrt_jax.data.sequences import MINUTES_PER_DAY, MINUTES_PER_YEAR
 from behrt_jax.data.vocabulary import SEP
 
@@ -22,18 +22,17 @@ def histories_at(
     prediction_times: np.ndarray,
     include_at: bool = False,
 ) -> tuple[Patients, np.ndarray, collections.Counter]:
-    """Cuts histories off at prediction times.
+    """Truncates histories at prediction times.
 
-    Times are whole minutes, rounded down. A token is in the history if its minute lies before that of the prediction:
-    for a prediction at 12:00:45, an event at 12:00:30 is left out. It is a filter rather than a prefix, as visits may
-    overlap. Moments are numbered anew, so that nothing that came later has a trace in what is left: the order within a
-    moment is a hash of its number. Visits are ordered by their start, so that no visit left has lost one before.
+    A token is in the history if it was recorded before the prediction time, compared in microseconds. This is a filter
+    rather than a prefix, as visits may overlap. Visits are ordered by their start, so no remaining visit has lost one
+    before it.
 
     Args:
       patients: the split, by ascending subject id.
       subject_ids: (N,) int64, in any order, repeated for several predictions of a patient.
       prediction_times: (N,) datetime64.
-      include_at: whether what happened in the minute of the prediction is in the history too.
+      include_at: whether tokens recorded at the very prediction time are in the history too.
 
     Returns:
       The M histories as `Patients`, in the order given, with all static tokens; (M,) the predictions they belong to;
@@ -53,21 +52,17 @@ def histories_at(
             f"subject_id: {unknown:,} of {len(rows):,} predictions are of subjects that are not among the "
             f"{len(patients):,} patients of the split; leave them out first"
         )
-    until = minutes_since_birth(patients, rows, prediction_times) + include_at
-    parts = []
+    until = times_since_birth(patients, rows, prediction_times) + include_at
+    times, parts = patients.times, []
     for start in range(0, max(len(rows), 1), ROWS):
         chunk = slice(start, start + ROWS)
-        sizes, tokens = _tokens_before(patients, rows[chunk], until[chunk])
-        parts.append((sizes, tokens, _renumber(patients.moments[tokens], sizes)))
-    sizes, tokens, moments = (np.concatenate(part) for part in zip(*parts, strict=True))
+        parts.append(_tokens_before(patients, times, rows[chunk], until[chunk]))
+    sizes, tokens = (np.concatenate(part) for part in zip(*parts, strict=True))
     kept = np.flatnonzero(sizes)
     found = Patients(
         **{name: getattr(patients, name)[rows[kept]] for name in ("subject_ids", "has_birth", "origins")},
         offsets=np.append(0, np.cumsum(sizes[kept])),
-        codes=patients.codes[tokens],
-        visits=patients.visits[tokens],
-        moments=moments,
-        minutes=patients.minutes[tokens],
+        **{name: getattr(patients, name)[tokens] for name in TOKEN_FIELDS},
     )
     return found, kept, collections.Counter(without_history=len(rows) - len(kept))
 
@@ -82,12 +77,12 @@ def newest_visits(patients: Patients, most_tokens: int) -> Patients:
     oldest = np.append(patients.visits, 0)[np.maximum(ends - most_tokens, starts)]
     kept = (patients.visits < 0) | (patients.visits >= oldest[owners] - 1)
     sizes = np.bincount(owners[kept], minlength=len(patients))
-    columns = {name: getattr(patients, name)[kept] for name in ("codes", "visits", "moments", "minutes")}
+    columns = {name: getattr(patients, name)[kept] for name in TOKEN_FIELDS}
     return dataclasses.replace(patients, offsets=np.append(0, np.cumsum(sizes)), **columns)
 
 
-def minutes_since_birth(patients: Patients, rows: np.ndarray, prediction_times: np.ndarray) -> np.ndarray:
-    """Returns the minute of each prediction as `Patients.minutes` counts, (N,) int64, for the patients in `rows`.
+def times_since_birth(patients: Patients, rows: np.ndarray, prediction_times: np.ndarray) -> np.ndarray:
+    """Returns prediction times as `Patients.times` counts them, (N,) int64 microseconds, for the patients in `rows`.
 
     Raises:
       ValueError: a time is missing, or so late that it must be a placeholder.
@@ -96,15 +91,15 @@ def minutes_since_birth(patients: Patients, rows: np.ndarray, prediction_times: 
     missing = int(np.isnat(times).sum())
     if missing:
         raise ValueError(f"prediction_time: missing in {missing:,} of {len(times):,} rows; fill or remove them")
-    since_2000 = (times - np.datetime64(events.EPOCH, "us")) // np.timedelta64(1, "m")
-    minutes = since_2000 - patients.origins[rows]
-    late = int((minutes > events.LONGEST_HISTORY_DAYS * MINUTES_PER_DAY).sum())
+    since_2000 = (times - np.datetime64(events.EPOCH, "us")).astype(np.int64)
+    since_birth = since_2000 - patients.origins[rows].astype(np.int64) * MICROSECONDS
+    late = int((since_birth > events.LONGEST_HISTORY_DAYS * MINUTES_PER_DAY * MICROSECONDS).sum())
     if late:
         raise ValueError(
             f"prediction_time: more than 1,000 years after the subject's birth or first event in {late:,} of "
             f"{len(times):,} rows (a placeholder such as 9999-12-31?); correct or remove them"
         )
-    return minutes
+    return since_birth
 
 
 def mark_times(patients: Patients, prediction_times: np.ndarray, row_length: int, token: int = SEP) -> Patients:
@@ -120,24 +115,26 @@ def mark_times(patients: Patients, prediction_times: np.ndarray, row_length: int
       row_length: L.
       token: a special token, such as `[SEP]` or `[MASK]`.
     """
-    minutes = minutes_since_birth(patients, np.arange(len(patients)), prediction_times)
+    minutes, microseconds = np.divmod(
+        times_since_birth(patients, np.arange(len(patients)), prediction_times), MICROSECONDS
+    )
     owners, ends = patients.owners, patients.offsets[1:]
-    last_visits, last_moments = patients.visits[ends - 1], patients.moments[ends - 1]
+    last_visits = patients.visits[ends - 1]
     statics = np.bincount(owners[patients.visits < 0], minlength=len(patients))
     # What `index_visits` leaves for visits, less the mark, and a [SEP] for it and for the last visit.
     room = row_length - 1 - np.minimum(statics, row_length // 2 - 1) - 3
     fits = (ends[owners] - np.arange(len(owners)) <= room[owners]) | (patients.visits < last_visits[owners])
     sizes = np.bincount(owners[fits], minlength=len(patients))
     places = np.cumsum(sizes)
-    marks = {"codes": token, "visits": last_visits + 1, "moments": last_moments + 1, "minutes": minutes}
+    marks = {"codes": token, "visits": last_visits + 1, "minutes": minutes, "microseconds": microseconds}
     columns = {name: np.insert(getattr(patients, name)[fits], places, value) for name, value in marks.items()}
     return dataclasses.replace(patients, offsets=np.append(0, np.cumsum(sizes + 1)), **columns)
 
 
 def ages_at(patients: Patients, prediction_times: np.ndarray) -> np.ndarray:
     """Returns the age of each of M histories at its prediction time, (M,) years; NaN where birth is unknown."""
-    minutes = minutes_since_birth(patients, np.arange(len(patients)), prediction_times)
-    return np.where(patients.has_birth, minutes / MINUTES_PER_YEAR, np.nan)
+    times = times_since_birth(patients, np.arange(len(patients)), prediction_times)
+    return np.where(patients.has_birth, times / (MICROSECONDS * MINUTES_PER_YEAR), np.nan)
 
 
 def traits_at(patients: Patients, prediction_times: np.ndarray, tokens: tuple[str, ...]) -> np.ndarray:
@@ -177,21 +174,14 @@ def sexes(patients: Patients, tokens: tuple[str, ...]) -> np.ndarray:
     return found
 
 
-def _tokens_before(patients: Patients, rows: np.ndarray, until: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (n,) how many tokens of each row lie before its minute, and (T,) the tokens; none without a timed one."""
+def _tokens_before(
+    patients: Patients, times: np.ndarray, rows: np.ndarray, until: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (n,) how many tokens of each row lie before its time, and (T,) the tokens; none without a timed one."""
     starts, sizes = patients.offsets[rows], patients.offsets[rows + 1] - patients.offsets[rows]
     owners = np.repeat(np.arange(len(rows)), sizes)
     tokens = np.arange(len(owners)) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
     timed = patients.visits[tokens] >= 0
-    past = timed & (patients.minutes[tokens] < until[owners])
+    past = timed & (times[tokens] < until[owners])
     kept = past | (~timed & (np.bincount(owners[past], minlength=len(rows)) > 0)[owners])
     return np.bincount(owners[kept], minlength=len(rows)), tokens[kept]
-
-
-def _renumber(moments: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Numbers the moments of each row from 0 without holes; -1, of static tokens, stays."""
-    timed, starts = moments >= 0, np.cumsum(sizes) - sizes
-    begins = np.diff(moments, prepend=-2) != 0
-    begins[starts[sizes > 0]] = True
-    numbers = np.append(0, np.cumsum(begins & timed))
-    return np.where(timed, numbers[1:] - 1 - np.repeat(numbers[starts], sizes), -1).astype(moments.dtype)

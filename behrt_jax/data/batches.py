@@ -71,10 +71,11 @@ def batch_of(
     """Lays out one batch of an epoch.
 
     Returns:
-      The columns of `sequences.COLUMNS` as (B, L), `patient_ids` (B, L) int32 (0 = padding, 1.. = which patient in the
-      row), and of each window in the row, as (B, P) int32 with -1 where there is none: `patient_index`, the row of
-      `patients`, `window_index`, its place in `epoch.windows`, and `window_starts`, the index of its first visit. P is
-      the most windows that a row of this epoch holds. Rows past the epoch's last are empty.
+      The columns of `sequences.COLUMNS` as (B, L), `times` (B, L) int64 as `Patients.times` (-1 for `[CLS]` and static
+      tokens), and `patient_ids` (B, L) int32 (0 = padding, 1.. = which patient in the row). Of each window in the row,
+      as (B, P) int32 with -1 where there is none: `patient_index`, the row of `patients`, `window_index`, its place in
+      `epoch.windows`, and `window_starts`, the index of its first visit. P is the most windows that a row of this epoch
+      holds. Rows past the epoch's last are empty.
     """
     rows = epoch.order[number * batch_size : (number + 1) * batch_size]
     counts = epoch.plan.offsets[rows + 1] - epoch.plan.offsets[rows]

@@ -13,7 +13,9 @@ import tensorflow_datasets as tfds
 
 from behrt_jax.data.hashing import hash_integers
 
-TOKEN_COLUMNS = ("code", "visit", "moment", "minutes")
+TOKEN_COLUMNS = ("code", "visit", "minutes", "microseconds")
+TOKEN_FIELDS = ("codes", "visits", "minutes", "microseconds")  # of `Patients`, in the same order
+MICROSECONDS = 60_000_000  # a minute
 
 
 class PatientTokens(tfds.core.GeneratorBasedBuilder):
@@ -77,8 +79,9 @@ class Patients:
       has_birth: (N,) bool; without a known birth, minutes count from the first event and ages are unknown.
       origins: (N,) int32; where the minutes of each patient count from, in minutes since 2000-01-01T00:00.
       offsets: (N + 1,) int64; patient i has the tokens `offsets[i]:offsets[i + 1]`.
-      codes, visits, moments, minutes: (T,) int32; static tokens come first in a patient, with visit -1. Minutes count
-        from birth. Tokens that share a moment have no order.
+      codes, visits, minutes, microseconds: (T,) int32; static tokens come first in a patient, with visit -1. Whole
+        minutes since birth, and the microseconds beyond them (0 to 59,999,999). Tokens of one visit that share a time
+        have no order.
     """
 
     subject_ids: np.ndarray
@@ -87,8 +90,8 @@ class Patients:
     offsets: np.ndarray
     codes: np.ndarray
     visits: np.ndarray
-    moments: np.ndarray
     minutes: np.ndarray
+    microseconds: np.ndarray
 
     def __len__(self) -> int:
         return len(self.subject_ids)
@@ -97,6 +100,19 @@ class Patients:
     def owners(self) -> np.ndarray:
         """(T,) the patient of each token."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    @property
+    def times(self) -> np.ndarray:
+        """(T,) int64 microseconds since birth, in which tokens are compared; -1 for static tokens."""
+        times = self.minutes.astype(np.int64) * MICROSECONDS + self.microseconds
+        return np.where(self.visits < 0, -1, times)
+
+    @property
+    def last_times(self) -> np.ndarray:
+        """(N,) int64 when the latest token of each patient was recorded, which may not stand last; -1 if none was."""
+        latest = np.full(len(self), -1, np.int64)
+        np.maximum.at(latest, self.owners, self.times)
+        return latest
 
 
 def read(folder: Path, split: str) -> Patients:
@@ -126,9 +142,7 @@ def read(folder: Path, split: str) -> Patients:
         has_birth=np.array([example["has_birth"] for example in examples], bool),
         origins=np.array([example["origin"] for example in examples], np.int32),
         offsets=np.cumsum([0, *(len(example["tokens"]) for example in examples)]),
-        **{
-            name: np.ascontiguousarray(tokens[:, i]) for i, name in enumerate(("codes", "visits", "moments", "minutes"))
-        },
+        **{name: np.ascontiguousarray(tokens[:, place]) for place, name in enumerate(TOKEN_FIELDS)},
     )
 
 
@@ -145,6 +159,6 @@ def take(patients: Patients, chosen: np.ndarray) -> Patients:
     """Returns the patients, or histories, that are chosen, (N,) bool."""
     sizes = np.diff(patients.offsets)
     tokens = np.repeat(chosen, sizes)
-    columns = {name: getattr(patients, name)[tokens] for name in ("codes", "visits", "moments", "minutes")}
+    columns = {name: getattr(patients, name)[tokens] for name in TOKEN_FIELDS}
     subjects = {name: getattr(patients, name)[chosen] for name in ("subject_ids", "has_birth", "origins")}
     return Patients(**subjects, offsets=np.concatenate([[0], np.cumsum(sizes[chosen])]), **columns)

@@ -1,4 +1,4 @@
-"""Events ahead: when each target code comes next after a visit, or how long the patient was known without it."""
+"""Time-to-event targets: when each target code is next recorded after a visit, or how long it was not."""
 
 import dataclasses
 
@@ -19,11 +19,15 @@ SHORTEST = 1.0 / MINUTES_PER_DAY  # days; what comes at the same moment counts a
 class EventTimes:
     """The target codes of a split in an order in which the next one of a kind is found by bisection.
 
+    Recording times of all patients are ranked together, by patient and time.
+
     Attributes:
       codes: (T,) ids of the target codes.
-      keys: (E,) ascending, one an event: patient, code and visit as one number.
+      keys: (E,) ascending, one an event: its code and the rank of its time as one number.
       minutes: (E,) when each happened.
-      ends: (visits,) when the last token of each visit happened.
+      first_ranks: (patients + 1,) the rank of each patient's first time.
+      end_ranks: (visits,) the rank of the time of each visit's last token.
+      ends: (visits,) the minute of it.
       last: (patients,) when each patient was last known.
       owners: (visits,) the patient of each visit.
       ages: (visits,) years at the end of each visit; NaN where birth is unknown.
@@ -34,6 +38,8 @@ class EventTimes:
     codes: np.ndarray
     keys: np.ndarray
     minutes: np.ndarray
+    first_ranks: np.ndarray
+    end_ranks: np.ndarray
     ends: np.ndarray
     last: np.ndarray
     owners: np.ndarray
@@ -42,19 +48,20 @@ class EventTimes:
     first: bool
 
     def after(self, visits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (n, T) float32 days from the ends of visits to each code's next visit, and (n, T) bool, if it comes.
+        """Returns (n, T) float32 days from the ends of visits to each code's next record, and (n, T) bool, if it comes.
 
-        Where it does not, days go to the last that is known of the patient. Above 0; but 0 with `first` for a code that
-        the patient had by then, which can teach nothing more.
+        What was recorded by the end of a visit is known there, also where it belongs to another visit. Where a code
+        does not come, days go to the last that is known of the patient. Above 0; but 0 with `first` for a code that the
+        patient had by then, which can teach nothing more.
         """
         owners, every = self.owners[visits], np.arange(len(self.codes))[None, :]
-        place = np.searchsorted(self.keys, self._key(owners[:, None], every, visits[:, None] + 1))
-        happened = place < np.searchsorted(self.keys, self._key(owners[:, None], every, len(self.ends)))
+        place = np.searchsorted(self.keys, self._key(every, self.end_ranks[visits][:, None] + 1))
+        happened = place < np.searchsorted(self.keys, self._key(every, self.first_ranks[owners + 1][:, None]))
         until = np.broadcast_to(self.last[owners][:, None], happened.shape).copy()
         until[happened] = self.minutes[place[happened]]
         days = np.maximum((until - self.ends[visits][:, None]) / MINUTES_PER_DAY, SHORTEST)
         if self.first:
-            seen = place > np.searchsorted(self.keys, self._key(owners[:, None], every, 0))
+            seen = place > np.searchsorted(self.keys, self._key(every, self.first_ranks[owners][:, None]))
             days[seen], happened[seen] = 0.0, False
         return days.astype(np.float32), happened
 
@@ -64,8 +71,8 @@ class EventTimes:
         wanted = np.linspace(0, len(until) - 1, count) * (until[-1] / len(until))
         return np.unique(np.minimum(np.searchsorted(until, wanted, side="right"), len(until) - 1))
 
-    def _key(self, owners, codes, visits):
-        return (owners.astype(np.int64) * len(self.codes) + codes) * len(self.ends) + visits
+    def _key(self, codes, ranks):
+        return codes * (self.first_ranks[-1] + 1) + ranks
 
     def add(self, batch: dict[str, np.ndarray], num_visits: int, salt: int) -> dict[str, np.ndarray]:
         """Adds events ahead to packed rows.
@@ -107,10 +114,17 @@ def index_events(
       first: whether only the first event of each code counts.
       by_time: whether visits count for the years until the next, one at most, in training; or alike.
     """
-    owners, visit = index.owners, index.token_visits
+    owners = index.owners
     timed = np.flatnonzero(patients.visits >= 0)
-    ends = np.zeros(len(owners), np.int64)
-    np.maximum.at(ends, visit, patients.minutes[timed])
+    ends = patients.minutes[index.starts[1] - 1].astype(np.int64)
+    order = np.lexsort((patients.times[timed], patients.owners[timed]))
+    whose, when = patients.owners[timed][order], patients.times[timed][order]
+    changes = (np.diff(whose, prepend=-1) != 0) | (np.diff(when, prepend=-1) != 0)
+    ranks = np.empty(len(timed), np.int64)
+    ranks[order] = np.cumsum(changes) - 1
+    first_ranks = np.searchsorted(whose[changes], np.arange(len(patients) + 1))
+    places = np.cumsum(patients.visits >= 0) - 1  # of tokens among the timed ones
+    end_ranks = ranks[places[index.starts[1] - 1]]
     last = np.zeros(len(patients), np.int64)
     np.maximum.at(last, owners, ends)
     kept = is_target[patients.codes[timed]]
@@ -121,11 +135,10 @@ def index_events(
     if by_time:
         until = np.append(ends[1:], 0) * np.append(owners[1:] == owners[:-1], False)
         weights = np.clip((until - ends) / MINUTES_PER_YEAR, 0.0, 1.0)
-    times = EventTimes(
-        np.flatnonzero(is_target), np.zeros(0, np.int64), minutes, ends, last, owners, ages, weights, first
-    )
-    keys = times._key(owners[visit[kept]], number[patients.codes[timed][kept]], visit[kept])
-    order = np.lexsort((minutes, keys))
+    codes, keys = np.flatnonzero(is_target), np.zeros(0, np.int64)
+    times = EventTimes(codes, keys, minutes, first_ranks, end_ranks, ends, last, owners, ages, weights, first)
+    keys = times._key(number[patients.codes[timed][kept]], ranks[kept])
+    order = np.argsort(keys, kind="stable")
     return dataclasses.replace(times, keys=keys[order], minutes=minutes[order])
 
 

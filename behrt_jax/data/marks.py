@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from behrt_jax.data.dataset import Patients
+from behrt_jax.data.dataset import TOKEN_FIELDS, Patients
 from behrt_jax.data.hashing import hash_fraction, hash_integers
 from behrt_jax.data.sequences import MINUTES_PER_DAY, index_visits
 from behrt_jax.data.vocabulary import SEP
@@ -19,7 +19,7 @@ def mark_pauses(patients: Patients, seed: int, days: float = 365.25) -> Patients
       days: pauses of this length or longer hold a mark for sure, shorter ones with a chance in proportion.
 
     Returns:
-      The patients with their visits and moments numbered anew. A mark comes after all that happened before it, also
+      The patients with their visits numbered anew. A mark comes after all that happened before it, also
       where visits overlap, and before the next visit.
     """
     index = index_visits(patients, 1)
@@ -37,9 +37,9 @@ def mark_pauses(patients: Patients, seed: int, days: float = 365.25) -> Patients
     earlier = np.cumsum(marks)
     # Of its patient: tokens come one number later for each mark before them. Static tokens keep -1.
     earlier = np.where(patients.visits >= 0, earlier - np.append(0, earlier)[patients.offsets[patients.owners]], 0)
-    columns = {name: getattr(patients, name) + earlier for name in ("visits", "moments")}
-    given = {name: values[before] - 1 for name, values in columns.items()} | {"codes": SEP, "minutes": at}
-    columns |= {"codes": patients.codes, "minutes": patients.minutes}
+    visits = patients.visits + earlier
+    given = {"codes": SEP, "visits": visits[before] - 1, "minutes": at, "microseconds": 0}
+    columns = {"visits": visits} | {name: getattr(patients, name) for name in TOKEN_FIELDS if name != "visits"}
     columns = {name: np.insert(values, before, given[name]).astype(np.int32) for name, values in columns.items()}
     added = np.bincount(owners[pauses], minlength=len(patients))
     return dataclasses.replace(patients, offsets=patients.offsets + np.append(0, np.cumsum(added)), **columns)

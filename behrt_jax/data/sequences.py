@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from behrt_jax.data.dataset import Patients
+from behrt_jax.data.dataset import MICROSECONDS, Patients
 from behrt_jax.data.hashing import hash_fraction, hash_integers
 from behrt_jax.data.vocabulary import CLS, NUM_SPECIAL, SEP
 
@@ -18,6 +18,7 @@ COLUMNS = {
     "visit_ids": np.int32,
     "positions": np.int32,
     "time_deltas": np.float32,
+    "time_ranks": np.int32,
     "maskable": np.bool_,
 }
 
@@ -190,12 +191,17 @@ def window_report(index: VisitIndex, windows: Windows) -> dict[str, int]:
     }
 
 
+def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Concatenates `arange(start, start + size)` over all pairs."""
+    return np.arange(sizes.sum()) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+
+
 def build_columns(patients: Patients, index: VisitIndex, windows: Windows, members: np.ndarray, salt: int):
     """Lays out the sequences of some windows, one after the other.
 
     A sequence is `[CLS]`, the static tokens, then each visit's codes and, with `index.separators`, `[SEP]`. Codes of
-    one moment are ordered by a hash of (salt, subject, moment, code), since any fixed order would give masked codes
-    away.
+    one visit that share a time are ordered by a hash of (salt, subject, time, code), since any fixed order would give
+    masked codes away.
 
     Args:
       patients: the split.
@@ -205,24 +211,26 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
       salt: `EVALUATION_SALT` or a function of (seed, epoch).
 
     Returns:
-      The columns of `COLUMNS`, each `(windows.lengths[members].sum(),)`: ages in years (NaN where birth is unknown),
-      dates in years since 1 January 2000 (below 0 before), visit_ids from 0 in the window, positions from 0 in the
-      sequence, time_deltas in days since the start of the previous visit, maskable True for codes of visits that the
-      vocabulary knows. `[CLS]` and static tokens have the age and date of the window's first visit, `[SEP]` those of
-      its visit's last code.
+      The columns of `COLUMNS`, and `times`, int64 as `Patients.times` (-1 for `[CLS]` and static tokens), each
+      `(windows.lengths[members].sum(),)`: ages in years (NaN where birth is unknown), dates in years since 1 January
+      2000 (below 0 before), visit_ids from 0 in the window, positions from 0 in the sequence in the order in which its
+      tokens were recorded (not in that of visits, where these overlap, so that no position depends on what was recorded
+      later), time_deltas in days since the start of the previous visit, time_ranks the rank of the recording time among
+      those of the window (from 1, tokens of one time share it; 0 for `[CLS]` and static tokens), maskable True for
+      codes of visits that the vocabulary knows. `[CLS]` and static tokens have the age and date of the window's first
+      visit, `[SEP]` those and the time of its visit's last code.
     """
     owners = windows.patients[members]
     lengths = windows.lengths[members]
     offsets = np.cumsum(lengths) - lengths
     owner = np.repeat(np.arange(len(members)), lengths)
     columns = {name: np.zeros(lengths.sum(), kind) for name, kind in COLUMNS.items()}
-    columns["positions"][:] = np.arange(len(owner)) - offsets[owner]
     columns["codes"][offsets] = CLS
 
     # Everything below is about visits (one entry a visit in a window), then about their tokens.
     visits_of = windows.stop[members] - windows.start[members]
     visit_owner = np.repeat(np.arange(len(members)), visits_of)
-    visit_ids = _ranges(np.zeros_like(visits_of), visits_of)
+    visit_ids = ranges(np.zeros_like(visits_of), visits_of)
     visit = windows.start[members][visit_owner] + visit_ids
     begin, end = index.starts[0][visit], index.starts[1][visit]
     begin = begin + np.where(visit_ids == 0, windows.skipped[members][visit_owner], 0)
@@ -231,36 +239,37 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
     previous = index.starts[0][np.where(is_first, visit, visit - 1)]
     gaps = (patients.minutes[index.starts[0][visit]] - patients.minutes[previous]) / MINUTES_PER_DAY
 
-    source = _shuffled(patients, _ranges(begin, sizes), np.repeat(owners[visit_owner], sizes), salt)
+    source = _shuffled(patients, ranges(begin, sizes), np.repeat(visit_owner, sizes), owners, salt)
     costs = sizes + index.separators
     visit_offset = np.cumsum(costs) - costs
     visit_offset += (offsets + 1 + index.static_counts[owners] - _exclusive_sums(costs, visits_of))[visit_owner]
-    target = _ranges(visit_offset, sizes)
+    target = ranges(visit_offset, sizes)
 
     columns["codes"][target] = patients.codes[source]
     columns["maskable"][target] = patients.codes[source] >= NUM_SPECIAL
     columns["visit_ids"][target] = np.repeat(visit_ids, sizes)
     columns["time_deltas"][target] = np.repeat(gaps, sizes)
+    # Tokens that are not set below: [CLS] and static ones, and for their rank a time before all others.
     minutes = np.repeat(patients.minutes[index.starts[0][windows.start[members]]], lengths)
     minutes[target] = patients.minutes[source]
+    times = np.full(len(owner), -1, np.int64)
+    times[target] = _times(patients, source)
     if index.separators:
         closing = visit_offset + sizes
         columns["codes"][closing] = SEP
         columns["visit_ids"][closing] = visit_ids
         columns["time_deltas"][closing] = gaps
         minutes[closing] = patients.minutes[end - 1]
+        times[closing] = _times(patients, end - 1)
+    columns["positions"], columns["time_ranks"] = _rank(owner, offsets, times)
+    columns["times"] = times
     columns["ages"][:] = np.where(patients.has_birth[owners][owner], minutes / MINUTES_PER_YEAR, np.nan)
     # The sum of two int32 may not fit one.
     columns["dates"][:] = (patients.origins[owners].astype(np.int64)[owner] + minutes) / MINUTES_PER_YEAR
 
     statics = index.static_counts[owners]
-    columns["codes"][_ranges(offsets + 1, statics)] = patients.codes[_ranges(patients.offsets[:-1][owners], statics)]
+    columns["codes"][ranges(offsets + 1, statics)] = patients.codes[ranges(patients.offsets[:-1][owners], statics)]
     return columns
-
-
-def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Concatenates `arange(start, start + size)` over all pairs."""
-    return np.arange(sizes.sum()) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
 
 
 def _exclusive_sums(values: np.ndarray, group_sizes: np.ndarray) -> np.ndarray:
@@ -269,10 +278,27 @@ def _exclusive_sums(values: np.ndarray, group_sizes: np.ndarray) -> np.ndarray:
     return running[np.cumsum(group_sizes) - group_sizes]
 
 
-def _shuffled(patients: Patients, source: np.ndarray, owner: np.ndarray, salt: int) -> np.ndarray:
-    """Orders the tokens of each moment by hash; `source` lists tokens visit by visit."""
-    moments = patients.moments[source]
-    keys = hash_integers(salt, patients.subject_ids[owner], moments, patients.codes[source])
-    starts = np.diff(moments, prepend=-2) != 0
-    starts |= np.diff(owner, prepend=-1) != 0
+def _shuffled(patients: Patients, source: np.ndarray, member: np.ndarray, owners: np.ndarray, salt: int) -> np.ndarray:
+    """Orders the tokens of each visit that share a time by hash; `source` lists tokens window by window."""
+    times = _times(patients, source)
+    keys = hash_integers(salt, patients.subject_ids[owners[member]], times, patients.codes[source])
+    starts = np.diff(times, prepend=-2) != 0
+    starts |= (np.diff(member, prepend=-1) != 0) | (np.diff(patients.visits[source], prepend=-1) != 0)
     return source[np.lexsort((keys, np.cumsum(starts)))]
+
+
+def _times(patients: Patients, tokens: np.ndarray) -> np.ndarray:
+    """Returns when some tokens, none of them static, were recorded: as `Patients.times`."""
+    return patients.minutes[tokens].astype(np.int64) * MICROSECONDS + patients.microseconds[tokens]
+
+
+def _rank(owner: np.ndarray, offsets: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the place of each token in its sequence by time, ties in their order, and the rank of its time from 0."""
+    order = np.lexsort((times, owner))
+    places = np.empty(len(owner), np.int32)
+    places[order] = np.arange(len(owner)) - offsets[owner[order]]
+    later = (np.diff(times[order], prepend=-1) != 0) & (np.diff(owner[order], prepend=-1) == 0)
+    running = np.cumsum(later)
+    ranks = np.empty(len(owner), np.int32)
+    ranks[order] = running - running[offsets][owner[order]]
+    return places, ranks

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from behrt_jax.data import events, visits, vocabulary
+from behrt_jax.data import dataset, events, visits, vocabulary
 from behrt_jax.data.config import DataConfig
 
 
@@ -43,9 +43,10 @@ def tokenize(
       parents: tokens that are read as others, as `back_off.find_parents` gives them.
 
     Returns:
-      `subject_id, token, backed_off:Boolean (by parents), visit:Int32, moment:Int32 (-1 for static rows), minutes:Int32
-      (since birth, or since the first event where no birth is known), has_birth:Boolean, origin:Int32 (where minutes
-      count from, in minutes since 2000)`, by subject, static rows first, then by visit and time.
+      `subject_id, token, backed_off:Boolean (by parents), visit:Int32 (-1 for static rows), minutes:Int32 (since birth,
+      or since the first event where no birth is known), microseconds:Int32 (beyond the minute), has_birth:Boolean,
+      origin:Int32 (where minutes count from, in minutes since 2000)`, by subject, static rows first, then by visit and
+      time.
     """
     found = read_events(shard, config).join(members, on="subject_id", how="semi", maintain_order="left")
     birth = events.birth_times(pl.col("time"))
@@ -61,12 +62,13 @@ def tokenize(
     timed = visits.assign_visits(found, config.visits, config.visit_gap_hours)
     kept_timed, kept_static = select_codes(timed, config), select_codes(static, config)
     tokens = vocabulary.add_tokens(visits.number_visits(kept_timed), value_edges)
-    static_tokens = kept_static.with_columns(
-        visit=pl.lit(-1, pl.Int32), moment=pl.lit(-1, pl.Int32), token=pl.col("code")
-    )
-    minutes = (pl.col("time") - pl.col("began")).dt.total_minutes().fill_null(0).cast(pl.Int32).alias("minutes")
+    static_tokens = kept_static.with_columns(visit=pl.lit(-1, pl.Int32), token=pl.col("code"))
+    since = pl.col("time") - pl.col("began")
+    minutes = since.dt.total_minutes().fill_null(0).cast(pl.Int32).alias("minutes")
+    beyond = since.dt.total_microseconds() % dataset.MICROSECONDS
+    microseconds = beyond.fill_null(0).cast(pl.Int32).alias("microseconds")
     origin = (pl.col("began") - events.EPOCH).dt.total_minutes().cast(pl.Int32).alias("origin")
-    columns = ("subject_id", "token", "visit", "moment", minutes, "has_birth", origin)
+    columns = ("subject_id", "token", "visit", minutes, microseconds, "has_birth", origin)
     merged = pl.concat([static_tokens.select(columns), tokens.select(columns)]).sort("subject_id", maintain_order=True)
     parents, read = parents or {}, merged.height
     token = pl.col("token")
@@ -86,7 +88,7 @@ def tokenize(
 
 def split_patients(tokens: pl.DataFrame) -> Iterator[dict]:
     """Yields each patient of `tokenize`'s result with `code_id` added, as `dataset.PatientTokens` holds it."""
-    matrix = tokens.select("code_id", "visit", "moment", "minutes").to_numpy().astype(np.int32)
+    matrix = tokens.select("code_id", *dataset.TOKEN_COLUMNS[1:]).to_numpy().astype(np.int32)
     subjects, starts = np.unique(tokens["subject_id"].to_numpy(), return_index=True)
     has_birth, origin = tokens["has_birth"].to_numpy(), tokens["origin"].to_numpy()
     for subject, start, stop in zip(subjects, starts, np.append(starts, len(matrix))[1:], strict=True):

@@ -1,4 +1,4 @@
-"""Visits: which events belong together, in which order, and which of them share a moment."""
+"""Visits: which events belong together, and in which order."""
 
 import polars as pl
 
@@ -82,19 +82,12 @@ def assign_visits(events: pl.DataFrame, visits: str, gap_hours: float) -> pl.Dat
 
 
 def number_visits(events: pl.DataFrame) -> pl.DataFrame:
-    """Numbers visits and moments from 0 in each subject, without holes.
+    """Numbers the visits of each subject from 0, without holes, as `visit:Int32`.
 
-    A moment is what shares subject, visit and time: its codes have no order among themselves. Visits are ordered by the
-    first of the events that are left, so that the time from one to the next is never negative.
-
-    Returns:
-      The events with `visit:Int32` renumbered and `moment:Int32` added.
+    Visits are ordered by the first of the events that are left, so that the time from one to the next is never
+    negative.
     """
     start = pl.col("time").min().over("subject_id", "visit")
     events = events.sort("subject_id", start, "visit", "time", maintain_order=True)
-    runs = {
-        "visit": pl.struct("subject_id", "visit").rle_id().cast(pl.Int32),
-        "moment": pl.struct("subject_id", "visit", "time").rle_id().cast(pl.Int32),
-    }
-    events = events.with_columns(**runs)
-    return events.with_columns(*[pl.col(name) - pl.col(name).first().over("subject_id") for name in runs])
+    events = events.with_columns(visit=pl.struct("subject_id", "visit").rle_id().cast(pl.Int32))
+    return events.with_columns(visit=pl.col("visit") - pl.col("visit").first().over("subject_id"))

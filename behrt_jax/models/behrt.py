@@ -45,6 +45,7 @@ class BEHRT(nn.Module):
         positions=None,
         time_deltas=None,
         dates=None,
+        time_ranks=None,
         deterministic: bool = True,
         causal: bool | None = None,
     ) -> jax.Array:
@@ -59,8 +60,11 @@ class BEHRT(nn.Module):
           positions: (B, L) int positions in the patient's sequence; the place in the row if not given.
           time_deltas: (B, L) float days since the previous visit; read where `config.time_bins` is not 0.
           dates: (B, L) float years since 1 January 2000; read where `config.date_encoding` is not `none`.
+          time_ranks: (B, L) int rank of each token's recording time within its patient, equal for tokens of one time;
+            by it a causal model tells what came later. Without, a causal model goes by `visit_ids`.
           deterministic: False draws dropout from the stream `dropout`.
-          causal: whether a visit sees only itself and the past; `config.causal` if not given. An LSTM always does.
+          causal: whether a token sees only what was recorded no later than itself; `config.causal` if not given. An
+            LSTM always does.
 
         Returns:
           (B, L, D) hidden states; those of padding mean nothing.
@@ -69,14 +73,15 @@ class BEHRT(nn.Module):
           ValueError: see `inputs.check_inputs`; or a column that the config needs is not given.
         """
         columns = {"ages": ages, "visit_ids": visit_ids, "attention_mask": attention_mask}
-        check_inputs(self.config, codes, positions, **columns, time_deltas=time_deltas, dates=dates)
+        columns |= {"time_deltas": time_deltas, "dates": dates, "time_ranks": time_ranks}
+        check_inputs(self.config, codes, positions, **columns)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(codes.shape[1]), codes.shape)
         x = self.embedding(codes, ages, visit_ids, positions, time_deltas, dates, deterministic)
         # Attention reads differences of years alone, which dates give as well where birth is unknown.
         years = ages if dates is None else jnp.where(jnp.isnan(ages), dates, ages)
         causal = self.config.causal if causal is None else causal
-        return self.encoder(x, attention_mask, visit_ids, positions, years, deterministic, causal)
+        return self.encoder(x, attention_mask, visit_ids, positions, years, deterministic, causal, time_ranks)
 
     def get_patient_embedding(
         self,
@@ -98,7 +103,7 @@ class BEHRT(nn.Module):
           attention_mask: (B, L).
           pooling: `cls` (the first token), `last`, `mean`, `max`, or `attention`, whose weights are learned in a head.
           num_patients: P, the most patients that a packed row holds; None for one patient a row.
-          **columns: `positions`, `time_deltas`, `dates`, `deterministic`.
+          **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `deterministic`.
 
         Returns:
           (B, D), or (B, P, D) with `num_patients`; zeros for a patient without tokens.
@@ -160,7 +165,7 @@ def encode(model, params, codes, ages, visit_ids, attention_mask, *, capture_att
       visit_ids: (B, L).
       attention_mask: (B, L).
       capture_attention: whether to return the weights too.
-      **columns: `positions`, `time_deltas`, `dates`.
+      **columns: `positions`, `time_deltas`, `dates`, `time_ranks`.
 
     Returns:
       (B, L, D) hidden states; with `capture_attention`, also (num_layers, B, H, L, L) float32 weights, from the query

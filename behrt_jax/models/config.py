@@ -37,7 +37,7 @@ class BEHRTConfig:
       rotary: what attention tells the distance of by rotating queries and keys: `none`, `positions` or `ages`, in whose
         place dates serve where birth is unknown.
       visit_bias: whether attention falls with the number of visits between two tokens, by a slope for each head.
-      causal: whether a visit sees only itself and the past.
+      causal: whether a token sees only what was recorded no later than itself.
       encoder: `transformer` over codes, `hierarchical` (codes to visit vectors, a Transformer over visits), or `lstm`.
       pooling: from tokens to the patient, in the heads for patients: `cls`, `last`, `mean`, `max` or `attention`.
       dropout: share of activations dropped after the embeddings and in each residual branch.

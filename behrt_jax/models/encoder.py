@@ -14,7 +14,11 @@ ROTARY_STEPS_PER_YEAR = 12.0  # with rotary ages, a month turns as far as a posi
 
 
 def attention_bias(
-    patient_ids: jax.Array, visit_ids: jax.Array, slopes: tuple[float, ...], causal: bool = False
+    patient_ids: jax.Array,
+    visit_ids: jax.Array,
+    slopes: tuple[float, ...],
+    causal: bool = False,
+    time_ranks: jax.Array | None = None,
 ) -> jax.Array:
     """Returns what is added to attention scores: who may see whom, and how much nearer visits count.
 
@@ -22,7 +26,8 @@ def attention_bias(
       patient_ids: (B, L) ints; 0 is padding, equal numbers are one patient.
       visit_ids: (B, L) int visit numbers.
       slopes: of each head, how much a score falls with each visit between query and key; all 0 for one bias.
-      causal: whether a visit sees only itself and those before it.
+      causal: whether a token sees only what was recorded no later than itself.
+      time_ranks: (B, L) ints, the order of recording times within a patient; that of visits if not given.
 
     Returns:
       (B, H, L, L) float32, or (B, 1, L, L) where all slopes are 0: minus slope times visit distance within a patient
@@ -31,7 +36,8 @@ def attention_bias(
     same = patient_ids[:, :, None] == patient_ids[:, None, :]
     allowed = same & (patient_ids[:, None, :] != 0)
     if causal:
-        allowed &= visit_ids[:, None, :] <= visit_ids[:, :, None]
+        order = visit_ids if time_ranks is None else time_ranks
+        allowed &= order[:, None, :] <= order[:, :, None]
     allowed = allowed[:, None]
     if not any(slopes):
         return jnp.where(allowed, 0.0, NEGATIVE)
@@ -135,12 +141,20 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x, patient_ids, visit_ids, positions, years, deterministic: bool = True, causal: bool = False
+        self,
+        x,
+        patient_ids,
+        visit_ids,
+        positions,
+        years,
+        deterministic: bool = True,
+        causal: bool = False,
+        time_ranks=None,
     ) -> jax.Array:
         """Maps (B, L, D) to (B, L, D) with attention within equal, non-zero `patient_ids` (B, L)."""
         config, heads = self.config, self.config.num_heads
         slopes = visit_slopes(heads) if config.visit_bias else (0.0,) * heads
-        bias = attention_bias(patient_ids, visit_ids, slopes, causal)
+        bias = attention_bias(patient_ids, visit_ids, slopes, causal, time_ranks)
         rotary = None
         if config.rotary != "none":
             years = jnp.clip(jnp.nan_to_num(years), -1e4, 1e4)  # a NaN here would reach all patients of the row
@@ -155,7 +169,8 @@ class HierarchicalEncoder(nn.Module):
     """Codes to visit vectors, a Transformer over visits, and each token's own vector on top of its visit's state.
 
     A visit's vector is the mean of its tokens, as in the visit-level models of Choi et al. (2016) and Li et al. (2022).
-    The tokens of a visit must lie side by side.
+    The tokens of a visit must lie side by side. In a causal model the codes of a visit that were recorded at one time
+    have a vector of their own, so that no vector holds what was recorded later.
 
     Attributes:
       config: sizes and choices.
@@ -165,11 +180,19 @@ class HierarchicalEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x, patient_ids, visit_ids, positions, years, deterministic: bool = True, causal: bool = False
+        self,
+        x,
+        patient_ids,
+        visit_ids,
+        positions,
+        years,
+        deterministic: bool = True,
+        causal: bool = False,
+        time_ranks=None,
     ) -> jax.Array:
         """Maps (B, L, D) to (B, L, D); visits attend to those of equal, non-zero `patient_ids` (B, L)."""
         del positions  # a visit's position is its number
-        starts, slots = visit_slots(patient_ids, visit_ids)
+        starts, slots = visit_slots(patient_ids, visit_ids, time_ranks if causal else None)
         everywhere = jnp.arange(patient_ids.shape[1])[None, None, :]
         members = (slots[:, :, None] == everywhere) & (patient_ids != 0)[:, :, None]  # (B, L, visits)
         weights = members / jnp.maximum(members.sum(axis=1, keepdims=True), 1)
@@ -177,17 +200,21 @@ class HierarchicalEncoder(nn.Module):
         # A visit stands where its first token does, with that token's patient, number and age; all else is padding.
         owners = jnp.where(starts, patient_ids, 0)
         encode = Encoder(self.config, name="visits")
-        states = encode(visits, owners, visit_ids, visit_ids, years, deterministic, causal)
+        states = encode(visits, owners, visit_ids, visit_ids, years, deterministic, causal, time_ranks)
         context = jnp.take_along_axis(states, slots[:, :, None], axis=1)
         return nn.LayerNorm(name="norm")(x + context)
 
 
-def visit_slots(patient_ids: jax.Array, visit_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+def visit_slots(
+    patient_ids: jax.Array, visit_ids: jax.Array, time_ranks: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Returns which tokens begin a visit, (B, L) bool, and the place of the first token of each token's visit, (B, L).
 
-    Padding begins no visit; its place means nothing.
+    Padding begins no visit; its place means nothing. With `time_ranks` a visit begins anew at each recording time.
     """
     changes = (jnp.diff(patient_ids, axis=1) != 0) | (jnp.diff(visit_ids, axis=1) != 0)
+    if time_ranks is not None:
+        changes |= jnp.diff(time_ranks, axis=1) != 0
     starts = jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True) & (patient_ids != 0)
     places = jnp.where(starts, jnp.arange(starts.shape[1])[None, :], 0)
     return starts, jax.lax.cummax(places, axis=1)

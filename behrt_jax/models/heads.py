@@ -11,6 +11,7 @@ from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.dropout import Dropout
 
 AGE_KNOTS = tuple(range(0, 101, 10))  # years
+GAP_DAYS = (0, 0.04, 0.25, 1, 2, 4, 7, 10, 14, 21, 28, 35, 60, 90, 120, 180, 270, 350, 365, 380, 540, 730, 1096, 1826)
 LOG_RATE = math.log(1 / 36_525.0)  # once in a hundred years, until training sets the rates of its data
 
 
@@ -49,6 +50,29 @@ class ClassificationHead(nn.Module):
         if traits is not None:
             pooled = jnp.concatenate([pooled, traits.astype(pooled.dtype)], axis=-1)
         return nn.Dense(self.num_labels, name="output")(pooled)
+
+
+class GapLayer(nn.Module):
+    """Adds to a state how many days after it the visit to predict begins, by a hidden layer on both.
+
+    Attributes:
+      config: sizes and choices.
+    """
+
+    config: BEHRTConfig
+
+    @nn.compact
+    def __call__(self, states: jax.Array, gaps: jax.Array) -> jax.Array:
+        """Maps (..., D) states and (...) days to (..., D); states stay as they are where days are NaN."""
+        is_known, width = ~jnp.isnan(gaps)[..., None], self.config.hidden_dim
+        low, high = (
+            jax.lax.broadcast_to_rank(jnp.asarray(days, jnp.float32), gaps.ndim + 1)
+            for days in (GAP_DAYS[:-1], GAP_DAYS[1:])
+        )
+        ramps = jnp.clip((jnp.nan_to_num(gaps)[..., None] - low) / (high - low), 0.0, 1.0)
+        inputs = jnp.concatenate([nn.LayerNorm(name="norm")(states), ramps.astype(states.dtype)], axis=-1)
+        hidden = nn.gelu(nn.Dense(2 * width, name="input")(inputs))
+        return states + jnp.where(is_known, nn.Dense(width, name="output")(hidden), 0.0)
 
 
 class DaysHead(nn.Module):

@@ -65,4 +65,5 @@ def count_patients(attention_mask, num_patients: int | None) -> int:
 def model_arguments(batch: dict) -> tuple[tuple, dict]:
     """Returns the positional and the keyword arguments that a batch of packed rows holds for a model."""
     columns = tuple(batch[name] for name in ("codes", "ages", "visit_ids", "patient_ids"))
-    return columns, {name: batch[name] for name in ("positions", "time_deltas", "dates")}
+    named = ("positions", "time_deltas", "dates", "time_ranks")
+    return columns, {name: batch[name] for name in named if name in batch}

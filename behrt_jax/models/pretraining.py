@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from behrt_jax.models.behrt import BEHRT, BEHRTWithHead
-from behrt_jax.models.heads import CodeHead, DaysHead, EventHead
+from behrt_jax.models.heads import CodeHead, DaysHead, EventHead, GapLayer
 
 
 class BEHRTForMLM(BEHRTWithHead):
@@ -24,7 +24,7 @@ class BEHRTForMLM(BEHRTWithHead):
           visit_ids: (B, L).
           attention_mask: (B, L).
           masked_positions: (B, K) int places in the row at which to score; all if not given.
-          **columns: `positions`, `time_deltas`, `dates`, `deterministic`.
+          **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `deterministic`.
 
         Returns:
           (B, K, V) logits, or (B, L, V) without `masked_positions`.
@@ -53,10 +53,10 @@ class BEHRTForNextVisitPrediction(BEHRTWithHead):
           ages: (B, L).
           visit_ids: (B, L).
           attention_mask: (B, L).
-          visit_ends: (B, K) int places in the row, the last token of each visit after which to score; each visit then
-            sees only itself and the past, whatever `config.causal` says.
+          visit_ends: (B, K) int places in the row, the tokens after which to score; each token then sees only what was
+            recorded no later than itself, whatever `config.causal` says.
           num_patients: P, as `BEHRT.get_patient_embedding` takes it; not read with `visit_ends`.
-          **columns: `positions`, `time_deltas`, `dates`, `deterministic`.
+          **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `deterministic`.
 
         Returns:
           Logits, one for each code: (B, K, V) with `visit_ends`, else (B, V), or (B, P, V) with `num_patients`.
@@ -77,10 +77,12 @@ class BEHRTForPretraining(BEHRTWithHead):
     Attributes:
       objectives: of `mlm`, `next_visit` and `time_to_event`.
       event_bins: time bins of the rates of `time_to_event`.
+      time_known: whether `next_visit` can be given when the visit to predict begins.
     """
 
     objectives: tuple[str, ...] = ("mlm",)
     event_bins: int = 1
+    time_known: bool = False
 
     def setup(self):
         """Declares the encoder and the heads."""
@@ -90,6 +92,8 @@ class BEHRTForPretraining(BEHRTWithHead):
         if "next_visit" in self.objectives:
             self.next_visit = CodeHead(self.config)
             self.next_days = DaysHead()
+            if self.time_known:
+                self.next_gap = GapLayer(self.config)
         if "time_to_event" in self.objectives:
             self.time_to_event = EventHead(self.config, self.event_bins)
 
@@ -104,7 +108,9 @@ class BEHRTForPretraining(BEHRTWithHead):
         hidden = hidden if masked_positions is None else take_places(hidden, masked_positions)
         return self.mlm(hidden, self.behrt.embedding.attend)
 
-    def predict_next_visits(self, codes, ages, visit_ids, attention_mask, *, visit_ends, causal=True, **columns):
+    def predict_next_visits(
+        self, codes, ages, visit_ids, attention_mask, *, visit_ends, causal=True, gaps=None, **columns
+    ):
         """Scores which codes the next visit holds and when it comes: `apply(..., method="predict_next_visits")`.
 
         Args:
@@ -112,9 +118,12 @@ class BEHRTForPretraining(BEHRTWithHead):
           ages: (B, L).
           visit_ids: (B, L).
           attention_mask: (B, L).
-          visit_ends: (B, K) int places, the last token of each visit after which to predict.
-          causal: whether each visit sees only itself and the past. Without, rows must end before the visit to predict.
-          **columns: `positions`, `time_deltas`, `dates`, `deterministic`.
+          visit_ends: (B, K) int places, the last token recorded before each visit to predict.
+          causal: whether a token sees only what was recorded no later than itself. Without, rows must end before the
+            visit to predict.
+          gaps: (B, K) float days from that token to the start of the visit to predict, NaN where the model is not to
+            know it; read by models with `time_known`. The days are always predicted without it.
+          **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `deterministic`.
 
         Returns:
           (B, K, V) logits, one for each code, and (B, K) expected log(1 + days).
@@ -124,7 +133,10 @@ class BEHRTForPretraining(BEHRTWithHead):
         """
         self._need("next_visit", "next visits")
         states = take_places(self.encode(codes, ages, visit_ids, attention_mask, causal=causal, **columns), visit_ends)
-        return self.next_visit(states, self.behrt.embedding.attend), self.next_days(states)
+        days = self.next_days(states)
+        if self.time_known:
+            states = self.next_gap(states, jnp.full(visit_ends.shape, jnp.nan) if gaps is None else gaps)
+        return self.next_visit(states, self.behrt.embedding.attend), days
 
     def predict_events(self, codes, ages, visit_ids, attention_mask, *, visit_ends, **columns) -> jax.Array:
         """Predicts the rates of every code after some visits: `apply(..., method="predict_events")`.
@@ -134,8 +146,9 @@ class BEHRTForPretraining(BEHRTWithHead):
           ages: (B, L).
           visit_ids: (B, L).
           attention_mask: (B, L).
-          visit_ends: (B, K) int places, the last token of each visit; each visit sees only itself and the past.
-          **columns: `positions`, `time_deltas`, `dates`, `deterministic`.
+          visit_ends: (B, K) int places, such as the last token of each visit; a token sees only what was recorded no
+            later than itself.
+          **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `deterministic`.
 
         Returns:
           (B, K, bins, V) float32 log of the rate a day in each bin of time since the end of the visit.

@@ -24,8 +24,11 @@ class ObjectiveConfig:
       mask_values: whether codes that carry a value are hidden too.
       targets: shell patterns of the codes that next visits and events are about.
       min_patients: targets of fewer train patients are left out.
-      history: what next visits are predicted from: causally after `every_visit`, or from a history cut at a
-        `random_cut`, a new one each time, in which codes see each other both ways.
+      history: what next visits are predicted from: causally before `every_visit`, or from a history cut at a
+        `random_cut`, a new one each time, in which codes see each other both ways. Either way from what was recorded
+        before the visit began.
+      known_time_share: share of the next visits in training whose start is given to the head, drawn anew each time; 0
+        leaves out what reads it. Above 0 a model can predict with and without knowing when the visit begins.
       days_weight: of the time to the next visit beside its codes; 0 leaves it out.
       event_visits: visits a row after which events are predicted.
       event_first: whether only the first event of each code counts, or the next.
@@ -44,6 +47,7 @@ class ObjectiveConfig:
     targets: tuple[str, ...]
     min_patients: int
     history: str
+    known_time_share: float
     days_weight: float
     event_visits: int
     event_first: bool
@@ -56,6 +60,7 @@ class ObjectiveConfig:
         for key in ("mlm_weight", "next_visit_weight", "time_to_event_weight", "days_weight"):
             self._expect(getattr(self, key) >= 0, key, "0 or more")
         self._expect(0 < self.mask_rate <= 1, "mask_rate", "more than 0 and at most 1")
+        self._expect(0 <= self.known_time_share <= 1, "known_time_share", "0 to 1")
         self._expect(not isinstance(self.targets, str), "targets", "a tuple of patterns, such as ('CONDITION//*',)")
         for key in ("min_patients", "event_visits"):
             self._expect(getattr(self, key) >= 1, key, "1 or more")

@@ -10,20 +10,24 @@ from behrt_jax.models.inputs import model_arguments
 from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.objectives.objective import Objective
 
+DAYS_PER_YEAR = 365.25
+
 
 class Boundaries(NamedTuple):
-    """The visits of a batch that another visit follows in the row, K a row at most.
+    """The visits of a batch that are predicted, K a row at most: those that began after something was recorded.
 
     Attributes:
-      ends: (B, K) int32, the place of the last token of the visit before each boundary; 0 for unused ones.
-      slots: (B, L) int32, for each token of a visit after a boundary, which; K for all other tokens.
-      days: (B, K) float32, days from the start of one visit to the start of the next.
-      weights: (B, K) float32, 1 for boundaries and 0 for the unused rest of K.
+      ends: (B, K) int32, the place of the last token recorded before each visit began; 0 for unused ones.
+      starts: (B, K) int32, the place of each visit's first token; 0 for unused ones.
+      slots: (B, L) int32, for each token of a visit to predict, which; K for all other tokens.
+      days: (B, K) float32, days from the start of the visit before to that of the visit to predict.
+      weights: (B, K) float32, 1 for visits to predict and 0 for the unused rest of K.
       codes: (B, L) int32, what is in the row.
-      wanted: (B, L) bool, the tokens that are to be predicted: target codes after a boundary, each once a visit.
+      wanted: (B, L) bool, the tokens to predict: target codes of these visits, each once a visit.
     """
 
     ends: jax.Array
+    starts: jax.Array
     slots: jax.Array
     days: jax.Array
     weights: jax.Array
@@ -32,27 +36,27 @@ class Boundaries(NamedTuple):
 
     @property
     def num_targets(self) -> jax.Array:
-        """(B, K) float32, how many target codes the visit after each boundary holds."""
+        """(B, K) float32, how many target codes each visit to predict holds."""
         return self.add_up(self.wanted.astype(jnp.float32))
 
     def add_up(self, values: jax.Array) -> jax.Array:
-        """Adds up (B, L) values of tokens by the boundary before their visit: (B, K)."""
+        """Adds up (B, L) values of tokens by visit to predict: (B, K)."""
         room = self.ends.shape[1]
         add = jax.vmap(lambda slot, value: jnp.zeros(room, value.dtype).at[slot].add(value, mode="drop"))
         return add(self.slots, values)
 
 
 def find_boundaries(batch: dict[str, jax.Array], is_target: jax.Array, separators: bool) -> Boundaries:
-    """Finds where a visit begins after another of the same patient.
+    """Finds the visits to predict, and the last token that was recorded before each began.
 
     Args:
-      batch: the columns of packed rows.
+      batch: the columns of packed rows; without `time_ranks`, a visit is recorded at one time.
       is_target: (V,) bool, the codes to predict.
       separators: whether `[SEP]` ends each visit; a visit then has two tokens at least, and K = L // 2, else K = L.
     """
-    patients, visits = batch["patient_ids"], batch["visit_ids"]
+    patients, visits, ranks = batch["patient_ids"], batch["visit_ids"], _time_ranks(batch)
     starts, first = visit_slots(patients, visits)
-    begins = starts & jnp.pad(patients[:, 1:] == patients[:, :-1], ((0, 0), (1, 0)))
+    begins = starts & (ranks > 1) & jnp.pad(patients[:, 1:] == patients[:, :-1], ((0, 0), (1, 0)))
     room = patients.shape[1] // (2 if separators else 1)
     number = jnp.cumsum(begins, axis=1) - 1
     unique = jnp.where(begins, number, room)
@@ -65,14 +69,30 @@ def find_boundaries(batch: dict[str, jax.Array], is_target: jax.Array, separator
     within = jnp.take_along_axis(begins, first, axis=1) & (patients != 0)
     slots, codes = jnp.where(within, number, room), batch["codes"]
     is_repeat = _find_repeats(slots * len(is_target) + codes)
+    starts = scatter(place)
+    owners, ranks_then = (jnp.take_along_axis(values, starts, axis=1) for values in (patients, ranks))
     return Boundaries(
-        ends=scatter(place - 1),
+        ends=_last_before(patients, ranks, owners, ranks_then) * (starts > 0),
+        starts=starts,
         slots=slots,
         days=scatter(batch["time_deltas"]),
         weights=scatter(begins.astype(jnp.float32)),
         codes=codes,
         wanted=is_target[codes] & within & ~is_repeat,
     )
+
+
+def _time_ranks(batch: dict[str, jax.Array]) -> jax.Array:
+    """Returns (B, L) ranks of recording times, from 1 for codes."""
+    return batch["time_ranks"] if "time_ranks" in batch else batch["visit_ids"] + 1
+
+
+def _last_before(patients: jax.Array, ranks: jax.Array, owners: jax.Array, until: jax.Array) -> jax.Array:
+    """Returns (B, K) places: of each of (B, K) owners the last token whose rank is below (B, K) `until`, 0 for none."""
+    length = patients.shape[1]
+    is_past = (patients[:, None, :] == owners[:, :, None]) & (ranks[:, None, :] < until[:, :, None])
+    in_time = ranks * length + jnp.arange(length, dtype=ranks.dtype)[None, :]
+    return jnp.argmax(jnp.where(is_past, in_time[:, None, :], -1), axis=2).astype(jnp.int32)
 
 
 def _find_repeats(values: jax.Array) -> jax.Array:
@@ -102,7 +122,7 @@ def next_visit_losses(logits: jax.Array, boundaries: Boundaries, is_target: jax.
 
 
 def cut_histories(key: jax.Array, batch: dict[str, jax.Array], boundaries: Boundaries):
-    """Cuts each patient's history before a visit drawn evenly from those after its first in the row.
+    """Cuts each patient's history at the start of a visit drawn evenly from those after its first in the row.
 
     Args:
       key: a key used for this batch alone.
@@ -110,17 +130,23 @@ def cut_histories(key: jax.Array, batch: dict[str, jax.Array], boundaries: Bound
       boundaries: of the whole rows.
 
     Returns:
-      The batch with `patient_ids` 0 from the visit to predict on, so that nothing of it can be seen, and the boundaries
-      with the cuts alone.
+      The batch with `patient_ids` 0 for what was recorded from the start of the visit to predict on, so that nothing of
+      it can be seen, and the boundaries with the cuts alone.
     """
-    patients, visits = batch["patient_ids"], batch["visit_ids"]
+    patients, visits, ranks = batch["patient_ids"], batch["visit_ids"], _time_ranks(batch)
     rows, length = patients.shape
     most = jax.vmap(lambda visit, patient: jnp.zeros(length + 1, jnp.int32).at[patient].max(visit))(visits, patients)
     drawn = 1 + jnp.floor(jax.random.uniform(key, most.shape) * most).astype(jnp.int32)
     cut = jnp.take_along_axis(drawn, patients, axis=1)
-    before = patients * (visits < cut)
-    place = jnp.minimum(boundaries.ends + 1, length - 1)  # the first token of the visit to predict
-    is_cut = jnp.take_along_axis(visits == cut, place, axis=1)
+    owners, ranks_then, is_cut = (
+        jnp.take_along_axis(values, boundaries.starts, axis=1) for values in (patients, ranks, visits == cut)
+    )
+    is_cut &= boundaries.weights > 0
+    # Ranks are at most the row's length, so that a patient without a cut keeps all.
+    until = jax.vmap(lambda owner, rank: jnp.full(length + 1, length + 1).at[owner].min(rank))(
+        owners, jnp.where(is_cut, ranks_then, length + 1)
+    )
+    before = patients * (ranks < jnp.take_along_axis(until, patients, axis=1))
     kept = boundaries._replace(weights=boundaries.weights * is_cut, wanted=boundaries.wanted & (visits == cut))
     return {**batch, "patient_ids": before}, kept
 
@@ -135,18 +161,23 @@ def make_objective(model, config: ObjectiveConfig, separators: bool, is_target) 
 
     def prepare(batch, key):
         boundaries = find_boundaries(batch, is_target, separators)
-        return (batch, boundaries) if every_visit else cut_histories(key, batch, boundaries)
+        gaps = None
+        if config.known_time_share:
+            key, known_key = jax.random.split(key)
+            is_known = jax.random.bernoulli(known_key, config.known_time_share, boundaries.ends.shape)
+            gaps = jnp.where(is_known, days_ahead(batch, boundaries), jnp.nan)
+        return (*((batch, boundaries) if every_visit else cut_histories(key, batch, boundaries)), gaps)
 
     def known(boundaries):
         return boundaries.weights * (boundaries.num_targets > 0)
 
     def count(prepared):
-        _, boundaries = prepared
+        _, boundaries, _ = prepared
         return {"next_visit/loss": known(boundaries).sum(), "next_visit/days_loss": boundaries.weights.sum()}
 
     def measure(params, prepared, dropout_key):
-        batch, boundaries = prepared
-        logits, days = score_next_visits(model, params, batch, boundaries.ends, every_visit, dropout_key)
+        batch, boundaries, gaps = prepared
+        logits, days = score_next_visits(model, params, batch, boundaries.ends, every_visit, dropout_key, gaps)
         losses = next_visit_losses(logits, boundaries, is_target)
         errors = jnp.square(days - jnp.log1p(boundaries.days))
         counts = count(prepared)
@@ -158,12 +189,20 @@ def make_objective(model, config: ObjectiveConfig, separators: bool, is_target) 
     return Objective(prepare, measure, count, {"next_visit/loss": 1.0, "next_visit/days_loss": config.days_weight})
 
 
-def score_next_visits(model, params, batch, ends, causal: bool = True, dropout_key: jax.Array | None = None):
-    """Returns a `BEHRTForPretraining`'s logits (B, K, V) and log-days (B, K) after the visits that end at `ends`.
+def days_ahead(batch: dict[str, jax.Array], boundaries: Boundaries) -> jax.Array:
+    """Returns (B, K) float32 days from the last token before each visit to predict to the visit's start."""
+    then, now = (jnp.take_along_axis(batch["dates"], place, axis=1) for place in (boundaries.ends, boundaries.starts))
+    return jnp.maximum(now - then, 0.0) * DAYS_PER_YEAR
 
-    Dropout is on where a key is given.
+
+def score_next_visits(model, params, batch, ends, causal: bool = True, dropout_key: jax.Array | None = None, gaps=None):
+    """Returns a `BEHRTForPretraining`'s logits (B, K, V) and log-days (B, K) of visits after the tokens at `ends`.
+
+    Dropout is on where a key is given; `gaps` (B, K) are the days to the visits' start where the model is to know it.
     """
     columns, named = model_arguments(batch)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     arguments = {**named, "visit_ends": ends, "causal": causal, "deterministic": dropout_key is None}
+    if gaps is not None:
+        arguments["gaps"] = gaps
     return model.apply(params, *columns, **arguments, rngs=rngs, method="predict_next_visits")

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from behrt_jax.data.config import DataConfig
-from behrt_jax.data.dataset import Patients
+from behrt_jax.data.dataset import MICROSECONDS, TOKEN_FIELDS, Patients
 
 START = datetime.datetime(2000, 1, 1)
 SCHEMA = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
@@ -108,16 +108,14 @@ def patients_of(*people: dict) -> Patients:
 
     Args:
       people: for each, `static` codes, `visits` as lists of `(code, minutes)`, and `id`, `birth` and
-        `origin` where they matter.
+        `origin` where they matter. Minutes may have a fraction.
     """
     tokens, sizes = [], []
     for person in people:
-        rows = [(code, -1, -1, 0) for code in person.get("static", ())]
-        moment = -1
+        rows = [(code, -1, 0, 0) for code in person.get("static", ())]
         for number, visit in enumerate(person["visits"]):
-            for place, (code, minutes) in enumerate(visit):
-                moment += place == 0 or minutes != visit[place - 1][1]
-                rows.append((code, number, moment, minutes))
+            for code, minutes in visit:
+                rows.append((code, number, int(minutes // 1), round(minutes % 1 * MICROSECONDS)))
         tokens += rows
         sizes.append(len(rows))
     columns = np.array(tokens, np.int32).reshape(-1, 4)
@@ -126,10 +124,7 @@ def patients_of(*people: dict) -> Patients:
         has_birth=np.array([person.get("birth", True) for person in people], bool),
         origins=np.array([person.get("origin", 0) for person in people], np.int32),
         offsets=np.cumsum([0, *sizes]),
-        codes=columns[:, 0],
-        visits=columns[:, 1],
-        moments=columns[:, 2],
-        minutes=columns[:, 3],
+        **dict(zip(TOKEN_FIELDS, columns.T.copy(), strict=True)),
     )
 
 
@@ -161,10 +156,7 @@ def only(patients: Patients, keep: np.ndarray) -> Patients:
         patients.has_birth[order],
         patients.origins[order],
         np.cumsum([0, *map(len, parts)]),
-        patients.codes[tokens],
-        patients.visits[tokens],
-        patients.moments[tokens],
-        patients.minutes[tokens],
+        *(getattr(patients, name)[tokens] for name in TOKEN_FIELDS),
     )
 
 

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from behrt_jax.data import at_times, batches, sequences, tokens
-from behrt_jax.data.dataset import Patients
+from behrt_jax.data.dataset import TOKEN_FIELDS, Patients
 from behrt_jax.data.vocabulary import CLS, MASK, SEP
 from tests.data.handmade import START, assert_clear, patients_of, random_patients
 
@@ -41,7 +41,7 @@ OVERLAPPING = {
 
 def history_of(row: int, patients: Patients) -> dict[str, list[int]]:
     own = slice(patients.offsets[row], patients.offsets[row + 1])
-    return {name: getattr(patients, name)[own].tolist() for name in ("codes", "visits", "moments", "minutes")}
+    return {name: getattr(patients, name)[own].tolist() for name in TOKEN_FIELDS}
 
 
 def test_a_history_by_hand():
@@ -113,7 +113,7 @@ def test_bundled_histories_are_what_a_loop_finds(bundled_train, rows, monkeypatc
     for place, row in enumerate(kept):
         own = history_of(place, found)
         assert list(zip(*own.values(), strict=True)) == expected[row]
-    assert {getattr(found, name).dtype for name in ("codes", "visits", "moments", "minutes")} == {np.dtype(np.int32)}
+    assert {getattr(found, name).dtype for name in TOKEN_FIELDS} == {np.dtype(np.int32)}
 
 
 def patients_from(tmp_path, medical_events: list[tuple], meds_config) -> Patients:
