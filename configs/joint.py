@@ -13,5 +13,6 @@ def get_config():
     config = small.get_config()
     config.objective.name = "joint"
     config.data.events_without_visit = "leave_out"
+    config.objective.known_time_share = 0.5  # so that it predicts with and without knowing when the visit begins
     config.model.dropout = 0.1  # next visits overfit without; see docs/results.md
     return config

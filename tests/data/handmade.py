@@ -146,6 +146,23 @@ def random_patients(seed: int, count: int, most_visits: int = 8, most_codes: int
     return patients_of(*people)
 
 
+def overlapping_patients(seed: int, count: int, vocabulary: int = 60) -> Patients:
+    """Makes patients whose visits go on while others begin, some of them at the same time; seconds matter."""
+    rng, people = np.random.default_rng(seed), []
+    for number in range(count):
+        starts = np.sort(rng.choice(np.arange(0, 40_000, 25), rng.integers(1, 9)) / 4)
+        starts[1::3] = starts[0::3][: len(starts[1::3])]  # in pairs
+        visits = []
+        for start in np.sort(starts):
+            lasts = rng.choice([0.0, 0.25, 3000.0]) * rng.random(rng.integers(0, 6)).round(1)
+            visits.append(
+                [(int(rng.integers(4, vocabulary)), float(time)) for time in np.sort([start, *(start + lasts)])]
+            )
+        static = rng.integers(5, vocabulary, rng.integers(0, 3)).tolist()
+        people.append({"id": 10 + 3 * number, "static": static, "visits": visits, "birth": number % 5 != 4})
+    return patients_of(*people)
+
+
 def only(patients: Patients, keep: np.ndarray) -> Patients:
     """Keeps some patients, by a mask or by positions."""
     order = np.arange(len(patients))[keep]
