@@ -60,8 +60,10 @@ def masked_places(columns: Columns) -> jax.Array:
 
 
 def last_places(columns: Columns) -> jax.Array:
-    """Returns the (B,) place of the last token of each row."""
-    return (columns["patient_ids"] != 0).sum(axis=1) - 1
+    """Returns the (B,) place of the token of each row that was recorded last, the last of several."""
+    ranks = columns["time_ranks"] if "time_ranks" in columns else 0 * columns["patient_ids"]
+    in_time = ranks * ranks.shape[1] + jnp.arange(ranks.shape[1])[None, :]
+    return jnp.argmax(jnp.where(columns["patient_ids"] != 0, in_time, -1), axis=1)
 
 
 def _one(logits: jax.Array, target: jax.Array) -> jax.Array:

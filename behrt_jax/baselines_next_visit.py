@@ -88,6 +88,14 @@ def fit_baselines(
     }
 
 
+def fit_with_time_known(
+    train: Split, tuning: Split, vocab_size: int, progress: Callable[[str], None] = lambda message: None
+) -> dict[str, Predictor]:
+    """Fits the MLP where every model is given when the visit to predict begins; see `fit_baselines`."""
+    recipes = {"MLP": RECIPES["MLP"]}
+    return fit_networks(sample_examples(train, MAX_EXAMPLES), tuning, vocab_size, progress, recipes, time_known=True)
+
+
 def sample_examples(split: Split, count: int, seed: int = 0) -> Split:
     """Returns the split with a random sample of `count` visits to predict; all if there are no more."""
     examples = split.examples

@@ -31,7 +31,10 @@ class Predictions(NamedTuple):
 
 
 def score_next_visits(run: Run, other: Run | None = None, with_baselines: bool = True) -> dict:
-    """Scores a run and the baselines on the same next visits.
+    """Scores a run and the baselines on the same next visits, from what was recorded before each began.
+
+    Of a run that can be given when each visit begins (`objective.known_time_share`), also with it known to all that are
+    compared, as `next_visit_known_time/...`.
 
     Args:
       run: the run.
@@ -45,30 +48,62 @@ def score_next_visits(run: Run, other: Run | None = None, with_baselines: bool =
     if not len(scored.examples):
         run.say(f"next visits: not scored, as none of {len(run.patients):,} patients has a second visit with a target")
         return {"metrics": {}, "baselines": {}, "versus": {}}
-    own, days = predict(run, tuning, scored)
-    predictors = {}
-    if with_baselines:
-        predictors = baselines_next_visit.fit_baselines(
-            train, tuning, len(run.vocabulary), lambda name: run.say(f"fitting baselines: {name}")
-        )
-    compared = {name: Predictions(fitted(tuning), fitted(scored)) for name, fitted in predictors.items()}
-    if other is not None:
-        compared["other run"] = predict(other, tuning, scored)[0]
-    examples = describe(run, scored)
-    run.say("resampling patients")
-    found = measure(own, tuning, examples)
-    result = {"metrics": metrics.summaries(found), "baselines": {}, "versus": {}}
+    splits = Splits(train, tuning, scored, describe(run, scored))
+    result, days = _compare(run, other, splits, with_baselines)
     result["metrics"] |= metrics.summarize(days_errors(scored, days), "next_visit")
     usual = np.full(len(scored.examples), np.median(days_before(train)))
-    for name, predictions in compared.items():
-        estimates = measure(predictions, tuning, examples)
-        result["baselines"][name] = metrics.summaries(estimates)
-        result["versus"][name] = metrics.compare({key: found[key] for key in COMPARED if key in found}, estimates)
     result["baselines"]["median days of train"] = metrics.summarize(days_errors(scored, usual), "next_visit")
     if (run.source / world.WORLD_FILE).exists():
         run.say("asking the oracle")
-        result["oracle"] = metrics.summaries(measure(ask_oracle(run, scored), tuning, examples))
+        oracle_says = measure(ask_oracle(run, scored), tuning, splits.described)
+        result["oracle"] = metrics.summaries(oracle_says)
+    if run.trained.model.time_known:
+        run.say("next visits, with their start known")
+        other = other if other is not None and other.trained.model.time_known else None
+        known, _ = _compare(run, other, splits, with_baselines, time_known=True)
+        result["metrics"] |= _renamed(known["metrics"])
+        for part in ("baselines", "versus"):
+            for name, found in known[part].items():
+                result[part][name] = result[part].get(name, {}) | _renamed(found)
     return result
+
+
+class Splits(NamedTuple):
+    """The examples of each split, and what came in those to score."""
+
+    train: Split
+    tuning: Split
+    scored: Split
+    described: multilabel.Examples
+
+
+def _compare(
+    run: Run, other: Run | None, splits: Splits, with_baselines: bool, time_known: bool = False
+) -> tuple[dict, np.ndarray]:
+    """Scores a run, another and the baselines with the same information; returns the result and the run's days."""
+    own, days = predict(run, splits.tuning, splits.scored, time_known)
+    predictors = {}
+    if with_baselines:
+        fit = baselines_next_visit.fit_with_time_known if time_known else baselines_next_visit.fit_baselines
+        predictors = fit(
+            splits.train, splits.tuning, len(run.vocabulary), lambda name: run.say(f"fitting baselines: {name}")
+        )
+    compared = {name: Predictions(fitted(splits.tuning), fitted(splits.scored)) for name, fitted in predictors.items()}
+    if other is not None:
+        compared["other run"] = predict(other, splits.tuning, splits.scored, time_known)[0]
+    run.say("resampling patients")
+    found = measure(own, splits.tuning, splits.described)
+    result = {"metrics": metrics.summaries(found), "baselines": {}, "versus": {}}
+    for name, predictions in compared.items():
+        estimates = measure(predictions, splits.tuning, splits.described)
+        result["baselines"][name] = metrics.summaries(estimates)
+        result["versus"][name] = metrics.compare({key: found[key] for key in COMPARED if key in found}, estimates)
+    return result, days
+
+
+def _renamed(entries: dict) -> dict:
+    """Returns entries under the name of next visits whose start is known."""
+    return {f"next_visit_known_time/{name.removeprefix(multilabel.PREFIX)}": entry for name, entry in entries.items()}
 
 
 def find_examples(run: Run, patients: Patients) -> Split:
@@ -77,21 +112,23 @@ def find_examples(run: Run, patients: Patients) -> Split:
     return Split(patients, index, next_visits.find_next_visits(patients, index, run.trained.is_target))
 
 
-def predict(run: Run, tuning: Split | None, scored: Split) -> tuple[Predictions, np.ndarray]:
-    """Returns what a run says of the examples of tuning, if given, and of those to score, and the days of these."""
-    predictor = make_predictor(run.config, run.trained, run.params)
+def predict(run: Run, tuning: Split | None, scored: Split, time_known: bool = False) -> tuple[Predictions, np.ndarray]:
+    """Returns a run's predictions for the examples of tuning, if given, and of those to score, and their days."""
+    predictor = make_predictor(run.config, run.trained, run.params, time_known)
     probabilities, days = predictor(scored)
     return Predictions(tuning and predictor(tuning)[0], probabilities), days
 
 
-def make_predictor(config: ConfigDict, trained: Task, params) -> Callable[[Split], tuple[np.ndarray, np.ndarray]]:
+def make_predictor(
+    config: ConfigDict, trained: Task, params, time_known: bool = False
+) -> Callable[[Split], tuple[np.ndarray, np.ndarray]]:
     """Returns a function from the examples of a split to their (N, T) probabilities and (N,) days."""
     cut = config.objective.history == "random_cut"
     step = evaluate.make_predict_step(trained.model, np.flatnonzero(trained.is_target), causal=not cut)
 
     def predict(split: Split) -> tuple[np.ndarray, np.ndarray]:
         rows = next_visits.boundary_batches(*split, config.evaluation.batch_size, cut)
-        return evaluate.predict_next_visits(step, params, rows, split.examples.targets.shape)
+        return evaluate.predict_next_visits(step, params, rows, split.examples.targets.shape, time_known)
 
     return predict
 

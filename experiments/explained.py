@@ -43,20 +43,25 @@ class Case(NamedTuple):
     arguments: dict[str, Any]
 
 
-def make_case(kind: str, patients: Patients, index, windows, score, extra: dict, **rest) -> Case:
-    """Lays out windows of patients as a case; `extra` are columns beside theirs."""
+def make_case(kind: str, patients: Patients, index, windows, score, extra: dict, until=None, **rest) -> Case:
+    """Lays out windows of patients as a case, what was recorded before (N,) `until`; `extra` are more columns."""
     columns = batches.one_a_row(patients, index.row_length, index.separators, windows) | extra
+    times = columns.pop("times")
+    if until is not None:
+        is_past = times < until[:, None]
+        columns |= {name: columns[name] * is_past for name in ("patient_ids", "in_visit", "maskable")}
     visits = np.where(columns["in_visit"], windows.start[:, None] + columns["visit_ids"], -1)
     given = {"places": None, "arguments": {}, **rest}
     return Case(kind, columns, visits, index.starts[0], patients, windows.patients, score, **given)
 
 
 def ask_next_visit(config, model, params, patients, index, visits: np.ndarray, targets: np.ndarray) -> Case:
-    """Asks for the log odds of a code at each of some visits, (N,) of the index, from those before it."""
+    """Asks for the log odds of a code at each of (N,) visits of the index, from what was recorded before it began."""
     causal = config.objective.history != "random_cut"
     score = functools.partial(attribution.next_visit_odds, model, params, causal=causal)
     windows = sequences.windows_until(index, visits, index.owners[visits])
     rest = {"places": attribution.last_places, "arguments": {"causal": causal}}
+    rest |= {"until": patients.times[index.starts[0][visits]]}
     return make_case("next_visit", patients, index, windows, score, {"target": targets.astype(np.int32)}, **rest)
 
 

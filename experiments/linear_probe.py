@@ -6,7 +6,7 @@ import numpy as np
 import optax
 from sklearn.metrics import average_precision_score
 
-from behrt_jax.data import dataset, sequences, vocabulary
+from behrt_jax.data import at_times, dataset, next_visits, sequences
 from behrt_jax.data.hashing import hash_fraction
 from experiments.embeddings import embed
 from experiments.variants import POOLINGS
@@ -18,15 +18,18 @@ PROBE_DECAY = 1e-4
 
 
 def cut_histories(patients: dataset.Patients, index: sequences.VisitIndex, size: int, salt: int):
-    """Draws a visit of each patient but the first: the windows up to it, and the codes in it as (N, V) bool."""
+    """Draws a visit of each patient but the first: what was recorded before it, and its codes.
+
+    Returns:
+      M histories, those of patients with something recorded before the visit; (M, V) bool; and (M,) the visits.
+    """
     first, last = index.first_visit[:-1], index.first_visit[1:]
     following = first + 1 + np.floor(hash_fraction(salt, patients.subject_ids) * (last - first - 1)).astype(np.int64)
     members = np.flatnonzero(last - first > 1)
-    targets = np.zeros((len(patients), size), bool)
-    for patient in members:
-        codes = patients.codes[slice(*index.starts[:, following[patient]])]
-        targets[patient, codes[codes >= vocabulary.NUM_SPECIAL]] = True
-    return sequences.windows_until(index, np.minimum(following, last)), targets, members
+    visits = following[members]
+    histories, kept = at_times.truncate(patients, members, patients.times[index.starts[0][visits]])
+    targets = next_visits.visit_codes(patients, index, size)[visits[kept]].toarray()
+    return histories, targets, visits[kept]
 
 
 def embed_histories(config, model, params, patients):
@@ -35,11 +38,11 @@ def embed_histories(config, model, params, patients):
     poolings = POOLINGS if model.config.sees_future else POOLINGS[1:]  # `cls` sees the first visit alone
     found, targets = {name: [] for name in poolings}, []
     for salt in range(1, CUTS + 1):
-        windows, wanted, members = cut_histories(patients, index, config.model.vocab_size, salt)
-        pooled = embed(config, model, params, patients, windows, poolings)
+        histories, wanted, _ = cut_histories(patients, index, config.model.vocab_size, salt)
+        pooled = embed(config, model, params, histories, poolings=poolings)
         for name in poolings:
-            found[name].append(pooled[name][members])
-        targets.append(wanted[members])
+            found[name].append(pooled[name])
+        targets.append(wanted)
     return {name: np.concatenate(parts) for name, parts in found.items()}, np.concatenate(targets)
 
 

@@ -12,6 +12,12 @@ COLUMNS = {
         "micro_f1": "micro-F1",
         "recall@10": "recall@10",
     },
+    "next_visit_known_time": {
+        "average_precision": "average precision",
+        "average_precision/new": "AP, new codes",
+        "micro_f1": "micro-F1",
+        "recall@10": "recall@10",
+    },
     "time_to_event": {"loss": "loss (nats)"},
     "classification": {
         "auroc": "AUROC",
@@ -30,6 +36,7 @@ COLUMNS = {
 TITLES = {
     "mlm": "masked codes",
     "next_visit": "next visits",
+    "next_visit_known_time": "next visits, their start known",
     "time_to_event": "events ahead",
     "classification": "outcomes",
     "survival": "time to event",

@@ -9,7 +9,7 @@ import sklearn.linear_model
 from behrt_jax import baselines_next_visit as baselines
 from behrt_jax import networks
 from behrt_jax.baselines_next_visit import Split, Table
-from behrt_jax.data import history, next_visits, sequences
+from behrt_jax.data import dataset, history, next_visits, sequences
 from behrt_jax.data.dataset import Patients
 from behrt_jax.networks import Recipe
 
@@ -29,7 +29,7 @@ def make_split(patients: list[tuple[list[int], list[tuple[float, list[int]]]]], 
     count = len(patients)
     has_birth = np.ones(count, bool) if has_birth is None else np.array(has_birth)
     origins, offsets = np.zeros(count, np.int32), np.append(0, np.cumsum(sizes))
-    made = Patients(np.arange(count), has_birth, origins, offsets, codes, visits, minutes, minutes)
+    made = Patients(np.arange(count), has_birth, origins, offsets, codes, visits, minutes, 0 * minutes)
     return split_of(made, np.isin(np.arange(V), [5, 6, 7]))
 
 
@@ -64,17 +64,23 @@ def test_histories_by_hand():
 def test_features_by_hand():
     split = make_split(BOTH, has_birth=[True, False])
     dense = baselines.features_of(split, V).toarray()
-    assert dense.shape == (3, 4 * V + 23)
+    assert dense.shape == (3, 4 * V + 24)
     counts, recent, last, statics = dense[:, : 4 * V].reshape(3, 4, V)[:, :, 5:].swapaxes(0, 1)
     old = 2 ** (-1 / 8)
     np.testing.assert_allclose(counts[1], np.log1p([2, 1, 0, 0, 2]), rtol=1e-6)
     np.testing.assert_allclose(recent[1], np.log1p([old + old**2, old, 0, 0, 1 + old**2]), rtol=1e-6)
     np.testing.assert_array_equal(last[1], [0, 0, 0, 0, 1])
     np.testing.assert_array_equal(statics[:, 3], [1, 1, 0])
-    ages = dense[:, 4 * V : -2]
+    ages = dense[:, 4 * V : -3]
     np.testing.assert_array_equal(ages.argmax(axis=1), [1 + 20 // 5, 1 + 22 // 5, 0])
     assert (ages.sum(axis=1) == 1).all()
-    np.testing.assert_allclose(dense[:, -2:], np.log1p([[1, 0], [3, 1.5 * 365.25], [1, 0]]), rtol=1e-6)
+    np.testing.assert_allclose(dense[:, -3:], np.log1p([[1, 0, 0], [3, 1.5 * 365.25, 0], [1, 0, 0]]), rtol=1e-6)
+    known = baselines.features_of(split, V, time_known=True).toarray()
+    np.testing.assert_array_equal(known[:, : 4 * V], dense[:, : 4 * V])
+    ages = known[:, 4 * V : 4 * V + 21]  # at the start of the visit to predict
+    np.testing.assert_array_equal(ages.argmax(axis=1), [1 + 20 // 5, 1 + 23 // 5, 0])
+    ahead = np.array([0.5, 1.0, 1.0]) * 365.25
+    np.testing.assert_allclose(known[:, -2:], np.log1p(np.stack([ahead, ahead], axis=1)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("half_life", [math.inf, 3.0])
@@ -83,30 +89,30 @@ def test_sums_over_the_past_against_a_loop_over_bundled_patients(bundled, bundle
     size = len(bundled.vocabulary)
     is_target = next_visits.target_codes(bundled.vocabulary, ("CONDITION//*",), 5)
     stop = bundled_train.offsets[12]
-    columns = {name: getattr(bundled_train, name)[:stop] for name in ("codes", "visits", "moments", "minutes")}
+    columns = {name: getattr(bundled_train, name)[:stop] for name in ("codes", "visits", "minutes", "microseconds")}
     subjects = {name: getattr(bundled_train, name)[:12] for name in ("subject_ids", "has_birth", "origins")}
     split = split_of(Patients(**subjects, offsets=bundled_train.offsets[:13], **columns), is_target)
     codes = next_visits.visit_codes(split.patients, split.index, size).astype(np.float32)
     found = history.add_past(codes, split.index, split.examples, half_life).toarray()
     assert len(found) > 100
     owners = split.index.owners
-    dense = codes.toarray()
+    dense, times = codes.toarray(), split.patients.times
+    starts = times[split.index.starts[0]]
     for row, visit in enumerate(split.examples.visits):
-        past = np.flatnonzero((owners == owners[visit]) & (np.arange(len(owners)) < visit))
-        weights = 0.5 ** ((visit - 1 - past) / half_life)
+        past = np.flatnonzero((owners == owners[visit]) & (starts < starts[visit]))
+        weights = 0.5 ** ((past[-1] - past) / half_life)
         np.testing.assert_allclose(found[row], weights @ dense[past], atol=1e-3)
     known = history.describe_histories(*split, size)
     for row in range(0, len(found), 17):
-        patient, visit = split.examples.patients[row], split.examples.visits[row]
-        own = slice(split.patients.offsets[patient], split.patients.offsets[patient + 1])
-        columns = (split.patients.codes[own], split.patients.visits[own], split.patients.minutes[own])
-        at = visit - split.index.first_visit[patient] - 1
-        assert known.visits[row] == at + 1
-        statics = {code for code, number, _ in zip(*columns, strict=True) if number < 0 and code >= 5}
-        assert set(known.statics[[row]].indices) == statics
-        last = {code for code, number, _ in zip(*columns, strict=True) if number == at and code >= 5}
-        assert set(known.last[[row]].indices) == last
-        assert known.ages[row] == pytest.approx(columns[2][columns[1] == at][0] / YEAR)
+        patient, start = split.examples.patients[row], split.examples.starts[row]
+        own = np.arange(split.patients.offsets[patient], split.patients.offsets[patient + 1])
+        codes, visits = split.patients.codes[own], split.patients.visits[own]
+        is_past = (visits >= 0) & (times[own] < start)
+        assert known.visits[row] == len(set(visits[is_past]))
+        assert set(known.statics[[row]].indices) == {code for code in codes[visits < 0] if code >= 5}
+        last = is_past & (visits == visits[is_past].max())
+        assert set(known.last[[row]].indices) == {code for code in codes[last] if code >= 5}
+        assert known.ages[row] == pytest.approx(times[own][is_past].max() / dataset.MICROSECONDS / YEAR)
 
 
 def test_repeat_last_visit_by_hand():

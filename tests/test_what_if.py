@@ -33,7 +33,7 @@ def rebuilt(patients, row: int, kept: np.ndarray) -> dict:
     before = sequences.index_visits(patients, LENGTH)
     first = sequences.newest_windows(before).start[row] - before.first_visit[row]
     own = dataset.take(patients, np.arange(len(patients)) == row)
-    columns = {name: getattr(own, name)[kept] for name in ("codes", "visits", "moments", "minutes")}
+    columns = {name: getattr(own, name)[kept] for name in ("codes", "visits", "minutes", "microseconds")}
     new = dataclasses.replace(own, offsets=np.array([0, kept.sum()]), **columns)
     index = sequences.index_visits(new, LENGTH)
     skipped = sequences.newest_windows(before).skipped[row]

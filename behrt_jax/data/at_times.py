@@ -53,6 +53,15 @@ def histories_at(
             f"{len(patients):,} patients of the split; leave them out first"
         )
     until = times_since_birth(patients, rows, prediction_times) + include_at
+    found, kept = truncate(patients, rows, until)
+    return found, kept, collections.Counter(without_history=len(rows) - len(kept))
+
+
+def truncate(patients: Patients, rows: np.ndarray, until: np.ndarray) -> tuple[Patients, np.ndarray]:
+    """Returns what was recorded of the patients in (N,) `rows` before (N,) `until`, as `histories_at` does.
+
+    Times are those of `Patients.times`.
+    """
     times, parts = patients.times, []
     for start in range(0, max(len(rows), 1), ROWS):
         chunk = slice(start, start + ROWS)
@@ -64,7 +73,7 @@ def histories_at(
         offsets=np.append(0, np.cumsum(sizes[kept])),
         **{name: getattr(patients, name)[tokens] for name in TOKEN_FIELDS},
     )
-    return found, kept, collections.Counter(without_history=len(rows) - len(kept))
+    return found, kept
 
 
 def newest_visits(patients: Patients, most_tokens: int) -> Patients:

@@ -10,7 +10,7 @@ from behrt_jax.data.vocabulary import CLS, MASK, SEP
 from tests.data.handmade import START, assert_clear, patients_of, random_patients
 
 DAY = 1440
-FIELDS = ("subject_ids", "has_birth", "origins", "offsets", "codes", "visits", "moments", "minutes")
+FIELDS = ("subject_ids", "has_birth", "origins", "offsets", "codes", "visits", "minutes", "microseconds")
 
 
 def when(minutes: float) -> np.datetime64:
@@ -50,23 +50,26 @@ def test_a_history_by_hand():
     assert history_of(0, found) == {
         "codes": [50, 51, 10, 11, 13, 14],
         "visits": [-1, -1, 0, 0, 1, 1],
-        "moments": [-1, -1, 0, 1, 2, 2],
         "minutes": [0, 0, 0, 5 * DAY, 2 * DAY, 2 * DAY],
+        "microseconds": [0] * 6,
     }
     assert history_of(1, found) == {
         "codes": [50, 51, 10, 13, 14],
         "visits": [-1, -1, 0, 1, 1],
-        "moments": [-1, -1, 0, 1, 1],
         "minutes": [0, 0, 0, 2 * DAY, 2 * DAY],
+        "microseconds": [0] * 5,
     }
     assert found.subject_ids.tolist() == [7, 7] and found.origins.tolist() == [100, 100]
     assert kept.tolist() == [0, 1] and counts == {"without_history": 0}
 
 
 @pytest.mark.parametrize("origin", [0, -3_000_001, 777])
-def test_the_minute_of_the_prediction_is_out_and_in_when_asked_for(origin):
-    patients = patients_of({"visits": [[(10, 0)], [(11, 60)], [(12, 61)]], "origin": origin})
-    cases = {60: ([10], [10, 11]), 60.99: ([10], [10, 11]), 61: ([10, 11], [10, 11, 12]), 62: ([10, 11, 12],) * 2}
+def test_the_time_of_the_prediction_is_out_and_in_when_asked_for_to_the_microsecond(origin):
+    """Nothing recorded a second after the prediction is ever in, nor is anything recorded a second before left out."""
+    patients = patients_of({"visits": [[(10, 0)], [(11, 60)], [(12, 60.5)]], "origin": origin})
+    second, microsecond = 1 / 60, 1 / 60_000_000
+    cases = {60: ([10], [10, 11]), 60 + microsecond: ([10, 11],) * 2, 60.5 - second: ([10, 11],) * 2}
+    cases |= {60.5: ([10, 11], [10, 11, 12]), 60.5 + microsecond: ([10, 11, 12],) * 2}
     for minute, expected in cases.items():
         for include_at in (False, True):
             found, _, _ = at_times.histories_at(patients, np.array([1]), times(origin + minute), include_at)
@@ -87,16 +90,15 @@ def test_rows_follow_the_predictions_and_those_without_a_history_are_counted():
 
 
 def slow_history(patients: Patients, subject: int, minute: int) -> list[tuple[int, int, int, int]]:
-    """Tokens of a patient before a minute since 2000 as (code, visit, moment, minute), in plain Python."""
+    """Tokens of a patient before a minute since 2000 as (code, visit, minute, microsecond), in plain Python."""
     row = patients.subject_ids.tolist().index(subject)
-    found, visits, moments = [], {}, {}
+    found, visits = [], {}
     for token in range(patients.offsets[row], patients.offsets[row + 1]):
-        visit, moment = int(patients.visits[token]), int(patients.moments[token])
+        visit, when = int(patients.visits[token]), (int(patients.minutes[token]), int(patients.microseconds[token]))
         if visit < 0:
-            found.append((int(patients.codes[token]), -1, -1, 0))
+            found.append((int(patients.codes[token]), -1, 0, 0))
         elif int(patients.origins[row]) + int(patients.minutes[token]) < minute:
-            number = visits.setdefault(visit, len(visits)), moments.setdefault(moment, len(moments))
-            found.append((int(patients.codes[token]), *number, int(patients.minutes[token])))
+            found.append((int(patients.codes[token]), visits.setdefault(visit, len(visits)), *when))
     return found if visits else []
 
 
@@ -126,7 +128,7 @@ def patients_from(tmp_path, medical_events: list[tuple], meds_config) -> Patient
     shard = tmp_path / "shard.parquet"
     pl.DataFrame(rows, schema=schema, orient="row").write_parquet(shard)
     members = pl.DataFrame({"subject_id": sorted({row[0] for row in rows})})
-    found = tokens.tokenize(shard, meds_config, {}, members)
+    found = tokens.tokenize(shard, meds_config, {}, members, visits_named=True)
     found = found.with_columns(code_id=pl.col("token").str.strip_prefix("C").cast(pl.Int32))
     people = list(tokens.split_patients(found))
     table = np.concatenate([person["tokens"] for person in people])

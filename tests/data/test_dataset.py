@@ -6,7 +6,7 @@ import pytest
 from behrt_jax.data import dataset
 from tests.data.handmade import only, random_patients
 
-COLUMNS = ("codes", "visits", "moments", "minutes")
+COLUMNS = ("codes", "visits", "minutes", "microseconds")
 
 
 def examples(patients: dataset.Patients, order=None):
@@ -51,12 +51,13 @@ def test_writes_array_record_and_nothing_else(written):
 
 
 def test_large_numbers_survive(tmp_path):
-    tokens = np.array([[5, 0, 0, 2**31 - 1]], np.int32)
+    tokens = np.array([[5, 0, 2**31 - 1, 59_999_999]], np.int32)
     big = 2**62 + 1
     example = {"subject_id": big, "has_birth": True, "origin": -(2**31), "tokens": tokens}
     dataset.write(tmp_path, {"train": iter([(big, example)])})
     found = dataset.read(tmp_path, "train")
     assert found.subject_ids.tolist() == [big] and found.minutes.tolist() == [2**31 - 1]
+    assert found.times.tolist() == [2**31 * dataset.MICROSECONDS - 1]
     assert found.origins.tolist() == [-(2**31)]
 
 

@@ -70,7 +70,7 @@ def test_long_pauses_all_hold_a_mark_and_short_ones_in_proportion_at_any_time_of
 def test_marks_are_of_the_patient_and_the_seed(by_day, marked):
     chosen = np.arange(len(by_day)) % 3 == 1
     few = marks.mark_pauses(dataset.take(by_day, chosen), seed=3)
-    for name in ("codes", "visits", "moments", "minutes"):
+    for name in ("codes", "visits", "minutes", "microseconds"):
         np.testing.assert_array_equal(getattr(few, name), getattr(dataset.take(marked, chosen), name))
     other = marks.mark_pauses(by_day, seed=4)
     assert (other.codes == SEP).sum() != (marked.codes == SEP).sum()

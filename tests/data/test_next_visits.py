@@ -23,16 +23,18 @@ def protocol(bundled_config):
 
 
 def by_loop(patients, is_target) -> tuple[list[tuple[int, int, set[int]]], list[set[int]]]:
-    """Returns (visit, patient, target codes) of each example, and what its patient had before."""
+    """Returns (visit, patient, target codes) of each example, and the target codes recorded before it began."""
     found, before, number = [], [], 0
     for owner, visits in enumerate(visits_by_patient(patients)):
-        had: set[int] = set()
+        had_target = False
         for visit in visits:
             held = {int(code) for code in patients.codes[visit] if is_target[code]}
-            if held and had:
+            start = patients.times[visit[0]]
+            past = [token for other in visits for token in other if patients.times[token] < start]
+            if held and had_target and past:
                 found.append((number, owner, held))
-                before.append(set(had))
-            had |= held
+                before.append({int(code) for code in patients.codes[past] if is_target[code]})
+            had_target |= bool(held)
             number += 1
     return found, before
 
@@ -114,7 +116,7 @@ def test_every_example_is_predicted_once_from_its_past(row_length, separators, b
     longest = costs.max()
     assert longest > row_length // 2 - 20 * (row_length > 40) and (longest > row_length or row_length > 16)
     seen, unused = collections.Counter(), 0
-    for batch, ends, which in next_visits.boundary_batches(patients, index, examples, batch_size, cut):
+    for batch, ends, which, _ in next_visits.boundary_batches(patients, index, examples, batch_size, cut):
         assert ends.shape == which.shape == (batch_size, row_length // (2 if separators else 1))
         assert batch["codes"].shape == (batch_size, row_length)
         unused += (which < 0).sum()
@@ -148,7 +150,7 @@ def test_rows_of_a_causal_model_hold_later_visits_and_cut_rows_do_not():
     rows = {}
     for cut in (False, True):
         found = list(next_visits.boundary_batches(patients, index, examples, 4, cut))
-        rows[cut] = sum(int((batch["patient_ids"] > 0).any(axis=1).sum()) for batch, _, _ in found)
+        rows[cut] = sum(int((batch["patient_ids"] > 0).any(axis=1).sum()) for batch, *_ in found)
     assert rows[True] > 2 * rows[False]
 
 

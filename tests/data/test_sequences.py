@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from behrt_jax.data import sequences
+from behrt_jax.data.dataset import MICROSECONDS
 from behrt_jax.data.hashing import hash_fraction
 from behrt_jax.data.vocabulary import CLS, SEP, UNK
 from tests.data.handmade import only, patients_of, random_patients, visits_by_patient
@@ -52,6 +53,8 @@ def test_a_patient_token_by_token():
     assert found["maskable"].tolist() == [token in (10, 11, 12) for token in found["codes"]]
     minutes = [0, 0, 0, 0, 0, 2 * DAY, 2 * DAY + 60, 2 * DAY + 60, 10 * DAY, 10 * DAY]
     np.testing.assert_allclose(found["ages"], np.array(minutes) / YEAR, rtol=1e-6)
+    assert found["time_ranks"].tolist() == [0, 0, 0, 1, 1, 2, 3, 3, 4, 4]
+    assert found.pop("times").tolist() == [-1, -1, -1, *(minute * MICROSECONDS for minute in minutes[3:])]
     assert {name: column.dtype for name, column in found.items()} == sequences.COLUMNS
 
 

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +7,7 @@ from behrt_jax.data import sequences
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.objectives.config import ObjectiveConfig
 from experiments import ablations, linear_probe, variants
-from tests.data.handmade import random_patients
+from tests.data.handmade import overlapping_patients
 
 
 @pytest.mark.parametrize("name", variants.VARIANTS)
@@ -40,25 +39,18 @@ def test_the_table_has_means_and_ranges_of_the_runs_that_are_there(tmp_path):
     assert "hierarchical" not in table
 
 
-def test_a_cut_history_ends_before_the_visit_whose_codes_it_must_tell():
-    patients = random_patients(0, 60)
+def test_a_cut_history_holds_what_was_recorded_before_the_visit_whose_codes_it_must_tell():
+    patients = overlapping_patients(0, 60)
     index = sequences.index_visits(patients, 48)
-    windows, targets, members = linear_probe.cut_histories(patients, index, 60, salt=1)
-    assert set(members) == set(np.flatnonzero(np.diff(index.first_visit) > 1))
-    for patient in members:
-        following = windows.stop[patient]
-        codes = patients.codes[index.starts[0][following] : index.starts[1][following]]
-        assert set(np.flatnonzero(targets[patient])) == {code for code in codes if code > 4}
-    chosen = windows.stop[members] - index.first_visit[:-1][members]
-    assert chosen.min() == 1 and (chosen == np.diff(index.first_visit)[members] - 1).any()
-
-    # Another future, the same past: what is laid out does not move.
-    after = np.zeros(len(patients.codes), bool)
-    for patient in members:
-        after[index.starts[0][windows.stop[patient]] : patients.offsets[patient + 1]] = True
-    other = dataclasses.replace(patients, codes=np.where(after, 5 + patients.codes % 50, patients.codes))
-    before, moved = (sequences.build_columns(each, index, windows, members, 0) for each in (patients, other))
-    assert after.any() and all(np.array_equal(before[name], moved[name], equal_nan=True) for name in before)
+    histories, targets, visits = linear_probe.cut_histories(patients, index, 60, salt=1)
+    owners = index.owners[visits]
+    assert histories.subject_ids.tolist() == patients.subject_ids[owners].tolist() and len(visits) > 30
+    for row, (owner, visit) in enumerate(zip(owners, visits, strict=True)):
+        codes = patients.codes[index.starts[0][visit] : index.starts[1][visit]]
+        assert set(np.flatnonzero(targets[row])) == {code for code in codes if code > 4}
+        own = np.arange(patients.offsets[owner], patients.offsets[owner + 1])
+        past = own[(patients.times[own] < patients.times[index.starts[0][visit]])]
+        assert patients.codes[past].tolist() == histories.codes[slice(*histories.offsets[row : row + 2])].tolist()
 
 
 def test_the_probe_finds_what_the_features_tell_and_nothing_in_noise():

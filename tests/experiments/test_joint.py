@@ -142,7 +142,7 @@ def test_patients_of_one_visit_have_no_next_visit_to_score(joint):
     patients = run.patients
     kept = patients.visits <= 0
     sizes = np.bincount(patients.owners[kept], minlength=len(patients))
-    columns = {name: getattr(patients, name)[kept] for name in ("codes", "visits", "moments", "minutes")}
+    columns = {name: getattr(patients, name)[kept] for name in ("codes", "visits", "minutes", "microseconds")}
     first = dataclasses.replace(patients, offsets=np.concatenate([[0], np.cumsum(sizes)]), **columns)
     found = score_next_visits(run._replace(patients=first, say=lines.append), with_baselines=False)
     assert found == {"metrics": {}, "baselines": {}, "versus": {}}
