@@ -27,7 +27,7 @@ def remove_tokens(columns: Columns, removed: jax.Array) -> Columns:
       columns: (B, L) each, `in_visit` among them; arrays of other shapes, as `target` and `traits`, are kept.
       removed: (B, L) bool.
     """
-    inside, visits, length = columns["in_visit"], columns["visit_ids"], removed.shape[1]
+    inside, visits = columns["in_visit"], columns["visit_ids"]
     rows = jnp.arange(removed.shape[0])[:, None]
 
     def in_visits_of(flags):
@@ -50,16 +50,27 @@ def remove_tokens(columns: Columns, removed: jax.Array) -> Columns:
     inside, lost = moved["in_visit"], move(lost)
     begins = _begins(inside, moved["visit_ids"])
     moved["visit_ids"] = jnp.where(kept, jnp.maximum(jnp.cumsum(begins, axis=1) - 1, 0), 0).astype(visits.dtype)
-    moved["positions"] = jnp.where(kept, jnp.arange(length)[None], 0).astype(columns["positions"].dtype)
     before = jnp.where(begins, jnp.pad(lost[:, :-1], ((0, 0), (1, 0))), 0.0)  # lost before the visit before
     days = moved["time_deltas"] + jnp.where(inside, lost - jax.lax.cummax(before, axis=1), 0.0)
     begins_life = (first_days == 0)[:, None] & (moved["visit_ids"] == 0)
     moved["time_deltas"] = jnp.where(begins_life, 0.0, days)
     closes = inside & ~begins & (moved["codes"] == SEP)
+    ranks = jnp.where(closes, jnp.roll(moved["time_ranks"], 1, axis=1), moved["time_ranks"])
+    moved["positions"], moved["time_ranks"] = _in_time(ranks, kept)
     for name in ("ages", "dates"):
         times = jnp.where(closes, jnp.roll(moved[name], 1, axis=1), moved[name])
         moved[name] = jnp.where(kept & ~inside, _first(times, inside)[:, None], times)
     return moved
+
+
+def _in_time(ranks, used) -> tuple[jax.Array, jax.Array]:
+    """Returns the place of each token in the order of time, and its time's rank without holes, of (B, L) ranks."""
+    order = jnp.argsort(jnp.where(used, ranks, jnp.iinfo(jnp.int32).max), axis=1)
+    ascending = jnp.take_along_axis(ranks, order, axis=1)
+    dense = jnp.pad(jnp.cumsum(jnp.diff(ascending, axis=1) != 0, axis=1), ((0, 0), (1, 0)))
+    back = jnp.argsort(order, axis=1)
+    places = jnp.where(used, back, 0).astype(jnp.int32)
+    return places, jnp.where(used, jnp.take_along_axis(dense, back, axis=1), 0).astype(jnp.int32)
 
 
 def _begins(inside: jax.Array, visits: jax.Array) -> jax.Array:
@@ -130,6 +141,9 @@ def add_visit(columns: Columns, codes: list[int], days: float, separators: bool 
     later = {name: columns[name][0, start] + days / 365.25 for name in ("ages", "dates")}
     new = {"codes": [*codes, SEP] if separators else codes, "time_deltas": days, **later}
     new["visit_ids"] = columns["visit_ids"][0, last] + 1
+    by_then = (columns["patient_ids"][0] != 0) & (columns["dates"][0] <= later["dates"])
+    columns["time_ranks"] = 2 * columns["time_ranks"]  # so that the new visit's has room between others
+    new["time_ranks"] = columns["time_ranks"][0, by_then].max() + 1
     after = (np.arange(columns["codes"].shape[1]) >= end) & columns["in_visit"][0]
     columns["visit_ids"] = columns["visit_ids"] + after
     columns["time_deltas"] = np.where(after, columns["time_deltas"] - np.float32(days), columns["time_deltas"])
@@ -151,5 +165,5 @@ def _insert(columns: Columns, place: int, new: dict, like: int) -> Columns:
             continue
         added = np.broadcast_to(new.get(name, values[0, like]), (size,)).astype(values.dtype)
         found[name] = np.insert(values[0], place, added)[None, :length]
-    found["positions"] = np.where(found["patient_ids"] != 0, np.arange(length), 0).astype(found["positions"].dtype)
-    return found
+    places, ranks = _in_time(found["time_ranks"], found["patient_ids"] != 0)
+    return found | {"positions": np.asarray(places), "time_ranks": np.asarray(ranks)}

@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 def make_case(kind: str, patients: Patients, index, windows, score, extra: dict, until=None, **rest) -> Case:
     """Lays out windows of patients as a case, what was recorded before (N,) `until`; `extra` are more columns."""
-    columns = batches.one_a_row(patients, index.row_length, index.separators, windows) | extra
+    columns = batches.one_a_row(patients, index.row_length, index.separators, windows, with_times=True) | extra
     times = columns.pop("times")
     if until is not None:
         is_past = times < until[:, None]

@@ -105,7 +105,11 @@ def batch_of(
 
 
 def one_a_row(
-    patients: Patients, row_length: int, separators: bool = True, windows: sequences.Windows | None = None
+    patients: Patients,
+    row_length: int,
+    separators: bool = True,
+    windows: sequences.Windows | None = None,
+    with_times: bool = False,
 ) -> dict[str, np.ndarray]:
     """Lays out windows of patients in a row of their own each, in order.
 
@@ -114,17 +118,18 @@ def one_a_row(
       row_length: L.
       separators: see `index_visits`.
       windows: N of them; each patient's newest if not given.
+      with_times: whether to return `times` too.
 
     Returns:
-      The columns of `batch_of` that models read, (N, L) each, `times`, and `in_visit`, True for the tokens of visits,
-      `[SEP]` too.
+      The columns of `batch_of` that models read, (N, L) each, and `in_visit`, True for the tokens of visits, `[SEP]`
+      too.
     """
     index = sequences.index_visits(patients, row_length, separators)
     windows = sequences.newest_windows(index) if windows is None else windows
     order = np.arange(len(windows.patients))
     plan = packing.Plan(order, np.arange(len(order) + 1))
     batch = batch_of(patients, index, Epoch(windows, plan, order, sequences.EVALUATION_SALT), 0, len(order))
-    columns = {name: batch[name] for name in (*sequences.COLUMNS, "patient_ids", "times")}
+    columns = {name: batch[name] for name in (*sequences.COLUMNS, "patient_ids", *["times"] * with_times)}
     inside = (columns["positions"] > index.static_counts[windows.patients][:, None]) & (columns["patient_ids"] != 0)
     return {**columns, "in_visit": inside}
 

@@ -13,14 +13,14 @@ IS_TARGET = np.isin(np.arange(VOCAB_SIZE), np.arange(20, 40))
 
 def by_loop(patients, codes) -> tuple[np.ndarray, np.ndarray]:
     """Returns (visits, T) minutes to each code's next visit, or to the end, and whether it comes."""
-    minutes, happened = [], []
+    minutes, happened, times = [], [], patients.times
     for visits in visits_by_patient(patients):
         ends = [max(patients.minutes[visit]) for visit in visits]
         own = [token for visit in visits for token in visit]
         for visit, end in zip(visits, ends, strict=True):
-            row, comes, last = [], [], max(patients.times[visit])
+            row, comes, last = [], [], max(times[visit])
             for code in codes:
-                later = [token for token in own if patients.codes[token] == code and patients.times[token] > last]
+                later = [token for token in own if patients.codes[token] == code and times[token] > last]
                 until = min((int(patients.minutes[token]) for token in later), default=None)
                 comes.append(until is not None)
                 row.append((max(ends) if until is None else until) - end)

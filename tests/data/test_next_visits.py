@@ -24,13 +24,13 @@ def protocol(bundled_config):
 
 def by_loop(patients, is_target) -> tuple[list[tuple[int, int, set[int]]], list[set[int]]]:
     """Returns (visit, patient, target codes) of each example, and the target codes recorded before it began."""
-    found, before, number = [], [], 0
+    found, before, number, times = [], [], 0, patients.times
     for owner, visits in enumerate(visits_by_patient(patients)):
         had_target = False
         for visit in visits:
             held = {int(code) for code in patients.codes[visit] if is_target[code]}
-            start = patients.times[visit[0]]
-            past = [token for other in visits for token in other if patients.times[token] < start]
+            start = times[visit[0]]
+            past = [token for other in visits for token in other if times[token] < start]
             if held and had_target and past:
                 found.append((number, owner, held))
                 before.append({int(code) for code in patients.codes[past] if is_target[code]})

@@ -141,16 +141,17 @@ def test_windows_of_one_patient_side_by_side_keep_their_own_codes():
 def test_time_to_event_targets_begin_after_all_that_was_recorded_by_the_end_of_a_visit(made, first):
     patients, index, _ = made
     times = events_ahead.index_events(patients, index, IS_TARGET, first)
+    recorded = patients.times
     days, happened = times.after(np.arange(len(index.owners)))
     number = 0
     for visits in visits_by_patient(patients):
         tokens = [token for visit in visits for token in visit]
         last = max(int(patients.minutes[token]) for token in tokens)
         for visit in visits:
-            end = patients.times[visit[-1]]
+            end = recorded[visit[-1]]
             for column, code in enumerate(np.flatnonzero(IS_TARGET)):
                 own = [token for token in tokens if patients.codes[token] == code]
-                later = [int(patients.minutes[token]) for token in own if patients.times[token] > end]
+                later = [int(patients.minutes[token]) for token in own if recorded[token] > end]
                 had = len(later) < len(own)
                 if first and had:
                     assert not happened[number, column] and days[number, column] == 0
