@@ -172,9 +172,9 @@ def digest(*values: Any) -> str:
 def digest_patients(patients: Patients) -> str:
     """Computes a digest of patients, or of histories in their order, in which the order of a patient's tokens is free.
 
-    Tokens that share a moment have no order, so files that list them otherwise give the same digest.
+    Tokens of a visit that share a time have no order, so files that list them otherwise give the same digest.
     """
-    columns = (patients.owners, patients.codes, patients.visits, patients.moments, patients.minutes)
+    columns = (patients.owners, patients.codes, patients.visits, patients.minutes, patients.microseconds)
     with np.errstate(over="ignore"):
         tokens = hash_integers(*columns).sum(dtype=np.uint64)
     sizes = np.diff(patients.offsets)

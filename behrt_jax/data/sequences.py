@@ -224,7 +224,7 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
     lengths = windows.lengths[members]
     offsets = np.cumsum(lengths) - lengths
     owner = np.repeat(np.arange(len(members)), lengths)
-    columns = {name: np.zeros(lengths.sum(), kind) for name, kind in COLUMNS.items()}
+    columns: dict[str, np.ndarray] = {name: np.zeros(lengths.sum(), kind) for name, kind in COLUMNS.items()}
     columns["codes"][offsets] = CLS
 
     # Everything below is about visits (one entry a visit in a window), then about their tokens.
