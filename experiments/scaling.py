@@ -3,8 +3,9 @@
 python -m experiments.scaling --config=configs/small.py --sizes=100,200,400,800 [--workdir=DIR] [--config.KEY=...]
 python -m experiments.scaling --config=configs/medium.py --sizes=... --workdir=DIR2 --versus=DIR
 
-Each size is a run of experiments.pretrain in a folder of its own, made once. `--versus` takes the curve of another
-recipe and says how many patients that one would need for the losses of this one.
+Each size is a run of experiments.pretrain in a folder of its own, made once. A size beyond the train patients of the
+data is refused; the fit is on the patients that each run was trained on, as its evaluation says. `--versus` takes the
+curve of another recipe and says how many patients that one would need for the losses of this one.
 """
 
 import json
@@ -16,9 +17,14 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
+from ml_collections import config_flags
 from scipy.optimize import curve_fit
 
+from behrt_jax import workdir
+from behrt_jax.data.config import DataConfig
+from behrt_jax.data.prepare import prepare
 from experiments import command
+from experiments.fitting import EVALUATION_FILE
 from experiments.tables import format_cell
 
 METRICS = ("mlm/loss", "mlm/accuracy", "next_visit/loss", "next_visit/average_precision", "time_to_event/loss")
@@ -68,31 +74,71 @@ def _values(results: dict[int, dict], name: str, key: str = "value") -> np.ndarr
 
 
 def read_curve(folder: Path) -> dict[int, dict]:
-    """Reads the finished runs of a curve by size; a ValueError where there are none."""
-    found = {int(file.parent.name): json.loads(file.read_text()) for file in folder.glob("[0-9]*/evaluation.json")}
+    """Reads the finished runs of a curve by the patients they were trained on; a ValueError where there are none."""
+    found = by_patients([read_run(file.parent) for file in sorted(folder.glob(f"[0-9]*/{EVALUATION_FILE}"))])
     if not found:
         raise ValueError(f"--versus={folder}: holds no finished run; expected the workdir of experiments.scaling")
+    return found
+
+
+def read_run(folder: Path) -> dict:
+    """Reads the evaluation of a run; `train_patients`, which older ones lack, is then counted in its data.
+
+    Raises:
+      ValueError: it is not of the held-out patients of its own data.
+    """
+    result = json.loads((folder / EVALUATION_FILE).read_text())
+    if result["split"] != "held_out" or "data" in result:
+        raise ValueError(f"{folder / EVALUATION_FILE}: is of other patients than held_out; run experiments.evaluate")
+    if "train_patients" not in result:
+        config = workdir.read_config(folder)
+        everyone = count_train(config)
+        result["train_patients"] = min(config.train.max_patients or everyone, everyone)
+    return result
+
+
+def count_train(config) -> int:
+    """Counts the train patients in the data of a recipe."""
+    return prepare(DataConfig(**config.data), progress=print).report["patients/train"]
+
+
+def by_patients(results: list[dict]) -> dict[int, dict]:
+    """Returns evaluations by the patients that each run was trained on, ascending; of equal ones the last."""
+    found = {result["train_patients"]: result for result in results}
+    if repeated := len(results) - len(found):
+        print(f"{repeated} runs were trained on as many patients as another and are left out")
     return dict(sorted(found.items()))
 
 
-def read_sizes(words: list[str]) -> list[int]:
-    """Returns the sizes in ascending order, each once; raises a ValueError where one is no number of patients."""
+def read_sizes(words: list[str], available: int) -> list[int]:
+    """Returns the sizes in ascending order, each once.
+
+    Args:
+      words: the sizes.
+      available: the train patients of the data.
+
+    Raises:
+      ValueError: one is no number of patients, or more than there are.
+    """
     wrong = [word for word in words if not word.isdecimal() or not int(word)]
     if wrong:
         raise ValueError(f"--sizes: found {', '.join(wrong)}; expected numbers of patients, such as 100,200,400,800")
-    return sorted({int(word) for word in words})
+    sizes = sorted({int(word) for word in words})
+    if beyond := [size for size in sizes if size > available]:
+        found = ", ".join(f"{size:,}" for size in beyond)
+        raise ValueError(f"--sizes: found {found}; expected at most {available:,}, the train patients of the data")
+    return sizes
 
 
 def run_size(folder: Path, size: int, arguments: list[str]) -> dict:
-    """Makes the run of one size, unless it is there, and returns its evaluation."""
-    workdir = folder / str(size)
-    if not (workdir / "evaluation.json").exists():
-        given = ["--nobaselines", f"--workdir={workdir}", *arguments, f"--config.train.max_patients={size}"]
-        print(f"{size:,} patients: python -m experiments.pretrain {shlex.join(given)}", flush=True)
-        done = subprocess.run([sys.executable, "-m", "experiments.pretrain", *given])
-        if done.returncode:
-            raise ValueError(f"the run of {size} patients failed with status {done.returncode}; its error is above")
-    return json.loads((workdir / "evaluation.json").read_text())
+    """Makes the run of one size, which does nothing where it is finished and its inputs are the same, and reads it."""
+    own = folder / str(size)
+    given = ["--nobaselines", f"--workdir={own}", *arguments, f"--config.train.max_patients={size}"]
+    print(f"{size:,} patients: python -m experiments.pretrain {shlex.join(given)}", flush=True)
+    done = subprocess.run([sys.executable, "-m", "experiments.pretrain", *given])
+    if done.returncode:
+        raise ValueError(f"the run of {size} patients failed with status {done.returncode}; its error is above")
+    return read_run(own)
 
 
 def describe(results: dict[int, dict]) -> str:
@@ -127,9 +173,10 @@ def draw(results: dict[int, dict], file: Path) -> None:
 
 def main() -> None:
     """Runs the command."""
+    sizes = read_sizes(FLAGS.sizes, count_train(FLAGS.config))
     (folder := Path(FLAGS.workdir)).mkdir(parents=True, exist_ok=True)
-    given = [f"--config={FLAGS.config}", *PASSED_ON]
-    results = {size: run_size(folder, size, given) for size in read_sizes(FLAGS.sizes)}
+    given = [word for word in sys.argv[1:] if word.startswith(("--config=", "--config."))]
+    results = by_patients([run_size(folder, size, given) for size in sizes])
     table = describe(results)
     if FLAGS.versus:
         table += "\n" + compare(results, read_curve(Path(FLAGS.versus)))
@@ -143,7 +190,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", "runs/scaling", "Where the runs are made.")
     flags.DEFINE_list("sizes", None, "Numbers of train patients, separated by commas.", required=True)
     flags.DEFINE_string("versus", None, "The workdir of the curve of another recipe.")
-    flags.DEFINE_string("config", None, "The recipe; --config.KEY=VALUE are passed on too.", required=True)
-    PASSED_ON = [word for word in sys.argv[1:] if word.startswith("--config.")]
-    sys.argv = [word for word in sys.argv if word not in PASSED_ON]
+    config_flags.DEFINE_config_file("config", None, "The recipe; all its flags are passed on.", lock_config=True)
+    flags.mark_flag_as_required("config")
     command.run(main)

@@ -1,5 +1,8 @@
 """Learning curves: fits with a known answer, and a real curve of two tiny runs."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -85,8 +88,40 @@ def test_a_folder_without_runs_is_no_curve(tmp_path):
 @pytest.mark.parametrize("words", [["a"], ["100", "-5"], ["0"], ["1.5"], [""]])
 def test_sizes_are_numbers_of_patients(words):
     with pytest.raises(ValueError, match=rf"--sizes: found {words[-1]}; expected numbers of patients"):
-        scaling.read_sizes(words)
-    assert scaling.read_sizes(["400", "100", "400"]) == [100, 400]
+        scaling.read_sizes(words, 400)
+    assert scaling.read_sizes(["400", "100", "400"], 400) == [100, 400]
+
+
+def test_sizes_beyond_the_patients_of_the_data_are_refused():
+    with pytest.raises(ValueError, match=r"--sizes: found 1,600, 3,200; expected at most 806, the train patients"):
+        scaling.read_sizes(["400", "800", "1600", "3200"], 806)
+
+
+def test_the_fit_is_on_the_patients_that_runs_were_trained_on():
+    """Sizes asked for beyond those there are would bend the fit: all of them are the same point."""
+    losses = 1.0 + 20.0 * np.array([100, 200, 400, 806], float) ** -0.6
+    real = [100, 200, 400, 806, 806, 806]
+    runs = [result(losses[min(place, 3)], 0.5) | {"train_patients": size} for place, size in enumerate(real)]
+    found = scaling.by_patients(runs)
+    assert list(found) == [100, 200, 400, 806]
+    (floor, _, _), _ = scaling.fit_power_law(np.array(list(found)), scaling._values(found, "mlm/loss"))
+    assert floor == pytest.approx(1.0, abs=1e-3)
+    asked = np.array([100, 200, 400, 800, 1600, 3200])
+    (wrong, _, _), _ = scaling.fit_power_law(asked, np.append(losses, losses[[3, 3]]))
+    assert wrong > 1.05
+
+
+def test_a_run_says_how_many_patients_it_was_trained_on_and_of_an_older_one_they_are_counted(joint, tmp_path):
+    expected = evaluation_of(joint)["train_patients"]
+    assert scaling.read_run(joint)["train_patients"] == expected <= 40
+    older = shutil.copytree(joint, tmp_path / "older", ignore=shutil.ignore_patterns("checkpoints"))
+    content = evaluation_of(joint)
+    del content["train_patients"]
+    (older / "evaluation.json").write_text(json.dumps(content))
+    assert scaling.read_run(older)["train_patients"] == expected
+    (older / "evaluation.json").write_text(json.dumps({**content, "split": "tuning"}))
+    with pytest.raises(ValueError, match="is of other patients than held_out"):
+        scaling.read_run(older)
 
 
 @pytest.mark.slow
@@ -112,5 +147,5 @@ def test_two_sizes_are_trained_once(workplace):
     before = {file: file.stat().st_mtime_ns for file in folder.glob("*/*")}
     again = workplace.run(arguments, "experiments.scaling")
     assert again.returncode == 0, again.stderr
-    assert "experiments.pretrain" not in again.stdout and table in again.stdout
+    assert again.stdout.count("nothing to do") == 2 and table in again.stdout
     assert {file: file.stat().st_mtime_ns for file in folder.glob("*/*")} == before
