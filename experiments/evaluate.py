@@ -13,7 +13,7 @@ from absl import flags
 
 from behrt_jax import workdir
 from behrt_jax.data import events
-from experiments import command, evaluate_outcomes, plots, tables
+from experiments import command, evaluate_outcomes, examples, inputs, plots, tables
 from experiments.evaluate_events import score_events
 from experiments.evaluate_masked import score_masked
 from experiments.evaluate_next_visit import score_next_visits
@@ -42,16 +42,24 @@ def evaluate_run(
       say: takes lines on what is going on.
 
     Returns:
-      `{"split", "patients", "metrics": {NAME: {"value", "low", "high", "n"}}, "baselines": {BASELINE: {NAME: ...}},
-      "versus": {BASELINE: {NAME: {"value", "low", "high"}}}}`, where `versus` has the differences to each baseline, and
-      for simulated data `oracle`.
+      `{"split", "patients", "train_patients", "evaluated", "metrics": {NAME: {"value", "low", "high", "n"}},
+      "baselines": {BASELINE: {NAME: ...}}, "versus": {BASELINE: {NAME: {"value", "low", "high"}}}}`, where `versus` has
+      the differences to each baseline and `evaluated` is a digest of what was scored (`inputs.of_evaluation`); with
+      `data` its folder's name, and for simulated data `oracle`.
     """
     run = load_run(folder, split, data, say)
     other = None if versus is None else load_run(Path(versus), split, data, say)
     if other is not None:
         check_comparable(run, other, str(versus))
-    result = {"split": split, "patients": len(run.patients), "metrics": {}, "baselines": {}, "versus": {}}
+    result = {"split": split, "patients": len(run.patients), "train_patients": len(run.train)}
+    result |= {"evaluated": inputs.of_evaluation(folder, run.digests, run.patients)}
+    result |= {} if data is None else {"data": Path(data).name}
+    result |= {"metrics": {}, "baselines": {}, "versus": {}}
+    counts = examples.count(run.config, run.trained.model, run.vocabulary, run.trained.is_target, run.patients)
     for name in run.trained.model.objectives:
+        if not counts[name]:
+            say(f"{tables.TITLES[name]}: not scored, as {len(run.patients):,} patients have no {examples.NAMES[name]}")
+            continue
         shared = other if other is not None and name in other.trained.model.objectives else None
         section = SECTIONS[name](run, shared, with_baselines)
         result["metrics"] |= section["metrics"]
@@ -74,6 +82,12 @@ def main() -> None:
     if is_pretrained:
         result = evaluate_run(folder, FLAGS.split, FLAGS.data, FLAGS.versus, FLAGS.baselines)
     else:
+        if FLAGS.data or FLAGS.split != "held_out":
+            given = f"--data={FLAGS.data}" if FLAGS.data else f"--split={FLAGS.split}"
+            raise ValueError(
+                f"{given}: {folder} is fine-tuned, which is evaluated on the held-out patients of its own data; "
+                "expected neither --data nor --split: for other patients use experiments.predict"
+            )
         versus = FLAGS.versus.split(",") if FLAGS.versus else []
         result = evaluate_outcomes.evaluate_run(folder, versus=versus, with_baselines=FLAGS.baselines)
     print(tables.format_result(result))

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from behrt_jax import baselines, evaluate, metrics
-from behrt_jax.data import batches, oracle, world
+from behrt_jax.data import batches, oracle
 from behrt_jax.data.dataset import Patients
-from experiments.run import Run, read_simulation
+from experiments.run import Run, read_simulation, score_oracle
 
 BASELINE_BATCHES = 200
 
@@ -22,6 +22,9 @@ def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True
       with_baselines: whether to fit baselines.
     """
     hidden = list(masked_batches(run, run.patients, run.config.evaluation.mask_draws))
+    if not sum(len(masked.labels) for masked in hidden):
+        run.say(f"masked codes: not scored, as {len(run.patients):,} patients have no code to mask")
+        return {"metrics": {}, "baselines": {}, "versus": {}}
     own = evaluate.score(evaluate.make_score_step(run.trained.model), run.params, hidden)
     predictors = {}
     if with_baselines:
@@ -36,15 +39,13 @@ def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True
     if other is not None:
         compared["other run"] = evaluate.score(evaluate.make_score_step(other.trained.model), other.params, hidden)
     result = metrics.report(own, compared, "mlm")
-    if (run.source / world.WORLD_FILE).exists():
-        run.say("asking the oracle")
-        result["oracle"] = metrics.summarize(ask_oracle(run, hidden), "mlm")
+    result |= score_oracle(run, lambda: metrics.summarize(ask_oracle(run, hidden), "mlm"))
     return result
 
 
 def ask_oracle(run: Run, hidden: list[evaluate.MaskedBatch]) -> metrics.Outcomes:
     """Scores what a model would say that knows the simulation, and the patients' whole histories."""
-    lives, seen = read_simulation(run, run.patients)
+    lives, seen = read_simulation(run.source, run.vocabulary, run.patients, run.index(run.patients))
     tokens = run.vocabulary.tokens
     column = {code: place for place, code in enumerate(lives.codes)}
     columns = np.array([column.get(token, -1) for token in tokens])

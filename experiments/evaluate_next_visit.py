@@ -8,10 +8,10 @@ from ml_collections import ConfigDict
 
 from behrt_jax import baselines_next_visit, evaluate, metrics, multilabel
 from behrt_jax.baselines_next_visit import Split
-from behrt_jax.data import next_visits, oracle, sequences, world
+from behrt_jax.data import next_visits, oracle, sequences
 from behrt_jax.data.at_times import sexes
 from behrt_jax.data.dataset import Patients
-from experiments.run import Run, read_simulation
+from experiments.run import Run, read_simulation, score_oracle
 from experiments.task import Task
 
 METRICS = ("average_precision", "average_precision/new", "micro_f1", "recall@10", "recall@10/new")
@@ -53,10 +53,7 @@ def score_next_visits(run: Run, other: Run | None = None, with_baselines: bool =
     result["metrics"] |= metrics.summarize(days_errors(scored, days), "next_visit")
     usual = np.full(len(scored.examples), np.median(days_before(train)))
     result["baselines"]["median days of train"] = metrics.summarize(days_errors(scored, usual), "next_visit")
-    if (run.source / world.WORLD_FILE).exists():
-        run.say("asking the oracle")
-        oracle_says = measure(ask_oracle(run, scored), tuning, splits.described)
-        result["oracle"] = metrics.summaries(oracle_says)
+    result |= score_oracle(run, lambda: metrics.summaries(measure(ask_oracle(run, scored), tuning, splits.described)))
     if run.trained.model.time_known:
         run.say("next visits, with their start known")
         other = other if other is not None and other.trained.model.time_known else None
@@ -169,7 +166,7 @@ def ask_oracle(run: Run, split: Split) -> Predictions:
     Raises:
       ValueError: the visits of the prepared data are not those of the simulation.
     """
-    lives, seen = read_simulation(run, split.patients)
+    lives, seen = read_simulation(run.source, run.vocabulary, split.patients, split.index)
     columns = {code: place for place, code in enumerate(lives.codes)}
     wanted = np.array([columns.get(run.vocabulary.tokens[code], -1) for code in split.examples.codes])
     is_target = np.isin(np.arange(len(lives.codes)), wanted)

@@ -11,8 +11,8 @@ from behrt_jax import workdir
 from behrt_jax.data import dataset, oracle, sequences, world
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
-from behrt_jax.data.vocabulary import Vocabulary
-from experiments import labelled, task
+from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
+from experiments import inputs, labelled, task, task_events
 
 
 class Run(NamedTuple):
@@ -29,6 +29,7 @@ class Run(NamedTuple):
       tuning: its tuning split, at most `evaluation.max_patients`.
       patients: those to score, at most `evaluation.max_patients`.
       say: takes lines on what is going on.
+      digests: of the inputs of training; see `inputs.of_pretraining`.
     """
 
     config: ConfigDict
@@ -41,6 +42,7 @@ class Run(NamedTuple):
     tuning: dataset.Patients
     patients: dataset.Patients
     say: Callable[[str], None]
+    digests: dict[str, str]
 
     def index(self, patients: dataset.Patients) -> sequences.VisitIndex:
         """Finds the visits of patients, as the run's rows hold them."""
@@ -65,14 +67,16 @@ def load_run(folder: Path, split: str, data: str | None, say: Callable[[str], No
         scored = prepare(DataConfig(**{**config.data, "path": data}), fitted=vocabulary, splits=(split,), progress=say)
         say(labelled.describe_coverage(scored.report, split))
     train, tuning = (dataset.read(own.folder, name) for name in ("train", "tuning"))
-    train = dataset.sample(train, config.train.max_patients)
     everyone, most = dataset.read(scored.folder, split), config.evaluation.max_patients
+    train, tuning = dataset.sample(train, config.train.max_patients), dataset.sample(tuning, most)
+    digests = {"data.path": inputs.of_patients(task_events.mark(config, train), tuning)}
+    workdir.check_digests(folder, config, digests, say)
     patients = dataset.sample(everyone, most)
     if len(patients) < len(everyone):
         say(f"scoring {len(patients):,} of {len(everyone):,} patients of {split} (evaluation.max_patients)")
     trained = task.make_task(config, vocabulary)
     source = Path(data or config.data.path)
-    return Run(config, vocabulary, trained, params, source, split, train, dataset.sample(tuning, most), patients, say)
+    return Run(config, vocabulary, trained, params, source, split, train, tuning, patients, say, digests)
 
 
 def check_comparable(run: Run, other: Run, folder: str) -> None:
@@ -92,17 +96,50 @@ def check_comparable(run: Run, other: Run, folder: str) -> None:
         raise ValueError(f"--versus={folder}: has other {keys}; expected a run that predicts the same")
 
 
-def read_simulation(run: Run, patients: dataset.Patients) -> tuple[world.World, world.Histories]:
+def read_simulation(
+    source: Path, vocabulary: Vocabulary, patients: dataset.Patients, index: sequences.VisitIndex
+) -> tuple[world.World, world.Histories]:
     """Reads the world of simulated data, and what is seen of patients in it.
 
+    Args:
+      source: the simulated data set.
+      vocabulary: of the model.
+      patients: prepared from it.
+      index: their visits.
+
     Raises:
-      ValueError: the visits of the prepared data are not those of the simulation.
+      ValueError: the visits or the codes of the prepared data are not those of the simulation.
     """
-    seen = oracle.read_histories(run.source, patients.subject_ids)
-    visits = np.diff(run.index(patients).first_visit)
+    seen, lives = oracle.read_histories(source, patients.subject_ids), world.load_world(source)
+    visits, cure = np.diff(index.first_visit), "train with data.events_without_visit=leave_out"
     if not np.array_equal(np.bincount(seen.owner, minlength=len(visits)), visits):
         raise ValueError(
-            f"{run.source}: holds {len(seen.owner):,} visits of these patients, the prepared data {visits.sum():,}, or "
-            "other ones; train with data.events_without_visit=leave_out to compare with the oracle"
+            f"{source}: holds {len(seen.owner):,} visits of these patients, the prepared data {visits.sum():,}, or "
+            f"other ones; {cure} to compare with the oracle"
         )
-    return world.load_world(run.source), seen
+    tokens = {
+        vocabulary.tokens[code] for code in np.unique(patients.codes[patients.visits >= 0]) if code >= NUM_SPECIAL
+    }
+    if unknown := sorted(tokens - set(lives.codes)):
+        raise ValueError(
+            f"{source}: {len(unknown):,} codes that the model reads, such as {unknown[0]}, are not of the simulation; "
+            f"{cure} and these codes in data.codes_exclude to compare with the oracle"
+        )
+    return lives, seen
+
+
+def is_simulated(source: str | Path) -> bool:
+    """Whether a data set is simulated, so that an oracle knows its probabilities."""
+    return (Path(source) / world.WORLD_FILE).exists()
+
+
+def score_oracle(run: Run, score: Callable[[], dict]) -> dict:
+    """Returns `{"oracle": score()}`; nothing for data that are not simulated, or, with a warning, that differ."""
+    if not is_simulated(run.source):
+        return {}
+    run.say("asking the oracle")
+    try:
+        return {"oracle": score()}
+    except ValueError as error:
+        run.say(f"warning: the oracle is left out: {error}")
+        return {}

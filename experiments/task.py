@@ -12,13 +12,13 @@ from behrt_jax import evaluate, workdir
 from behrt_jax.data import batches, dataset, events_ahead, next_visits, sequences
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import Prepared, prepare
-from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
+from behrt_jax.data.vocabulary import Vocabulary
 from behrt_jax.models.pretraining import BEHRTForPretraining
 from behrt_jax.objectives import mlm
 from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.objectives.joint import make_objective
 from behrt_jax.objectives.objective import Objective
-from experiments import code_init, task_events
+from experiments import code_init, examples, task_events
 
 EVENT_BINS = 8
 
@@ -45,10 +45,8 @@ def make_task(config: ConfigDict, vocabulary: Vocabulary) -> Task:
     """Builds what a config asks for; its `model.vocab_size` and `objective.event_edges` are set."""
     settings = ObjectiveConfig(**config.objective)
     is_target = _find_targets(settings, vocabulary)
-    has_value = np.zeros(len(vocabulary), bool)
-    has_value[NUM_SPECIAL:] = [code.rpartition("//Q")[0] in vocabulary.value_edges for code in vocabulary.codes]
     model = workdir.build_model(config)
-    shared = (config.data.separators, is_target, has_value)
+    shared = (config.data.separators, is_target, examples.carries_value(vocabulary))
     fixed = dataclasses.replace(settings, mask_rate=config.evaluation.mask_rate, masking="codes", mask_values=True)
     return Task(
         model,
@@ -66,6 +64,9 @@ def begin(
 
     Returns:
       The prepared data, the patients to train on, and the task.
+
+    Raises:
+      ValueError: the data cannot be used, or has no example of an objective to train on.
     """
     prepared = prepare(DataConfig(**config.data), progress=say)
     train = dataset.sample(dataset.read(prepared.folder, "train"), config.train.max_patients)
@@ -76,7 +77,22 @@ def begin(
         if "time_to_event" in settings.weights and not settings.event_edges:
             times = task_events.find_times(config, train, _find_targets(settings, prepared.vocabulary))
             config.objective.event_edges = events_ahead.fit_edges(times, EVENT_BINS)
-    return prepared, train, make_task(config, prepared.vocabulary)
+    trained = make_task(config, prepared.vocabulary)
+    count_examples(config, trained, train, "train", say)
+    return prepared, train, trained
+
+
+def count_examples(
+    config: ConfigDict, task: Task, patients: dataset.Patients, split: str, say: Callable[[str], None]
+) -> None:
+    """Says how many examples of each objective a split has; a ValueError where train or tuning has none of one."""
+    counts = examples.count(config, task.model, task.vocabulary, task.is_target, patients, split == "train")
+    say(examples.describe(split, counts))
+    if split == "held_out":
+        for name in (name for name, number in counts.items() if not number):
+            say(f"warning: held_out has no {examples.NAMES[name]}; the evaluation will leave them out")
+    else:
+        examples.check(config, counts, split)
 
 
 def _find_targets(settings: ObjectiveConfig, vocabulary: Vocabulary) -> np.ndarray:
@@ -122,17 +138,27 @@ def training_columns(config: ConfigDict, task: Task, train: dataset.Patients, st
     return (evaluate.device_columns(add(batch, step)) for step, batch in enumerate(stream, start_step))
 
 
-def tuning_scorer(config: ConfigDict, task: Task, tuning: dataset.Patients) -> Callable[[Any], dict[str, float]]:
-    """Returns a function from parameters to the objective's metrics on the newest window of each patient."""
+def tuning_scorer(
+    config: ConfigDict, task: Task, tuning: dataset.Patients, say: Callable[[str], None] = lambda line: None
+) -> Callable[[Any], dict[str, float]]:
+    """Returns a function from parameters to the objective's metrics on the newest window of each patient.
+
+    Raises:
+      ValueError: tuning has no example of an objective, so that its loss would be no number.
+    """
     length, size, separators = config.data.row_length, config.evaluation.batch_size, config.data.separators
     step = evaluate.make_tuning_step(task.tuning_objective)
     tuning = task_events.mark(config, tuning)
+    count_examples(config, task, tuning, "tuning", say)
     times = task_events.find_times(config, tuning, task.is_target) if "time_to_event" in task.model.objectives else None
     add = task_events.adder(config, times, sequences.EVALUATION_SALT)
 
-    def score(params) -> dict[str, float]:
+    def read() -> Iterator[dict]:
         plain = batches.evaluation_batches(tuning, length, size, separators)
-        found = (add(batch, number) for number, batch in enumerate(plain))
-        return evaluate.score_objective(step, task.tuning_objective, params, found)
+        return (add(batch, number) for number, batch in enumerate(plain))
 
+    def score(params) -> dict[str, float]:
+        return evaluate.score_objective(step, task.tuning_objective, params, read())
+
+    examples.check_batches(config, task.tuning_objective, read(), "tuning")
     return score

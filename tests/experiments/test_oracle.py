@@ -1,5 +1,8 @@
 """Evaluation on simulated patients, whose world knows better than any model or baseline."""
 
+import dataclasses
+import json
+import re
 import shutil
 
 import numpy as np
@@ -10,7 +13,7 @@ from behrt_jax import baselines, baselines_next_visit
 from behrt_jax.networks import Recipe
 from experiments import evaluate_masked, evaluate_next_visit
 from experiments.evaluate import evaluate_run
-from experiments.run import load_run
+from experiments.run import load_run, read_simulation
 from experiments.simulate import write_patients
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -68,7 +71,7 @@ def test_the_oracle_is_above_the_model_and_every_baseline(trained, monkeypatch):
     assert first < five <= twenty
 
 
-def test_data_with_a_visit_that_the_world_lacks_is_refused(trained, simulated, tmp_path):
+def test_the_oracle_is_left_out_for_data_with_a_visit_that_the_world_lacks(trained, simulated, tmp_path):
     copy, other = shutil.copytree(trained, tmp_path / "trained"), shutil.copytree(simulated, tmp_path / "other")
     (file,) = (other / "data" / "held_out").glob("*.parquet")
     found = pl.read_parquet(file)
@@ -76,9 +79,38 @@ def test_data_with_a_visit_that_the_world_lacks_is_refused(trained, simulated, t
     more = last.with_columns(pl.col("time").dt.offset_by("60d"), pl.col("visit_id") + 10**6, code=pl.lit("ALIEN//1"))
     pl.concat([found, more.select(found.columns)]).sort("subject_id", "time", nulls_last=False).write_parquet(file)
     (copy / "evaluation.json").unlink(missing_ok=True)
-    with pytest.raises(ValueError, match=r"other: holds [\d,]+ visits of these patients, the prepared data [\d,]+, or"):
-        evaluate_run(copy, "held_out", str(other), with_baselines=False, say=lambda line: None)
-    assert not (copy / "evaluation.json").exists()
+    lines = []
+    result = evaluate_run(copy, "held_out", str(other), with_baselines=False, say=lines.append)
+    left_out = [line for line in lines if line.startswith("warning: the oracle is left out: ")]
+    expected = r".*/other: holds [\d,]+ visits of these patients, the prepared data [\d,]+, or other ones; train with"
+    assert len(left_out) == 2 and all(re.search(expected, line) for line in left_out)
+    assert "oracle" not in result and {"mlm/loss", "next_visit/loss"} <= set(result["metrics"])
+    assert json.loads((copy / "evaluation.json").read_text()) == result
+
+
+def test_a_recipe_for_other_data_is_evaluated_without_the_oracle_and_says_so_before_training(workplace, simulated):
+    """Deaths are visits of their own then, which the simulation does not have."""
+    keys = {"data__path": simulated, "train__num_steps": 2, "train__evaluate_every": 2}
+    done = workplace.run([*workplace.arguments("plain", **keys), "--nobaselines"])
+    assert done.returncode == 0, done.stderr
+    before, _, after = done.stdout.partition("step 2: tuning")
+    assert "warning: the evaluation will leave out the oracle: " in before and "leave_out to compare with" in before
+    assert "warning: the oracle is left out: " in after
+    result = json.loads((workplace.folder / "plain" / "evaluation.json").read_text())
+    assert "oracle" not in result and "mlm/accuracy" in result["metrics"]
+    again = workplace.run([*workplace.arguments("plain", **keys), "--nobaselines"])
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+
+
+def test_codes_that_the_simulation_does_not_have_are_no_codes_to_ask_it_about(run):
+    codes = run.patients.codes.copy()
+    codes[np.flatnonzero(run.patients.visits >= 0)[3]] = len(run.vocabulary) - 1
+    vocabulary = dataclasses.replace(run.vocabulary, codes=(*run.vocabulary.codes[:-1], "MEDS_DEATH"))
+    patients = dataclasses.replace(run.patients, codes=codes)
+    with pytest.raises(
+        ValueError, match=r"1 codes that the model reads, such as MEDS_DEATH, are not of the simulation"
+    ):
+        read_simulation(run.source, vocabulary, patients, run.index(patients))
 
 
 def test_as_many_visits_of_other_patients_are_refused_too(run, simulated, tmp_path):
