@@ -33,6 +33,15 @@ TUNING_LOSS = "loss"  # the weighted sum of the losses that are trained
 # Keys that may change between a run and its resume: where data lies, and what is only shown or measured at the end.
 # The size of the vocabulary is not a choice; vocabularies are compared by their fingerprints.
 MOVABLE = ("data.path", "data.prepared_dir", "train.log_every", "evaluation.mask_draws", "model.vocab_size")
+# Keys that are set from the data and the labels: where these changed, that is what to say.
+SET_FROM_DATA = (
+    "names",
+    "classification.kind",
+    "survival.edges",
+    "survival.num_causes",
+    "objective.event_edges",
+    "foretold.",
+)
 
 
 class Loaded(NamedTuple):
@@ -236,16 +245,14 @@ def open_workdir(
     """
     if (workdir / CONFIG_FILE).exists():
         differing = differences(read_config(workdir), config)
-        if differing:
-            raise ValueError(
-                f"{workdir}: belongs to another config ({'; '.join(differing)}); use another --workdir or the same keys"
-            )
+        _refuse(workdir, [line for line in differing if not line.startswith(SET_FROM_DATA)])
         if Vocabulary.load(workdir / VOCABULARY_FILE).fingerprint != vocabulary.fingerprint:
             raise ValueError(
                 f"{workdir / VOCABULARY_FILE}: belongs to another vocabulary than {config.data.path} now gives; "
                 "use another --workdir or the data that the run began with"
             )
         check_digests(workdir, config, digests or {}, say)
+        _refuse(workdir, differing)
         if read_config(workdir).to_dict() != config.to_dict():
             _write_config(workdir, config)  # so that evaluation finds data that has moved
         return True
@@ -258,6 +265,13 @@ def open_workdir(
     except OSError as error:
         raise OSError(f"{workdir}: cannot be written ({error}); use another --workdir, or free some space") from error
     return False
+
+
+def _refuse(workdir: Path, differing: list[str]) -> None:
+    if differing:
+        raise ValueError(
+            f"{workdir}: belongs to another config ({'; '.join(differing)}); use another --workdir or the same keys"
+        )
 
 
 def _write_config(workdir: Path, config: ConfigDict) -> None:

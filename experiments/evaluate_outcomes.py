@@ -13,7 +13,7 @@ from behrt_jax.data import labels as label_files
 from behrt_jax.data.labels import Labels
 from behrt_jax.metrics import Estimate
 from behrt_jax.survival_metrics import Curves, Followed
-from experiments import outcome_data, plots_outcomes, plots_survival, predictions
+from experiments import inputs, outcome_data, plots_outcomes, plots_survival, predictions
 from experiments.finetuned import load, score_other
 from experiments.fitting import EVALUATION_FILE
 from experiments.labelled import Labelled
@@ -61,6 +61,8 @@ def evaluate_run(
     say("resampling patients")
     found = measure(own.config, said, held_out, train, fitted, groups)
     result = {"split": "held_out", "patients": len(np.unique(held_out.subject_ids))}
+    result["train_patients"] = len(np.unique(train.subject_ids))
+    result["evaluated"] = inputs.of_evaluation(folder, inputs.of_finetuning(own.splits))
     result |= {"metrics": metrics.summaries(found), "baselines": {}, "versus": {}}
     resampled = {"BEHRT": found}
     for name, (theirs, their_fit) in compared.items():

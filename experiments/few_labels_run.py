@@ -17,7 +17,7 @@ from behrt_jax.metrics import Estimate
 from behrt_jax.objectives.objective import Objective
 from behrt_jax.optimizer import OptimizerConfig, make_optimizer
 from behrt_jax.state import TrainState
-from experiments import draws, few_labels_scores, labelled, outcome_data, outcomes, pretrained, probe_first
+from experiments import draws, few_labels_scores, inputs, labelled, outcome_data, outcomes, pretrained, probe_first
 from experiments.labelled import Labelled
 from experiments.probe import METRICS
 
@@ -62,7 +62,7 @@ def read_task(config: ConfigDict, file: str, most: int, probe: bool, folder: Pat
         label_files.check_learnable(found.labels, name)
         say(f"{name}: {len(found.labels):,} labels are taken: {labelled.describe(found.labels)}")
     outcome_data.warn_of_few(splits["held_out"].labels, say)
-    workdir.open_workdir(folder, config, prepared.vocabulary)
+    workdir.open_workdir(folder, config, prepared.vocabulary, inputs.of_finetuning(splits, begun), say)
     return Task(config, prepared, splits, begun.params)
 
 

@@ -18,7 +18,7 @@ from behrt_jax import state, train, workdir
 from behrt_jax.data.config import DataConfig
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.optimizer import OptimizerConfig, count_trained, make_optimizer
-from experiments import command, labelled, outcomes, probe_first, tables
+from experiments import command, finetuned, inputs, labelled, outcomes, probe_first, tables
 from experiments.evaluate_outcomes import evaluate_run
 from experiments.fitting import EVALUATION_FILE, PARAMETERS_FILE, resume_and_fit
 from experiments.outcome_regression import REGRESSION_FILE
@@ -33,7 +33,9 @@ def main() -> int:
     BEHRTConfig(**{**config.model, "vocab_size": 1})
     optimizer_config = OptimizerConfig(**config.optimizer)
     task = outcomes.begin(config, say=print)
-    workdir.open_workdir(folder, config, task.prepared.vocabulary)
+    for other in FLAGS.versus:  # what the evaluation needs, before training
+        finetuned.load_other(Path(other), config, task.splits["held_out"].labels, lambda line: None)
+    workdir.open_workdir(folder, config, task.prepared.vocabulary, task.digests)
     if task.regression:
         task.regression.save(folder / REGRESSION_FILE)
     optimizer = make_optimizer(optimizer_config, train_config.num_steps, scales=task.scales)
@@ -48,7 +50,9 @@ def main() -> int:
     (folder / PARAMETERS_FILE).write_text(json.dumps({"all": everything, "trained": trained}))
     columns = functools.partial(labelled.training_columns, config, task.splits["train"])
     scorer = outcomes.tuning_scorer(config, task)
-    status = resume_and_fit("finetune", config, folder, task.objective, optimizer, current, columns, scorer)
+    evaluated = functools.partial(inputs.of_evaluation, folder, task.digests)
+    given = (config, folder, task.objective, optimizer, current, columns, scorer, evaluated)
+    status = resume_and_fit("finetune", *given)
     if status is not None:
         return status
     print(tables.format_result(evaluate_run(folder, task.splits, FLAGS.versus, FLAGS.baselines)))

@@ -8,7 +8,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from behrt_jax import workdir
-from experiments import outcome_data, outcome_regression, predictions
+from behrt_jax.data.labels import Labels
+from experiments import inputs, outcome_data, outcome_regression, predictions
 from experiments.labelled import Labelled
 from experiments.predictions import Predictions
 
@@ -30,26 +31,40 @@ def load(folder: Path, splits: dict[str, Labelled] | None, say: Callable[[str], 
       ValueError: the workdir cannot be loaded, or its data is not what the model was trained with.
     """
     config, vocabulary, model, params = workdir.load(folder)
+    if "objective" in config:
+        raise ValueError(f"{folder}: was pre-trained; expected a run of experiments.finetune")
     if splits is None:
         prepared, splits = outcome_data.read_splits(config, vocabulary if config.pretrained else None, say)
         if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
             raise ValueError(f"{config.data.path}: gives another vocabulary than {folder} has; restore its data")
+        workdir.check_digests(folder, config, inputs.of_finetuning(splits), say)
         splits = outcome_regression.add(splits, outcome_regression.load(folder, config), vocabulary.tokens)
     return Fitted(config, vocabulary.tokens, model, params, splits)
 
 
-def score_other(folder: Path, own: Fitted, say: Callable[[str], None]) -> tuple[Predictions, dict]:
-    """Returns what another run says of held-out patients, and what was fitted after its training.
+def load_other(folder: Path, config: ConfigDict, mine: Labels, say: Callable[[str], None]) -> tuple[Fitted, dict]:
+    """Loads another run to compare with, and what was fitted after its training.
+
+    Args:
+      folder: its workdir.
+      config: of the run to compare it with.
+      mine: the held-out labels of that run.
+      say: takes lines on what is going on.
 
     Raises:
-      ValueError: it is of other labels.
+      ValueError: it is of other labels, or was not fine-tuned to its end.
     """
     other = load(folder, None, say)
-    mine, theirs = own.splits["held_out"].labels, other.splits["held_out"].labels
+    theirs = other.splits["held_out"].labels
     columns = ("subject_ids", "prediction_times", "values", "days", "events")
     same = all(np.array_equal(getattr(mine, name), getattr(theirs, name), equal_nan=name == "days") for name in columns)
-    if not same or other.config.names != own.config.names:
-        raise ValueError(f"--versus={folder}: is of other labels; expected a run of {own.config.labels}")
-    fitted = predictions.read_fitted(folder)
+    if not same or other.config.names != config.names:
+        raise ValueError(f"--versus={folder}: is of other labels; expected a run of {config.labels}")
+    return other, predictions.read_fitted(folder)
+
+
+def score_other(folder: Path, own: Fitted, say: Callable[[str], None]) -> tuple[Predictions, dict]:
+    """Returns what another run says of held-out patients, and what was fitted after its training; see `load_other`."""
+    other, fitted = load_other(folder, own.config, own.splits["held_out"].labels, say)
     logits = predictions.score(other.config, other.model, other.params, other.splits["held_out"])
     return predictions.predict(other.config, logits, fitted), fitted

@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from behrt_jax import train, workdir, writer
 from behrt_jax.checkpoint import Checkpoints
+from experiments import inputs
 from experiments.command import Interrupt
 
 EVALUATION_FILE = "evaluation.json"
@@ -19,7 +21,9 @@ PARAMETERS_FILE = "parameters.json"  # how many there are, and are trained
 MACHINE_FILE = "machine.json"  # what the newest part of the training ran on
 
 
-def resume_and_fit(command: str, config, folder: Path, objective, optimizer, current, columns, evaluate) -> int | None:
+def resume_and_fit(
+    command: str, config, folder: Path, objective, optimizer, current, columns, evaluate, evaluated: Callable[[], str]
+) -> int | None:
     """Goes on from the newest checkpoint of a workdir to the end of training, and says so.
 
     Args:
@@ -31,6 +35,7 @@ def resume_and_fit(command: str, config, folder: Path, objective, optimizer, cur
       current: the state to begin with where there is no checkpoint; donated.
       columns: a function from a step to the stream of batches from there on.
       evaluate: maps parameters to metrics on tuning.
+      evaluated: returns the digest of the evaluation that is to follow, as `inputs.of_evaluation` does.
 
     Returns:
       The exit status, where the run was interrupted or was finished and evaluated before; None where it is to be
@@ -48,9 +53,11 @@ def resume_and_fit(command: str, config, folder: Path, objective, optimizer, cur
         if stopped_by := fit(*given):
             print(f"stopped and saved; the same command goes on from here: {resume_command(command, folder)}")
             return 128 + stopped_by
-    elif (folder / EVALUATION_FILE).exists():
-        print(f"{folder} is finished after {done:,} steps; nothing to do. Its results: {folder / EVALUATION_FILE}")
-        return 0
+    elif (file := folder / EVALUATION_FILE).exists():
+        if inputs.is_current(file, evaluated()):
+            print(f"{folder} is finished after {done:,} steps; nothing to do. Its results: {file}")
+            return 0
+        print(f"{file}: is not of the held-out patients as they are now and the best checkpoint; evaluating again")
     checkpoints.close()
     return None
 

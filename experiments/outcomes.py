@@ -1,7 +1,8 @@
 """What a recipe of fine-tuning trains: the model with its head, beginning where a pre-trained one stopped."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from behrt_jax.objectives.classification import ClassificationConfig
 from behrt_jax.objectives.objective import Objective
 from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.optimizer import hold_frozen, layer_scales
-from experiments import labelled, outcome_data, outcome_regression, pretrained
+from experiments import inputs, labelled, outcome_data, outcome_regression, pretrained
 from experiments.labelled import Labelled
 
 KINDS = {"binary": "binary", "multiclass": "multi_class", "multilabel": "multi_label"}
@@ -34,6 +35,7 @@ class Outcomes(NamedTuple):
       model, objective: of the parameters that `workdir.load` gives, LoRA's merged, and of those that are trained.
       initialize, scales: functions from a key to these, and from these to factors of their learning rates.
       regression: with `history.regression`; what it says is among the traits of `splits`.
+      digests: of the labels, the histories and the pre-trained parameters; see `inputs.of_finetuning`.
     """
 
     prepared: Prepared
@@ -43,6 +45,7 @@ class Outcomes(NamedTuple):
     initialize: Callable[[jax.Array], Any]
     scales: Callable[[Any], Any]
     regression: CodeRegression | None = None
+    digests: Mapping[str, str] = MappingProxyType({})
 
 
 def begin(config: ConfigDict, say: Callable[[str], None]) -> Outcomes:
@@ -59,13 +62,15 @@ def begin(config: ConfigDict, say: Callable[[str], None]) -> Outcomes:
         label_files.check_learnable(splits[split].labels, split)
     if config.foretold.codes and ((kind := labels.kind) not in ("binary", "survival") or len(labels.names) > 1):
         raise ValueError(f"foretold.codes: found {kind} labels; expected one binary label, or times to an event")
+    digests = inputs.of_finetuning(splits, begun)
     added = len(prepared.vocabulary) - len(begun.vocabulary) if begun else 0
     if begun:
         say(labelled.describe_coverage(prepared.report, "train"))
         begun = pretrained.add_rows(begun, prepared.vocabulary, config.data.path)
     regression = outcome_regression.fit(config, splits, prepared.vocabulary.tokens, say)
     splits = outcome_regression.add(splits, regression, prepared.vocabulary.tokens)
-    return build(config, prepared, splits, begun and begun.params, added)._replace(regression=regression)
+    built = build(config, prepared, splits, begun and begun.params, added)
+    return built._replace(regression=regression, digests=digests)
 
 
 def build(config: ConfigDict, prepared: Prepared, splits: dict[str, Labelled], begun: Any, added: int = 0) -> Outcomes:

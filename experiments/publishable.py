@@ -34,9 +34,10 @@ def read_evaluation(file: Path, floor: int) -> tuple[dict, int]:
         result = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: not an evaluation ({error}); run experiments.evaluate first") from error
-    if result.get("split") != "held_out":
-        found = result.get("split")
-        raise ValueError(f"{file}: is of split {found!r}; expected held_out: run experiments.evaluate again")
+    if result.get("split") != "held_out" or "data" in result:
+        found = f"split {result.get('split')!r}" + " of other data" * ("data" in result)
+        raise ValueError(f"{file}: is of {found}; expected held_out of its own: run experiments.evaluate again")
+    result.pop("evaluated", None)  # a digest of patients
     for part in ("baselines", "versus"):  # another run's name is its folder
         result[part] = {name: found for name, found in result[part].items() if "/" not in name and "\\" not in name}
     tables = [result["metrics"], *result["baselines"].values(), *result["versus"].values()]

@@ -57,8 +57,10 @@ def held_out(source: Source) -> Section:
             parts.append(
                 Table(f"{tables.TITLES[objective].capitalize()}: paired differences", header, differences, note)
             )
+    where = "held_out, whom no model has seen" if result["split"] == "held_out" else result["split"]
+    where = f"{result['split']} of another data set, {result['data']}" if "data" in result else where
     intro = (
-        f"{result['patients']:,} patients of {result['split']}, whom no model has seen. In brackets 95% intervals over "
+        f"{result['patients']:,} patients of {where}. In brackets 95% intervals over "
         "patients: resampled 1,000 times, whole patients at a time."
     )
     return Section("results", "Results on held-out patients", intro, parts)

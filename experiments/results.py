@@ -46,9 +46,9 @@ def run_population(folder: Path, population: str, config: str) -> tuple[str, dic
     elif name != "bundled":
         raise ValueError(f"--populations: found {population}; expected bundled, simulated or NAME=DIR")
     lstm, file = folder / f"{name}-lstm", workdir / "evaluation.json"
-    if not file.exists() or str(lstm) not in json.loads(file.read_text())["baselines"]:
-        for recipe, target in ((LSTM, lstm), (config, workdir)):
-            call("pretrain", f"--config={recipe}", f"--workdir={target}", "--nobaselines", *overrides)
+    for recipe, target in ((LSTM, lstm), (config, workdir)):  # nothing where they are finished on the same data
+        call("pretrain", f"--config={recipe}", f"--workdir={target}", "--nobaselines", *overrides)
+    if str(lstm) not in json.loads(file.read_text())["baselines"]:
         call("evaluate", f"--workdir={workdir}", f"--versus={lstm}")
     result = json.loads(file.read_text())
     result["baselines"]["LSTM"] = result["baselines"].pop(str(lstm))

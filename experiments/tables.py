@@ -47,7 +47,8 @@ LOWER_IS_BETTER = ("loss", "brier")
 
 def format_result(result: dict) -> str:
     """Lays out the result of an evaluation: a table for each objective, and one by group where there are groups."""
-    parts = [f"{result['split']}: {result['patients']:,} patients, 95% intervals over patients"]
+    where = f"{result['split']} of {result['data']}" if "data" in result else result["split"]
+    parts = [f"{where}: {result['patients']:,} patients, 95% intervals over patients"]
     parts += [_objective_table(result, objective) for objective in objectives(result)]
     return "\n\n".join(parts)
 

@@ -250,3 +250,15 @@ def test_a_workdir_from_before_digests_goes_on_and_says_that_nothing_was_compare
         f"{tmp_path}: has no digest of data.path, as older runs; whether they changed is not checked",
     ]
     assert not (tmp_path / workdir.DIGESTS_FILE).exists()  # it would vouch for what nobody checked
+
+
+def test_what_is_set_from_the_data_is_not_blamed_where_the_data_changed(tmp_path):
+    workdir.open_workdir(tmp_path, config(objective__event_edges=(1.0,)), vocabulary(), {"data.path": "1"})
+    other = config(objective__event_edges=(2.0,))
+    with pytest.raises(ValueError, match="began with other contents of data.path"):
+        workdir.open_workdir(tmp_path, other, vocabulary(), {"data.path": "2"})
+    with pytest.raises(ValueError, match=r"objective.event_edges: \(1.0,\) there, \(2.0,\) now"):
+        workdir.open_workdir(tmp_path, other, vocabulary(), {"data.path": "1"})
+    longer = config(objective__event_edges=(2.0,), data__row_length=64)
+    with pytest.raises(ValueError, match=r"belongs to another config \(data.row_length: \d+ there, 64 now\)"):
+        workdir.open_workdir(tmp_path, longer, vocabulary(), {"data.path": "2"})

@@ -119,10 +119,12 @@ def test_a_population_is_trained_and_compared_with_the_lstm_once(tmp_path, monke
 
     def call(module, *arguments):
         calls.append((module, *arguments))
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        file, baselines = tmp_path / "mine" / "evaluation.json", {}
         if module == "evaluate":
-            (tmp_path / "mine").mkdir()
-            found = {**RESULT, "baselines": {str(tmp_path / "mine-lstm"): {"next_visit/average_precision": entry(0.2)}}}
-            (tmp_path / "mine" / "evaluation.json").write_text(json.dumps(found))
+            baselines = {str(tmp_path / "mine-lstm"): {"next_visit/average_precision": entry(0.2)}}
+        if module == "evaluate" or not file.exists():
+            file.write_text(json.dumps({**RESULT, "baselines": baselines}))
 
     monkeypatch.setattr(results, "call", call)
     first = results.run_population(tmp_path, "mine=DIR", "configs/joint.py")
@@ -133,7 +135,9 @@ def test_a_population_is_trained_and_compared_with_the_lstm_once(tmp_path, monke
     ]
     assert all("--config.data.path=DIR" in words for words in calls[:2])
     assert list(first[1]["baselines"]) == ["LSTM"]
-    assert results.run_population(tmp_path, "mine=DIR", "configs/joint.py") == first and len(calls) == 3
+    # Pre-training does nothing where data and recipe are the same, and is asked, as they may not be.
+    assert results.run_population(tmp_path, "mine=DIR", "configs/joint.py") == first
+    assert calls[3:] == calls[:2]
 
 
 def test_markdown_holds_each_population_from_best_to_worst():
