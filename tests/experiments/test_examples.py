@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from behrt_jax.data import dataset
+from behrt_jax.data import dataset, next_visits
 from configs import default
-from experiments import examples, task
+from experiments import examples, task, task_events
 from experiments.evaluate import evaluate_run
 from tests.experiments.conftest import TINY
 
@@ -105,6 +105,8 @@ def test_counts_are_those_of_the_data(tmp_path):
     found = examples.count(config, trained.model, trained.vocabulary, trained.is_target, train)
     # Two codes a visit; each visit after the first is to be predicted.
     assert found == {"mlm": 12 * 3 * 2, "next_visit": 12 * 2, "time_to_event": 12 * 3}
+    index = task_events.index(config, train)
+    assert found["next_visit"] == len(next_visits.find_next_visits(train, index, trained.is_target))
     assert "examples of train: 72 codes to mask, 24 next visits to predict, 36 visits to predict events from" in lines
     assert any(line.startswith("examples of tuning: 24 codes to mask, 6 next visits") for line in lines)
     variables = task.initialize(config, trained, train)(jax.random.key(0))
