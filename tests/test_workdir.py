@@ -211,7 +211,7 @@ def test_a_digest_depends_on_names_shapes_and_types_but_not_on_the_order_of_keys
     assert len({workdir.digest(each) for each in cases}) == len(cases)
 
 
-def patients(codes=(7, 8, 9, 7), moments=(0, 0, 1, 0), minutes=(10, 10, 60, 5)):
+def patients(codes=(7, 8, 9, 7), microseconds=(0, 0, 1, 0), minutes=(10, 10, 60, 5)):
     return Patients(
         subject_ids=np.array([3, 4]),
         has_birth=np.array([True, False]),
@@ -219,15 +219,15 @@ def patients(codes=(7, 8, 9, 7), moments=(0, 0, 1, 0), minutes=(10, 10, 60, 5)):
         offsets=np.array([0, 3, 4]),
         codes=np.array(codes, np.int32),
         visits=np.zeros(4, np.int32),
-        moments=np.array(moments, np.int32),
         minutes=np.array(minutes, np.int32),
+        microseconds=np.array(microseconds, np.int32),
     )
 
 
-def test_the_digest_of_patients_tells_every_change_but_the_order_of_tokens_within_a_moment():
+def test_the_digest_of_patients_tells_every_change_but_the_order_of_tokens_that_share_a_time():
     own = workdir.digest_patients(patients())
     assert own == workdir.digest_patients(patients(codes=(8, 7, 9, 7)))
-    moved = [patients(codes=(7, 8, 7, 9)), patients(minutes=(10, 10, 61, 5)), patients(moments=(0, 1, 1, 0))]
+    moved = [patients(codes=(7, 8, 7, 9)), patients(minutes=(10, 10, 61, 5)), patients(microseconds=(0, 1, 1, 0))]
     moved += [dataclasses.replace(patients(), offsets=np.array([0, 2, 4])), patients(codes=(7, 7, 9, 7))]
     moved += [dataclasses.replace(patients(), subject_ids=np.array([3, 5]))]
     assert len({own, *map(workdir.digest_patients, moved)}) == 7
