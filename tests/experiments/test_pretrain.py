@@ -24,7 +24,7 @@ def files_of(folder):
 def test_a_run_writes_all_that_it_promises(whole):
     folder, done = whole
     written = {"config.json", "vocabulary.json", "metrics.jsonl", "evaluation.json", "machine.json"}
-    written |= {"checkpoints", "tensorboard"}
+    written |= {"checkpoints", "digests.json", "tensorboard"}
     assert {file.name for file in folder.iterdir()} == written
     assert list((folder / "tensorboard").glob("events.*"))
     assert "found 60 patients (40 train, 10 tuning, 10 held_out), 105,562 events" in done.stdout
