@@ -30,14 +30,24 @@ FINETUNED = BEHRTForSequenceClassification(tiny.config(), num_labels=2, num_trai
 def histories(masked: bool = False) -> dict[str, np.ndarray]:
     """Three histories: [CLS], a static code, and visits that end with [SEP]; the last one short."""
     visits = [[[7, 8, 9], [10, UNK], [11]], [[12, 13], [14, 15, 16, 17]], [[18]]]
-    names = ("codes", "visit_ids", "positions", "patient_ids", "in_visit", "ages", "time_deltas", "dates")
+    names = ("codes", "visit_ids", "positions", "patient_ids", "in_visit", "ages", "time_deltas", "dates", "time_ranks")
     rows = {name: np.zeros((3, LENGTH), np.float32) for name in names}
     for row, own in enumerate(visits):
         tokens = [(CLS, 0, False), (5, 0, False)]
         for number, codes in enumerate(own):
             tokens += [(code, number, True) for code in [*codes, SEP]]
         for place, (code, visit, inside) in enumerate(tokens):
-            values = (code, visit, place, 1, inside, 40 + 3 * visit + row, 30.0 * visit, 2 + 3 * visit)
+            values = (
+                code,
+                visit,
+                place,
+                1,
+                inside,
+                40 + 3 * visit + row,
+                30.0 * visit,
+                2 + 3 * visit,
+                inside * (visit + 1),
+            )
             for name, value in zip(names, values, strict=True):
                 rows[name][row, place] = value
     kinds = {"in_visit": bool, "ages": np.float32, "time_deltas": np.float32, "dates": np.float32}
