@@ -5,16 +5,15 @@ Each baseline sees the window that the model sees, with the same codes hidden.
 
 from collections.abc import Callable, Iterable, Iterator
 
-import jax.numpy as jnp
+import jax
 import numpy as np
-import optax
 import scipy.sparse
 import scipy.special
 
 from behrt_jax import networks
 from behrt_jax.evaluate import MaskedBatch, score_log_probabilities
 from behrt_jax.metrics import Outcomes, concatenate
-from behrt_jax.networks import Recipe
+from behrt_jax.networks import Features, Recipe, Schedule
 from behrt_jax.objectives.mlm import FIRST_CODE_ID
 
 Predictor = Callable[[MaskedBatch], np.ndarray]
@@ -22,15 +21,14 @@ Predictor = Callable[[MaskedBatch], np.ndarray]
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 MAX_CODES = 2000
 AGE_BINS = np.arange(0, 100, 5)
-# Linear: of 0.003, 0.01, 0.03, 0.06 and 0.1 the rate of the lowest loss on the tuning split of the bundled data.
-# MLP: likewise of 0.001, 0.003, 0.006 and 0.01 with dropout 0.5, and 0.001 with 0.3 (experiments.tune_baselines).
+# Learning rates and dropout of the lowest loss on the tuning split of the bundled data (experiments.tune_baselines).
 RECIPES = {
-    "linear on visit, neighbours, history, age": Recipe(0.03),
+    "linear on visit, neighbours, history, age": Recipe(0.003),
     "MLP on visit, neighbours, history, age": Recipe(0.003, hidden=512, dropout=0.5),
 }
-NETWORK_STEPS = 1000
-CHECK_EVERY = 100
-PATIENCE = 2
+NETWORK_STEPS = 4000  # at most, or as many as show a network what the model saw, if that is more
+CHECK_EVERY = 250
+PATIENCE = 4
 
 
 def fit_baselines(
@@ -39,6 +37,7 @@ def fit_baselines(
     tuning: list[MaskedBatch],
     vocab_size: int,
     progress: Callable[[str], None] = lambda message: None,
+    model_steps: int = 0,
 ) -> dict[str, Predictor]:
     """Fits every baseline.
 
@@ -47,7 +46,9 @@ def fit_baselines(
       masked: starts an endless stream of masked training batches.
       tuning: masked tuning batches, by whose loss strengths of smoothing and the length of training are chosen.
       vocab_size: V.
-      progress: called with the name of each baseline as its fit begins.
+      progress: called with what is being fitted, and with each network that did not train to its end.
+      model_steps: batches of `masked` that hide as many codes as the model saw in training; a network that still
+        improves is not stopped before.
 
     Returns:
       By name, a function from a masked batch to (n, V) log-probabilities of its hidden codes.
@@ -63,7 +64,7 @@ def fit_baselines(
         "neighbouring codes (bigram)": choose(
             [bigram(frequency, following, strength) for strength in STRENGTHS], tuning
         ),
-        **fit_networks(masked, tuning, frequency, progress),
+        **fit_networks(masked, tuning, frequency, progress, model_steps=model_steps),
     }
 
 
@@ -151,7 +152,8 @@ def visible_counts(batch: MaskedBatch, vocab_size: int):
 
     def table(groups, where):
         shape = (groups[-1] + 2, vocab_size)
-        return scipy.sparse.csr_array((np.ones(where.sum()), (groups[where], inputs[where])), shape=shape)
+        ones = np.ones(where.sum(), np.float32)
+        return scipy.sparse.csr_array((ones, (groups[where], inputs[where])), shape=shape)
 
     index = np.full(real.shape, -1)
     index[real] = np.arange(real.sum())
@@ -163,24 +165,27 @@ def visible_counts(batch: MaskedBatch, vocab_size: int):
     return table(visit, timed), table(patient, seen), (own, patient[target], before, after)
 
 
-def features(batch: MaskedBatch, vocab_size: int, num_codes: int) -> scipy.sparse.csr_array:
-    """Returns the inputs of the linear model and the MLP, one row a hidden code.
+def features(batch: MaskedBatch, vocab_size: int, num_codes: int) -> tuple[Features, np.ndarray]:
+    """Returns the inputs of the linear model and the MLP, one row for all hidden codes of a visit at one age.
 
     Visible codes of the visit, of the visits before and after it, log counts in the patient's whole window, the age in
     bins of five years; of the codes the `num_codes` most frequent.
+
+    Returns:
+      (N, 4 * num_codes + 21) features and the row of each hidden code, (n,).
     """
     by_visit, by_patient, (own, patient, before, after) = visible_counts(batch, vocab_size)
-    by_visit, by_patient = (
-        table[:, FIRST_CODE_ID : FIRST_CODE_ID + num_codes].tocsr() for table in (by_visit, by_patient)
-    )
+    kept = slice(FIRST_CODE_ID, FIRST_CODE_ID + num_codes)
+    by_visit, by_patient = by_visit[:, kept].minimum(1), by_patient[:, kept].log1p()
     ages = np.nan_to_num(batch.batch["ages"][batch.targets], nan=-1.0)
     bins = np.searchsorted(AGE_BINS, ages, side="right")
-    age = scipy.sparse.csr_array(
-        (np.ones(len(bins)), (np.arange(len(bins)), bins)), shape=(len(bins), len(AGE_BINS) + 1)
-    )
-    history = by_patient[patient].log1p()
-    blocks = [by_visit[own].minimum(1), by_visit[before].minimum(1), by_visit[after].minimum(1), history, age]
-    return scipy.sparse.hstack(blocks).tocsr()
+    num_bins = len(AGE_BINS) + 1
+    _, first, rows = np.unique(own * num_bins + bins, return_index=True, return_inverse=True)
+    visits = [by_visit[which[first]] for which in (own, before, after)]
+    blocks = [*visits, _empty(len(first), num_codes), _one_hot(bins[first], num_bins)]
+    shared = [_empty(by_patient.shape[0], 3 * num_codes), by_patient, _empty(by_patient.shape[0], num_bins)]
+    groups = _one_hot(patient[first], by_patient.shape[0])
+    return Features(scipy.sparse.hstack(blocks).tocsr(), groups, scipy.sparse.hstack(shared).tocsr()), rows
 
 
 def fit_networks(
@@ -189,46 +194,46 @@ def fit_networks(
     frequency: np.ndarray,
     progress: Callable[[str], None],
     recipes: dict[str, Recipe] | None = None,
+    model_steps: int = 0,
 ) -> dict[str, Predictor]:
     """Fits a multinomial logistic regression and an MLP on one stream of features, or what other `recipes` say.
 
     Of more than `MAX_CODES` codes, only the most frequent are told apart; the others share what is left by frequency.
+    `model_steps`: see `fit_baselines`.
     """
     vocab_size = len(frequency)
     num_codes = min(vocab_size - FIRST_CODE_ID, MAX_CODES)
 
-    def features_of(batch: MaskedBatch) -> scipy.sparse.csr_array:
-        return features(batch, vocab_size, num_codes)
-
     def labels_of(batch: MaskedBatch) -> np.ndarray:
         return np.minimum(batch.labels - FIRST_CODE_ID, num_codes)
 
-    def example(batch: MaskedBatch) -> tuple[np.ndarray, np.ndarray]:
-        more = -len(batch.labels) % 256  # few shapes are compiled
-        inputs = np.pad(features_of(batch).toarray().astype(np.float32), ((0, more), (0, 0)))
-        return inputs, np.pad(labels_of(batch), (0, more), constant_values=-1)
+    def example(batch: MaskedBatch) -> tuple[Features, np.ndarray]:
+        inputs, rows = features(batch, vocab_size, num_codes)
+        targets = np.zeros((len(inputs), num_codes + 1), np.float32)
+        np.add.at(targets, (rows, labels_of(batch)), 1.0)
+        return inputs, targets
 
-    def loss(logits, labels):
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
-        return (losses * (labels >= 0)).sum() / (labels >= 0).sum()
+    def loss(logits, targets):
+        return -(jax.nn.log_softmax(logits) * targets).sum(axis=-1)
 
-    checks = scipy.sparse.vstack([features_of(batch) for batch in tuning]).tocsr()
-    wanted = np.concatenate([labels_of(batch) for batch in tuning])
+    checks = [(*features(batch, vocab_size, num_codes), labels_of(batch)) for batch in tuning]
 
     def tuning_loss(params) -> float:
-        scores = _normalized(networks.predict(params, checks))
-        return float(-scores[np.arange(len(wanted)), wanted].mean())
+        scores = [_normalized(networks.predict(params, inputs))[rows, wanted] for inputs, rows, wanted in checks]
+        return -float(np.concatenate(scores).mean())
 
     known = frequency[FIRST_CODE_ID : FIRST_CODE_ID + num_codes]
     bias = _log(np.append(known, max(1 - known.sum(), 1e-6)))
-    lengths = (NETWORK_STEPS, CHECK_EVERY, PATIENCE)
-    fitted = networks.descend(map(example, masked()), recipes or RECIPES, bias, loss, tuning_loss, *lengths, progress)
+    schedule = Schedule(max(NETWORK_STEPS, model_steps), CHECK_EVERY, PATIENCE)
+    examples = map(example, masked())
+    fitted = networks.train_networks(examples, recipes or RECIPES, bias, loss, tuning_loss, schedule, progress)
     rest = np.where(np.arange(vocab_size) >= FIRST_CODE_ID + num_codes, frequency, 0.0)
     rest = _log(rest / max(rest.sum(), 1e-12))
 
     def predictor(params) -> Predictor:
         def predict_codes(batch: MaskedBatch) -> np.ndarray:
-            scores = _normalized(networks.predict(params, features_of(batch)))
+            inputs, rows = features(batch, vocab_size, num_codes)
+            scores = _normalized(networks.predict(params, inputs))[rows]
             full = scores[:, -1:] + rest[None, :]
             full[:, FIRST_CODE_ID : FIRST_CODE_ID + num_codes] = scores[:, :-1]
             full[:, :FIRST_CODE_ID] = _log(np.zeros(()))
@@ -237,6 +242,16 @@ def fit_networks(
         return predict_codes
 
     return {name: predictor(params) for name, params in fitted.items()}
+
+
+def _one_hot(columns: np.ndarray, width: int) -> scipy.sparse.csr_array:
+    """Returns a 1 in each row, (n, width)."""
+    ones = np.ones(len(columns), np.float32)
+    return scipy.sparse.csr_array((ones, columns, np.arange(len(columns) + 1)), shape=(len(columns), width))
+
+
+def _empty(rows: int, columns: int) -> scipy.sparse.csr_array:
+    return scipy.sparse.csr_array((rows, columns), dtype=np.float32)
 
 
 def _normalized(logits: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from behrt_jax.data.dataset import Patients
 from behrt_jax.data.history import Histories, add_past, describe_histories, last_codes, past_codes
 from behrt_jax.data.next_visits import NextVisits
 from behrt_jax.data.sequences import VisitIndex
-from behrt_jax.networks import Recipe
+from behrt_jax.networks import Features, Recipe, Schedule
 
 MAX_EXAMPLES = 200_000
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
@@ -26,7 +26,8 @@ AGE_BINS = np.arange(0, 100, 5)
 AHEAD_DAYS = (0.04, 0.25, 1, 2, 4, 7, 10, 14, 21, 28, 35, 60, 90, 120, 180, 270, 350, 365, 380, 540, 730, 1096, 1826)
 DAYS_PER_YEAR = 365.25
 BATCH_SIZE = 512
-PASSES, MIN_STEPS, CHECKS, PATIENCE = 6, 1000, 12, 2
+MAX_STEPS = 8000  # or as many as show a network what the model saw, if that is more
+CHECK_EVERY, PATIENCE = 200, 3  # steps; a pass over train, if that is longer
 # By the tuning split of the bundled data: for the MLP a learning rate of 0.002 with dropout 0.5 did better than 0.001
 # with 0.3; for the regression no other rate was tried. Counts that fade with a half-life of 8 visits, the only one
 # tried, are worth 0.03 to 0.04 of average precision to both.
@@ -53,7 +54,11 @@ Predictor = Callable[[Split], np.ndarray]
 
 
 def fit_baselines(
-    train: Split, tuning: Split, vocab_size: int, progress: Callable[[str], None] = lambda message: None
+    train: Split,
+    tuning: Split,
+    vocab_size: int,
+    progress: Callable[[str], None] = lambda message: None,
+    model_examples: int = 0,
 ) -> dict[str, Predictor]:
     """Fits every baseline.
 
@@ -61,7 +66,9 @@ def fit_baselines(
       train: of more than `MAX_EXAMPLES` visits to predict, a random sample of so many is used.
       tuning: chooses smoothing, decay and the length of training by its loss.
       vocab_size: V.
-      progress: called with the name of each baseline as its fit begins.
+      progress: called with what is being fitted, and with each network that did not train to its end.
+      model_examples: visits to predict that the model saw in training, each time counted; a network that still
+        improves is not stopped before.
 
     Returns:
       By name, a function from a split to (N, T) float32 probabilities.
@@ -84,16 +91,20 @@ def fit_baselines(
         "frequency": lambda split: np.tile(share.astype(np.float32), (len(split.examples), 1)),
         "repeat last visit": choose(repeats, tuning),
         "own frequency with decay": choose(own, tuning),
-        **fit_networks(train, tuning, vocab_size, progress),
+        **fit_networks(train, tuning, vocab_size, progress, model_examples=model_examples),
     }
 
 
 def fit_with_time_known(
-    train: Split, tuning: Split, vocab_size: int, progress: Callable[[str], None] = lambda message: None
+    train: Split,
+    tuning: Split,
+    vocab_size: int,
+    progress: Callable[[str], None] = lambda message: None,
+    model_examples: int = 0,
 ) -> dict[str, Predictor]:
     """Fits the MLP where every model is given when the visit to predict begins; see `fit_baselines`."""
-    recipes = {"MLP": RECIPES["MLP"]}
-    return fit_networks(sample_examples(train, MAX_EXAMPLES), tuning, vocab_size, progress, recipes, time_known=True)
+    train, tuning = sample_examples(train, MAX_EXAMPLES), sample_examples(tuning, MAX_EXAMPLES)
+    return fit_networks(train, tuning, vocab_size, progress, {"MLP": RECIPES["MLP"]}, True, model_examples)
 
 
 def sample_examples(split: Split, count: int, seed: int = 0) -> Split:
@@ -196,14 +207,18 @@ def fit_networks(
     progress: Callable[[str], None],
     recipes: dict[str, Recipe] | None = None,
     time_known: bool = False,
+    model_examples: int = 0,
 ) -> dict[str, Predictor]:
-    """Fits the logistic regression and the MLP on one stream of features, or what other `recipes` say."""
+    """Fits the logistic regression and the MLP on one stream of features, or what other `recipes` say.
+
+    `model_examples`: see `fit_baselines`.
+    """
     progress("features")
     table = Table(features_of(train, vocab_size, time_known), train.examples.targets)
     used = np.unique(table.features.indices)
     table = table._replace(features=table.features[:, used])
     checks = Table(features_of(tuning, vocab_size, time_known)[:, used], tuning.examples.targets)
-    fitted = descend(table, checks, recipes or RECIPES, progress)
+    fitted = train_on_tables(table, checks, recipes or RECIPES, progress, model_examples)
 
     def predictor(params) -> Predictor:
         return lambda split: probabilities(params, features_of(split, vocab_size, time_known)[:, used])
@@ -211,36 +226,42 @@ def fit_networks(
     return {name: predictor(params) for name, params in fitted.items()}
 
 
-def descend(
-    table: Table, checks: Table, recipes: dict[str, Recipe], progress: Callable[[str], None]
+def train_on_tables(
+    table: Table,
+    checks: Table,
+    recipes: dict[str, Recipe],
+    progress: Callable[[str], None] = lambda message: None,
+    model_examples: int = 0,
 ) -> dict[str, dict]:
-    """Fits networks to the table of train; returns of each the parameters of the lowest loss on that of tuning."""
+    """Trains networks on the table of train until their loss on that of tuning is flat; returns their parameters.
+
+    `model_examples`: see `fit_baselines`.
+    """
     count = table.features.shape[0]
     size = min(BATCH_SIZE, count)
-    steps = max(PASSES * (count // size), MIN_STEPS)
     share = np.clip(np.asarray(table.targets.sum(axis=0)).ravel() / count, 1e-6, 1 - 1e-6)
 
     def loss(logits, targets):
-        return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1).mean()
+        return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
 
     def tuning_loss(params) -> float:
         return mean_loss(probabilities(params, checks.features), checks.targets)
 
-    lengths = (steps, -(-steps // CHECKS), PATIENCE)
+    schedule = Schedule(max(MAX_STEPS, math.ceil(model_examples / size)), max(CHECK_EVERY, count // size), PATIENCE)
     stream = mini_batches(table, size)
-    return networks.descend(stream, recipes, scipy.special.logit(share), loss, tuning_loss, *lengths, progress)
+    return networks.train_networks(stream, recipes, scipy.special.logit(share), loss, tuning_loss, schedule, progress)
 
 
 def probabilities(params: dict, features: scipy.sparse.csr_array) -> np.ndarray:
     """Returns (N, T) float32 probabilities of a network."""
-    return scipy.special.expit(networks.predict(params, features))
+    return scipy.special.expit(networks.predict(params, Features(features)))
 
 
-def mini_batches(table: Table, size: int, seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields dense float32 features and targets of `size` examples, forever, each pass in a new order."""
+def mini_batches(table: Table, size: int, seed: int = 0) -> Iterator[tuple[Features, np.ndarray]]:
+    """Yields features and dense float32 targets of `size` examples, forever, each pass in a new order."""
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(table.features.shape[0])
         for start in range(0, len(order) - size + 1, size):
             rows = np.sort(order[start : start + size])
-            yield table.features[rows].toarray(), table.targets[rows].toarray().astype(np.float32)
+            yield Features(table.features[rows]), table.targets[rows].toarray().astype(np.float32)

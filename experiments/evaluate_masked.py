@@ -1,6 +1,7 @@
 """Masked codes of held-out patients: a run beside baselines on the same hidden codes, and the oracle's ceiling."""
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -34,6 +35,7 @@ def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True
             list(masked_batches(run, run.tuning, 1)),
             len(run.vocabulary),
             progress=lambda name: run.say(f"fitting baselines: {name}"),
+            model_steps=model_steps(run),
         )
     compared = {name: baselines.predict(predictor, hidden) for name, predictor in predictors.items()}
     if other is not None:
@@ -73,6 +75,13 @@ def training_batches(run: Run) -> Iterator[dict]:
 def masked_training_batches(run: Run) -> Iterator[evaluate.MaskedBatch]:
     """Yields batches of the train split without end, codes hidden as in evaluation."""
     return evaluate.mask_batches(training_batches(run), run.config.evaluation.mask_rate, len(run.vocabulary), draws=1)
+
+
+def model_steps(run: Run) -> int:
+    """Returns how many of `masked_training_batches` hide as many codes as the model saw hidden in training."""
+    train, settings = run.config.train, run.config.evaluation
+    rows = train.num_steps * train.batch_size * run.config.objective.mask_rate / settings.mask_rate
+    return math.ceil(rows / settings.batch_size)
 
 
 def masked_batches(run: Run, patients: Patients, draws: int) -> Iterator[evaluate.MaskedBatch]:

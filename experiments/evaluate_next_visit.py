@@ -83,7 +83,11 @@ def _compare(
     if with_baselines:
         fit = baselines_next_visit.fit_with_time_known if time_known else baselines_next_visit.fit_baselines
         predictors = fit(
-            splits.train, splits.tuning, len(run.vocabulary), lambda name: run.say(f"fitting baselines: {name}")
+            splits.train,
+            splits.tuning,
+            len(run.vocabulary),
+            lambda name: run.say(f"fitting baselines: {name}"),
+            model_examples(run, splits.train),
         )
     compared = {name: Predictions(fitted(splits.tuning), fitted(splits.scored)) for name, fitted in predictors.items()}
     if other is not None:
@@ -101,6 +105,13 @@ def _compare(
 def _renamed(entries: dict) -> dict:
     """Returns entries under the name of next visits whose start is known."""
     return {f"next_visit_known_time/{name.removeprefix(multilabel.PREFIX)}": entry for name, entry in entries.items()}
+
+
+def model_examples(run: Run, train: Split) -> int:
+    """Returns how many visits to predict the model saw in training, each time counted, if all rows were full."""
+    settings = run.config.train
+    tokens = settings.num_steps * settings.batch_size * run.config.data.row_length
+    return round(tokens * len(train.examples) / max(len(train.patients.codes), 1))
 
 
 def find_examples(run: Run, patients: Patients) -> Split:

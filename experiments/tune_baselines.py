@@ -6,6 +6,7 @@ On the data of a run of experiments.pretrain, for each of its objectives. The be
 behrt_jax/baselines.py (masked codes) and behrt_jax/baselines_next_visit.py.
 """
 
+import functools
 import itertools
 from pathlib import Path
 
@@ -14,8 +15,14 @@ from absl import flags
 from behrt_jax import baselines, baselines_next_visit
 from behrt_jax.networks import Recipe
 from experiments import command
-from experiments.evaluate_masked import BASELINE_BATCHES, masked_batches, masked_training_batches, training_batches
-from experiments.evaluate_next_visit import find_examples
+from experiments.evaluate_masked import (
+    BASELINE_BATCHES,
+    masked_batches,
+    masked_training_batches,
+    model_steps,
+    training_batches,
+)
+from experiments.evaluate_next_visit import find_examples, model_examples
 from experiments.run import Run, load_run
 
 
@@ -47,13 +54,15 @@ def tune_masked(run: Run, recipes: dict[str, Recipe], say) -> None:
     counts, _ = baselines.count_codes(itertools.islice(training_batches(run), BASELINE_BATCHES), len(run.vocabulary))
     frequency = baselines.smoothed_frequency(counts)
     tuning = list(masked_batches(run, run.tuning, 1))
-    baselines.fit_networks(lambda: masked_training_batches(run), tuning, frequency, say, recipes)
+    masked, budget = functools.partial(masked_training_batches, run), {"model_steps": model_steps(run)}
+    baselines.fit_networks(masked, tuning, frequency, say, recipes, **budget)
 
 
 def tune_next_visits(run: Run, recipes: dict[str, Recipe], say) -> None:
     """Fits networks on next visits."""
     train, tuning = find_examples(run, run.train), find_examples(run, run.tuning)
-    baselines_next_visit.fit_networks(train, tuning, len(run.vocabulary), say, recipes)
+    budget = {"model_examples": model_examples(run, train)}
+    baselines_next_visit.fit_networks(train, tuning, len(run.vocabulary), say, recipes, **budget)
 
 
 def main() -> None:

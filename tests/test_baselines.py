@@ -95,12 +95,27 @@ def test_bigram_learns_nothing_from_a_hidden_neighbour():
     np.testing.assert_allclose(found[1], expected, atol=1e-6)
 
 
+def dense_features(batch):
+    """Returns the features of each hidden code, (n, 41)."""
+    found, rows = baselines.features(batch, V, 5)
+    return (found @ np.eye(4 * 5 + 21, dtype=np.float32))[rows]
+
+
 def features_of(batch, row):
     """Returns the blocks of one hidden code: own visit, visit before, after, history (each by code), age."""
-    dense = baselines.features(batch, V, 5).toarray()[row]
+    dense = dense_features(batch)[row]
     assert len(dense) == 4 * 5 + 21
     own, before, after, history = dense[:20].reshape(4, 5)
     return own, before, after, history, dense[20:41]
+
+
+def test_hidden_codes_of_a_visit_share_a_row_unless_their_ages_differ():
+    batch = masked_batch([(0, 1), (0, 2), (0, 6), (0, 7)])
+    batch.batch["ages"][0, 7] = 66.0
+    found, rows = baselines.features(batch, V, 5)
+    assert len(found) == 3 and rows[0] == rows[1] and len(set(rows)) == 3
+    ages = dense_features(batch)[:, 20:]
+    np.testing.assert_array_equal(ages.argmax(axis=1), [1 + 33 // 5] * 2 + [1 + 61 // 5, 1 + 66 // 5])
 
 
 def codes(*wanted):
@@ -149,7 +164,7 @@ def test_no_feature_and_no_prediction_depends_on_a_hidden_code(hidden):
     other = {**batch.batch, "codes": batch.batch["codes"].copy()}
     other["codes"][batch.targets] = rng.permutation(other["codes"][batch.targets])
     changed = MaskedBatch(other, batch.masked._replace(labels=np.full_like(batch.masked.labels, 5)))
-    first, second = (baselines.features(each, V, 5).toarray() for each in (batch, changed))
+    first, second = dense_features(batch), dense_features(changed)
     np.testing.assert_array_equal(first, second)
     for predictor in (baselines.own_most_frequent(FREQUENCY, 1.0), baselines.bigram(FREQUENCY, following, 1.0)):
         np.testing.assert_array_equal(predictor(batch), predictor(changed))
@@ -224,6 +239,23 @@ def test_the_mlp_finds_an_interaction_that_the_linear_model_cannot_express(monke
     for name, predictor in fitted.items():
         shares[name] = np.mean([(predictor(batch).argmax(1) == batch.labels).mean() for batch in hide(2, 40)])
     assert shares["MLP"] > 0.95 and shares["linear"] < 0.7
+
+
+def fit_partners(messages, recipe, **budget):
+    frequency = np.where(np.arange(15) >= 5, 0.1, 0.0)
+    tuning = list(mask_batches(partner_batches(1, 20), 0.15, 15, draws=1, seed=1))
+    masked = mask_batches(partner_batches(0, 10**6), 0.15, 15, draws=1, seed=0)
+    fitted = baselines.fit_networks(lambda: masked, tuning, frequency, messages.append, {"own": recipe}, **budget)
+    return baselines.predict(fitted["own"], tuning).values["loss"].mean()
+
+
+def test_the_budget_is_at_least_what_the_model_saw_and_a_network_stopped_by_it_is_reported(monkeypatch):
+    monkeypatch.setattr(baselines, "NETWORK_STEPS", 20)
+    monkeypatch.setattr(baselines, "CHECK_EVERY", 20)
+    messages = []
+    fit_partners(messages, Recipe(0.001), model_steps=60)
+    assert len(messages) == 4 and messages[2].startswith("step 60 of at most 60: own ")
+    assert messages[3] == "own: stopped at its budget of 60 steps while its tuning loss still fell"
 
 
 def test_rare_codes_share_what_the_linear_model_leaves(monkeypatch):

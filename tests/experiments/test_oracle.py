@@ -48,7 +48,7 @@ def run(trained):
 def test_the_oracle_is_above_the_model_and_every_baseline(trained, monkeypatch):
     for module, name, value in (
         (baselines, "NETWORK_STEPS", 100),
-        (baselines_next_visit, "MIN_STEPS", 60),
+        (baselines_next_visit, "MAX_STEPS", 60),
         (baselines_next_visit, "RECIPES", {"MLP": Recipe(0.002, hidden=32)}),
     ):
         monkeypatch.setattr(module, name, value)

@@ -40,13 +40,13 @@ def test_numbers_out_of_range_are_refused(rates, dropouts, message):
 def test_each_network_of_the_grid_is_fitted_on_both_objectives(joint, monkeypatch):
     monkeypatch.setattr(baselines, "NETWORK_STEPS", 60)
     monkeypatch.setattr(baselines, "CHECK_EVERY", 20)
-    monkeypatch.setattr(baselines_next_visit, "MIN_STEPS", 60)
+    monkeypatch.setattr(baselines_next_visit, "MAX_STEPS", 60)
     run = load_run(joint, "tuning", None, lambda line: None)
     recipes = tune_baselines.read_grid(["0.00001", "0.003"], ["0"], 16)
     for tune in (tune_baselines.tune_masked, tune_baselines.tune_next_visits):
         lines = []
         tune(run, recipes, lines.append)
-        last = [line for line in lines if " steps: " in line][-1].partition(": ")[2]
+        last = [line for line in lines if line.startswith("step ")][-1].partition(": ")[2]
         losses = dict(part.rsplit(" ", 1) for part in last.split(", rate "))
         slow, fast = (float(losses[name]) for name in ("1e-05, dropout 0", "rate 0.003, dropout 0"))
         assert fast < slow  # a rate of nearly nothing stays at the frequencies of train
