@@ -37,7 +37,8 @@ def read_evaluation(file: Path, floor: int) -> tuple[dict, int]:
     if result.get("split") != "held_out":
         found = result.get("split")
         raise ValueError(f"{file}: is of split {found!r}; expected held_out: run experiments.evaluate again")
-    for part in ("baselines", "versus"):  # another run's name is its folder
+    parts = ("baselines", "versus", "versus_oracle")
+    for part in (part for part in parts if part in result):  # another run's name is its folder
         result[part] = {name: found for name, found in result[part].items() if "/" not in name and "\\" not in name}
     tables = [result["metrics"], *result["baselines"].values(), *result["versus"].values()]
     few = {name for name, entry in result["metrics"].items() if entry.get("n", floor) < floor}
