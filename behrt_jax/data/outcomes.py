@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import brentq
 
-from behrt_jax.data.at_times import minutes_since_birth
-from behrt_jax.data.dataset import Patients
+from behrt_jax.data.at_times import times_since_birth
+from behrt_jax.data.dataset import MICROSECONDS, Patients
 from behrt_jax.data.sequences import MINUTES_PER_DAY, MINUTES_PER_YEAR
 from behrt_jax.data.vocabulary import NUM_SPECIAL
 
@@ -21,6 +21,7 @@ ORDER_DAYS = 365.0
 AGE_YEARS = 20.0
 RECENCY_DAYS = (60.0, 365.0)  # between which a window begins; it ends at four times that
 MAX_TRIES = 2000
+DAY, YEAR = MICROSECONDS * MINUTES_PER_DAY, MICROSECONDS * MINUTES_PER_YEAR  # in `Patients.times`
 
 
 class Rule(NamedTuple):
@@ -186,19 +187,18 @@ def evaluate_rule(rule: Rule, patients: Patients, times: np.ndarray, tokens: tup
 
     Codes of a group that `tokens` lacks are in no history. Without a known birth nothing was recorded at any age.
     """
-    first = _is_in(rule.first, patients, tokens)
+    first, owners = _is_in(rule.first, patients, tokens), patients.owners
     if rule.kind == "order":
-        days = (
-            _earliest(patients, _is_in(rule.second, patients, tokens)) - _earliest(patients, first)
-        ) / MINUTES_PER_DAY
+        second = _is_in(rule.second, patients, tokens)
+        days = (_earliest(patients, second) - _earliest(patients, first)) / DAY
         return ((days > 0) & (days <= rule.high)).astype(float)
     if rule.kind == "age":
-        ages = patients.minutes / MINUTES_PER_YEAR
-        counted = first & (ages >= rule.low) & (ages < rule.high) & patients.has_birth[patients.owners]
-        return np.log1p(np.bincount(patients.owners[counted], minlength=len(patients)))
+        ages = patients.times / YEAR
+        counted = first & (ages >= rule.low) & (ages < rule.high) & patients.has_birth[owners]
+        return np.log1p(np.bincount(owners[counted], minlength=len(patients)))
     latest = np.full(len(patients), -np.inf)
-    np.maximum.at(latest, patients.owners[first], patients.minutes[first])
-    days = (minutes_since_birth(patients, np.arange(len(patients)), times) - latest) / MINUTES_PER_DAY
+    np.maximum.at(latest, owners[first], patients.times[first])
+    days = (times_since_birth(patients, np.arange(len(patients)), times) - latest) / DAY
     return ((days >= rule.low) & (days < rule.high)).astype(float)
 
 
@@ -210,7 +210,7 @@ def _draw_rule(
     if kind == "order":
         return Rule(kind, first, second, 0.0, ORDER_DAYS)
     if kind == "age":
-        ages = patients.minutes[_is_in(first, patients, tokens)] / MINUTES_PER_YEAR
+        ages = patients.times[_is_in(first, patients, tokens)] / YEAR
         low = max(rng.choice(ages) - AGE_YEARS / 2, 0.0)
         return Rule(kind, first, (), float(low), float(low + AGE_YEARS))
     low = np.exp(rng.uniform(*np.log(RECENCY_DAYS)))
@@ -223,10 +223,10 @@ def _is_in(codes: tuple[str, ...], patients: Patients, tokens: tuple[str, ...]) 
 
 
 def _earliest(patients: Patients, chosen: np.ndarray) -> np.ndarray:
-    """Returns the minute of the first chosen token of each history: (N,); far in the future if there is none."""
+    """Returns when the first chosen token of each history was recorded: (N,); far in the future if there is none."""
     far = np.iinfo(np.int64).max // 4
     found = np.full(len(patients), far)
-    np.minimum.at(found, patients.owners[chosen], patients.minutes[chosen])
+    np.minimum.at(found, patients.owners[chosen], patients.times[chosen])
     return found
 
 

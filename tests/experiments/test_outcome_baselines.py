@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.special import expit
+from scipy.stats import spearmanr
 
 from behrt_jax.data.dataset import Patients
 from behrt_jax.data.events import SPLITS
@@ -39,7 +40,7 @@ def test_risks_of_times_to_an_event_are_those_of_the_regression(loss):
     said, _ = predict_without_encoder(config, splits)
     own = log_risks[np.arange(12000) % 3 == SPLITS.index("held_out")]
     assert isinstance(said, SurvivalPredictions)
-    np.testing.assert_array_equal(np.argsort(said.scores[:, 0]), np.argsort(own.astype(np.float32)))
+    assert spearmanr(said.scores[:, 0], own).statistic > 1 - 1e-6
     horizons = np.array([200.0, 1000.0])
     expected = -np.expm1(-np.exp(own)[:, None] * horizons / 1000)
     np.testing.assert_allclose(said.risks(horizons)[:, 0], expected, atol=0.06)

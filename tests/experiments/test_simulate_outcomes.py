@@ -35,7 +35,15 @@ def drawn(workplace):
     """A file made by the command, and what it printed."""
     file = workplace.folder / "simulated" / "outcomes.parquet"
     keys = [f"--config.data.prepared_dir={workplace.folder / 'prepared'}", "--config.data.min_patients=3"]
-    given = [f"--data={workplace.data}", f"--output={file}", "--seed=3", "--num_rules=6", "--shape=1.5", "--scale=700", *keys]
+    given = [
+        f"--data={workplace.data}",
+        f"--output={file}",
+        "--seed=3",
+        "--num_rules=6",
+        "--shape=1.5",
+        "--scale=700",
+        *keys,
+    ]
     done = workplace.run(given, "experiments.simulate_outcomes")
     assert done.returncode == 0, done.stderr
     return file, done.stdout
