@@ -17,10 +17,11 @@ from experiments import inputs, outcome_data, plots_outcomes, plots_survival, pr
 from experiments.finetuned import load, score_other
 from experiments.fitting import EVALUATION_FILE
 from experiments.labelled import Labelled
-from experiments.outcome_baselines import fit_baselines
+from experiments.outcome_baselines import fit_baselines, predict_without_encoder
 from experiments.predictions import ClassPredictions, Predictions, SurvivalPredictions, targets_of
 
 CURVE_POINTS = 50
+REGRESSION = "the regression on codes alone"  # that which the head reads beside the embedding
 REPLICATES_FILE = "replicates.npz"  # of every metric, of every model: "MODEL: METRIC"
 WITHOUT_SPREAD = "survival/d_calibration_p"  # over resamples, so that differences of it would have no interval
 
@@ -42,7 +43,8 @@ def evaluate_run(
       say: takes lines on what is going on.
 
     Returns:
-      As `experiments.evaluate.evaluate_run`; `oracle` and its difference under `versus` where labels have their truth.
+      As `experiments.evaluate.evaluate_run`; `oracle` and its difference under `versus` where labels have their truth,
+      and under `versus_oracle` the difference of each model to it: of `BEHRT`, and of the baselines by name.
     """
     own = load(folder, splits, say)
     held_out, train = (own.splits[name].labels for name in ("held_out", "train"))
@@ -52,6 +54,8 @@ def evaluate_run(
     (folder / predictions.FITTED_FILE).write_text(json.dumps(fitted, indent=1))
     said = predictions.predict(own.config, logits["held_out"], fitted)
     compared = fit_baselines(own.config, own.splits, own.tokens, say) if with_baselines else {}
+    if own.config.history.get("regression"):
+        compared[REGRESSION] = predict_without_encoder(own.config, own.splits)
     for name in versus:
         compared[name] = score_other(Path(name), own, say)
     if held_out.truth is not None:
@@ -68,8 +72,10 @@ def evaluate_run(
     for name, (theirs, their_fit) in compared.items():
         resampled[name] = measure(own.config, theirs, held_out, train, their_fit, groups)
         (result if name == "oracle" else result["baselines"])[name] = metrics.summaries(resampled[name])
-        spread = {key: each for key, each in found.items() if not key.startswith(WITHOUT_SPREAD)}
-        result["versus"][name] = metrics.compare(spread, resampled[name])
+        result["versus"][name] = subtract(found, resampled[name])
+    if "oracle" in resampled:
+        models = {name: each for name, each in resampled.items() if name != "oracle"}
+        result["versus_oracle"] = {name: subtract(each, resampled["oracle"]) for name, each in models.items()}
     predictions.write(folder / "predictions.parquet", own.config, held_out, said, fitted)
     draw(own.config, said, {name: theirs for name, (theirs, _) in compared.items()}, held_out, folder / "figures")
     replicates = {f"{model}: {name}": each.replicates for model, own in resampled.items() for name, each in own.items()}
@@ -78,6 +84,11 @@ def evaluate_run(
     scratch.write_text(json.dumps(result, indent=1))
     scratch.replace(folder / EVALUATION_FILE)
     return result
+
+
+def subtract(own: dict[str, Estimate], other: dict[str, Estimate]) -> dict[str, dict[str, float]]:
+    """Returns the differences of metrics that have an interval."""
+    return metrics.compare({name: each for name, each in own.items() if not name.startswith(WITHOUT_SPREAD)}, other)
 
 
 def ask_oracle(labels: Labels) -> SurvivalPredictions:

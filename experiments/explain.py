@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from behrt_jax import metrics, workdir
-from behrt_jax.data import at_times, dataset, world
+from behrt_jax.data import dataset, world
 from behrt_jax.data.hashing import hash_integers
 from experiments import (
     command,
@@ -85,9 +85,8 @@ def ask_finetuned(own: finetuned.Fitted, most: int, with_truth: bool = True) -> 
     case = explained.ask_outcome(own.config, own.model, own.params, found)
     file, truth = Path(own.config.labels).with_suffix(TRUTH), None
     if with_truth and file.exists():
-        rows = at_times.newest_visits(found.histories, own.config.data.row_length)
         times = found.labels.prediction_times
-        truth = explain_truth.hazard_effects(case, rows, times, file, own.tokens)
+        truth = explain_truth.hazard_effects(case, found.histories, times, file, own.tokens)
     return case, truth
 
 

@@ -1,23 +1,21 @@
 """What truly matters in simulated histories, and how far scores of tokens agree with it."""
 
-import json
 from pathlib import Path
 
 import numpy as np
-import scipy.sparse
 import tqdm
 from scipy.special import logit
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
-from behrt_jax import metrics, outcome_features
+from behrt_jax import metrics
 from behrt_jax.attribution import is_explained, masked_places
-from behrt_jax.data import oracle, outcomes
+from behrt_jax.data import oracle
 from behrt_jax.data.dataset import TOKEN_FIELDS, Patients, take
 from behrt_jax.data.sequences import VisitIndex
 from behrt_jax.data.world import Histories, World
 from experiments.explained import Case
-from experiments.simulate_outcomes import feature_names
+from experiments.simulate_outcomes import read_truth
 
 TOP = 5  # codes of a history that are to be found
 NOTHING = 1e-9  # an effect that is none, in nats
@@ -75,13 +73,12 @@ def hazard_effects(case: Case, rows: Patients, times: np.ndarray, file: Path, to
 
     Args:
       case: of outcomes that `experiments.simulate_outcomes` drew.
-      rows: the N histories without marks, whose features the hazard is made of.
+      rows: the N whole histories, without marks, that the hazard is of.
       times: (N,) of the predictions.
       file: the truth beside the labels.
       tokens: of the vocabulary, by id.
     """
-    truth = {name: np.asarray(values) for name, values in json.loads(file.read_text()).items()}
-    used = [feature_names(tokens).index(name) for name in truth["features"]]
+    hazard = read_truth(file)
     effects = np.full(case.visits.shape, np.nan)
     for row in tqdm.trange(len(effects), desc="asking the truth", unit="history"):
         own = take(rows, np.arange(len(rows)) == row)
@@ -92,9 +89,7 @@ def hazard_effects(case: Case, rows: Patients, times: np.ndarray, file: Path, to
         )
         places, matches = places[matches.sum(axis=1) == 1], matches[matches.sum(axis=1) == 1]
         kept = np.concatenate([np.ones((1, len(own.codes)), bool), ~matches])
-        known = outcome_features.features(repeat(own, kept), np.repeat(times[row], len(kept)), tokens)
-        table = scipy.sparse.hstack([known.basic, known.codes]).tocsc()[:, used].toarray()
-        said = outcomes.make_terms(table, truth["standards"], truth["pairs"]) @ truth["coefficients"]
+        said = hazard.log_hazard(repeat(own, kept), np.repeat(times[row], len(kept)), tokens)
         effects[row, places] = said[0] - said[1:]
     return effects
 

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from behrt_jax import baselines_outcome, classification_metrics, workdir
 from behrt_jax.data import events
+from experiments import outcomes, predictions
 from experiments.embeddings import embed
 from experiments.labelled import Labelled
 from experiments.predictions import ClassPredictions, Predictions, SurvivalPredictions, targets_of
@@ -48,6 +49,18 @@ def fit_baselines(config: ConfigDict, splits: dict[str, Labelled], tokens, say) 
             fitted["threshold"] = classification_metrics.best_threshold(tuned, classes["tuning"]).tolist()
         found[name] = ClassPredictions(said), fitted
     return found
+
+
+def predict_without_encoder(config: ConfigDict, splits: dict[str, Labelled]) -> tuple[Predictions, dict]:
+    """Returns what the regression on codes of `history.regression` says of held-out patients without an encoder.
+
+    It is the head's own input, put through what follows a model: so the row beside a run that has both tells what the
+    encoder adds.
+    """
+    kernel, bias = outcomes.begin_head(config, splits["train"])
+    logits = {name: part.traits @ kernel + bias for name, part in splits.items()}
+    fitted = predictions.fit_afterwards(config, logits, {name: part.labels for name, part in splits.items()})
+    return predictions.predict(config, logits["held_out"], fitted), fitted
 
 
 def embed_splits(config: ConfigDict, splits: dict[str, Labelled], tokens, say) -> dict[str, np.ndarray | None]:

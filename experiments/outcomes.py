@@ -77,13 +77,13 @@ def build(config: ConfigDict, prepared: Prepared, splits: dict[str, Labelled], b
     """Builds what a config asks for, and fills in the latter; `begun` are parameters, None from scratch."""
     fill_in(config, splits["train"].labels, len(prepared.vocabulary))
     model = workdir.build_outcome_model(config)
-    objective, begin_head = make_objective(config, model, splits["train"])
+    objective, first_head = make_objective(config, model, splits["train"]), begin_head(config, splits["train"])
     if config.lora.rank:
         objective = lora.adapt(objective, config.lora.scale)
     rates = scales(config, added)
     if config.lora.rank or config.freeze != "none":
         objective = hold(objective, rates)
-    start = functools.partial(initialize, config, model, begun, begin_head)
+    start = functools.partial(initialize, config, model, begun, first_head)
     return Outcomes(prepared, splits, model, objective, start, rates)
 
 
@@ -99,22 +99,34 @@ def fill_in(config: ConfigDict, train: Labels, vocab_size: int) -> None:
                 config.survival.edges = survival.fit_edges(train.days, train.events, config.survival.num_bins)
 
 
-def make_objective(config: ConfigDict, model, found: Labelled) -> tuple[Objective, tuple[np.ndarray, np.ndarray]]:
-    """Returns the objective of a recipe, and the traits' kernel and the bias with which its head begins."""
-    train = found.labels
+def make_objective(config: ConfigDict, model, found: Labelled) -> Objective:
+    """Returns the objective of a recipe for the labels of train."""
     if "survival" in config:
         settings = SurvivalConfig(**config.survival)
         if settings.loss == "cox" and config.train.accumulate_steps > 1:
             given = f"found {config.train.accumulate_steps} with survival.loss=cox"
             raise ValueError(f"train.accumulate_steps: {given}; expected 1, as the risk sets of Cox are whole batches")
-        begun = head_start.begin_survival(found.traits, train.days, train.events, settings)
-        return survival.make_objective(model, settings), begun
-    settings = ClassificationConfig(**config.classification)
-    targets = train.values if settings.kind == "multi_label" else train.values[:, 0]
-    num_classes = len(train.names) if settings.kind == "multi_class" else 2
-    begun = head_start.begin_classification(found.traits, targets, settings, num_classes)
+        return survival.make_objective(model, settings)
+    settings, (targets, num_classes) = ClassificationConfig(**config.classification), _targets(config, found.labels)
     weights = None if settings.class_weights == "none" else classification.balanced_weights(targets, num_classes)
-    return classification.make_objective(model, settings, weights), begun
+    return classification.make_objective(model, settings, weights)
+
+
+def begin_head(config: ConfigDict, found: Labelled) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the traits' kernel and the bias with which the head begins: a regression on the traits of train alone."""
+    train = found.labels
+    if "survival" in config:
+        return head_start.begin_survival(found.traits, train.days, train.events, SurvivalConfig(**config.survival))
+    settings = ClassificationConfig(**config.classification)
+    targets, num_classes = _targets(config, train)
+    return head_start.begin_classification(found.traits, targets, settings, num_classes)
+
+
+def _targets(config: ConfigDict, labels: Labels) -> tuple[np.ndarray, int]:
+    """Returns the targets of a classification as its objective takes them, and the number of classes."""
+    kind = config.classification.kind
+    targets = labels.values if kind == "multi_label" else labels.values[:, 0]
+    return targets, len(labels.names) if kind == "multi_class" else 2
 
 
 def initialize(config: ConfigDict, model, begun: Any, head: tuple[np.ndarray, np.ndarray], key: jax.Array) -> Any:

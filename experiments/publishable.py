@@ -38,7 +38,8 @@ def read_evaluation(file: Path, floor: int) -> tuple[dict, int]:
         found = f"split {result.get('split')!r}" + " of other data" * ("data" in result)
         raise ValueError(f"{file}: is of {found}; expected held_out of its own: run experiments.evaluate again")
     result.pop("evaluated", None)  # a digest of patients
-    for part in ("baselines", "versus"):  # another run's name is its folder
+    parts = ("baselines", "versus", "versus_oracle")
+    for part in (part for part in parts if part in result):  # another run's name is its folder
         result[part] = {name: found for name, found in result[part].items() if "/" not in name and "\\" not in name}
     tables = [result["metrics"], *result["baselines"].values(), *result["versus"].values()]
     few = {name for name, entry in result["metrics"].items() if entry.get("n", floor) < floor}

@@ -14,60 +14,58 @@ from sklearn.metrics import roc_auc_score
 from behrt_jax import survival_metrics
 from behrt_jax.data import events, oracle, simulate
 from behrt_jax.data import world as worlds
-from behrt_jax.data.hashing import hash_integers
+from behrt_jax.data.hashing import hash_fraction
 from behrt_jax.data.label_tables import KEYS
 from experiments import command, labels
 
+INDEX_CHANCE = 0.1  # of each visit after the first to be the index, unless an earlier one is
+MAX_COMPARED = 1000  # held-out patients for the bound of Harrell's C, whose memory grows with their square
+MONTH = pl.duration(seconds=worlds.SECONDS_PER_MONTH)
+
 
 def choose_visits(truth: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """Takes one visit of each patient who has several, not the first, each as likely; by patient.
+    """Chooses the index visit of each patient: the first, after the first of all, that a hash picks; by patient.
+
+    Whether a visit is the index depends on nothing that comes after it: a draw among all visits of a patient would
+    favour those after which few came, so that the choice itself would tell of an early death. Patients none of whose
+    visits is picked are left out.
 
     Args:
       truth: what `simulate.write` says of visits.
       seed: decides which.
-
-    Returns:
-      The rows, and as `oracle_death` what the oracle says after the visit before.
     """
-    seen = truth.sort("subject_id", "visit").with_columns(
-        oracle_death=pl.col("death_risk_seen").shift(1).over("subject_id")
-    )
-    later = seen.filter(pl.col("visit") > 0)
-    drawn = hash_integers(seed, later["subject_id"].to_numpy(), later["visit"].to_numpy())
-    return later.with_columns(drawn=drawn).sort("drawn").unique("subject_id", keep="first").sort("subject_id")
-
-
-def follow(data: str) -> pl.DataFrame:
-    """Returns when each patient was last seen and whether that was their death: `subject_id, event_time, event`."""
-    seen = pl.concat([events.read_shard(shard).drop_nulls("time") for shard in events.find_shards(data)])
-    last = [pl.col("time").max().alias("event_time"), (pl.col("code") == events.DEATH).any().alias("event")]
-    return seen.group_by("subject_id").agg(last)
+    later = truth.filter(pl.col("visit") > 0).sort("subject_id", "visit")
+    drawn = hash_fraction(seed, later["subject_id"].to_numpy(), later["visit"].to_numpy())
+    return later.filter(drawn < INDEX_CHANCE).unique("subject_id", keep="first", maintain_order=True)
 
 
 def make_labels(data: str, seed: int) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
-    """Returns labels by name, and the visits that they are of, with what the oracle says of each.
+    """Returns labels by name, and the index visits that they are of, with what the oracle says of each.
 
-    Labels are of the moment of a visit, which is so not among what is known. `oracle_NAME` is the probability that it
-    finds a disease, from sex, the visits before and its month, or of death within a year of the last of these.
+    The oracle knows what a model is given at the index: sex, the visits before, the time of the index and that there is
+    a visit then, so that the patient is alive and observed; not its codes. `oracle_NAME` is the probability that the
+    visit finds a disease, `oracle_death` orders times to death (`oracle.expected_months`, negative). A time to death is
+    censored when the patient leaves, at a rate that is the same for all.
 
     Raises:
-      ValueError: the folder is no simulated data set.
+      ValueError: the folder is no simulated data set, or was written without the end of follow-up.
     """
-    world = worlds.load_world(data)
-    visits = choose_visits(pl.read_parquet(Path(data) / simulate.TRUTH_FILE), seed).rename({"time": "prediction_time"})
+    world, file = worlds.load_world(data), Path(data) / simulate.TRUTH_FILE
+    truth = pl.read_parquet(file)
+    if missing := {"months_left", "dies"} - {*truth.columns}:
+        raise ValueError(f"{file}: column '{min(missing)}' is missing; simulate again with experiments.simulate")
+    visits = choose_visits(truth, seed).rename({"time": "prediction_time"})
     histories = oracle.read_histories(data, visits["subject_id"])
     rows = histories.first_visits() + visits["visit"].to_numpy()
-    likelihoods = oracle.code_likelihoods(world, histories.codes)
-    likelihoods[rows] = 1.0  # that there is a visit, and when, is known; its codes are not
-    states = oracle.filter_states(world, histories, likelihoods)[rows]
-    stages, made = worlds.stages_of(len(world.diseases)), {}
+    states, stages = oracle.states_before(world, histories)[rows], worlds.stages_of(len(world.diseases))
+    made = {}
     for place, name in enumerate(world.diseases):
         made[name] = visits.select(*KEYS, boolean_value=pl.col(f"stage_{name}") > 0)
         visits = visits.with_columns(pl.Series(f"oracle_{name}", states @ (stages[:, place] > 0)))
-    followed = visits.join(follow(data), on="subject_id", maintain_order="left")
-    seen_later = pl.col("event_time") > pl.col("prediction_time")
-    made["death"] = followed.filter(seen_later).select(*KEYS, "event_time", "event")
-    return made, visits
+    months = oracle.expected_months(world, histories.sex, histories.month[rows], states)
+    ends = pl.col("prediction_time") + pl.col("months_left") * MONTH
+    made["death"] = visits.select(*KEYS, event_time=ends, event=pl.col("dies"))
+    return made, visits.with_columns(oracle_death=-months)
 
 
 def measure_oracle(found: pl.DataFrame, name: str, visits: pl.DataFrame, data: str) -> str:
@@ -79,14 +77,24 @@ def measure_oracle(found: pl.DataFrame, name: str, visits: pl.DataFrame, data: s
         return f"not measured, as {known.height:,} patients have one outcome"
     if name == "death":
         days = (known["event_time"] - known["prediction_time"]).dt.total_seconds().to_numpy() / 86_400
-        return f"Harrell's C {survival_metrics.concordance(known['event'].to_numpy(), days, said):.3f}"
+        reached = survival_metrics.concordance(known["event"].to_numpy(), days, said)
+        return f"Harrell's C {reached:.3f}; no score is expected to exceed {bound_concordance(known, data):.3f}"
     return f"AUROC {roc_auc_score(known['boolean_value'].to_numpy(), said):.3f}"
+
+
+def bound_concordance(visits: pl.DataFrame, data: str) -> float:
+    """Returns `oracle.best_concordance` of index visits, or of the first `MAX_COMPARED` of them."""
+    visits, world = visits.sort("subject_id").head(MAX_COMPARED), worlds.load_world(data)
+    histories = oracle.read_histories(data, visits["subject_id"])
+    rows = histories.first_visits() + visits["visit"].to_numpy()
+    states = oracle.states_before(world, histories)[rows]
+    return oracle.best_concordance(world, histories.sex, histories.month[rows], states)
 
 
 def main() -> None:
     """Runs the command."""
     made, visits = make_labels(FLAGS.data, FLAGS.seed)
-    print(f"{visits.height:,} patients with two visits or more")
+    print(f"{visits.height:,} patients, one index visit each")
     for name, found in made.items():
         file = Path(FLAGS.output) / f"{name}.parquet"
         labels.write(found, file)

@@ -1,6 +1,8 @@
-"""Draws survival outcomes of known truth for the patients of any data set, one prediction time each; docs/labels.md.
+"""Draws survival outcomes of known hazard for the patients of any data set, one prediction time each; docs/labels.md.
 
 python -m experiments.simulate_outcomes --data=DIR --output=FILE.parquet [--seed=0] [--config.data.KEY=VALUE ...]
+
+The hazard depends on the order and timing of codes and on ages, which counts do not hold: docs/simulator.md.
 """
 
 import datetime
@@ -10,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import scipy.sparse
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from behrt_jax import outcome_features, survival_metrics
+from behrt_jax import survival_metrics
 from behrt_jax.data import dataset, events
 from behrt_jax.data.config import DataConfig
+from behrt_jax.data.dataset import Patients
 from behrt_jax.data.hashing import hash_integers
 from behrt_jax.data.label_tables import KEYS, TRUTH_COLUMNS
 from behrt_jax.data.labels import MICROSECONDS_A_DAY, Labels
-from behrt_jax.data.outcomes import TrueOutcomes, simulate_outcomes
+from behrt_jax.data.outcomes import Hazard, Rule, TrueOutcomes, simulate_outcomes
 from behrt_jax.data.prepare import prepare
 from behrt_jax.data.tasks import make_labels
 from behrt_jax.data.tasks_time_to_event import parse_time_to_event
@@ -29,7 +31,7 @@ from experiments import command, labels
 from experiments.labelled import find_histories
 
 TRUTH = ".truth.json"
-DRAWN = ("num_columns", "num_interactions", "spread", "scale", "shape", "censored")
+DRAWN = ("num_rules", "group_size", "spread", "scale", "shape", "censored")
 
 
 def choose_times(data: str, min_visits: int, seed: int, say: Callable[[str], None]) -> Labels:
@@ -52,30 +54,16 @@ def choose_times(data: str, min_visits: int, seed: int, say: Callable[[str], Non
     return Labels("times", (), rows["subject_id"].to_numpy(), times, values, days, none)
 
 
-def feature_names(tokens: tuple[str, ...]) -> list[str]:
-    """Names the columns of `outcome_features.features`, age and sex first."""
-    kinds = ["log count", *(f"log count, half-life {days:g} days" for days in outcome_features.HALF_LIVES)]
-    kinds += [f"in the last {outcome_features.RECENT:g} days", "static"]
-    ages = [f"age bin {number}" for number in range(len(outcome_features.AGE_BINS) + 1)]
-    basic = ["age", *(token for token in tokens if token.startswith("GENDER//"))]
-    return [*basic, *(f"{token} ({kind})" for kind in kinds for token in tokens), *ages, "log visits", "log days ago"]
-
-
-def find_features(
+def read_histories(
     config: ConfigDict, times: Labels, say: Callable[[str], None]
-) -> tuple[Labels, scipy.sparse.csr_array, list[str]]:
-    """Returns the prediction times that have a history, the features of what a row holds of it, and their names."""
-    config.history.mark = False
+) -> tuple[Labels, Patients, tuple[str, ...]]:
+    """Returns the prediction times that have a history, the whole histories in the same order, and the tokens by id."""
     prepared = prepare(DataConfig(**config.data), None, progress=say)
-    tokens, found = prepared.vocabulary.tokens, []
-    for split in events.SPLITS:
-        part = find_histories(config, dataset.read(prepared.folder, split), times, tokens, split, say)
-        known = outcome_features.features(part.rows, part.labels.prediction_times, tokens)
-        found.append((part.labels.subject_ids, scipy.sparse.hstack([known.basic, known.codes])))
-    ids = np.concatenate([subject_ids for subject_ids, _ in found])
-    table = scipy.sparse.csr_array(scipy.sparse.vstack([part for _, part in found]))
-    order = np.argsort(ids)
-    return times.take(np.isin(times.subject_ids, ids)), table[order], feature_names(tokens)
+    tokens, patients = prepared.vocabulary.tokens, dataset.read(prepared.folder, "all")
+    found = find_histories(config, patients, times, tokens, "all", say)
+    too_long = np.diff(found.histories.offsets) > config.data.row_length
+    say(f"{too_long.mean():.1%} of histories have more codes than a row of {config.data.row_length} tokens holds")
+    return found.labels, found.histories, tokens
 
 
 def to_table(times: Labels, truth: TrueOutcomes) -> pl.DataFrame:
@@ -87,21 +75,40 @@ def to_table(times: Labels, truth: TrueOutcomes) -> pl.DataFrame:
     return pl.DataFrame({**columns, **dict(zip(TRUTH_COLUMNS, known, strict=True))})
 
 
-def write_truth(file: Path, truth: TrueOutcomes, names: list[str]) -> None:
-    """Writes how the log hazard is made of features, from which `experiments.explain` has the effect of each code."""
-    known = {"features": [names[column] for column in truth.columns], "pairs": truth.pairs.tolist()}
-    known |= {name: getattr(truth, name).tolist() for name in ("coefficients", "standards", "centres")}
+def write_truth(file: Path, hazard: Hazard) -> None:
+    """Writes what the log hazard is made of, from which `experiments.explain` has the effect of each code."""
+    known = {"rules": [rule._asdict() for rule in hazard.rules]}
+    known |= {name: getattr(hazard, name).tolist() for name in ("coefficients", "centres", "scales")}
     file.write_text(json.dumps(known, indent=1))
 
 
-def summary(table: pl.DataFrame, truth: TrueOutcomes, names: list[str]) -> list[str]:
+def read_truth(file: Path) -> Hazard:
+    """Reads what `write_truth` wrote.
+
+    Raises:
+      ValueError: the file holds something else, such as the features of earlier versions.
+    """
+    try:
+        known = json.loads(file.read_text())
+        rules = tuple(
+            Rule(**{**rule, "first": tuple(rule["first"]), "second": tuple(rule["second"])}) for rule in known["rules"]
+        )
+        return Hazard(rules, *(np.asarray(known[name]) for name in ("coefficients", "centres", "scales")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        cure = "draw them again with experiments.simulate_outcomes"
+        raise ValueError(f"{file}: not the rules of simulated outcomes (found {found}); {cure}") from error
+
+
+def summary(table: pl.DataFrame, truth: TrueOutcomes) -> list[str]:
     """Returns lines of counts, of what matters, and of what knowing the truth reaches."""
-    mattering = [names[column] for column in truth.columns]
-    mattering += [f"{mattering[one]} x {mattering[other]}" for one, other in truth.pairs]
-    strongest = np.argsort(-np.abs(truth.coefficients))
+    hazard = truth.hazard
     lines = [f"{table.height:,} rows of {table['subject_id'].n_unique():,} patients", *labels.outcomes(table)]
-    lines += ["log hazard: the sum of these features, in standard deviations, and products of two:"]
-    lines += [f"  {truth.coefficients[place]:+.3f} {mattering[place]}" for place in strongest]
+    lines += ["log hazard: the sum of these rules, each in standard deviations (the mean of its value in brackets):"]
+    lines += [
+        f"  {hazard.coefficients[place]:+.3f} [{hazard.centres[place]:.2f}] {hazard.rules[place]}"
+        for place in np.argsort(-np.abs(hazard.coefficients))
+    ]
     reached = survival_metrics.concordance(truth.events, truth.days, truth.log_hazard)
     return [*lines, f"Harrell's C of the oracle, who knows the log hazard: {reached:.4f}"]
 
@@ -112,12 +119,13 @@ def main() -> None:
     if output.suffix != ".parquet" or output.is_dir():
         raise ValueError(f"--output={output}: expected a file that ends in .parquet")
     config.data.path = FLAGS.data
-    times, features, names = find_features(config, choose_times(FLAGS.data, FLAGS.min_visits, FLAGS.seed, print), print)
-    truth = simulate_outcomes(features, FLAGS.seed, **drawn)
+    chosen = choose_times(FLAGS.data, FLAGS.min_visits, FLAGS.seed, print)
+    times, patients, tokens = read_histories(config, chosen, print)
+    truth = simulate_outcomes(patients, times.prediction_times, tokens, FLAGS.seed, **drawn)
     table = to_table(times, truth)
-    print("\n".join(summary(table, truth, names)))
+    print("\n".join(summary(table, truth)))
     labels.write(table, output)
-    write_truth(output.with_suffix(TRUTH), truth, names)
+    write_truth(output.with_suffix(TRUTH), truth.hazard)
     print(f"wrote {output} and {output.with_suffix(TRUTH)}")
     print(f"next: python -m experiments.finetune --config=configs/survival.py --config.labels={output}", end=" ")
     print(f"--config.data.path={FLAGS.data} and the other --config.data flags of this command")
@@ -125,14 +133,14 @@ def main() -> None:
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
-    config_flags.DEFINE_config_file("config", survival.__file__, "Its section data says what a row holds.")
+    config_flags.DEFINE_config_file("config", survival.__file__, "Its section data gives the vocabulary.")
     flags.DEFINE_string("data", None, "A MEDS data set.", required=True)
     flags.DEFINE_string("output", None, "A .parquet file to write.", required=True)
-    flags.DEFINE_integer("seed", 0, "Decides times, what matters and the outcomes.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "Decides times, what matters and outcomes.", lower_bound=0)
     flags.DEFINE_integer("min_visits", 3, "Visits before the prediction time.", lower_bound=1)
-    flags.DEFINE_integer("num_columns", 10, "How many features matter.")
-    flags.DEFINE_integer("num_interactions", 3, "How many pairs of them do.")
-    flags.DEFINE_float("spread", 1.0, "Standard deviation of the log hazard.")
+    flags.DEFINE_integer("num_rules", 3, "Functions of the history that matter: order, age and recency in turn.")
+    flags.DEFINE_integer("group_size", 4, "Codes in each group of a rule.")
+    flags.DEFINE_float("spread", 1.5, "Standard deviation of the log hazard.")
     flags.DEFINE_float("scale", 1825.0, "Days at which the baseline's cumulative hazard is 1.")
     flags.DEFINE_float("shape", 1.0, "Of the Weibull baseline; 1: a constant hazard.")
     flags.DEFINE_float("censored", 0.3, "Expected share of rows that are censored.")

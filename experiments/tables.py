@@ -111,20 +111,28 @@ def _objective_table(result: dict, objective: str) -> str:
         pairs = result["versus"].get(other, {})
         differences = [f"{label} {format_signed(pairs[name])}" for name, label in columns.items() if name in pairs]
         lines += [f"difference to {other}: {', '.join(differences)}"] * bool(differences)
+    lines += _below_oracle(result, selected)
     groups = select_groups(result, selected) if best else {}
     if groups:
         lines += ["", *_grid(next(iter(columns.values())), groups, {"run": OWN, "best": best})]
     return "\n".join(lines)
 
 
-def _grid(header: str, rows: dict[str, dict], columns: dict[str, str]) -> list[str]:
+def _below_oracle(result: dict, selected: Selected) -> list[str]:
+    """Lays out how much less than the oracle each of several models reaches, where that is known."""
+    known = {OWN if name == "BEHRT" else name: found for name, found in result.get("versus_oracle", {}).items()}
+    rows = {name: known[name] for name in selected.rows if selected.columns.keys() & known.get(name, {}).keys()}
+    return ["", *_grid("less the oracle", rows, selected.columns, signed=True)] if len(rows) > 1 else []
+
+
+def _grid(header: str, rows: dict[str, dict], columns: dict[str, str], signed: bool = False) -> list[str]:
+    write = format_signed if signed else format_cell
     first = max(map(len, [header, *rows])) + 2
     widths = {name: max(len(label), 20) + 2 for name, label in columns.items()}
     lines = [header.ljust(first) + "".join(label.rjust(widths[name]) for name, label in columns.items())]
     for label, found in rows.items():
         cells = (
-            format_cell(found[name]).rjust(widths[name]) if name in found else "".rjust(widths[name])
-            for name in columns
+            write(found[name]).rjust(widths[name]) if name in found else "".rjust(widths[name]) for name in columns
         )
         lines.append((label.ljust(first) + "".join(cells)).rstrip())
     return lines

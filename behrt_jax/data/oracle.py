@@ -52,10 +52,19 @@ def read_histories(folder: str | Path, subject_ids: Iterable[int]) -> Histories:
     return Histories(sex, visits["owner"].to_numpy(), visits["month"].to_numpy(), codes)
 
 
-def next_visit_probabilities(world: World, histories: Histories, targets: np.ndarray) -> np.ndarray:
+def next_visit_probabilities(
+    world: World, histories: Histories, targets: np.ndarray, time_known: bool = False
+) -> np.ndarray:
     """Returns the probability of each code at the next visit, from sex and the visits so far: (V, C).
 
-    Given that there is a next visit and that it has one of the targets, (C,) bool, or more.
+    Given that there is a next visit and that it has at least one of the targets.
+
+    Args:
+      world: the world they live in.
+      histories: what is seen.
+      targets: (C,) bool.
+      time_known: whether the month of the next visit is known too, as it is to a model that is asked at that time; a
+        patient's last visit, which has no next one in the histories, then gets NaN.
 
     Raises:
       ValueError: `targets` has none.
@@ -64,6 +73,11 @@ def next_visit_probabilities(world: World, histories: Histories, targets: np.nda
         raise ValueError("targets: found no code; expected one or more to be True")
     some = 1 - np.prod(1 - world.emission[:, targets], axis=1)
     joint = np.where(targets, world.emission, world.emission * some[:, None])
+    if time_known:
+        states = np.full((len(histories.owner), len(world.visit)), np.nan)
+        going = np.setdiff1d(np.arange(len(states)), histories.last_visits())
+        states[going] = states_before(world, histories)[going + 1]
+        return _by_row(states, joint) / _by_row(states, some[:, None])
     states = _next_visit_states(world, histories)
     chance = _by_row(states, some[:, None])
     return np.divide(_by_row(states, joint), chance, out=np.zeros(histories.codes.shape), where=chance > 0)
@@ -110,27 +124,89 @@ def visit_risks(world: World, histories: Histories, months: int) -> np.ndarray:
     return np.moveaxis(risks, 0, -1)[histories.sex[histories.owner], histories.month]
 
 
+def expected_months(world: World, sex: np.ndarray, month: np.ndarray, states: np.ndarray) -> np.ndarray:
+    """Returns for how many months each of n people can be compared with another, on average: (n,).
+
+    A month counts if they live through it, by the chance that neither of two people left observation before. Less of it
+    is the score that orders times to death best: of two people, that with fewer months is likely to die first while
+    both are observed. Arguments as for `survival_curves`.
+    """
+    sexes, counted = np.arange(2), (1 - world.leave[0]) ** 2
+    expected = np.zeros((len(world.visit), 2, MAX_MONTHS + 1))
+    for age in range(MAX_MONTHS, 0, -1):
+        at = sexes, np.full(2, age)
+        lived = (1 - world.dies(*at)) * (1 + counted * expected[..., age])
+        expected[..., age - 1] = world.advance(lived, *at, backward=True)
+    return (states * np.moveaxis(expected, 0, -1)[sex, month]).sum(axis=1)
+
+
+def best_concordance(world: World, sex: np.ndarray, month: np.ndarray, states: np.ndarray) -> float:
+    """Returns what Harrell's C of times to death of n people is below, on average, whatever orders them.
+
+    Follow-up ends at death, on leaving, or at the oldest age. Of any two people, which of them is more likely to be
+    seen to die first is known exactly; no score can do better than to be right about each pair. Arguments as for
+    `survival_curves`; memory grows with the square of n.
+    """
+    left = MAX_MONTHS + 1 - month
+    curves = survival_curves(world, sex, month, states, int(left.max()))
+    later = np.arange(1, curves.shape[1])
+    observed = (later <= left[:, None]) * (1 - world.leave[0]) ** (later - 1)  # until the month before
+    first = (-np.diff(curves, axis=1) * observed) @ (curves[:, 1:] * observed).T  # (n, n), that one dies before another
+    pairs = np.triu_indices(len(first), 1)
+    return float(np.maximum(first, first.T)[pairs].sum() / (first + first.T)[pairs].sum())
+
+
+def survival_curves(world: World, sex: np.ndarray, month: np.ndarray, states: np.ndarray, months: int) -> np.ndarray:
+    """Returns the probability to be alive 0 to `months` months later, observed or not: (n, months + 1).
+
+    Args:
+      world: the world they live in.
+      sex: (n,) of people who are alive at a month of age.
+      month: (n,) that month.
+      states: (n, S) distributions of their states then.
+      months: beyond the oldest age the rates of the oldest year go on.
+    """
+    alive, curves = states.T, np.ones((len(sex), months + 1))
+    for step in range(1, months + 1):
+        alive = world.advance(alive, sex, month + step) * (1 - world.dies(sex, month + step))
+        curves[:, step] = alive.sum(axis=0)
+    return curves
+
+
 def filter_states(world: World, histories: Histories, likelihoods: np.ndarray | None = None) -> np.ndarray:
     """Returns the distribution of the state at each visit given its patient's visits up to and with it: (V, S).
 
     Args:
       world: the world they live in.
       histories: what is seen.
-      likelihoods: (V, S), as `code_likelihoods` gives them; taken from it if not given. Of a visit whose
-        codes are not known they are 1.
+      likelihoods: (V, S), as `code_likelihoods` gives them; taken from it if not given.
     """
+    return _filter(world, histories, likelihoods)[1]
+
+
+def states_before(world: World, histories: Histories) -> np.ndarray:
+    """Returns the distribution of the state at each visit given all earlier visits and its own month: (V, S).
+
+    That there is a visit, and so that the patient lives and is observed, is known; its codes are not.
+    """
+    return _filter(world, histories, None)[0]
+
+
+def _filter(world: World, histories: Histories, likelihoods: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the distributions of the state at each visit before and after its codes are read: (V, S) each."""
     likelihoods = code_likelihoods(world, histories.codes) if likelihoods is None else likelihoods
     begin = histories.month[histories.first_visits()]
     states = worlds.state_priors(world)[:, histories.sex, begin]
-    filtered = np.zeros_like(likelihoods)
+    before, after = np.zeros_like(likelihoods), np.zeros_like(likelihoods)
     for month, visits, going, at in _by_month(histories):
         states[:, going] = world.advance(states[:, going], *at) * world.stays(*at)
         owner = histories.owner[visits]
         came = states[:, owner] * np.where(begin[owner] < month, world.visit[:, None], 1.0)
-        filtered[visits] = _normal(came.T * likelihoods[visits])
+        before[visits] = _normal(np.ascontiguousarray(came.T))  # rows are added up alike, however many there are
+        after[visits] = _normal(came.T * likelihoods[visits])
         states[:, going] *= 1 - world.visit[:, None]
-        states[:, owner] = filtered[visits].T
-    return filtered
+        states[:, owner] = after[visits].T
+    return before, after
 
 
 def code_likelihoods(world: World, codes: np.ndarray, hidden: np.ndarray | None = None) -> np.ndarray:

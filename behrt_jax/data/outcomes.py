@@ -1,29 +1,85 @@
-"""Survival outcomes with a known hazard, drawn on top of any population: what a perfect model would reach."""
+"""Survival outcomes with a known hazard of order, age and timing, drawn on top of any population's histories.
+
+What the hazard is made of is in no table of counts, so that the outcomes tell what a model of sequences is worth beside
+a regression on counts, and how far both stay below the truth.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse
 from scipy.optimize import brentq
 
-MIN_SHARE = 0.05  # of rows in which a feature must differ from its commonest value to have a coefficient
-TAIL = 0.01  # share of rows at either end whose values are clipped
-CLIP = 3.0  # standard deviations
+from behrt_jax.data.at_times import times_since_birth
+from behrt_jax.data.dataset import MICROSECONDS, Patients
+from behrt_jax.data.sequences import MINUTES_PER_DAY, MINUTES_PER_YEAR
+from behrt_jax.data.vocabulary import NUM_SPECIAL
+
+KINDS = ("order", "age", "recency")
+MIN_SHARE = 0.15  # of histories in which a rule must differ from its commonest value
+CODE_SHARES = (0.05, 0.9)  # of histories that must hold a code for it to be in a rule
+ORDER_DAYS = 365.0
+AGE_YEARS = 20.0
+RECENCY_DAYS = (60.0, 365.0)  # between which a window begins; it ends at four times that
+MAX_TRIES = 2000
+DAY, YEAR = MICROSECONDS * MINUTES_PER_DAY, MICROSECONDS * MINUTES_PER_YEAR  # in `Patients.times`
+
+
+class Rule(NamedTuple):
+    """A function of a history, as `evaluate_rule` computes it.
+
+    Attributes:
+      kind: `order`: 1 if the first code of `second` came after the first code of `first`, within `high` days, else 0;
+        `age`: log of 1 + the number of codes of `first` recorded from the age of `low` to that of `high` years;
+        `recency`: 1 if the last code of `first` lies `low` to `high` days back, else 0.
+      first: codes by name.
+      second: codes of `order`, none of them in `first`; empty for the other kinds.
+      low: as above; 0 for `order`.
+      high: as above.
+    """
+
+    kind: str
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        first, second = " or ".join(self.first), " or ".join(self.second)
+        if self.kind == "order":
+            return f"first of ({second}) within {self.high:g} days after the first of ({first})"
+        if self.kind == "age":
+            return f"log count of ({first}) at {self.low:.1f} to {self.high:.1f} years of age"
+        return f"last of ({first}) {self.low:.0f} to {self.high:.0f} days ago"
+
+
+class Hazard(NamedTuple):
+    """A log relative hazard: the weighted sum of R standardised rules.
+
+    Attributes:
+      rules: R of them.
+      coefficients: (R,).
+      centres, scales: (R,) means and standard deviations of the rules' values in the population.
+    """
+
+    rules: tuple[Rule, ...]
+    coefficients: np.ndarray
+    centres: np.ndarray
+    scales: np.ndarray
+
+    def log_hazard(self, patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> np.ndarray:
+        """Returns the log hazard of N histories at their prediction times: (N,)."""
+        values = np.stack([evaluate_rule(rule, patients, times, tokens) for rule in self.rules], axis=1)
+        return (values - self.centres) / self.scales @ self.coefficients
 
 
 class TrueOutcomes(NamedTuple):
-    """Times to an event of N rows, and the truth behind them.
+    """Times to an event of N histories, and the truth behind them.
 
     Attributes:
       days: (N,) float64, to the event or to censoring.
       events: (N,) bool, whether the event came first.
       log_hazard: (N,) true log relative hazard, of mean 0.
-      columns: (M,) int, the features that matter.
-      pairs: (I, 2) int, which two of these columns interact.
-      terms: (N, M + I) the standardised columns, then the products of pairs, of mean 0; `log_hazard` is a sum of them.
-      coefficients: (M + I,) of the terms.
-      standards: (4, M) of the columns: the lowest and highest value, beyond which they are clipped, mean, deviation.
-      centres: (M + I,) what is taken off the terms.
+      hazard: what it is made of.
       scale: days at which the cumulative hazard of `log_hazard` 0 is 1.
       shape: of the Weibull baseline.
     """
@@ -31,12 +87,7 @@ class TrueOutcomes(NamedTuple):
     days: np.ndarray
     events: np.ndarray
     log_hazard: np.ndarray
-    columns: np.ndarray
-    pairs: np.ndarray
-    terms: np.ndarray
-    coefficients: np.ndarray
-    standards: np.ndarray
-    centres: np.ndarray
+    hazard: Hazard
     scale: float
     shape: float
 
@@ -46,91 +97,144 @@ class TrueOutcomes(NamedTuple):
 
 
 def simulate_outcomes(
-    features: np.ndarray | scipy.sparse.sparray,
+    patients: Patients,
+    times: np.ndarray,
+    tokens: tuple[str, ...],
     seed: int,
-    num_columns: int = 10,
-    num_interactions: int = 3,
-    spread: float = 1.0,
+    num_rules: int = 3,
+    group_size: int = 4,
+    spread: float = 1.5,
     scale: float = 1825.0,
     shape: float = 1.0,
     censored: float = 0.3,
 ) -> TrueOutcomes:
     """Draws times to an event under proportional hazards, a function of the arguments.
 
-    A few features, chosen among those that vary, are clipped to their percentiles 1 to 99, standardised and cut off at
-    3 deviations; they and the products of a few pairs of them have normal coefficients. Times are Weibull (Bender et
-    al. 2005); censoring is exponential and independent of all else. For competing events draw twice, with two seeds
-    and `censored=0`, and keep the earlier.
+    Times are Weibull (Bender et al. 2005); censoring is exponential and independent of all else. For competing events
+    draw twice, with two seeds and `censored=0`, and keep the earlier.
 
     Args:
-      features: (N, F) numbers before the prediction time, as counts of codes, age, sex; one row a patient, as rows
-        draw outcomes of their own.
+      patients: N histories, as `at_times.histories_at` returns them; one a patient, as each draws its own outcome.
+      times: (N,) datetime64, the prediction times.
+      tokens: of the vocabulary, by id.
       seed: of all that is drawn.
-      num_columns: how many features matter.
-      num_interactions: how many pairs of them do.
-      spread: standard deviation of the log hazard; 0 is an event that nothing foretells.
+      num_rules: how many rules there are, of each kind in turn.
+      group_size: codes in each group of a rule.
+      spread: standard deviation of the log hazard; 0 is an event that nothing predicts.
       scale: days at which the baseline cumulative hazard is 1.
       shape: of the Weibull baseline; 1 is a constant hazard, above 1 a rising one.
       censored: expected share of rows that are censored, 0 or more and below 1.
 
-    Returns:
-      The outcomes and the truth behind them.
+    Raises:
+      ValueError: a size or share is out of its range, or the histories are too alike for such rules.
+    """
+    _check(num_rules, group_size, spread, scale, shape, censored)
+    hazard = draw_hazard(patients, times, tokens, seed, num_rules, group_size, spread)
+    log_hazard = hazard.log_hazard(patients, times, tokens)
+    rng = np.random.default_rng([seed, 1])
+    until_event = scale * (rng.exponential(size=len(times)) / np.exp(log_hazard)) ** (1 / shape)
+    until_censored = rng.exponential(size=len(times)) / _censoring_rate(until_event, censored)
+    events = until_event <= until_censored
+    return TrueOutcomes(np.minimum(until_event, until_censored), events, log_hazard, hazard, scale, shape)
+
+
+def draw_hazard(
+    patients: Patients,
+    times: np.ndarray,
+    tokens: tuple[str, ...],
+    seed: int,
+    num_rules: int,
+    group_size: int,
+    spread: float,
+) -> Hazard:
+    """Draws rules that vary in the population, and coefficients of either sign and about the same size.
+
+    Common codes are drawn more often than rare ones. Rules that have one value in nearly all histories are drawn anew.
+    The arguments are those of `simulate_outcomes`.
 
     Raises:
-      ValueError: a size or share out of its range, features not finite, or too few that vary.
+      ValueError: too few codes are in enough histories, or no rule varies.
     """
-    _check(features, num_columns, num_interactions, spread, scale, shape, censored)
-    rng = np.random.default_rng([seed, 0])
-    table = scipy.sparse.csc_array(features)
-    candidates = _varying(table)
-    if len(candidates) < num_columns:
-        raise ValueError(
-            f"num_columns is {num_columns}, but {len(candidates)} of {table.shape[1]} features differ "
-            f"in {MIN_SHARE:.0%} of {table.shape[0]:,} rows or more; lower it, or give more features"
-        )
-    columns = np.sort(rng.choice(candidates, num_columns, replace=False))
-    every = np.stack(np.triu_indices(num_columns, 1), axis=1)
-    pairs = every[rng.choice(len(every), num_interactions, replace=False)] if num_interactions else every[:0]
-    chosen = table[:, columns].toarray()
-    standards = _fit_standards(chosen)
-    terms = make_terms(chosen, standards, pairs)
-    centres = terms.mean(axis=0)
-    terms -= centres
-    coefficients = rng.normal(size=terms.shape[1])
-    coefficients *= spread / (terms @ coefficients).std()
-    log_hazard = terms @ coefficients
-    rng = np.random.default_rng([seed, 1])
-    until_event = scale * (rng.exponential(size=len(terms)) / np.exp(log_hazard)) ** (1 / shape)
-    until_censored = rng.exponential(size=len(terms)) / _censoring_rate(until_event, censored)
-    events = until_event <= until_censored
-    days = np.minimum(until_event, until_censored)
-    truth = (log_hazard, columns, pairs, terms, coefficients, standards, centres, scale, shape)
-    return TrueOutcomes(days, events, *truth)
+    rng, holders = np.random.default_rng([seed, 0]), _share_of_holders(patients, len(tokens))
+    codes = np.flatnonzero((holders >= CODE_SHARES[0]) & (holders <= CODE_SHARES[1]))
+    where = f"{len(codes)} codes are in {CODE_SHARES[0]:.0%} to {CODE_SHARES[1]:.0%} of {len(patients):,} histories"
+    if len(codes) < 2 * group_size:
+        raise ValueError(f"group_size is {group_size}, but {where}; expected {2 * group_size} or more; lower it")
+    chances, rules, values = holders[codes] / holders[codes].sum(), [], []
+    for number in range(num_rules):
+        kind = KINDS[number % len(KINDS)]
+        for _ in range(MAX_TRIES):
+            drawn = rng.choice(codes, group_size * (2 if kind == "order" else 1), replace=False, p=chances)
+            rule = _draw_rule(kind, drawn, group_size, patients, tokens, rng)
+            found = evaluate_rule(rule, patients, times, tokens)
+            if 1 - np.unique(found, return_counts=True)[1].max() / len(found) >= MIN_SHARE:
+                break
+        else:
+            raise ValueError(
+                f"no rule of {kind} differs in {MIN_SHARE:.0%} of {len(patients):,} histories after {MAX_TRIES:,} "
+                f"draws of {group_size} codes ({where}); raise group_size, or give longer histories"
+            )
+        rules.append(rule)
+        values.append(found)
+    centres, scales = np.mean(values, axis=1), np.std(values, axis=1)
+    coefficients = rng.choice([-1, 1], num_rules) * rng.uniform(0.7, 1.3, num_rules)
+    coefficients *= spread / (coefficients @ ((np.array(values) - centres[:, None]) / scales[:, None])).std()
+    return Hazard(tuple(rules), coefficients, centres, scales)
 
 
-def make_terms(columns: np.ndarray, standards: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Returns the terms of (N, M) columns, (N, M + I), before `centres` are taken off; see `TrueOutcomes`."""
-    low, high, mean, deviation = standards
-    terms = np.clip((np.clip(columns, low, high) - mean) / deviation, -CLIP, CLIP)
-    return np.concatenate([terms, terms[:, pairs[:, 0]] * terms[:, pairs[:, 1]]], axis=1)
+def evaluate_rule(rule: Rule, patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> np.ndarray:
+    """Returns the value of a rule for N histories at their prediction times: (N,) float64.
+
+    Codes of a group that `tokens` lacks are in no history. Without a known birth nothing was recorded at any age.
+    """
+    first, owners = _is_in(rule.first, patients, tokens), patients.owners
+    if rule.kind == "order":
+        second = _is_in(rule.second, patients, tokens)
+        days = (_earliest(patients, second) - _earliest(patients, first)) / DAY
+        return ((days > 0) & (days <= rule.high)).astype(float)
+    if rule.kind == "age":
+        ages = patients.times / YEAR
+        counted = first & (ages >= rule.low) & (ages < rule.high) & patients.has_birth[owners]
+        return np.log1p(np.bincount(owners[counted], minlength=len(patients)))
+    latest = np.full(len(patients), -np.inf)
+    np.maximum.at(latest, owners[first], patients.times[first])
+    days = (times_since_birth(patients, np.arange(len(patients)), times) - latest) / DAY
+    return ((days >= rule.low) & (days < rule.high)).astype(float)
 
 
-def _varying(table: scipy.sparse.csc_array) -> np.ndarray:
-    """Returns the features that differ from their commonest value in enough rows."""
-    num_rows, varying = table.shape[0], []
-    for place, (start, end) in enumerate(zip(table.indptr[:-1], table.indptr[1:], strict=True)):
-        zeros = np.zeros(num_rows - (end - start))
-        counts = np.unique(np.append(table.data[start:end], zeros), return_counts=True)[1]
-        if num_rows - counts.max() >= max(MIN_SHARE * num_rows, 1):
-            varying.append(place)
-    return np.array(varying, int)
+def _draw_rule(
+    kind: str, drawn: np.ndarray, size: int, patients: Patients, tokens: tuple[str, ...], rng: np.random.Generator
+) -> Rule:
+    """Draws the bounds of a rule on codes that were drawn."""
+    first, second = (tuple(tokens[code] for code in np.sort(part)) for part in (drawn[:size], drawn[size:]))
+    if kind == "order":
+        return Rule(kind, first, second, 0.0, ORDER_DAYS)
+    if kind == "age":
+        ages = patients.times[_is_in(first, patients, tokens)] / YEAR
+        low = max(rng.choice(ages) - AGE_YEARS / 2, 0.0)
+        return Rule(kind, first, (), float(low), float(low + AGE_YEARS))
+    low = np.exp(rng.uniform(*np.log(RECENCY_DAYS)))
+    return Rule(kind, first, (), float(low), float(4 * low))
 
 
-def _fit_standards(columns: np.ndarray) -> np.ndarray:
-    """Finds what scales columns to deviation 1 around their mean, without the far ends that some counts have."""
-    low, high = np.quantile(columns, [TAIL, 1 - TAIL], axis=0)
-    columns = np.clip(columns, low, high)
-    return np.stack([low, high, columns.mean(axis=0), columns.std(axis=0)])
+def _is_in(codes: tuple[str, ...], patients: Patients, tokens: tuple[str, ...]) -> np.ndarray:
+    """Returns which tokens of the histories, static ones aside, are of some codes: (T,) bool."""
+    return np.isin(tokens, codes)[patients.codes] & (patients.visits >= 0)
+
+
+def _earliest(patients: Patients, chosen: np.ndarray) -> np.ndarray:
+    """Returns when the first chosen token of each history was recorded: (N,); far in the future if there is none."""
+    far = np.iinfo(np.int64).max // 4
+    found = np.full(len(patients), far)
+    np.minimum.at(found, patients.owners[chosen], patients.times[chosen])
+    return found
+
+
+def _share_of_holders(patients: Patients, num_tokens: int) -> np.ndarray:
+    """Returns the share of histories that hold each code, static tokens aside; 0 for special tokens."""
+    timed = (patients.visits >= 0) & (patients.codes >= NUM_SPECIAL)
+    pairs = np.unique(patients.owners[timed].astype(np.int64) * num_tokens + patients.codes[timed])
+    return np.bincount(pairs % num_tokens, minlength=num_tokens) / len(patients)
 
 
 def _censoring_rate(until_event: np.ndarray, share: float) -> float:
@@ -144,15 +248,10 @@ def _censoring_rate(until_event: np.ndarray, share: float) -> float:
     return brentq(lambda rate: -np.expm1(-rate * until_event).mean() - share, tiny, unit)
 
 
-def _check(features, num_columns, num_interactions, spread, scale, shape, censored) -> None:
-    values = features.data if scipy.sparse.issparse(features) else features
-    wrong = int((~np.isfinite(values)).sum())
-    if features.ndim != 2 or wrong:
-        raise ValueError(f"features {features.shape} are not a table, or {wrong:,} of them are not finite")
-    most = num_columns * (num_columns - 1) // 2
+def _check(num_rules, group_size, spread, scale, shape, censored) -> None:
     ranges = {
-        "num_columns": (num_columns, num_columns >= 1, "1 or more"),
-        "num_interactions": (num_interactions, 0 <= num_interactions <= most, f"0 to {most}, the pairs of columns"),
+        "num_rules": (num_rules, num_rules >= 1, "1 or more"),
+        "group_size": (group_size, group_size >= 1, "1 or more"),
         "spread": (spread, spread >= 0, "0 or more"),
         "scale": (scale, scale > 0, "above 0 days"),
         "shape": (shape, shape > 0, "above 0"),

@@ -165,8 +165,9 @@ def _to_events(world: World, histories: Simulated, subject_ids: np.ndarray, birt
 def _to_truth(world: World, histories: Simulated, subject_ids: np.ndarray, births: np.ndarray) -> pl.DataFrame:
     """Returns what lies behind each visit, a row each.
 
-    `subject_id, time, visit` (number from 0), `stage_DISEASE` (0 none, 1 early, 2 late), and the risk of death within
-    12 months: `death_risk_state` given the true state, `death_risk_seen` given sex and the visits so far.
+    `subject_id, time, visit` (number from 0), `stage_DISEASE` (0 none, 1 early, 2 late), the risk of death within 12
+    months: `death_risk_state` given the true state, `death_risk_seen` given sex and the visits so far; and how
+    follow-up ends: `months_left` until death, leaving or the oldest age, and whether it is death, `dies`.
     """
     risks = visit_risks(world, histories, RISK_MONTHS)
     stages = worlds.stages_of(len(world.diseases))[histories.state]
@@ -176,7 +177,8 @@ def _to_truth(world: World, histories: Simulated, subject_ids: np.ndarray, birth
     columns.update({f"stage_{name}": stages[:, d].astype(np.int8) for d, name in enumerate(world.diseases)})
     columns["death_risk_state"] = risks[rows, histories.state]
     columns["death_risk_seen"] = (filter_states(world, histories) * risks).sum(axis=1)
-    return pl.DataFrame(columns).cast({"subject_id": pl.Int64, "time": pl.Datetime("us")})
+    columns |= {"months_left": histories.end[owner] - histories.month, "dies": histories.died[owner]}
+    return pl.DataFrame(columns).cast({"subject_id": pl.Int64, "time": pl.Datetime("us"), "months_left": pl.Int32})
 
 
 def _times(births: np.ndarray, owner: np.ndarray, month: np.ndarray) -> np.ndarray:

@@ -177,6 +177,33 @@ def test_death_risks_equal_those_of_enumeration(tiny):
     assert compared >= 5
 
 
+def test_what_is_known_at_a_visit_before_its_codes_are_read_equals_enumeration(tiny):
+    """Its state, the months that are left, and as the next visit at a known time its codes."""
+    world, histories, paths = tiny
+    chances, targets = set_chances(world), np.array([False, True, False, True, False])
+    before = oracle.states_before(world, histories)
+    months = oracle.expected_months(world, histories.sex[histories.owner], histories.month, before)
+    found = oracle.next_visit_probabilities(world, histories, targets, time_known=True)
+    compared = 0
+    for visit, sex, visits in visits_of(histories):
+        past, month, own = visits[visits < visit], histories.month[visit], paths[sex]
+        which = [(SETS == histories.codes[row]).all(axis=1).argmax() for row in past]
+        seen = [*(chances[:, place] for place in which), np.ones(len(chances))]
+        joint = own.seen([*histories.month[past].tolist(), month], seen)
+        states = np.bincount(own.paths[:, month], joint, len(chances))
+        np.testing.assert_allclose(before[visit], states / states.sum(), rtol=1e-9)
+        alive, expected = joint.copy(), 0.0
+        for later in range(month + 1, own.last + 1):
+            alive *= own.lives[later]
+            expected += alive.sum() * (1 - world.leave[0]) ** (2 * (later - month - 1))
+        assert months[visit] == pytest.approx(expected / joint.sum(), rel=1e-9)
+        if len(past):
+            sets = (states @ chances) * SETS[:, targets].any(axis=1)
+            np.testing.assert_allclose(found[visit - 1], sets @ SETS / sets.sum(), rtol=1e-9)
+            compared += 1
+    assert compared >= 5 and np.isnan(found[histories.last_visits()]).all()
+
+
 # Simulated patients. The sum of what was found less what was expected has mean 0 if the oracle is exact; its spread is
 # estimated from independent (or martingale) parts.
 
@@ -214,6 +241,24 @@ def test_next_visits_come_as_often_as_predicted(next_visit):
     for groups in (bins, kind, age[:, None] * np.ones_like(bins)):
         scores = z_scores(found, truth, groups, parts)
         assert len(scores) >= 7 and np.abs(scores).max() < STRICT
+
+
+def test_next_visits_at_a_known_time_come_as_often_as_predicted(next_visit):
+    without, truth, visits = next_visit
+    found = oracle.next_visit_probabilities(WORLD, PATIENTS, TARGETS, time_known=True)[visits]
+    bins, parts = np.digitize(found, EDGES), np.arange(len(visits))
+    scores = z_scores(found, truth, bins, parts)
+    assert len(scores) >= 7 and np.abs(scores).max() < STRICT
+    chances = [np.where(truth, part, 1 - part)[:, TARGETS] for part in (found, without)]
+    assert np.log(chances[0]).sum() > np.log(chances[1]).sum()  # the time of a visit tells of the state
+
+
+def test_survival_is_that_of_the_risks_within_a_year():
+    some = np.flatnonzero(PATIENTS.month <= worlds.MAX_MONTHS - 12)[:500]
+    who = PATIENTS.sex[PATIENTS.owner[some]], PATIENTS.month[some]
+    curves = oracle.survival_curves(WORLD, *who, oracle.filter_states(WORLD, PATIENTS)[some], 12)
+    np.testing.assert_allclose(1 - curves[:, 12], oracle.death_risks(WORLD, PATIENTS, 12)[some], rtol=1e-9)
+    assert (curves[:, 0] == 1).all() and (np.diff(curves, axis=1) < 0).all()
 
 
 def test_next_visits_beat_counting_and_repeating(next_visit):
@@ -285,6 +330,7 @@ def test_the_future_changes_nothing_of_the_past():
     for what in (
         lambda histories: oracle.next_visit_probabilities(WORLD, histories, TARGETS),
         lambda histories: oracle.death_risks(WORLD, histories, 12),
+        lambda histories: oracle.states_before(WORLD, histories),
     ):
         whole = what(some)
         np.testing.assert_array_equal(what(cut(some, past)), whole[past])

@@ -161,6 +161,9 @@ def test_truth_agrees_with_the_events(simulated):
     np.testing.assert_array_equal(stages.astype(int) @ [27, 9, 3, 1], PATIENTS.state)
     risks = truth.select("death_risk_state", "death_risk_seen").to_numpy()
     assert (risks > 0).all() and (risks < 1).all() and np.corrcoef(risks.T)[0, 1] > 0.8
+    ends = PATIENTS.end[PATIENTS.owner]
+    np.testing.assert_array_equal(PATIENTS.month + truth["months_left"].to_numpy(), ends)
+    np.testing.assert_array_equal(truth["dies"], PATIENTS.died[PATIENTS.owner])
     surplus = np.bincount(PATIENTS.owner, risks[:, 0] - risks[:, 1])
     assert abs(surplus.sum()) < STRICT * np.sqrt((surplus**2).sum())
 

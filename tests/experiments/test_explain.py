@@ -6,8 +6,6 @@ import shutil
 import numpy as np
 import pytest
 
-from behrt_jax.data import outcomes
-from behrt_jax.data.outcomes import simulate_outcomes
 from experiments import explain_truth
 from experiments.explain_timeline import check_allowed, is_synthetic
 from tests.experiments.conftest import ROOT
@@ -41,13 +39,6 @@ def test_agreement_is_perfect_with_the_truth_and_none_with_noise():
     np.testing.assert_allclose([*turned["auroc"], *turned["pearson"]], [1.0] * 38 + [-1.0] * 38)
     noise = explain_truth.agreement(truth, rng.random(truth.shape), np.arange(40)).values
     assert abs(noise["auroc"].mean() - 0.5) < 0.1 and abs(noise["spearman"].mean()) < 0.1
-
-
-def test_the_truth_that_is_written_gives_the_log_hazard():
-    features = np.random.default_rng(0).poisson(1.0, (300, 20)).astype(float)
-    truth = simulate_outcomes(features, seed=4)
-    terms = outcomes.make_terms(features[:, truth.columns], truth.standards, truth.pairs)
-    np.testing.assert_allclose((terms - truth.centres) @ truth.coefficients, truth.log_hazard, atol=1e-12)
 
 
 @pytest.mark.slow

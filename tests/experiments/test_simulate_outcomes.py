@@ -1,5 +1,7 @@
 """Outcomes of known truth, drawn on sixty bundled patients: what they rest on, and the oracle beside a tiny run."""
 
+import json
+
 import numpy as np
 import polars as pl
 import pytest
@@ -7,27 +9,25 @@ import pytest
 from behrt_jax.data.events import SPLITS_FILE
 from behrt_jax.data.label_tables import TRUTH_COLUMNS
 from behrt_jax.data.labels import Labels, read_labels
-from behrt_jax.data.outcomes import simulate_outcomes
+from behrt_jax.data.outcomes import Hazard, TrueOutcomes, simulate_outcomes
 from configs import survival
 from experiments import tables
-from experiments.evaluate_outcomes import ask_oracle
-from experiments.simulate_outcomes import choose_times, find_features, to_table
-from tests import survival_reference
+from experiments.evaluate_outcomes import REGRESSION, ask_oracle
+from experiments.simulate_outcomes import choose_times, read_histories, read_truth, to_table
 from tests.experiments.conftest import TINY, evaluation_of
 from tests.experiments.test_finetune import MODEL, arguments
+from tests.survival_reference import concordance
 
 
 def silent(line: str) -> None:
     """Says nothing."""
 
 
-def features_at(data, times, prepared):
-    """The times that have a history, and a dense table of their features by name."""
+def histories_at(data, times, prepared):
+    """What `read_histories` finds."""
     config = survival.get_config()
     config.data.path, config.data.prepared_dir, config.data.min_patients = str(data), str(prepared), 3
-    config.data.row_length = 8192  # whole histories
-    times, table, names = find_features(config, times, silent)
-    return times, dict(zip(names, table.toarray().T, strict=True))
+    return read_histories(config, times, silent)
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,15 @@ def drawn(workplace):
     """A file made by the command, and what it printed."""
     file = workplace.folder / "simulated" / "outcomes.parquet"
     keys = [f"--config.data.prepared_dir={workplace.folder / 'prepared'}", "--config.data.min_patients=3"]
-    given = [f"--data={workplace.data}", f"--output={file}", "--seed=3", "--shape=1.5", "--scale=700", *keys]
+    given = [
+        f"--data={workplace.data}",
+        f"--output={file}",
+        "--seed=3",
+        "--num_rules=6",
+        "--shape=1.5",
+        "--scale=700",
+        *keys,
+    ]
     done = workplace.run(given, "experiments.simulate_outcomes")
     assert done.returncode == 0, done.stderr
     return file, done.stdout
@@ -50,11 +58,12 @@ def test_the_file_is_labels_of_one_time_a_patient(workplace, drawn):
     np.testing.assert_array_equal(labels.truth, table.select(TRUTH_COLUMNS).to_numpy())
     assert table["weibull_scale"].unique().to_list() == [700] and table["weibull_shape"].unique().to_list() == [1.5]
     assert f"{table.height} rows of {table.height} patients" in printed and f"{labels.events.sum()} events" in printed
-    reached = survival_reference.concordance(labels.events > 0, labels.days, labels.truth[:, 0])
+    reached = concordance(labels.events > 0, labels.days, labels.truth[:, 0])
     assert f"who knows the log hazard: {reached:.4f}" in printed and reached > 0.6
-    shown = [line.split() for line in printed.split("products of two:\n")[1].splitlines()[:13]]
-    weights = [abs(float(words[0])) for words in shown]
-    assert weights == sorted(weights, reverse=True) and sum("x" in words for words in shown) == 3
+    shown = printed.split("in brackets):\n")[1].splitlines()[:6]
+    weights = [abs(float(line.split()[0])) for line in shown]
+    assert weights == sorted(weights, reverse=True) and sum("days after the first" in line for line in shown) == 2
+    assert "of histories have more codes than a row of 256 tokens holds" in printed
     events = pl.read_parquet(workplace.data / "data" / "0.parquet")
     visits = events.join(table, on="subject_id").filter(pl.col("time") < pl.col("prediction_time"))
     counts = visits.drop_nulls("visit_id").group_by("subject_id").agg(pl.col("visit_id").n_unique())
@@ -65,48 +74,46 @@ def test_all_is_a_function_of_the_seed(workplace, drawn):
     first, again, other = (choose_times(str(workplace.data), 3, seed, silent) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.prediction_times, again.prediction_times)
     assert (first.prediction_times != other.prediction_times).mean() > 0.8
-    times, table = features_at(workplace.data, first, workplace.folder / "prepared")
-    some, same = (simulate_outcomes(np.stack([*table.values()], axis=1), seed=3) for _ in range(2))
+    times, patients, tokens = histories_at(workplace.data, first, workplace.folder / "prepared")
+    some, same = (simulate_outcomes(patients, times.prediction_times, tokens, seed=3) for _ in range(2))
     assert to_table(times, some).equals(to_table(times, same))
     written = pl.read_parquet(drawn[0])
     assert written["prediction_time"].to_list() == to_table(times, some)["prediction_time"].to_list()
 
 
-def test_features_are_of_what_came_strictly_before(workplace, tmp_path):
-    """Later events get each other's codes; and counts are those of the raw events."""
-    times = choose_times(str(workplace.data), 3, 0, silent)
-    events = pl.read_parquet(workplace.data / "data" / "0.parquet").join(
-        pl.read_parquet(workplace.data / SPLITS_FILE), on="subject_id"
+def test_the_log_hazard_is_of_the_raw_events_strictly_before(workplace, drawn):
+    """Rule by rule from the files, event by event; the truth that is written gives the log hazard of the labels."""
+    hazard, table = read_truth(drawn[0].with_suffix(".truth.json")), pl.read_parquet(drawn[0])
+    events = pl.read_parquet(workplace.data / "data" / "0.parquet").drop_nulls("time")
+    births = events.filter(code="MEDS_BIRTH").select("subject_id", born="time")
+    known = events.join(table, on="subject_id").join(births, on="subject_id")
+    known = known.filter(pl.col("time") < pl.col("prediction_time")).unique(
+        ["subject_id", "visit_id", "code"], keep="first", maintain_order=True
     )
-    chosen = pl.DataFrame({"subject_id": times.subject_ids, "prediction_time": times.prediction_times})
-    events = events.join(chosen, on="subject_id", how="left").with_row_index()
-    later = events.filter((pl.col("time") >= pl.col("prediction_time")) & ~pl.col("code").str.starts_with("MEDS_"))
-    parts = []
-    for part in later.partition_by("split"):  # values stay with codes, so that the bins of train stay
-        said = part.select("code", "numeric_value").sample(fraction=1, shuffle=True, seed=1)
-        parts.append(part.select("index").with_columns(said.get_columns()))
-    moved = events.update(pl.concat(parts), on="index", include_nulls=True)
-    assert (moved["code"] != events["code"]).sum() > 1000
-    for part in ("data", "metadata"):
-        (tmp_path / part).mkdir()
-    moved.drop("index", "split", "prediction_time").write_parquet(tmp_path / "data" / "0.parquet")
-    (tmp_path / SPLITS_FILE).write_bytes((workplace.data / SPLITS_FILE).read_bytes())
-    own, before = features_at(workplace.data, times, workplace.folder / "prepared")
-    _, after = features_at(tmp_path, times, tmp_path / "prepared")
-    shared = [name for name in before if name in after]
-    assert len(shared) > 500
-    for name in shared:
-        np.testing.assert_allclose(after[name], before[name], atol=1e-9, err_msg=name)
+    for subject, expected in zip(table["subject_id"], table["log_hazard"], strict=True):
+        own, values = known.filter(subject_id=subject), []
+        codes, now = own["code"].to_numpy(), own["prediction_time"].to_numpy()[0]
+        days = (own["time"] - own["born"]).dt.total_microseconds().to_numpy() / 86_400e6
+        age = (now - own["born"].to_numpy()[0]) / np.timedelta64(1, "D")
+        for rule in hazard.rules:
+            first, second = (days[np.isin(codes, group)] for group in (rule.first, rule.second))
+            if rule.kind == "order":
+                values.append(len(first) and len(second) and 0 < second.min() - first.min() <= rule.high)
+            elif rule.kind == "age":
+                values.append(np.log1p(((first / 365.25 >= rule.low) & (first / 365.25 < rule.high)).sum()))
+            else:
+                values.append(len(first) and rule.low <= age - first.max() < rule.high)
+        found = (np.array(values, float) - hazard.centres) / hazard.scales @ hazard.coefficients
+        assert found == pytest.approx(expected, abs=1e-6), subject
 
-    earlier = events.filter(pl.col("time") < pl.col("prediction_time"))
-    code = "ENCOUNTER//wellness"
-    counts = earlier.filter(code=code).group_by("subject_id").agg(pl.col("visit_id").n_unique())
-    counts = pl.DataFrame({"subject_id": own.subject_ids}).join(counts, on="subject_id", how="left").fill_null(0)
-    assert counts["visit_id"].n_unique() > 10
-    np.testing.assert_allclose(np.expm1(before[f"{code} (log count)"]), counts["visit_id"], atol=1e-9)
-    births = events.filter(code="MEDS_BIRTH").sort("subject_id").filter(pl.col("subject_id").is_in(own.subject_ids))
-    decades = (own.prediction_times - births["time"].to_numpy()) / np.timedelta64(1, "D") / 3652.5
-    np.testing.assert_allclose(before["age"], decades, atol=1e-3)
+
+def test_the_truth_of_earlier_versions_is_refused(tmp_path):
+    file = tmp_path / "outcomes.truth.json"
+    file.write_text(json.dumps({"features": ["age"], "pairs": [], "coefficients": [1.0]}))
+    with pytest.raises(
+        ValueError, match=r"truth\.json: not the rules of simulated outcomes .*rules.*; draw them again"
+    ):
+        read_truth(file)
 
 
 @pytest.mark.slow
@@ -128,7 +135,7 @@ def test_the_oracle_stands_beside_a_run(workplace, drawn):
     assert found["patients"] == held_out.height < table.height
     days = (held_out["event_time"] - held_out["prediction_time"]).dt.total_microseconds() / 86_400e6
     known = held_out["event"].to_numpy(), days.to_numpy(), held_out["log_hazard"].to_numpy()
-    expected = survival_reference.concordance(*known)
+    expected = concordance(*known)
     reached = {name: each["survival/c_index"]["value"] for name, each in found.items() if name in ("metrics", "oracle")}
     assert reached["oracle"] == pytest.approx(expected, abs=1e-6)
     difference = found["versus"]["oracle"]["survival/c_index"]
@@ -137,10 +144,25 @@ def test_the_oracle_stands_beside_a_run(workplace, drawn):
     assert "survival/calibration_slope" in found["oracle"]
     assert "oracle (the ceiling)" in done.stdout and "difference to oracle: C-index" in tables.format_result(found)
 
+    both = workplace.folder / "both"
+    given = arguments(workplace, "survival", file, "both", **chosen, train__num_steps=4, survival__num_bins=3)
+    alone = workplace.folder / "oracle"
+    given += ["--config.history.regression=True", "--nobaselines", f"--versus={alone}"]
+    done = workplace.run(given, "experiments.finetune")
+    assert done.returncode == 0, done.stderr
+    rows, found = {"BEHRT", REGRESSION, str(alone)}, evaluation_of(both)
+    assert {"BEHRT", *found["baselines"]} == rows == {*found["versus_oracle"]}
+    models = {"BEHRT": found["metrics"], **found["baselines"]}
+    for name, difference in found["versus_oracle"].items():
+        less = models[name]["survival/c_index"]["value"] - expected
+        assert difference["survival/c_index"]["value"] == pytest.approx(less, abs=1e-6)
+    assert "less the oracle" in done.stdout and REGRESSION in done.stdout
+
 
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
 def test_the_oracle_says_the_true_risk(tmp_path, kind):
-    truth = simulate_outcomes(np.random.default_rng(0).normal(size=(300, 12)), seed=0, shape=1.5, scale=700)
+    rng, none = np.random.default_rng(0), Hazard((), *np.zeros((3, 0)))
+    truth = TrueOutcomes(rng.exponential(900, 300) + 1, rng.random(300) < 0.7, rng.normal(size=300), none, 700, 1.5)
     file = tmp_path / f"labels.{kind}"
     ids, now, days = np.arange(300), np.full(300, np.datetime64("2020-01-01", "us")), np.full(300, np.nan)
     table = to_table(Labels("times", (), ids, now, np.zeros((300, 0)), days, np.zeros(300, int)), truth)

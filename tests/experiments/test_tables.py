@@ -95,6 +95,16 @@ def test_a_run_without_baselines_is_laid_out_alone():
     assert table_of(text, "masked codes")[1].startswith("BEHRT (this run)")
 
 
+def test_each_model_stands_beside_the_oracle_where_several_are_known():
+    gaps = {"BEHRT": {"mlm/accuracy": entry(-0.1, -0.2, 0.0)}, "best": {"mlm/accuracy": entry(-0.3)}}
+    text = tables.format_result({**RESULT, "versus_oracle": gaps})
+    lines = table_of(text, "less the oracle")
+    assert labels_of(lines, ("BEHRT (this run)", "best", "worst")) == ["BEHRT (this run)", "best"]
+    assert lines[1].endswith("-0.100 [-0.200, +0.000]") and lines[2].endswith("-0.300 [-0.300, -0.300]")
+    alone = {**RESULT, "versus_oracle": {"BEHRT": gaps["BEHRT"]}}
+    assert "less the oracle" not in tables.format_result(alone)
+
+
 def test_only_what_was_trained_has_a_table():
     masked = copy.deepcopy(RESULT)
     masked["metrics"] = {name: found for name, found in RESULT["metrics"].items() if name.startswith("mlm/")}
