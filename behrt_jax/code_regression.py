@@ -129,7 +129,8 @@ def load(file: Path) -> CodeRegression:
                 return kind(*(arrays[f"{folder}/{name}"] for name in kind._fields if name != "splines"))
 
             members = [[read(Weights, f"{k}/{member}") for member in range(1 + FOLDS)] for k in range(count)]
-            encoder = read(Encoder, "encoder")._replace(splines="encoder/splines" in arrays)
+            splines = bool(arrays["encoder/splines"]) if "encoder/splines" in arrays else False  # not in older files
+            encoder = read(Encoder, "encoder")._replace(splines=splines)
             return CodeRegression(encoder, arrays["centre"], arrays["scale"], members)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{file}: not a regression that experiments.finetune wrote ({error}); run it anew") from error
