@@ -19,11 +19,11 @@ from sklearn.metrics import roc_auc_score
 from behrt_jax import cox, survival_metrics
 from behrt_jax.data.dataset import Patients
 from behrt_jax.data.hashing import hash_fraction
-from behrt_jax.outcome_features import FREE, Encoder, fit_encoder
+from behrt_jax.outcome_features import FREE, MIN_PATIENTS, Encoder, fit_encoder
 
-NET_PENALTIES = np.geomspace(0.3, 0.003, 20)  # of the elastic net, of the largest that leaves a weight
+NET_PENALTIES = np.geomspace(0.9, 0.003, 24)  # of the elastic net, of the largest that leaves a weight
 NET_RATIOS = (0.5, 0.9)  # L1 shares, which leave out what is not needed
-LASSO_PENALTIES = (0.5, 0.3, 0.2, 0.1, 0.05)  # of logistic regression, of the largest that leaves a weight
+LASSO_PENALTIES = (0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02)  # of logistic regression, of the largest that leaves a weight
 MAX_ROWS = 20_000  # of train, as the elastic net needs them dense; of more a random sample is taken
 STRONGEST = 40  # features whose products are read
 CLIP = 3.0  # standard deviations, of features in products
@@ -126,10 +126,12 @@ def load(file: Path) -> CodeRegression:
             count = len({name.partition("/")[0] for name in arrays if name[0].isdigit()})
 
             def read(kind, folder):
-                return kind(*(arrays[f"{folder}/{name}"] for name in kind._fields))
+                return kind(*(arrays[f"{folder}/{name}"] for name in kind._fields if name != "splines"))
 
             members = [[read(Weights, f"{k}/{member}") for member in range(1 + FOLDS)] for k in range(count)]
-            return CodeRegression(read(Encoder, "encoder"), arrays["centre"], arrays["scale"], members)
+            splines = bool(arrays["encoder/splines"]) if "encoder/splines" in arrays else False  # not in older files
+            encoder = read(Encoder, "encoder")._replace(splines=splines)
+            return CodeRegression(encoder, arrays["centre"], arrays["scale"], members)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{file}: not a regression that experiments.finetune wrote ({error}); run it anew") from error
 
@@ -152,9 +154,15 @@ def fit(
       progress: called with what was chosen.
     """
     encoder = fit_encoder(*train, tokens)
+    if not len(encoder.varied) + len(encoder.used):
+        raise ValueError(
+            "history.regression: found no age, sex or code that tells patients of train apart; expected some, each of "
+            f"{MIN_PATIENTS} patients or more; use --config.history.regression=False"
+        )
     rows, num_basic = sample(len(train[1]), MAX_ROWS), len(encoder.varied)
     singles = encoder.encode(*train, tokens).joined()[rows].toarray()
     centre, scale = singles.mean(axis=0), np.maximum(singles.std(axis=0), 1e-6)
+    scale[:num_basic] = FREE  # age and sex are scaled together already
     singles = (singles - centre) / scale
     checks = (encoder.encode(*tuning, tokens).joined().toarray() - centre) / scale
     own, members = fold_of(train[0].subject_ids)[rows], []
@@ -169,7 +177,8 @@ def fit(
             args = (singles[kept], num_basic, target.take(kept), judge, chosen)
             members[-1].append(_fit(*args)[0] if enough else whole)
         used = f"{np.count_nonzero(whole.weights):,} of {len(whole.weights):,} features and products"
-        progress(f"regression on codes {number} of {len(targets)}: {used}, {1 - judge(whole):.3f} on tuning")
+        edge = ", at the edge of the penalties tried" if any(map(_is_last, chosen)) else ""
+        progress(f"regression on codes {number} of {len(targets)}: {used}{edge}, {1 - judge(whole):.3f} on tuning")
     return CodeRegression(encoder, centre, scale, members)
 
 
@@ -231,6 +240,11 @@ def _path(inputs: np.ndarray, target: Target, last: tuple | None) -> Iterator[tu
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a candidate like any other
             yield (share,), LogisticRegression(C=1 / (largest * share), **lasso).fit(inputs, target.happened).coef_[0]
+
+
+def _is_last(setting: tuple) -> bool:
+    """Returns whether a setting of `_path` has the smallest of the penalties."""
+    return setting[-1] in (len(NET_PENALTIES) - 1, LASSO_PENALTIES[-1])
 
 
 def _multiply(singles: np.ndarray, pairs: np.ndarray) -> np.ndarray:

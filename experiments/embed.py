@@ -20,6 +20,7 @@ from behrt_jax.data import at_times, dataset, events
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.label_tables import read_label_table
 from behrt_jax.data.prepare import prepare
+from behrt_jax.data.sexes import sexes
 from behrt_jax.models.config import CHOICES
 from experiments import command, labelled, moments, outcome_data
 from experiments.embeddings import WEIGHTED, embed
@@ -38,13 +39,13 @@ def split_frames(found: workdir.Loaded, patients: dataset.Patients, split: str, 
         windows = moments.windows_of(config, moment.rows, whole)
         given = (config, found.model, found.params, moment.rows, windows, (pooling,), found.vocabulary)
         pooled = embed(*given)[pooling] if len(moment.rows) else np.zeros((0, config.model.hidden_dim), np.float32)
-        sexes = pl.Series(at_times.sexes(moment.rows, tokens).tolist(), dtype=pl.String)
+        sex = pl.Series(sexes(moment.histories, tokens).tolist(), dtype=pl.String)
         columns = {
             "subject_id": moment.rows.subject_ids,
             "time": moment.times,
             "embedding": pl.Series(pooled, dtype=pl.Array(pl.Float32, pooled.shape[1])),
             "age": pl.Series(at_times.ages_at(moment.histories, moment.times), dtype=pl.Float32).fill_nan(None),
-            "sex": sexes.replace("", None),
+            "sex": sex.replace("", None),
         }
         yield pl.DataFrame(columns).with_columns(split=pl.lit(split)), len(chunk), left_out
 

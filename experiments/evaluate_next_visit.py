@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from behrt_jax import baselines_next_visit, evaluate, metrics, multilabel
 from behrt_jax.baselines_next_visit import Split
 from behrt_jax.data import next_visits, oracle, sequences
-from behrt_jax.data.at_times import sexes
 from behrt_jax.data.dataset import Patients
+from behrt_jax.data.sexes import sexes
 from experiments.run import Run, read_simulation, score_oracle
 from experiments.task import Task
 

@@ -11,6 +11,7 @@ from behrt_jax import classification_metrics, metrics, multilabel, survival_metr
 from behrt_jax.data import at_times
 from behrt_jax.data import labels as label_files
 from behrt_jax.data.labels import Labels
+from behrt_jax.data.sexes import sexes
 from behrt_jax.metrics import Estimate
 from behrt_jax.survival_metrics import Curves, Followed
 from experiments import inputs, outcome_data, plots_outcomes, plots_survival, predictions
@@ -102,7 +103,7 @@ def ask_oracle(labels: Labels) -> SurvivalPredictions:
 def find_groups(found: Labelled, tokens: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Returns the age bands and sexes of labelled histories, as `multilabel.group_cells` gives them."""
     ages = at_times.ages_at(found.histories, found.labels.prediction_times)
-    return multilabel.group_cells(None, ages, at_times.sexes(found.histories, tokens))
+    return multilabel.group_cells(None, ages, sexes(found.histories, tokens))
 
 
 def measure(

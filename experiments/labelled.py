@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from behrt_jax import evaluate
 from behrt_jax.data import at_times, batches, dataset, events
 from behrt_jax.data.labels import Labels
+from behrt_jax.data.sexes import sexes
 
 SLOTS = 32
 
@@ -92,6 +93,23 @@ def describe_coverage(report: dict, split: str) -> str:
         f"events by their own code and {backed_off / number:.2%} by a parent code; {unknown / number:.2%} are [UNK]; "
         f"it knows every event of {whole / patients:.1%} of patients{added}"
     )
+
+
+def describe_unknown(splits: dict[str, Labelled], tokens: tuple[str, ...]) -> list[str]:
+    """Says of how many labelled patients age or sex is unknown; no lines where both are known of all."""
+    ids = np.concatenate([found.histories.subject_ids for found in splits.values()])
+    known = {
+        "age": (np.concatenate([found.histories.has_birth for found in splits.values()]), "no MEDS_BIRTH"),
+        "sex": (
+            np.concatenate([sexes(found.histories, tokens) != "" for found in splits.values()]),
+            "no code for it before the prediction time; name others in data.sex_codes",
+        ),
+    }
+    number, lines = len(np.unique(ids)), []
+    for what, (is_known, why) in known.items():
+        if unknown := len(np.unique(ids[~is_known])):
+            lines.append(f"{what}: unknown of {unknown:,} of {number:,} labelled patients ({why})")
+    return lines
 
 
 def add_labels(batch: dict[str, np.ndarray], labelled: Labelled) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from behrt_jax.data.hashing import hash_integers
 from behrt_jax.data.labels import Labels
 from behrt_jax.data.prepare import Prepared, prepare
 from behrt_jax.data.vocabulary import Vocabulary
-from experiments.labelled import Labelled, find_histories
+from experiments.labelled import Labelled, describe_unknown, find_histories
 
 FEW = 10  # patients with an outcome, of whom resampling makes intervals that are too narrow
 
@@ -41,6 +41,8 @@ def read_splits(
         wrong_side += len(mine) - len(kept)
         splits[split] = find_histories(config, patients, kept, prepared.vocabulary.tokens, split, say)
     report_rest(len(labels) - wrong_side, list(splits.values()), say)
+    for line in describe_unknown(splits, prepared.vocabulary.tokens):
+        say(line)
     if empty := [split for split, found in splits.items() if not len(found.labels)]:
         side = f" and out_of_time.cutoff={config.out_of_time.cutoff}" if cutoff else ""
         raise ValueError(f"labels={config.labels}{side}: no label is left in {', '.join(empty)}; expected some in each")

@@ -12,7 +12,10 @@ from behrt_jax.data.vocabulary import SPECIAL_TOKENS, UNK, Vocabulary
 from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.optimizer import CODE_TABLE
 
-OWN_KEYS = {"data": ("path", "prepared_dir"), "model": ("dropout", "pooling")}  # the others are the pre-trained run's
+OWN_KEYS = {
+    "data": ("path", "prepared_dir", "sex_codes"),
+    "model": ("dropout", "pooling"),
+}  # the others are the pre-trained run's
 
 
 def load(config: ConfigDict) -> workdir.Loaded:

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from behrt_jax.data import dataset, disease_groups
-from behrt_jax.data.at_times import sexes
 from behrt_jax.data.dataset import MICROSECONDS
 from behrt_jax.data.sequences import MINUTES_PER_YEAR
+from behrt_jax.data.sexes import sexes
 from experiments import report_quality
 from experiments.embeddings import embed
 from experiments.report_layout import FEWEST, Colouring, gather, lay_out

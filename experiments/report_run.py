@@ -68,6 +68,8 @@ def _describe_data(source: Source) -> list:
     missing = [[what, f"{number:,}"] for what, number in left_out(counts).items()]
     if counts["patients_without_birth"]:
         missing.append(["ages of patients without a birth", f"{counts['patients_without_birth']:,}"])
+    if counts["patients_without_sex"]:
+        missing.append(["patients of unknown sex", f"{counts['patients_without_sex']:,}"])
     splits = Table("Patients and codes of each split", ["", *events.SPLITS], rows)
     return [Text(said), splits, Table("What was left out", ["what", "number"], missing or [["nothing", "0"]])]
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from behrt_jax import evaluate, metrics, multilabel
-from behrt_jax.data.at_times import sexes
+from behrt_jax.data.sexes import sexes
 from behrt_jax.metrics import Outcomes
 from behrt_jax.models.inputs import model_arguments
 from experiments import evaluate_masked, evaluate_next_visit

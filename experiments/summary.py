@@ -29,6 +29,9 @@ def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
         lines.append("visits: the columns that name visits are empty; calendar days are visits")
     if counts["patients_without_birth"]:
         lines.append(f"ages: unknown to the model for {counts['patients_without_birth']:,} patients without MEDS_BIRTH")
+    if counts["patients_without_sex"]:
+        unknown = f"{counts['patients_without_sex']:,} of {patients:,} patients"
+        lines.append(f"sex: unknown of {unknown}; name the codes that record it in data.sex_codes")
     if counts["events_after_death"]:
         lines.append(f"kept: {counts['events_after_death']:,} events after a MEDS_DEATH")
     return lines

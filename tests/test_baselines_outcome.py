@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import numpy as np
@@ -9,6 +10,7 @@ from behrt_jax import baselines_outcome as baselines
 from behrt_jax import cox, outcome_features
 from behrt_jax.baselines_outcome import Candidate, Classified, Followed
 from behrt_jax.data import at_times
+from behrt_jax.data.dataset import TOKEN_FIELDS
 from tests import survival_reference
 from tests.data.handmade import patients_of
 
@@ -121,7 +123,10 @@ def test_features_of_few_patients_are_left_out(monkeypatch):
     encoder = outcome_features.fit_encoder(split.patients, split.times, TOKENS)
     found = encoder.encode(split.patients, split.times, TOKENS)
     np.testing.assert_allclose(found.codes.toarray().std(axis=0), 1, rtol=1e-6)
-    np.testing.assert_allclose(found.basic.std(axis=0), outcome_features.FREE, rtol=1e-6)
+    spread = found.basic.std(axis=0)  # as they are, but for one factor
+    traits = at_times.traits_at(split.patients, split.times, TOKENS).std(axis=0)
+    np.testing.assert_allclose(spread / spread.max(), traits[encoder.varied] / traits.max(), rtol=1e-5)
+    np.testing.assert_allclose(np.sqrt(np.mean(spread**2)), outcome_features.FREE, rtol=1e-6)
 
 
 def test_the_planted_codes_are_found_and_only_age_and_sex_by_their_model(classifiers, forecasters):
@@ -204,7 +209,7 @@ def test_what_tuning_says_decides(kind):
     tuning = tuning._replace(classes=1 - tuning.classes) if kind == "noise" else tuning
     messages = []
     baselines.fit_classification(train, tuning, TOKENS, messages.append)
-    cautious = ("C=1e-05" in messages[1], f" {baselines.CHECK_EVERY} trees" in messages[2])
+    cautious = ("C=1e-06, at the edge" in messages[1], f" {baselines.CHECK_EVERY} trees" in messages[2])
     assert cautious == ((True, True) if kind == "noise" else (False, False)), messages
 
 
@@ -232,7 +237,10 @@ def test_forecasts_of_one_cause_are_those_of_a_cox_model(forecasters):
     found = forecasters["Cox on age and sex"](other.patients, other.times, HORIZONS)
     encode = functools.partial(outcome_features.fit_encoder(train.patients, train.times, TOKENS).encode, tokens=TOKENS)
     table, others = (encode(split.patients, split.times).basic for split in (train, other))
-    weights = cox.fit_ridge(table, train.days, train.events == 1, baselines.RIDGE)
+    tuning = followed(1)
+    ways = [cox.fit_ridge(table, train.days, train.events == 1, ridge) for ridge in baselines.RIDGES]
+    checks = encode(tuning.patients, tuning.times).basic
+    weights = max(ways, key=lambda own: survival_reference.concordance(tuning.events, tuning.days, checks @ own))
     np.testing.assert_allclose(found.risks[:, 0], others @ weights, atol=1e-9)
     shares, hazard = np.exp(table @ weights), np.zeros(len(HORIZONS))
     for day in train.days[train.events == 1]:  # Breslow's
@@ -357,3 +365,51 @@ def test_embeddings_are_read_by_one_model_alone(kind):
         return survival_reference.concordance(held_out.events > 0, held_out.days, said.risks[:, 0])
 
     assert score(baselines.BOOSTED) > 0.75 > 0.6 > score("gradient boosting")
+
+
+def test_age_is_read_by_the_splines_of_the_model_in_all_regressions():
+    """A hazard that rises to 60 and falls again: a straight line knows nothing of it."""
+    rng = np.random.default_rng(0)
+
+    def bent(seed):
+        histories, times, _, _ = people(seed, count=900)
+        risks = -np.abs(at_times.ages_at(histories, times) - 60) / 5
+        days = rng.exponential(1000 * np.exp(-risks)) + 0.01
+        return Followed(histories, times, np.minimum(days, 5000), (days < 5000).astype(int)), risks
+
+    (train, _), (tuning, _), (other, risks) = bent(0), bent(1), bent(2)
+    found = baselines.fit_survival(train, tuning, TOKENS)
+    for name in FORECASTERS:
+        said = found[name](other.patients, other.times, HORIZONS).risks[:, 0]
+        assert np.corrcoef(said, risks)[0, 1] > 0.85, name
+    basic = outcome_features.read(other.patients, other.times, TOKENS).basic
+    np.testing.assert_allclose(basic, at_times.traits_at(other.patients, other.times, TOKENS))
+
+
+def test_a_choice_at_the_edge_of_what_is_tried_is_reported():
+    messages = []
+    edge, other = Candidate("a", np.array([1.0]), len, True), Candidate("b", np.array([2.0]), len)
+    baselines.choose("own", [edge, other], lambda tuned: float(tuned[0]), messages.append)
+    assert messages == ["own: a, at the edge of the settings tried, tuning loss 1.0000"]
+
+
+@pytest.mark.parametrize("kind", ["classification", "survival"])
+def test_without_birth_and_sex_the_models_of_them_are_left_out(kind):
+    """As in the public sample of ACES, which has neither."""
+
+    def stripped(seed):
+        split = classified(seed) if kind == "classification" else followed(seed)
+        patients, keep = split.patients, split.patients.visits >= 0
+        columns = {name: getattr(patients, name)[keep] for name in TOKEN_FIELDS}
+        offsets = np.append(0, np.cumsum(np.bincount(patients.owners[keep], minlength=len(patients))))
+        unborn = {"has_birth": np.zeros(len(patients), bool), "offsets": offsets}
+        return split._replace(patients=dataclasses.replace(patients, **columns, **unborn))
+
+    messages, fit = [], baselines.fit_classification if kind == "classification" else baselines.fit_survival
+    found, names = fit(stripped(0), stripped(1), TOKENS, messages.append), FORECASTERS
+    names = CLASSIFIERS if kind == "classification" else FORECASTERS
+    assert tuple(found) == names[1:] and messages[0].startswith(f"{names[0]}: left out, as train has nothing")
+    other = stripped(2)
+    for fitted in found.values():
+        said = fitted(other.patients, other.times, *([HORIZONS] if kind == "survival" else []))
+        assert len(said if kind == "classification" else said.risks) == SIZE

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from behrt_jax import code_regression, survival_metrics
+from behrt_jax import code_regression, outcome_features, survival_metrics
 from behrt_jax.code_regression import FOLDS, Target
 from behrt_jax.data.dataset import take
 from tests.test_baselines_outcome import TOKENS, classified, followed, people
@@ -124,3 +124,21 @@ def test_a_file_keeps_it_and_anything_else_is_an_error(found, splits, tmp_path):
         code_regression.load(file)
     with pytest.raises(ValueError, match="run it anew"):
         code_regression.load(tmp_path / "none.npz")
+
+
+def test_files_of_older_runs_read_age_as_a_straight_line(found, splits, tmp_path):
+    """Their encoders chose among the columns of `features`, and the file does not say so."""
+    split, file = splits[0], tmp_path / "regression.npz"
+    table = outcome_features.features(split.patients, split.times, TOKENS)
+    line = np.array([0]), table.basic.mean(axis=0)[:1], np.ones(1), np.array([8, 9]), np.ones(2)
+    nothing = code_regression.Weights(np.zeros((0, 2), int), np.zeros(0), np.ones(0), np.arange(3.0), np.array([-9, 9]))
+    old = code_regression.CodeRegression(
+        outcome_features.Encoder(*line, splines=False), np.zeros(3), np.ones(3), [[nothing] * (1 + FOLDS)]
+    )
+    old.save(file)
+    with np.load(file) as arrays:
+        np.savez(file, **{name: values for name, values in arrays.items() if name != "encoder/splines"})
+    expected = table.codes[:, [8, 9]].toarray() @ [1.0, 2.0]
+    np.testing.assert_allclose(say(code_regression.load(file), split)[:, 0], expected, rtol=1e-6)
+    found.save(file)
+    assert code_regression.load(file).encoder.splines

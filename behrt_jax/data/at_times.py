@@ -8,11 +8,11 @@ import numpy as np
 from behrt_jax.data import events
 from behrt_jax.data.dataset import MICROSECONDS, TOKEN_FIELDS, Patients
 from behrt_jax.data.sequences import MINUTES_PER_DAY, MINUTES_PER_YEAR
+from behrt_jax.data.sexes import SEXES, sexes
 from behrt_jax.data.vocabulary import SEP
 
 ROWS = 512  # histories worked on at once
 AGE_KNOTS = np.arange(0.0, 101.0, 10.0)  # years
-SEXES = ("F", "M")
 NUM_TRAITS = len(AGE_KNOTS) + len(SEXES)
 
 
@@ -166,21 +166,6 @@ def age_shares(ages: np.ndarray) -> np.ndarray:
     """Returns (N, knots) shares of the two nearest of `AGE_KNOTS` in (N,) years; zeros for NaN."""
     apart = np.abs(np.clip(ages, AGE_KNOTS[0], AGE_KNOTS[-1])[:, None] - AGE_KNOTS)
     return np.nan_to_num(np.maximum(1 - apart / np.diff(AGE_KNOTS)[0], 0))
-
-
-def sexes(patients: Patients, tokens: tuple[str, ...]) -> np.ndarray:
-    """Returns what the static token `GENDER//...` of each patient says, (patients,) str; empty where there is none.
-
-    Args:
-      patients: the split or histories.
-      tokens: of the vocabulary, by id.
-    """
-    found = np.full(len(patients), "", dtype="U16")
-    for code, token in enumerate(tokens):
-        if token.startswith("GENDER//"):
-            own = (patients.visits < 0) & (patients.codes == code)
-            found[patients.owners[own]] = token.partition("//")[2][:16]
-    return found
 
 
 def _tokens_before(

@@ -5,7 +5,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from behrt_jax.data import events, files
+from behrt_jax.data import events, files, sexes
 
 FORMAT = 8  # of prepared data; a change prepares everything anew
 
@@ -27,6 +27,7 @@ class DataConfig:
       value_bins: quantile bins of numeric values; below 2, values are left out.
       row_length: L, tokens a row; also the longest window of one patient.
       separators: whether `[SEP]` ends each visit.
+      sex_codes: codes that record a sex beside the common forms, as `CODE=F` or `CODE=M` (see `sexes`).
     """
 
     path: str
@@ -41,11 +42,13 @@ class DataConfig:
     value_bins: int
     row_length: int
     separators: bool
+    sex_codes: tuple[str, ...] = ()  # not among the keys of older runs
 
     def __post_init__(self):
         for key in ("codes_include", "codes_exclude"):
             if isinstance(getattr(self, key), str):
                 raise ValueError(f"data.{key}: found one string; expected a tuple of patterns, such as ('LAB//*',)")
+        sexes.parse(self.sex_codes)
         if self.events_without_visit not in ("visits", "leave_out"):
             found = repr(self.events_without_visit)
             raise ValueError(f"data.events_without_visit: found {found}; expected visits or leave_out")

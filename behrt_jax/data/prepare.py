@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from behrt_jax.data import back_off, dataset, events, tokens, vocabulary
+from behrt_jax.data import back_off, dataset, events, sexes, tokens, vocabulary
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.survey import Survey, survey_shards
 
@@ -82,7 +82,7 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
     """Reads the data set, then writes `folder` in one move."""
     counts: collections.Counter = collections.Counter()
     known = used = fitted or vocabulary.EMPTY
-    fit = fitted is None or add_codes
+    fit, kept = fitted is None or add_codes, frozenset(known.ids)
     progress(f"reading {config.path}")
     survey = survey_shards(config, counts, with_samples=fit and config.value_bins > 1)
     needed = needed if fitted else tuple(dict.fromkeys(("train", *needed)))
@@ -96,13 +96,13 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
         progress("fitting the vocabulary on the train split")
         edges = vocabulary.fit_value_edges(survey.samples, config.value_bins, config.min_patients)
         edges = {code: own for code, own in edges.items() if code not in known.ids} | known.value_edges
-        parts = [vocabulary.count_tokens(found) for found in _tokenized(survey, "train", config, edges)]
+        parts = [vocabulary.count_tokens(found) for found in _tokenized(survey, "train", config, edges, kept)]
         used = vocabulary.fit_vocabulary(parts, edges, config.min_patients, known)
     parents = back_off.find_parents(config.path, used) if known.codes else {}
     if add_codes:
         counts["codes_added"] = len(used) - len(known)
     progress("writing the prepared data")
-    examples = _first_examples(survey, config, used, parents, needed, counts)
+    examples = _first_examples(survey, config, used, kept, parents, needed, counts)
     return Prepared(folder, used, _write(folder, config, examples, survey, used, counts))
 
 
@@ -136,15 +136,17 @@ def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], surv
 
 
 def _tokenized(
-    survey: Survey, split: str, config: DataConfig, edges, counts=None, parents=None
+    survey: Survey, split: str, config: DataConfig, edges, kept: frozenset[str], counts=None, parents=None
 ) -> Iterator[pl.DataFrame]:
     """Reads the shards of a split as tokens, one at a time."""
     members = survey.splits.filter(pl.col("split") == split)
     named = survey.visits_named
-    return (tokens.tokenize(shard, config, edges, members, named, counts, parents) for shard in survey.shards[split])
+    return (
+        tokens.tokenize(shard, config, edges, members, named, counts, parents, kept) for shard in survey.shards[split]
+    )
 
 
-def _first_examples(survey: Survey, config: DataConfig, fitted, parents, needed, counts) -> dict[str, Iterator]:
+def _first_examples(survey: Survey, config: DataConfig, fitted, kept, parents, needed, counts) -> dict[str, Iterator]:
     """Returns a generator of examples for each split that has any.
 
     Raises:
@@ -152,7 +154,7 @@ def _first_examples(survey: Survey, config: DataConfig, fitted, parents, needed,
     """
     present = {}
     for split in events.SPLITS:
-        examples = _examples(survey, split, config, fitted, parents, counts)
+        examples = _examples(survey, split, config, fitted, kept, parents, counts)
         first = next(examples, None)
         if first is not None:
             present[split] = itertools.chain([first], examples)
@@ -164,14 +166,18 @@ def _first_examples(survey: Survey, config: DataConfig, fitted, parents, needed,
     return present
 
 
-def _examples(survey: Survey, split: str, config: DataConfig, fitted, parents, counts) -> Iterator[tuple[int, dict]]:
+def _examples(
+    survey: Survey, split: str, config: DataConfig, fitted, kept, parents, counts
+) -> Iterator[tuple[int, dict]]:
     """Yields each patient of a split as tokens, and counts them."""
-    for found in _tokenized(survey, split, config, fitted.value_edges, counts, parents):
+    says_sex = sexes.sex_tokens(fitted.tokens) > 0
+    for found in _tokenized(survey, split, config, fitted.value_edges, kept, counts, parents):
         found = found.with_columns(code_id=fitted.encode(found["token"]))
         counts[f"tokens/{split}"] += found.height
         counts[f"backed_off/{split}"] += found["backed_off"].sum()
         counts[f"unknown/{split}"] += int((found["code_id"] == vocabulary.UNK).sum())
         for example in tokens.split_patients(found):
             counts[f"patients/{split}"] += 1
+            counts["patients_without_sex"] += not says_sex[example["tokens"][:, 0]].any()
             counts[f"patients_known/{split}"] += vocabulary.UNK not in example["tokens"][:, 0]
             yield example["subject_id"], example

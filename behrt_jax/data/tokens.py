@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from behrt_jax.data import dataset, events, visits, vocabulary
+from behrt_jax.data import dataset, events, sexes, visits, vocabulary
 from behrt_jax.data.config import DataConfig
 
 
@@ -30,6 +30,7 @@ def tokenize(
     visits_named: bool,
     counts: collections.Counter | None = None,
     parents: dict[str, str] | None = None,
+    known: frozenset[str] = frozenset(),
 ) -> pl.DataFrame:
     """Reads one shard as tokens in sequence order.
 
@@ -41,6 +42,7 @@ def tokenize(
       visits_named: whether any event of the data set names its visit; if none does, calendar days are visits.
       counts: if given, what was left out is added to it.
       parents: tokens that are read as others, as `back_off.find_parents` gives them.
+      known: the tokens of a vocabulary from elsewhere, which stay as they are where they record a sex.
 
     Returns:
       `subject_id, token, backed_off:Boolean (by parents), visit:Int32 (-1 for static rows), minutes:Int32 (since birth,
@@ -71,7 +73,8 @@ def tokenize(
     columns = ("subject_id", "token", "visit", minutes, microseconds, "has_birth", origin)
     merged = pl.concat([static_tokens.select(columns), tokens.select(columns)]).sort("subject_id", maintain_order=True)
     parents, read = parents or {}, merged.height
-    token = pl.col("token")
+    token, names = pl.col("token"), merged["token"].unique().to_list()
+    merged = merged.with_columns(token=token.replace(sexes.canonical(names, config.sex_codes, known)))
     merged = merged.with_columns(token=token.replace(parents), backed_off=token.is_in(list(parents)))
     if config.unique_codes_in_visit:
         merged = merged.unique(["subject_id", "visit", "token"], keep="first", maintain_order=True)

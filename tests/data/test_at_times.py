@@ -6,6 +6,7 @@ import pytest
 
 from behrt_jax.data import at_times, batches, sequences, tokens
 from behrt_jax.data.dataset import TOKEN_FIELDS, Patients
+from behrt_jax.data.sexes import sexes
 from behrt_jax.data.vocabulary import CLS, MASK, SEP
 from tests.data.handmade import START, assert_clear, patients_of, random_patients
 
@@ -290,11 +291,11 @@ def test_a_mark_leaves_the_newest_codes_of_a_long_visit(separators, statics):
 
 def test_ages_and_sexes():
     birth = [{"birth": True, "static": [6, 8]}, {"birth": False, "static": [7]}, {"birth": True}, {"static": [5]}]
-    patients = patients_of(*[{**person, "visits": [[(6, DAY)]], "origin": 365 * DAY} for person in birth])
+    patients = patients_of(*[{**person, "visits": [[(5, DAY)]], "origin": 365 * DAY} for person in birth])
     ages = at_times.ages_at(patients, times(*[365 * DAY + 2 * 365.25 * DAY] * 4))
     np.testing.assert_allclose(ages, [2, np.nan, 2, 2])
     tokens_ = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", "A", "GENDER//F", "GENDER//M", "RACE//white")
-    assert at_times.sexes(patients, tokens_).tolist() == ["F", "M", "", ""]
+    assert sexes(patients, tokens_).tolist() == ["F", "M", "", ""]
 
 
 def test_predictions_that_cannot_be_are_refused_with_their_count():
@@ -318,8 +319,8 @@ def test_traits_are_shares_of_ages_and_sexes():
     years = [43.0, 250.0, 0.5, 43.0]
     found = at_times.traits_at(patients, times(*(365.25 * DAY * each for each in years)), names)
     assert found.shape == (4, at_times.NUM_TRAITS) and found.dtype == np.float32
-    shares, sexes = np.split(found, [len(at_times.AGE_KNOTS)], axis=1)
-    assert sexes.tolist() == [[1, 0], [0, 1], [0, 0], [0, 1]]
+    shares, sex = np.split(found, [len(at_times.AGE_KNOTS)], axis=1)
+    assert sex.tolist() == [[1, 0], [0, 1], [0, 0], [0, 1]]
     expected = np.zeros((4, len(at_times.AGE_KNOTS)))
     expected[0, 4:6], expected[1, -1], expected[2, :2] = [0.7, 0.3], 1, [0.95, 0.05]
     np.testing.assert_allclose(shares, expected, atol=1e-4)  # none where birth is unknown

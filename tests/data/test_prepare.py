@@ -491,6 +491,7 @@ OTHER_KEYS = {
     "unique_codes_in_visit": False,
     "min_patients": 3,
     "value_bins": 5,
+    "sex_codes": ("B=F",),
 }
 UNRELATED_KEYS = {"row_length": 64, "separators": False, "prepared_dir": "elsewhere"}
 

@@ -13,6 +13,7 @@ import pytest
 import behrt_jax
 from behrt_jax.data import dataset
 from behrt_jax.data import labels as label_files
+from behrt_jax.data.events import SPLITS_FILE
 from experiments import labelled, outcome_regression, outcomes, predictions
 from tests.experiments.conftest import ROOT, TINY, Workplace, assert_same_end, evaluation_of, metrics_of
 
@@ -200,3 +201,25 @@ def test_codes_are_added_to_a_pre_trained_vocabulary_alone(workplace, deaths):
     config = tiny_config("survival", workplace, deaths, add_codes=True)
     with pytest.raises(ValueError, match="add_codes: found True without pretrained"):
         outcomes.begin(config, lambda line: None)
+
+
+def test_without_birth_and_sex_everything_runs_to_its_end(workplace, deaths, tmp_path):
+    """What reads age and sex alone is left out, with a line; the rest is there."""
+    events = pl.read_parquet(workplace.data / "data" / "0.parquet")
+    for part in ("data", "metadata"):
+        (tmp_path / "meds" / part).mkdir(parents=True)
+    kept = ~pl.col("code").str.starts_with("GENDER//") & (pl.col("code") != "MEDS_BIRTH")
+    events.filter(kept).write_parquet(tmp_path / "meds" / "data" / "0.parquet")
+    splits = pl.read_parquet(workplace.data / SPLITS_FILE)
+    splits.write_parquet(tmp_path / "meds" / SPLITS_FILE)
+    chosen = {key.replace(".", "__"): TINY[key] for key in MODEL} | {"data__row_length": 64, "survival__num_bins": 3}
+    given = arguments(workplace, "survival", deaths, "unborn", **chosen, data__path=tmp_path / "meds")
+    fewer = {"behrt_jax.baselines_outcome.TREES": 20}
+    done = workplace.run(given, "experiments.finetune", constants=fewer)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\nage: unknown of (\d+) of \1 labelled patients", done.stdout)
+    assert re.search(r"\nsex: unknown of (\d+) of \1 labelled patients", done.stdout)
+    assert "Cox on age and sex: left out, as train has nothing for it to read" in done.stdout
+    found = json.loads((workplace.folder / "unborn" / "evaluation.json").read_text())
+    assert {"Cox on codes", "gradient boosting"} == set(found["baselines"])
+    assert not any("sex=" in name or "age=" in name for name in found["metrics"])

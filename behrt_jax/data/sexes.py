@@ -1,0 +1,72 @@
+"""Which codes record a patient's sex: one rule for everything that reads it."""
+
+import re
+
+import numpy as np
+
+from behrt_jax.data.dataset import Patients
+
+SEXES = ("F", "M")
+# The last part of a code names the sex, an earlier one says that it does: GENDER//F, Gender/FEMALE, SEX//8532 (OMOP).
+NAMES = ("gender", "sex", "birthsex", "birth_sex", "sex_at_birth", "administrative_gender", "biological_sex")
+VALUES = {
+    "F": ("f", "female", "woman", "8532", "248152002"),
+    "M": ("m", "male", "man", "8507", "248153007"),
+}
+_SEX_OF = {value: sex for sex, values in VALUES.items() for value in values}
+
+
+def parse(given: tuple[str, ...]) -> dict[str, str]:
+    """Maps the codes of `data.sex_codes`, written as CODE=F or CODE=M, to sexes.
+
+    Raises:
+      ValueError: an entry is not of this form.
+    """
+    pairs = [entry.rpartition("=") for entry in given]
+    wrong = [entry for entry, (code, _, sex) in zip(given, pairs, strict=True) if not code or sex not in SEXES]
+    if isinstance(given, str) or wrong:
+        found = given if isinstance(given, str) else ", ".join(wrong)
+        raise ValueError(f"data.sex_codes: found {found}; expected a tuple such as ('SEX//2=F', 'SEX//1=M')")
+    return {code: sex for code, _, sex in pairs}
+
+
+def sex_of(code: str) -> str:
+    """Returns F or M where a code is one of the common forms, else an empty string."""
+    parts = [re.sub(r"[ \-]", "_", part) for part in re.split(r"[/:|]+", code.lower())]
+    if len(parts) == 1:
+        parts = code.lower().rpartition("_")[::2]
+    return _SEX_OF.get(parts[-1], "") if any(part in NAMES for part in parts[:-1]) else ""
+
+
+def canonical(codes: list[str], given: tuple[str, ...], known: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Maps codes that record a sex to `GENDER//F` and `GENDER//M`, so that a vocabulary has one token for each.
+
+    Args:
+      codes: of the data.
+      given: `data.sex_codes`, beside the common forms.
+      known: tokens that stay as they are, of a vocabulary that was fitted to them.
+    """
+    chosen = parse(given)
+    found = {code: chosen.get(code) or sex_of(code) for code in codes if code not in known}
+    return {code: f"GENDER//{sex}" for code, sex in found.items() if sex}
+
+
+def sex_tokens(tokens: tuple[str, ...]) -> np.ndarray:
+    """Returns what each token of a vocabulary says, (V,) int: 0 nothing, else 1 + the place among `SEXES`."""
+    return np.array([1 + SEXES.index(sex) if (sex := sex_of(token)) else 0 for token in tokens])
+
+
+def sexes(patients: Patients, tokens: tuple[str, ...]) -> np.ndarray:
+    """Returns the sex of each patient by static and timed tokens, (patients,) str of `SEXES`; empty where unknown.
+
+    Of several the last recorded counts.
+
+    Args:
+      patients: the split or histories.
+      tokens: of the vocabulary, by id.
+    """
+    said = sex_tokens(tokens)[patients.codes]
+    rows = np.flatnonzero(said)
+    found = np.zeros(len(patients), int)
+    found[patients.owners[rows]] = said[rows]  # in the order of tokens: a later one replaces an earlier one
+    return np.array(["", *SEXES])[found]
