@@ -39,6 +39,14 @@ class Outcome(NamedTuple):
     owners: np.ndarray
 
 
+class Data(NamedTuple):
+    """What a regression is fitted to: (N,) outcomes as 0 or 1, exposures of rates or None, and scores to add to."""
+
+    happened: np.ndarray
+    exposure: np.ndarray | None
+    offset: np.ndarray
+
+
 class Scorer(NamedTuple):
     """A linear score: the log odds of an outcome, or a log rate.
 
@@ -59,7 +67,11 @@ class Scorer(NamedTuple):
 
 
 def fit(
-    blocks: Blocks, outcome: Outcome, settings: Sequence[dict[str, float]], prior: Sequence[float] | None = None
+    blocks: Blocks,
+    outcome: Outcome,
+    settings: Sequence[dict[str, float]],
+    prior: Sequence[float] | None = None,
+    expected: dict[str, np.ndarray] | None = None,
 ) -> Scorer:
     """Fits a regression for each setting and averages them.
 
@@ -72,29 +84,26 @@ def fit(
       outcome: of the N rows.
       settings: factors by block; a block that is not named, or has the factor 0, is not read.
       prior: weights of the settings before any label, above 0; all alike if not given.
+      expected: (D,) weights of blocks before any label, towards which the ridge draws; 0 of those not named.
     """
+    expected = expected or {}
     happened = outcome.happened.astype(np.float64)
     exposure = None if outcome.days is None else cumulative_hazard(outcome.days, outcome.happened)
+    offset = sum((blocks[name] @ weights for name, weights in expected.items()), np.zeros(len(happened)))
+    data = Data(happened, exposure, offset)
     groups = _group(outcome.owners)
     fits, evidence = [], np.log(np.ones(len(settings)) if prior is None else np.asarray(prior, np.float64))
     for place, setting in enumerate(settings):
-        names = [name for name, factor in setting.items() if factor > 0]
-        parts = [blocks[name] * setting[name] for name in names]
-        inputs, right = _rotate(np.concatenate([np.zeros((len(happened), 0)), *parts], axis=1))
-        inputs = np.column_stack([inputs, np.ones(len(happened))])
-        found, hessian = _newton(inputs, happened, exposure)
-        left_out = _leave_out(inputs, found, hessian, happened, exposure, groups)
-        evidence[place] -= _losses(left_out, happened, exposure).sum()
-        sizes = np.cumsum([part.shape[1] for part in parts])[:-1]
-        split = np.split(found[:-1] @ right, sizes)
-        fits.append(({name: setting[name] * part for name, part in zip(names, split, strict=False)}, found[-1]))
+        weights, bias, left_out = _fit_setting(blocks, setting, data, groups)
+        evidence[place] -= _losses(left_out, data).sum()
+        fits.append((weights, bias))
     shares = np.exp(evidence - evidence.max())
     shares /= shares.sum()
-    weights: dict[str, np.ndarray] = {}
-    for share, (each, _) in zip(shares, fits, strict=True):
-        for name, values in each.items():
-            weights[name] = weights.get(name, 0.0) + share * values
-    return Scorer(weights, float(shares @ [bias for _, bias in fits]), shares)
+    average: dict[str, np.ndarray] = dict(expected)
+    for share, (weights, _) in zip(shares, fits, strict=True):
+        for name, values in weights.items():
+            average[name] = average.get(name, 0.0) + share * values
+    return Scorer(average, float(shares @ [bias for _, bias in fits]), shares)
 
 
 def cumulative_hazard(days: np.ndarray, events: np.ndarray) -> np.ndarray:
@@ -111,22 +120,35 @@ def _rotate(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return left[:, :rank] * sizes[:rank], right[:rank]
 
 
-def _newton(inputs: np.ndarray, happened: np.ndarray, exposure: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _fit_setting(
+    blocks: Blocks, setting: dict[str, float], data: Data, groups: np.ndarray
+) -> tuple[dict[str, np.ndarray], float, np.ndarray]:
+    """Returns the weights by block, the bias, and what each row's score would be without its patient, (N,)."""
+    names = [name for name, factor in setting.items() if factor > 0]
+    parts = [np.zeros((len(data.happened), 0)), *(blocks[name] * setting[name] for name in names)]
+    inputs, right = _rotate(np.concatenate(parts, axis=1))
+    inputs = np.column_stack([inputs, np.ones(len(inputs))])
+    found, hessian = _newton(inputs, data)
+    split = np.split(found[:-1] @ right, np.cumsum([part.shape[1] for part in parts[1:]])[:-1])
+    weights = {name: setting[name] * part for name, part in zip(names, split, strict=False)}
+    return weights, float(found[-1]), _leave_out(inputs, found, hessian, data, groups)
+
+
+def _newton(inputs: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
     """Minimises loss and ridge; returns (D,) coefficients, the last of them the bias, and the (D, D) Hessian there."""
     penalty = np.append(np.ones(inputs.shape[1] - 1), INTERCEPT_PENALTY)
-    trials = len(happened) if exposure is None else exposure.sum()
-    share = (happened.sum() + 0.5) / (trials + 1)
     found = np.zeros(inputs.shape[1])
-    found[-1] = np.log(share) if exposure is not None else np.log(share / (1 - share))
+    expected, _ = _moments(data.offset, data)
+    found[-1] = np.log((data.happened.sum() + 0.5) / (expected.sum() + 0.5))
 
     def measure(found):
-        return _losses(inputs @ found, happened, exposure).sum() + penalty @ found**2 / 2
+        return _losses(data.offset + inputs @ found, data).sum() + penalty @ found**2 / 2
 
     loss = measure(found)
     for _ in range(NEWTON_STEPS):
-        mean, variance = _moments(inputs @ found, exposure)
+        mean, variance = _moments(data.offset + inputs @ found, data)
         hessian = (inputs.T * variance) @ inputs + np.diag(penalty)
-        step = np.linalg.solve(hessian, inputs.T @ (mean - happened) + penalty * found)
+        step = np.linalg.solve(hessian, inputs.T @ (mean - data.happened) + penalty * found)
         for _ in range(HALVINGS):
             after = measure(found - step)
             if after <= loss:
@@ -137,21 +159,23 @@ def _newton(inputs: np.ndarray, happened: np.ndarray, exposure: np.ndarray | Non
         found, gain, loss = found - step, loss - after, after
         if gain < TOLERANCE:
             break
-    _, variance = _moments(inputs @ found, exposure)
+    _, variance = _moments(data.offset + inputs @ found, data)
     return found, (inputs.T * variance) @ inputs + np.diag(penalty)
 
 
-def _leave_out(inputs, found, hessian, happened, exposure, groups) -> np.ndarray:
+def _leave_out(
+    inputs: np.ndarray, found: np.ndarray, hessian: np.ndarray, data: Data, groups: np.ndarray
+) -> np.ndarray:
     """Returns what each row's score would be if its patient were left out, (N,), by one Newton step.
 
-    groups: (P, m) the rows of each patient, filled up with N.
+    `groups` are the rows of each patient, (P, m), filled up with N.
     """
-    score = inputs @ found
-    mean, variance = _moments(score, exposure)
+    score = data.offset + inputs @ found
+    mean, variance = _moments(score, data)
     padded = np.vstack([inputs, np.zeros(inputs.shape[1])])[groups]  # (P, m, D)
     spread = padded @ np.linalg.solve(hessian, padded.transpose(0, 2, 1))
     own_variance = np.append(variance, 0.0)[groups]
-    rest = np.append(mean - happened, 0.0)[groups]
+    rest = np.append(mean - data.happened, 0.0)[groups]
     system = np.eye(groups.shape[1]) - spread * own_variance[:, None, :]
     moved = np.linalg.solve(system, spread @ rest[..., None])[..., 0]
     change = np.zeros(len(score) + 1)
@@ -168,16 +192,16 @@ def _group(owners: np.ndarray) -> np.ndarray:
     return groups
 
 
-def _losses(scores, happened, exposure) -> np.ndarray:
-    if exposure is None:
-        return np.logaddexp(0, scores) - happened * scores
-    return np.exp(np.minimum(scores, LARGEST)) * exposure - happened * scores
+def _losses(scores: np.ndarray, data: Data) -> np.ndarray:
+    if data.exposure is None:
+        return np.logaddexp(0, scores) - data.happened * scores
+    return np.exp(np.minimum(scores, LARGEST)) * data.exposure - data.happened * scores
 
 
-def _moments(scores, exposure) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the expected outcomes and their variances."""
-    if exposure is None:
+def _moments(scores: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the expected outcomes and their variances, (N,) each."""
+    if data.exposure is None:
         mean = expit(scores)
         return mean, mean * (1 - mean)
-    mean = np.exp(np.minimum(scores, LARGEST)) * exposure
+    mean = np.exp(np.minimum(scores, LARGEST)) * data.exposure
     return mean, mean

@@ -99,12 +99,8 @@ def measure_task(
     train, held_out = task.splits["train"], task.splits["held_out"]
     features = None
     if (0, 0, AGE) not in results.found:
-        results.add(
-            0,
-            0,
-            AGE,
-            rank(few_labels_features.ages(held_out.histories, held_out.labels.prediction_times), held_out.labels),
-        )
+        ages = few_labels_features.ages(held_out.histories, held_out.labels.prediction_times)
+        results.add(0, 0, AGE, rank(ages, held_out.labels))
     if task.config.foretold.codes and (0, 0, FORECAST) not in results.found:
         results.add(0, 0, FORECAST, rank(few_labels_run.forecast(task), held_out.labels))
     for size, draw, arm in todo:

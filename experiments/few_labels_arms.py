@@ -19,10 +19,19 @@ from experiments.few_labels_table import RANDOM as RANDOM_ARM
 
 BOOSTING_FROM = 256  # patients; with fewer there is little to grow trees on
 STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
+EXPECTED_AGE = 1.0  # of log odds, or of the log rate, a standard deviation of age
+AGE_ALONE, SIMPLE = 16.0, 4.0  # prior weights of the first two of our settings; the others have 1
 SETTINGS = {
     COUNTS_ARM: [{DEMOGRAPHICS: 1.0, COUNTS: each} for each in STRENGTHS],
     RANDOM_ARM: [{DEMOGRAPHICS: 1.0, RANDOM: each} for each in STRENGTHS],
-    OURS: [{DEMOGRAPHICS: 1.0, COUNTS: each, EMBEDDINGS: each} for each in STRENGTHS],
+    # The expected age alone, age and sex; then the two kinds of features, alone and in equal parts.
+    OURS: [
+        {},
+        {DEMOGRAPHICS: 1.0},
+        *({DEMOGRAPHICS: 1.0, COUNTS: each} for each in STRENGTHS),
+        *({DEMOGRAPHICS: 1.0, EMBEDDINGS: each} for each in STRENGTHS),
+        *({DEMOGRAPHICS: 1.0, COUNTS: 0.7 * each, EMBEDDINGS: 0.7 * each} for each in STRENGTHS),
+    ],
 }
 FITTED = (*SETTINGS, BOOSTING)
 TREES = {"eta": 0.05, "subsample": 0.5, "colsample_bynode": 0.1, "tree_method": "hist", "seed": 0, "nthread": 1}
@@ -38,8 +47,18 @@ def outcome_of(labels: Labels) -> Outcome:
 
 
 def fit(arm: str, blocks: Blocks, labels: Labels) -> Scorer:
-    """Fits a regression of an arm to labels and the blocks of their histories."""
-    return ridge.fit(blocks, outcome_of(labels), SETTINGS[arm])
+    """Fits a regression of an arm to labels and the blocks of their histories.
+
+    Ours takes for granted what holds for nearly every outcome, until labels say otherwise: risk rises with age, by
+    `EXPECTED_AGE`, and the simplest settings are likelier to be the right ones, by `AGE_ALONE` and `SIMPLE`.
+    """
+    settings = SETTINGS[arm]
+    if arm != OURS:
+        return ridge.fit(blocks, outcome_of(labels), settings)
+    expected = np.zeros(blocks[DEMOGRAPHICS].shape[1])
+    expected[0] = EXPECTED_AGE
+    prior = [AGE_ALONE, SIMPLE, *np.ones(len(settings) - 2)]
+    return ridge.fit(blocks, outcome_of(labels), settings, prior, {DEMOGRAPHICS: expected})
 
 
 def fit_and_score(arm: str, train: Blocks, held_out: Blocks, labels: Labels, rows: np.ndarray) -> np.ndarray:

@@ -58,22 +58,23 @@ class Reader:
         self.unlabeled = train
 
     def blocks(self, histories: Patients, times: np.ndarray) -> Blocks:
-        """Returns the scaled features of (M,) histories at their prediction times; see `read_features`."""
+        """Returns the scaled features of M histories at their (M,) prediction times."""
         if self.scaling is None:
             self.scaling = fit_scaling(self._read(*at_random_times(self.unlabeled)))
         return self.scaling(self._read(histories, times))
 
     def _read(self, histories: Patients, times: np.ndarray) -> Blocks:
-        file = self.folder / f"{workdir.digest(self.digest, workdir.digest_patients(histories), times)[:24]}.npz"
+        described = describe(self.run, histories, times)
+        file = self.folder / f"{workdir.digest(self.digest, workdir.digest_patients(histories))[:24]}.npz"
         if file.exists():
             with np.load(file, allow_pickle=False) as stored:
-                return dict(stored)
-        features = read_features(self.run, histories, times)
+                return described | dict(stored)
+        embedded = embed_histories(self.run, histories)
         self.folder.mkdir(parents=True, exist_ok=True)
         scratch = file.with_suffix(".partial.npz")
-        np.savez_compressed(scratch, allow_pickle=False, **features)
+        np.savez_compressed(scratch, allow_pickle=False, **embedded)
         scratch.replace(file)
-        return features
+        return described | embedded
 
 
 class Scaling(NamedTuple):
@@ -87,16 +88,15 @@ class Scaling(NamedTuple):
         return {name: (values - self.centre[name]) * self.factor[name] for name, values in features.items()}
 
 
-def read_features(run: Run, histories: Patients, times: np.ndarray) -> Blocks:
-    """Describes M histories at their prediction times, unscaled.
-
-    Returns:
-      `demographics`: age and sex; `counts`: log counts of codes, static ones too; and of each of the run's parameters
-      the mean of the states of the newest tokens.
-    """
+def embed_histories(run: Run, histories: Patients) -> Blocks:
+    """Embeds M histories with each of a run's parameters: the mean of the states of the newest tokens, (M, D)."""
     rows = at_times.newest_visits(histories, run.config.data.row_length)
-    found = {DEMOGRAPHICS: demographics(histories, times, run.tokens), COUNTS: count_codes(run, histories)}
-    return found | {name: embed(run.config, run.model, params, rows)["mean"] for name, params in run.params.items()}
+    return {name: embed(run.config, run.model, params, rows)["mean"] for name, params in run.params.items()}
+
+
+def describe(run: Run, histories: Patients, times: np.ndarray) -> Blocks:
+    """Describes M histories at their prediction times: `demographics`, and `counts`, log counts of codes."""
+    return {DEMOGRAPHICS: demographics(histories, times, run.tokens), COUNTS: count_codes(run, histories)}
 
 
 def ages(histories: Patients, times: np.ndarray) -> np.ndarray:
@@ -107,7 +107,7 @@ def ages(histories: Patients, times: np.ndarray) -> np.ndarray:
 
 
 def demographics(histories: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> np.ndarray:
-    """Returns age in years, a piecewise linear basis of it, and sex."""
+    """Returns age in years, then a piecewise linear basis of it and sex, as shares between 0 and 1."""
     return np.column_stack([ages(histories, times), at_times.traits_at(histories, times, tokens)])
 
 
@@ -121,13 +121,20 @@ def count_codes(run: Run, histories: Patients) -> np.ndarray:
 
 
 def fit_scaling(features: Blocks) -> Scaling:
-    """Fits a scaling to features of all patients of train: standardised, and each block to a total variance of 1."""
+    """Fits a scaling to features of all patients of train, without labels.
+
+    Age gets a variance of 1. Each other block gets a total variance of 1, but its features keep their proportions: a
+    rare code that was divided by its own deviation would be as large as a common one. Of age and sex the rest are
+    shares, which count a quarter: what they add to a straight line in age is seldom much.
+    """
     centre = {name: values.mean(axis=0) for name, values in features.items()}
     factor = {}
     for name, values in features.items():
         deviation = values.std(axis=0)
-        factor[name] = np.where(deviation > TINY, 1 / np.maximum(deviation, TINY), 0.0)
-        factor[name] /= np.sqrt(max(np.count_nonzero(factor[name]), 1))
+        factor[name] = (deviation > TINY) / np.sqrt(max((deviation**2).sum(), TINY))
+    rest = features[DEMOGRAPHICS].std(axis=0) > TINY
+    age = max(features[DEMOGRAPHICS][:, 0].std(), TINY)
+    factor[DEMOGRAPHICS] = np.where(np.arange(len(rest)) == 0, 1 / age, 0.25) * rest
     return Scaling(centre, factor)
 
 

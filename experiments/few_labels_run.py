@@ -56,7 +56,9 @@ def read_task(config: ConfigDict, file: str, most: int, folder, say: Callable[[s
         label_files.check_learnable(splits[name].labels, name)
         say(f"{name}: {len(splits[name].labels):,} labels are taken: {labelled.describe(splits[name].labels)}")
     outcome_data.warn_of_few(splits["held_out"].labels, say)
-    workdir.open_workdir(folder, config, prepared.vocabulary)
+    digests = {"labels": workdir.digest({name: found.labels for name, found in splits.items()})}
+    digests["pretrained"] = workdir.digest(begun.params)
+    workdir.open_workdir(folder, config, prepared.vocabulary, digests, say)
     return Task(config, prepared, splits, begun.params)
 
 

@@ -1,4 +1,4 @@
-"""Ridge regressions on blocks: against scikit-learn, leaving patients out against fitting anew, and what is averaged."""
+"""Ridge regressions on blocks: against scikit-learn, patients left out against fitting anew, and the average."""
 
 import numpy as np
 import pytest
@@ -45,17 +45,29 @@ def test_leaving_a_patient_out_by_one_step_is_nearly_fitting_anew_without(kind):
     inputs, ill, event = made(60, 20, width=30)
     happened, days, owners = ill if kind == "binary" else event
     exposure = None if days is None else ridge.cumulative_hazard(days, happened)
+    data = ridge.Data(happened.astype(float), exposure, inputs[:, 1])
     inputs = np.column_stack([0.3 * inputs, np.ones(60)])
-    found, hessian = ridge._newton(inputs, happened.astype(float), exposure)
-    quick = ridge._leave_out(inputs, found, hessian, happened, exposure, ridge._group(owners))
+    found, hessian = ridge._newton(inputs, data)
+    quick = ridge._leave_out(inputs, found, hessian, data, ridge._group(owners))
     exact = np.zeros(60)
     for owner in np.unique(owners):
         kept = owners != owner
-        part = exposure if exposure is None else exposure[kept]
-        exact[~kept] = inputs[~kept] @ ridge._newton(inputs[kept], happened[kept].astype(float), part)[0]
+        part = ridge.Data(*(each if each is None else each[kept] for each in data))
+        exact[~kept] = data.offset[~kept] + inputs[~kept] @ ridge._newton(inputs[kept], part)[0]
     np.testing.assert_allclose(quick, exact, atol=0.15)
     assert np.corrcoef(quick, exact)[0, 1] > 0.998
-    assert np.abs(quick - inputs @ found).max() > 0.2  # a patient's own rows do count
+    assert np.abs(quick - data.offset - inputs @ found).max() > 0.2  # a patient's own rows do count
+
+
+def test_without_much_to_learn_from_weights_stay_where_they_are_expected():
+    inputs, ill, _ = made(60, 60)
+    expected = np.array([0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    still = ridge.fit({"a": inputs}, ill, [{"a": 1e-3}], expected={"a": expected})
+    np.testing.assert_allclose(still.weights["a"], expected, atol=1e-3)
+    found = ridge.fit({"a": inputs}, ill, [{"a": 1.0}], expected={"a": expected})
+    signs = np.where(ill.happened, 1.0, -1.0)
+    slope = inputs.T @ (signs / (1 + np.exp(signs * found({"a": inputs}))))
+    np.testing.assert_allclose(slope, found.weights["a"] - expected, atol=1e-3)  # the ridge draws to what is expected
 
 
 def test_a_block_that_says_nothing_counts_little_and_one_that_says_all_counts():
