@@ -1,13 +1,12 @@
-"""Compares pre-trained with from scratch where few patients are labelled: both are fine-tuned by the same recipe.
+"""Compares what k labelled patients are enough for: with a pre-trained encoder, and with everything simpler.
 
 python -m experiments.few_labels --pretrained=RUN[,RUN...] --labels=NAME=FILE,NAME=FILE,... [--sizes=16,64,256]
-    [--foretold=NAME=CODE,NAME=CODE,...] [--draws=3] [--most_labels=4] [--noprobe_first] [--workdir=DIR]
-    [--config.KEY=VALUE ...]
+    [--foretold=NAME=CODE,NAME=CODE,...] [--draws=10] [--most_labels=4] [--trained=scratch] [--trained_draws=3]
+    [--workdir=DIR] [--config.KEY=VALUE ...]
 
-For each task, size k and draw, k patients of train have labels to fit, and k of tuning for early stopping; all of
-held_out are scored. From scratch has the data and model keys and the vocabulary of the pre-trained run, so that only
-weights differ. Several runs, as of the folds of experiments.cross_validate, are each held against their own held-out
-patients. The same command goes on where it was stopped; sizes, draws, tasks and runs may be added later.
+For each task, size k and draw, k patients of train have labels: whatever is chosen is chosen within them. All of
+held_out are scored. Several runs, as of the folds of experiments.cross_validate, are each compared on their own
+held-out patients. The same command goes on where it was stopped; sizes, draws, tasks and runs may be added later.
 """
 
 import json
@@ -19,14 +18,19 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from behrt_jax import workdir
+from behrt_jax.data import dataset
 from behrt_jax.metrics import Estimate
 from configs import default
-from experiments import command, few_labels_run
-from experiments.few_labels_table import ARMS, FORETOLD, count, format_table, show
+from experiments import command, draws, few_labels_arms, few_labels_features, few_labels_run
+from experiments.few_labels_arms import BOOSTING_FROM, FITTED
+from experiments.few_labels_features import Reader
+from experiments.few_labels_scores import rank
+from experiments.few_labels_table import AGE, BOOSTING, FORECAST, SCRATCH, TUNED, count, format_table, show
 from experiments.probe import read_sizes
 
 RESULTS_FILE = "results.jsonl"
 TABLE_FILE = "few_labels.md"
+FEATURES_FOLDER = "features"
 
 
 def recipe() -> ConfigDict:
@@ -34,28 +38,34 @@ def recipe() -> ConfigDict:
     config = default.get_finetune_config("classification")
     with config.unlocked():
         config.survival = default.get_finetune_config("survival").survival
-        config.train.update(num_steps=40, evaluate_every=20)
+        config.train.update(num_steps=100, batch_size=4)
     return config
 
 
-def read_results(folder: Path) -> dict[tuple[int, int, str], Estimate]:
-    """Reads what finished runs of a task reached, by size, draw and arm; a last line cut short by a kill is removed."""
-    file = folder / RESULTS_FILE
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-        file.write_text("".join(lines))
-    found = {(line["size"], line["draw"], line["arm"]): line for line in map(json.loads, lines)}
-    return {run: Estimate(its["value"], np.array(its["replicates"]), its["n"]) for run, its in found.items()}
+class Results:
+    """What is measured of a task: estimates by size, draw and arm, each a line of a file.
 
+    Attributes:
+      found: the estimates.
+    """
 
-def keep(folder: Path, results: dict, run: tuple[int, int, str], its: Estimate) -> None:
-    """Adds what a run reached to the others, and to the file that `read_results` reads."""
-    results[run] = its
-    size, draw, arm = run
-    line = {"size": size, "draw": draw, "arm": arm, "value": its.value, "n": its.n}
-    with (folder / RESULTS_FILE).open("a") as target:
-        target.write(json.dumps({**line, "replicates": its.replicates.tolist()}) + "\n")
+    def __init__(self, folder: Path):
+        """Reads what earlier commands measured; a last line that a kill cut short is removed."""
+        self.file, self.found = folder / RESULTS_FILE, {}
+        lines = self.file.read_text().splitlines(keepends=True) if self.file.exists() else []
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
+            self.file.write_text("".join(lines))
+        for line in map(json.loads, lines):
+            estimate = Estimate(line["value"], np.array(line["replicates"]), line["n"])
+            self.found[line["size"], line["draw"], line["arm"]] = estimate
+
+    def add(self, size: int, draw: int, arm: str, estimate: Estimate) -> None:
+        """Adds an estimate, and a line to the file."""
+        self.found[size, draw, arm] = estimate
+        line = {"size": size, "draw": draw, "arm": arm, "value": estimate.value, "n": estimate.n}
+        with self.file.open("a") as target:
+            target.write(json.dumps({**line, "replicates": np.round(estimate.replicates, 6).tolist()}) + "\n")
 
 
 def of_run(config: ConfigDict, run: str, several: bool, foretold: tuple[str, ...] = ()) -> ConfigDict:
@@ -74,49 +84,79 @@ def read_pairs(flag: str, words: list[str]) -> list[tuple[str, str]]:
     return [(word.partition("=")[0], word.partition("=")[2]) for word in words]
 
 
+def planned(sizes: list[int]) -> list[tuple[int, int, str]]:
+    """Returns the sizes, draws and arms to measure that need labels."""
+    fitted = [(size, draw, arm) for size in sizes for draw in range(FLAGS.draws) for arm in FITTED]
+    fitted = [each for each in fitted if each[2] != BOOSTING or each[0] >= BOOSTING_FROM]
+    number = min(FLAGS.draws, FLAGS.trained_draws)
+    return fitted + [(size, draw, arm) for size in sizes for draw in range(number) for arm in FLAGS.trained]
+
+
+def measure_task(
+    task: few_labels_run.Task, results: Results, todo: list, reader: Reader, compiled: dict, bar: tqdm
+) -> None:
+    """Measures what is missing of a task: arms without a label, then those that need some."""
+    train, held_out = task.splits["train"], task.splits["held_out"]
+    features = None
+    if (0, 0, AGE) not in results.found:
+        ages = few_labels_features.ages(held_out.histories, held_out.labels.prediction_times)
+        results.add(0, 0, AGE, rank(ages, held_out.labels))
+    if task.config.foretold.codes and (0, 0, FORECAST) not in results.found:
+        results.add(0, 0, FORECAST, rank(few_labels_run.forecast(task), held_out.labels))
+    for size, draw, arm in todo:
+        bar.set_postfix_str(f"{show(size)} patients, draw {draw}, {arm}")
+        if (size, draw, arm) not in results.found:
+            rows = draws.draw_rows(train.labels, size, task.config.seed, draw)
+            if arm in (SCRATCH, TUNED):
+                scores = few_labels_run.train_and_score(task, rows, draw, arm == TUNED, compiled)
+            else:
+                features = features or [
+                    reader.blocks(part.histories, part.labels.prediction_times) for part in (train, held_out)
+                ]
+                scores = few_labels_arms.fit_and_score(arm, features[0], features[1], train.labels, rows)
+            results.add(size, draw, arm, rank(scores, held_out.labels))
+        bar.update()
+
+
 def main() -> None:
     """Runs the command."""
-    folder, sizes, pretrained = Path(FLAGS.workdir), read_sizes(FLAGS.sizes), FLAGS.pretrained
+    folder, sizes, runs = Path(FLAGS.workdir), read_sizes(FLAGS.sizes), FLAGS.pretrained
     files, codes = dict(read_pairs("labels", FLAGS.labels)), read_pairs("foretold", FLAGS.foretold)
     if unknown := {name for name, _ in codes} - files.keys():
         raise ValueError(f"--foretold: found {', '.join(sorted(unknown))}; expected names of --labels")
-    runs = [(size, draw, arm) for size in sizes for draw in range(FLAGS.draws) for arm in ARMS]
-    found, held_out = {name: [] for name in files}, {name: [] for name in files}
-    with tqdm(total=len(pretrained) * len(files) * len(runs), unit="run", mininterval=1) as bar:
-        for number, run in enumerate(pretrained):
-            compiled = {}
+    if unknown := {*FLAGS.trained} - {SCRATCH, TUNED}:
+        raise ValueError(f"--trained: found {', '.join(sorted(unknown))}; expected {SCRATCH}, {TUNED} or nothing")
+    todo, found, held_out = planned(sizes), {name: [] for name in files}, {name: [] for name in files}
+    with tqdm(total=len(runs) * len(files) * len(todo), unit="fit", mininterval=1) as bar:
+        for number, run in enumerate(runs):
+            compiled, reader = {}, None
             for name, file in files.items():
-                own_codes = tuple(code for of, code in codes if of == name)
-                config = of_run(FLAGS.config, run, len(pretrained) > 1, own_codes)
+                config = of_run(FLAGS.config, run, len(runs) > 1, tuple(code for of, code in codes if of == name))
                 bar.write(f"{run}, {name}:")
-                own = folder / f"run-{number}" / name if len(pretrained) > 1 else folder / name
-                task = few_labels_run.read_task(config, file, FLAGS.most_labels, FLAGS.probe_first, own, bar.write)
-                found[name].append(results := read_results(own))
-                held_out[name].append(task.splits["held_out"])
-                if own_codes and FORETOLD not in results:
-                    keep(own, results, FORETOLD, few_labels_run.foretell(task))
-                for size, draw, arm in runs:
-                    bar.set_postfix_str(f"{name}, {show(size)} patients, draw {draw}, {arm}")
-                    if (size, draw, arm) not in results:
-                        its = few_labels_run.run(task, size, draw, arm == "pretrained", compiled)
-                        keep(own, results, (size, draw, arm), its)
-                    bar.update()
-    counts = {name: count(each) for name, each in held_out.items()}
-    table = format_table(found, counts, sizes, FLAGS.draws)
+                own = folder / f"run-{number}" / name if len(runs) > 1 else folder / name
+                task = few_labels_run.read_task(config, file, FLAGS.most_labels, own, bar.write)
+                patients = dataset.read(task.prepared.folder, "train")
+                reader = reader or Reader(workdir.load(run), patients, folder / FEATURES_FOLDER)
+                results = Results(own)
+                measure_task(task, results, todo, reader, compiled, bar)
+                found[name].append(results.found)
+                held_out[name].append(task.splits["held_out"].labels)
+    table = format_table(found, {name: count(each) for name, each in held_out.items()}, sizes)
     (folder / TABLE_FILE).write_text(table)
-    of = f"{FLAGS.draws} draws" + (f" in each of {len(pretrained)} runs" if len(pretrained) > 1 else "")
-    print(f"means of {of}, 95% intervals over held-out patients\n\n{table}\nwritten: {folder / TABLE_FILE}")
+    of = f"{FLAGS.draws} draws" + (f" in each of {len(runs)} runs" if len(runs) > 1 else "")
+    print(f"means of {of}; 95% intervals over held-out patients and draws\n\n{table}\nwritten: {folder / TABLE_FILE}")
 
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
     flags.DEFINE_list("pretrained", None, "What experiments.pretrain wrote; of several, means.", required=True)
     flags.DEFINE_list("labels", None, "Names of tasks and their files of labels: NAME=FILE,NAME=FILE.", required=True)
-    flags.DEFINE_list("foretold", [], "Codes that heads read from the run's own forecast: NAME=CODE,NAME=CODE.")
+    flags.DEFINE_list("foretold", [], "Codes of the run's own forecast, scored without labels: NAME=CODE,NAME=CODE.")
     flags.DEFINE_list("sizes", ["16", "64", "256"], "Numbers of labelled patients, or all.")
-    flags.DEFINE_integer("draws", 3, "Samples of patients of each size.", lower_bound=1)
+    flags.DEFINE_integer("draws", 10, "Samples of patients of each size.", lower_bound=1)
     flags.DEFINE_integer("most_labels", 4, "Labels of each outcome that are taken of a patient.", lower_bound=1)
-    flags.DEFINE_bool("probe_first", True, "Whether heads begin at a regression on embeddings too.")
+    flags.DEFINE_list("trained", [SCRATCH], f"Networks trained end to end: {SCRATCH}, {TUNED}; may be empty.")
+    flags.DEFINE_integer("trained_draws", 3, "Draws of these, which take longest.", lower_bound=1)
     flags.DEFINE_string("workdir", "runs/few-labels", "Where results are kept.")
     config_flags.DEFINE_config_dict("config", recipe())
     command.keep_memory()

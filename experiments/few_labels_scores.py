@@ -1,31 +1,32 @@
-"""The metric of a run of few labels on all held-out labels: AUROC, or Harrell's C."""
+"""The metric of few labels on all held-out labels: AUROC, or Harrell's C, on the data and on resampled patients."""
 
 import numpy as np
-from ml_collections import ConfigDict
-from scipy.special import expit
 
 from behrt_jax import classification_metrics, survival_metrics
 from behrt_jax.data.labels import Labels
 from behrt_jax.metrics import Estimate
-from behrt_jax.objectives import survival
-from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.survival_metrics import Followed
-from experiments import predictions
-from experiments.labelled import Labelled
+
+METRICS = {"binary": "AUROC", "survival": "C-index"}
 
 
-def measure(config: ConfigDict, model, params, found: Labelled) -> Estimate:
-    """Scores labelled histories with a model; no calibration by a temperature would move these metrics."""
-    logits = predictions.score(config, model, params, found)
-    if found.labels.kind == "survival":
-        return rank(survival.risk_scores(logits, SurvivalConfig(**config.survival))[:, 0], found.labels)
-    return rank(logits[:, 0], found.labels)
+def check_kind(labels: Labels, flag: str) -> None:
+    """Raises a ValueError where labels are neither one binary label nor times to one event."""
+    if labels.kind not in METRICS or len(labels.names) > 1:
+        found = labels.kind if labels.kind not in METRICS else f"{len(labels.names)} causes of {labels.kind}"
+        raise ValueError(f"{flag}: found {found} labels; expected one binary label, or times to an event")
 
 
 def rank(scores: np.ndarray, labels: Labels) -> Estimate:
-    """Says how well (M,) scores, log odds or log risks, order the outcomes of M labels."""
+    """Measures how well (M,) scores order the outcomes of M labels; a higher score is a likelier or earlier outcome."""
     if labels.kind == "survival":
         followed = Followed(labels.days, labels.events > 0)
         return survival_metrics.measure(scores, followed, labels.subject_ids, followed, horizons=())["survival/c_index"]
-    said = expit(scores.astype(np.float64))
-    return classification_metrics.measure(said, labels.values[:, 0] > 0, labels.subject_ids)["classification/auroc"]
+    owners, weights = classification_metrics.patient_weights(labels.subject_ids, len(labels), seed=0)
+    positive = labels.values[:, 0] > 0
+
+    def measure(weights):
+        return {"auroc": classification_metrics.auroc(scores, positive, weights)}
+
+    values = classification_metrics.replicate(measure, owners, weights)["auroc"]
+    return Estimate(float(values[0]), values[1:], len(labels))

@@ -1,47 +1,94 @@
-"""The table of few labels: means over draws and runs of both arms, and how far the pre-trained one is above."""
+"""The table of few labels: what each arm reaches for each task and number of patients, and how far ours is above."""
 
 import numpy as np
 
 from behrt_jax import metrics
+from behrt_jax.data.labels import Labels
 from behrt_jax.metrics import Estimate
-from experiments.labelled import Labelled
-from experiments.probe import METRICS
-from experiments.tables import format_cell, format_signed
+from experiments.few_labels_scores import METRICS
+from experiments.tables import format_signed
 
-ARMS = ("scratch", "pretrained")
-FORETOLD = (0, 0, "foretold")  # by the pre-trained run's forecast, before any label
+Results = dict[tuple[int, int, str], Estimate]  # by size, draw and arm
+
+AGE, FORECAST, COUNTS, BOOSTING, RANDOM, SCRATCH, TUNED, OURS = (
+    "age",
+    "forecast",
+    "counts",
+    "boosting",
+    "random",
+    "scratch",
+    "fine_tuned",
+    "pretrained",
+)
+UNLABELED = (AGE, FORECAST)  # scored once, as size 0 and draw 0
+HEADS = {
+    AGE: "age alone, no label",
+    FORECAST: "forecast, no label",
+    COUNTS: "counts, age and sex",
+    BOOSTING: "gradient boosting",
+    RANDOM: "random encoder",
+    SCRATCH: "from scratch",
+    TUNED: "fine-tuned end to end",
+    OURS: "pre-trained",
+}
+COMPARED = (COUNTS, AGE)
 
 
-def average(found: list[dict[tuple[int, int, str], Estimate]], size: int, draws: int, arm: str) -> Estimate:
-    """Averages the draws of a size, whose resamples of patients are the same, and then the runs, whose are not."""
+def average(results: list[Results], size: int, arm: str) -> Estimate | None:
+    """Averages an arm over the draws of each run, then over runs; None where a run lacks it.
+
+    Replicates are those of a two-level bootstrap: each resamples the held-out patients, the same for all draws and
+    arms of a run, and the draws, the same for all arms with as many. Runs have other patients: theirs are independent.
+    """
+    if arm in UNLABELED:
+        size = 0
     means, numbers = [], 0
-    for run, results in enumerate(found):
-        values, replicates, counts = zip(*(results[size, draw, arm] for draw in range(draws)), strict=True)
+    for run, found in enumerate(results):
+        draws = [found[key] for key in sorted(found) if key[0] == size and key[2] == arm]
+        if not draws:
+            return None
+        picked = np.random.default_rng(0).integers(len(draws), size=(metrics.NUM_RESAMPLES, len(draws)))
+        replicates = np.stack([draw.replicates for draw in draws], axis=1)
+        resampled = np.take_along_axis(replicates, picked, axis=1).mean(axis=1)
         order = np.random.default_rng(run).permutation(metrics.NUM_RESAMPLES)
-        means.append((np.mean(values), np.mean(replicates, axis=0)[order]))
-        numbers += counts[0]
+        means.append((np.mean([draw.value for draw in draws]), resampled[order]))
+        numbers += draws[0].n
     values, replicates = zip(*means, strict=True)
     return Estimate(float(np.mean(values)), np.mean(replicates, axis=0), numbers)
 
 
-def format_table(found: dict[str, list[dict]], counts: dict[str, str], sizes: list[int], draws: int) -> str:
-    """Lays out a table in Markdown: for each task and size both arms, and how far the pre-trained one is above."""
-    heads, above = ["", "held out, with the outcome", "foretold, no label"], {size: [] for size in sizes}
-    for size in above:
-        heads += [f"{show(size)}: scratch", "pre-trained", "difference"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name, results in found.items():
-        foretold = [each for each in results if FORETOLD in each]
-        cells = [name, counts[name], _show_alone(average(foretold, 0, 1, FORETOLD[2])) if foretold else ""]
-        for size in above:
-            scratch, ours = (average(results, size, draws, arm) for arm in ARMS)
-            change = metrics.difference(ours, scratch)
-            cells += [f"{scratch.value:.3f}", f"{ours.value:.3f}", format_signed(change)]
-            above[size].append((change["value"] > 0, change["low"] > 0))
-        lines.append(f"| {' | '.join(cells)} |")
-    for size, signs in above.items():
-        tasks, surely = np.sum(signs, axis=0)
-        lines.append(f"\n{show(size)} patients: above in {tasks} of {len(signs)} tasks, in {surely} with the interval.")
+def format_table(results: dict[str, list[Results]], counts: dict[str, str], sizes: list[int]) -> str:
+    """Lays out a table in Markdown, a row for each task and size, and counts the cells in which ours is above.
+
+    Args:
+      results: by task, those of each run.
+      counts: by task, what was measured, of how many patients.
+      sizes: numbers of labelled patients, ascending.
+    """
+    cells = {
+        (name, size, arm): average(results[name], size, arm) for name in results for size in sizes for arm in HEADS
+    }
+    arms = [arm for arm in HEADS if any(cells[name, size, arm] for name in results for size in sizes)]
+    heads = ["held-out patients with the outcome", "k", *(HEADS[arm] for arm in arms)]
+    heads += [f"pre-trained minus {HEADS[arm]}" for arm in COMPARED]
+    lines, changes = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], {arm: [] for arm in COMPARED}
+    for name in results:
+        for size in sizes:
+            words = [f"{name}, {counts[name]}" if size == sizes[0] else "", show(size)]
+            words += [f"{its.value:.3f}" if (its := cells[name, size, arm]) else "" for arm in arms]
+            for arm in COMPARED:
+                ours, other = cells[name, size, OURS], cells[name, size, arm]
+                if ours is None or other is None:
+                    raise ValueError(f"results of {name}: none of {arm} or {OURS} with {show(size)} patients")
+                change = metrics.difference(ours, other)
+                changes[arm].append(change)
+                words.append(format_signed(change))
+            lines.append(f"| {' | '.join(words)} |")
+    for arm, each in changes.items():
+        above, surely = sum(c["value"] > 0 for c in each), sum(c["low"] > 0 for c in each)
+        below = sum(c["high"] < 0 for c in each)
+        of = f"\nPre-trained against {HEADS[arm]}, {len(each)} cells: above in {above}"
+        lines.append(f"{of}, in {surely} by the whole interval; below by the whole interval in {below}.")
     return "\n".join(lines) + "\n"
 
 
@@ -50,16 +97,10 @@ def show(size: int) -> str:
     return f"{size:,}" if size < np.iinfo(int).max else "all"
 
 
-def count(found: list[Labelled]) -> str:
+def count(held_out: list[Labels]) -> str:
     """Says what is measured, and of how many patients with the outcome."""
-    of, came = (sum(len(np.unique(ids)) for ids in each) for each in zip(*map(_owners, found), strict=True))
-    return f"{METRICS[found[0].labels.kind]}, {came:,} of {of:,} patients"
-
-
-def _owners(found: Labelled) -> tuple[np.ndarray, np.ndarray]:
-    ids = found.labels.subject_ids
-    return ids, ids[found.labels.outcomes()[:, 0]]
-
-
-def _show_alone(its: Estimate) -> str:
-    return format_cell(metrics.interval(its.value, its.replicates))
+    totals = np.zeros(2, int)
+    for labels in held_out:
+        ids = labels.subject_ids
+        totals += [len(np.unique(ids[labels.outcomes()[:, 0]])), len(np.unique(ids))]
+    return f"{METRICS[held_out[0].kind]}, {totals[0]:,} of {totals[1]:,}"

@@ -9,8 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+import behrt_jax
+from behrt_jax.data import dataset
 from behrt_jax.data.labels import Labels
-from experiments import draws, few_labels, few_labels_run, few_labels_scores, probe_first
+from experiments import draws, few_labels, few_labels_arms, few_labels_features, few_labels_run, predictions
+from experiments.few_labels_arms import FITTED
+from experiments.few_labels_features import DEMOGRAPHICS, Reader, at_random_times
+from experiments.few_labels_table import AGE, BOOSTING, COUNTS, OURS, RANDOM, SCRATCH, TUNED
 from tests.experiments.conftest import Workplace
 
 TRAINING = {"train.batch_size": 4, "train.num_steps": 4, "train.evaluate_every": 2, "evaluation.batch_size": 4}
@@ -46,7 +51,17 @@ def task(request, workplace, joint, files, tmp_path_factory) -> few_labels_run.T
     places = {"data.path": str(workplace.data), "data.prepared_dir": str(workplace.folder / "prepared")}
     config.update_from_flattened_dict({**TRAINING, **places, "survival.num_bins": 2})
     folder = tmp_path_factory.mktemp("few") / request.param
-    return few_labels_run.read_task(config, files[request.param], 2, True, folder, lambda line: None)
+    return few_labels_run.read_task(config, files[request.param], 2, folder, lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def reader(task, joint, tmp_path_factory) -> Reader:
+    patients = dataset.read(task.prepared.folder, "train")
+    return Reader(behrt_jax.load(joint), patients, tmp_path_factory.mktemp("features"))
+
+
+def blocks_of(reader: Reader, found) -> dict[str, np.ndarray]:
+    return reader.blocks(found.histories, found.labels.prediction_times)
 
 
 def made(outcome: list[int], subjects: list[int]) -> Labels:
@@ -66,99 +81,106 @@ def test_of_each_patient_at_most_so_many_labels_of_each_outcome_are_taken():
 
 
 @pytest.mark.parametrize("size", [4, 5])
-def test_training_and_tuning_have_so_many_patients_of_both_outcomes_and_none_that_is_held_out(task, size):
-    drawn = draws.draw_splits(task.splits, size, 0, 1)
-    held_out = task.splits["held_out"].labels.subject_ids
-    for name, found in drawn.items():
-        patients = np.unique(found.labels.subject_ids)
-        assert len(patients) == size and set(patients) < set(task.splits[name].labels.subject_ids)
-        assert not set(patients) & set(held_out)
-        assert 1 < found.labels.outcomes().sum() < len(found.labels) - 1
-        np.testing.assert_array_equal(found.rows.subject_ids, found.labels.subject_ids)
-        assert found.traits.shape[0] == len(found.histories) == len(found.labels)
-        again, other = (draws.draw_splits(task.splits, size, 0, draw)[name].labels.subject_ids for draw in (1, 2))
-        np.testing.assert_array_equal(again, found.labels.subject_ids)
-        assert not np.array_equal(other, again)
+def test_so_many_patients_in_all_are_drawn_of_both_outcomes(task, size):
+    found = task.splits["train"].labels
+    drawn, again, other = (found.take(draws.draw_rows(found, size, 0, draw)) for draw in (1, 1, 2))
+    patients = np.unique(drawn.subject_ids)
+    assert len(patients) == size and 1 < drawn.outcomes().sum() < len(drawn) - 1
+    np.testing.assert_array_equal(again.subject_ids, drawn.subject_ids)
+    assert not np.array_equal(other.subject_ids, drawn.subject_ids)
 
 
-def spoil(task: few_labels_run.Task, name: str, rows: np.ndarray) -> few_labels_run.Task:
-    """Turns the outcomes of some rows of a split over."""
-    found = task.splits[name]
-    values, events = found.labels.values.copy(), found.labels.events.copy()
+def spoil(labels: Labels, rows: np.ndarray) -> Labels:
+    """Turns the outcomes of some labels over."""
+    values, events = labels.values.copy(), labels.events.copy()
     values[rows], events[rows] = 1 - values[rows], 1 - events[rows]
-    labels = dataclasses.replace(found.labels, values=values, events=events)
-    return task._replace(splits={**task.splits, name: found._replace(labels=labels)})
+    return dataclasses.replace(labels, values=values, events=events)
 
 
-def test_only_the_labels_of_drawn_patients_are_learned_and_only_those_of_held_out_are_scored(task):
-    compiled, drawn = {}, draws.draw_splits(task.splits, 5, 0, 0)
-    before = few_labels_run.run(task, 5, 0, True, compiled).value
-    others = task
-    for name, found in drawn.items():
-        is_drawn = np.isin(task.splits[name].labels.subject_ids, found.labels.subject_ids)
-        assert 0 < is_drawn.sum() < len(is_drawn)
-        others = spoil(others, name, ~is_drawn)
-    assert few_labels_run.run(others, 5, 0, True, compiled).value == before
-    own = np.isin(task.splits["train"].labels.subject_ids, drawn["train"].labels.subject_ids)
-    assert few_labels_run.run(spoil(task, "train", own), 5, 0, True, compiled).value != before
-    after = few_labels_run.run(spoil(task, "held_out", task.splits["held_out"].labels.days != 0), 5, 0, True, compiled)
-    if task.splits["train"].labels.kind == "binary":
-        assert after.value == pytest.approx(1 - before) and len(compiled) == 1
-    else:
-        assert after.value != before
+@pytest.mark.parametrize("arm", [*FITTED, SCRATCH, TUNED])
+def test_only_the_labels_of_drawn_patients_are_learned(task, reader, arm):
+    """Neither tuning nor the rest of train chooses anything: k is all the patients whose labels count."""
+    train, compiled = task.splits["train"], {}
+    known, wanted = (blocks_of(reader, task.splits[name]) for name in ("train", "held_out"))
+    size = 20 if arm == BOOSTING else 5
+    rows = draws.draw_rows(train.labels, size, 0, 0)
+
+    def scores(own: bool, others: bool):
+        labels = spoil(train.labels, rows) if own else train.labels
+        labels = spoil(labels, np.setdiff1d(np.arange(len(labels)), rows)) if others else labels
+        if arm in FITTED:
+            return few_labels_arms.fit_and_score(arm, known, wanted, labels, rows)
+        tuning = task.splits["tuning"]
+        tuning = tuning._replace(
+            labels=spoil(tuning.labels, np.arange(len(tuning.labels))) if others else tuning.labels
+        )
+        splits = {**task.splits, "train": train._replace(labels=labels), "tuning": tuning}
+        return few_labels_run.train_and_score(task._replace(splits=splits), rows, 0, arm == TUNED, compiled)
+
+    before = scores(own=False, others=False)
+    assert before.shape == (len(task.splits["held_out"].labels),) and np.isfinite(before).all()
+    np.testing.assert_array_equal(scores(own=False, others=True), before)
+    assert np.abs(scores(own=True, others=False) - before).max() > 1e-6
 
 
-def begin(task: few_labels_run.Task, pretrained: bool, monkeypatch) -> tuple[dict, float]:
-    """The parameters with which training begins, and what they score."""
-    begun = []
+def test_features_are_scaled_by_all_of_train_whoever_is_labelled(task, reader):
+    """Dividing by the deviation of k rows would make the rarest code of a patient the largest number."""
+    train = task.splits["train"]
+    whole = blocks_of(reader, train)
+    few = draws.take(train, draws.draw_rows(train.labels, 4, 0, 0))
+    kept = np.isin(train.labels.subject_ids, few.labels.subject_ids)
+    everyone = reader.scaling(reader._read(*at_random_times(reader.unlabeled)))
+    for name, values in blocks_of(reader, few).items():
+        np.testing.assert_allclose(values, whole[name][kept], atol=1e-5)
+        spread = everyone[name] if name != DEMOGRAPHICS else everyone[name][:, :1]  # age
+        assert spread.var(axis=0).sum() == pytest.approx(1, abs=0.05) and np.abs(spread.mean(axis=0)).max() < 1e-3
 
-    def note(config, steps, params, splits):
-        begun.append(params)
-        return params
 
-    monkeypatch.setattr(few_labels_run, "fine_tune", note)
-    score = few_labels_run.run(task, 5, 0, pretrained, {}).value
-    return begun[0]["params"], score
+def test_from_scratch_the_encoder_is_random_at_first_and_then_trained(task, monkeypatch):
+    """What is scored are the parameters after the last step, and they are not those of the beginning."""
+    rows, ends = draws.draw_rows(task.splits["train"].labels, 5, 0, 0), {}
+    score = predictions.score
+
+    def note(config, model, params, found):
+        ends[config.train.num_steps] = params["params"]
+        return score(config, model, params, found)
+
+    monkeypatch.setattr(predictions, "score", note)
+    for steps in (1, 12):
+        config = task.config.copy_and_resolve_references()
+        config.train.num_steps = steps
+        few_labels_run.train_and_score(task._replace(config=config), rows, 0, False, {})
+    moved = [
+        np.abs(a - b).max() for a, b in zip(*(jax.tree.leaves(ends[steps]["behrt"]) for steps in (1, 12)), strict=True)
+    ]
+    assert np.median(moved) > 1e-4
+    theirs = zip(jax.tree.leaves(ends[1]["behrt"]), jax.tree.leaves(dict(task.begun["params"]["behrt"])), strict=True)
+    assert np.median([np.abs(a - b).max() for a, b in theirs]) > 0.01
 
 
-def test_arms_differ_in_the_weights_of_the_encoder_alone(task, monkeypatch):
+def test_embeddings_are_kept_and_those_of_others_are_not_taken_for_them(task, reader, monkeypatch):
+    found, train = task.splits["held_out"], task.splits["train"]
+    first = blocks_of(reader, found)
+    monkeypatch.setattr(few_labels_features, "embed_histories", None)  # fails where it is called
+    for name, values in blocks_of(reader, found).items():
+        np.testing.assert_array_equal(values, first[name])
+    with pytest.raises(TypeError):
+        blocks_of(reader, draws.take(train, np.arange(3)))
+
+
+def test_results_of_other_labels_are_not_mixed_in(workplace, task, tmp_path):
     config = task.config.copy_and_resolve_references()
-    config.probe_first = False
-    arms = [begin(task._replace(config=config), pretrained, monkeypatch) for pretrained in (False, True)]
-    (scratch, its_score), (ours, our_score) = arms
-    jax.tree.map(np.testing.assert_array_equal, scratch["head"], ours["head"])
-    jax.tree.map(np.testing.assert_array_equal, ours["behrt"], dict(task.begun["params"]["behrt"]))
-    same = [np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (scratch, ours)), strict=True)]
-    assert not all(same)
-    assert its_score == our_score  # a head that begins at age and sex reads nothing else
-
-
-def test_a_probe_reads_what_embeddings_say_of_an_outcome_and_is_what_the_model_then_says(task, monkeypatch):
-    drawn = draws.draw_splits(task.splits, 20, 0, 0)
-    config = task.config.copy_and_resolve_references()
-    its = few_labels_run.outcomes.build(config, task.prepared, drawn, task.begun)
-    variables = its.initialize(jax.random.key(0))
-    pooled = {name: probe_first.read_patients(config, its.model, variables, found) for name, found in drawn.items()}
-    planted = {}
-    for name, found in drawn.items():  # whoever is high in the first column is ill, soon
-        high = pooled[name][:, 0] > np.median(pooled["train"][:, 0])
-        days = np.where(high, 50.0, 900.0) if found.labels.kind == "survival" else found.labels.days
-        values = high[:, None].astype(np.float32)[:, : found.labels.values.shape[1]]
-        labels = dataclasses.replace(found.labels, values=values, days=days, events=high.astype(np.int32))
-        planted[name] = found._replace(labels=labels)
-    monkeypatch.setattr(probe_first, "SCALES", (0.3,))
-    its = few_labels_run.outcomes.build(config, task.prepared, planted, task.begun)
-    probed = probe_first.begin(config, its.model, variables, planted)
-    reached = few_labels_scores.measure(config, its.model, probed, planted["tuning"]).value
-    plain = few_labels_scores.measure(config, its.model, its.initialize(jax.random.key(0)), planted["tuning"]).value
-    assert reached > plain + 0.05
-    jax.tree.map(np.testing.assert_array_equal, probed["params"]["behrt"], variables["params"]["behrt"])
-    monkeypatch.setattr(probe_first, "SCALES", (0.0,))
-    monkeypatch.setattr(probe_first, "TRAITS", (1.0,))
-    plainly = probe_first.begin(config, its.model, variables, planted)["params"]["head"]["output"]
-    expected = its.initialize(jax.random.key(0))["params"]["head"]["output"]
-    for name in ("kernel", "bias"):
-        np.testing.assert_allclose(plainly[name], expected[name], rtol=2e-2, atol=2e-3)
+    other = pl.read_parquet(task.config.labels)
+    kinds = {"boolean_value": ~pl.col("boolean_value")} if "boolean_value" in other else {"event": ~pl.col("event")}
+    file = str(tmp_path / "same.parquet")
+    other.write_parquet(file)
+    with config.unlocked():
+        config.classification = config.survival = {}
+    few_labels_run.read_task(config, file, 2, tmp_path / "run", lambda line: None)
+    few_labels_run.read_task(config, file, 2, tmp_path / "run", lambda line: None)
+    other.with_columns(**kinds).write_parquet(file)
+    with pytest.raises(ValueError, match="labels"):
+        few_labels_run.read_task(config, file, 2, tmp_path / "run", lambda line: None)
 
 
 def test_results_of_another_recipe_are_not_mixed_in_and_labels_of_other_kinds_are_refused(workplace, task, tmp_path):
@@ -167,11 +189,11 @@ def test_results_of_another_recipe_are_not_mixed_in_and_labels_of_other_kinds_ar
         config.classification = config.survival = {}
     few_labels_run.workdir.open_workdir(tmp_path, task.config, task.prepared.vocabulary)
     with pytest.raises(ValueError, match="most_labels: 2 there, 3 now"):
-        few_labels_run.read_task(config, task.config.labels, 3, True, tmp_path, lambda line: None)
+        few_labels_run.read_task(config, task.config.labels, 3, tmp_path, lambda line: None)
     classes = pl.DataFrame({"subject_id": [1, 2, 3], "prediction_time": [datetime.datetime(2020, 1, 1)] * 3})
     classes.with_columns(categorical_value=pl.Series(["a", "b", "c"])).write_parquet(tmp_path / "classes.parquet")
     with pytest.raises(ValueError, match="found multiclass labels; expected one binary label, or times to an event"):
-        few_labels_run.read_task(config, str(tmp_path / "classes.parquet"), 3, True, tmp_path, lambda line: None)
+        few_labels_run.read_task(config, str(tmp_path / "classes.parquet"), 3, tmp_path, lambda line: None)
 
 
 def arguments(place: Workplace, joint, files: dict[str, str], draws: int) -> list[str]:
@@ -179,28 +201,26 @@ def arguments(place: Workplace, joint, files: dict[str, str], draws: int) -> lis
     given = [f"--config.{key}={value}" for key, value in keys.items()]
     labels = ",".join(f"{name}={file}" for name, file in files.items())
     own = [f"--pretrained={joint}", f"--labels={labels}", "--sizes=5", f"--draws={draws}", "--most_labels=1"]
-    return [*own, f"--workdir={place.folder / 'few'}", *given]
+    return [*own, "--trained_draws=1", f"--workdir={place.folder / 'few'}", *given]
 
 
-@pytest.mark.slow
 def test_the_command_goes_on_and_its_table_says_what_its_file_holds(workplace, joint, files):
     files = {"ill": files["ill"]}
     done = workplace.run(arguments(workplace, joint, files, draws=1), "experiments.few_labels")
     assert done.returncode == 0, done.stderr
     results = workplace.folder / "few" / "ill" / "results.jsonl"
     first = results.read_text()
-    assert first.count("\n") == 2
+    assert first.count("\n") == 5  # age, counts, random encoder, pre-trained, scratch
     results.write_text(first + first[:100])  # as if it were killed while it wrote
     done = workplace.run(arguments(workplace, joint, files, draws=2), "experiments.few_labels")
     assert done.returncode == 0, done.stderr
-    assert results.read_text().startswith(first) and results.read_text().count("\n") == 4
+    assert results.read_text().startswith(first) and results.read_text().count("\n") == 8
     lines = [json.loads(line) for line in results.read_text().splitlines()]
-    means = {arm: np.mean([line["value"] for line in lines if line["arm"] == arm]) for arm in few_labels.ARMS}
-    pairs = [np.array([line["replicates"] for line in lines if line["arm"] == arm]) for arm in few_labels.ARMS]
-    low, high = np.nanquantile(pairs[1].mean(axis=0) - pairs[0].mean(axis=0), [0.025, 0.975])
-    change = means["pretrained"] - means["scratch"]
+    arms = (AGE, COUNTS, RANDOM, SCRATCH, OURS)
+    means = {arm: np.mean([line["value"] for line in lines if line["arm"] == arm]) for arm in arms}
     table = (workplace.folder / "few" / "few_labels.md").read_text()
-    row = next(line for line in table.splitlines() if line.startswith("| ill |"))
+    row = next(line for line in table.splitlines() if line.startswith("| ill, AUROC"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[2:] == ["", *(f"{v:.3f}" for v in means.values()), f"{change:+.3f} [{low:+.3f}, {high:+.3f}]"]
-    assert f"5 patients: above in {int(change > 0)} of 1 tasks" in table and table in done.stdout
+    assert cells[1:7] == ["5", *(f"{mean:.3f}" for mean in means.values())]
+    assert cells[7].startswith(f"{means[OURS] - means[COUNTS]:+.3f} [")
+    assert "Pre-trained against age alone, no label, 1 cells:" in table and table in done.stdout

@@ -1,4 +1,4 @@
-"""Probes of frozen embeddings: known truth in made-up inputs, and the command on sixty bundled patients."""
+"""Probes of frozen embeddings: who is drawn, and the command on sixty bundled patients."""
 
 import numpy as np
 import polars as pl
@@ -16,29 +16,6 @@ def labels_of(outcome: np.ndarray, days: np.ndarray | None = None) -> Labels:
         values = outcome.astype(np.float32)[:, None]
         return Labels("binary", ("ill",), subjects, times, values, np.full(number, np.nan), np.zeros(number, np.int32))
     return Labels("survival", ("event",), subjects, times, np.zeros((number, 0)), days, outcome.astype(np.int32))
-
-
-def splits_of(kind: str) -> dict[str, probe.Split]:
-    found, rng = {}, np.random.default_rng(0)
-    for name in ("train", "tuning", "held_out"):
-        inputs = rng.normal(size=(600, 5))
-        inputs[:, 4] = 1.0  # the same for everybody: nothing to scale by
-        risk = 2 * inputs[:, 0] - inputs[:, 1]
-        if kind == "binary":
-            labels = labels_of(rng.random(600) < 1 / (1 + np.exp(-risk)))
-        else:
-            labels = labels_of(rng.random(600) < 0.7, 1 + rng.exponential(100 * np.exp(-risk)))
-        found[name] = probe.Split({"embeddings": inputs, "counts": rng.normal(size=(600, 5))}, labels)
-    return found
-
-
-@pytest.mark.parametrize("kind", ["binary", "survival"])
-def test_a_planted_signal_is_found_by_the_inputs_that_hold_it(kind):
-    splits, everyone = splits_of(kind), np.arange(600)
-    assert probe.fit_and_score(splits, "embeddings", everyone) > 0.8
-    assert 0.4 < probe.fit_and_score(splits, "counts", everyone) < 0.6
-    few = probe.fit_and_score(splits, "embeddings", draws.draw_rows(splits["train"].labels, 12, 0))
-    assert 0.5 < few < probe.fit_and_score(splits, "embeddings", everyone) + 0.02
 
 
 def test_draws_are_whole_patients_of_both_outcomes_and_a_function_of_the_seed():
@@ -61,15 +38,36 @@ def test_sizes_are_numbers_of_patients_or_all(words):
     assert probe.read_sizes(["all", "16"])[0] == 16
 
 
-def test_the_command_prints_a_line_for_each_size_and_model(workplace, joint):
-    deaths, output = workplace.folder / "probe.parquet", workplace.folder / "scores.parquet"
+@pytest.fixture(scope="module")
+def outcomes_file(workplace):
+    """An outcome of every other patient, and subjects and times to predict."""
     splits = pl.read_parquet(workplace.data / "metadata" / "subject_splits.parquet").sort("subject_id")
     rows = splits.select("subject_id", prediction_time=pl.datetime(2020, 1, 1)).with_row_index()
-    rows.select("subject_id", "prediction_time", boolean_value=pl.col("index") % 2 == 0).write_parquet(deaths)
-    given = [f"--workdir={joint}", f"--labels={deaths}", "--sizes=16,all", "--draws=2", f"--output={output}"]
-    done = workplace.run(given, "experiments.probe")
+    rows = rows.select("subject_id", "prediction_time", boolean_value=pl.col("index") % 2 == 0)
+    rows.write_parquet(workplace.folder / "probe.parquet")
+    rows.drop("boolean_value").write_parquet(workplace.folder / "probe-times.parquet")
+    return workplace.folder / "probe.parquet"
+
+
+def probe_of(workplace, joint, file, *more: str):
+    given = [f"--workdir={joint}", f"--labels={file}", f"--features={workplace.folder / 'features'}", *more]
+    return workplace.run(given, "experiments.probe")
+
+
+def test_the_command_prints_a_line_for_each_size_and_arm(workplace, joint, outcomes_file):
+    done = probe_of(workplace, joint, outcomes_file, "--sizes=16,all", "--draws=2")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert sum("frozen BEHRT" in line for line in lines) == sum("counts of codes" in line for line in lines) == 2
-    scores = pl.read_parquet(output)
-    assert scores.height == 2 * 3 and scores["score"].is_between(0, 1).all()  # all is drawn once
+    assert sum("counts, age and sex" in line for line in lines) == sum("pre-trained" in line for line in lines) == 2
+    assert sum("age alone, no label" in line for line in lines) == 1
+
+
+def test_the_command_predicts_times_that_have_no_label(workplace, joint, outcomes_file):
+    wanted, output = workplace.folder / "probe-times.parquet", workplace.folder / "probed.parquet"
+    done = probe_of(workplace, joint, outcomes_file, f"--predict={wanted}", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    said = pl.read_parquet(output)
+    assert set(said["subject_id"]) <= set(pl.read_parquet(wanted)["subject_id"]) and said.height > 30
+    assert said["predicted_boolean_probability"].is_between(0, 1).all()
+    done = probe_of(workplace, joint, outcomes_file, f"--predict={wanted}")
+    assert done.returncode == 2 and "--predict and --output: found one without the other" in done.stderr
