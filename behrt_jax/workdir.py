@@ -135,6 +135,8 @@ def read_config(workdir: Path) -> ConfigDict:
         config = ConfigDict(_tuples(json.loads(file.read_text())))
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{file}: not the config of a workdir ({error}); expected one that pretrain wrote") from error
+    if "data" in config:
+        config.data.value_digits = config.data.get("value_digits", 0)  # not among the keys of older runs
     if "objective" in config:
         for key, default in (("event_first", False), ("event_times", "visits")):  # not among the keys of older runs
             config.objective[key] = config.objective.get(key, default)

@@ -16,7 +16,7 @@ def average(found: list[dict[tuple[int, int, str], Estimate]], size: int, draws:
     """Averages the draws of a size, whose resamples of patients are the same, and then the runs, whose are not."""
     means, numbers = [], 0
     for run, results in enumerate(found):
-        values, replicates, counts = zip(*(results[size, draw, arm] for draw in range(draws)), strict=True)
+        values, replicates, counts, _ = zip(*(results[size, draw, arm] for draw in range(draws)), strict=True)
         order = np.random.default_rng(run).permutation(metrics.NUM_RESAMPLES)
         means.append((np.mean(values), np.mean(replicates, axis=0)[order]))
         numbers += counts[0]

@@ -75,7 +75,7 @@ def begin(
         config.model.vocab_size = len(prepared.vocabulary)
         if "time_to_event" in settings.weights and not settings.event_edges:
             times = task_events.find_times(config, train, _find_targets(settings, prepared.vocabulary))
-            config.objective.event_edges = events_ahead.fit_edges(times, EVENT_BINS)
+            config.objective.event_edges = events_ahead.fit_edges(times, EVENT_BINS, digits=config.data.value_digits)
     return prepared, train, make_task(config, prepared.vocabulary)
 
 
