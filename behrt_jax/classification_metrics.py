@@ -71,7 +71,7 @@ def measure(
             of_rows = _multi_class(scores, targets[rows], labels)
         else:
             of_rows = _multi_label(scores, columns[rows], cuts, labels)
-        found |= estimates(replicate(of_rows, owners[rows], weights), PREFIX, part, int(rows.sum()))
+        found |= estimates(replicate(of_rows, owners[rows], weights), PREFIX, part, owners[rows])
     return found
 
 
@@ -109,6 +109,15 @@ def equal_mass_bins(scores: np.ndarray, num_bins: int = CALIBRATION_BINS) -> np.
     """Returns the bin, 0 to num_bins - 1 of rising scores, of each of (N,) scores; ties share one."""
     edges = np.quantile(scores, np.arange(1, num_bins) / num_bins)
     return np.searchsorted(edges, scores, side="left")
+
+
+def most_bins(scores: np.ndarray, patients: np.ndarray, fewest: int, most: int = CALIBRATION_BINS) -> int:
+    """Returns into how many equal-mass bins, at most `most`, scores split with `fewest` patients in each; 0: none."""
+    for number in range(most, 0, -1):
+        bins = equal_mass_bins(scores, number)
+        if all(len(np.unique(patients[bins == place])) >= fewest for place in np.unique(bins)):
+            return number
+    return 0
 
 
 def calibration_slope(probabilities: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -286,10 +295,14 @@ def replicate(
     return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
 
 
-def estimates(found: dict[str, np.ndarray], prefix: str, part: str, n: int) -> dict[str, Estimate]:
-    """Names (1 + R,) values, the first of the data itself; leaves out what the data or all resamples cannot tell."""
+def estimates(found: dict[str, np.ndarray], prefix: str, part: str, owners: np.ndarray) -> dict[str, Estimate]:
+    """Names (1 + R,) values, the first of the data itself; leaves out what the data or all resamples cannot tell.
+
+    `owners`, (N,) int, are the patients of the rows that were measured.
+    """
     kept = {name: values for name, values in found.items() if np.isfinite(values[0]) and np.isfinite(values[1:]).any()}
-    return {f"{prefix}{name}{part}": Estimate(float(values[0]), values[1:], n) for name, values in kept.items()}
+    counts = len(owners), len(np.unique(owners))
+    return {f"{prefix}{name}{part}": Estimate(float(values[0]), values[1:], *counts) for name, values in kept.items()}
 
 
 def mean_over(values: list[np.ndarray]) -> np.ndarray:

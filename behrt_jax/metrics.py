@@ -54,15 +54,17 @@ class Estimate(NamedTuple):
       value: on the data itself.
       replicates: (1000,) on each resample; NaN where one holds nothing to measure.
       n: how much was measured.
+      patients: whose it was; 0 where it is not known.
     """
 
     value: float
     replicates: np.ndarray
     n: int
+    patients: int = 0
 
     def summary(self) -> dict[str, float]:
-        """Returns `{"value", "low", "high", "n"}` with a 95% percentile interval."""
-        return {**interval(self.value, self.replicates), "n": self.n}
+        """Returns `{"value", "low", "high", "n", "patients"}` with a 95% percentile interval."""
+        return {**interval(self.value, self.replicates), "n": self.n, "patients": self.patients}
 
 
 def interval(value: float, replicates: np.ndarray) -> dict[str, float]:
@@ -100,9 +102,12 @@ def estimate(outcomes: Outcomes, prefix: str, seed: int = 0) -> dict[str, Estima
     values = table[:, :-1].sum(axis=0) / table[:, -1].sum()
     estimates = {}
     for place, name in enumerate(outcomes.values):
-        found = estimates[f"{prefix}/{name}"] = Estimate(float(values[place]), means[:, place], len(owners))
+        found = estimates[f"{prefix}/{name}"] = Estimate(
+            float(values[place]), means[:, place], len(owners), num_patients
+        )
         if name == "loss":
-            estimates[f"{prefix}/perplexity"] = Estimate(np.exp(found.value), np.exp(found.replicates), found.n)
+            perplexity = found._replace(value=np.exp(found.value), replicates=np.exp(found.replicates))
+            estimates[f"{prefix}/perplexity"] = perplexity
     return estimates
 
 
@@ -117,7 +122,8 @@ def summarize(outcomes: Outcomes, prefix: str, seed: int = 0) -> dict[str, dict[
       seed: of the resamples.
 
     Returns:
-      Name to `{"value", "low", "high", "n"}` with 95% intervals and n targets; `loss` also as `perplexity`.
+      Name to `{"value", "low", "high", "n", "patients"}` with 95% intervals, n targets of so many patients; `loss` also
+      as `perplexity`.
     """
     return summaries(estimate(outcomes, prefix, seed))
 

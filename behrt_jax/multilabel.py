@@ -68,7 +68,8 @@ def measure(probabilities: np.ndarray, examples: Examples, threshold: float, see
       seed: of the resamples; with the same, those of two models are paired.
 
     Returns:
-      Estimates by name; n counts visits, positive cells (`micro_f1`, `average_precision*`) or codes (`macro_*`).
+      Estimates by name; n counts visits, positive cells (`micro_f1`, `average_precision*`) or codes (`macro_*`), and
+      `patients` whose visits, positive cells, or positive cells of these codes they are.
     """
     order = np.argsort(examples.patients, kind="stable")
     probabilities, targets = np.asarray(probabilities, np.float32)[order], _dense(examples.targets)[order]
@@ -161,9 +162,13 @@ def _ratios(probabilities, targets, seen, owners, weights, threshold) -> dict[st
         for name, sides in sums.items():
             added = np.stack([np.bincount(owners[rows], side, weights.shape[1]) for side in sides])
             totals[name] = totals.get(name, 0) + added
-    counts = {name: sides[1].sum() for name, sides in totals.items()} | {"micro_f1": targets.sum()}
+    counted = {name: sides[1] for name, sides in totals.items()}
+    counted["micro_f1"] = np.bincount(owners, targets.sum(axis=1), weights.shape[1])
     shares = {name: divide(*(sides @ weights.T)) for name, sides in totals.items()}
-    return {name: _estimate(found, found[0], int(counts[name])) for name, found in shares.items()}
+    return {
+        name: _estimate(found, found[0], int(counted[name].sum()), int((counted[name] > 0).sum()))
+        for name, found in shares.items()
+    }
 
 
 def _micro_average_precision(probabilities, targets, cells, owners, weights) -> Estimate | None:
@@ -175,7 +180,8 @@ def _micro_average_precision(probabilities, targets, cells, owners, weights) -> 
     positives = np.sort(scores[hits])
     edges = np.unique(np.concatenate([_spread(positives, MICRO_QUANTILES), positives[-MICRO_TOP:]]))
     counted = _count(np.repeat(owners, cells.sum(axis=1)), scores, hits, edges, weights)
-    return _estimate(_binned(*counted)[0], average_precision(scores, hits), len(positives))
+    patients = len(np.unique(owners[(targets & cells).any(axis=1)]))
+    return _estimate(_binned(*counted)[0], average_precision(scores, hits), len(positives), patients)
 
 
 def _means_over_codes(probabilities, targets, owners, weights, threshold) -> dict[str, Estimate | None]:
@@ -192,7 +198,8 @@ def _means_over_codes(probabilities, targets, owners, weights, threshold) -> dic
     for (name, kept), codes, values in zip(kinds.items(), binned, exact, strict=True):
         present = ~np.isnan(codes) & kept
         means = divide(np.where(present, codes, 0).sum(axis=1), present.sum(axis=1))
-        found[name] = _estimate(means, values[kept].sum() / max(kept.sum(), 1), int(kept.sum()))
+        patients = len(np.unique(owners[targets[:, ranked[kept]].any(axis=1)]))
+        found[name] = _estimate(means, values[kept].sum() / max(kept.sum(), 1), int(kept.sum()), patients)
     return found
 
 
@@ -239,17 +246,17 @@ def _calibration_error(probabilities, targets, owners, weights) -> Estimate | No
     """Measures the mean distance of probabilities from observed shares, over equal-mass bins of all cells."""
     totals = np.tensordot(weights, calibration_table(probabilities, targets, owners), 1)
     errors = np.abs(totals[:, 0] - totals[:, 1]).sum(axis=1) / totals[:, 2].sum(axis=1)
-    return _estimate(errors, errors[0], targets.size)
+    return _estimate(errors, errors[0], targets.size, int(owners[-1]) + 1)
 
 
-def calibration_table(probabilities, targets, owners) -> np.ndarray:
+def calibration_table(probabilities, targets, owners, num_bins: int = CALIBRATION_BINS) -> np.ndarray:
     """Adds up probabilities, targets and cells by patient and equal-mass bin: (patients, 3, bins)."""
-    ranks = np.arange(1, CALIBRATION_BINS) * probabilities.size // CALIBRATION_BINS
+    ranks = np.arange(1, num_bins) * probabilities.size // num_bins
     edges = np.unique(np.partition(probabilities, ranks, axis=None)[ranks])
-    bins = np.searchsorted(edges, probabilities, side="right") + owners[:, None] * CALIBRATION_BINS
-    size = (owners.max() + 1) * CALIBRATION_BINS
+    bins = np.searchsorted(edges, probabilities, side="right") + owners[:, None] * num_bins
+    size = (owners.max() + 1) * num_bins
     sums = [np.bincount(bins.ravel(), values, size) for values in (probabilities.ravel(), targets.ravel(), None)]
-    return np.stack([each.reshape(-1, CALIBRATION_BINS) for each in sums], axis=1)
+    return np.stack([each.reshape(-1, num_bins) for each in sums], axis=1)
 
 
 def _spread(ordered: np.ndarray, count: int) -> np.ndarray:
@@ -257,6 +264,6 @@ def _spread(ordered: np.ndarray, count: int) -> np.ndarray:
     return ordered[np.unique(np.linspace(0, len(ordered) - 1, count).astype(int))]
 
 
-def _estimate(found: np.ndarray, value: float, n: int) -> Estimate | None:
+def _estimate(found: np.ndarray, value: float, n: int, patients: int) -> Estimate | None:
     """Joins an exact value with (1 + resamples,) approximate ones, the first of them of the data itself."""
-    return Estimate(float(value), found[1:] + (value - found[0]), n) if n else None
+    return Estimate(float(value), found[1:] + (value - found[0]), n, patients) if n else None

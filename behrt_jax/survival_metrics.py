@@ -126,7 +126,7 @@ def measure(
             values |= replicate(function, owners[rows], weights)
         if of_part:
             values |= _d_calibration(some, of_part, owners[rows], weights)
-        found |= estimates(values, PREFIX, part, int(rows.sum()))
+        found |= estimates(values, PREFIX, part, owners[rows])
     return found
 
 
@@ -159,7 +159,7 @@ def measure_causes(
     for place, name in enumerate(names):
         one = check(Followed(days, np.asarray(causes) == place + 1), "rows")
         values = _concordances(np.asarray(scores)[:, place], one, owners, weights, np.ones(len(one.days)), [])
-        found |= estimates(values, PREFIX, f"/cause={name}", len(one.days))
+        found |= estimates(values, PREFIX, f"/cause={name}", owners)
     return found
 
 
@@ -235,7 +235,13 @@ def cumulative_incidence(
 
 
 def calibration_table(
-    risk: np.ndarray, days: np.ndarray, causes: np.ndarray, weights: np.ndarray, horizon: float, cause: int = 1
+    risk: np.ndarray,
+    days: np.ndarray,
+    causes: np.ndarray,
+    weights: np.ndarray,
+    horizon: float,
+    cause: int = 1,
+    num_bins: int = NUM_BINS,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compares (N,) risks of an event by a horizon with its observed cumulative incidence, in bins of equal mass.
 
@@ -246,11 +252,12 @@ def calibration_table(
       weights: (R, N) how often each row counts.
       horizon: in days.
       cause: of which event.
+      num_bins: the most bins; ties share one.
 
     Returns:
       The mean risk, the observed incidence and the weight of each bin that holds rows, each (R, bins).
     """
-    bins = equal_mass_bins(risk, NUM_BINS)
+    bins = equal_mass_bins(risk, num_bins)
     kept = [bins == place for place in np.unique(bins)]
     mass = np.stack([weights[:, rows].sum(axis=1) for rows in kept], axis=1)
     predicted = divide(np.stack([weights[:, rows] @ risk[rows] for rows in kept], axis=1), mass)

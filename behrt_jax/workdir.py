@@ -145,6 +145,8 @@ def read_config(workdir: Path) -> ConfigDict:
         config = ConfigDict(_tuples(json.loads(file.read_text())))
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{file}: not the config of a workdir ({error}); expected one that pretrain wrote") from error
+    if "data" in config:
+        config.data.value_digits = config.data.get("value_digits", 0)  # not among the keys of older runs
     if "objective" in config:
         # Keys that older runs lack, and what these runs did.
         for key, default in (("event_first", False), ("event_times", "visits"), ("known_time_share", 0.0)):

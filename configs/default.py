@@ -92,6 +92,8 @@ def _data() -> config_dict.ConfigDict:
     config.unique_codes_in_visit = True
     config.min_patients = 5  # codes of fewer train patients become [UNK]
     config.value_bins = 10  # quantile bins for codes that carry numbers; below 2: none
+    # Significant digits of their edges, each bin then of 10 patients or more, as publishing asks; 0: exact quantiles.
+    config.value_digits = 2
     config.row_length = 256  # tokens a row, and the longest window of one patient
     config.separators = True  # [SEP] ends each visit
     config.sex_codes = ()  # such as ("SEX//2=F", "SEX//1=M"), beside common forms (GENDER//F, Gender/FEMALE, SEX//8532)

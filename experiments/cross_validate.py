@@ -79,7 +79,8 @@ def read_fold(folder: Path, fold: int) -> dict[str, dict[str, Estimate]]:
         model, _, metric = key.partition(": ")
         entry = (result["baselines"][model] if model != "BEHRT" else result["metrics"])[metric]
         label = paths.get(model, model)
-        found.setdefault(label, {})[metric] = Estimate(entry["value"], values[order], entry["n"])
+        counts = entry["n"], entry.get("patients", 0)
+        found.setdefault(label, {})[metric] = Estimate(entry["value"], values[order], *counts)
     return found
 
 
@@ -89,8 +90,8 @@ def average(found: list[dict[str, dict[str, Estimate]]]) -> dict[str, dict[str, 
     for model, metric in [(name, metric) for name, own in found[0].items() for metric in own]:
         parts = [fold[model][metric] for fold in found if metric in fold.get(model, {})]
         if len(parts) == len(found):
-            values, replicates, counts = zip(*parts, strict=True)
-            mean = Estimate(float(np.mean(values)), np.mean(replicates, axis=0), sum(counts))
+            values, replicates, *counts = zip(*parts, strict=True)
+            mean = Estimate(float(np.mean(values)), np.mean(replicates, axis=0), *map(sum, counts))
             together.setdefault(model, {})[metric] = mean
     return together
 

@@ -15,11 +15,13 @@ from behrt_jax.data.sexes import sexes
 from behrt_jax.metrics import Estimate
 from behrt_jax.survival_metrics import Curves, Followed
 from experiments import inputs, outcome_data, plots_outcomes, plots_survival, predictions
+from experiments.explain_timeline import is_synthetic
 from experiments.finetuned import load, score_other
 from experiments.fitting import EVALUATION_FILE
 from experiments.labelled import Labelled
 from experiments.outcome_baselines import fit_baselines, predict_without_encoder
 from experiments.predictions import ClassPredictions, Predictions, SurvivalPredictions, targets_of
+from experiments.small_cells import MIN_PATIENTS
 
 CURVE_POINTS = 50
 REGRESSION = "the regression on codes alone"  # that which the head reads beside the embedding
@@ -78,7 +80,7 @@ def evaluate_run(
         models = {name: each for name, each in resampled.items() if name != "oracle"}
         result["versus_oracle"] = {name: subtract(each, resampled["oracle"]) for name, each in models.items()}
     predictions.write(folder / "predictions.parquet", own.config, held_out, said, fitted)
-    draw(own.config, said, {name: theirs for name, (theirs, _) in compared.items()}, held_out, folder / "figures")
+    draw(own.config, said, {name: theirs for name, (theirs, _) in compared.items()}, held_out, folder / "figures", say)
     replicates = {f"{model}: {name}": each.replicates for model, own in resampled.items() for name, each in own.items()}
     np.savez_compressed(folder / REPLICATES_FILE, allow_pickle=False, **replicates)
     scratch = folder / f"{EVALUATION_FILE}.tmp"
@@ -134,15 +136,24 @@ def curve_times(config: ConfigDict, train: Labels) -> np.ndarray:
 
 
 def draw(
-    config: ConfigDict, said: Predictions, compared: dict[str, Predictions], labels: Labels, folder: Path
+    config: ConfigDict,
+    said: Predictions,
+    compared: dict[str, Predictions],
+    labels: Labels,
+    folder: Path,
+    say: Callable[[str], None] = print,
 ) -> list[Path]:
     """Draws the figures of binary outcomes and of survival, beside the best-known baselines; returns the files."""
     models, title = {"BEHRT": said, **compared}, ", ".join(config.names)
+    fewest = 1 if is_synthetic(config.data.path) else MIN_PATIENTS
+    if len(np.unique(labels.subject_ids)) < fewest:
+        say(f"figures are left out: the held-out labels are of fewer than {fewest} patients, who may be real")
+        return []
     if labels.kind == "binary":
         if label_files.describe_lack(labels, "held_out"):
             return []
         scores = {name: found.probabilities for name, found in models.items() if isinstance(found, ClassPredictions)}
-        return plots_outcomes.draw_classification(scores, targets_of(labels), labels.subject_ids, folder, title)
+        return plots_outcomes.draw_classification(scores, targets_of(labels), labels.subject_ids, folder, title, fewest)
     horizon, files = float(max(config.evaluation.horizons)), []
     at_horizon = {
         name: found.risks(np.array([horizon]))[:, :, 0]
@@ -155,5 +166,5 @@ def draw(
         risks = {model: found[:, place] for model, found in at_horizon.items()}
         where = folder if len(config.names) == 1 else folder / name
         rows = labels.days, labels.events, labels.subject_ids
-        files += plots_survival.draw_survival(risks, *rows, horizon, where, config.names, place + 1)
+        files += plots_survival.draw_survival(risks, *rows, horizon, where, config.names, place + 1, fewest)
     return files

@@ -65,7 +65,7 @@ def report_groups(best: dict[str, Splits], groups: Groups) -> dict:
     for family, splits in best.items():
         embeddings = splits["held_out"][rows]
         values = {"silhouette": embedding_quality.resampled_silhouettes(embeddings, labels, weights[:, owners])}
-        found[family] = classification_metrics.estimates(values, "groups/", "", len(rows))
+        found[family] = classification_metrics.estimates(values, "groups/", "", owners)
         others[family] = embedding_quality.cluster_scores(embeddings, labels)[1]
     names = ("none", *groups["held_out"].names)
     members = {names[label + 1]: int((labels == label).sum()) for label in np.unique(labels)}
@@ -118,4 +118,4 @@ def _areas(said: np.ndarray, has: np.ndarray, names: list[str]) -> dict[str, met
     ]
     found = {"auroc": classification_metrics.mean_over(each)}
     found |= {f"auroc/disease={name}": values for name, values in zip(names, each, strict=True)}
-    return classification_metrics.estimates(found, "probe/", "", len(has))
+    return classification_metrics.estimates(found, "probe/", "", owners)

@@ -21,7 +21,12 @@ RESAMPLES = 200  # a band needs fewer than a number
 
 
 def draw_classification(
-    models: dict[str, np.ndarray], targets: np.ndarray, patients: np.ndarray, folder: Path, title: str
+    models: dict[str, np.ndarray],
+    targets: np.ndarray,
+    patients: np.ndarray,
+    folder: Path,
+    title: str,
+    fewest: int = 1,
 ) -> list[Path]:
     """Draws ROC, precision against recall, net benefit and reliability of binary predictions; returns the files.
 
@@ -31,6 +36,7 @@ def draw_classification(
       patients: (N,) int, who are resampled.
       folder: where the figures go; it is made if needed.
       title: of the task.
+      fewest: patients of a point of reliability.
     """
     targets, weights = np.asarray(targets, bool), row_weights(patients)
     share, grid = targets.mean(), np.linspace(0, 1, 101)
@@ -57,9 +63,10 @@ def draw_classification(
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(0, places[-1]), ylim=bounds)
         axes.legend(frameon=False)
         files.append(save(figure, folder / f"{kind}.png"))
-    tables = {name: _reliability(scores, targets, weights) for name, scores in models.items()}
+    bins = {name: classification_metrics.most_bins(scores, patients, fewest) for name, scores in models.items()}
+    tables = {name: _reliability(models[name], targets, weights, most) for name, most in bins.items() if most}
     labels = {"xlabel": "predicted probability", "ylabel": "observed share", "title": title}
-    return [*files, draw_points(tables, models, labels, folder / "reliability.png")]
+    return [*files, *draw_points(tables, models, labels, folder / "reliability.png")]
 
 
 def row_weights(patients: np.ndarray) -> np.ndarray:
@@ -69,16 +76,17 @@ def row_weights(patients: np.ndarray) -> np.ndarray:
 
 
 def draw_band(axes: Axes, grid: np.ndarray, curves: np.ndarray, place: int, label: str) -> None:
-    """Draws the first of (1 + R, T) curves, and a band of what the others, of resamples, give."""
-    axes.plot(grid, curves[0], LINES[place % 4], color=COLORS[place % 6], label=label)
+    """Draws the first of (1 + R, T) curves where it is known, and a band of what the others, of resamples, give."""
+    known = ~np.isnan(curves[0])
+    axes.plot(grid[known], curves[0, known], LINES[place % 4], color=COLORS[place % 6], label=label)
     if len(curves) > 1:
-        axes.fill_between(grid, *_ends(curves[1:]), color=COLORS[place % 6], alpha=0.2, linewidth=0)
+        axes.fill_between(grid[known], *_ends(curves[1:, known]), color=COLORS[place % 6], alpha=0.2, linewidth=0)
 
 
 def draw_points(
     tables: dict[str, tuple[np.ndarray, np.ndarray]], scores: dict[str, np.ndarray], labels: dict, file: Path
-) -> Path:
-    """Draws what was observed against predictions, and below how these lie.
+) -> list[Path]:
+    """Draws what was observed against predictions, and below how these lie; nothing without tables.
 
     Args:
       tables: for each model the (bins,) mean predictions and (1 + R, bins) observed shares; the first's have bars.
@@ -89,6 +97,8 @@ def draw_points(
     Returns:
       The file.
     """
+    if not tables:
+        return []
     figure = Figure(figsize=(5, 6), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     top = min(1.02, 1.15 * max(max(mean.max(), observed[0].max()) for mean, observed in tables.values()))
@@ -101,7 +111,7 @@ def draw_points(
     axes.set(xlim=(0, top), ylim=(0, top), ylabel=labels["ylabel"], title=labels["title"])
     axes.legend(frameon=False, loc="upper left")
     below.set(xlabel=labels["xlabel"], ylabel="rows", yscale="log")
-    return save(figure, file)
+    return [save(figure, file)]
 
 
 def save(figure: Figure, file: Path) -> Path:
@@ -131,8 +141,8 @@ def _net_benefit(scores, targets, grid) -> np.ndarray:
     return (hits - (chosen - hits) * grid / (1 - grid)) / len(scores)
 
 
-def _reliability(scores, targets, weights) -> tuple[np.ndarray, np.ndarray]:
-    in_bin = np.eye(classification_metrics.CALIBRATION_BINS)[classification_metrics.equal_mass_bins(scores)]
+def _reliability(scores, targets, weights, num_bins) -> tuple[np.ndarray, np.ndarray]:
+    in_bin = np.eye(num_bins)[classification_metrics.equal_mass_bins(scores, num_bins)]
     in_bin = in_bin[:, in_bin.any(axis=0)]
     shares = divide(weights @ (in_bin * targets[:, None]), weights @ in_bin)
     return scores @ in_bin / in_bin.sum(axis=0), shares

@@ -23,10 +23,11 @@ from behrt_jax.models.behrt import count_parameters
 from behrt_jax.state import TrainState
 from experiments import command, model_card, publishable
 from experiments.fitting import EVALUATION_FILE
+from experiments.small_cells import MIN_PATIENTS
 
 CARD = "README.md"
 COMMIT = "commit_success.txt"  # Orbax writes the path of the machine into it
-FLOORS = {"simulated": 1, "public": 1, "real": 11}  # patients of a code; 11 as the US CMS has it for small cells
+FLOORS = {"simulated": 1, "public": 1, "real": MIN_PATIENTS}  # of whatever goes out
 
 
 def load_best(folder: Path) -> tuple[workdir.Loaded, int, dict[str, float]]:
@@ -64,9 +65,12 @@ def write_parameters(folder: Path, params, step: int, metrics: dict[str, float])
 def publish(folder: Path, output: Path, origin: model_card.Origin, floor: int, hardware: str = "") -> list[str]:
     """Writes what is published, in one move; returns lines on what goes out and what does not."""
     found, step, metrics = load_best(folder)
-    publishable.check_floor(found.config, found.vocabulary, floor)
+    publishable.check_floor(found.vocabulary, floor)
+    if origin.patients == "real":
+        publishable.check_value_edges(found.vocabulary, floor)
     result, dropped = publishable.read_evaluation(folder / EVALUATION_FILE, floor)
     report = prepare(DataConfig(**found.config.data), progress=print).report
+    publishable.check_splits(report, floor)
     config, changed = publishable.without_places(found.config)
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / output.name
@@ -85,7 +89,7 @@ def publish(folder: Path, output: Path, origin: model_card.Origin, floor: int, h
     vocabulary = found.vocabulary
     return [
         *changed,
-        f"left out: {dropped:,} metrics of groups of fewer than {floor} (--min_patients)",
+        f"left out: {dropped:,} metrics of fewer than {floor} patients (--min_patients), or that would tell of them",
         f"goes out: {len(vocabulary.codes):,} codes by name, each with how often it occurs and in how many train "
         f"patients ({min(vocabulary.patients):,} or more); and bins of {len(vocabulary.value_edges):,} codes' values",
     ]
@@ -115,6 +119,7 @@ if __name__ == "__main__":
         "",
         "What it was trained on, for the card; default: as the run says.",
     )
-    flags.DEFINE_integer("min_patients", 0, "Fewest train patients of a code; 0: 11 for real patients, else 1.")
+    what = f"Fewest patients of a code, of a metric and of a split; 0: {MIN_PATIENTS} for real ones, else 1."
+    flags.DEFINE_integer("min_patients", 0, what)
     flags.DEFINE_bool("overwrite", False, "Replace what was published to --output before.")
     command.run(main)

@@ -7,28 +7,60 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from behrt_jax import workdir
-from behrt_jax.data.vocabulary import Vocabulary
+from behrt_jax.data import events
+from behrt_jax.data.vocabulary import MIN_BIN_PATIENTS, Vocabulary, round_edge
+from experiments.small_cells import drop_small
 
+EDGE_DIGITS = 2
 PATHS = ("path", "prepared_dir")
 
 
-def check_floor(config: ConfigDict, vocabulary: Vocabulary, floor: int) -> None:
-    """Raises a ValueError where the vocabulary tells of codes, or of bins of values, of fewer patients than `floor`."""
-    few = sum(patients < floor for patients in vocabulary.patients)
-    bins = len(vocabulary.value_edges) if config.data.min_patients < floor else 0
-    if few or bins:
+def check_floor(vocabulary: Vocabulary, floor: int) -> None:
+    """Raises a ValueError where the vocabulary tells of codes of fewer patients than `floor`."""
+    if few := sum(patients < floor for patients in vocabulary.patients):
         raise ValueError(
-            f"{workdir.VOCABULARY_FILE}: {few:,} codes are of fewer than {floor} train patients, values of {bins:,} "
-            f"may be; expected {floor} or more: pre-train with --config.data.min_patients={floor}, or set "
-            "--min_patients to what those who answer for the patients allow"
+            f"{workdir.VOCABULARY_FILE}: {few:,} codes are of fewer than {floor} train patients; expected {floor} or "
+            f"more: pre-train with --config.data.min_patients={floor}, or set --min_patients to what those who answer "
+            "for the patients allow"
+        )
+
+
+def check_value_edges(vocabulary: Vocabulary, floor: int) -> None:
+    """Raises a ValueError where edges of values' bins may be the values of real patients.
+
+    Tokens were made with these edges, so they cannot be rounded now: the model would read other bins than it learned.
+    """
+    known, fewest = dict(zip(vocabulary.codes, vocabulary.patients, strict=True)), max(floor, MIN_BIN_PATIENTS)
+    exact = [
+        code
+        for code, edges in vocabulary.value_edges.items()
+        if any(edge != round_edge(edge, EDGE_DIGITS) for edge in edges)
+        or any(known.get(f"{code}//Q{place}", 0) < fewest for place in range(1, len(edges) + 2))
+    ]
+    if exact:
+        raise ValueError(
+            f"{workdir.VOCABULARY_FILE}: the values of {len(exact):,} codes have bins with edges of more than "
+            f"{EDGE_DIGITS} significant digits, or bins of fewer than {fewest} train patients; pre-train with "
+            f"--config.data.value_digits={EDGE_DIGITS} --config.data.min_patients={fewest}, or with "
+            "--config.data.value_bins=0"
+        )
+
+
+def check_splits(report: dict, floor: int) -> None:
+    """Raises a ValueError where a split, whose losses go out, has fewer patients than `floor`."""
+    few = [split for split in events.SPLITS if report[f"patients/{split}"] < floor]
+    if few:
+        raise ValueError(
+            f"{' and '.join(few)}: fewer than {floor} patients (--min_patients), and losses on each split go out; "
+            "publish a run on more patients"
         )
 
 
 def read_evaluation(file: Path, floor: int) -> tuple[dict, int]:
-    """Reads an evaluation without comparisons with other runs and groups of few patients; returns how many those are.
+    """Reads an evaluation without comparisons with other runs and what is of few patients; returns how much that is.
 
     Raises:
-      ValueError: there is none, or it is not of held-out patients.
+      ValueError: there is none, or it is not of held-out patients, or of too few.
     """
     try:
         result = json.loads(file.read_text())
@@ -37,16 +69,15 @@ def read_evaluation(file: Path, floor: int) -> tuple[dict, int]:
     if result.get("split") != "held_out" or "data" in result:
         found = f"split {result.get('split')!r}" + " of other data" * ("data" in result)
         raise ValueError(f"{file}: is of {found}; expected held_out of its own: run experiments.evaluate again")
+    if result["patients"] < floor:
+        raise ValueError(
+            f"{file}: is of {result['patients']:,} held-out patients; expected {floor} or more (--min_patients)"
+        )
     result.pop("evaluated", None)  # a digest of patients
     parts = ("baselines", "versus", "versus_oracle")
     for part in (part for part in parts if part in result):  # another run's name is its folder
         result[part] = {name: found for name, found in result[part].items() if "/" not in name and "\\" not in name}
-    tables = [result["metrics"], *result["baselines"].values(), *result["versus"].values()]
-    few = {name for name, entry in result["metrics"].items() if entry.get("n", floor) < floor}
-    for table in tables:
-        for name in few & set(table):
-            del table[name]
-    return result, len(few)
+    return drop_small(result, floor)
 
 
 def without_places(config: ConfigDict) -> tuple[ConfigDict, list[str]]:

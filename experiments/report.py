@@ -27,7 +27,7 @@ def find_sections(source: Source, data: str | None, diseases: Path) -> list[Sect
     scored = Scored({}, {})
     if source.is_pretrained and source.prepared is not None:
         try:
-            scored = score(load_run(source.folder, "held_out", data, source.say))
+            scored = score(load_run(source.folder, "held_out", data, source.say), source.floor)
         except ValueError as error:
             source.say(f"warning: held-out patients are not scored: {error}")
     return [

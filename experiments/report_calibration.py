@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 
 from behrt_jax import metrics, survival_metrics
-from experiments.fitting import EVALUATION_FILE
+from behrt_jax.classification_metrics import most_bins
 from experiments.plots_outcomes import row_weights
 from experiments.report_parts import Figure, Missing, Section, Table, Text, draw
 from experiments.report_scoring import Reliability, Scored, reliability
@@ -25,16 +25,19 @@ def calibration(source: Source, scored: Scored) -> Section:
         found = scored.reliabilities
         command = f"python -m experiments.report --workdir={source.folder} --data=DIR"
     else:
-        found = _of_outcomes(source)
+        found = {title: table for title, table in _of_outcomes(source).items() if table is not None}
         command = f"python -m experiments.evaluate --workdir={source.folder}"
     parts: list = [_draw(title, table) for title, table in found.items()]
     parts += _errors(source)
+    intro = HOW
+    if source.floor > 1:
+        intro += f" Each point is of {source.floor} patients or more; what is of fewer is not shown."
     missing = Missing("There are no predictions of held-out patients.", command)
-    return Section("calibration", "Calibration", HOW, parts or [missing])
+    return Section("calibration", "Calibration", intro, parts or [missing])
 
 
-def _of_outcomes(source: Source) -> dict[str, Reliability]:
-    """Reads the held-out predictions of a fine-tuned run."""
+def _of_outcomes(source: Source) -> dict[str, Reliability | None]:
+    """Reads the held-out predictions of a fine-tuned run; None where they are of too few patients."""
     file = source.folder / PREDICTIONS_FILE
     if not file.exists():
         return {}
@@ -44,7 +47,7 @@ def _of_outcomes(source: Source) -> dict[str, Reliability]:
     if "survival" in source.config:
         horizon = f"{max(source.config.evaluation.horizons):g}"
         return {
-            f"{name} within {horizon} days": _of_survival(said, name, place, horizon, owners)
+            f"{name} within {horizon} days": _of_survival(said, name, place, horizon, owners, source.floor)
             for place, name in enumerate(names, start=1)
             if (said["event"] == place).any()
         }
@@ -53,13 +56,20 @@ def _of_outcomes(source: Source) -> dict[str, Reliability]:
         pairs = {names[0]: ("predicted_boolean_probability", "boolean_value")}
     columns = {name: [said[each].to_numpy()[:, None] for each in pair] for name, pair in pairs.items()}
     some = dict(list(columns.items())[:MOST_OUTCOMES])
-    return {name: reliability(given.astype(np.float32), came, owners) for name, (given, came) in some.items()}
+    return {
+        name: reliability(given.astype(np.float32), came, owners, source.floor) for name, (given, came) in some.items()
+    }
 
 
-def _of_survival(said: pl.DataFrame, name: str, cause: int, horizon: str, owners: np.ndarray) -> Reliability:
+def _of_survival(
+    said: pl.DataFrame, name: str, cause: int, horizon: str, owners: np.ndarray, floor: int
+) -> Reliability | None:
     risks, weights = said[f"risk/{name}@{horizon}"].to_numpy(), row_weights(owners)
+    if not (most := most_bins(risks, owners, floor)):
+        return None
     rows = said["days"].to_numpy(), said["event"].to_numpy()
-    predicted, observed, mass = survival_metrics.calibration_table(risks, *rows, weights, float(horizon), cause)
+    table = survival_metrics.calibration_table(risks, *rows, weights, float(horizon), cause, most)
+    predicted, observed, mass = table
     low, high = np.nanquantile(observed[1:], [(1 - metrics.LEVEL) / 2, (1 + metrics.LEVEL) / 2], axis=0)
     return Reliability(predicted[0], observed[0], low, high, mass[0].astype(int))
 
@@ -87,7 +97,7 @@ def _draw(title: str, found: Reliability) -> Figure:
 
 def _errors(source: Source) -> list[Table | Text]:
     """Lays out the metrics of calibration that evaluation has measured."""
-    result = source.read_json(EVALUATION_FILE) or {"metrics": {}}
+    result = source.read_evaluation() or {"metrics": {}}
     rows = [
         [name.replace("/", ": ").replace("_", " "), format_cell(entry)]
         for name, entry in result["metrics"].items()

@@ -9,7 +9,7 @@ from behrt_jax.data.vocabulary import NUM_SPECIAL
 from experiments import report_quality
 from experiments.report_layout import Colouring, lay_out
 from experiments.report_maps import make_maps
-from experiments.report_parts import Section, Table
+from experiments.report_parts import Section, Table, Text
 from experiments.report_source import Source
 
 MOST_CODES, MOST_KINDS = 2000, 7
@@ -31,15 +31,18 @@ class Codes(NamedTuple):
 def code_maps(source: Source) -> Section:
     """Lays out the codes by the rows of the code table, with their nearest neighbours."""
     table = code_embeddings.code_table(source.params)
-    kept = range(NUM_SPECIAL, min(len(table), NUM_SPECIAL + MOST_CODES))  # the most frequent come first
+    enough = np.array(source.vocabulary.patients) >= source.floor
+    kept = NUM_SPECIAL + np.flatnonzero(enough)[:MOST_CODES]  # the most frequent come first
+    if not len(kept):
+        return Section("codes", "Map of the codes", "", [Text(f"No code is of {source.floor} patients or more.")])
     kinds = [source.vocabulary.tokens[code].partition("//")[0] for code in kept]
     common = sorted(set(kinds), key=lambda kind: (-kinds.count(kind), kind))[:MOST_KINDS]
     bands = np.array([common.index(kind) if kind in common else len(common) for kind in kinds], float)
     labels = (*(each.lower() for each in common), "other kinds")[: int(bands.max()) + 1]
     colouring = Colouring("kind of code", bands, tuple(np.arange(1.0, len(labels))), labels, is_kinds=True)
-    layouts = lay_out(table[kept.start : kept.stop], source.config.seed, source.say)
+    layouts = lay_out(table[kept], source.config.seed, source.say)
     maps = make_maps(layouts, [colouring], True, "codes")
-    near, cosines = code_embeddings.nearest(table, list(kept), NEIGHBOURS, among=np.array(kept))
+    near, cosines = code_embeddings.nearest(table, kept.tolist(), NEIGHBOURS, among=kept)
     names = [source.name(code) for code in kept]
     listed = [
         [names[place], ", ".join(source.name(int(code)) for code in near[place][:3])]
@@ -50,14 +53,15 @@ def code_maps(source: Source) -> Section:
         "codes-map",
         names,
         [source.vocabulary.tokens[code] for code in kept],
-        (near - NUM_SPECIAL).tolist(),
+        np.searchsorted(kept, near).tolist(),
         (100 * cosines).round().astype(int).tolist(),
         told,
     )
     numbered = maps._replace(anchor="codes-map", table=maps.table._replace(caption="Codes by kind"))
     most = f"the {len(kept):,} most frequent" if len(kept) < len(table) - NUM_SPECIAL else f"all {len(kept):,}"
+    few = f" Codes of fewer than {source.floor} patients are not shown." * bool((~enough).any())
     intro = (
         f"Each point is one of {most} codes. Codes lie close where the model has learned to use them alike: often "
-        "because they occur in the same visits, or in place of each other."
+        f"because they occur in the same visits, or in place of each other.{few}"
     )
     return Section("codes", "Map of the codes", intro, [numbered, found, *report_quality.of_codes(source)])

@@ -7,9 +7,10 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
+from experiments.small_cells import MIN_PATIENTS
+
 SIDE = 400.0  # of the square that a map is drawn in
 MARGIN = 8.0
-FEWEST = 5  # patients in a cell of a map that shows no single patients
 CELLS, SHOWN = 28, 0.8  # the most cells along a side, and the share of points that must be in cells that are shown
 SHARES = ((0.1, 0.3, 0.5, 0.7), ("under 10%", "10-30%", "30-50%", "50-70%", "70% and more"))
 
@@ -76,13 +77,13 @@ def gather(points: np.ndarray, colourings: list[Colouring]) -> tuple[np.ndarray,
       colourings: of the points.
 
     Returns:
-      (C, 2) the middle of each cell's points, (C,) how many it holds, of cells with `FEWEST` or more, and the
+      (C, 2) the middle of each cell's points, (C,) how many it holds, of cells with `MIN_PATIENTS` or more, and the
       colourings by their means; those of 0 and 1 by their shares. The grid is the finest that shows most points.
     """
     for side in range(CELLS, 0, -1):
         cell = (np.clip(points / SIDE, 0, 0.999) * side).astype(int) @ [1, side]
         _, which, counts = np.unique(cell, return_inverse=True, return_counts=True)
-        kept = counts >= FEWEST
+        kept = counts >= MIN_PATIENTS
         if counts[kept].sum() >= SHOWN * len(points):
             break
 
@@ -90,7 +91,7 @@ def gather(points: np.ndarray, colourings: list[Colouring]) -> tuple[np.ndarray,
         known = ~np.isnan(values)
         sums = np.bincount(which[known], values[known], len(counts))
         numbers = np.bincount(which[known], minlength=len(counts))
-        return np.divide(sums, numbers, out=np.full(len(counts), np.nan), where=numbers >= FEWEST)[kept]
+        return np.divide(sums, numbers, out=np.full(len(counts), np.nan), where=numbers >= MIN_PATIENTS)[kept]
 
     middle = np.column_stack([means(points[:, axis]) for axis in (0, 1)])
     gathered = []

@@ -11,9 +11,10 @@ from behrt_jax.data.sequences import MINUTES_PER_YEAR
 from behrt_jax.data.sexes import sexes
 from experiments import report_quality
 from experiments.embeddings import embed
-from experiments.report_layout import FEWEST, Colouring, gather, lay_out
+from experiments.report_layout import Colouring, gather, lay_out
 from experiments.report_parts import Section, Table, Text
 from experiments.report_source import Source
+from experiments.small_cells import MIN_PATIENTS, format_counts
 
 MOST_PATIENTS = 3000
 DISEASES = Path("configs/diseases.yaml")
@@ -65,7 +66,7 @@ def patient_maps(source: Source, diseases: Path) -> Section:
     shows_patients = source.may_show(source.is_synthetic)
     drawn = f"Each point is one of {len(patients):,} patients"
     if not shows_patients:
-        drawn = f"Each circle is {FEWEST} or more of {len(patients):,} patients, as single ones are not shown"
+        drawn = f"Each circle is {MIN_PATIENTS} or more of {len(patients):,} patients, as single ones are not shown"
     if len(patients) < len(everyone):
         drawn += f" ({len(everyone):,} in all)"
     intro = (
@@ -102,16 +103,12 @@ def colour_patients(source: Source, patients: dataset.Patients, diseases: Path) 
 
 def make_maps(layouts: dict[str, np.ndarray], colourings: list[Colouring], shows_patients: bool, what: str) -> Maps:
     """Joins layouts of the same points, named in the plural, with their colours; not shown singly, by cells."""
-
-    def count(members: np.ndarray) -> str:
-        return f"{members.sum():,}" if shows_patients or not 0 < members.sum() < FEWEST else f"under {FEWEST}"
-
-    rows = [
-        [given.name, label, count(given.bands() == place)]
-        for given in colourings
-        for place, label in [*enumerate(given.labels), (-1, "unknown")]
-        if place >= 0 or (given.bands() < 0).any()
-    ]
+    rows, floor = [], 1 if shows_patients else MIN_PATIENTS
+    for given in colourings:
+        counts = [int((given.bands() == place).sum()) for place in range(-1, len(given.labels))]
+        told = dict(zip(("unknown", *given.labels), format_counts(counts, floor), strict=True))
+        rows += [[given.name, label, told[label]] for label in given.labels]
+        rows += [[given.name, "unknown", told["unknown"]]] * bool(counts[0])
     table = Table("Patients by colour", ["coloured by", "band", "patients"], rows)
     maps, hover, bands = [], [], {}
     for name, points in layouts.items():
@@ -122,7 +119,7 @@ def make_maps(layouts: dict[str, np.ndarray], colourings: list[Colouring], shows
         for place, given in enumerate(shown):
             own = bands.setdefault(given.name, {"labels": given.labels, "style": given.style, "bands": []})
             own["bands"].append(each[:, place].tolist())
-        radius = 2.4 if shows_patients else 3.0 * np.sqrt(np.minimum(sizes, 60) / FEWEST)
+        radius = 2.4 if shows_patients else 3.0 * np.sqrt(np.minimum(sizes, 60) / MIN_PATIENTS)
         drawn = np.column_stack([points.round(1), np.broadcast_to(radius, len(points)).round(1), each[:, 0]]).tolist()
         summary = f"{name} of {sizes.sum():,.0f} {what}" + f" in {len(points):,} circles" * (not shows_patients) + "."
         maps.append(PointMap(name, [(x, y, r, int(band)) for x, y, r, band in drawn], summary))

@@ -2,7 +2,7 @@
 
 from experiments.codes import OUTPUT_FILE
 from experiments.explore import QUALITY_FILE
-from experiments.report_parts import Missing, Table
+from experiments.report_parts import Missing, Table, Text
 from experiments.report_source import Source
 from experiments.tables import format_cell, format_signed
 
@@ -21,7 +21,10 @@ def of_patients(source: Source) -> list:
         command = f"python -m experiments.explore --workdir={source.folder}"
         return [Missing("How well the embeddings part diseases is not measured yet.", command)]
     known = {name: columns for name, columns in MEASURES.items() if result.get(name, {}).get("metrics")}
-    return [_compare(label, metric, result[name]) for name, each in known.items() for metric, label in each.items()]
+    tables = [(label, metric, result[name]) for name, each in known.items() for metric, label in each.items()]
+    enough = [each for each in tables if _patients(each[2]["metrics"][each[1]]) >= source.floor]
+    hidden = [Text(f"Measures of fewer than {source.floor} patients are not shown.")] * (len(enough) < len(tables))
+    return [_compare(*each) for each in enough] + hidden
 
 
 def of_codes(source: Source) -> list:
@@ -32,6 +35,10 @@ def of_codes(source: Source) -> list:
         return [Missing("How often nearest codes are of one group is not measured yet.", command)]
     label = "share of the nearest codes of the same {}"
     return [_compare(label.format(name), "codes/precision", each) for name, each in result["agreement"].items()]
+
+
+def _patients(entry: dict) -> int:
+    return entry.get("patients") or entry["n"]  # of older runs: a value a patient
 
 
 def _compare(label: str, metric: str, found: dict) -> Table:

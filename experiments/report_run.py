@@ -58,18 +58,28 @@ def _describe_data(source: Source) -> list:
         return [Missing(NO_DATA.capitalize(), f"python -m experiments.report --workdir={source.folder} --data=DIR")]
     counts = source.prepared.report
     kinds = {"patients": "patients", "tokens": "codes in all", "unknown": "of which too rare for the vocabulary"}
-    rows = [[label, *(f"{counts[f'{key}/{split}']:,}" for split in events.SPLITS)] for key, label in kinds.items()]
+    enough = [counts[f"patients/{split}"] >= source.floor for split in events.SPLITS]
+    numbers = {key: [f"{counts[f'{key}/{split}']:,}" for split in events.SPLITS] for key in kinds}
+    rows = [
+        [label, *(text if shown else "not shown" for text, shown in zip(numbers[key], enough, strict=True))]
+        for key, label in kinds.items()
+    ]
     name = source.about.get("dataset_name", source.data.resolve().name)
     origin = "simulated patients" if source.is_synthetic else "not known to be simulated"
     said = (
         f"Data set: {name} ({origin}), {counts['events']:,} events in {counts['visits']:,} visits. Patients of train "
         "were learned from, those of tuning chose the checkpoint, and those of held_out were kept for the results."
     )
-    missing = [[what, f"{number:,}"] for what, number in left_out(counts).items()]
+    found = left_out(counts)
     if counts["patients_without_birth"]:
-        missing.append(["ages of patients without a birth", f"{counts['patients_without_birth']:,}"])
-    if counts["patients_without_sex"]:
-        missing.append(["patients of unknown sex", f"{counts['patients_without_sex']:,}"])
+        found["ages of patients without a birth"] = counts["patients_without_birth"]
+    if counts.get("patients_without_sex"):
+        found["patients of unknown sex"] = counts["patients_without_sex"]
+    missing = []
+    for what, number in found.items():
+        patients = found.get(what.removeprefix("events of "), number)  # whose events they are
+        enough = patients >= source.floor or "files" in what
+        missing.append([what, f"{number:,}" if enough else f"of fewer than {source.floor}, not shown"])
     splits = Table("Patients and codes of each split", ["", *events.SPLITS], rows)
     return [Text(said), splits, Table("What was left out", ["what", "number"], missing or [["nothing", "0"]])]
 
@@ -77,7 +87,11 @@ def _describe_data(source: Source) -> list:
 def _count_kinds(source: Source) -> Table:
     """Counts the codes of the vocabulary by the part of the name before the first //."""
     codes, numbers = collections.Counter(), collections.Counter()
-    for code, count in zip(source.vocabulary.codes, source.vocabulary.counts, strict=True):
+    vocabulary, few = source.vocabulary, 0
+    for code, count, patients in zip(vocabulary.codes, vocabulary.counts, vocabulary.patients, strict=True):
+        if patients < source.floor:
+            few += 1
+            continue
         kind = code.partition("//")[0] if "//" in code else "without a prefix"
         codes[kind] += 1
         numbers[kind] += count
@@ -86,8 +100,9 @@ def _count_kinds(source: Source) -> Table:
     if len(numbers) > len(common):
         rest = set(numbers) - {kind for kind, _ in common}
         rows.append([f"{len(rest)} others", *(f"{sum(each[kind] for kind in rest):,}" for each in (codes, numbers))])
-    title = f"The vocabulary: {len(source.vocabulary.codes):,} codes, fitted on train"
-    return Table(title, ["kind of code", "codes", "times in train"], rows)
+    title = f"The vocabulary: {len(vocabulary.codes):,} codes, fitted on train"
+    note = f"Without {few:,} codes of fewer than {source.floor} train patients." if few else ""
+    return Table(title, ["kind of code", "codes", "times in train"], rows, note)
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict:

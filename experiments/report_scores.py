@@ -3,10 +3,10 @@
 import numpy as np
 
 from experiments import tables
-from experiments.fitting import EVALUATION_FILE
 from experiments.report_parts import Figure, Missing, Section, Table, Text, draw
 from experiments.report_scoring import Scored
 from experiments.report_source import Source
+from experiments.small_cells import small_names
 from experiments.tables import Selected, format_cell, format_signed
 
 LOWER_IS_BETTER = (*tables.LOWER_IS_BETTER, "perplexity", "calibration_error", "log_days_error")
@@ -23,9 +23,11 @@ GROUP_NAMES = {"sex": "sex", "age": "age, years", "type": "kind of code"}
 
 def headline(source: Source) -> list:
     """Says the first metric of each objective beside the best baseline, in a sentence."""
-    result = source.read_json(EVALUATION_FILE)
+    result = source.read_evaluation()
     if result is None:
         return [_missing(source)]
+    if not result["metrics"]:
+        return [_hidden(source)]
     sentences = []
     for objective in tables.objectives(result):
         selected = tables.select(result, objective)
@@ -41,9 +43,10 @@ def headline(source: Source) -> list:
 
 def held_out(source: Source) -> Section:
     """Lays out the metrics beside baselines, and the differences to them."""
-    result, parts = source.read_json(EVALUATION_FILE), []
-    if result is None:
-        return Section("results", "Results on held-out patients", "", [_missing(source)])
+    result, parts = source.read_evaluation(), []
+    if result is None or not result["metrics"]:
+        missing = _missing(source) if result is None else _hidden(source)
+        return Section("results", "Results on held-out patients", "", [missing])
     for objective in tables.objectives(result):
         selected = tables.select(result, objective)
         header = ["model", *selected.columns.values()]
@@ -68,25 +71,34 @@ def held_out(source: Source) -> Section:
 
 def groups(source: Source, scored: Scored) -> Section:
     """Lays out the first metric by sex, age band and kind of code."""
-    result, parts = source.read_json(EVALUATION_FILE), []
+    result, parts = source.read_evaluation(), []
     if result is None:
         return Section("groups", "By sex and age", "", [_missing(source)])
     for objective in tables.objectives(result):
         selected = tables.select(result, objective)
         label = next(iter(selected.columns.values()))
-        found = tables.select_groups(result, selected) or (scored.hidden_groups if objective == "mlm" else {})
+        found = tables.select_groups(result, selected)
+        if objective == "mlm" and not found:
+            found = _enough(scored.hidden_groups, source.floor)
         for kind, title in GROUP_NAMES.items():
             some = {name.partition("=")[2]: each for name, each in found.items() if name.startswith(f"{kind}=")}
             models = {"run": tables.OWN, "best": selected.best}
             models = {who: name for who, name in models.items() if any(who in each for each in some.values())}
             rows = [
-                [name, f"{each['run']['n']:,}", *(_cell(each[who]) if who in each else "" for who in models)]
+                [
+                    name,
+                    f"{each['run']['n']:,}",
+                    f"{each['run'].get('patients', 0):,}",
+                    *(_cell(each[who]) if who in each else "" for who in models),
+                ]
                 for name, each in some.items()
             ]
             if rows:
                 caption = f"{tables.TITLES[objective].capitalize()}: {label} by {title}"
-                parts.append(Table(caption, [title, "how many", *models.values()], rows))
+                parts.append(Table(caption, [title, "how many", "patients", *models.values()], rows))
     intro = "A model that works on average may fail some. Wide intervals are of few patients: they show no difference."
+    if source.floor > 1:
+        intro += f" Groups of fewer than {source.floor} patients are not shown, nor what would tell of them."
     return Section("groups", "By sex and age", intro, parts or [Text("This evaluation has no groups of patients.")])
 
 
@@ -97,6 +109,12 @@ def judge(metric: str, difference: dict) -> str:
     if difference["low"] <= 0 <= difference["high"]:
         return "cannot be told apart"
     return "better" if (difference["value"] < 0) == metric.endswith(LOWER_IS_BETTER) else "worse"
+
+
+def _enough(found: dict[str, dict], floor: int) -> dict[str, dict]:
+    """Returns the groups of enough patients."""
+    small = small_names({f"/{name}": each["run"]["patients"] for name, each in found.items()}, floor)
+    return {name: each for name, each in found.items() if f"/{name}" not in small}
 
 
 def _cell(entry: dict) -> str:
@@ -135,6 +153,10 @@ def _draw_forest(selected: Selected, title: str) -> Figure:
     table = Table(f"{title}: {label}", ["model", label], [[name, _cell(each)] for name, each in entries.items()])
     summary = "; ".join(f"{name} {format_cell(each)}" for name, each in entries.items())
     return draw(f"{title}: {label}, with 95% intervals", summary, table, paint, (4.6, 0.9 + 0.34 * len(entries)))
+
+
+def _hidden(source: Source) -> Text:
+    return Text(f"Results are of fewer than {source.floor} held-out patients, too few to be shown of real ones.")
 
 
 def _missing(source: Source) -> Missing:

@@ -47,16 +47,22 @@ class Guesses(NamedTuple):
     ages: np.ndarray
 
 
-def reliability(probabilities: np.ndarray, came: np.ndarray, owners: np.ndarray) -> Reliability:
-    """Compares probabilities with what came.
+def reliability(probabilities: np.ndarray, came: np.ndarray, owners: np.ndarray, floor: int = 1) -> Reliability | None:
+    """Compares probabilities with what came, in the most bins that each hold enough patients; None where none do.
 
     Args:
       probabilities: (N, T) float32.
       came: (N, T) bool.
       owners: (N,) int from 0, the patient of each row.
+      floor: the fewest patients of a bin.
     """
-    table = multilabel.calibration_table(probabilities, came, owners)
-    table = table[:, :, table[:, 2].sum(axis=0) > 0]
+    for most in range(multilabel.CALIBRATION_BINS, 0, -1):
+        table = multilabel.calibration_table(probabilities, came, owners, most)
+        table = table[:, :, table[:, 2].sum(axis=0) > 0]
+        if (table[:, 2] > 0).sum(axis=0).min() >= floor:
+            break
+    else:
+        return None
     whole = table.sum(axis=0)
     resampled = np.tensordot(metrics.resamples(len(table)).astype(np.float64), table, 1)
     shares = metrics.divide(resampled[:, 1], resampled[:, 2])
@@ -82,14 +88,14 @@ def guess_hidden(run: Run) -> Guesses:
     return Guesses(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def score(run: Run) -> Scored:
-    """Scores what the report shows beside an evaluation."""
+def score(run: Run, floor: int = 1) -> Scored:
+    """Scores what the report shows beside an evaluation, in bins of `floor` patients or more."""
     found, groups = {}, {}
     if "mlm" in run.trained.model.objectives:
         guesses = guess_hidden(run)
         owners = np.unique(guesses.patients, return_inverse=True)[1]
         given, came = guesses.probabilities[:, None], guesses.right[:, None]
-        found["Hidden codes, the likeliest code"] = reliability(given, came, owners)
+        found["Hidden codes, the likeliest code"] = reliability(given, came, owners, floor)
         groups = _by_group(run, guesses)
     if "next_visit" in run.trained.model.objectives:
         split = evaluate_next_visit.find_examples(run, run.patients)
@@ -98,8 +104,8 @@ def score(run: Run) -> Scored:
             rows = slice(-max(1, MOST_CELLS // said.shape[1]), None)
             owners = np.unique(split.examples.patients[rows], return_inverse=True)[1]
             came = split.examples.targets[rows].toarray()
-            found["Next visits, every code"] = reliability(said[rows], came, owners)
-    return Scored(found, groups)
+            found["Next visits, every code"] = reliability(said[rows], came, owners, floor)
+    return Scored({title: table for title, table in found.items() if table is not None}, groups)
 
 
 def _by_group(run: Run, guesses: Guesses) -> dict[str, dict]:

@@ -13,6 +13,8 @@ from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import Prepared, prepare
 from behrt_jax.data.vocabulary import Vocabulary
 from experiments.explain_examples import is_synthetic
+from experiments.fitting import EVALUATION_FILE
+from experiments.small_cells import MIN_PATIENTS, drop_small
 
 NO_DATA = "the data of the run cannot be read"
 
@@ -56,6 +58,17 @@ class Source(NamedTuple):
     def may_show(self, is_synthetic: bool) -> bool:
         """Whether single patients may be shown who are, or are not, known to be simulated."""
         return is_synthetic if self.show_patients is None else self.show_patients
+
+    @property
+    def floor(self) -> int:
+        """The fewest patients that what is shown may rest on: 1 where single ones may be shown."""
+        known = self.is_synthetic and is_synthetic(self.config.data.path)  # the data that is drawn, and the run's own
+        return 1 if self.may_show(known) else MIN_PATIENTS
+
+    def read_evaluation(self) -> dict | None:
+        """Reads the evaluation without what is of fewer patients than `floor`; None where there is none."""
+        result = self.read_json(EVALUATION_FILE)
+        return None if result is None else drop_small(result, self.floor)[0]
 
     def patients(self, split: str) -> dataset.Patients:
         """Reads the patients of a split, or `all`.

@@ -21,10 +21,14 @@ def curves(source: Source) -> Section:
     lines = writer.read_metrics(source.folder)
     found = sorted({name for line in lines for name in line if name == "loss" or name.endswith("/loss")})
     names = [name for name in found if "/" in name] or found
-    parts: list = [_draw_curve(lines, name) for name in names]
     intro = (
         "A loss says how surprised the model is by the truth; lower is better. Tuning patients are not learned from."
     )
+    counts = source.prepared.report if source.prepared else {}
+    if counts.get("patients/tuning", source.floor) < source.floor:
+        lines = [line for line in lines if line["split"] != "tuning"]
+        intro += f" They are fewer than {source.floor}, and their losses are not shown."
+    parts: list = [_draw_curve(lines, name) for name in names]
     missing = "No losses lie beside this model, as where experiments.publish left them behind. The run itself has them:"
     return Section("curves", "Learning curves", intro, parts or [Missing(missing, REPORT_ON_RUN)])
 

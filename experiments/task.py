@@ -76,7 +76,7 @@ def begin(
         config.model.vocab_size = len(prepared.vocabulary)
         if "time_to_event" in settings.weights and not settings.event_edges:
             times = task_events.find_times(config, train, _find_targets(settings, prepared.vocabulary))
-            config.objective.event_edges = events_ahead.fit_edges(times, EVENT_BINS)
+            config.objective.event_edges = events_ahead.fit_edges(times, EVENT_BINS, digits=config.data.value_digits)
     trained = make_task(config, prepared.vocabulary)
     count_examples(config, trained, train, "train", say)
     return prepared, train, trained

@@ -150,6 +150,7 @@ def test_groups_equal_the_metrics_of_their_rows_on_the_same_resamples():
             for metric, value in expected_of_binary(probabilities[drawn], targets[drawn], 0.4).items():
                 assert values(found, number)[f"{metric}/{name}"] == pytest.approx(value, abs=1e-6)
         assert found[f"classification/auroc/{name}"].n == rows.sum()
+        assert found[f"classification/auroc/{name}"].patients == len(np.unique(patients[rows])) < rows.sum()
     groups = {name.split("/", 2)[2] for name in found if name.count("/") == 2}
     assert groups == {"sex=F", "sex=M", "age=20-40", "age=40-60", "age=60-80"}  # of 80+ all have it, of 0-20 none is
 
@@ -194,7 +195,7 @@ def test_intervals_cover_the_truth_and_patients_are_drawn_whole():
         targets = (rng.uniform(size=80) < 0.4)[patients]
         scores = rng.normal(targets[::4], 1)[patients]
         found = classification_metrics.replicate(partial(auroc_of, scores, targets), owners, weights)
-        entry = classification_metrics.estimates(found, "", "", 320)["auroc"].summary()
+        entry = classification_metrics.estimates(found, "", "", np.arange(320))["auroc"].summary()
         covered += entry["low"] <= 0.76025 <= entry["high"]
     assert 51 <= covered <= 60  # 95% of 60 is 57, with a standard deviation of 1.7; by rows alone some 65%
 

@@ -42,6 +42,7 @@ def test_values_equal_those_of_scikit_learn_and_perplexity_is_exp_of_the_loss():
     for end in ("value", "low", "high"):
         assert found["mlm/perplexity"][end] == pytest.approx(np.exp(found["mlm/loss"][end]))
     assert set(found) == {"mlm/loss", "mlm/perplexity", "mlm/accuracy"}
+    assert {entry["patients"] for entry in found.values()} == {len(np.unique(patients))}
     assert all(entry["n"] == 60 and entry["low"] < entry["value"] < entry["high"] for entry in found.values())
 
 
@@ -79,7 +80,7 @@ def test_the_seed_decides_the_resamples():
 
 def test_one_patient_has_an_interval_without_width():
     found = summarize(outcomes([5, 5], accuracy=[1, 0]), "mlm")["mlm/accuracy"]
-    assert found == {"value": 0.5, "low": 0.5, "high": 0.5, "n": 2}
+    assert found == {"value": 0.5, "low": 0.5, "high": 0.5, "n": 2, "patients": 1}
 
 
 def test_concatenate_keeps_patients_with_their_values():

@@ -140,6 +140,10 @@ def test_parts_of_the_table_against_brute_force():
         part = found[f"next_visit/average_precision/{name}"]
         assert part.value == pytest.approx(sklearn.metrics.average_precision_score(wanted, scores))
         assert part.n == wanted.sum()
+        positive = examples.targets[rows][:, columns].any(axis=1)
+        assert part.patients == len(np.unique(examples.patients[rows][positive])) > 1
+    assert found["next_visit/loss"].patients == found["next_visit/calibration_error"].patients
+    assert found["next_visit/loss"].patients == len(np.unique(examples.patients))
 
 
 def test_calibration_error_and_reliability_against_sorted_bins():
@@ -198,9 +202,9 @@ def test_histograms_of_many_positives_stay_close_to_the_exact_value(monkeypatch)
     probabilities = (1 / (1 + np.exp(-rng.normal(1.5 * targets, 1)))).astype(np.float32)
     errors, original = [], multilabel._estimate
 
-    def spy(found, value, n):
+    def spy(found, value, n, patients):
         errors.append(abs(found[0] - value))
-        return original(found, value, n)
+        return original(found, value, n, patients)
 
     monkeypatch.setattr(multilabel, "_estimate", spy)
     owners, weights = np.repeat(np.arange(50), 40), np.ones((2, 50), np.float32)

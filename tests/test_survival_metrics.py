@@ -116,6 +116,7 @@ def test_groups_equal_the_metrics_of_their_rows_on_the_same_resamples():
         for metric in ("calibration_slope", "d_calibration", "observed_expected", "calibration_error@365"):
             assert values(found)[f"{metric}/{name}"] == pytest.approx(alone[metric])
         assert found[f"survival/c_index/{name}"].n == rows.sum()
+        assert found[f"survival/c_index/{name}"].patients == len(np.unique(patients[rows])) < rows.sum()
     assert not [name for name in found if name.endswith(("old men", "age=0-20"))]
 
 
@@ -337,7 +338,7 @@ def test_intervals_cover_the_true_concordance():
         until, censored = rng.exponential(size=120) / np.where(high, 3, 1), np.full(120, np.inf)
         followed = Followed(np.minimum(until, censored), until <= censored)
         found = survival_metrics._concordances(high.astype(float), followed, owners, weights, np.ones(120), [])
-        entry = classification_metrics.estimates(found, "", "", 120)["c_index"].summary()
+        entry = classification_metrics.estimates(found, "", "", np.arange(120))["c_index"].summary()
         covered += entry["low"] <= 0.625 <= entry["high"]
     assert 51 <= covered <= 60  # 95% of 60 is 57, with a standard deviation of 1.7
 

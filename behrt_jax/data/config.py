@@ -28,6 +28,7 @@ class DataConfig:
       row_length: L, tokens a row; also the longest window of one patient.
       separators: whether `[SEP]` ends each visit.
       sex_codes: codes that record a sex beside the common forms, as `CODE=F` or `CODE=M` (see `sexes`).
+      value_digits: significant digits of the edges of these bins, each then of 10 patients or more; 0: exact quantiles.
     """
 
     path: str
@@ -43,6 +44,7 @@ class DataConfig:
     row_length: int
     separators: bool
     sex_codes: tuple[str, ...] = ()  # not among the keys of older runs
+    value_digits: int = 0  # as of runs that were trained before this key was
 
     def __post_init__(self):
         for key in ("codes_include", "codes_exclude"):
@@ -52,7 +54,7 @@ class DataConfig:
         if self.events_without_visit not in ("visits", "leave_out"):
             found = repr(self.events_without_visit)
             raise ValueError(f"data.events_without_visit: found {found}; expected visits or leave_out")
-        bounds = {"visit_gap_hours": 0.0, "min_patients": 1, "value_bins": 0, "row_length": 8}
+        bounds = {"visit_gap_hours": 0.0, "min_patients": 1, "value_bins": 0, "row_length": 8, "value_digits": 0}
         for key, lowest in bounds.items():
             if getattr(self, key) < lowest:
                 raise ValueError(f"data.{key}: found {getattr(self, key)}; expected {lowest} or more")

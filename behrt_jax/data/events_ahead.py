@@ -9,6 +9,7 @@ from behrt_jax.data.batches import number_in_rows, visit_ends
 from behrt_jax.data.dataset import Patients
 from behrt_jax.data.hashing import hash_integers
 from behrt_jax.data.sequences import MINUTES_PER_DAY, MINUTES_PER_YEAR, VisitIndex
+from behrt_jax.data.vocabulary import round_edge
 
 YEAR = MINUTES_PER_YEAR / MINUTES_PER_DAY  # days
 PRIOR = 2.0  # events that rates by age lean to the rate of all ages with
@@ -142,17 +143,19 @@ def index_events(
     return dataclasses.replace(times, keys=keys[order], minutes=minutes[order])
 
 
-def fit_edges(times: EventTimes, num_bins: int, sample: int = 2000) -> tuple[float, ...]:
+def fit_edges(times: EventTimes, num_bins: int, sample: int = 2000, digits: int = 0) -> tuple[float, ...]:
     """Returns inner edges (days) of bins that hold about as many events each, from some visits of a split.
 
     Args:
       times: of train.
       num_bins: bins.
       sample: visits looked at, spread evenly.
+      digits: significant digits that edges are rounded to, so that none is the time of one patient; 0: three decimals.
     """
     days, happened = times.after(times.spread(sample))
     edges = np.quantile(days[happened], np.arange(1, num_bins) / num_bins) if happened.any() else np.zeros(0)
-    return tuple(float(edge) for edge in np.unique(np.round(edges, 3)) if edge > 0)
+    rounded = [round_edge(edge, digits) for edge in edges] if digits else np.round(edges, 3)
+    return tuple(float(edge) for edge in np.unique(rounded) if edge > 0)
 
 
 def log_rates(times: EventTimes, vocab_size: int, sample: int = 2000) -> np.ndarray:

@@ -94,7 +94,7 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
             )
     if fit:
         progress("fitting the vocabulary on the train split")
-        edges = vocabulary.fit_value_edges(survey.samples, config.value_bins, config.min_patients)
+        edges = vocabulary.fit_value_edges(survey.samples, config.value_bins, config.min_patients, config.value_digits)
         edges = {code: own for code, own in edges.items() if code not in known.ids} | known.value_edges
         parts = [vocabulary.count_tokens(found) for found in _tokenized(survey, "train", config, edges, kept)]
         used = vocabulary.fit_vocabulary(parts, edges, config.min_patients, known)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from behrt_jax.data.hashing import hash_integers
@@ -14,6 +15,7 @@ SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]")
 PAD, CLS, SEP, MASK, UNK = range(len(SPECIAL_TOKENS))
 NUM_SPECIAL = len(SPECIAL_TOKENS)
 _VALUES_PER_CODE = 10_000
+MIN_BIN_PATIENTS = 10  # whose values a bin with rounded edges holds at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,8 @@ def sample_values(events: pl.DataFrame) -> pl.DataFrame:
     """Returns numeric values per code for the fit of quantiles, at most 10,000 a code, chosen by a hash.
 
     Returns:
-      `code, values:List(Float32), hashes:List(UInt64), patients:UInt32`, one row a code.
+      `code, values:List(Float32), subjects:List(Int64), hashes:List(UInt64), patients:UInt32`, one row a code;
+      `subjects` are those of the sampled values, `patients` counts those of all values.
     """
     numeric = events.filter(pl.col("numeric_value").is_finite() & pl.col("time").is_not_null())
     subjects, times, values = (
@@ -107,6 +110,7 @@ def sample_values(events: pl.DataFrame) -> pl.DataFrame:
     first = pl.col("_hash").arg_sort().head(_VALUES_PER_CODE)
     return hashed.group_by("code").agg(
         values=pl.col("numeric_value").gather(first),
+        subjects=pl.col("subject_id").gather(first),
         hashes=pl.col("_hash").gather(first),
         patients=pl.col("subject_id").n_unique(),
     )
@@ -116,47 +120,86 @@ def merge_samples(samples: list[pl.DataFrame]) -> pl.DataFrame:
     """Merges the samples of shards, whose subjects are disjoint, to a sample of the same form and size."""
     together = pl.concat(samples)
     values = (
-        together.explode("values", "hashes", empty_as_null=False)
+        together.explode("values", "subjects", "hashes", empty_as_null=False)
         .sort("code", "hashes", "values")
         .group_by("code", maintain_order=True)
-        .agg(pl.col("values", "hashes").head(_VALUES_PER_CODE))
+        .agg(pl.col("values", "subjects", "hashes").head(_VALUES_PER_CODE))
     )
     return values.join(together.group_by("code").agg(pl.col("patients").sum()), on="code", maintain_order="left")
 
 
-def fit_value_edges(samples: list[pl.DataFrame], num_bins: int, min_patients: int) -> dict[str, tuple[float, ...]]:
+def fit_value_edges(
+    samples: list[pl.DataFrame], num_bins: int, min_patients: int, digits: int = 0
+) -> dict[str, tuple[float, ...]]:
     """Fits the inner edges of `num_bins` quantile bins for each code with values from enough patients.
 
     Equal edges are kept once, so a code with few distinct values has fewer bins.
+
+    Args:
+      samples: what `sample_values` gave for each shard of the train split.
+      num_bins: quantile bins; below 2, none.
+      min_patients: codes with values of fewer train patients have no bins.
+      digits: significant digits that edges are rounded to, so that none is the exact value of a patient; neighbouring
+        bins are then merged until each holds values of `MIN_BIN_PATIENTS`, and of `min_patients`, or more. 0: exact
+        quantiles.
     """
     samples = [sample for sample in samples if sample.height]
     if not samples or num_bins < 2:
         return {}
     quantiles = [index / num_bins for index in range(1, num_bins)]
-    edges = (
-        merge_samples(samples)
-        .filter(pl.col("patients") >= min_patients)
-        .select(
-            "code",
-            *[
-                pl.col("values").list.eval(pl.element().quantile(q, "linear")).list.first().alias(str(q))
-                for q in quantiles
-            ],
-        )
-        .sort("code")
+    merged = merge_samples(samples).filter(pl.col("patients") >= min_patients).sort("code")
+    exact = merged.select(
+        pl.col("values").list.eval(pl.element().quantile(q, "linear")).list.first().alias(str(q)) for q in quantiles
     )
-    return {row[0]: tuple(sorted(set(row[1:]))) for row in edges.iter_rows()}
+    edges = {code: tuple(sorted(set(row))) for code, row in zip(merged["code"], exact.iter_rows(), strict=True)}
+    if not digits:
+        return edges
+    fewest, columns = max(MIN_BIN_PATIENTS, min_patients), zip(merged["values"], merged["subjects"], strict=True)
+    coarse = {
+        code: coarsen_edges(exact, values.to_numpy(), subjects.to_numpy(), digits, fewest)
+        for (code, exact), (values, subjects) in zip(edges.items(), columns, strict=True)
+    }
+    return {code: rounded for code, rounded in coarse.items() if rounded}
+
+
+def round_edge(edge: float, digits: int) -> float:
+    """Rounds to significant digits: 137.2 to 140 with two."""
+    return float(f"{edge:.{digits}g}")
+
+
+def coarsen_edges(
+    edges: tuple[float, ...], values: np.ndarray, subjects: np.ndarray, digits: int, fewest: int
+) -> tuple[float, ...]:
+    """Rounds edges, and merges neighbouring bins until each holds values of `fewest` subjects; () where none can."""
+    kept = sorted({round_edge(edge, digits) for edge in edges})
+    bins = np.searchsorted(np.array(kept, np.float32), values, side="left")
+    owners = np.unique(subjects, return_inverse=True)[1]
+    present = np.zeros((len(kept) + 1, owners.max() + 1), bool)
+    present[bins, owners] = True
+    coarse, inside = [], np.zeros(present.shape[1], bool)
+    for edge, of_bin in zip(kept, present, strict=False):
+        inside = inside | of_bin
+        if inside.sum() >= fewest:
+            coarse.append(edge)
+            inside = np.zeros_like(inside)
+    if (inside | present[-1]).sum() < fewest:
+        del coarse[-1:]
+    return tuple(coarse)
 
 
 def add_tokens(events: pl.DataFrame, value_edges: dict[str, tuple[float, ...]]) -> pl.DataFrame:
-    """Adds the column `token`: the code, or the code and its value's bin (`LAB//51087//Q7`) where edges are known."""
+    """Adds the column `token`: the code, or the code and its value's bin (`LAB//51087//Q7`) where edges are known.
+
+    A value equal to an edge is in the bin below it. Edges are compared as float32, as values are stored: 0.7 is no
+    more than an edge of 0.7.
+    """
     codes = [code for code in events["code"].unique().to_list() if code in value_edges]
     if not codes:
         return events.with_columns(token=pl.col("code"))
     width = max(len(value_edges[code]) for code in codes)
     padded = [[code, *value_edges[code], *[None] * (width - len(value_edges[code]))] for code in codes]
     names = [f"_edge{index}" for index in range(width)]
-    table = pl.DataFrame(padded, schema={"code": pl.String, **dict.fromkeys(names, pl.Float64)}, orient="row")
+    table = pl.DataFrame(padded, schema={"code": pl.String, **dict.fromkeys(names, pl.Float32)}, orient="row")
     joined = events.join(table, on="code", how="left", maintain_order="left")
     quantile = 1 + pl.sum_horizontal(
         [(pl.col("numeric_value") > pl.col(name)).fill_null(False).cast(pl.Int32) for name in names]

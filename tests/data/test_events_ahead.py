@@ -149,6 +149,8 @@ def test_edges_by_hand():
     assert events_ahead.fit_edges(times, 1) == ()
     assert events_ahead.fit_edges(times, 2) == (10.0,)
     assert events_ahead.fit_edges(times, 4) == (10.0, 15.0)
+    assert events_ahead.fit_edges(times, 3) == (10.0, 13.333)
+    assert events_ahead.fit_edges(times, 3, digits=2) == (10.0, 13.0)
     assert events_ahead.fit_edges(hand_times(only(small(), np.array([1]))), 4) == ()
     assert events_ahead.fit_edges(hand_times(only(small(), np.array([2]))), 4) == (0.001,)
 

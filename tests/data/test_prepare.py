@@ -492,6 +492,7 @@ OTHER_KEYS = {
     "min_patients": 3,
     "value_bins": 5,
     "sex_codes": ("B=F",),
+    "value_digits": 2,
 }
 UNRELATED_KEYS = {"row_length": 64, "separators": False, "prepared_dir": "elsewhere"}
 
@@ -568,6 +569,30 @@ def test_fitted_vocabulary_on_the_same_data_gives_the_same_tokens(cohort):
     assert other.folder != own.folder and other.vocabulary == own.vocabulary
     for split in events.SPLITS:
         assert decoded(other, split) == decoded(own, split)
+
+
+def test_rounded_edges_give_a_user_of_the_vocabulary_the_tokens_of_training(tmp_path):
+    """Eleven patients and more a bin; no exact value of any patient is in the file that would be published."""
+    rng, data = np.random.default_rng(0), MedsFolder(tmp_path, "values")
+    values = np.float32(rng.normal(4.1, 0.6, (90, 3)))
+    rows = [
+        row
+        for number, own in enumerate(values)
+        for row in [(number, 0, "MEDS_BIRTH"), *[(number, 400 + day, "LAB//1", float(own[day])) for day in range(3)]]
+    ]
+    data.shard("0", rows)
+    data.splits({number: ("train", "train", "train", "tuning", "held_out")[number % 5] for number in range(90)})
+    own = prepare(data.config(value_bins=10, value_digits=2, min_patients=11))
+    text = (own.folder / "vocabulary.json").read_text()
+    (edges,) = own.vocabulary.value_edges.values()
+    assert 2 <= len(edges) and not [value for value in values.ravel() if float(value) in edges or str(value) in text]
+    assert set(own.vocabulary.codes) == {f"LAB//1//Q{place}" for place in range(1, len(edges) + 2)}
+    assert min(own.vocabulary.patients) >= 11 and own.report["unknown/train"] == 0
+    loaded = Vocabulary.load(own.folder / "vocabulary.json")
+    other = prepare(data.config(value_bins=10, value_digits=0), fitted=loaded)
+    for split in events.SPLITS:
+        assert decoded(other, split) == decoded(own, split)
+    assert prepare(data.config(value_bins=10, min_patients=11)).vocabulary.fingerprint != loaded.fingerprint
 
 
 def test_data_without_train_patients(cohort, tmp_path):

@@ -15,10 +15,9 @@ def counted(rows: list[tuple]) -> pl.DataFrame:
     return vocabulary.count_tokens(table(rows).with_columns(token=pl.col("code")))
 
 
-def edges_of(shards: list[list[tuple]], num_bins: int, min_patients: int = 1) -> dict:
-    return vocabulary.fit_value_edges(
-        [vocabulary.sample_values(table(rows)) for rows in shards], num_bins, min_patients
-    )
+def edges_of(shards: list[list[tuple]], num_bins: int, min_patients: int = 1, digits: int = 0) -> dict:
+    samples = [vocabulary.sample_values(table(rows)) for rows in shards]
+    return vocabulary.fit_value_edges(samples, num_bins, min_patients, digits)
 
 
 def tokens_of(rows: list[tuple], edges: dict) -> list[str]:
@@ -135,6 +134,30 @@ def test_few_patients_give_no_bins():
     assert set(edges_of([rows], 4, min_patients=3)) == {"y"}
     more = [(9, 0, "x", 1.0), (10, 0, "x", 2.0)]
     assert set(edges_of([rows, more], 4, min_patients=3)) == {"x", "y"}
+
+
+def test_rounded_edges_are_no_value_of_a_patient_and_rest_on_ten_patients_a_bin():
+    """Eleven patients with a value each: exact edges are their values; rounded ones part too few to be kept."""
+    values = [100.0 + 3.1 * number for number in range(11)]
+    few = [(number, 0, "few", value) for number, value in enumerate(values)]
+    assert len(set(edges_of([few], 10)["few"]) & set(np.float32(values).tolist())) == 9
+    assert edges_of([few], 10, digits=2) == {}
+    # One patient has a hundred values in the middle; the others are even from 1 to 50.
+    rows = [(number, 0, "x", 1.04 + 0.98 * number) for number in range(50)]
+    rows += [(99, day, "x", 25.03 + day / 1000) for day in range(100)]
+    (edges,) = edges_of([rows], 10, digits=2).values()
+    assert len(edges) >= 2 and all(edge == float(f"{edge:.2g}") for edge in edges)
+    for digits, fewest in ((2, 10), (2, 20)):
+        (edges,) = edges_of([rows], 10, min_patients=fewest, digits=digits).values()
+        bins = np.searchsorted(edges, [row[3] for row in rows])
+        assert min(len({row[0] for row, own in zip(rows, bins, strict=True) if own == each}) for each in bins) >= fewest
+    assert edges_of([rows[:25], rows[25:]], 10, digits=2) == edges_of([rows], 10, digits=2)
+
+
+def test_a_value_equal_to_a_rounded_edge_is_in_the_bin_below_whatever_its_digits():
+    """As float32, 0.7 is a little less and 0.81 a little more than the decimal numbers."""
+    rows = [(number, 0, "x", value) for number, value in enumerate((0.7, 0.71, 0.81, 0.82))]
+    assert tokens_of(rows, {"x": (0.7, 0.81)}) == ["x//Q1", "x//Q2", "x//Q2", "x//Q3"]
 
 
 def test_below_two_bins_values_are_left_out():

@@ -39,7 +39,8 @@ def survival_run(workplace, deaths, joint):
     """A run that is fine-tuned from a pre-trained one beside a regression: its workdir and what it printed."""
     chosen = {"pretrained": joint, "survival__num_bins": 3, "history__regression": True}
     given = [*arguments(workplace, "survival", deaths, "survival", **chosen), "--nobaselines"]
-    done = workplace.run(given, "experiments.finetune")
+    drawn = {"experiments.evaluate_outcomes.MIN_PATIENTS": 1}  # of real patients, so few are not drawn
+    done = workplace.run(given, "experiments.finetune", constants=drawn)
     assert done.returncode == 0, done.stderr
     return workplace.folder / "survival", done
 

@@ -68,7 +68,7 @@ def test_the_evaluation_holds_every_metric_of_every_objective(joint):
     assert expected <= set(found), expected - set(found)
     assert any(name.startswith("next_visit/average_precision/age=") for name in found)
     for entry in found.values():
-        assert set(entry) == {"value", "low", "high", "n"} and entry["n"] > 0
+        assert set(entry) == {"value", "low", "high", "n", "patients"} and entry["n"] >= 1 <= entry["patients"]
         assert np.isfinite([entry["value"], entry["low"], entry["high"]]).all() and entry["low"] <= entry["high"]
 
     def cells(part):

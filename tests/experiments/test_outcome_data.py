@@ -224,6 +224,7 @@ def test_held_out_labels_without_an_event(table, evaluate, tmp_path):
 
 def test_held_out_labels_without_one_of_two_causes(table, evaluate, tmp_path, monkeypatch):
     """The other, second by name, is measured and drawn; few patients have it, which is said."""
+    monkeypatch.setattr(evaluate_outcomes, "MIN_PATIENTS", 1)  # of real patients, so few are not drawn
     drawn, original = [], plots_survival.draw_survival
     monkeypatch.setattr(plots_survival, "draw_survival", lambda *given: drawn.append(given[0]) or original(*given))
     falls = (pl.col("split") == "held_out") | (pl.col("prediction_time") == january(2010))
@@ -235,6 +236,13 @@ def test_held_out_labels_without_one_of_two_causes(table, evaluate, tmp_path, mo
     assert [folder.name for folder in (tmp_path / "figures").iterdir()] == ["stroke"]
     said = pl.read_parquet(tmp_path / "predictions.parquet")["risk/stroke@1825"].to_numpy()
     np.testing.assert_allclose(drawn[0]["BEHRT"], said, rtol=1e-6)
+
+
+def test_figures_are_of_enough_patients_who_may_be_real(table, workplace, tmp_path):
+    config, said = configure("survival", workplace, table), []
+    held_out = outcomes.begin(config, lambda line: None).splits["held_out"].labels
+    assert evaluate_outcomes.draw(config, None, {}, held_out, tmp_path / "figures", said.append) == []
+    assert said == ["figures are left out: the held-out labels are of fewer than 11 patients, who may be real"]
 
 
 @pytest.mark.slow

@@ -140,6 +140,31 @@ def test_competing_events_are_drawn_by_the_incidence_of_aalen_and_johansen(tmp_p
     assert deaths[-1] > strokes[-1] > 0.05
 
 
+def test_curves_end_and_points_join_where_real_patients_are_few(tmp_path, figures):
+    """One patient alone is followed for long, with the highest risks of all, in a fifth of the rows."""
+    rng = np.random.default_rng(4)
+    patients = np.concatenate([np.arange(80), np.full(20, 80)])
+    days = np.concatenate([rng.uniform(10, 500, 80), rng.uniform(1500, 3000, 20)])
+    causes, risk = rng.integers(0, 3, 100), np.concatenate([rng.uniform(0.1, 0.5, 80), rng.uniform(0.9, 0.99, 20)])
+    given = ({"BEHRT": risk}, days, causes, patients, 365, tmp_path, ["a", "b"], 1)
+    ends = {}
+    for fewest in (1, 11):
+        plots_survival.draw_survival(*given, fewest)
+        drawn = [figures[name].axes[0].lines for name in ("incidence_by_risk", "cumulative_incidence")]
+        ends[fewest] = max(float(each.get_xdata()[-1]) for lines in drawn for each in lines) * 365.25
+        (_, _, (bars,)) = figures["survival_calibration"].axes[0].containers[0]
+        assert (max(bar[0, 0] for bar in bars.get_segments()) > 0.9) == (fewest == 1)
+    assert ends[1] > 1500 and ends[11] <= np.sort(days[:80])[-10]
+    written = [text.get_text() for text in figures["incidence_by_risk"].axes[1].texts]
+    assert "20" not in written and "" in written
+    targets = risk > rng.random(100)
+    files = plots_outcomes.draw_classification({"BEHRT": risk}, targets, patients, tmp_path, "a", 11)
+    assert len(files) == 4
+    assert figures["reliability"].axes[0].containers[0].lines[0].get_xdata().max() < 0.9
+    files = plots_outcomes.draw_classification({"BEHRT": risk}, targets, patients, tmp_path, "a", 82)
+    assert [file.stem for file in files] == ["roc", "precision_recall", "decision"]
+
+
 @pytest.mark.parametrize("cause", [1, 2])
 def test_exact_incidences_lie_on_the_diagonal_of_the_figure(cause, tmp_path, figures):
     """Other causes are no censoring: 1 - Kaplan-Meier would lie above the diagonal by a quarter."""

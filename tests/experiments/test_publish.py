@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import behrt_jax
+from behrt_jax.data.vocabulary import Vocabulary
 from experiments import model_card, publish, publishable
 
 SIMULATED = model_card.Origin("simulated", "Apache-2.0", "Made by Synthea.")
@@ -100,17 +101,64 @@ def test_codes_of_few_real_patients_are_refused(published, whole, tmp_path):
     assert "traces of them" in (tmp_path / "allowed" / "README.md").read_text()
 
 
-def test_bins_of_values_of_few_patients_are_refused(whole):
-    config, vocabulary, _, _ = behrt_jax.load(whole[0])
-    binned = behrt_jax.load(whole[0]).vocabulary.__class__(("A",), (50,), (20,), {"A": (1.0,)})
-    with pytest.raises(ValueError, match="values of 1 may be"):
-        publishable.check_floor(config, binned, 11)
-    publishable.check_floor(config, binned, config.data.min_patients)
+@pytest.mark.parametrize(
+    ("edges", "patients", "floor", "is_right"),
+    [
+        ((137.0, 142.0), (20, 20, 20), 11, False),
+        ((140.0, 150.0), (20, 20, 20), 11, True),
+        ((140.0, 150.0), (20, 10, 20), 11, False),
+        ((140.0, 150.0), (20, 10, 20), 5, True),
+        ((140.0, 150.0), (20, 9, 20), 5, False),  # 10 at least
+        ((140.0, 150.0), (20, 20), 5, False),  # one bin is of so few that it is no token
+    ],
+)
+def test_bins_of_values_that_tell_of_patients_are_refused(edges, patients, floor, is_right):
+    codes = tuple(f"LAB//1//Q{place}" for place in range(1, len(patients) + 1))
+    binned = Vocabulary(codes, patients, patients, {"LAB//1": edges})
+    if is_right:
+        publishable.check_value_edges(binned, floor)
+        return
+    with pytest.raises(ValueError, match=r"vocabulary.json: the values of 1 codes .*--config.data.value_digits=2"):
+        publishable.check_value_edges(binned, floor)
+
+
+def test_nothing_of_one_patient_goes_out(whole, tmp_path):
+    """In a band of 76 rows; nor what it could be computed from with the whole: the smallest other band."""
+    run, floor = copy_of(whole[0], tmp_path), 5
+    entry = {"value": 0.61234, "low": 0.58765, "high": 0.63456, "n": 4321, "patients": 300}
+    one = {"value": 0.51239, "low": 0.41238, "high": 0.71237, "n": 76, "patients": 1}
+    next_smallest = {**entry, "value": 0.66239, "patients": 40}
+    bands = {"age=80+": one, "age=60-80": next_smallest, "age=20-40": entry}
+    metrics = {"mlm/accuracy": entry} | {f"mlm/accuracy/{name}": each for name, each in bands.items()}
+    versus = {name: {"value": each["value"] - 0.1, "low": 0.0, "high": 0.9} for name, each in metrics.items()}
+    result = {"split": "held_out", "patients": 300, "metrics": metrics}
+    result |= {"baselines": {"linear": metrics}, "versus": {"linear": versus}}
+    (run / "evaluation.json").write_text(json.dumps(result))
+    origin = SIMULATED._replace(patients="real")
+    lines = publish.publish(run, tmp_path / "out", origin, floor)
+    assert any(line.startswith("left out: 2 metrics of fewer than 5 patients") for line in lines)
+    texts = [file.read_text(errors="ignore") for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert any("0.61234" in text for text in texts)
+    for value in ("0.51239", "0.41238", "0.512", "0.412", "0.66239", "age=80+", "age=60-80"):
+        assert not any(value in text for text in texts), value
+
+
+def test_splits_and_evaluations_of_few_patients_are_refused(tmp_path):
+    report = {"patients/train": 90, "patients/tuning": 10, "patients/held_out": 20}
+    publishable.check_splits(report, 10)
+    with pytest.raises(ValueError, match="tuning: fewer than 11 patients"):
+        publishable.check_splits(report, 11)
+    (tmp_path / "evaluation.json").write_text(json.dumps({"split": "held_out", "patients": 3, "metrics": {}}))
+    with pytest.raises(ValueError, match="is of 3 held-out patients; expected 11 or more"):
+        publishable.read_evaluation(tmp_path / "evaluation.json", 11)
 
 
 def test_small_groups_and_other_runs_are_left_out(tmp_path):
     entry = {"value": 0.5, "low": 0.4, "high": 0.6}
-    whole = {"next_visit/x": {**entry, "n": 90}, "next_visit/x/age=90": {**entry, "n": 3}}
+    whole = {
+        "next_visit/x": {**entry, "n": 90, "patients": 90},
+        "next_visit/x/type=A": {**entry, "n": 76, "patients": 1},
+    }
     result = {"split": "held_out", "patients": 90, "metrics": whole, "baselines": {"linear": whole, "runs/b": whole}}
     result["versus"] = {"linear": dict.fromkeys(whole, entry), "/home/me/b": whole}
     (tmp_path / "evaluation.json").write_text(json.dumps(result))

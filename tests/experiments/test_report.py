@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from sklearn.decomposition import PCA
 
+import behrt_jax
 from experiments import (
     report,
     report_calibration,
@@ -24,9 +25,11 @@ from experiments import (
     report_scores,
     report_source,
 )
-from experiments.report_layout import FEWEST, SIDE, Colouring
+from experiments.report_layout import SIDE, Colouring
 from experiments.report_scores import judge
+from experiments.report_scoring import Scored, reliability
 from experiments.report_training import format_time, session_seconds
+from experiments.small_cells import MIN_PATIENTS
 from experiments.tables import Selected, format_cell, format_signed
 from tests.experiments.conftest import NUM_STEPS
 
@@ -140,7 +143,7 @@ def page(file) -> Page:
 
 def test_the_numbers_are_those_of_the_evaluation(whole, tmp_path):
     folder, _ = whole
-    cells = Page(write_page(folder, tmp_path / "report.html")).cells
+    cells = Page(write_page(folder, tmp_path / "report.html", show_patients=True)).cells
     result = json.loads((folder / "evaluation.json").read_text())
     assert len(result["baselines"]) >= 2
     for found in (result["metrics"], *result["baselines"].values()):
@@ -219,11 +222,11 @@ def test_no_single_patient_of_data_that_may_be_real(explained, workplace, tmp_pa
         page = read(synthetic, None)
         assert ("age 40.3" in page.text) == synthetic
         sizes = [int(line.split()[0]) for line in page.json[0]["hover"][0]]
-        assert sizes and min(sizes) >= FEWEST and sum(sizes) <= 60
+        assert sizes and min(sizes) >= MIN_PATIENTS and sum(sizes) <= 60
         for colouring in page.json[0]["colourings"].values():
             assert all(len(each) == len(sizes) for each in colouring["bands"][:1])
         counts = [cell for cell in page.cells if cell.isdecimal()]
-        assert "under 5" in page.cells and not {"1", "2", "3", "4"} & set(counts)
+        assert "under 11" in page.cells and not {str(number) for number in range(1, 11)} & set(counts)
     assert "age 40.3" not in read(True, False).text
     shown = read(False, True)
     assert len(next(iter(shown.json[0]["colourings"].values()))["bands"][0]) > 50
@@ -240,12 +243,67 @@ def test_cells_hold_as_many_as_they_say():
     ages = np.where(np.arange(70) == 3, np.nan, 50.0)
     given = [Colouring("sex", female, (0.5,), ("male", "female")), Colouring("age", ages, (40.0,), ("young", "old"))]
     places, counts, colourings = report_layout.gather(points, given)
-    assert counts.min() >= FEWEST and counts.sum() >= 0.8 * 70
+    assert counts.min() >= MIN_PATIENTS and counts.sum() >= 0.8 * 70
     assert len(places) == len(counts) == len(colourings[0].values)
     assert colourings[0].name == "sex: share female" and colourings[0].values.max() <= 1
     assert set(colourings[1].bands()) == {1}
     few, sizes, _ = report_layout.gather(points[:3], [Colouring("sex", female[:3], (0.5,), ("male", "female"))])
     assert not len(few) and not len(sizes)
+
+
+def planted(run, folder, data):
+    """A copy of a run of many held-out patients; but one has the oldest band alone, in 76 rows, and one sex is of 9."""
+    shutil.copytree(run, folder)
+    entry = {"value": 0.61234, "low": 0.58765, "high": 0.63456, "n": 4321, "patients": 300}
+    one = {"value": 0.51239, "low": 0.41238, "high": 0.61237, "n": 76, "patients": 1}
+    few = {"value": 0.71239, "low": 0.61238, "high": 0.81237, "n": 87, "patients": 9}
+    rest = {"value": 0.66239, "low": 0.64238, "high": 0.68237, "n": 4233, "patients": 250}
+    bands = {"age=20-40": {**entry, "value": 0.55555}, "age=60-80": rest, "age=80+": one, "sex=F": rest, "sex=M": few}
+    metrics = {"mlm/accuracy": entry} | {f"mlm/accuracy/{name}": each for name, each in bands.items()}
+    versus = {name: {"value": 0.0321, "low": 0.0123, "high": 0.0456} for name in metrics}
+    result = {"split": "held_out", "patients": 300, "metrics": metrics}
+    result |= {"baselines": {"linear": metrics}, "versus": {"linear": versus}}
+    (folder / "evaluation.json").write_text(json.dumps(result))
+    config = json.loads((folder / "config.json").read_text())
+    config["data"]["path"] = str(data)
+    (folder / "config.json").write_text(json.dumps(config))
+    return [format_cell(each).replace(", ", ",\u00a0") for each in (one, few, {**entry, "value": 0.55555}, rest)]
+
+
+def test_a_group_of_one_real_patient_is_shown_nowhere(explained, workplace, tmp_path):
+    """Nor is the group from which, with the whole, it could be computed: the next smallest of each partition."""
+    one, few, large, next_smallest = planted(explained, tmp_path / "run", workplace.data)
+    vocabulary = behrt_jax.load(tmp_path / "run").vocabulary
+    rare = {code for code, number in zip(vocabulary.codes, vocabulary.patients, strict=True) if number < MIN_PATIENTS}
+    assert rare
+    page = Page(text := write_page(tmp_path / "run", tmp_path / "report.html"))
+    assert large in page.cells and not {one, few, next_smallest} & set(page.cells)
+    assert not [value for value in ("0.512", "0.412", "0.712", "0.812") if value in text]
+    names = {name for each in page.json for name in [*each.get("names", ()), *each.get("codes", ())]}
+    assert len(names) > 10 and not rare & (names | set(page.cells))
+    shown = Page(write_page(tmp_path / "run", tmp_path / "report.html", show_patients=True))
+    assert {one, few, large, next_smallest} <= set(shown.cells)
+    assert rare <= {name for each in shown.json for name in [*each.get("names", ()), *each.get("codes", ())]}
+
+
+def test_groups_that_the_report_scores_itself_are_of_enough_patients():
+    cells = {"sex=F": 90, "sex=M": 30, "age=0-20": 1, "age=20-40": 50, "age=40-60": 69}
+    entry = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 999}
+    scored = Scored({}, {name: {"run": {**entry, "patients": number}} for name, number in cells.items()})
+    assert list(report_scores._enough(scored.hidden_groups, 11)) == ["sex=F", "sex=M", "age=40-60"]
+    assert list(report_scores._enough(scored.hidden_groups, 1)) == list(cells)
+
+
+def test_points_of_reliability_are_of_enough_patients():
+    """One patient has a third of the predictions, and the highest ones: alone in bins of rows."""
+    rng = np.random.default_rng(0)
+    owners = np.concatenate([np.arange(100), np.full(50, 100)])
+    said = np.concatenate([rng.uniform(0.1, 0.4, 100), rng.uniform(0.9, 0.91, 50)]).astype(np.float32)[:, None]
+    came = rng.random(said.shape) < said
+    assert reliability(said, came, owners).predicted.max() > 0.9
+    table = reliability(said, came, owners, MIN_PATIENTS)
+    assert 0 < table.predicted.max() < 0.9 and table.counts.sum() == 150
+    assert reliability(said[:9], came[:9], owners[:9], MIN_PATIENTS) is None
 
 
 def test_what_is_missing_names_the_command_that_makes_it(workplace, whole, tmp_path):
@@ -279,7 +337,7 @@ def test_outcomes_are_calibrated_and_shown(workplace, joint, deaths, tmp_path):
     arguments = ["--config=configs/survival.py", f"--workdir={folder}", "--nobaselines", *given]
     done = workplace.run(arguments, "experiments.finetune")
     assert done.returncode == 0, done.stderr
-    page = Page(write_page(folder, tmp_path / "report.html"))
+    page = Page(write_page(folder, tmp_path / "report.html", show_patients=True))
     result = json.loads((folder / "evaluation.json").read_text())
     assert format_cell(result["metrics"]["survival/c_index"]) in page.cells
     assert "the time to" in page.text and "within 1825 days: predicted against observed" in page.text
@@ -297,7 +355,7 @@ def test_reliability_of_classes_is_that_of_their_predictions(names, tmp_path):
     for place, name in enumerate(names if len(names) > 1 else ()):
         columns |= {f"probability/{name}": said[:, place], f"value/{name}": came[:, place]}
     pl.DataFrame(columns).write_parquet(tmp_path / "predictions.parquet")
-    source = SimpleNamespace(folder=tmp_path, config=ConfigDict({"names": names}))
+    source = SimpleNamespace(folder=tmp_path, config=ConfigDict({"names": names}), floor=MIN_PATIENTS)
     found = report_calibration._of_outcomes(source)
     assert list(found) == list(names)
     for place, table in enumerate(found.values()):
@@ -322,7 +380,7 @@ def test_exact_incidences_of_competing_events_lie_on_the_diagonal(tmp_path):
         tmp_path / "predictions.parquet"
     )
     config = ConfigDict({"names": ("a", "b"), "survival": {}, "evaluation": {"horizons": (365.0, horizon)}})
-    found = report_calibration._of_outcomes(SimpleNamespace(folder=tmp_path, config=config))
+    found = report_calibration._of_outcomes(SimpleNamespace(folder=tmp_path, config=config, floor=MIN_PATIENTS))
     assert list(found) == ["a within 1825 days", "b within 1825 days"]
     for table in found.values():
         np.testing.assert_allclose(table.observed, table.predicted, atol=0.06)
