@@ -62,6 +62,9 @@ def score_next_visits(run: Run, other: Run | None = None, with_baselines: bool =
         for part in ("baselines", "versus"):
             for name, found in known[part].items():
                 result[part][name] = result[part].get(name, {}) | _renamed(found)
+        if "oracle" in result:
+            oracle_says = measure(ask_oracle(run, scored, time_known=True), tuning, splits.described)
+            result["oracle"] |= _renamed(metrics.summaries(oracle_says))
     return result
 
 
@@ -171,8 +174,8 @@ def days_errors(split: Split, days: np.ndarray) -> metrics.Outcomes:
     return metrics.Outcomes(split.examples.patients, {"log_days_error": errors})
 
 
-def ask_oracle(run: Run, split: Split) -> Predictions:
-    """Returns what a model that knows the simulation would say.
+def ask_oracle(run: Run, split: Split, time_known: bool = False) -> Predictions:
+    """Returns what a model that knows the simulation would say, with or without the start of each visit to predict.
 
     Raises:
       ValueError: the visits of the prepared data are not those of the simulation.
@@ -181,7 +184,7 @@ def ask_oracle(run: Run, split: Split) -> Predictions:
     columns = {code: place for place, code in enumerate(lives.codes)}
     wanted = np.array([columns.get(run.vocabulary.tokens[code], -1) for code in split.examples.codes])
     is_target = np.isin(np.arange(len(lives.codes)), wanted)
-    found = oracle.next_visit_probabilities(lives, seen, is_target)
+    found = oracle.next_visit_probabilities(lives, seen, is_target, time_known)
     before = found[split.examples.visits - 1].astype(np.float32)  # what the simulation lacks cannot come
     return Predictions(None, np.where(wanted >= 0, before[:, wanted], 0.0))
 
