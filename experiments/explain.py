@@ -45,7 +45,7 @@ def ask_run(run: Run, most: int) -> tuple[Case, np.ndarray | None]:
         case = explained.ask_masked(model, params, patients, index, ~np.isin(run.vocabulary.tokens, certain))
     if not simulated:
         return case, None
-    lives, seen = read_simulation(run, patients)
+    lives, seen = read_simulation(run.source, run.vocabulary, patients, index)
     return case, explain_truth.oracle_effects(case, lives, seen, index, run.vocabulary.tokens)
 
 

@@ -61,8 +61,8 @@ def tune_masked(run: Run, recipes: dict[str, Recipe], say) -> None:
 def tune_next_visits(run: Run, recipes: dict[str, Recipe], say) -> None:
     """Fits networks on next visits."""
     train, tuning = find_examples(run, run.train), find_examples(run, run.tuning)
-    budget = {"model_examples": model_examples(run, train)}
-    baselines_next_visit.fit_networks(train, tuning, len(run.vocabulary), say, recipes, **budget)
+    most = model_examples(run, train)
+    baselines_next_visit.fit_networks(train, tuning, len(run.vocabulary), say, recipes, model_examples=most)
 
 
 def main() -> None:
