@@ -42,10 +42,11 @@ def evaluate_run(
       say: takes lines on what is going on.
 
     Returns:
-      `{"split", "patients", "train_patients", "evaluated", "metrics": {NAME: {"value", "low", "high", "n"}},
-      "baselines": {BASELINE: {NAME: ...}}, "versus": {BASELINE: {NAME: {"value", "low", "high"}}}}`, where `versus` has
-      the differences to each baseline and `evaluated` is a digest of what was scored (`inputs.of_evaluation`); with
-      `data` its folder's name, and for simulated data `oracle`.
+      `{"split", "patients", "train_patients", "evaluated", "metrics": {NAME: ENTRY}, "baselines": {BASELINE: {NAME:
+      ENTRY}}, "versus": {BASELINE: {NAME: {"value", "low", "high"}}}}` with ENTRY `{"value", "low", "high", "n",
+      "patients"}`, where `versus` has the differences to each baseline, `n` counts what was measured and an entry's
+      `patients` whose it is, and `evaluated` is a digest of what was scored (`inputs.of_evaluation`); with `data` its
+      folder's name, and for simulated data `oracle`.
     """
     run = load_run(folder, split, data, say)
     other = None if versus is None else load_run(Path(versus), split, data, say)

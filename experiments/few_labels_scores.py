@@ -29,4 +29,4 @@ def rank(scores: np.ndarray, labels: Labels) -> Estimate:
         return {"auroc": classification_metrics.auroc(scores, positive, weights)}
 
     values = classification_metrics.replicate(measure, owners, weights)["auroc"]
-    return Estimate(float(values[0]), values[1:], len(labels))
+    return Estimate(float(values[0]), values[1:], len(labels), int(owners.max()) + 1)

@@ -88,7 +88,7 @@ def groups(source: Source, scored: Scored) -> Section:
                 [
                     name,
                     f"{each['run']['n']:,}",
-                    f"{each['run'].get('patients', 0):,}",
+                    f"{each['run']['patients']:,}" if "patients" in each["run"] else "",
                     *(_cell(each[who]) if who in each else "" for who in models),
                 ]
                 for name, each in some.items()

@@ -68,7 +68,10 @@ class Source(NamedTuple):
     def read_evaluation(self) -> dict | None:
         """Reads the evaluation without what is of fewer patients than `floor`; None where there is none."""
         result = self.read_json(EVALUATION_FILE)
-        return None if result is None else drop_small(result, self.floor)[0]
+        if result is None:
+            return None
+        is_other = "data" in result and not self.show_patients  # of patients that nothing is known of
+        return drop_small(result, MIN_PATIENTS if is_other else self.floor)[0]
 
     def patients(self, split: str) -> dataset.Patients:
         """Reads the patients of a split, or `all`.

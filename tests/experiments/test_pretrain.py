@@ -56,7 +56,7 @@ def test_the_evaluation_has_the_promised_form(whole):
     for found in (result["metrics"], *result["baselines"].values()):
         assert set(found) == names
         for entry in found.values():
-            assert set(entry) == {"value", "low", "high", "n"}
+            assert set(entry) == {"value", "low", "high", "n", "patients"} and entry["patients"] <= 10
             assert entry["low"] <= entry["value"] <= entry["high"] and entry["n"] == result["metrics"]["mlm/loss"]["n"]
     for name, found in result["baselines"].items():
         (row,) = (line for line in done.stdout.splitlines() if line.startswith(name))
