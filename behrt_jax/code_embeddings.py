@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import scipy.sparse.linalg
 from flax.traverse_util import flatten_dict
 
@@ -31,13 +30,9 @@ def read_descriptions(data: str | Path, vocabulary: Vocabulary) -> list[str]:
     empty, and all are where the data set describes no codes.
 
     Raises:
-      ValueError: the file cannot be read.
+      ValueError: the file cannot be read or is malformed.
     """
-    file, said = Path(data) / events.CODES_FILE, {}
-    if file.exists():
-        table = events.read_metadata(file)
-        if {"code", "description"} <= {*table.columns}:
-            said = dict(table.select(pl.col("code", "description").cast(pl.String)).drop_nulls().iter_rows())
+    said = dict(events.read_codes(data, "description").iter_rows())
     found = []
     for token in vocabulary.tokens:
         code, _, place = token.rpartition("//")

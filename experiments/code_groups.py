@@ -88,11 +88,8 @@ def icd_chapter(code: str) -> int | None:
 
 def _parents(data: str | Path, vocabulary: Vocabulary) -> dict[str, str]:
     """Returns the parent that each code shares with the fewest other codes of the vocabulary, of those with any."""
-    file = Path(data) / events.CODES_FILE
-    table = events.read_metadata(file) if file.exists() else pl.DataFrame()
-    if table.schema.get("parent_codes") != pl.List(pl.String):
-        return {}
-    links = table.filter(pl.col("code").is_in(vocabulary.codes)).select("code", parent="parent_codes")
+    table = events.read_codes(data, "parent_codes").rename({"parent_codes": "parent"})
+    links = table.filter(pl.col("code").is_in(vocabulary.codes))
     links = links.explode("parent", empty_as_null=False).drop_nulls().unique()
     links = links.with_columns(size=pl.len().over("parent")).filter(pl.col("size") > 1)
     return dict(links.sort("size", "parent").unique("code", keep="first").select("code", "parent").iter_rows())

@@ -37,7 +37,8 @@ def write_view(data: Path, folder: Path, fold: int, folds: int) -> Path:
     """Writes a MEDS data set that links to the events of another and holds a fold's patients out."""
     view = folder / "data"
     (view / "metadata").mkdir(parents=True, exist_ok=True)
-    for target in (data / "data", *(data / "metadata").iterdir()):
+    beside = data / "metadata"
+    for target in (data / "data", *(beside.iterdir() if beside.is_dir() else ())):
         link = view / target.relative_to(data)
         if target != data / events.SPLITS_FILE and not link.exists():
             link.symlink_to(target.resolve())

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 from behrt_jax import attribution
+from behrt_jax.data import events
 from behrt_jax.data.vocabulary import MASK
 from experiments.explained import Case
 
@@ -40,11 +40,8 @@ class Names:
     """
 
     def __init__(self, tokens: tuple[str, ...], data: str | Path):
-        file = Path(data) / "metadata" / "codes.parquet"
-        table = pl.read_parquet(file) if file.exists() else pl.DataFrame()
-        known = {"code", "description"} <= {*table.columns}
         self.tokens = tokens
-        self.descriptions = dict(table.select("code", "description").iter_rows()) if known else {}
+        self.descriptions = dict(events.read_codes(data, "description").iter_rows())
 
     def __call__(self, code: int) -> dict[str, str | None]:
         """Returns `code` and `description` of a token; a value's bin is a part of the code."""

@@ -34,19 +34,21 @@ HEADS = {
 COMPARED = (COUNTS, AGE)
 
 
-def average(results: list[Results], size: int, arm: str) -> Estimate | None:
-    """Averages an arm over the draws of each run, then over runs; None where a run lacks it.
+def draws_of(found: Results, size: int, arm: str) -> list[Estimate]:
+    """Returns the draws of an arm with so many patients, in order; of one without a label its only estimate."""
+    size = 0 if arm in UNLABELED else size
+    return [found[key] for key in sorted(found) if key[0] == size and key[2] == arm]
+
+
+def average(results: list[Results], size: int, arm: str) -> Estimate:
+    """Averages an arm, which each run has, over the draws of each run, then over runs.
 
     Replicates are those of a two-level bootstrap: each resamples the held-out patients, the same for all draws and
     arms of a run, and the draws, the same for all arms with as many. Runs have other patients: theirs are independent.
     """
-    if arm in UNLABELED:
-        size = 0
     means, numbers = [], 0
     for run, found in enumerate(results):
-        draws = [found[key] for key in sorted(found) if key[0] == size and key[2] == arm]
-        if not draws:
-            return None
+        draws = draws_of(found, size, arm)
         picked = np.random.default_rng(0).integers(len(draws), size=(metrics.NUM_RESAMPLES, len(draws)))
         replicates = np.stack([draw.replicates for draw in draws], axis=1)
         resampled = np.take_along_axis(replicates, picked, axis=1).mean(axis=1)
@@ -61,26 +63,27 @@ def format_table(results: dict[str, list[Results]], counts: dict[str, str], size
     """Lays out a table in Markdown, a row for each task and size, and counts the cells in which ours is above.
 
     Args:
-      results: by task, those of each run.
+      results: by task, those of each run; `OURS` and `COMPARED` are among them.
       counts: by task, what was measured, of how many patients.
       sizes: numbers of labelled patients, ascending.
     """
     cells = {
-        (name, size, arm): average(results[name], size, arm) for name in results for size in sizes for arm in HEADS
+        (name, size, arm): average(each, size, arm)
+        for name, each in results.items()
+        for size in sizes
+        for arm in HEADS
+        if all(draws_of(found, size, arm) for found in each)
     }
-    arms = [arm for arm in HEADS if any(cells[name, size, arm] for name in results for size in sizes)]
+    arms = [arm for arm in HEADS if any(arm == key[2] for key in cells)]
     heads = ["held-out patients with the outcome", "k", *(HEADS[arm] for arm in arms)]
     heads += [f"pre-trained minus {HEADS[arm]}" for arm in COMPARED]
     lines, changes = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], {arm: [] for arm in COMPARED}
     for name in results:
         for size in sizes:
             words = [f"{name}, {counts[name]}" if size == sizes[0] else "", show(size)]
-            words += [f"{its.value:.3f}" if (its := cells[name, size, arm]) else "" for arm in arms]
+            words += [f"{cells[name, size, arm].value:.3f}" if (name, size, arm) in cells else "" for arm in arms]
             for arm in COMPARED:
-                ours, other = cells[name, size, OURS], cells[name, size, arm]
-                if ours is None or other is None:
-                    raise ValueError(f"results of {name}: none of {arm} or {OURS} with {show(size)} patients")
-                change = metrics.difference(ours, other)
+                change = metrics.difference(cells[name, size, OURS], cells[name, size, arm])
                 changes[arm].append(change)
                 words.append(format_signed(change))
             lines.append(f"| {' | '.join(words)} |")

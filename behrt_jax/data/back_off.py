@@ -25,17 +25,7 @@ def find_parents(path: str | Path, known: Vocabulary) -> dict[str, str]:
     Raises:
       ValueError: the file cannot be read, or a column of it is missing or of another type.
     """
-    file = Path(path) / events.CODES_FILE
-    if not file.exists():
-        return {}
-    table = events.read_metadata(file)
-    if "parent_codes" not in table.columns:
-        return {}
-    expected = {"code": (pl.String,), "parent_codes": (pl.List(pl.String), pl.List(pl.Null), pl.Null)}
-    for name, kinds in expected.items():
-        if (kind := table.schema.get(name, "missing")) not in kinds:
-            raise ValueError(f"{file}: column '{name}' is {kind}; expected {kinds[0]}; correct it, or remove the file")
-    links = table.select("code", parent=pl.col("parent_codes").cast(pl.List(pl.String)))
+    links = events.read_codes(path, "parent_codes").rename({"parent_codes": "parent"})
     links = links.explode("parent", empty_as_null=False).drop_nulls()
     nearest = pl.DataFrame({"parent": known.codes, "target": known.codes, "count": known.counts})
     links = links.join(nearest, left_on="code", right_on="parent", how="anti")

@@ -145,8 +145,4 @@ def _patterns(section: dict, key: str, where: str) -> tuple[str, ...]:
 
 def read_descriptions(root: Path) -> dict[str, str]:
     """Returns what codes are called, as far as `metadata/codes.parquet` of a data set says it."""
-    file = root / events.CODES_FILE
-    table = events.read_metadata(file) if file.exists() else pl.DataFrame()
-    if not {"code", "description"} <= {*table.columns}:
-        return {}
-    return dict(table.select("code", pl.col("description").cast(pl.String)).drop_nulls().iter_rows())
+    return dict(events.read_codes(root, "description").iter_rows())

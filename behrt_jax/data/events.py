@@ -27,6 +27,7 @@ YEARS = (datetime.datetime(1, 1, 1), datetime.datetime(LAST_YEAR + 1, 1, 1))
 UNIX_EPOCH = datetime.datetime(1970, 1, 1)
 SPLITS_FILE = Path("metadata") / "subject_splits.parquet"
 CODES_FILE = Path("metadata") / "codes.parquet"
+CODE_COLUMNS = {"description": pl.String(), "parent_codes": pl.List(pl.String)}
 
 
 def find_shards(path: str | Path) -> list[Path]:
@@ -181,6 +182,27 @@ def birth_times(time: pl.Expr) -> pl.Expr:
 def read_metadata(file: Path) -> pl.DataFrame:
     """Reads a table that lies beside the events; raises a ValueError where it cannot be read."""
     return files.read_table(file)
+
+
+def read_codes(path: str | Path, column: str) -> pl.DataFrame:
+    """Reads what `metadata/codes.parquet` says of codes: their `description`, or their `parent_codes`.
+
+    Returns:
+      `code:String` and the column, of codes of which it is known; no rows where the data set does not say it.
+
+    Raises:
+      ValueError: the file cannot be read, or a column of it is missing or of another type.
+    """
+    file, kinds = Path(path) / CODES_FILE, {"code": pl.String(), column: CODE_COLUMNS[column]}
+    table = files.read_table(file) if files.find_table(file) else pl.DataFrame()
+    if column not in table.columns or not table[column].count():
+        return pl.DataFrame(schema=kinds)
+    for name, wanted in kinds.items():
+        kind = table.schema.get(name)
+        if kind not in (wanted, pl.List(pl.Null)) and not (wanted == pl.String and kind and is_text(kind)):
+            found = kind or "missing"
+            raise ValueError(f"{file}: column '{name}' is {found}; expected {wanted}; correct it, or remove the file")
+    return table.select(pl.col(name).cast(kind) for name, kind in kinds.items()).drop_nulls()
 
 
 def read_splits(path: str | Path) -> pl.DataFrame | None:

@@ -329,3 +329,23 @@ def test_splits_that_say_nothing_are_no_splits(meds):
     meds.splits(rows.clear().cast({"subject_id": pl.Null, "split": pl.Null}))
     assert sorted_splits(meds).rows() == []
     splits_error(meds, rows.with_columns(split=pl.lit(1)), "'split' is Int32; expected string; convert it")
+
+
+def test_what_a_table_says_of_codes(meds):
+    file = meds.root / events.CODES_FILE
+    file.parent.mkdir(parents=True)
+    schema = {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)}
+    sound = pl.DataFrame([("A", "a", ["P"]), ("B", None, None), ("C", "c", [])], schema=schema, orient="row")
+    for table_of_codes in (sound, sound.cast({"code": pl.Categorical, "description": pl.Categorical})):
+        table_of_codes.write_parquet(file)
+        assert events.read_codes(meds.root, "description").rows() == [("A", "a"), ("C", "c")]
+        assert events.read_codes(meds.root, "parent_codes").rows() == [("A", ["P"]), ("C", [])]
+    nothing = (sound.clear(), sound.clear().cast(pl.Null), sound.select("code"), sound.with_columns(description=None))
+    for table_of_codes in nothing:
+        table_of_codes.write_parquet(file)
+        assert events.read_codes(meds.root, "description").schema == {"code": pl.String, "description": pl.String}
+        assert events.read_codes(meds.root, "description").height == 0
+    sound.with_columns(description=pl.lit(1)).write_parquet(file)
+    assert events.read_codes(meds.root, "parent_codes").height == 2
+    with pytest.raises(ValueError, match="codes.parquet: column 'description' is Int32; expected String; correct it"):
+        events.read_codes(meds.root, "description")

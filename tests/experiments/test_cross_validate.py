@@ -1,5 +1,7 @@
 """Cross-validation: each patient is held out once, folds are averaged with their resamples, and a fold's runs end."""
 
+import shutil
+
 import numpy as np
 import polars as pl
 import pytest
@@ -61,3 +63,10 @@ def test_two_folds_from_labels_to_a_table(workplace, deaths):
     table = (folder / "cross_validation.md").read_text()
     for name in ("BEHRT", "BEHRT from scratch", "LSTM", "Cox on age and sex", cross_validate.BOOSTED):
         assert f"| {name} |" in table
+
+
+def test_data_that_has_nothing_but_events_is_viewed_too(tmp_path):
+    data = cut_data_set(tmp_path / "meds", skip=0)
+    shutil.rmtree(data / "metadata")
+    view = cross_validate.write_view(data, tmp_path / "0", 0, 3)
+    assert events.find_shards(view) and events.read_splits(view) is not None
