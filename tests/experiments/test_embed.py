@@ -151,9 +151,8 @@ def test_a_fine_tuned_model_reads_a_mark_at_the_moment(run, at):
         config.history = {"mark": True, "include_at": False, "age_and_sex": False}
     marked, _ = moments.find_moment(config, train, at, lives)
     np.testing.assert_array_equal(plain.times, marked.times)
-    ends = marked.rows.offsets[1:] - 1
-    minutes = marked.rows.origins + marked.rows.minutes[ends].astype(np.int64)
-    np.testing.assert_array_equal(moments.SINCE + minutes.astype("timedelta64[m]"), marked.times)
+    times = marked.rows.origins.astype(np.int64) * dataset.MICROSECONDS + marked.rows.last_times
+    np.testing.assert_array_equal(moments.SINCE + times.astype("timedelta64[us]"), marked.times)
     assert len(plain.rows) == len(marked.rows)
     tokens = np.diff(plain.histories.offsets)
     assert at is not None or tokens.sum() == len(train.codes)
