@@ -147,6 +147,7 @@ def read_config(workdir: Path) -> ConfigDict:
         raise ValueError(f"{file}: not the config of a workdir ({error}); expected one that pretrain wrote") from error
     if "data" in config:
         config.data.value_digits = config.data.get("value_digits", 0)  # not among the keys of older runs
+        config.data.sex_codes = config.data.get("sex_codes", ())
     if "objective" in config:
         # Keys that older runs lack, and what these runs did.
         for key, default in (("event_first", False), ("event_times", "visits"), ("known_time_share", 0.0)):
