@@ -50,7 +50,16 @@ def read_label_files(source: Path, say: Callable[[str], None]) -> pl.DataFrame:
         table = _read_csv(file) if file.suffix.lower() == ".csv" else _read_parquet(file)
         shards[file] = _clean(file, table, say)
     _check_shards(source, shards)
-    return pl.concat(shards.values(), how="diagonal_relaxed")
+    try:
+        return pl.concat(shards.values(), how="diagonal_relaxed")
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{source}: shards differ in the types of a column ({reason}); convert it") from error
+
+
+def list_names(table: pl.DataFrame) -> str:
+    """Lists the columns of a table for an error, on one line whatever their names hold."""
+    return ", ".join(" ".join(name.split()) for name in table.columns)
 
 
 def _find_shards(source: Path, say: Callable[[str], None]) -> list[Path]:
@@ -156,8 +165,10 @@ def _clean(file: Path, table: pl.DataFrame, say: Callable[[str], None]) -> pl.Da
                     say(f"{file}: column 'event' says NA, none or the like in {number:,} rows; read as censored")
                 text = text.set(unset, None)
             column = text.set(word == "", None)
-        is_empty = column.null_count() == len(column) and (column.dtype in (pl.String, pl.Float32, pl.Float64))
-        table = table.with_columns(column.cast(pl.Null) if is_empty or not len(column) else column)
+        is_bool = column.name == "event" and column.dtype == pl.Boolean  # without a cause, which would be censoring
+        is_empty = column.null_count() == len(column) and (not is_bool or not len(column))
+        nothing = pl.repeat(None, len(column), eager=True).alias(column.name)
+        table = table.with_columns(nothing if is_empty else column)
     return table
 
 
@@ -181,7 +192,7 @@ def _check_shards(source: Path, shards: dict[Path, pl.DataFrame]) -> None:
         used = {file: kind for file, kind in kinds.items() if filled[file][name].null_count() < filled[file].height}
         for file in filled if used else ():
             if file not in kinds:
-                has = ", ".join(shards[file].columns)
+                has = list_names(shards[file])
                 raise ValueError(f"{file}: column '{name}', which other shards have, is missing (found {has}); add it")
             if file in used and used[file] != (first := next(iter(used.values()))):
                 raise ValueError(

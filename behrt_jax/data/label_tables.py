@@ -14,6 +14,7 @@ from behrt_jax.data.label_files import (
     SURVIVAL_COLUMNS,
     TRUTH_COLUMNS,
     VALUE_COLUMNS,
+    list_names,
     read_label_files,
 )
 
@@ -63,8 +64,7 @@ def read_label_table(file: Path, say: Callable[[str], None], with_outcomes: bool
 def _column(file: Path, table: pl.DataFrame, name: str, expected: str) -> pl.Series:
     """Returns a column without holes; a ValueError if it is missing or has some."""
     if name not in table.columns:
-        found = ", ".join(table.columns)
-        raise ValueError(f"{file}: column '{name}' is missing (found {found}); expected {expected}")
+        raise ValueError(f"{file}: column '{name}' is missing (found {list_names(table)}); expected {expected}")
     column = table[name]
     if holes := column.null_count():
         raise ValueError(
@@ -97,7 +97,7 @@ def _value_column(file: Path, table: pl.DataFrame) -> tuple[dict[str, pl.Series]
     """Returns the one column of values that is in use as numbers, the kind of label, and the names."""
     used = [name for name in VALUE_COLUMNS if name in table.columns and table[name].null_count() < table.height]
     if len(used) != 1:
-        found = ", ".join(used or table.columns)
+        found = ", ".join(used) or list_names(table)
         raise ValueError(
             f"{file}: {len(used)} columns of labels have values (found {found}); expected one of "
             f"{', '.join(VALUE_COLUMNS)}, or {' and '.join(SURVIVAL_COLUMNS)} for time to event"

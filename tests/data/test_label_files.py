@@ -217,6 +217,12 @@ def test_shards_that_differ(tmp_path):
     refused(folder, "1.parquet: column 'event', which other shards have, is missing (found subject_id, ")
     pl.DataFrame({"notes": ["x"]}).write_parquet(other)
     refused(folder, "1.parquet: column 'subject_id', which other shards have, is missing (found notes)")
+    pl.DataFrame({"a\nb": ["x"]}).write_parquet(other)
+    refused(folder, "1.parquet: column 'subject_id', which other shards have, is missing (found a b)")
+    refused(other, "'subject_id' is missing (found a b)")
+    binary = pl.Series([None], dtype=pl.Binary)  # a type that goes with no other, but of no value
+    parquet(folder, "1.parquet", event_time=end, event=["death"], boolean_value=binary, log_hazard=binary)
+    assert len(read_labels([other])) == 1
     with pytest.raises(ValueError, match="'event_time' is Datetime.*UTC"):
         utc = pl.Series(end).dt.replace_time_zone("UTC")
         read(parquet(folder, "1.parquet", event_time=utc, event=["death"]).parent)

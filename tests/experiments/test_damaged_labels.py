@@ -68,7 +68,7 @@ class Files:
     rows: int = 0
 
     def alter(self, table: pl.DataFrame, mask: list[bool]) -> None:
-        keys = table.select(*KEYS).rows() if {*KEYS} <= {*table.columns} else []
+        keys = table.select(*KEYS).rows() if {*KEYS} <= {*table.select(pl.exclude(pl.List, pl.Struct)).columns} else []
         self.everything |= not keys
         self.altered |= {key for key, hit in zip(keys, mask, strict=False) if hit}
 
@@ -255,7 +255,11 @@ def change_text(files: Files, rng: random.Random, path: Path) -> None:
     lines = text.splitlines()
     choice = rng.randrange(8)
     texts = ["\ufeff" + text, "\r\n".join(lines), "\n\n".join(lines), "\n".join(lines[1:]), text.replace(",", ";")]
-    texts += ["\n".join(f"{line},x" for line in lines[:-1]), "\n".join([*lines, '"']), text.replace("\n", ",\n", 1)]
+    texts += [
+        "\n".join([lines[0], *(f"{line},x" for line in lines[1:])]),
+        "\n".join([*lines, '"']),
+        text.replace("\n", ",\n", 1),
+    ]
     files.everything |= choice >= 3
     path.write_text(texts[choice], encoding=rng.choice(["utf-8", "utf-8", "utf-16"]), newline="")
 
@@ -337,7 +341,8 @@ def check_labels(files: Files, splits: dict, said: list[str]) -> None:
                 )
             else:
                 value = labels.values[i, 0]
-                assert (labels.names[int(value)] if files.kind == "classes" else value) == expected
+                value = labels.names[int(value)] if labels.kind == "multiclass" else value
+                assert value == (str(expected) if labels.kind == "multiclass" else expected)
 
 
 def check_line(files: Files, message: str, in_table: bool) -> None:
