@@ -142,7 +142,8 @@ def put_other(files: Files, rng: random.Random, i: int, name: str) -> None:
     """Values that are absurd, of another patient or another time."""
     table = files.shards[i]
     mask = [rng.random() < 0.2 for _ in range(table.height)]
-    absurd = {"subject_id": [0, -1, 2**62, SUBJECTS[1]], "event": ["x", "", "true", "0", "death "]}
+    absurd = {"subject_id": [0, -1, 2**62, SUBJECTS[1]]}
+    absurd |= {"event": ["x", "", "true", "0", "death "]} if table.schema[name] == pl.String else {}
     times = [day(460), day(-9000), datetime.datetime(9999, 12, 31), datetime.datetime(1, 1, 1), day(450.5)]
     kinds = {
         pl.Boolean: [True, False],
@@ -151,8 +152,6 @@ def put_other(files: Files, rng: random.Random, i: int, name: str) -> None:
         pl.String: ["x", "ß"],
     }
     choices = times if table.schema[name].is_temporal() else absurd.get(name, kinds.get(table.schema[name], [None]))
-    if table.schema[name] == pl.Boolean:
-        choices = [True, False]
     files.alter(table, mask)
     files.everything |= name in KEYS
     value = pl.lit(rng.choice(choices)).cast(table.schema[name], strict=False)
@@ -291,9 +290,6 @@ def move(files: Files, rng: random.Random, path: Path) -> None:
         (files.path / "again").symlink_to(files.path)
 
 
-FILE_DAMAGES = [cut_off, change_text, link, move]
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> MedsFolder:
     """Ten patients, six in train; two die after their last visit."""
@@ -358,6 +354,7 @@ def check_damaged(place: MedsFolder, folder: Path, seeds: range) -> collections.
     """Damages sound labels and reads them; counts how that ends."""
     ends = collections.Counter()
     for seed in seeds:
+        print(f"seed {seed}")
         rng = random.Random(seed)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -370,18 +367,13 @@ def check_damaged(place: MedsFolder, folder: Path, seeds: range) -> collections.
                     damage(files, rng, i, name)
         written = write(files, rng)
         if in_file := not in_table or rng.random() < 0.2:
-            rng.choice(FILE_DAMAGES)(files, rng, rng.choice(written))
+            rng.choice([cut_off, change_text, link, move])(files, rng, rng.choice(written))
         try:
             splits, said = read(place, files)
         except ValueError as error:
             check_line(files, str(error), not in_file), ends.update(["one line"])
-        except Exception as error:
-            raise AssertionError(f"seed {seed}: {files.kind}, {files.form}") from error
         else:
-            try:
-                check_labels(files, splits, said)
-            except AssertionError as error:
-                raise AssertionError(f"seed {seed}: {files.kind}, {files.form}: {said}") from error
+            check_labels(files, splits, said)
             assert not any(re.search(r"7[12]0000\d\d", line) for line in said), seed
             ends.update(["labels"])
     return ends
