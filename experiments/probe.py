@@ -1,6 +1,6 @@
 """Predicts an outcome from few labels: a frozen encoder's embeddings and counts of codes, beside age and sex.
 
-python -m experiments.probe --workdir=DIR --labels=FILE [--sizes=16,64,256,all] [--draws=5] [--data=DIR]
+python -m experiments.probe --workdir=DIR --labels=FILE [--sizes=16,64,256,all] [--draws=10] [--data=DIR]
     [--predict=FILE --output=FILE [--predict_data=DIR]]
 
 Ridge regressions are fitted to the labels of k patients of train, and how far each block of features counts is weighted
@@ -140,6 +140,7 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "predict", None, "A file of subjects and prediction times to score, after all of train's labels."
     )
+    flags.DEFINE_string("predict_data", None, "Another MEDS data set to predict on than the labels' own.")
     flags.DEFINE_string("output", None, "The Parquet file of these predictions.")
     flags.DEFINE_string("features", "runs/features", "Where features are kept, as embedding takes long.")
     command.run(main)
