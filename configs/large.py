@@ -1,4 +1,4 @@
-"""Large: 6 layers, 13.1 M parameters, for an A40 or larger and hundreds of thousands of patients.
+"""Large: 6 layers, 13.1 M parameters, meant for an A40 or larger; what it costs there is not measured yet.
 
 python -m experiments.pretrain --config=configs/large.py --config.data.path=DIR --workdir=runs/large
 """

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-OWN, ORACLE = "BEHRT (this run)", "oracle (the ceiling)"
+OWN, ORACLE = "BEHRT (this run)", "oracle (exact)"
 # The columns of each objective's table; the first sorts the baselines.
 COLUMNS = {
     "mlm": {"accuracy": "accuracy", "top5_accuracy": "top-5", "top20_accuracy": "top-20", "perplexity": "perplexity"},

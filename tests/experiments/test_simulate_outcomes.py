@@ -142,7 +142,7 @@ def test_the_oracle_stands_beside_a_run(workplace, drawn):
     assert difference["value"] == pytest.approx(reached["metrics"] - expected, abs=1e-6)
     assert difference["low"] < difference["high"] and found["baselines"] == {}
     assert "survival/calibration_slope" in found["oracle"]
-    assert "oracle (the ceiling)" in done.stdout and "difference to oracle: C-index" in tables.format_result(found)
+    assert "oracle (exact)" in done.stdout and "difference to oracle: C-index" in tables.format_result(found)
 
     both = workplace.folder / "both"
     given = arguments(workplace, "survival", file, "both", **chosen, train__num_steps=4, survival__num_bins=3)

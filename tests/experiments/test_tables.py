@@ -59,7 +59,7 @@ def test_rows_stand_from_best_to_worst_below_the_oracle_and_the_run():
     text = tables.format_result(RESULT)
     assert text.startswith("held_out: 1,234 patients, 95% intervals over patients\n\n")
     masked = table_of(text, "masked codes (5,678)")
-    names = ("oracle (the ceiling)", "BEHRT (this run)", "best", "worst")
+    names = ("oracle (exact)", "BEHRT (this run)", "best", "worst")
     assert labels_of(masked, names) == list(names)
     assert masked[0].split() == ["masked", "codes", "(5,678)", "accuracy", "top-5", "perplexity"]
     cells = "0.500 [0.400, 0.600] 0.750 [0.700, 0.800] 2.70 [2.50, 3.10]"
