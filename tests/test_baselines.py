@@ -226,6 +226,7 @@ def exclusive_batches(seed, count):
         yield batch
 
 
+@pytest.mark.slow
 def test_the_mlp_finds_an_interaction_that_the_linear_model_cannot_express(monkeypatch):
     monkeypatch.setattr(baselines, "NETWORK_STEPS", 400)
     monkeypatch.setattr(baselines, "RECIPES", {"linear": Recipe(0.03), "MLP": Recipe(0.01, hidden=32)})

@@ -328,6 +328,7 @@ def test_splits_that_cannot_be_fitted_are_refused():
         baselines.fit_classification(train, Classified(nobody, train.times[:0], train.classes[:0]), TOKENS)
 
 
+@pytest.mark.slow
 def test_tuning_without_events_leaves_the_most_cautious_settings():
     messages = []
     tuning = followed(1)._replace(events=np.zeros(SIZE, int))

@@ -70,6 +70,7 @@ def test_train_is_told_by_those_who_have_not_seen_it(splits):
         np.testing.assert_array_equal(say(alone, part), say(known, few, is_train=True)[rows])
 
 
+@pytest.mark.slow
 def test_a_product_of_two_codes_is_found(splits):
     """Either A or B, not both: neither alone says anything much."""
 

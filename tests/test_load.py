@@ -74,7 +74,7 @@ def saved(tmp_path_factory) -> Path:
 
 def python(code: str, *arguments, where: Path, devices: int = 1, path: Path = ROOT) -> str:
     """Runs Python elsewhere, with a folder on its path and a number of devices; returns what it prints."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "PYTHONPATH": str(path), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     command = [sys.executable, "-c", code, *map(str, arguments)]

@@ -5,6 +5,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.pretraining import BEHRTForMLM, BEHRTForPretraining
@@ -15,6 +16,16 @@ from behrt_jax.workdir import initialize
 
 VOCAB_SIZE = 30
 SIZES = {"embedding_dim": 8, "hidden_dim": 16, "num_layers": 1, "num_heads": 2, "feedforward_dim": 16}
+
+
+def slow_but(fast, cases) -> list:
+    """Returns cases for `parametrize`: those of `fast` are for the gate, the others slow."""
+
+    def mark(case):
+        values = case if isinstance(case, tuple) else (case,)
+        return pytest.param(*values, marks=[] if case in fast else pytest.mark.slow)
+
+    return [mark(case) for case in cases]
 
 
 @contextlib.contextmanager

@@ -50,6 +50,7 @@ def test_events_are_what_a_loop_finds(seed):
     assert 0.05 < happened.mean() < 0.95
 
 
+@pytest.mark.slow
 def test_events_of_bundled_patients_are_what_a_loop_finds(bundled, bundled_train):
     sizes = np.diff(bundled_train.offsets)
     few = only(bundled_train, np.argsort(sizes)[len(sizes) // 2 :][:20])

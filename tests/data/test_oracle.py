@@ -320,6 +320,7 @@ def cut(histories: Simulated, keep: np.ndarray) -> worlds.Histories:
     return worlds.Histories(histories.sex, histories.owner[keep], histories.month[keep], histories.codes[keep])
 
 
+@pytest.mark.slow
 def test_the_future_changes_nothing_of_the_past():
     some = select(PATIENTS, np.arange(60))
     numbers = np.arange(len(some.owner)) - some.first_visits()[some.owner]

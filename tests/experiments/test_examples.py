@@ -127,6 +127,7 @@ def test_codes_that_all_carry_a_value_are_none_to_mask_where_values_are_not_mask
         examples.check(config, {"mlm": 0}, "train")
 
 
+@pytest.mark.slow
 def test_held_out_without_a_second_visit_is_left_out_of_the_evaluation_and_the_rest_is_written(workplace, tmp_path):
     keys = {"data__path": write(tmp_path / "meds", {"train": 4, "tuning": 4, "held_out": 1})}
     keys |= {"objective__name": "joint", "objective__time_to_event_weight": 1.0, "objective__min_patients": 1}

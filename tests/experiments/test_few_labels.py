@@ -136,6 +136,7 @@ def test_features_are_scaled_by_all_of_train_whoever_is_labelled(task, reader):
         assert spread.var(axis=0).sum() == pytest.approx(1, abs=0.05) and np.abs(spread.mean(axis=0)).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_from_scratch_the_encoder_is_random_at_first_and_then_trained(task, monkeypatch):
     """What is scored are the parameters after the last step, and they are not those of the beginning."""
     rows, ends = draws.draw_rows(task.splits["train"].labels, 5, 0, 0), {}

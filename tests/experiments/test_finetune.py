@@ -206,6 +206,7 @@ def test_codes_are_added_to_a_pre_trained_vocabulary_alone(workplace, deaths):
         outcomes.begin(config, lambda line: None)
 
 
+@pytest.mark.slow
 def test_without_birth_and_sex_everything_runs_to_its_end(workplace, deaths, tmp_path):
     """What reads age and sex alone is left out, with a line; the rest is there."""
     events = pl.read_parquet(workplace.data / "data" / "0.parquet")

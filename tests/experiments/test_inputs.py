@@ -130,6 +130,7 @@ def test_few_labels_of_other_labels_are_not_mixed_in(own, workplace):
             few_labels_run.read_task(*given)
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_other_patients_or_another_checkpoint_is_made_again(joint, workplace, tmp_path):
     folder = shutil.copytree(joint, tmp_path / "run")
     run = load_run(folder, "held_out", None, silent)

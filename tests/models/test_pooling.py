@@ -154,7 +154,7 @@ def test_embeddings_of_packed_patients_equal_those_of_each_alone(pooling, overri
     assert not packed[1, 1:].any()
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", tiny.slow_but(["mean", "attention"], POOLINGS))
 def test_one_patient_a_row_is_the_same_with_and_without_num_patients(pooling):
     batch = tiny.packed_batch([[5], [16], []], 16)
     plain, packed = embedder(pooling, None)(batch), embedder(pooling, 1)(batch)
@@ -214,7 +214,7 @@ def test_packed_rows_need_num_patients():
             embed(*model_of(), batch, num_patients=num_patients)
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", tiny.slow_but(["cls", "mean"], POOLINGS))
 def test_models_with_a_head_embed_by_the_pooling_of_their_config(pooling):
     batch = tiny.packed_batch([[4, 3], [2]], 8)
     model = BEHRTForSequenceClassification(tiny.config(pooling=pooling))

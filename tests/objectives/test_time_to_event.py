@@ -134,6 +134,7 @@ def test_the_objective_is_a_mean_over_visits_and_codes():
     assert objective.weights == {"time_to_event/loss": 1.0}
 
 
+@pytest.mark.slow
 def test_planted_rates_are_learnt():
     """Exponential times censored at 100 days, for two codes at two constant rates: the model finds both."""
     model = BEHRTForPretraining(tiny.config(), ("time_to_event",), 2)
