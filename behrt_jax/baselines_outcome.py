@@ -27,9 +27,9 @@ from behrt_jax.outcome_features import Inputs, fit_encoder
 # and left out, as it measured no better there (single trials, no figures kept): boosted Poisson rates, the newest
 # values of 77 measurements beside the codes, and training on an index date every two years.
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of logistic regression
-RIDGES = (1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1.0)  # of Cox on age and sex
+RIDGES = (1e2, 1e1, 1.0, 1e-1)  # of Cox on age and sex
 NET_RATIOS = (0.1, 0.5)  # L1 shares of the elastic net; penalties as in code_regression
-BOOSTING = ((0.02, 2), (0.02, 4))  # learning rates and depths of gradient boosting
+BOOSTING = ((0.02, 3),)  # learning rates and depths of gradient boosting
 TREES, CHECK_EVERY = 500, 20
 TREE_SETTINGS = {"colsample_bynode": 0.1, "subsample": 0.5, "tree_method": "hist", "seed": 0}
 
