@@ -167,8 +167,7 @@ def _clean(file: Path, table: pl.DataFrame, say: Callable[[str], None]) -> pl.Da
             column = text.set(word == "", None)
         is_bool = column.name == "event" and column.dtype == pl.Boolean  # without a cause, which would be censoring
         is_empty = column.null_count() == len(column) and (not is_bool or not len(column))
-        nothing = pl.repeat(None, len(column), eager=True).alias(column.name)
-        table = table.with_columns(nothing if is_empty else column)
+        table = table.with_columns(pl.lit(None).alias(column.name) if is_empty else column)
     return table
 
 

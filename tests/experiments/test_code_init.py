@@ -43,7 +43,8 @@ def begin(config, lines=None):
     """Returns the prepared data and the code table that a run begins with."""
     prepared, train, trained = task.begin(config)
     initialize = task.initialize(config, trained, train, (lines if lines is not None else []).append)
-    return prepared.vocabulary, code_table(jax.jit(initialize)(jax.random.key(config.seed)))
+    # Not compiled as one program, in which a table of its own may change how the random rows are rounded.
+    return prepared.vocabulary, code_table(initialize(jax.random.key(config.seed)))
 
 
 def test_a_users_table_lands_in_the_right_rows_as_large_as_what_is_random(config, tmp_path, quick_compilation):
@@ -59,7 +60,7 @@ def test_a_users_table_lands_in_the_right_rows_as_large_as_what_is_random(config
     expected = values[:60] - values[:60].mean(axis=0)
     np.testing.assert_allclose(begun[rows], expected / expected.std() * drawn.std(), rtol=1e-4, atol=1e-6)
     others = np.setdiff1d(np.arange(len(vocabulary)), rows)
-    np.testing.assert_allclose(begun[others], drawn[others], rtol=1e-6)  # two programs may round differently
+    np.testing.assert_array_equal(begun[others], drawn[others])
     share = sum(vocabulary.counts[place] for place in taken) / sum(vocabulary.counts)
     (line,) = lines
     assert f"60 of {len(vocabulary.codes)} codes begin with a row ({share:.1%} of what train holds)" in line
