@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from behrt_jax import cox
-from behrt_jax.code_regression import MAX_ROWS, NET_PENALTIES, discordance, sample
+from behrt_jax.code_regression import MAX_ROWS, NET_PENALTIES, sample
 from behrt_jax.data.dataset import Patients
 from behrt_jax.objectives import survival
 from behrt_jax.objectives.survival import SurvivalConfig
@@ -27,7 +27,7 @@ from behrt_jax.outcome_features import Inputs, fit_encoder
 # and left out, as it measured no better there (single trials, no figures kept): boosted Poisson rates, the newest
 # values of 77 measurements beside the codes, and training on an index date every two years.
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of logistic regression
-RIDGES = (1e2, 1e1, 1.0, 1e-1)  # of Cox on age and sex
+RIDGES = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)  # of Cox on age and sex
 NET_RATIOS = (0.1, 0.5)  # L1 shares of the elastic net; penalties as in code_regression
 BOOSTING = ((0.02, 3),)  # learning rates and depths of gradient boosting
 TREES, CHECK_EVERY = 500, 20
@@ -154,7 +154,7 @@ def fit_classification(
 def fit_survival(
     train: Followed, tuning: Followed, tokens: tuple[str, ...], progress: Progress = lambda message: None
 ) -> dict[str, Forecaster]:
-    """Fits the baselines of time to event, each setting of which is chosen by Harrell's C of tuning.
+    """Fits the baselines of time to event, each setting of which is chosen by the partial likelihood of tuning.
 
     Causes are fitted one by one, with follow-up ended by the others (cause-specific hazards); the hazard that risks
     multiply is Breslow's of train.
@@ -199,8 +199,7 @@ def fit_survival(
             families[BOOSTED] = _boosted_survival(*wide)
         for name, candidates in families.items():
             label = name if len(causes) == 1 else f"{name}, cause {cause}"
-            loss = functools.partial(discordance, later, tuning.days)
-            best = choose(label, candidates, loss, progress)
+            best = choose(label, candidates, _partial_loss(tuning.days, later), progress)
             fitted.setdefault(name, []).append((best.predict, best.predict(tables[name])))
     config = SurvivalConfig("cox", 1, (), len(causes))
     baselines = {
@@ -225,6 +224,15 @@ def choose(
     edge = ", at the edge of the settings tried" if best.at_edge else ""
     progress(f"{name}: {best.setting}{edge}, tuning loss {lowest:.4f}")
     return best
+
+
+def _partial_loss(days: np.ndarray, happened: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Returns minus the log partial likelihood an event, a function of (N,) log risks.
+
+    Unlike a C-index it tells a regression from the same one shrunk towards nothing.
+    """
+    likelihood, count = cox.PartialLikelihood(days, happened), max(int(happened.sum()), 1)
+    return lambda log_risks: likelihood(log_risks)[0] / count
 
 
 def _leave_out(families: dict[str, Iterator], table: Inputs, progress: Progress) -> dict[str, Iterator]:
