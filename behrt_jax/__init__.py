@@ -3,8 +3,9 @@
 `load(workdir)` gives `(config, vocabulary, model, params)` of a pre-trained model.
 """
 
-from behrt_jax import attribution, what_if
+from behrt_jax.interpret import attribution, counterfactuals
 from behrt_jax.models.behrt import BEHRT, count_parameters, encode
+from behrt_jax.models.classification import BEHRTForSequenceClassification
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.embeddings import (
     AgeEmbedding,
@@ -15,9 +16,8 @@ from behrt_jax.models.embeddings import (
     TimeEmbedding,
     VisitEmbedding,
 )
-from behrt_jax.models.outcomes import BEHRTForSequenceClassification
 from behrt_jax.models.pretraining import BEHRTForMLM, BEHRTForNextVisitPrediction
-from behrt_jax.workdir import load
+from behrt_jax.training.workdir import load
 
 __all__ = [
     "AgeEmbedding",
@@ -36,5 +36,5 @@ __all__ = [
     "count_parameters",
     "encode",
     "load",
-    "what_if",
+    "counterfactuals",
 ]

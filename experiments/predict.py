@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from behrt_jax import workdir
 from behrt_jax.data import dataset
-from behrt_jax.data import labels as label_files
+from behrt_jax.data import prepare as data_prepare
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
-from experiments import command, labelled, outcome_data, outcome_regression, predictions
+from behrt_jax.finetuning import data, head_regression, labeled_histories, predict
+from behrt_jax.labels import follow_up
+from behrt_jax.labels import labels as label_data
+from behrt_jax.training import workdir
+from experiments import _cli
 
 
 def main() -> None:
@@ -25,23 +28,23 @@ def main() -> None:
     config, vocabulary, model, params = workdir.load(folder)
     if "objective" in config:
         raise ValueError(f"--workdir={folder}: was pre-trained; expected a run of experiments.finetune")
-    fitted = predictions.read_fitted(folder)
-    labels = label_files.read_labels((FLAGS.labels,), print, with_outcomes=False)
-    if labels.kind != "times" and labels.kind not in outcome_data.kinds(config):
+    fitted = predict.read_fitted(folder)
+    labels = label_data.read_labels((FLAGS.labels,), print, with_outcomes=False)
+    if labels.kind != "times" and labels.kind not in data.kinds(config):
         raise ValueError(f"--labels={FLAGS.labels}: holds {labels.kind} labels; {folder} predicts another kind")
     with config.unlocked():
         config.data.path = FLAGS.data
     prepared = prepare(DataConfig(**config.data), vocabulary, splits=(), progress=print)
-    print(labelled.describe_coverage(prepared.report, "all"))
-    labels = outcome_data.match(labels, outcome_data.read_lives(FLAGS.data), print)
+    print(data_prepare.describe_coverage(prepared.report, "all"))
+    labels = data.match(labels, follow_up.read_lives(FLAGS.data), print)
     patients, tokens = dataset.read(prepared.folder, "all"), vocabulary.tokens
-    found = labelled.find_histories(config, patients, labels, tokens, "predicted", print)
-    outcome_data.report_rest(len(labels), [found], print)
+    found = labeled_histories.find_histories(config, patients, labels, tokens, "predicted", print)
+    data.report_rest(len(labels), [found], print)
     if not len(found.labels):
         raise ValueError(f"--labels={FLAGS.labels}: no row is of a patient with an event before; nothing to predict")
-    found = outcome_regression.add({"predicted": found}, outcome_regression.load(folder, config), tokens)["predicted"]
-    said = predictions.predict(config, predictions.score(config, model, params, found), fitted)
-    predictions.write(output, config, found.labels, said, fitted)
+    found = head_regression.add({"predicted": found}, head_regression.load(folder, config), tokens)["predicted"]
+    said = predict.predict(config, predict.score(config, model, params, found), fitted)
+    predict.write(output, config, found.labels, said, fitted)
     number = len(np.unique(found.labels.subject_ids))
     print(f"written: {output}, {len(found.labels):,} predictions of {number:,} patients")
 
@@ -52,4 +55,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("data", None, "A MEDS data set.", required=True)
     flags.DEFINE_string("labels", None, "A file of subjects and prediction times.", required=True)
     flags.DEFINE_string("output", None, "The Parquet file to write.", required=True)
-    command.run(main)
+    _cli.run(main)

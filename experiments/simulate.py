@@ -3,62 +3,12 @@
 python -m experiments.simulate --patients=10000 --output=DIR [--seed=0] [--ceilings]
 """
 
-import shutil
-import tempfile
 from pathlib import Path
 
-import numpy as np
-import polars as pl
-import tqdm
 from absl import flags
-from sklearn.metrics import average_precision_score
 
-from behrt_jax.data import events, oracle
-from behrt_jax.data.simulate import simulate, write
-from behrt_jax.data.world import load_world, make_world
-from experiments import command
-
-
-def write_patients(output: Path, patients: int, seed: int) -> str:
-    """Writes a data set in one move and returns a line of counts; a ValueError if something is in the way."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output={output}: exists and is not an empty directory; name another, or remove it")
-    world = make_world(seed)
-    found = simulate(world, patients, seed)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        with tqdm.tqdm(total=patients, unit=" patients", desc="writing") as bar:
-            write(scratch, world, found, seed, progress=lambda done: bar.update(done - bar.n))
-        scratch.replace(output)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    visits, codes = found.codes.shape[0], found.codes.sum()
-    return f"{patients:,} patients, {visits:,} visits, {codes:,} codes, {found.died.sum():,} deaths"
-
-
-def ceilings(folder: Path, seed: int) -> str:
-    """Returns what the oracle and counting reach on held-out patients."""
-    world, splits = load_world(folder), pl.read_parquet(folder / events.SPLITS_FILE).sort("subject_id")
-    train, held_out = (
-        oracle.read_histories(folder, splits.filter(split=name)["subject_id"]) for name in ("train", "held_out")
-    )
-    counts, codes = train.codes.sum(axis=0) + 1, held_out.codes
-    targets, visits = world.emission.min(axis=0) < 1, np.flatnonzero(held_out.owner[1:] == held_out.owner[:-1])
-    visits = visits[codes[visits + 1][:, targets].any(axis=1)]
-    scores = {"oracle": oracle.next_visit_probabilities(world, held_out, targets)[visits]}
-    scores.update({"last visit again": codes[visits], "counting": np.broadcast_to(counts, (len(visits), len(counts)))})
-    truth = codes[visits + 1][:, targets].ravel()
-    lines = [f"next visit: micro average precision ({len(visits):,} visits, all codes but the certain)"]
-    lines += [f"  {name}: {average_precision_score(truth, s[:, targets].ravel()):.3f}" for name, s in scores.items()]
-    hidden = codes & (np.random.default_rng([seed, 3]).random(codes.shape) < 0.15)
-    rows, columns = np.nonzero(hidden)
-    lines += [f"codes hidden at 15%: accuracy, perplexity ({len(rows):,} codes)"]
-    found = oracle.masked_probabilities(world, held_out, hidden)[rows]
-    for name, chances in (("oracle", found), ("counting", np.broadcast_to(counts / counts.sum(), found.shape))):
-        perplexity = np.exp(-np.log(chances[np.arange(len(rows)), columns]).mean())
-        lines += [f"  {name}: {(chances.argmax(axis=1) == columns).mean():.3f}, {perplexity:.1f}"]
-    return "\n".join(lines)
+from behrt_jax.simulation.ceilings import ceilings, write_patients
+from experiments import _cli
 
 
 def main() -> None:
@@ -76,4 +26,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "A directory to write; new or empty.", required=True)
     flags.DEFINE_integer("seed", 0, "Decides the world and the patients.", lower_bound=0)
     flags.DEFINE_bool("ceilings", False, "Also print what the oracle reaches on the held-out patients.")
-    command.run(main)
+    _cli.run(main)

@@ -4,17 +4,19 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
+import jax
+import pytest
+
+from behrt_jax.data import dataset
+from behrt_jax.data.config import DataConfig
+from behrt_jax.data.prepare import Prepared, prepare
+from tests import tiny
+
 # Tests compile thousands of small programs. XLA's older way of compiling fused loops takes half the time and gives the
 # same numbers but for rounding. An XLA_FLAGS of one's own, an empty one too, wins. The versions for jax-metal lack it.
 if tuple(map(int, version("jaxlib").split(".")[:2])) > (0, 5):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
-import jax
-import pytest
-
-from behrt_jax.data import dataset
-from behrt_jax.data.prepare import DataConfig, Prepared, prepare
-from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 

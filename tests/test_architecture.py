@@ -1,4 +1,4 @@
-"""Imports run one way."""
+"""Imports run one way: the table says which package may import which, and a module of the library nothing else."""
 
 import ast
 from pathlib import Path
@@ -6,17 +6,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FORBIDDEN = {
-    "behrt_jax": ("configs", "experiments", "tests", "pickle"),
-    "behrt_jax/data": ("behrt_jax.models", "behrt_jax.objectives", "behrt_jax.train", "behrt_jax.evaluate"),
-    "behrt_jax/models": ("behrt_jax.data", "behrt_jax.objectives", "behrt_jax.train", "behrt_jax.evaluate"),
-    "behrt_jax/objectives": ("behrt_jax.data", "behrt_jax.train", "behrt_jax.evaluate"),
-    "behrt_jax/train.py": ("behrt_jax.data",),
-    "behrt_jax/evaluate.py": ("behrt_jax.data",),
-    "behrt_jax/metrics.py": ("behrt_jax.data", "behrt_jax.models", "behrt_jax.objectives"),
-    "behrt_jax/multilabel.py": ("behrt_jax.data", "behrt_jax.models", "behrt_jax.objectives"),
-    "experiments": ("tests", "pickle"),
+CORE = {"data", "models", "metrics"}
+MAY_IMPORT = {
+    "data": set(),
+    "models": set(),
+    "metrics": set(),
+    "labels": {"data"},
+    "objectives": {"models", "metrics"},
+    "embeddings": CORE,
+    "regression": {"data", "metrics"},
+    "simulation": {"data", "metrics", "labels"},
+    "training": CORE | {"objectives", "embeddings"},
+    "baselines": CORE | {"objectives", "regression"},
+    "finetuning": CORE | {"labels", "objectives", "regression", "training"},
+    "evaluation": CORE | {"labels", "objectives", "embeddings", "simulation", "training", "baselines", "finetuning"},
+    "probing": CORE | {"labels", "embeddings", "regression", "training", "finetuning", "evaluation"},
+    "exploration": CORE | {"labels", "embeddings", "regression", "training", "evaluation"},
+    "interpret": CORE | {"objectives", "simulation", "training", "finetuning", "evaluation"},
+    "report": CORE | {"embeddings", "training", "evaluation", "exploration"},
+    "publishing": CORE | {"objectives", "training", "evaluation"},
 }
+NEVER = {"behrt_jax": ("configs", "experiments", "tests", "pickle"), "experiments": ("tests", "pickle")}
 
 
 def imported(source: str, file: Path) -> set[str]:
@@ -39,13 +49,43 @@ def offences(source: str, file: Path, forbidden: tuple[str, ...]) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("place", FORBIDDEN)
-def test_imports_run_one_way(place):
-    target = ROOT / place
-    files = sorted(target.rglob("*.py")) if target.is_dir() else [target]
+def sources(place: str) -> list[Path]:
+    files = sorted((ROOT / place).rglob("*.py"))
     assert files
-    for file in files:
-        assert not offences(file.read_text(encoding="utf-8"), file, FORBIDDEN[place]), file
+    return files
+
+
+def test_every_package_is_in_the_table():
+    folders = {file.parent.name for file in (ROOT / "behrt_jax").glob("*/__init__.py")}
+    assert folders == set(MAY_IMPORT)
+    assert [file.name for file in (ROOT / "behrt_jax").glob("*.py")] == ["__init__.py"]
+
+
+def test_the_table_has_no_circle():
+    for package, allowed in MAY_IMPORT.items():
+        assert not {name for name in allowed if package in MAY_IMPORT[name]}, package
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_package_imports_what_the_table_allows(package):
+    others = set(MAY_IMPORT) - MAY_IMPORT[package] - {package}
+    for file in sources(f"behrt_jax/{package}"):
+        assert not offences(file.read_text(), file, tuple(f"behrt_jax.{name}" for name in others)), file
+
+
+@pytest.mark.parametrize("place", NEVER)
+def test_the_library_knows_no_command_and_nothing_pickles(place):
+    for file in sources(place):
+        assert not offences(file.read_text(), file, NEVER[place]), file
+
+
+def test_commands_import_the_library_and_no_other_command():
+    for file in sources("experiments"):
+        own = {name for name in imported(file.read_text(), file) if name.startswith("experiments.")}
+        allowed = (
+            "experiments._cli" if file.parent.name == "experiments" else ("experiments._cli", "experiments.studies")
+        )
+        assert all(name.startswith(allowed) for name in own), (file, own)
 
 
 @pytest.mark.parametrize(

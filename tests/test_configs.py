@@ -5,13 +5,13 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from behrt_jax.data.prepare import DataConfig
+from behrt_jax.data.config import DataConfig
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.objectives.classification import ClassificationConfig
 from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.objectives.survival import SurvivalConfig
-from behrt_jax.optimizer import OptimizerConfig
-from behrt_jax.train import TrainConfig
+from behrt_jax.training.loop import TrainConfig
+from behrt_jax.training.optimizer import OptimizerConfig
 from configs import classification, default, events, joint, large, lstm, medium, reference, small, survival
 
 ROOT = Path(__file__).parents[1]

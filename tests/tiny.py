@@ -10,9 +10,9 @@ import pytest
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.pretraining import BEHRTForMLM, BEHRTForPretraining
 from behrt_jax.objectives.config import ObjectiveConfig
-from behrt_jax.optimizer import OptimizerConfig
-from behrt_jax.state import create_state
-from behrt_jax.workdir import initialize
+from behrt_jax.training.optimizer import OptimizerConfig
+from behrt_jax.training.state import create_state
+from behrt_jax.training.workdir import initialize
 
 VOCAB_SIZE = 30
 SIZES = {"embedding_dim": 8, "hidden_dim": 16, "num_layers": 1, "num_heads": 2, "feedforward_dim": 16}

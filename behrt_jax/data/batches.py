@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from behrt_jax.data import packing, sequences
+from behrt_jax.data import packing
+from behrt_jax.data import windows as data_windows
 from behrt_jax.data.dataset import Patients
 from behrt_jax.data.hashing import hash_integers
 
@@ -21,7 +22,7 @@ class Epoch:
       salt: what shuffles the codes of a moment.
     """
 
-    windows: sequences.Windows
+    windows: data_windows.Windows
     plan: packing.Plan
     order: np.ndarray
     salt: int
@@ -38,7 +39,7 @@ class Epoch:
 
 def training_epoch(
     patients: Patients,
-    index: sequences.VisitIndex,
+    index: data_windows.VisitIndex,
     seed: int,
     epoch: int,
     newest: bool = False,
@@ -46,32 +47,32 @@ def training_epoch(
 ) -> Epoch:
     """Plans an epoch of training: a random window of each patient, or the newest, packed, rows in random order.
 
-    `weights` of visits: see `sequences.random_windows`.
+    `weights` of visits: see `windows.random_windows`.
     """
     salt = int(hash_integers(seed, epoch + 1).view(np.int64))
     if newest:
         order = np.argsort(hash_integers(salt, np.arange(len(patients))), kind="stable")  # each epoch other row-mates
-        windows = sequences.windows_until(index, index.first_visit[1:][order], order)
+        windows = data_windows.windows_until(index, index.first_visit[1:][order], order)
     else:
-        windows = sequences.random_windows(index, patients.subject_ids, salt, weights)
+        windows = data_windows.random_windows(index, patients.subject_ids, salt, weights)
     plan = packing.pack(windows.lengths, index.row_length)
     return Epoch(windows, plan, np.argsort(hash_integers(salt, np.arange(len(plan))), kind="stable"), salt)
 
 
-def evaluation_epoch(index: sequences.VisitIndex, windows: sequences.Windows | None = None) -> Epoch:
+def evaluation_epoch(index: data_windows.VisitIndex, windows: data_windows.Windows | None = None) -> Epoch:
     """Plans one pass over windows, in a fixed order; over each patient's newest if none are given."""
-    windows = sequences.newest_windows(index) if windows is None else windows
+    windows = data_windows.newest_windows(index) if windows is None else windows
     plan = packing.pack(windows.lengths, index.row_length)
-    return Epoch(windows, plan, np.arange(len(plan)), sequences.EVALUATION_SALT)
+    return Epoch(windows, plan, np.arange(len(plan)), data_windows.EVALUATION_SALT)
 
 
 def batch_of(
-    patients: Patients, index: sequences.VisitIndex, epoch: Epoch, number: int, batch_size: int
+    patients: Patients, index: data_windows.VisitIndex, epoch: Epoch, number: int, batch_size: int
 ) -> dict[str, np.ndarray]:
     """Lays out one batch of an epoch.
 
     Returns:
-      The columns of `sequences.COLUMNS` as (B, L), `times` (B, L) int64 as `Patients.times` (-1 for `[CLS]` and static
+      The columns of `windows.COLUMNS` as (B, L), `times` (B, L) int64 as `Patients.times` (-1 for `[CLS]` and static
       tokens), and `patient_ids` (B, L) int32 (0 = padding, 1.. = which patient in the row). Of each window in the row,
       as (B, P) int32 with -1 where there is none: `patient_index`, the row of `patients`, `window_index`, its place in
       `epoch.windows`, and `window_starts`, the index of its first visit. P is the most windows that a row of this epoch
@@ -87,7 +88,7 @@ def batch_of(
     starts_of_row = before[np.cumsum(counts) - counts]
     offset = row_of * index.row_length + before - starts_of_row[row_of]
 
-    columns = sequences.build_columns(patients, index, epoch.windows, members, epoch.salt)
+    columns = data_windows.build_columns(patients, index, epoch.windows, members, epoch.salt)
     target = np.repeat(offset - before, lengths) + np.arange(lengths.sum())
     shape = (batch_size, index.row_length)
     batch = {}
@@ -108,7 +109,7 @@ def one_a_row(
     patients: Patients,
     row_length: int,
     separators: bool = True,
-    windows: sequences.Windows | None = None,
+    windows: data_windows.Windows | None = None,
     with_times: bool = False,
 ) -> dict[str, np.ndarray]:
     """Lays out windows of patients in a row of their own each, in order.
@@ -124,12 +125,12 @@ def one_a_row(
       The columns of `batch_of` that models read, (N, L) each, and `in_visit`, True for the tokens of visits, `[SEP]`
       too.
     """
-    index = sequences.index_visits(patients, row_length, separators)
-    windows = sequences.newest_windows(index) if windows is None else windows
+    index = data_windows.index_visits(patients, row_length, separators)
+    windows = data_windows.newest_windows(index) if windows is None else windows
     order = np.arange(len(windows.patients))
     plan = packing.Plan(order, np.arange(len(order) + 1))
-    batch = batch_of(patients, index, Epoch(windows, plan, order, sequences.EVALUATION_SALT), 0, len(order))
-    columns = {name: batch[name] for name in (*sequences.COLUMNS, "patient_ids", *["times"] * with_times)}
+    batch = batch_of(patients, index, Epoch(windows, plan, order, data_windows.EVALUATION_SALT), 0, len(order))
+    columns = {name: batch[name] for name in (*data_windows.COLUMNS, "patient_ids", *["times"] * with_times)}
     inside = (columns["positions"] > index.static_counts[windows.patients][:, None]) & (columns["patient_ids"] != 0)
     return {**columns, "in_visit": inside}
 
@@ -167,7 +168,7 @@ def training_batches(
 
     Skipping to a step plans the epochs before it and lays out none of their rows, so a resume needs the step alone.
     """
-    index = sequences.index_visits(patients, row_length, separators)
+    index = data_windows.index_visits(patients, row_length, separators)
     first_step, number = 0, 0
     while True:
         epoch = training_epoch(patients, index, seed, number, newest, weights)
@@ -179,7 +180,7 @@ def training_batches(
 
 def evaluation_batches(patients: Patients, row_length: int, batch_size: int, separators: bool = True) -> Iterator[dict]:
     """Yields each patient's newest window once, in a fixed order; `separators`: see `index_visits`."""
-    index = sequences.index_visits(patients, row_length, separators)
+    index = data_windows.index_visits(patients, row_length, separators)
     epoch = evaluation_epoch(index)
     for number in range(epoch.num_batches(batch_size)):
         yield batch_of(patients, index, epoch, number, batch_size)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import polars as pl
 
-from behrt_jax.data import back_off, dataset, events, sexes, tokens, vocabulary
+from behrt_jax.data import dataset, events, sexes, tokenize, vocabulary
 from behrt_jax.data.config import DataConfig
-from behrt_jax.data.survey import Survey, survey_shards
+from behrt_jax.data.tokenize import Survey, survey_shards
 
 _SPLITS_CURES = {  # by whether splits are made, and whether they are those of folders
     (1, 0): "add patients or",
@@ -98,7 +98,7 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
         edges = {code: own for code, own in edges.items() if code not in known.ids} | known.value_edges
         parts = [vocabulary.count_tokens(found) for found in _tokenized(survey, "train", config, edges, kept)]
         used = vocabulary.fit_vocabulary(parts, edges, config.min_patients, known)
-    parents = back_off.find_parents(config.path, used) if known.codes else {}
+    parents = vocabulary.find_parents(config.path, used) if known.codes else {}
     if add_codes:
         counts["codes_added"] = len(used) - len(known)
     progress("writing the prepared data")
@@ -142,7 +142,7 @@ def _tokenized(
     members = survey.splits.filter(pl.col("split") == split)
     named = survey.visits_named
     return (
-        tokens.tokenize(shard, config, edges, members, named, counts, parents, kept) for shard in survey.shards[split]
+        tokenize.tokenize(shard, config, edges, members, named, counts, parents, kept) for shard in survey.shards[split]
     )
 
 
@@ -176,8 +176,27 @@ def _examples(
         counts[f"tokens/{split}"] += found.height
         counts[f"backed_off/{split}"] += found["backed_off"].sum()
         counts[f"unknown/{split}"] += int((found["code_id"] == vocabulary.UNK).sum())
-        for example in tokens.split_patients(found):
+        for example in tokenize.split_patients(found):
             counts[f"patients/{split}"] += 1
             counts["patients_without_sex"] += not says_sex[example["tokens"][:, 0]].any()
             counts[f"patients_known/{split}"] += vocabulary.UNK not in example["tokens"][:, 0]
             yield example["subject_id"], example
+
+
+def describe_coverage(report: dict, split: str) -> str:
+    """Says what share of the events and patients of a split, or of `all`, a vocabulary from elsewhere knows.
+
+    Args:
+      report: that of `prepare`.
+      split: its name.
+    """
+    splits = events.SPLITS if split == "all" else (split,)
+    kinds = ("tokens", "backed_off", "unknown", "patients", "patients_known")
+    number, backed_off, unknown, patients, whole = (sum(report[f"{kind}/{part}"] for part in splits) for kind in kinds)
+    own = number - backed_off - unknown
+    added = f"; {report['codes_added']:,} codes were added to it" if "codes_added" in report else ""
+    return (
+        f"{'warning: ' if 2 * unknown > number else ''}coverage of {split}: the vocabulary knows {own / number:.2%} of "
+        f"events by their own code and {backed_off / number:.2%} by a parent code; {unknown / number:.2%} are [UNK]; "
+        f"it knows every event of {whole / patients:.1%} of patients{added}"
+    )

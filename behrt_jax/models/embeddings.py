@@ -203,3 +203,6 @@ def _needed(name: str, values: jax.Array | None, unit: str, key: str) -> jax.Arr
     if values is None:
         raise ValueError(f"{name}: found None; expected (B, L) {unit}, as model.{key} asks for it")
     return values
+
+
+CODE_TABLE = "/behrt/embedding/codes/embedding"  # ends the path of the embeddings of codes, (V, D)

@@ -67,3 +67,9 @@ def model_arguments(batch: dict) -> tuple[tuple, dict]:
     columns = tuple(batch[name] for name in ("codes", "ages", "visit_ids", "patient_ids"))
     named = ("positions", "time_deltas", "dates", "time_ranks")
     return columns, {name: batch[name] for name in named if name in batch}
+
+
+def device_columns(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the columns that a model or an objective reads."""
+    host_only = ("patient_index", "window_index", "window_starts", "times")
+    return {name: values for name, values in batch.items() if name not in host_only}

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.special
 
 from behrt_jax.models.inputs import model_arguments
-from behrt_jax.objectives.objective import Objective
+from behrt_jax.objectives.base import Objective
 
 CHOICES = {"kind": ("binary", "multi_class", "multi_label"), "class_weights": ("none", "balanced")}
 NEGATIVE = -1e30

@@ -5,8 +5,8 @@ import functools
 import numpy as np
 
 from behrt_jax.objectives import mlm, next_visit, time_to_event
+from behrt_jax.objectives.base import Objective, combine
 from behrt_jax.objectives.config import ObjectiveConfig
-from behrt_jax.objectives.objective import Objective, combine
 
 
 def make_objective(

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from behrt_jax.models.encoder import visit_slots
 from behrt_jax.models.inputs import model_arguments
+from behrt_jax.objectives.base import Objective
 from behrt_jax.objectives.config import ObjectiveConfig
-from behrt_jax.objectives.objective import Objective
 
 MASK_ID = 3
 FIRST_CODE_ID = 5

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from behrt_jax.models.encoder import visit_slots
 from behrt_jax.models.inputs import model_arguments
+from behrt_jax.objectives.base import Objective
 from behrt_jax.objectives.config import ObjectiveConfig
-from behrt_jax.objectives.objective import Objective
 
 DAYS_PER_YEAR = 365.25
 

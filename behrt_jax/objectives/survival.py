@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from behrt_jax.objectives.base import Objective
 from behrt_jax.objectives.classification import NEGATIVE, score_patients
-from behrt_jax.objectives.objective import Objective
 from behrt_jax.objectives.time_to_event import LARGEST_LOG_RATE, event_losses, exposures
 
 LOSSES = ("discrete", "cox", "piecewise")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from behrt_jax.models.inputs import model_arguments
-from behrt_jax.objectives.objective import Objective
+from behrt_jax.objectives.base import Objective
 
 LARGEST_LOG_RATE = 5.0  # a code every ten minutes; keeps the exponential finite
 

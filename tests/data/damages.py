@@ -58,8 +58,6 @@ def _pick(rng: np.random.Generator, options):
 
 
 # Damages of one shard: from a table to another.
-
-
 def retype(rng, table):
     """Another type of a column, with the same content where that is possible."""
     name = _pick(rng, ["subject_id", "time", "code", "numeric_value", "visit_id"])
@@ -217,8 +215,6 @@ ON_TABLES: tuple[Callable, ...] = (
 
 
 # Damages of files, once they are written.
-
-
 def cut(rng, root, file):
     content = file.read_bytes()
     file.write_bytes(content[: int(rng.choice([0, 4, len(content) // 2, len(content) - 5]))])
@@ -280,8 +276,6 @@ ON_FILES = (cut, scramble, not_parquet, rename, rename, nest, nest, nest, beside
 
 
 # Damages of the splits.
-
-
 def damage_splits(rng: np.random.Generator, root: Path) -> None:
     file = root / "metadata" / "subject_splits.parquet"
     table, how = pq.read_table(file), int(rng.integers(12))

@@ -9,9 +9,8 @@ import polars as pl
 import pytest
 
 from behrt_jax.data import dataset, events
-from behrt_jax.data.back_off import find_parents
 from behrt_jax.data.prepare import prepare
-from behrt_jax.data.vocabulary import Vocabulary
+from behrt_jax.data.vocabulary import Vocabulary, find_parents
 from tests.data.handmade import SPLITS, SUBJECTS, MedsFolder, assert_clear, write_cohort
 from tests.data.test_prepare import decoded
 
@@ -109,8 +108,6 @@ def test_a_malformed_table_is_named(cohort, name):
 
 
 # Another data set: codes of three kinds, and a vocabulary that knows A, its parent, and a measurement with values.
-
-
 @pytest.fixture
 def fitted(cohort) -> Vocabulary:
     """Knows SECRET//SEX, SECRET//A and two bins of SECRET//B, but not SECRET//B without a value."""

@@ -3,7 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from behrt_jax.data import batches, sequences
+from behrt_jax.data import batches
+from behrt_jax.data import windows as data_windows
 from behrt_jax.data.vocabulary import CLS, SEP
 from tests.data.handmade import only, patients_of, random_patients
 
@@ -16,7 +17,7 @@ def stream(seed: int = 1, start_step: int = 0, patients=PATIENTS):
 
 
 def epoch_sizes(count: int, seed: int = 1) -> list[int]:
-    index = sequences.index_visits(PATIENTS, ROW_LENGTH)
+    index = data_windows.index_visits(PATIENTS, ROW_LENGTH)
     return [batches.training_epoch(PATIENTS, index, seed, number).num_batches(BATCH_SIZE) for number in range(count)]
 
 
@@ -35,12 +36,12 @@ def of_patient(batch: dict, patient: int) -> dict[str, np.ndarray]:
     """The columns of one patient of a batch."""
     ((row, slot),) = np.argwhere(batch["patient_index"] == patient)
     mine = batch["patient_ids"][row] == slot + 1
-    return {name: batch[name][row, mine] for name in sequences.COLUMNS}
+    return {name: batch[name][row, mine] for name in data_windows.COLUMNS}
 
 
 def test_shapes_and_kinds():
     batch = next(stream())
-    for name, kind in {**sequences.COLUMNS, "patient_ids": np.int32}.items():
+    for name, kind in {**data_windows.COLUMNS, "patient_ids": np.int32}.items():
         assert batch[name].shape == (BATCH_SIZE, ROW_LENGTH) and batch[name].dtype == kind
     assert batch["patient_index"].dtype == np.int32
 
@@ -60,13 +61,13 @@ def test_seeds_and_epochs_differ():
     assert not np.array_equal(first["codes"], other["codes"])
     second = next(stream(start_step=epoch_sizes(1)[0]))
     assert members(first) != members(second)
-    index = sequences.index_visits(PATIENTS, ROW_LENGTH)
+    index = data_windows.index_visits(PATIENTS, ROW_LENGTH)
     salts = {batches.training_epoch(PATIENTS, index, seed, epoch).salt for seed in range(9) for epoch in range(9)}
-    assert len(salts) == 81 and sequences.EVALUATION_SALT not in salts
+    assert len(salts) == 81 and data_windows.EVALUATION_SALT not in salts
 
 
 def test_rows_come_in_another_order_each_epoch():
-    index = sequences.index_visits(PATIENTS, ROW_LENGTH)
+    index = data_windows.index_visits(PATIENTS, ROW_LENGTH)
     orders = [batches.training_epoch(PATIENTS, index, 1, number).order for number in range(3)]
     for order in orders:
         assert sorted(order) == list(range(len(order))) and order.tolist() != sorted(order)
@@ -74,8 +75,8 @@ def test_rows_come_in_another_order_each_epoch():
 
 
 def test_newest_windows_end_with_the_newest_visit_in_every_epoch_among_other_row_mates():
-    index = sequences.index_visits(PATIENTS, ROW_LENGTH)
-    expected = sequences.newest_windows(index)
+    index = data_windows.index_visits(PATIENTS, ROW_LENGTH)
+    expected = data_windows.newest_windows(index)
     mates = []
     for number in range(3):
         epoch = batches.training_epoch(PATIENTS, index, 1, number, newest=True)
@@ -112,12 +113,12 @@ def test_patients_lie_side_by_side_and_are_numbered():
 
 def test_the_last_batch_is_part_empty():
     patients = patients_of(*[{"visits": [[(10, 0)] * 20]}] * 6)
-    index = sequences.index_visits(patients, ROW_LENGTH)
+    index = data_windows.index_visits(patients, ROW_LENGTH)
     found = list(batches.evaluation_batches(patients, ROW_LENGTH, BATCH_SIZE))
     assert [len(members(batch)) for batch in found] == [4, 2]
     last = found[1]
     assert (last["patient_index"][2:] == -1).all() and (last["patient_ids"][:2, :22] == 1).all()
-    for name in {*sequences.COLUMNS, "patient_ids"}:
+    for name in {*data_windows.COLUMNS, "patient_ids"}:
         assert not last[name][last["patient_ids"] == 0].any()
         assert last[name].shape == found[0][name].shape
     assert batches.evaluation_epoch(index).num_batches(BATCH_SIZE) == 2
@@ -127,7 +128,7 @@ def test_padding_is_zero_everywhere():
     for batch in itertools.islice(stream(), 10):
         padding = batch["patient_ids"] == 0
         assert padding.any()
-        for name in sequences.COLUMNS:
+        for name in data_windows.COLUMNS:
             assert not batch[name][padding].any()
 
 
@@ -149,13 +150,15 @@ def test_evaluation_is_the_newest_window_in_a_fixed_order():
     for one, other in zip(once, again, strict=True):
         assert_equal(one, other)
     assert sorted(patient for batch in once for patient in members(batch)) == list(range(len(PATIENTS)))
-    index = sequences.index_visits(PATIENTS, ROW_LENGTH)
-    windows = sequences.newest_windows(index)
-    columns = sequences.build_columns(PATIENTS, index, windows, np.arange(len(PATIENTS)), sequences.EVALUATION_SALT)
+    index = data_windows.index_visits(PATIENTS, ROW_LENGTH)
+    windows = data_windows.newest_windows(index)
+    columns = data_windows.build_columns(
+        PATIENTS, index, windows, np.arange(len(PATIENTS)), data_windows.EVALUATION_SALT
+    )
     for patient, end in enumerate(np.cumsum(windows.lengths)):
         (batch,) = [batch for batch in once if patient in members(batch)]
         mine = of_patient(batch, patient)
-        for name in sequences.COLUMNS:
+        for name in data_windows.COLUMNS:
             np.testing.assert_array_equal(mine[name], columns[name][end - windows.lengths[patient] : end])
 
 
@@ -182,7 +185,7 @@ def test_places_for_patients_are_the_same_in_all_batches_of_an_epoch():
 
 
 def test_fill_is_tokens_a_row():
-    index = sequences.index_visits(PATIENTS, ROW_LENGTH)
+    index = data_windows.index_visits(PATIENTS, ROW_LENGTH)
     epoch = batches.training_epoch(PATIENTS, index, 1, 0)
     found = list(itertools.islice(stream(), epoch.num_batches(BATCH_SIZE)))
     tokens = sum(int((batch["patient_ids"] > 0).sum()) for batch in found)
@@ -192,8 +195,8 @@ def test_fill_is_tokens_a_row():
 
 def test_windows_and_ends_of_visits_in_a_batch():
     """Several windows a patient: each slot names its window, whose first visit its visits count from."""
-    index = sequences.index_visits(PATIENTS, ROW_LENGTH)
-    windows, _ = sequences.covering_windows(index)
+    index = data_windows.index_visits(PATIENTS, ROW_LENGTH)
+    windows, _ = data_windows.covering_windows(index)
     epoch = batches.evaluation_epoch(index, windows)
     seen = []
     for number in range(epoch.num_batches(BATCH_SIZE)):

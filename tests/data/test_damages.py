@@ -5,8 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from behrt_jax.data import dataset, events, tasks
+from behrt_jax.data import dataset, events
 from behrt_jax.data.prepare import prepare
+from behrt_jax.labels import tasks
 from tests.data import damages
 from tests.data.handmade import MedsFolder
 from tests.data.test_prepare import accounted

@@ -5,8 +5,8 @@ import polars as pl
 import pytest
 
 from behrt_jax.data import dataset, events, files
-from behrt_jax.data.label_tables import read_label_table
 from behrt_jax.data.prepare import prepare
+from behrt_jax.labels.label_tables import read_label_table
 from tests.data.handmade import START, SUBJECTS, assert_clear, history
 
 

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from behrt_jax.data import batches, sequences
+from behrt_jax.data import batches, windows
 from behrt_jax.data.packing import pack
 
 DISTRIBUTIONS = {
@@ -85,6 +85,6 @@ def test_a_million_sequences_take_seconds():
 
 
 def test_fill_of_the_bundled_patients(bundled_train):
-    index = sequences.index_visits(bundled_train, 256)
+    index = windows.index_visits(bundled_train, 256)
     for epoch in range(3):
         assert batches.training_epoch(bundled_train, index, 0, epoch).fill / 256 >= 0.98

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from behrt_jax.data import dataset, events, sequences, survey
+from behrt_jax.data import dataset, events, tokenize, windows
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.data.vocabulary import UNK, Vocabulary
@@ -44,8 +44,6 @@ def accounted(report: dict) -> int:
 
 
 # Bad input: what breaks the ten good patients, and what the message must say.
-
-
 def _shard(folder: MedsFolder) -> Path:
     return folder.root / "data" / "0.parquet"
 
@@ -204,8 +202,6 @@ def test_reading_stops_at_the_first_bad_shard_though_others_are_good(cohort):
 
 
 # What becomes of good data.
-
-
 def test_tokens_of_a_patient(meds):
     person = [
         (FIRST, None, "SEX"),
@@ -263,8 +259,8 @@ def test_dates_are_those_of_the_events(meds):
     days = [timed[0][0] for timed in people.values()]
     assert patients.origins.tolist() == [round(day * 1440) for day in days]
     assert patients.has_birth.tolist() == [True, False, False, True]
-    index = sequences.index_visits(patients, 32, separators=False)
-    found = sequences.build_columns(patients, index, sequences.newest_windows(index), np.arange(len(patients)), 0)
+    index = windows.index_visits(patients, 32, separators=False)
+    found = windows.build_columns(patients, index, windows.newest_windows(index), np.arange(len(patients)), 0)
     expected = []
     for timed in people.values():
         seen = [day for day, code in timed if code != "MEDS_BIRTH"]
@@ -375,13 +371,11 @@ def test_units_of_time_change_nothing(cohort, tmp_path, unit):
 
 def test_sampled_values_are_merged_on_the_way(cohort, tmp_path, monkeypatch):
     vocabulary = prepare(cohort.config(min_patients=1)).vocabulary
-    monkeypatch.setattr(survey, "MOST_SAMPLES", 2)
+    monkeypatch.setattr(tokenize, "MOST_SAMPLES", 2)
     assert prepare(cohort.config(min_patients=1, prepared_dir=str(tmp_path / "again"))).vocabulary == vocabulary
 
 
 # Splits made from the hash.
-
-
 def test_splits_are_made_stored_and_stay(meds):
     def write(subjects):
         meds.shard("0", [row for subject in subjects for row in history(subject)])
@@ -404,8 +398,6 @@ def test_no_splits_are_made_where_there_are_some(cohort):
 
 
 # Events that name no visit.
-
-
 def write_unnamed(meds: MedsFolder) -> None:
     """Writes a patient a split with events that no visit names, its birth among them, and one with nothing else."""
     person = [
@@ -457,8 +449,6 @@ def test_events_without_visit_has_two_choices(meds):
 
 
 # The cache.
-
-
 def modified(folder: Path) -> dict[str, int]:
     return {str(file): file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
 
@@ -525,8 +515,6 @@ def test_a_folder_that_was_cut_short_is_prepared_again(cohort, name, spoil):
 
 
 # No space, no permission.
-
-
 @pytest.mark.parametrize("failing", [(dataset, "write"), (Vocabulary, "save"), (Path, "rename"), (Path, "write_text")])
 def test_nothing_is_left_when_the_disk_is_full(cohort, monkeypatch, failing):
     def full(*args, **kwargs):
@@ -557,8 +545,6 @@ def test_nothing_is_left_after_an_interrupt(cohort, monkeypatch):
 
 
 # Other data with the vocabulary of a trained model.
-
-
 def test_fitted_vocabulary_on_the_same_data_gives_the_same_tokens(cohort):
     # Of the bins of SECRET//B none has two patients, so all of them are unknown; without a value it is known.
     rows = [row for subject in SUBJECTS[:5] for row in [*history(subject), (subject, 700, "SECRET//B")]]
@@ -633,8 +619,6 @@ def test_real_patients_with_only_the_path_changed(bundled_config):
 
 
 # Splits that are folders.
-
-
 def _in_folders(cohort, names=events.SPLITS) -> dict[int, str]:
     """Moves the ten patients to folders, against what the hash of their ids would say; returns where each is."""
     made = dict(events.make_splits(np.array(SUBJECTS)).iter_rows())

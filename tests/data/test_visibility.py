@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from behrt_jax.data import batches, events_ahead, history, next_visits, sequences
+from behrt_jax.baselines import next_visit_features
+from behrt_jax.data import batches, event_targets, next_visit_targets
+from behrt_jax.data import windows as data_windows
 from behrt_jax.data.dataset import MICROSECONDS
 from behrt_jax.data.vocabulary import NUM_SPECIAL
 from tests.data.handmade import overlapping_patients, patients_of, visits_by_patient
@@ -16,8 +18,8 @@ DAY = 1440
 @pytest.fixture(scope="module")
 def made():
     patients = overlapping_patients(0, 80, VOCAB_SIZE)
-    index = sequences.index_visits(patients, 48)
-    return patients, index, next_visits.find_next_visits(patients, index, IS_TARGET)
+    index = data_windows.index_visits(patients, 48)
+    return patients, index, next_visit_targets.find_next_visits(patients, index, IS_TARGET)
 
 
 def past_of(patients, owner: int, start: int) -> list[list[int]]:
@@ -55,8 +57,8 @@ def test_examples_are_the_visits_that_began_after_something_was_recorded(made):
 @pytest.mark.parametrize("half_life", [np.inf, 2.0])
 def test_histories_of_baselines_hold_what_was_recorded_before(made, half_life):
     patients, index, examples = made
-    known = history.describe_histories(patients, index, examples, VOCAB_SIZE)
-    past = history.past_codes(patients, index, examples, VOCAB_SIZE, half_life).toarray()
+    known = next_visit_features.describe_histories(patients, index, examples, VOCAB_SIZE)
+    past = next_visit_features.past_codes(patients, index, examples, VOCAB_SIZE, half_life).toarray()
     counts, last = known.counts.toarray(), known.last.toarray()
     assert examples.late.shape[1] > 100
     for row in range(len(examples)):
@@ -85,10 +87,10 @@ def test_histories_of_baselines_hold_what_was_recorded_before(made, half_life):
 @pytest.mark.parametrize("row_length", [24, 48, 128])
 def test_each_example_is_read_at_the_last_token_recorded_before_it(row_length, cut):
     patients = overlapping_patients(row_length, 60, VOCAB_SIZE)
-    index = sequences.index_visits(patients, row_length)
-    examples = next_visits.find_next_visits(patients, index, IS_TARGET)
+    index = data_windows.index_visits(patients, row_length)
+    examples = next_visit_targets.find_next_visits(patients, index, IS_TARGET)
     seen = np.zeros(len(examples), int)
-    for batch, ends, which, gaps in next_visits.boundary_batches(patients, index, examples, 3, cut):
+    for batch, ends, which, gaps in next_visit_targets.boundary_batches(patients, index, examples, 3, cut):
         for row, slot in np.argwhere(which >= 0):
             example, place = which[row, slot], ends[row, slot]
             seen[example] += 1
@@ -105,7 +107,7 @@ def test_each_example_is_read_at_the_last_token_recorded_before_it(row_length, c
 
 def test_positions_and_ranks_follow_recording_times(made):
     patients, _, _ = made
-    index = sequences.index_visits(patients, 512)
+    index = data_windows.index_visits(patients, 512)
     whole = batches.one_a_row(patients, 512)
     for row in range(len(patients)):
         own = np.flatnonzero(whole["patient_ids"][row])
@@ -129,9 +131,9 @@ def test_windows_of_one_patient_side_by_side_keep_their_own_codes():
     """Two windows that hold the same visit are not shuffled into each other."""
     visit = [(code, 0.0) for code in range(20, 30)]
     patients = patients_of({"visits": [visit, [(40, 500.0)], [(41, 600.0)]]})
-    index = sequences.index_visits(patients, 64)
-    windows = sequences.windows_until(index, np.array([1, 2]), np.zeros(2, int))
-    columns = sequences.build_columns(patients, index, windows, np.arange(2), 3)
+    index = data_windows.index_visits(patients, 64)
+    windows = data_windows.windows_until(index, np.array([1, 2]), np.zeros(2, int))
+    columns = data_windows.build_columns(patients, index, windows, np.arange(2), 3)
     first, second = np.split(columns["codes"], [windows.lengths[0]])
     assert sorted(first.tolist()) == [1, 2, *range(20, 30)]
     assert sorted(second.tolist()) == [1, 2, 2, *range(20, 30), 40]
@@ -140,7 +142,7 @@ def test_windows_of_one_patient_side_by_side_keep_their_own_codes():
 @pytest.mark.parametrize("first", [False, True])
 def test_time_to_event_targets_begin_after_all_that_was_recorded_by_the_end_of_a_visit(made, first):
     patients, index, _ = made
-    times = events_ahead.index_events(patients, index, IS_TARGET, first)
+    times = event_targets.index_events(patients, index, IS_TARGET, first)
     recorded = patients.times
     days, happened = times.after(np.arange(len(index.owners)))
     number = 0

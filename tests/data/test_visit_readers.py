@@ -5,12 +5,13 @@ import datetime
 import polars as pl
 import pytest
 
-from behrt_jax.data import dataset, events, tasks, tasks_time_to_event
-from behrt_jax.data.follow_up import FollowUp
+from behrt_jax.data import dataset, events
 from behrt_jax.data.prepare import prepare
+from behrt_jax.labels import tasks, time_to_event
+from behrt_jax.labels.follow_up import FollowUp
 from tests.data.handmade import SUBJECTS, assert_clear
 
-TASK = tasks_time_to_event.TimeToEventTask(
+TASK = time_to_event.TimeToEventTask(
     description="",
     dates=(),
     codes=(),

@@ -56,7 +56,7 @@ class Server:
           module: such as experiments.pretrain.
           arguments: its flags.
           largest_file: bytes of a file that may be written; 0: any number.
-          constants: values of constants of our modules, such as behrt_jax.baselines.NETWORK_STEPS.
+          constants: values of constants of our modules, such as behrt_jax.baselines.masked_codes.NETWORK_STEPS.
         """
         ours, theirs = socket.socketpair()
         files = [prints.with_suffix(suffix) for suffix in (".out", ".err")]

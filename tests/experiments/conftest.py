@@ -14,9 +14,9 @@ import polars as pl
 import pytest
 from matplotlib import image
 
-from behrt_jax import workdir
-from behrt_jax.checkpoint import Checkpoints
-from experiments.command import KEEP_MEMORY
+from behrt_jax.training import workdir
+from behrt_jax.training.checkpoints import Checkpoints
+from experiments._cli import KEEP_MEMORY
 from tests.experiments.commands import Command, Server
 
 ROOT = Path(__file__).parents[2]
@@ -196,7 +196,7 @@ def workplace(tmp_path_factory):
 @pytest.fixture(scope="session")
 def whole(workplace) -> tuple[Path, subprocess.CompletedProcess]:
     """A run that was never stopped: its workdir and what it printed."""
-    done = workplace.run(workplace.arguments("whole"), constants={"behrt_jax.baselines.NETWORK_STEPS": 50})
+    done = workplace.run(workplace.arguments("whole"), constants={"behrt_jax.baselines.masked_codes.NETWORK_STEPS": 50})
     assert done.returncode == 0, done.stderr
     return workplace.folder / "whole", done
 

@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from behrt_jax.data import sequences
+from behrt_jax.data import windows
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.objectives.config import ObjectiveConfig
-from experiments import ablations, linear_probe, variants
+from experiments.studies import ablations, linear_probe, variants
 from tests.data.handmade import overlapping_patients
 
 
@@ -41,7 +41,7 @@ def test_the_table_has_means_and_ranges_of_the_runs_that_are_there(tmp_path):
 
 def test_a_cut_history_holds_what_was_recorded_before_the_visit_whose_codes_it_must_tell():
     patients = overlapping_patients(0, 60)
-    index = sequences.index_visits(patients, 48)
+    index = windows.index_visits(patients, 48)
     histories, targets, visits = linear_probe.cut_histories(patients, index, 60, salt=1)
     owners = index.owners[visits]
     assert histories.subject_ids.tolist() == patients.subject_ids[owners].tolist() and len(visits) > 30

@@ -7,14 +7,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from behrt_jax import skip_gram
-from behrt_jax.code_embeddings import code_table
 from behrt_jax.data import dataset
-from behrt_jax.data.prepare import DataConfig, prepare
+from behrt_jax.data.config import DataConfig
+from behrt_jax.data.prepare import prepare
 from behrt_jax.data.vocabulary import NUM_SPECIAL
+from behrt_jax.embeddings import code_init, skip_gram
+from behrt_jax.embeddings.code_init import read_table
+from behrt_jax.embeddings.codes import code_table
+from behrt_jax.training import pretraining
 from configs import small
-from experiments import code_init, task
-from experiments.code_table import read_table
 from tests.experiments.conftest import TINY, assert_same_end
 
 DIM = TINY["model.embedding_dim"]
@@ -41,8 +42,8 @@ def write_table(folder, codes, values, name="table.parquet"):
 
 def begin(config, lines=None):
     """Returns the prepared data and the code table that a run begins with."""
-    prepared, train, trained = task.begin(config)
-    initialize = task.initialize(config, trained, train, (lines if lines is not None else []).append)
+    prepared, train, trained = pretraining.begin(config)
+    initialize = pretraining.initialize(config, trained, train, (lines if lines is not None else []).append)
     # Not compiled as one program, in which a table of its own may change how the random rows are rounded.
     return prepared.vocabulary, code_table(initialize(jax.random.key(config.seed)))
 
@@ -103,8 +104,8 @@ def test_skip_gram_is_a_function_of_seed_and_train_patients(config, few_steps):
 def test_the_code_table_alone_begins_elsewhere(config, few_steps, quick_compilation):
     def variables(init):
         config.code_init = init
-        _, train, trained = task.begin(config)
-        return jax.jit(task.initialize(config, trained, train))(jax.random.key(0))
+        _, train, trained = pretraining.begin(config)
+        return jax.jit(pretraining.initialize(config, trained, train))(jax.random.key(0))
 
     begun, plain = variables("skip_gram"), variables("")
     same = jax.tree.map(lambda one, two: bool((np.asarray(one) == np.asarray(two)).all()), begun, plain)

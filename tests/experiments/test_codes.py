@@ -8,12 +8,15 @@ import polars as pl
 import pytest
 
 import behrt_jax
-from behrt_jax import code_embeddings, skip_gram, state, workdir
-from behrt_jax.checkpoint import Checkpoints
+from behrt_jax.data import metadata
 from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
-from behrt_jax.optimizer import OptimizerConfig, make_optimizer
+from behrt_jax.embeddings import codes as code_embeddings
+from behrt_jax.embeddings import skip_gram
+from behrt_jax.exploration import code_groups, codes
+from behrt_jax.training import pretraining, state, workdir
+from behrt_jax.training.checkpoints import Checkpoints
+from behrt_jax.training.optimizer import OptimizerConfig, make_optimizer
 from configs import small
-from experiments import code_groups, codes, task
 from tests.experiments.conftest import BUNDLED, TINY, cut_data_set
 
 DISEASES = "configs/diseases.yaml"
@@ -28,11 +31,11 @@ def run(tmp_path_factory):
     config = small.get_config()
     paths = {"data.path": str(data), "data.prepared_dir": str(folder / "prepared")}
     config.update_from_flattened_dict({**TINY, **paths})
-    prepared, patients, trained = task.begin(config)
+    prepared, patients, trained = pretraining.begin(config)
     optimizer = make_optimizer(OptimizerConfig(**config.optimizer), 10)
     workdir.open_workdir(folder / "run", config, prepared.vocabulary)
     checkpoints = Checkpoints(folder / "run" / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
-    begun = state.create_state(task.initialize(config, trained, patients), optimizer, seed=7)
+    begun = state.create_state(pretraining.initialize(config, trained, patients), optimizer, seed=7)
     checkpoints.save(begun, {workdir.TUNING_LOSS: 1.0})
     checkpoints.close()
     return folder / "run"
@@ -43,7 +46,7 @@ def written(run):
     """What the command prints and writes, with few steps of skip-gram."""
     loaded, lines = behrt_jax.load(run), []
     data = loaded.config.data.path
-    descriptions = code_embeddings.read_descriptions(data, loaded.vocabulary)
+    descriptions = metadata.read_descriptions(data, loaded.vocabulary)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(skip_gram, "NUM_STEPS", 20)
         patch.setattr("builtins.print", lines.append)

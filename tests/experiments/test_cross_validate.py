@@ -6,10 +6,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from behrt_jax import metrics
+from behrt_jax.baselines import outcomes
 from behrt_jax.data import events
-from behrt_jax.metrics import Estimate
-from experiments import cross_validate
+from behrt_jax.metrics import bootstrap
+from behrt_jax.metrics.bootstrap import Estimate
+from experiments.studies import cross_validate
 from tests.experiments.conftest import TINY, cut_data_set
 
 
@@ -31,7 +32,7 @@ def test_each_patient_is_held_out_once_and_views_hold_the_same_events(tmp_path):
 
 def test_folds_are_averaged_with_their_resamples():
     rng = np.random.default_rng(0)
-    each = [rng.normal(0.8, 0.03, metrics.NUM_RESAMPLES) for _ in range(4)]
+    each = [rng.normal(0.8, 0.03, bootstrap.NUM_RESAMPLES) for _ in range(4)]
     name = "survival/c_index"
     folds = [
         {"BEHRT": {name: Estimate(0.8, values, 10)}, "LSTM": {name: Estimate(0.7, values - 0.1, 10)}} for values in each
@@ -43,7 +44,7 @@ def test_folds_are_averaged_with_their_resamples():
     own = found["BEHRT"][name]
     assert own.value == pytest.approx(0.8) and own.n == 40
     assert own.replicates.std() == pytest.approx(0.015, rel=0.1)  # a mean of four
-    gap = metrics.difference(own, found["LSTM"][name])
+    gap = bootstrap.difference(own, found["LSTM"][name])
     assert gap["low"] == pytest.approx(0.1) == gap["high"]
     table = cross_validate.format_markdown(found).splitlines()
     assert [line.split("|")[1].strip() for line in table] == ["", "---", "BEHRT", "LSTM"]
@@ -56,12 +57,12 @@ def test_two_folds_from_labels_to_a_table(workplace, deaths):
     more = [f"--set={key}={value}" for key, value in {**few, "train.num_steps": 4}.items()]
     folder = workplace.folder / "cross-validation"
     given = [f"--labels={deaths}", f"--data={workplace.data}", f"--workdir={folder}", "--folds=2", *more]
-    done = workplace.run([*given, "--only=1"], "experiments.cross_validate")
+    done = workplace.run([*given, "--only=1"], "experiments.studies.cross_validate")
     assert done.returncode == 0 and "without --only and --views checks all folds" in done.stdout, done.stderr
-    done = workplace.run(given, "experiments.cross_validate")
+    done = workplace.run(given, "experiments.studies.cross_validate")
     assert done.returncode == 0, done.stderr
     table = (folder / "cross_validation.md").read_text()
-    for name in ("BEHRT", "BEHRT from scratch", "LSTM", "Cox on age and sex", cross_validate.BOOSTED):
+    for name in ("BEHRT", "BEHRT from scratch", "LSTM", "Cox on age and sex", outcomes.BOOSTED):
         assert f"| {name} |" in table
 
 

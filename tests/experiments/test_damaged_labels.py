@@ -13,12 +13,16 @@ import polars as pl
 import pytest
 
 from behrt_jax.data.events import SPLITS
-from experiments import outcome_data
+from behrt_jax.finetuning import data as labeled_data
 from tests.data.handmade import START, SUBJECTS, MedsFolder, history
 
 UNKNOWN = (72_000_001, 72_000_002)
 KINDS = {"boolean": "classification", "integer": "classification", "classes": "classification"}
+
+
 KINDS |= {"survival": "survival", "causes": "survival"}
+
+
 FORMS = ("parquet", "csv", "parquet folder", "csv folder")
 COLUMNS = {
     "boolean": {"boolean_value": pl.Boolean},
@@ -91,6 +95,8 @@ def sound(kind: str, form: str, folder: Path) -> Files:
 
 
 TYPES = [pl.String, pl.Categorical, pl.Boolean, pl.Int8, pl.Int32, pl.Int64, pl.UInt64, pl.Float32, pl.Float64, pl.Null]
+
+
 TYPES += [
     pl.Date,
     pl.Datetime("ms"),
@@ -100,7 +106,11 @@ TYPES += [
     pl.Binary,
     pl.Decimal(20, 2),
 ]
+
+
 NAMES = ["", "SUBJECT_ID", "subject_id ", "patient_id", "time", "event", "event_time", "boolean_value", "float_value"]
+
+
 NAMES += ["integer_value", "categorical_value", "prediction_time", "a\nb", "x", "log_hazard"]
 
 
@@ -209,6 +219,8 @@ def add_columns(files: Files, rng: random.Random, i: int, name: str) -> None:
 
 
 TABLE_DAMAGES = [change_type, change_type, change_type, nest, put_nothing, put_nothing, put_other, put_other]
+
+
 TABLE_DAMAGES += [change_names, change_names, change_order, repeat, empty, add_columns]
 
 
@@ -307,7 +319,7 @@ def read(place: MedsFolder, files: Files) -> tuple[dict, list[str]]:
     data = {"path": str(place.root), "prepared_dir": str(place.prepared_dir), "min_patients": 2}
     config.update_from_flattened_dict({"labels": str(files.path), **{f"data.{key}": data[key] for key in data}})
     said = []
-    return outcome_data.read_splits(config, None, said.append)[1], said
+    return labeled_data.read_splits(config, None, said.append)[1], said
 
 
 def number_in(said: list[str], pattern: str) -> int:

@@ -5,11 +5,13 @@ import polars as pl
 import pytest
 
 import behrt_jax
-from behrt_jax.data import batches, dataset, sequences
+from behrt_jax.data import batches, dataset
+from behrt_jax.data import windows as data_windows
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
-from experiments import embeddings, moments, outcome_data
+from behrt_jax.embeddings import patients, snapshots
+from behrt_jax.labels import follow_up
 
 DATE = "2012-06-01"
 
@@ -19,7 +21,7 @@ def run(whole):
     """The run that was never stopped, its train patients and their lives."""
     found = behrt_jax.load(whole[0])
     prepared = prepare(DataConfig(**found.config.data), found.vocabulary)
-    return found, dataset.read(prepared.folder, "train"), outcome_data.read_lives(found.config.data.path)
+    return found, dataset.read(prepared.folder, "train"), follow_up.read_lives(found.config.data.path)
 
 
 def embed(workplace, run: str, name: str, *flags: str):
@@ -52,10 +54,10 @@ def test_one_row_a_patient_with_what_is_known_of_them(last, workplace, deaths):
 
 def test_mean_pooling_is_the_mean_of_the_states_of_the_newest_window(last, run):
     (config, _, model, params), train, _ = run
-    index = sequences.index_visits(train, config.data.row_length, config.data.separators)
-    windows = sequences.newest_windows(index)
+    index = data_windows.index_visits(train, config.data.row_length, config.data.separators)
+    windows = data_windows.newest_windows(index)
     for patient in (0, 7):
-        columns = sequences.build_columns(train, index, windows, np.array([patient]), sequences.EVALUATION_SALT)
+        columns = data_windows.build_columns(train, index, windows, np.array([patient]), data_windows.EVALUATION_SALT)
         rows = {name: values[None] for name, values in columns.items()}
         inputs = [rows[name] for name in ("codes", "ages", "visit_ids")]
         extra = {name: rows[name] for name in ("positions", "time_deltas", "dates")}
@@ -107,12 +109,12 @@ def test_errors_are_one_line(workplace, whole, flag, message):
 def test_several_windows_of_short_histories_are_their_newest(run):
     (config, vocabulary, model, params), train, _ = run
     few = dataset.take(train, np.arange(len(train)) < 4)
-    short = sequences.newest_windows(sequences.index_visits(few, config.data.row_length, config.data.separators))
-    assert moments.windows_of(config, few, whole=False) is None
+    short = data_windows.newest_windows(data_windows.index_visits(few, config.data.row_length, config.data.separators))
+    assert snapshots.windows_of(config, few, whole=False) is None
     given = (config, model, params, few)
-    newest = embeddings.embed(*given, poolings=("mean", "rare"), vocabulary=vocabulary)
-    again = embeddings.embed(*given, short, ("mean", "rare"), vocabulary)
-    whole = embeddings.embed(*given, moments.windows_of(config, few, whole=True), ("mean",), vocabulary)
+    newest = patients.embed(*given, poolings=("mean", "rare"), vocabulary=vocabulary)
+    again = patients.embed(*given, short, ("mean", "rare"), vocabulary)
+    whole = patients.embed(*given, snapshots.windows_of(config, few, whole=True), ("mean",), vocabulary)
     for name, values in newest.items():
         np.testing.assert_allclose(values, again[name], atol=1e-6)
     longer = np.diff(few.offsets) > 2 * config.data.row_length
@@ -121,11 +123,11 @@ def test_several_windows_of_short_histories_are_their_newest(run):
 
 def test_weights_of_tokens_are_those_of_plain_loops(run):
     (config, vocabulary, *_), train, _ = run
-    index = sequences.index_visits(train, config.data.row_length, config.data.separators)
+    index = data_windows.index_visits(train, config.data.row_length, config.data.separators)
     epoch = batches.evaluation_epoch(index)
     batch = batches.batch_of(train, index, epoch, 0, 4)
-    rarity = embeddings.code_rarity(vocabulary)
-    found = embeddings.token_weights(batch, index, rarity)
+    rarity = patients.code_rarity(vocabulary)
+    found = patients.token_weights(batch, index, rarity)
     for row, place in zip(*np.nonzero(batch["patient_ids"]), strict=True):
         code, own = batch["codes"][row, place], batch["patient_ids"][row] == batch["patient_ids"][row, place]
         times = (own & (batch["codes"][row] == code)).sum()
@@ -138,7 +140,7 @@ def test_weights_of_tokens_are_those_of_plain_loops(run):
 
 def test_rarity_is_that_of_patients():
     vocabulary = Vocabulary(("A", "B"), (50, 9), (40, 4), {})
-    found = embeddings.code_rarity(vocabulary)
+    found = patients.code_rarity(vocabulary)
     np.testing.assert_allclose(found, [0.0] * NUM_SPECIAL + [0.0, np.log(41 / 5)], rtol=1e-6)
 
 
@@ -146,13 +148,13 @@ def test_rarity_is_that_of_patients():
 def test_a_fine_tuned_model_reads_a_mark_at_the_moment(run, at):
     found, train, lives = run
     config = found.config.copy_and_resolve_references()
-    plain, _ = moments.find_moment(config, train, at, lives)
+    plain, _ = snapshots.find_moment(config, train, at, lives)
     with config.unlocked():
         config.history = {"mark": True, "include_at": False, "age_and_sex": False}
-    marked, _ = moments.find_moment(config, train, at, lives)
+    marked, _ = snapshots.find_moment(config, train, at, lives)
     np.testing.assert_array_equal(plain.times, marked.times)
     times = marked.rows.origins.astype(np.int64) * dataset.MICROSECONDS + marked.rows.last_times
-    np.testing.assert_array_equal(moments.SINCE + times.astype("timedelta64[us]"), marked.times)
+    np.testing.assert_array_equal(snapshots.SINCE + times.astype("timedelta64[us]"), marked.times)
     assert len(plain.rows) == len(marked.rows)
     tokens = np.diff(plain.histories.offsets)
     assert at is not None or tokens.sum() == len(train.codes)

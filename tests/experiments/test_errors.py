@@ -6,7 +6,6 @@ import sys
 import pytest
 
 NEEDS_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/sys is of Linux")
-
 # Name: (overrides of a tiny run by the workdir "whole", further flags; None in their place: no other flags at all;
 # what the message must hold).
 CASES = {

@@ -8,15 +8,15 @@ import sys
 
 import pytest
 
-from behrt_jax import baselines
-from experiments.evaluate import evaluate_run
+from behrt_jax.baselines import masked_codes
+from behrt_jax.evaluation.pretrained import evaluate_run
 from tests.experiments.conftest import cut_data_set, evaluation_of
 
 
 @pytest.fixture
 def trained(whole, tmp_path, monkeypatch):
     """A copy of the trained workdir, so that its own evaluation stays; baselines are fitted briefly."""
-    monkeypatch.setattr(baselines, "NETWORK_STEPS", 50)
+    monkeypatch.setattr(masked_codes, "NETWORK_STEPS", 50)
     return shutil.copytree(whole[0], tmp_path / "trained")
 
 

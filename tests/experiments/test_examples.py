@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from behrt_jax.data import dataset, next_visits
+from behrt_jax.data import dataset, next_visit_targets
+from behrt_jax.evaluation.pretrained import evaluate_run
+from behrt_jax.training import examples, pretraining
 from configs import default
-from experiments import examples, task, task_events
-from experiments.evaluate import evaluate_run
 from tests.experiments.conftest import TINY
 
 CODES = ("CONDITION//A", "CONDITION//B", "CONDITION//C")
@@ -49,9 +49,9 @@ def config_of(folder, objective: str, visits: dict[str, int], codes=CODES, **ove
 def begin(config, lines=None):
     """What pre-training does before it trains."""
     say = (lambda line: None) if lines is None else lines.append
-    prepared, train, trained = task.begin(config, say)
+    prepared, train, trained = pretraining.begin(config, say)
     tuning = dataset.read(prepared.folder, "tuning")
-    return train, trained, task.tuning_scorer(config, trained, tuning, say)
+    return train, trained, pretraining.tuning_scorer(config, trained, tuning, say)
 
 
 @pytest.mark.parametrize("split", ["train", "tuning"])
@@ -105,11 +105,11 @@ def test_counts_are_those_of_the_data(tmp_path):
     found = examples.count(config, trained.model, trained.vocabulary, trained.is_target, train)
     # Two codes a visit; each visit after the first is to be predicted.
     assert found == {"mlm": 12 * 3 * 2, "next_visit": 12 * 2, "time_to_event": 12 * 3}
-    index = task_events.index(config, train)
-    assert found["next_visit"] == len(next_visits.find_next_visits(train, index, trained.is_target))
+    index = pretraining.index(config, train)
+    assert found["next_visit"] == len(next_visit_targets.find_next_visits(train, index, trained.is_target))
     assert "examples of train: 72 codes to mask, 24 next visits to predict, 36 visits to predict events from" in lines
     assert any(line.startswith("examples of tuning: 24 codes to mask, 6 next visits") for line in lines)
-    variables = task.initialize(config, trained, train)(jax.random.key(0))
+    variables = pretraining.initialize(config, trained, train)(jax.random.key(0))
     assert all(np.isfinite(value) for value in score(variables).values())
 
 

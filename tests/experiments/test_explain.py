@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import explain_truth
-from experiments.explain_timeline import check_allowed, is_synthetic
+from behrt_jax.data.metadata import check_allowed, is_synthetic
+from behrt_jax.interpret import ground_truth
 from tests.experiments.conftest import ROOT
 
 ABOUT = "metadata/dataset.json"
@@ -31,13 +31,13 @@ def test_agreement_is_perfect_with_the_truth_and_none_with_noise():
     truth = rng.normal(size=(40, 60)) * (rng.random((40, 60)) < 0.5)
     truth[0, 3:] = 0  # too few codes with an effect
     truth[1, 8:] = np.nan  # too few codes
-    own = explain_truth.agreement(truth, truth, np.arange(40))
+    own = ground_truth.agreement(truth, truth, np.arange(40))
     assert own.patients.tolist() == list(range(2, 40))
     for values in own.values.values():
         np.testing.assert_allclose(values, 1.0)
-    turned = explain_truth.agreement(truth, -truth, np.arange(40)).values
+    turned = ground_truth.agreement(truth, -truth, np.arange(40)).values
     np.testing.assert_allclose([*turned["auroc"], *turned["pearson"]], [1.0] * 38 + [-1.0] * 38)
-    noise = explain_truth.agreement(truth, rng.random(truth.shape), np.arange(40)).values
+    noise = ground_truth.agreement(truth, rng.random(truth.shape), np.arange(40)).values
     assert abs(noise["auroc"].mean() - 0.5) < 0.1 and abs(noise["spearman"].mean()) < 0.1
 
 

@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from behrt_jax import embedding_quality, metrics, projection
-from behrt_jax.data.disease_groups import DiseaseGroups
-from experiments import explore_choices, explore_measures, explore_tables, representations, subtypes
-from experiments.representations import BAG, MEAN, OWN, PRINCIPAL, Candidate
+from behrt_jax.data import code_counts
+from behrt_jax.exploration import choices, measures, projection, subtypes, tables
+from behrt_jax.exploration.disease_groups import DiseaseGroups
+from behrt_jax.exploration.representations import BAG, MEAN, OWN, PRINCIPAL, Candidate
+from behrt_jax.metrics import bootstrap, embeddings
 
 SIZES = {"train": 160, "tuning": 80, "held_out": 80}
 DISEASES = """
@@ -46,9 +47,9 @@ def measured():
     }
     with pytest.MonkeyPatch.context() as patch:  # fewer steps, and one fit of each
         fit = functools.partial(projection.fit_projection, steps=60)
-        patch.setattr(explore_choices.projection, "fit_projection", fit)
-        patch.setattr(explore_choices, "DROPOUTS", (0.2,))
-        return explore_choices.measure(families, groups, with_projections=True), groups
+        patch.setattr(choices.projection, "fit_projection", fit)
+        patch.setattr(choices, "DROPOUTS", (0.2,))
+        return choices.measure(families, groups, with_projections=True), groups
 
 
 def test_the_best_on_tuning_is_measured_and_noise_is_chance(measured):
@@ -71,9 +72,9 @@ def test_the_best_on_tuning_is_measured_and_noise_is_chance(measured):
 
 def test_the_interval_of_the_silhouette_is_that_of_resampled_patients(measured):
     splits, groups = planted(6.0)
-    rows, labels = explore_measures.exclusive(groups, "held_out")
-    weights = metrics.resamples(len(rows))
-    expected = embedding_quality.resampled_silhouettes(splits["held_out"][rows], labels, weights)
+    rows, labels = measures.exclusive(groups, "held_out")
+    weights = bootstrap.resamples(len(rows))
+    expected = embeddings.resampled_silhouettes(splits["held_out"][rows], labels, weights)
     found = measured[0]["groups"]
     assert found["metrics"]["groups/silhouette"]["low"] == pytest.approx(np.quantile(expected, 0.025))
     assert found["metrics"]["groups/silhouette"]["n"] == len(rows)
@@ -96,14 +97,14 @@ def test_groups_too_small_to_measure_are_an_error():
     _, groups = planted(0.0)
     few = {split: each._replace(has=each.has & False) for split, each in groups.items()}
     with pytest.raises(ValueError, match="--diseases: 1 groups of patients with one disease or none have"):
-        explore_measures.exclusive(few, "held_out")
+        measures.exclusive(few, "held_out")
 
 
 def test_later_diseases_of_those_who_do_not_have_them_are_measured_apart():
     good, groups = planted(6.0)
     later = {split: each._replace(has=each.has & False, later=each.has) for split, each in groups.items()}
     mixed = {split: each._replace(has=groups[split].has) for split, each in later.items()}
-    result = explore_choices.measure({OWN: [candidate("good", good)], BAG: [candidate("good", good)]}, mixed, False)
+    result = choices.measure({OWN: [candidate("good", good)], BAG: [candidate("good", good)]}, mixed, False)
     assert result["retrieval_later"]["metrics"] == result["retrieval"]["metrics"]
 
 
@@ -120,8 +121,8 @@ def test_clusters_that_are_there_are_found_and_come_again():
 
 def test_counts_fade_by_visits(bundled, bundled_train):
     size = len(bundled.vocabulary)
-    plain = representations.count_codes(bundled_train, size)
-    fading = representations.count_codes(bundled_train, size, half_life=4.0)
+    plain = code_counts.count_codes(bundled_train, size)
+    fading = code_counts.count_codes(bundled_train, size, half_life=4.0)
     patient = slice(*bundled_train.offsets[3:5])
     codes, visits = bundled_train.codes[patient], bundled_train.visits[patient]
     code = np.bincount(codes[(visits >= 0) & (codes > 4)]).argmax()
@@ -149,6 +150,6 @@ def test_the_command(workplace, whole):
         sum(each["patients"] for each in followed["curves"]) + followed["not_followed"]
         == result["patients"]["held_out"]
     )
-    assert explore_tables.format_quality(result) in done.stdout
+    assert tables.format_quality(result) in done.stdout
     broken = workplace.run([*flags[:1], f"--diseases={workplace.folder / 'none.yaml'}"], "experiments.explore")
     assert broken.returncode == 2 and "none.yaml: no such file" in broken.stderr

@@ -11,11 +11,14 @@ import pytest
 
 import behrt_jax
 from behrt_jax.data import dataset
-from behrt_jax.data.labels import Labels
-from experiments import draws, few_labels, few_labels_arms, few_labels_features, few_labels_run, predictions
-from experiments.few_labels_arms import FITTED
-from experiments.few_labels_features import DEMOGRAPHICS, Reader, at_random_times
-from experiments.few_labels_table import AGE, BOOSTING, COUNTS, OURS, RANDOM, SCRATCH, TUNED
+from behrt_jax.finetuning import predict, sampling
+from behrt_jax.labels.labels import Labels
+from behrt_jax.probing import arms as probing_arms
+from behrt_jax.probing import features
+from behrt_jax.probing.arms import FITTED
+from behrt_jax.probing.features import DEMOGRAPHICS, Reader, at_random_times
+from behrt_jax.probing.table import AGE, BOOSTING, COUNTS, OURS, RANDOM, SCRATCH, TUNED
+from experiments.studies import few_labels, few_labels_run
 from tests.experiments.conftest import Workplace
 
 TRAINING = {"train.batch_size": 4, "train.num_steps": 4, "train.evaluate_every": 2, "evaluation.batch_size": 4}
@@ -73,17 +76,17 @@ def made(outcome: list[int], subjects: list[int]) -> Labels:
 
 def test_of_each_patient_at_most_so_many_labels_of_each_outcome_are_taken():
     labels = made([0, 0, 0, 1, 0, 1, 1, 1], [1, 1, 1, 1, 2, 2, 2, 2])
-    rows = draws.cap(labels, 2)
+    rows = sampling.cap(labels, 2)
     found = list(zip(labels.subject_ids[rows], labels.values[rows, 0], strict=True))
     assert sorted(found) == [(1, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 1)] and list(rows) == sorted(rows)
-    np.testing.assert_array_equal(rows, draws.cap(labels, 2))
-    assert len(draws.cap(labels, 9)) == len(labels)
+    np.testing.assert_array_equal(rows, sampling.cap(labels, 2))
+    assert len(sampling.cap(labels, 9)) == len(labels)
 
 
 @pytest.mark.parametrize("size", [4, 5])
 def test_so_many_patients_in_all_are_drawn_of_both_outcomes(task, size):
     found = task.splits["train"].labels
-    drawn, again, other = (found.take(draws.draw_rows(found, size, 0, draw)) for draw in (1, 1, 2))
+    drawn, again, other = (found.take(sampling.draw_rows(found, size, 0, draw)) for draw in (1, 1, 2))
     patients = np.unique(drawn.subject_ids)
     assert len(patients) == size and 1 < drawn.outcomes().sum() < len(drawn) - 1
     np.testing.assert_array_equal(again.subject_ids, drawn.subject_ids)
@@ -103,13 +106,13 @@ def test_only_the_labels_of_drawn_patients_are_learned(task, reader, arm):
     train, compiled = task.splits["train"], {}
     known, wanted = (blocks_of(reader, task.splits[name]) for name in ("train", "held_out"))
     size = 20 if arm == BOOSTING else 5
-    rows = draws.draw_rows(train.labels, size, 0, 0)
+    rows = sampling.draw_rows(train.labels, size, 0, 0)
 
     def scores(own: bool, others: bool):
         labels = spoil(train.labels, rows) if own else train.labels
         labels = spoil(labels, np.setdiff1d(np.arange(len(labels)), rows)) if others else labels
         if arm in FITTED:
-            return few_labels_arms.fit_and_score(arm, known, wanted, labels, rows)
+            return probing_arms.fit_and_score(arm, known, wanted, labels, rows)
         tuning = task.splits["tuning"]
         tuning = tuning._replace(
             labels=spoil(tuning.labels, np.arange(len(tuning.labels))) if others else tuning.labels
@@ -127,7 +130,7 @@ def test_features_are_scaled_by_all_of_train_whoever_is_labelled(task, reader):
     """Dividing by the deviation of k rows would make the rarest code of a patient the largest number."""
     train = task.splits["train"]
     whole = blocks_of(reader, train)
-    few = draws.take(train, draws.draw_rows(train.labels, 4, 0, 0))
+    few = sampling.take(train, sampling.draw_rows(train.labels, 4, 0, 0))
     kept = np.isin(train.labels.subject_ids, few.labels.subject_ids)
     everyone = reader.scaling(reader._read(*at_random_times(reader.unlabeled)))
     for name, values in blocks_of(reader, few).items():
@@ -139,14 +142,14 @@ def test_features_are_scaled_by_all_of_train_whoever_is_labelled(task, reader):
 @pytest.mark.slow
 def test_from_scratch_the_encoder_is_random_at_first_and_then_trained(task, monkeypatch):
     """What is scored are the parameters after the last step, and they are not those of the beginning."""
-    rows, ends = draws.draw_rows(task.splits["train"].labels, 5, 0, 0), {}
-    score = predictions.score
+    rows, ends = sampling.draw_rows(task.splits["train"].labels, 5, 0, 0), {}
+    score = predict.score
 
     def note(config, model, params, found):
         ends[config.train.num_steps] = params["params"]
         return score(config, model, params, found)
 
-    monkeypatch.setattr(predictions, "score", note)
+    monkeypatch.setattr(predict, "score", note)
     for steps in (1, 12):
         config = task.config.copy_and_resolve_references()
         config.train.num_steps = steps
@@ -162,11 +165,11 @@ def test_from_scratch_the_encoder_is_random_at_first_and_then_trained(task, monk
 def test_embeddings_are_kept_and_those_of_others_are_not_taken_for_them(task, reader, monkeypatch):
     found, train = task.splits["held_out"], task.splits["train"]
     first = blocks_of(reader, found)
-    monkeypatch.setattr(few_labels_features, "embed_histories", None)  # fails where it is called
+    monkeypatch.setattr(features, "embed_histories", None)  # fails where it is called
     for name, values in blocks_of(reader, found).items():
         np.testing.assert_array_equal(values, first[name])
     with pytest.raises(TypeError):
-        blocks_of(reader, draws.take(train, np.arange(3)))
+        blocks_of(reader, sampling.take(train, np.arange(3)))
 
 
 def test_results_of_other_labels_are_not_mixed_in(workplace, task, tmp_path):
@@ -207,13 +210,13 @@ def arguments(place: Workplace, joint, files: dict[str, str], draws: int) -> lis
 
 def test_the_command_goes_on_and_its_table_says_what_its_file_holds(workplace, joint, files):
     files = {"ill": files["ill"]}
-    done = workplace.run(arguments(workplace, joint, files, draws=1), "experiments.few_labels")
+    done = workplace.run(arguments(workplace, joint, files, draws=1), "experiments.studies.few_labels")
     assert done.returncode == 0, done.stderr
     results = workplace.folder / "few" / "ill" / "results.jsonl"
     first = results.read_text()
     assert first.count("\n") == 5  # age, counts, random encoder, pre-trained, scratch
     results.write_text(first + first[:100])  # as if it were killed while it wrote
-    done = workplace.run(arguments(workplace, joint, files, draws=2), "experiments.few_labels")
+    done = workplace.run(arguments(workplace, joint, files, draws=2), "experiments.studies.few_labels")
     assert done.returncode == 0, done.stderr
     assert results.read_text().startswith(first) and results.read_text().count("\n") == 8
     lines = [json.loads(line) for line in results.read_text().splitlines()]

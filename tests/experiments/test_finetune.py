@@ -12,9 +12,9 @@ import pytest
 
 import behrt_jax
 from behrt_jax.data import dataset
-from behrt_jax.data import labels as label_files
 from behrt_jax.data.events import SPLITS_FILE
-from experiments import labelled, outcome_regression, outcomes, predictions
+from behrt_jax.finetuning import head_regression, labeled_histories, predict, setup
+from behrt_jax.labels import labels as label_data
 from tests.experiments.conftest import ROOT, TINY, Workplace, assert_same_end, evaluation_of, metrics_of
 
 MODEL = [key for key in TINY if key.startswith("model.")]
@@ -39,7 +39,7 @@ def survival_run(workplace, deaths, joint):
     """A run that is fine-tuned from a pre-trained one beside a regression: its workdir and what it printed."""
     chosen = {"pretrained": joint, "survival__num_bins": 3, "history__regression": True}
     given = [*arguments(workplace, "survival", deaths, "survival", **chosen), "--nobaselines"]
-    drawn = {"experiments.evaluate_outcomes.MIN_PATIENTS": 1}  # of real patients, so few are not drawn
+    drawn = {"behrt_jax.evaluation.outcomes.MIN_PATIENTS": 1}  # of real patients, so few are not drawn
     done = workplace.run(given, "experiments.finetune", constants=drawn)
     assert done.returncode == 0, done.stderr
     return workplace.folder / "survival", done
@@ -78,7 +78,7 @@ def test_a_run_says_what_it_found_and_what_it_reached(survival_run, deaths):
 
 def test_the_encoder_begins_where_pre_training_stopped(workplace, deaths, joint):
     config = tiny_config("survival", workplace, deaths, pretrained=str(joint))
-    task = outcomes.begin(config, lambda line: None)
+    task = setup.begin(config, lambda line: None)
     begun = task.initialize(jax.random.key(1))["params"]
     trained = behrt_jax.load(joint).params["params"]
     for leaf, other in zip(*(jax.tree.leaves(part["behrt"]) for part in (begun, trained)), strict=True):
@@ -123,15 +123,17 @@ def test_a_fine_tuned_run_is_loaded_in_one_call(survival_run):
 
 def test_nothing_after_the_prediction_time_moves_a_prediction(workplace, survival_run, deaths):
     config, vocabulary, model, params = behrt_jax.load(survival_run[0])
-    labels = label_files.read_labels([deaths], lambda line: None)
-    prepared = outcomes.outcome_data.prepare(outcomes.outcome_data.DataConfig(**config.data))
-    regression = outcome_regression.load(survival_run[0], config)
+    labels = label_data.read_labels([deaths], lambda line: None)
+    prepared = setup.outcome_data.prepare(setup.outcome_data.DataConfig(**config.data))
+    regression = head_regression.load(survival_run[0], config)
     patients = dataset.read(prepared.folder, "train")
 
     def said(patients):
-        found = labelled.find_histories(config, patients, labels, vocabulary.tokens, "train", lambda line: None)
-        (found,) = outcome_regression.add({"train": found}, regression, vocabulary.tokens).values()
-        return found.labels, predictions.score(config, model, params, found)
+        found = labeled_histories.find_histories(
+            config, patients, labels, vocabulary.tokens, "train", lambda line: None
+        )
+        (found,) = head_regression.add({"train": found}, regression, vocabulary.tokens).values()
+        return found.labels, predict.score(config, model, params, found)
 
     mine, before = said(patients)
     # Codes at or after each patient's last prediction time are others now.
@@ -203,7 +205,7 @@ def test_labels_that_do_not_fit_end_with_one_line(workplace, deaths, recipe, lab
 def test_codes_are_added_to_a_pre_trained_vocabulary_alone(workplace, deaths):
     config = tiny_config("survival", workplace, deaths, add_codes=True)
     with pytest.raises(ValueError, match="add_codes: found True without pretrained"):
-        outcomes.begin(config, lambda line: None)
+        setup.begin(config, lambda line: None)
 
 
 @pytest.mark.slow
@@ -218,7 +220,7 @@ def test_without_birth_and_sex_everything_runs_to_its_end(workplace, deaths, tmp
     splits.write_parquet(tmp_path / "meds" / SPLITS_FILE)
     chosen = {key.replace(".", "__"): TINY[key] for key in MODEL} | {"data__row_length": 64, "survival__num_bins": 3}
     given = arguments(workplace, "survival", deaths, "unborn", **chosen, data__path=tmp_path / "meds")
-    fewer = {"behrt_jax.baselines_outcome.TREES": 20}
+    fewer = {"behrt_jax.baselines.outcomes.TREES": 20}
     done = workplace.run(given, "experiments.finetune", constants=fewer)
     assert done.returncode == 0, done.stderr
     assert re.search(r"\nage: unknown of (\d+) of \1 labelled patients", done.stdout)

@@ -8,9 +8,10 @@ import polars as pl
 import pytest
 
 import behrt_jax
+from behrt_jax.finetuning import labeled_histories, probe_init, setup
+from behrt_jax.models.classification import DAYS_FORETOLD
 from behrt_jax.models.inputs import model_arguments
-from behrt_jax.models.outcomes import DAYS_FORETOLD
-from experiments import few_labels_run, labelled, outcomes, probe_first
+from experiments.studies import few_labels_run
 from tests.experiments.test_finetune import tiny_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -36,14 +37,14 @@ def code(events):
 @pytest.fixture(scope="module")
 def task(workplace, deaths, events, code):
     config = tiny_config("survival", workplace, deaths, pretrained=str(events), **{"foretold.codes": (code,)})
-    return config, outcomes.begin(config, lambda line: None)
+    return config, setup.begin(config, lambda line: None)
 
 
 def test_what_is_foretold_is_the_forecast_of_the_pre_trained_run_at_the_prediction_time(task, events, code):
     config, built = task
     assert config.model.pooling == "mean" and config.foretold.ids == (behrt_jax.load(events).vocabulary.ids[code],)
     variables, found = built.initialize(jax.random.key(0)), built.splits["held_out"]
-    read = probe_first.read_patients(config, built.model, variables, found)
+    read = probe_init.read_patients(config, built.model, variables, found)
     width = config.model.hidden_dim
     assert read.shape == (len(found.labels), width + 1 + found.traits.shape[1])
     np.testing.assert_array_equal(read[:, width + 1 :], found.traits)
@@ -60,14 +61,16 @@ def test_what_is_foretold_is_the_forecast_of_the_pre_trained_run_at_the_predicti
         rates = np.exp(np.asarray(log_rates)[..., config.foretold.ids[0]])
         return np.log(rates @ spent)[..., None]
 
-    np.testing.assert_allclose(read[:, width : width + 1], labelled.read_each(config, found, 1, forecast), atol=1e-4)
+    np.testing.assert_allclose(
+        read[:, width : width + 1], labeled_histories.read_each(config, found, 1, forecast), atol=1e-4
+    )
 
 
 def test_before_any_label_the_forecast_alone_is_read(task, events):
     config, built = task
     found, width = built.splits["held_out"], config.model.hidden_dim
     begun = few_labels_run.Task(config, built.prepared, built.splits, behrt_jax.load(events).params)
-    read = probe_first.read_patients(config, built.model, built.initialize(jax.random.key(0)), found)[:, width]
+    read = probe_init.read_patients(config, built.model, built.initialize(jax.random.key(0)), found)[:, width]
     np.testing.assert_array_equal(few_labels_run.forecast(begun), read)
 
 
@@ -77,12 +80,12 @@ def test_the_head_begins_at_what_labels_say_of_the_forecast(task, monkeypatch):
     variables, planted = built.initialize(jax.random.key(0)), {}
     width = config.model.hidden_dim
     for name, found in built.splits.items():
-        foretold = probe_first.read_patients(config, built.model, variables, found)[:, width]
+        foretold = probe_init.read_patients(config, built.model, variables, found)[:, width]
         ranks = foretold.argsort().argsort() / len(foretold)
         labels = dataclasses.replace(found.labels, days=9000.0 - 8900 * ranks, events=np.ones(len(ranks), np.int32))
         planted[name] = found._replace(labels=labels)
-    monkeypatch.setattr(probe_first, "SCALES", (0.0,))
-    begun = probe_first.begin(config, built.model, variables, planted)
+    monkeypatch.setattr(probe_init, "SCALES", (0.0,))
+    begun = probe_init.begin(config, built.model, variables, planted)
     kernel = np.asarray(begun["params"]["head"]["output"]["kernel"])
     assert (kernel[width] > 0).all() and not kernel[:width].any()
     jax.tree.map(np.testing.assert_array_equal, begun["params"]["behrt"], variables["params"]["behrt"])
@@ -90,7 +93,7 @@ def test_the_head_begins_at_what_labels_say_of_the_forecast(task, monkeypatch):
 
 def test_from_scratch_the_head_for_events_is_another(task):
     config, built = task
-    scratch = outcomes.build(config, built.prepared, built.splits, None).initialize(jax.random.key(0))
+    scratch = setup.build(config, built.prepared, built.splits, None).initialize(jax.random.key(0))
     ours = built.initialize(jax.random.key(0))
     shapes = [jax.tree.map(np.shape, each) for each in (scratch, ours)]
     assert shapes[0] == shapes[1]
@@ -117,4 +120,4 @@ def test_what_cannot_be_foretold_is_an_error(workplace, deaths, joint, events, c
         "several labels": "foretold.codes: found multilabel labels; expected one binary label, or times to an event",
     }
     with pytest.raises(ValueError, match=messages[wrong]):
-        outcomes.begin(config, lambda line: None)
+        setup.begin(config, lambda line: None)

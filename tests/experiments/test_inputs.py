@@ -7,12 +7,13 @@ import jax
 import polars as pl
 import pytest
 
-from behrt_jax import workdir
-from behrt_jax.checkpoint import Checkpoints
-from behrt_jax.state import TrainState
-from experiments import few_labels, few_labels_run, finetuned, inputs
-from experiments.evaluate import evaluate_run
-from experiments.run import load_run
+from behrt_jax.evaluation.loaded_run import load_run
+from behrt_jax.evaluation.pretrained import evaluate_run
+from behrt_jax.finetuning import finetuned
+from behrt_jax.training import digests, workdir
+from behrt_jax.training.checkpoints import Checkpoints
+from behrt_jax.training.state import TrainState
+from experiments.studies import few_labels, few_labels_run
 from tests.experiments.conftest import cut_data_set, evaluation_of
 from tests.experiments.test_finetune import arguments
 
@@ -134,15 +135,15 @@ def test_few_labels_of_other_labels_are_not_mixed_in(own, workplace):
 def test_an_evaluation_of_other_patients_or_another_checkpoint_is_made_again(joint, workplace, tmp_path):
     folder = shutil.copytree(joint, tmp_path / "run")
     run = load_run(folder, "held_out", None, silent)
-    expected = inputs.of_evaluation(folder, run.digests, run.patients)
+    expected = digests.of_evaluation(folder, run.digests, run.patients)
     file = folder / "evaluation.json"
-    assert inputs.is_current(file, expected) and evaluation_of(folder)["train_patients"] == len(run.train)
+    assert digests.is_current(file, expected) and evaluation_of(folder)["train_patients"] == len(run.train)
     evaluate_run(folder, "tuning", with_baselines=False, say=silent)
-    assert not inputs.is_current(file, expected)
+    assert not digests.is_current(file, expected)
     other = cut_data_set(tmp_path / "other", skip=50)
     evaluate_run(folder, "held_out", str(other), with_baselines=False, say=silent)
-    assert evaluation_of(folder)["data"] == "other" and not inputs.is_current(file, expected)
+    assert evaluation_of(folder)["data"] == "other" and not digests.is_current(file, expected)
     evaluate_run(folder, "held_out", with_baselines=False, say=silent)
-    assert inputs.is_current(file, expected)
+    assert digests.is_current(file, expected)
     shutil.rmtree(folder / workdir.CHECKPOINTS / str(max(Checkpoints(folder / "checkpoints", "loss").steps())))
-    assert inputs.of_evaluation(folder, run.digests, run.patients) != expected
+    assert digests.of_evaluation(folder, run.digests, run.patients) != expected

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import behrt_jax
-from experiments import plots
-from experiments.evaluate import evaluate_run
-from experiments.evaluate_next_visit import score_next_visits
-from experiments.run import load_run
+from behrt_jax.evaluation import plots
+from behrt_jax.evaluation.loaded_run import load_run
+from behrt_jax.evaluation.next_visit import score_next_visits
+from behrt_jax.evaluation.pretrained import evaluate_run
 from tests.experiments.conftest import JOINT, assert_same_end, evaluation_of, has_curve, metrics_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

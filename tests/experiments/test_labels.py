@@ -7,8 +7,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from behrt_jax.data.labels import read_labels
-from experiments.labels import label, outcomes
+from behrt_jax.labels.labels import read_labels
+from behrt_jax.labels.tasks import count_outcomes
+from experiments.labels import label
 from tests.data.handmade import SUBJECTS, MedsFolder, assert_clear
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +99,7 @@ def test_outcomes_of_one_cause():
     labels = pl.select(subject_id=pl.Series([1, 1, 2]), event=pl.Series([True, False, True])).with_columns(
         prediction_time=start, event_time=start + pl.duration(days=pl.Series([10, 20, 30]))
     )
-    assert outcomes(labels) == [
+    assert count_outcomes(labels) == [
         "  2 events (66.7%), of 2 patients",
         "  1 censored (33.3%), of 1 patients",
         "  median days to the event or the end of follow-up: 20",

@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from behrt_jax.data import sequences
-from experiments.evaluate_next_visit import find_examples, predict
-from experiments.run import Run, load_run
+from behrt_jax.data import windows as data_windows
+from behrt_jax.evaluation.loaded_run import Run, load_run
+from behrt_jax.evaluation.next_visit import find_examples, predict
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -95,7 +95,7 @@ def test_without_a_future_the_same_is_said(workplace, folder, tmp_path):
     after = listen(folder, str(removed))
     past = past_of(before, after)
     index = before.run.index(before.run.patients)
-    windows, added = sequences.covering_windows(index)
+    windows, added = data_windows.covering_windows(index)
     firsts = added == index.first_visit[windows.patients]
     reach = (windows.stop - windows.start)[firsts]  # until then the whole past fits a row
     fits = dict(zip(before.run.patients.subject_ids[windows.patients[firsts]].tolist(), reach.tolist(), strict=True))

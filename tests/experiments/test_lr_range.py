@@ -5,7 +5,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import small
-from experiments import lr_range
+from experiments.studies import lr_range
 from tests.experiments.conftest import TINY, has_curve
 
 RATES = np.geomspace(1e-5, 1.0, 51)  # ten steps a decade

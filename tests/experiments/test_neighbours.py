@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from experiments import explore_tables, neighbours
-from experiments.neighbours import Date
-from experiments.representations import BAG, BOTH, OWN
+from behrt_jax.exploration import neighbours, tables
+from behrt_jax.exploration.neighbours import Date
+from behrt_jax.exploration.representations import BAG, BOTH, OWN
 from tests.experiments.test_explore import DISEASES, candidate, planted
 
 BASELINES = {"embeddings, mean pooling", BAG, "PCA of bag of codes", "chance"}
@@ -42,7 +42,7 @@ def test_the_command(workplace, whole):
     assert done.returncode == 0, done.stderr
     result = json.loads(output.read_text())
     assert set(result[OWN]["baselines"]) == set(result[BOTH]["baselines"]) == BASELINES
-    assert explore_tables.format_neighbours(result) in done.stdout
+    assert tables.format_neighbours(result) in done.stdout
     measured = result[OWN]["metrics"]["retrieval/precision"]
     assert measured["n"] % 2 == 0 and measured["n"] <= result["patients"] * 4  # the run is named twice
     failed = workplace.run([f"--workdir={whole[0]}", *flags, "--at=yesterday"], "experiments.neighbours")

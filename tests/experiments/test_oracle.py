@@ -9,12 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from behrt_jax import baselines, baselines_next_visit
-from behrt_jax.networks import Recipe
-from experiments import evaluate_masked, evaluate_next_visit
-from experiments.evaluate import evaluate_run
-from experiments.run import load_run, read_simulation
-from experiments.simulate import write_patients
+from behrt_jax.baselines import masked_codes, next_visit
+from behrt_jax.baselines.mlp import Recipe
+from behrt_jax.evaluation import masked_codes as masked_code_evaluation
+from behrt_jax.evaluation import next_visit as next_visit_evaluation
+from behrt_jax.evaluation.loaded_run import load_run, read_simulation
+from behrt_jax.evaluation.pretrained import evaluate_run
+from behrt_jax.simulation.ceilings import write_patients
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEYS = {
@@ -47,9 +48,9 @@ def run(trained):
 
 def test_the_oracle_is_above_the_model_and_every_baseline(trained, monkeypatch):
     for module, name, value in (
-        (baselines, "NETWORK_STEPS", 100),
-        (baselines_next_visit, "MAX_STEPS", 60),
-        (baselines_next_visit, "RECIPES", {"MLP": Recipe(0.002, hidden=32)}),
+        (masked_codes, "NETWORK_STEPS", 100),
+        (next_visit, "MAX_STEPS", 60),
+        (next_visit, "RECIPES", {"MLP": Recipe(0.002, hidden=32)}),
     ):
         monkeypatch.setattr(module, name, value)
     lines = []
@@ -131,8 +132,8 @@ def test_as_many_visits_of_other_patients_are_refused_too(run, simulated, tmp_pa
     changed.sort("subject_id", "time", "row", nulls_last=False).drop("row").write_parquet(file)
     moved_run = run._replace(source=other)
     for ask in (
-        lambda: evaluate_next_visit.ask_oracle(moved_run, evaluate_next_visit.find_examples(run, run.patients)),
-        lambda: evaluate_masked.ask_oracle(moved_run, []),
+        lambda: next_visit_evaluation.ask_oracle(moved_run, next_visit_evaluation.find_examples(run, run.patients)),
+        lambda: masked_code_evaluation.ask_oracle(moved_run, []),
     ):
         with pytest.raises(ValueError, match=r"moved: holds .* or other ones; train with data\.events_without_visit"):
             ask()
@@ -142,8 +143,8 @@ def test_codes_that_the_world_does_not_have_cannot_come(run):
     every = np.ones(len(run.vocabulary), bool)
     every[:5] = False
     wider = run._replace(trained=run.trained._replace(is_target=every))
-    split = evaluate_next_visit.find_examples(wider, wider.patients)
-    found = evaluate_next_visit.ask_oracle(wider, split).scored
+    split = next_visit_evaluation.find_examples(wider, wider.patients)
+    found = next_visit_evaluation.ask_oracle(wider, split).scored
     tokens = np.asarray(run.vocabulary.tokens)[split.examples.codes]
     statics = np.char.startswith(tokens.astype(str), "GENDER//")
     assert found.shape == split.examples.targets.shape and found.dtype == np.float32

@@ -9,11 +9,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from behrt_jax import metrics
 from behrt_jax.data import events
 from behrt_jax.data.hashing import hash_integers
-from experiments import evaluate_outcomes, outcome_data, outcomes, plots_survival, predictions
-from experiments.finetuned import Fitted
+from behrt_jax.evaluation import outcomes, plots_survival
+from behrt_jax.finetuning import data as labeled_data
+from behrt_jax.finetuning import predict, setup
+from behrt_jax.finetuning.finetuned import Fitted
+from behrt_jax.labels import follow_up
+from behrt_jax.metrics import bootstrap
 from experiments.labels import label
 from tests.experiments.conftest import ROOT, TINY, evaluation_of
 
@@ -52,7 +55,7 @@ def binary(table: pl.DataFrame) -> pl.DataFrame:
 
 def read(config) -> tuple[dict, list[str]]:
     said = []
-    return outcome_data.read_splits(config, None, said.append)[1], said
+    return labeled_data.read_splits(config, None, said.append)[1], said
 
 
 def test_out_of_time(workplace, table):
@@ -143,7 +146,7 @@ def test_labels_out_of_order_repeated_or_of_nobody_are_left_out_and_counted(work
     nobody = labels.head(3).with_columns(subject_id=pl.col("subject_id") + 10**9)
     early, late = (labels.unique("subject_id").with_columns(prediction_time=january(year)) for year in (1850, 2200))
     early, late = (part.with_columns(pl.col("prediction_time").cast(pl.Datetime("us"))) for part in (early, late))
-    dead = outcome_data.read_lives(str(workplace.data))["death"].count()
+    dead = follow_up.read_lives(str(workplace.data))["death"].count()
     worse = pl.concat([labels, labels.head(7), nobody, early, late]).sample(fraction=1.0, shuffle=True, seed=0)
     expected, _ = read(configure("classification", workplace, pl.concat([labels, late])))
     found, said = read(configure("classification", workplace, worse))
@@ -177,7 +180,7 @@ def test_nothing_to_learn_ends_before_training(workplace, table, recipe, split, 
     labels = table.with_columns(event=pl.col("event") & (pl.col("split") != split))
     config = configure(recipe, workplace, labels if recipe == "survival" else binary(labels))
     with pytest.raises(ValueError, match=message):
-        outcomes.begin(config, lambda line: None)
+        setup.begin(config, lambda line: None)
 
 
 @pytest.fixture
@@ -187,15 +190,15 @@ def evaluate(workplace, tmp_path, monkeypatch):
     def score(config, model, params, found) -> np.ndarray:
         return np.random.default_rng(0).normal(size=(len(found.labels), model.num_labels)).astype(np.float32)
 
-    monkeypatch.setattr(predictions, "score", score)
-    monkeypatch.setattr(metrics, "NUM_RESAMPLES", 20)
+    monkeypatch.setattr(predict, "score", score)
+    monkeypatch.setattr(bootstrap, "NUM_RESAMPLES", 20)
 
     def run(recipe: str, labels: pl.DataFrame) -> tuple[dict, list[str]]:
         config, said = configure(recipe, workplace, labels), []
-        task = outcomes.begin(config, lambda line: None)
+        task = setup.begin(config, lambda line: None)
         own = Fitted(config, task.prepared.vocabulary.tokens, task.model, None, task.splits)
-        monkeypatch.setattr(evaluate_outcomes, "load", lambda *given: own)
-        result = evaluate_outcomes.evaluate_run(tmp_path, with_baselines=False, say=said.append)
+        monkeypatch.setattr(outcomes, "load", lambda *given: own)
+        result = outcomes.evaluate_run(tmp_path, with_baselines=False, say=said.append)
         assert evaluation_of(tmp_path) == json.loads(json.dumps(result))
         assert pl.read_parquet(tmp_path / "predictions.parquet").height == len(task.splits["held_out"].labels)
         return result["metrics"], [line for line in said if line.startswith("warning")]
@@ -224,7 +227,7 @@ def test_held_out_labels_without_an_event(table, evaluate, tmp_path):
 
 def test_held_out_labels_without_one_of_two_causes(table, evaluate, tmp_path, monkeypatch):
     """The other, second by name, is measured and drawn; few patients have it, which is said."""
-    monkeypatch.setattr(evaluate_outcomes, "MIN_PATIENTS", 1)  # of real patients, so few are not drawn
+    monkeypatch.setattr(outcomes, "MIN_PATIENTS", 1)  # of real patients, so few are not drawn
     drawn, original = [], plots_survival.draw_survival
     monkeypatch.setattr(plots_survival, "draw_survival", lambda *given: drawn.append(given[0]) or original(*given))
     falls = (pl.col("split") == "held_out") | (pl.col("prediction_time") == january(2010))
@@ -240,8 +243,8 @@ def test_held_out_labels_without_one_of_two_causes(table, evaluate, tmp_path, mo
 
 def test_figures_are_of_enough_patients_who_may_be_real(table, workplace, tmp_path):
     config, said = configure("survival", workplace, table), []
-    held_out = outcomes.begin(config, lambda line: None).splits["held_out"].labels
-    assert evaluate_outcomes.draw(config, None, {}, held_out, tmp_path / "figures", said.append) == []
+    held_out = setup.begin(config, lambda line: None).splits["held_out"].labels
+    assert outcomes.draw(config, None, {}, held_out, tmp_path / "figures", said.append) == []
     assert said == ["figures are left out: the held-out labels are of fewer than 11 patients, who may be real"]
 
 

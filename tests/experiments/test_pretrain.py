@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import behrt_jax
-from behrt_jax import baselines
+from behrt_jax.baselines import masked_codes
 from tests.experiments.conftest import EVALUATE_EVERY, NUM_STEPS, TINY, assert_same_end, metrics_of, newest_state
 
 
@@ -51,8 +51,8 @@ def test_the_evaluation_has_the_promised_form(whole):
     assert (result["split"], result["patients"]) == ("held_out", 10)
     names = {f"mlm/{name}" for name in ("loss", "perplexity", "accuracy", "top5_accuracy", "top20_accuracy")}
     counting = {"most frequent code", "patient's own most frequent code", "neighbouring codes (bigram)"}
-    assert set(result["baselines"]) == set(result["versus"]) == {*counting, *baselines.RECIPES}
-    assert len(baselines.RECIPES) == 2
+    assert set(result["baselines"]) == set(result["versus"]) == {*counting, *masked_codes.RECIPES}
+    assert len(masked_codes.RECIPES) == 2
     for found in (result["metrics"], *result["baselines"].values()):
         assert set(found) == names
         for entry in found.values():

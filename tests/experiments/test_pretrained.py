@@ -9,11 +9,13 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import behrt_jax
-from behrt_jax import train
+from behrt_jax.data import prepare
 from behrt_jax.data.vocabulary import UNK
-from behrt_jax.optimizer import CODE_TABLE, OptimizerConfig, make_optimizer
-from behrt_jax.state import create_state
-from experiments import finetuned, labelled, outcomes
+from behrt_jax.finetuning import finetuned, labeled_histories, setup
+from behrt_jax.models.embeddings import CODE_TABLE
+from behrt_jax.training import loop
+from behrt_jax.training.optimizer import OptimizerConfig, make_optimizer
+from behrt_jax.training.state import create_state
 from tests.experiments.test_finetune import arguments, tiny_config
 
 PREFIXES = ("CHILD//", "NEW//")
@@ -63,7 +65,7 @@ def test_added_rows_begin_as_what_was_read_before_and_learn_alone(
 ):
     config = config_of(workplace, conditions_labels, joint, renamed, add_codes=True, **{"lora.rank": 2})
     lines: list[str] = []
-    task = outcomes.begin(config, lines.append)
+    task = setup.begin(config, lines.append)
     _, known, _, params = behrt_jax.load(joint)
     old, codes = len(known), task.prepared.vocabulary.codes
     added = codes[len(known.codes) :]
@@ -82,9 +84,9 @@ def test_added_rows_begin_as_what_was_read_before_and_learn_alone(
     assert sum(name.startswith("CHILD") and name.removeprefix("CHILD//") in known.ids for name in added) > 3
 
     begin = jax.tree.map(np.array, state.params["base"])
-    step = train.make_train_step(task.objective, optimizer, 0)
+    step = loop.make_train_step(task.objective, optimizer, 0)
     seen = set()
-    for _, columns in zip(range(4), labelled.training_columns(config, task.splits["train"], 0), strict=False):
+    for _, columns in zip(range(4), labeled_histories.training_columns(config, task.splits["train"], 0), strict=False):
         state, _ = step(state, columns)
         seen |= set(np.unique(columns["codes"]).tolist())
     after = flatten_dict(state.params["base"], sep="/")
@@ -100,7 +102,7 @@ def test_added_rows_begin_as_what_was_read_before_and_learn_alone(
 def test_what_is_not_added_backs_off_or_is_unknown(workplace, joint, renamed, conditions_labels):
     def coverage(data, **overrides):
         lines: list[str] = []
-        task = outcomes.begin(config_of(workplace, conditions_labels, joint, data, **overrides), lines.append)
+        task = setup.begin(config_of(workplace, conditions_labels, joint, data, **overrides), lines.append)
         (line,) = [line for line in lines if "coverage of train: " in line]
         report = task.prepared.report
         shares = [report[f"{kind}/train"] / report["tokens/train"] for kind in ("backed_off", "unknown")]
@@ -122,15 +124,15 @@ def test_coverage_counts_events_and_patients_and_warns():
         for kind, numbers in counts.items()
         for split, number in zip(("train", "tuning", "held_out"), numbers, strict=True)
     }
-    assert labelled.describe_coverage(report, "train") == (
+    assert prepare.describe_coverage(report, "train") == (
         "coverage of train: the vocabulary knows 55.00% of events by their own code and 20.00% by a parent code; "
         "25.00% are [UNK]; it knows every event of 75.0% of patients"
     )
-    assert labelled.describe_coverage({**report, "codes_added": 0}, "tuning") == (
+    assert prepare.describe_coverage({**report, "codes_added": 0}, "tuning") == (
         "warning: coverage of tuning: the vocabulary knows 10.00% of events by their own code and 10.00% by a parent "
         "code; 80.00% are [UNK]; it knows every event of 0.0% of patients; 0 codes were added to it"
     )
-    assert "knows 37.00% of events" in labelled.describe_coverage(report, "all")
+    assert "knows 37.00% of events" in prepare.describe_coverage(report, "all")
 
 
 @pytest.mark.slow

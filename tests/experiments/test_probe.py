@@ -4,8 +4,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from behrt_jax.data.labels import Labels
-from experiments import draws, probe
+from behrt_jax.finetuning import sampling
+from behrt_jax.labels.labels import Labels
+from behrt_jax.probing import probe
 
 
 def labels_of(outcome: np.ndarray, days: np.ndarray | None = None) -> Labels:
@@ -20,15 +21,15 @@ def labels_of(outcome: np.ndarray, days: np.ndarray | None = None) -> Labels:
 
 def test_draws_are_whole_patients_of_both_outcomes_and_a_function_of_the_seed():
     labels = labels_of(np.arange(600) % 10 == 0)
-    rows = draws.draw_rows(labels, 30, 1)
+    rows = sampling.draw_rows(labels, 30, 1)
     patients, counts = np.unique(labels.subject_ids[rows], return_counts=True)
     assert len(patients) == 30 and set(counts) == {2}
     assert 1 < labels.values[rows, 0].sum() < len(rows) - 1
-    np.testing.assert_array_equal(rows, draws.draw_rows(labels, 30, 1))
-    assert not np.array_equal(rows, draws.draw_rows(labels, 30, 2))
-    assert len(draws.draw_rows(labels, 10**9, 1)) == 600
+    np.testing.assert_array_equal(rows, sampling.draw_rows(labels, 30, 1))
+    assert not np.array_equal(rows, sampling.draw_rows(labels, 30, 2))
+    assert len(sampling.draw_rows(labels, 10**9, 1)) == 600
     with pytest.raises(ValueError, match="no 2 patients of train with two of each outcome"):
-        draws.draw_rows(labels_of(np.arange(600) == 0), 2, 1)
+        sampling.draw_rows(labels_of(np.arange(600) == 0), 2, 1)
 
 
 @pytest.mark.parametrize("words", [["a"], ["1"], ["16", "-5"], [""]])

@@ -12,7 +12,7 @@ import pytest
 
 import behrt_jax
 from behrt_jax.data.vocabulary import Vocabulary
-from experiments import model_card, publish, publishable
+from behrt_jax.publishing import checks, model_card, publish
 
 SIMULATED = model_card.Origin("simulated", "Apache-2.0", "Made by Synthea.")
 
@@ -116,10 +116,10 @@ def test_bins_of_values_that_tell_of_patients_are_refused(edges, patients, floor
     codes = tuple(f"LAB//1//Q{place}" for place in range(1, len(patients) + 1))
     binned = Vocabulary(codes, patients, patients, {"LAB//1": edges})
     if is_right:
-        publishable.check_value_edges(binned, floor)
+        checks.check_value_edges(binned, floor)
         return
     with pytest.raises(ValueError, match=r"vocabulary.json: the values of 1 codes .*--config.data.value_digits=2"):
-        publishable.check_value_edges(binned, floor)
+        checks.check_value_edges(binned, floor)
 
 
 def test_nothing_of_one_patient_goes_out(whole, tmp_path):
@@ -145,12 +145,12 @@ def test_nothing_of_one_patient_goes_out(whole, tmp_path):
 
 def test_splits_and_evaluations_of_few_patients_are_refused(tmp_path):
     report = {"patients/train": 90, "patients/tuning": 10, "patients/held_out": 20}
-    publishable.check_splits(report, 10)
+    checks.check_splits(report, 10)
     with pytest.raises(ValueError, match="tuning: fewer than 11 patients"):
-        publishable.check_splits(report, 11)
+        checks.check_splits(report, 11)
     (tmp_path / "evaluation.json").write_text(json.dumps({"split": "held_out", "patients": 3, "metrics": {}}))
     with pytest.raises(ValueError, match="is of 3 held-out patients; expected 11 or more"):
-        publishable.read_evaluation(tmp_path / "evaluation.json", 11)
+        checks.read_evaluation(tmp_path / "evaluation.json", 11)
 
 
 def test_small_groups_and_other_runs_are_left_out(tmp_path):
@@ -162,7 +162,7 @@ def test_small_groups_and_other_runs_are_left_out(tmp_path):
     result = {"split": "held_out", "patients": 90, "metrics": whole, "baselines": {"linear": whole, "runs/b": whole}}
     result["versus"] = {"linear": dict.fromkeys(whole, entry), "/home/me/b": whole}
     (tmp_path / "evaluation.json").write_text(json.dumps(result))
-    found, dropped = publishable.read_evaluation(tmp_path / "evaluation.json", floor=11)
+    found, dropped = checks.read_evaluation(tmp_path / "evaluation.json", floor=11)
     assert dropped == 1 and found["baselines"].keys() == found["versus"].keys() == {"linear"}
     for table in (found["metrics"], found["baselines"]["linear"], found["versus"]["linear"]):
         assert table.keys() == {"next_visit/x"}
@@ -190,7 +190,7 @@ def test_a_damaged_best_checkpoint_is_refused(whole, tmp_path):
 def test_a_file_that_names_the_machine_is_refused(tmp_path):
     (tmp_path / "README.md").write_text(f"trained in {Path.cwd()}/runs")
     with pytest.raises(ValueError, match=r"README.md: names .* take it out"):
-        publishable.check_anonymous(tmp_path)
+        checks.check_anonymous(tmp_path)
 
 
 def test_the_command_refuses_to_write_over_other_folders(published, whole, workplace):

@@ -15,22 +15,17 @@ from ml_collections import ConfigDict
 from sklearn.decomposition import PCA
 
 import behrt_jax
-from experiments import (
-    report,
-    report_calibration,
-    report_codes,
-    report_layout,
-    report_maps,
-    report_patients,
-    report_scores,
-    report_source,
-)
-from experiments.report_layout import SIDE, Colouring
-from experiments.report_scores import judge
-from experiments.report_scoring import Scored, reliability
-from experiments.report_training import format_time, session_seconds
-from experiments.small_cells import MIN_PATIENTS
-from experiments.tables import Selected, format_cell, format_signed
+from behrt_jax.evaluation.small_cells import MIN_PATIENTS
+from behrt_jax.evaluation.tables import Selected, format_cell, format_signed
+from behrt_jax.report import calibration, layout, patients, scores
+from behrt_jax.report import codes as report_codes
+from behrt_jax.report import maps as report_maps
+from behrt_jax.report import page as report_page
+from behrt_jax.report import source as report_source
+from behrt_jax.report.layout import SIDE, Colouring
+from behrt_jax.report.scores import judge
+from behrt_jax.report.scoring import Scored, reliability
+from behrt_jax.report.training import format_time, session_seconds
 from tests.experiments.conftest import NUM_STEPS
 
 SECTIONS = ("run", "results", "calibration", "groups", "patients", "codes", "examples", "curves", "cost")
@@ -75,14 +70,14 @@ class Page(HTMLParser):
 def plane(vectors, seed, say):
     """In place of UMAP and t-SNE, which take a minute."""
     del say
-    points = report_layout.fit_square(PCA(2, random_state=seed).fit_transform(vectors))
+    points = layout.fit_square(PCA(2, random_state=seed).fit_transform(vectors))
     return {"UMAP": points, "t-SNE": points[:, ::-1]}
 
 
 def write_page(folder, output, data=None, show_patients=None) -> str:
     said = []
     source = report_source.load(folder, data, show_patients, said.append)
-    text = report.render(source, report.find_sections(source, data, report_maps.DISEASES))
+    text = report_page.render(source, report_page.find_sections(source, data, report_maps.DISEASES))
     output.write_text(text, encoding="utf-8")
     return text
 
@@ -215,8 +210,8 @@ def test_no_single_patient_of_data_that_may_be_real(explained, workplace, tmp_pa
         source = report_source.load(explained, None, show_patients, lambda line: None)
         source = source._replace(folder=tmp_path)
         (tmp_path / "attributions.json").write_text(json.dumps({**about, "synthetic": synthetic}))
-        sections = [report_maps.patient_maps(source, report_maps.DISEASES), report_patients.examples(source)]
-        return Page(report.render(source, sections))
+        sections = [report_maps.patient_maps(source, report_maps.DISEASES), patients.examples(source)]
+        return Page(report_page.render(source, sections))
 
     for synthetic in (False, True):  # a file of simulated patients says nothing of this data set
         page = read(synthetic, None)
@@ -242,12 +237,12 @@ def test_cells_hold_as_many_as_they_say():
     female = rng.integers(0, 2, 70).astype(float)
     ages = np.where(np.arange(70) == 3, np.nan, 50.0)
     given = [Colouring("sex", female, (0.5,), ("male", "female")), Colouring("age", ages, (40.0,), ("young", "old"))]
-    places, counts, colourings = report_layout.gather(points, given)
+    places, counts, colourings = layout.gather(points, given)
     assert counts.min() >= MIN_PATIENTS and counts.sum() >= 0.8 * 70
     assert len(places) == len(counts) == len(colourings[0].values)
     assert colourings[0].name == "sex: share female" and colourings[0].values.max() <= 1
     assert set(colourings[1].bands()) == {1}
-    few, sizes, _ = report_layout.gather(points[:3], [Colouring("sex", female[:3], (0.5,), ("male", "female"))])
+    few, sizes, _ = layout.gather(points[:3], [Colouring("sex", female[:3], (0.5,), ("male", "female"))])
     assert not len(few) and not len(sizes)
 
 
@@ -290,8 +285,8 @@ def test_groups_that_the_report_scores_itself_are_of_enough_patients():
     cells = {"sex=F": 90, "sex=M": 30, "age=0-20": 1, "age=20-40": 50, "age=40-60": 69}
     entry = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 999}
     scored = Scored({}, {name: {"run": {**entry, "patients": number}} for name, number in cells.items()})
-    assert list(report_scores._enough(scored.hidden_groups, 11)) == ["sex=F", "sex=M", "age=40-60"]
-    assert list(report_scores._enough(scored.hidden_groups, 1)) == list(cells)
+    assert list(scores._enough(scored.hidden_groups, 11)) == ["sex=F", "sex=M", "age=40-60"]
+    assert list(scores._enough(scored.hidden_groups, 1)) == list(cells)
 
 
 def test_points_of_reliability_are_of_enough_patients():
@@ -317,7 +312,7 @@ def test_what_is_missing_names_the_command_that_makes_it(workplace, whole, tmp_p
     (folder / "config.json").write_text(json.dumps(config))
     said = []
     source = report_source.load(folder, None, None, said.append)
-    page = Page(report.render(source, report.find_sections(source, None, report_maps.DISEASES)))
+    page = Page(report_page.render(source, report_page.find_sections(source, None, report_maps.DISEASES)))
     assert any("--data=DIR" in line for line in said)
     assert f"python -m experiments.evaluate --workdir={folder}" in page.text
     assert f"python -m experiments.explain --workdir={folder}" in page.text
@@ -356,7 +351,7 @@ def test_reliability_of_classes_is_that_of_their_predictions(names, tmp_path):
         columns |= {f"probability/{name}": said[:, place], f"value/{name}": came[:, place]}
     pl.DataFrame(columns).write_parquet(tmp_path / "predictions.parquet")
     source = SimpleNamespace(folder=tmp_path, config=ConfigDict({"names": names}), floor=MIN_PATIENTS)
-    found = report_calibration._of_outcomes(source)
+    found = calibration._of_outcomes(source)
     assert list(found) == list(names)
     for place, table in enumerate(found.values()):
         assert table.counts.sum() == 900 and np.ptp(table.counts) <= 1
@@ -380,7 +375,7 @@ def test_exact_incidences_of_competing_events_lie_on_the_diagonal(tmp_path):
         tmp_path / "predictions.parquet"
     )
     config = ConfigDict({"names": ("a", "b"), "survival": {}, "evaluation": {"horizons": (365.0, horizon)}})
-    found = report_calibration._of_outcomes(SimpleNamespace(folder=tmp_path, config=config, floor=MIN_PATIENTS))
+    found = calibration._of_outcomes(SimpleNamespace(folder=tmp_path, config=config, floor=MIN_PATIENTS))
     assert list(found) == ["a within 1825 days", "b within 1825 days"]
     for table in found.values():
         np.testing.assert_allclose(table.observed, table.predicted, atol=0.06)
@@ -405,9 +400,9 @@ def test_differences_are_judged_by_their_interval(metric, low, high, verdict):
 
 def test_intervals_lie_along_the_metric(monkeypatch):
     painted = []
-    monkeypatch.setattr(report_scores, "draw", lambda caption, summary, table, paint, size: painted.append(paint))
+    monkeypatch.setattr(scores, "draw", lambda caption, summary, table, paint, size: painted.append(paint))
     found = {"mlm/accuracy": {"value": 0.5, "low": 0.4, "high": 0.7, "n": 9}}
-    report_scores._draw_forest(Selected({"mlm/accuracy": "accuracy"}, {"a": found, "b": found}, "", 9), "")
+    scores._draw_forest(Selected({"mlm/accuracy": "accuracy"}, {"a": found, "b": found}, "", 9), "")
     axes = Figure().subplots()
     painted[0](axes)
     segments = [container.lines[2][0].get_segments()[0].tolist() for container in axes.containers]
@@ -434,7 +429,7 @@ def test_visits_and_codes_past_what_fits_are_counted():
     tokens = [{"code": f"C//{number}", "description": "", "visit": 11} for number in range(12)]
     visits = [{"visit": number, "age": None, "days_since_previous": 3.0} for number in range(12)]
     patient = {"number": 2, "visits": visits, "tokens": tokens, "predictions": [], "came": []}
-    found = report_patients._timeline(patient, {"asked": "mlm"})
+    found = patients._timeline(patient, {"asked": "mlm"})
     assert found.left_out == "4 earlier visits are not shown." and len(found.visits) == 8
     assert found.visits[-1][0] == "age unknown, 3 days after the visit before"
     assert found.visits[-1][1][-1] == "and 4 more" and not found.tables[0].rows
@@ -446,7 +441,7 @@ def test_the_visit_of_a_hidden_code_is_shown(hidden, shown):
     tokens.append({"code": "[MASK]", "description": None, "visit": hidden})
     visits = [{"visit": number, "age": float(number), "days_since_previous": 0.0} for number in range(20)]
     patient = {"number": 1, "visits": visits, "tokens": tokens, "predictions": [], "came": []}
-    found = report_patients._timeline(patient, {"asked": "mlm"})
+    found = patients._timeline(patient, {"asked": "mlm"})
     assert [when for when, _ in found.visits] == [f"age {number}.0" for number in range(*shown)]
     assert found.visits[hidden - shown[0]][1][0] == "[MASK]"
     counts = {"earlier": shown[0], "later": 20 - shown[1]}
@@ -457,7 +452,7 @@ def test_the_visit_of_a_hidden_code_is_shown(hidden, shown):
 def test_an_outcome_is_told_by_its_risks():
     told = {"name": "death", "risk_by_day": {"30": 0.0123, "365": 0.2}, "drivers": {"occlusion": [0.0]}}
     patient = {"number": 1, "visits": [], "tokens": [{"code": "A", "visit": None}], "predictions": [told]}
-    risks, drivers = report_patients._timeline(patient, {"asked": "outcome"}).tables
+    risks, drivers = patients._timeline(patient, {"asked": "outcome"}).tables
     assert risks.rows == [["death within 30 days", "1.2%"], ["death within 365 days", "20.0%"]]
     assert risks.note == "" and drivers.rows == [["nothing", "", ""]]
 
@@ -467,8 +462,8 @@ def test_maps_are_a_function_of_the_seed_and_keep_neighbours():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(3), 40)
     vectors = (10 * np.eye(3)[groups] @ rng.normal(size=(3, 16)) + rng.normal(size=(120, 16))).astype(np.float32)
-    found = report_layout.lay_out(vectors, 0, lambda line: None)
-    again = report_layout.lay_out(vectors, 0, lambda line: None)
+    found = layout.lay_out(vectors, 0, lambda line: None)
+    again = layout.lay_out(vectors, 0, lambda line: None)
     assert list(found) == ["UMAP", "t-SNE"]
     for name, points in found.items():
         np.testing.assert_array_equal(points, again[name])

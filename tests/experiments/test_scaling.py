@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import scaling
+from experiments.studies import scaling
 from tests.experiments.conftest import ROOT, evaluation_of, has_curve, metrics_of
 
 SIZES = np.array([100, 200, 400, 800, 1600])
@@ -129,7 +129,7 @@ def test_two_sizes_are_trained_once(workplace):
     folder = workplace.folder / "curve"
     tiny = [word for word in workplace.arguments("curve", train__num_steps=4) if "--config." in word]
     arguments = [f"--config={ROOT / 'configs' / 'small.py'}", f"--workdir={folder}", "--sizes=30,15", *tiny]
-    first = workplace.run(arguments, "experiments.scaling")
+    first = workplace.run(arguments, "experiments.studies.scaling")
     assert first.returncode == 0, first.stderr
     assert [line.split(":")[0] for line in first.stdout.splitlines() if "experiments.pretrain" in line][:2] == [
         "15 patients",
@@ -145,7 +145,7 @@ def test_two_sizes_are_trained_once(workplace):
     assert has_curve(folder / "scaling.png")
 
     before = {file: file.stat().st_mtime_ns for file in folder.glob("*/*")}
-    again = workplace.run(arguments, "experiments.scaling")
+    again = workplace.run(arguments, "experiments.studies.scaling")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("nothing to do") == 2 and table in again.stdout
     assert {file: file.stat().st_mtime_ns for file in folder.glob("*/*")} == before

@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from behrt_jax.data import events
-from behrt_jax.data.world import WORLD_FILE
-from experiments.simulate import write_patients
+from behrt_jax.simulation.ceilings import write_patients
+from behrt_jax.simulation.world import WORLD_FILE
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,11 +5,12 @@ import polars as pl
 import pytest
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from behrt_jax.data import events, oracle, simulate
-from behrt_jax.data import labels as label_files
-from behrt_jax.data import world as worlds
-from experiments.simulate import write_patients
-from experiments.simulate_labels import choose_visits, make_labels, measure_oracle
+from behrt_jax.data import events
+from behrt_jax.labels import labels
+from behrt_jax.simulation import oracle, simulator
+from behrt_jax.simulation import world as worlds
+from behrt_jax.simulation.ceilings import write_patients
+from behrt_jax.simulation.labels import choose_visits, make_labels, measure_oracle
 from tests.survival_reference import concordance
 
 DISEASES = ("diabetes", "asthma", "heart", "depression")
@@ -27,7 +28,7 @@ def simulated(tmp_path_factory):
 @pytest.fixture(scope="module")
 def many():
     """Many patients, and the rows of their index visits."""
-    found = simulate.simulate(WORLD, 2500, 7)
+    found = simulator.simulate(WORLD, 2500, 7)
     numbers = np.arange(len(found.owner)) - found.first_visits()[found.owner]
     chosen = choose_visits(pl.DataFrame({"subject_id": found.owner, "visit": numbers}), seed=0)
     return found, found.first_visits()[chosen["subject_id"]] + chosen["visit"].to_numpy()
@@ -35,7 +36,7 @@ def many():
 
 def test_each_patient_has_the_stages_of_one_visit_that_is_not_the_first(simulated):
     folder, made, _ = simulated
-    truth = pl.read_parquet(folder / simulate.TRUTH_FILE)
+    truth = pl.read_parquet(folder / simulator.TRUTH_FILE)
     for name in DISEASES:
         found = made[name].join(truth, left_on=["subject_id", "prediction_time"], right_on=["subject_id", "time"])
         assert 350 < found["subject_id"].n_unique() == found.height == made[name].height < 500
@@ -44,7 +45,7 @@ def test_each_patient_has_the_stages_of_one_visit_that_is_not_the_first(simulate
 
 
 def test_the_choice_of_a_visit_depends_on_none_that_follows(simulated):
-    truth = pl.read_parquet(simulated[0] / simulate.TRUTH_FILE)
+    truth = pl.read_parquet(simulated[0] / simulator.TRUTH_FILE)
     chosen = choose_visits(truth, 0).select("subject_id", "visit")
     cut = truth.join(chosen.rename({"visit": "index"}), on="subject_id").filter(pl.col("visit") <= pl.col("index"))
     assert cut.height < truth.height and choose_visits(cut, 0).select("subject_id", "visit").equals(chosen)
@@ -157,7 +158,7 @@ def test_the_command_writes_labels_that_can_be_read(workplace, simulated):
     assert done.returncode == 0, done.stderr
     assert "the oracle on held_out: AUROC 0.9" in done.stdout or "AUROC 1.0" in done.stdout
     for name, table in made.items():
-        read = label_files.read_labels([str(output / f"{name}.parquet")], lambda line: None)
+        read = labels.read_labels([str(output / f"{name}.parquet")], lambda line: None)
         assert read.kind == ("survival" if name == "death" else "binary") and len(read) == table.height
 
 
@@ -175,8 +176,8 @@ def test_other_data_is_told_apart(workplace):
 
 def test_data_without_the_end_of_follow_up_is_to_be_simulated_again(simulated, tmp_path):
     folder = simulated[0]
-    for name in ("world.npz", simulate.TRUTH_FILE):
+    for name in ("world.npz", simulator.TRUTH_FILE):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    pl.read_parquet(folder / simulate.TRUTH_FILE).drop("months_left").write_parquet(tmp_path / simulate.TRUTH_FILE)
+    pl.read_parquet(folder / simulator.TRUTH_FILE).drop("months_left").write_parquet(tmp_path / simulator.TRUTH_FILE)
     with pytest.raises(ValueError, match="column 'months_left' is missing; simulate again"):
         make_labels(str(tmp_path), seed=0)

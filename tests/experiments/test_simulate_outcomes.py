@@ -7,13 +7,13 @@ import polars as pl
 import pytest
 
 from behrt_jax.data.events import SPLITS_FILE
-from behrt_jax.data.label_tables import TRUTH_COLUMNS
-from behrt_jax.data.labels import Labels, read_labels
-from behrt_jax.data.outcomes import Hazard, TrueOutcomes, simulate_outcomes
+from behrt_jax.evaluation import tables
+from behrt_jax.evaluation.outcomes import REGRESSION, ask_oracle
+from behrt_jax.labels.label_files import TRUTH_COLUMNS
+from behrt_jax.labels.labels import Labels, read_labels
+from behrt_jax.simulation.hazards import Hazard, TrueOutcomes, simulate_outcomes
+from behrt_jax.simulation.outcome_files import choose_times, read_histories, read_truth, to_table
 from configs import survival
-from experiments import tables
-from experiments.evaluate_outcomes import REGRESSION, ask_oracle
-from experiments.simulate_outcomes import choose_times, read_histories, read_truth, to_table
 from tests.experiments.conftest import TINY, evaluation_of
 from tests.experiments.test_finetune import MODEL, arguments
 from tests.survival_reference import concordance

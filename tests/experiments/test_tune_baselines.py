@@ -2,10 +2,10 @@
 
 import pytest
 
-from behrt_jax import baselines, baselines_next_visit
-from behrt_jax.networks import Recipe
-from experiments import tune_baselines
-from experiments.run import load_run
+from behrt_jax.baselines import masked_codes, next_visit
+from behrt_jax.baselines.mlp import Recipe
+from behrt_jax.evaluation.loaded_run import load_run
+from experiments.studies import tune_baselines
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -38,9 +38,9 @@ def test_numbers_out_of_range_are_refused(rates, dropouts, message):
 
 @pytest.mark.slow
 def test_each_network_of_the_grid_is_fitted_on_both_objectives(joint, monkeypatch):
-    monkeypatch.setattr(baselines, "NETWORK_STEPS", 60)
-    monkeypatch.setattr(baselines, "CHECK_EVERY", 20)
-    monkeypatch.setattr(baselines_next_visit, "MAX_STEPS", 60)
+    monkeypatch.setattr(masked_codes, "NETWORK_STEPS", 60)
+    monkeypatch.setattr(masked_codes, "CHECK_EVERY", 20)
+    monkeypatch.setattr(next_visit, "MAX_STEPS", 60)
     run = load_run(joint, "tuning", None, lambda line: None)
     recipes = tune_baselines.read_grid(["0.00001", "0.003"], ["0"], 16)
     for tune in (tune_baselines.tune_masked, tune_baselines.tune_next_visits):

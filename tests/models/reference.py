@@ -31,8 +31,6 @@ def softmax(scores):
 
 
 # The embeddings, one token at a time.
-
-
 def sinusoids(value, dim):
     """Vaswani et al. (2017), section 3.5; zeros for an unknown value."""
     if np.isnan(value):
@@ -84,8 +82,6 @@ def embed(token, weights, config):
 
 
 # The encoders, one patient at a time: x is (n, D).
-
-
 def slopes(config):
     """From 4 down by equal ratios, which would reach 4 / 256 at the head after the last; the last sees all alike."""
     heads = config.num_heads
@@ -170,8 +166,6 @@ ENCODERS = {"transformer": transformer, "hierarchical": hierarchical, "lstm": ls
 
 
 # Batches: what a model gives for packed rows.
-
-
 def patients(batch):
     """Yields row, number and places in the row of each patient."""
     for row, numbers in enumerate(batch["patient_ids"]):

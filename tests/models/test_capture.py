@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from behrt_jax.data.batches import training_batches
-from behrt_jax.evaluate import device_columns
 from behrt_jax.models.behrt import BEHRT, encode
+from behrt_jax.models.classification import BEHRTForSequenceClassification
 from behrt_jax.models.config import BEHRTConfig
-from behrt_jax.models.outcomes import BEHRTForSequenceClassification
+from behrt_jax.models.inputs import device_columns
 from behrt_jax.models.pretraining import BEHRTForMLM
 from behrt_jax.objectives import mlm
-from behrt_jax.optimizer import make_optimizer
-from behrt_jax.train import make_train_step
+from behrt_jax.training.loop import make_train_step
+from behrt_jax.training.optimizer import make_optimizer
 from tests import tiny
 from tests.models.drawn import apply, parameters
 
@@ -125,8 +125,6 @@ def test_capture_costs_nothing_where_it_is_off():
 
 
 # bfloat16.
-
-
 def fifty_tokens():
     return tiny.packed_batch([[20, 25], [50]], 50)
 

@@ -8,7 +8,7 @@ import pytest
 import behrt_jax
 from behrt_jax.models.behrt import BEHRT, count_parameters
 from behrt_jax.models.config import BEHRTConfig
-from behrt_jax.workdir import initialize
+from behrt_jax.training.workdir import initialize
 from configs import large, medium, small
 from tests import tiny
 

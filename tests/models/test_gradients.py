@@ -15,6 +15,7 @@ try:
 except ImportError:  # in JAX 0.5
     from jax.experimental import enable_x64
 
+
 STEP = 1e-5
 HEADS = {  # of each model, and the places that it scores
     "current recipe": ("codes", "masked_positions"),

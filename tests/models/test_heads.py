@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from behrt_jax.data import at_times
+from behrt_jax.data import histories
 from behrt_jax.models.behrt import BEHRT, encode
+from behrt_jax.models.classification import BEHRTForSequenceClassification
 from behrt_jax.models.config import CHOICES
 from behrt_jax.models.heads import AGE_KNOTS, ClassificationHead, age_shares
-from behrt_jax.models.outcomes import BEHRTForSequenceClassification
 from behrt_jax.models.pretraining import BEHRTForMLM, BEHRTForNextVisitPrediction, BEHRTForPretraining
 from tests import tiny
 from tests.models.drawn import apply, parameters
@@ -287,8 +287,8 @@ def test_rates_by_age_are_linear_between_knots_and_those_of_unknown_age_have_non
 
 def test_shares_of_ages_are_those_that_the_data_counts_with():
     ages = np.array([0.0, 3.3, 10.0, 59.9, 100.0, 117.0, np.nan])
-    np.testing.assert_array_equal(AGE_KNOTS, at_times.AGE_KNOTS)
-    np.testing.assert_allclose(age_shares(ages.astype(np.float32)), at_times.age_shares(ages), atol=1e-6)
+    np.testing.assert_array_equal(AGE_KNOTS, histories.AGE_KNOTS)
+    np.testing.assert_allclose(age_shares(ages.astype(np.float32)), histories.age_shares(ages), atol=1e-6)
 
 
 def test_foretold_codes_are_what_the_head_for_events_expects_within_a_year():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from behrt_jax.models.behrt import BEHRT
-from behrt_jax.models.outcomes import BEHRTForSequenceClassification
+from behrt_jax.models.classification import BEHRTForSequenceClassification
 from behrt_jax.models.pooling import POOLS, AttentionPooling, membership
 from behrt_jax.models.pretraining import BEHRTForMLM
 from tests import tiny
@@ -110,8 +110,6 @@ def test_a_gradient_through_rows_of_padding_is_finite(name):
 
 
 # In the model.
-
-
 @functools.cache
 def model_of(**overrides):
     model = BEHRT(tiny.config(**overrides))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from behrt_jax.models.behrt import BEHRT
-from behrt_jax.models.outcomes import BEHRTForSequenceClassification
+from behrt_jax.models.classification import BEHRTForSequenceClassification
 from behrt_jax.models.pretraining import BEHRTForMLM, BEHRTForNextVisitPrediction
 from tests import tiny
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
-from behrt_jax.models.outcomes import BEHRTForSequenceClassification
+from behrt_jax.models.classification import BEHRTForSequenceClassification
 from behrt_jax.objectives import classification
 from behrt_jax.objectives.classification import ClassificationConfig
 from tests import tiny
@@ -20,6 +20,7 @@ try:
     from jax import enable_x64
 except ImportError:  # in JAX 0.5
     from jax.experimental import enable_x64
+
 
 KINDS = {"binary": 1, "multi_class": 4, "multi_label": 3}
 

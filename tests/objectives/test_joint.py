@@ -9,13 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from behrt_jax.evaluate import make_tuning_step, score_objective
 from behrt_jax.models.pretraining import BEHRTForPretraining
+from behrt_jax.objectives.base import combine
 from behrt_jax.objectives.joint import make_objective
-from behrt_jax.objectives.objective import combine
-from behrt_jax.optimizer import make_optimizer
-from behrt_jax.state import TrainState
-from behrt_jax.train import make_train_step
+from behrt_jax.objectives.scoring import make_tuning_step, score_objective
+from behrt_jax.training.loop import make_train_step
+from behrt_jax.training.optimizer import make_optimizer
+from behrt_jax.training.state import TrainState
 from tests import tiny
 from tests.models.drawn import parameters
 

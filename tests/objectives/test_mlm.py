@@ -199,7 +199,6 @@ def test_a_rate_that_is_no_share_is_refused(rate):
 
 
 # What is hidden together.
-
 GROUPED = tiny.packed_batch([[40, 33, 7], [80], [4, 36, 20, 20]], 80)
 GROUPED["visit_ids"] = GROUPED["positions"] // 4  # visits are much smaller than rows
 GROUPED = {name: values for name, values in GROUPED.items() if name != "patient_index"}

@@ -11,9 +11,8 @@ import optax
 import pytest
 
 from behrt_jax.data import batches as data_batches
-from behrt_jax.data.sequences import index_visits
-from behrt_jax.evaluate import device_columns
-from behrt_jax.models.inputs import model_arguments
+from behrt_jax.data.windows import index_visits
+from behrt_jax.models.inputs import device_columns, model_arguments
 from behrt_jax.models.pretraining import BEHRTForPretraining
 from behrt_jax.objectives import next_visit
 from tests import tiny
@@ -130,8 +129,6 @@ def test_losses_are_those_of_a_dense_table_of_targets():
 
 
 # What a prediction sees.
-
-
 @functools.cache
 def model_of(number: int):
     model = BEHRTForPretraining(
@@ -207,8 +204,6 @@ def test_bundled_patients_are_predicted_from_their_past_alone(number, bundled_tr
 
 
 # A history cut at random.
-
-
 @functools.cache
 def cutter():
     def cut(key, batch):
@@ -278,8 +273,6 @@ def test_nothing_from_the_cut_on_is_seen_where_codes_see_each_other_both_ways(nu
 
 
 # The objective.
-
-
 def scores_as_model(days):
     """A model that gives its parameters as logits, and fixed log-days."""
     return types.SimpleNamespace(apply=lambda params, *args, **kwargs: (params, days))

@@ -10,7 +10,6 @@ import lifelines
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.integrate
 import scipy.optimize
 
 from behrt_jax.objectives import survival
@@ -21,6 +20,7 @@ try:
     from jax import enable_x64
 except ImportError:  # in JAX 0.5
     from jax.experimental import enable_x64
+
 
 EDGES = (10.0, 30.0, 80.0, 365.0)
 
@@ -73,8 +73,6 @@ def log_odds(share):
 
 
 # ---- discrete hazards
-
-
 def test_a_discrete_loss_by_hand():
     """Hazards 0.2 and 0.5 of bins that end on day 10 and day 20."""
     settings = config("discrete", edges=(10.0, 20.0))
@@ -177,8 +175,6 @@ def test_cumulative_incidence_of_rates_is_near_that_of_lifelines():
 
 
 # ---- piecewise rates
-
-
 def test_the_best_rates_are_those_of_lifelines():
     _, days, events = population(800)
     settings = config("piecewise")
@@ -209,8 +205,6 @@ def test_cumulative_incidence_of_rates_is_the_integral_of_rate_times_survival():
 
 
 # ---- Cox
-
-
 def test_efron_ties_by_hand():
     """Hazards 1 to 5; the first two have events on day 3, another is censored then, one has an event on day 8."""
     scores, days, events = np.log([[1.0], [2.0], [3.0], [4.0], [5.0]]), [3, 3, 3, 8, 9], [1, 1, 0, 1, 0]
@@ -276,8 +270,6 @@ def test_cox_has_no_curve_without_a_baseline():
 
 
 # ---- all three
-
-
 def logits_and_baseline(settings, size=700):
     rng = np.random.default_rng(3)
     logits = rng.normal({"piecewise": -4, "discrete": -1, "cox": 0}[settings.loss], 1, (size, settings.num_logits))

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from behrt_jax.data import batches, next_visits
-from behrt_jax.data.sequences import index_visits
-from behrt_jax.evaluate import device_columns
+from behrt_jax.data import batches, next_visit_targets
+from behrt_jax.data.windows import index_visits
+from behrt_jax.models.inputs import device_columns
 from behrt_jax.models.pretraining import BEHRTForPretraining
 from behrt_jax.objectives import next_visit
 from tests import tiny
@@ -94,10 +94,10 @@ def test_evaluation_reads_the_states_that_training_reads():
     """Windows that hold whole patients are the same rows for both."""
     patients = overlapping_patients(9, 12, V)
     index = index_visits(patients, 256)
-    examples = next_visits.find_next_visits(patients, index, IS_TARGET)
+    examples = next_visit_targets.find_next_visits(patients, index, IS_TARGET)
     score = scorer(0)
     checked = 0
-    for batch, ends, which, gaps in next_visits.boundary_batches(patients, index, examples, 2):
+    for batch, ends, which, gaps in next_visit_targets.boundary_batches(patients, index, examples, 2):
         columns = device_columns(batch)
         find = jax.jit(lambda batch: next_visit.find_boundaries(batch, jnp.asarray(IS_TARGET), True))
         found = jax.device_get(find(columns))

@@ -1,0 +1,1 @@
+"""What models without a sequence reach on the same targets."""

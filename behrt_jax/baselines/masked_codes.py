@@ -1,0 +1,262 @@
+"""What counting, a linear model and an MLP reach on the same hidden codes, fitted on train and tuned on tuning.
+
+Each baseline sees the window that the model sees, with the same codes hidden.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import numpy as np
+import scipy.special
+
+from behrt_jax.baselines import mlp
+from behrt_jax.baselines.mlp import Features, Recipe, Schedule
+from behrt_jax.metrics.bootstrap import Outcomes, concatenate
+from behrt_jax.objectives.mlm import FIRST_CODE_ID
+from behrt_jax.objectives.scoring import MaskedBatch, score_log_probabilities
+
+Predictor = Callable[[MaskedBatch], np.ndarray]
+
+STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+MAX_CODES = 2000
+AGE_BINS = np.arange(0, 100, 5)
+# Learning rates and dropout of the lowest loss on tuning of the bundled data (experiments.studies.tune_baselines).
+RECIPES = {
+    "linear on visit, neighbours, history, age": Recipe(0.003),
+    "MLP on visit, neighbours, history, age": Recipe(0.003, hidden=512, dropout=0.5),
+}
+NETWORK_STEPS = 4000  # at most, or as many as show a network what the model saw, if that is more
+CHECK_EVERY = 250
+PATIENCE = 4
+
+
+def fit_baselines(
+    batches: Callable[[], Iterable[dict]],
+    masked: Callable[[], Iterator[MaskedBatch]],
+    tuning: list[MaskedBatch],
+    vocab_size: int,
+    progress: Callable[[str], None] = lambda message: None,
+    model_steps: int = 0,
+) -> dict[str, Predictor]:
+    """Fits every baseline.
+
+    Args:
+      batches: starts one pass over unmasked training batches.
+      masked: starts an endless stream of masked training batches.
+      tuning: masked tuning batches, by whose loss strengths of smoothing and the length of training are chosen.
+      vocab_size: V.
+      progress: called with what is being fitted, and with each network that did not train to its end.
+      model_steps: batches of `masked` that hide as many codes as the model saw in training; a network that still
+        improves is not stopped before.
+
+    Returns:
+      By name, a function from a masked batch to (n, V) log-probabilities of its hidden codes.
+    """
+    progress("counting codes and neighbours")
+    counts, following = count_codes(batches(), vocab_size)
+    frequency = smoothed_frequency(counts)
+    return {
+        "most frequent code": most_frequent(frequency),
+        "patient's own most frequent code": choose(
+            [own_most_frequent(frequency, strength) for strength in STRENGTHS], tuning
+        ),
+        "neighbouring codes (bigram)": choose(
+            [bigram(frequency, following, strength) for strength in STRENGTHS], tuning
+        ),
+        **fit_networks(masked, tuning, frequency, progress, model_steps=model_steps),
+    }
+
+
+def predict(predictor: Predictor, masked_batches: Iterable[MaskedBatch]) -> Outcomes:
+    """Scores a baseline at each hidden code."""
+    return concatenate([score_log_probabilities(predictor(batch), batch) for batch in masked_batches])
+
+
+def choose(candidates: list[Predictor], tuning: list[MaskedBatch]) -> Predictor:
+    """Returns the candidate of lowest loss on tuning."""
+    return min(candidates, key=lambda candidate: predict(candidate, tuning).values["loss"].mean())
+
+
+def count_codes(batches: Iterable[dict], vocab_size: int) -> tuple[np.ndarray, scipy.sparse.csr_array]:
+    """Counts maskable codes, (V,), and which token follows which in a patient, (V, V) sparse."""
+    counts = np.zeros(vocab_size)
+    following = scipy.sparse.csr_array((vocab_size, vocab_size))
+    for batch in batches:
+        codes = batch["codes"]
+        counts += np.bincount(codes[batch["maskable"]], minlength=vocab_size)
+        pairs = (batch["patient_ids"][:, 1:] == batch["patient_ids"][:, :-1]) & (batch["patient_ids"][:, 1:] > 0)
+        where = codes[:, :-1][pairs], codes[:, 1:][pairs]
+        following = following + scipy.sparse.csr_array((np.ones(pairs.sum()), where), shape=(vocab_size, vocab_size))
+    return counts, following
+
+
+def smoothed_frequency(counts: np.ndarray) -> np.ndarray:
+    """Returns the share of each code, (V,), a little above 0 for those that train lacks."""
+    vocab_size = len(counts)
+    return (counts + 1e-3 * (np.arange(vocab_size) >= FIRST_CODE_ID)) / (counts.sum() + 1e-3 * vocab_size)
+
+
+def most_frequent(frequency: np.ndarray) -> Predictor:
+    """Predicts the frequencies of train, whatever the patient."""
+    scores = _log(frequency)
+    return lambda batch: np.broadcast_to(scores, (len(batch.labels), len(scores)))
+
+
+def own_most_frequent(frequency: np.ndarray, strength: float) -> Predictor:
+    """Predicts the visible codes of the patient's window, mixed with `strength` codes of train's frequencies."""
+
+    def predictor(batch: MaskedBatch) -> np.ndarray:
+        _, by_patient, groups = visible_counts(batch, len(frequency))
+        seen = by_patient[groups[1]].toarray()
+        return _log((seen + strength * frequency) / (seen.sum(axis=1, keepdims=True) + strength))
+
+    return predictor
+
+
+def bigram(frequency: np.ndarray, following: scipy.sparse.csr_array, strength: float) -> Predictor:
+    """Predicts from the tokens on both sides as if they were independent given the code."""
+    preceding = following.T.tocsr()
+    maskable = frequency > 0
+
+    def given(table, neighbours):
+        rows = table[neighbours].toarray() * maskable
+        return _log((rows + strength * frequency) / (rows.sum(axis=1, keepdims=True) + strength))
+
+    def predictor(batch: MaskedBatch) -> np.ndarray:
+        rows, places = batch.targets
+        codes = np.pad(np.where(batch.batch["patient_ids"] > 0, batch.masked.inputs, 0), ((0, 0), (1, 1)))
+        scores = given(following, codes[rows, places]) + given(preceding, codes[rows, places + 2]) - _log(frequency)
+        return scores - scipy.special.logsumexp(scores, axis=1, keepdims=True)
+
+    return predictor
+
+
+def visible_counts(batch: MaskedBatch, vocab_size: int):
+    """Counts visible codes by visit and by patient.
+
+    Returns:
+      (visits, V) and (patients, V) sparse counts, and for each hidden code the index of its (visit, patient, visit
+      before, visit after); a patient without a visit before or after has an empty last row for it.
+    """
+    columns = batch.batch
+    real = columns["patient_ids"] > 0
+    rows = np.nonzero(real)[0]
+    changed = np.diff(columns["patient_ids"][real], prepend=0) != 0
+    changed |= np.diff(rows, prepend=-1) != 0
+    patient = np.cumsum(changed) - 1
+    visit = np.cumsum(changed | (np.diff(columns["visit_ids"][real], prepend=0) != 0)) - 1
+    inputs = batch.masked.inputs[real]
+    seen = inputs >= FIRST_CODE_ID
+    timed = seen & columns["maskable"][real]
+
+    def table(groups, where):
+        shape = (groups[-1] + 2, vocab_size)
+        ones = np.ones(where.sum(), np.float32)
+        return scipy.sparse.csr_array((ones, (groups[where], inputs[where])), shape=shape)
+
+    index = np.full(real.shape, -1)
+    index[real] = np.arange(real.sum())
+    target = index[batch.targets]
+    of_visit = np.append(patient[np.flatnonzero(np.diff(visit, prepend=-1))], [-1, -1])
+    own, nothing = visit[target], visit[-1] + 1
+    before = np.where(of_visit[own - 1] == patient[target], own - 1, nothing)
+    after = np.where(of_visit[own + 1] == patient[target], own + 1, nothing)
+    return table(visit, timed), table(patient, seen), (own, patient[target], before, after)
+
+
+def features(batch: MaskedBatch, vocab_size: int, num_codes: int) -> tuple[Features, np.ndarray]:
+    """Returns the inputs of the linear model and the MLP, one row for all hidden codes of a visit at one age.
+
+    Visible codes of the visit, of the visits before and after it, log counts in the patient's whole window, the age in
+    bins of five years; of the codes the `num_codes` most frequent.
+
+    Returns:
+      (N, 4 * num_codes + 21) features and the row of each hidden code, (n,).
+    """
+    by_visit, by_patient, (own, patient, before, after) = visible_counts(batch, vocab_size)
+    kept = slice(FIRST_CODE_ID, FIRST_CODE_ID + num_codes)
+    by_visit, by_patient = by_visit[:, kept].minimum(1), by_patient[:, kept].log1p()
+    ages = np.nan_to_num(batch.batch["ages"][batch.targets], nan=-1.0)
+    bins = np.searchsorted(AGE_BINS, ages, side="right")
+    num_bins = len(AGE_BINS) + 1
+    _, first, rows = np.unique(own * num_bins + bins, return_index=True, return_inverse=True)
+    visits = [by_visit[which[first]] for which in (own, before, after)]
+    blocks = [*visits, _empty(len(first), num_codes), _one_hot(bins[first], num_bins)]
+    shared = [_empty(by_patient.shape[0], 3 * num_codes), by_patient, _empty(by_patient.shape[0], num_bins)]
+    groups = _one_hot(patient[first], by_patient.shape[0])
+    return Features(scipy.sparse.hstack(blocks).tocsr(), groups, scipy.sparse.hstack(shared).tocsr()), rows
+
+
+def fit_networks(
+    masked: Callable[[], Iterator[MaskedBatch]],
+    tuning: list[MaskedBatch],
+    frequency: np.ndarray,
+    progress: Callable[[str], None],
+    recipes: dict[str, Recipe] | None = None,
+    model_steps: int = 0,
+) -> dict[str, Predictor]:
+    """Fits a multinomial logistic regression and an MLP on one stream of features, or what other `recipes` say.
+
+    Of more than `MAX_CODES` codes, only the most frequent are told apart; the others share what is left by frequency.
+    `model_steps`: see `fit_baselines`.
+    """
+    vocab_size = len(frequency)
+    num_codes = min(vocab_size - FIRST_CODE_ID, MAX_CODES)
+
+    def labels_of(batch: MaskedBatch) -> np.ndarray:
+        return np.minimum(batch.labels - FIRST_CODE_ID, num_codes)
+
+    def example(batch: MaskedBatch) -> tuple[Features, np.ndarray]:
+        inputs, rows = features(batch, vocab_size, num_codes)
+        targets = np.zeros((len(inputs), num_codes + 1), np.float32)
+        np.add.at(targets, (rows, labels_of(batch)), 1.0)
+        return inputs, targets
+
+    def loss(logits, targets):
+        return -(jax.nn.log_softmax(logits) * targets).sum(axis=-1)
+
+    checks = [(*features(batch, vocab_size, num_codes), labels_of(batch)) for batch in tuning]
+
+    def tuning_loss(params) -> float:
+        scores = [_normalized(mlp.predict(params, inputs))[rows, wanted] for inputs, rows, wanted in checks]
+        return -float(np.concatenate(scores).mean())
+
+    known = frequency[FIRST_CODE_ID : FIRST_CODE_ID + num_codes]
+    bias = _log(np.append(known, max(1 - known.sum(), 1e-6)))
+    schedule = Schedule(max(NETWORK_STEPS, model_steps), CHECK_EVERY, PATIENCE)
+    examples = map(example, masked())
+    fitted = mlp.train_networks(examples, recipes or RECIPES, bias, loss, tuning_loss, schedule, progress)
+    rest = np.where(np.arange(vocab_size) >= FIRST_CODE_ID + num_codes, frequency, 0.0)
+    rest = _log(rest / max(rest.sum(), 1e-12))
+
+    def predictor(params) -> Predictor:
+        def predict_codes(batch: MaskedBatch) -> np.ndarray:
+            inputs, rows = features(batch, vocab_size, num_codes)
+            scores = _normalized(mlp.predict(params, inputs))[rows]
+            full = scores[:, -1:] + rest[None, :]
+            full[:, FIRST_CODE_ID : FIRST_CODE_ID + num_codes] = scores[:, :-1]
+            full[:, :FIRST_CODE_ID] = _log(np.zeros(()))
+            return full
+
+        return predict_codes
+
+    return {name: predictor(params) for name, params in fitted.items()}
+
+
+def _one_hot(columns: np.ndarray, width: int) -> scipy.sparse.csr_array:
+    """Returns a 1 in each row, (n, width)."""
+    ones = np.ones(len(columns), np.float32)
+    return scipy.sparse.csr_array((ones, columns, np.arange(len(columns) + 1)), shape=(len(columns), width))
+
+
+def _empty(rows: int, columns: int) -> scipy.sparse.csr_array:
+    return scipy.sparse.csr_array((rows, columns), dtype=np.float32)
+
+
+def _normalized(logits: np.ndarray) -> np.ndarray:
+    wide = logits.astype(np.float64)
+    return wide - scipy.special.logsumexp(wide, axis=1, keepdims=True)
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(probabilities, 1e-12))

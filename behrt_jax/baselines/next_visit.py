@@ -1,0 +1,266 @@
+"""What counting and models without a sequence reach on next visits, fitted on train and tuned on tuning.
+
+Each baseline sees all that was recorded before the visit to predict began; the model sees what of it fits a row.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import optax
+import scipy.special
+
+from behrt_jax.baselines import mlp
+from behrt_jax.baselines.mlp import Features, Recipe, Schedule
+from behrt_jax.baselines.next_visit_features import Histories, add_past, describe_histories, last_codes, past_codes
+from behrt_jax.data.dataset import Patients
+from behrt_jax.data.next_visit_targets import NextVisits
+from behrt_jax.data.windows import VisitIndex
+
+MAX_EXAMPLES = 200_000
+STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
+HALF_LIVES = (2.0, 6.0, 20.0, 60.0, math.inf)  # in visits
+AGE_BINS = np.arange(0, 100, 5)
+AHEAD_DAYS = (0.04, 0.25, 1, 2, 4, 7, 10, 14, 21, 28, 35, 60, 90, 120, 180, 270, 350, 365, 380, 540, 730, 1096, 1826)
+DAYS_PER_YEAR = 365.25
+BATCH_SIZE = 512
+MAX_STEPS = 8000  # or as many as show a network what the model saw, if that is more
+CHECK_EVERY, PATIENCE = 200, 3  # steps; a pass over train, if that is longer
+# By the tuning split of the bundled data: for the MLP a learning rate of 0.002 with dropout 0.5 did better than 0.001
+# with 0.3; for the regression no other rate was tried. Counts that fade with a half-life of 8 visits, the only one
+# tried, are worth 0.03 to 0.04 of average precision to both.
+RECIPES = {"logistic regression": Recipe(0.003), "MLP": Recipe(0.002, hidden=512, dropout=0.5)}
+RECENT = 8.0
+
+
+class Split(NamedTuple):
+    """Patients, their visits, and which of them are predicted."""
+
+    patients: Patients
+    index: VisitIndex
+    examples: NextVisits
+
+
+class Table(NamedTuple):
+    """The inputs of a fit: (N, D) sparse float32 features and (N, T) sparse bool targets."""
+
+    features: scipy.sparse.csr_array
+    targets: scipy.sparse.csr_array
+
+
+Predictor = Callable[[Split], np.ndarray]
+
+
+def fit_baselines(
+    train: Split,
+    tuning: Split,
+    vocab_size: int,
+    progress: Callable[[str], None] = lambda message: None,
+    model_examples: int = 0,
+) -> dict[str, Predictor]:
+    """Fits every baseline.
+
+    Args:
+      train: of more than `MAX_EXAMPLES` visits to predict, a random sample of so many is used.
+      tuning: chooses smoothing, decay and the length of training by its loss.
+      vocab_size: V.
+      progress: called with what is being fitted, and with each network that did not train to its end.
+      model_examples: visits to predict that the model saw in training, each time counted; a network that still
+        improves is not stopped before.
+
+    Returns:
+      By name, a function from a split to (N, T) float32 probabilities.
+
+    Raises:
+      ValueError: train or tuning has no visit to predict.
+    """
+    for name, split in (("train", train), ("tuning", tuning)):
+        if not len(split.examples):
+            raise ValueError(
+                f"{name}: none of {len(split.patients):,} patients has a second visit with a target code; choose other "
+                "objective.targets or a lower objective.min_patients"
+            )
+    train, tuning = sample_examples(train, MAX_EXAMPLES), sample_examples(tuning, MAX_EXAMPLES)
+    share = frequency(train.examples)
+    progress("counting")
+    repeats = [repeat_last(train, vocab_size, strength) for strength in STRENGTHS]
+    own = [own_frequency(share, vocab_size, half_life, k) for half_life in HALF_LIVES for k in STRENGTHS]
+    return {
+        "frequency": lambda split: np.tile(share.astype(np.float32), (len(split.examples), 1)),
+        "repeat last visit": choose(repeats, tuning),
+        "own frequency with decay": choose(own, tuning),
+        **fit_networks(train, tuning, vocab_size, progress, model_examples=model_examples),
+    }
+
+
+def fit_with_time_known(
+    train: Split,
+    tuning: Split,
+    vocab_size: int,
+    progress: Callable[[str], None] = lambda message: None,
+    model_examples: int = 0,
+) -> dict[str, Predictor]:
+    """Fits the MLP where every model is given when the visit to predict begins; see `fit_baselines`."""
+    train, tuning = sample_examples(train, MAX_EXAMPLES), sample_examples(tuning, MAX_EXAMPLES)
+    return fit_networks(train, tuning, vocab_size, progress, {"MLP": RECIPES["MLP"]}, True, model_examples)
+
+
+def sample_examples(split: Split, count: int, seed: int = 0) -> Split:
+    """Returns the split with a random sample of `count` visits to predict; all if there are no more."""
+    examples = split.examples
+    if len(examples) <= count:
+        return split
+    rows = np.sort(np.random.default_rng(seed).choice(len(examples), count, replace=False))
+    return split._replace(examples=examples.take(rows))
+
+
+def choose(candidates: list[Predictor], tuning: Split) -> Predictor:
+    """Returns the candidate of lowest loss on tuning."""
+    return min(candidates, key=lambda candidate: mean_loss(candidate(tuning), tuning.examples.targets))
+
+
+def mean_loss(probabilities: np.ndarray, targets: scipy.sparse.csr_array) -> float:
+    """Returns the binary cross-entropy in nats, summed over codes and averaged over visits."""
+    rows = np.repeat(np.arange(len(probabilities)), np.diff(targets.indptr))
+    likely = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    held = likely[rows, targets.indices].astype(np.float64)
+    absent = np.log1p(-likely).sum(dtype=np.float64)
+    return float(-(absent + (np.log(held) - np.log1p(-held)).sum()) / len(likely))
+
+
+def frequency(examples: NextVisits) -> np.ndarray:
+    """Returns the share of examples with each target code, (T,)."""
+    return np.asarray(examples.targets.sum(axis=0)).ravel() / len(examples)
+
+
+def last_targets(split: Split, vocab_size: int) -> scipy.sparse.csr_array:
+    """Returns which target codes of the last visit were recorded before each visit to predict, (N, T) sparse bool."""
+    codes = last_codes(split.patients, split.index, split.examples, vocab_size)
+    return codes[:, split.examples.codes].astype(bool)
+
+
+def repeat_last(train: Split, vocab_size: int, strength: float) -> Predictor:
+    """Predicts each code by whether the last visit held it.
+
+    The two chances of a code are smoothed by `strength` examples of the mean chance of a repeat over all codes, and of
+    the code's frequency.
+    """
+    last, targets = last_targets(train, vocab_size).astype(np.float64), train.examples.targets.astype(np.float64)
+    held, both, came = (np.asarray(table.sum(axis=0)).ravel() for table in (last, last.multiply(targets), targets))
+    mean = both.sum() / max(held.sum(), 1)
+    repeated = (both + strength * mean) / (held + strength)
+    share = came / len(train.examples)
+    begun = (came - both + strength * share) / (len(train.examples) - held + strength)
+
+    def predictor(split: Split) -> np.ndarray:
+        found = np.tile(begun.astype(np.float32), (len(split.examples), 1))
+        rows, codes = last_targets(split, vocab_size).nonzero()
+        found[rows, codes] = repeated[codes]
+        return found
+
+    return predictor
+
+
+def own_frequency(share: np.ndarray, vocab_size: int, half_life: float, strength: float) -> Predictor:
+    """Predicts the decayed share of past visits with each code, mixed with `strength` visits of train's frequencies."""
+
+    def predictor(split: Split) -> np.ndarray:
+        past = past_codes(split.patients, split.index, split.examples, vocab_size, half_life)
+        every = scipy.sparse.csr_array(np.ones((len(split.index.owners), 1), np.float32))
+        visits = add_past(every, split.index, split.examples, half_life).toarray() + np.float32(strength)
+        return (past[:, split.examples.codes].toarray() + (strength * share).astype(np.float32)) / visits
+
+    return predictor
+
+
+def features_of(split: Split, vocab_size: int, time_known: bool = False) -> scipy.sparse.csr_array:
+    """Returns the inputs of regression and MLP, one row a visit to predict, (N, 4 V + 24) sparse float32.
+
+    All is of what was recorded before the visit began: log counts of all codes over past visits, the same with visits
+    fading by a half-life of `RECENT`, codes of the last visit, static tokens, the age at the last recorded code in bins
+    of five years (the first for an unknown one), and the logs of the number of past visits, of the days between the
+    last two, and of those from the last one's start to the last recorded code.
+
+    With `time_known`, the age is that at the start of the visit to predict, and there are the days to it from the last
+    recorded code and from the last visit's start, as logs and in the bins of `AHEAD_DAYS`.
+    """
+    known: Histories = describe_histories(split.patients, split.index, split.examples, vocab_size)
+    recent = past_codes(split.patients, split.index, split.examples, vocab_size, RECENT)
+    ages, numbers = known.ages, [known.visits, known.days, known.since_start]
+    ahead = (known.ahead, known.ahead + known.since_start) if time_known else ()
+    if time_known:
+        ages = ages + known.ahead / DAYS_PER_YEAR
+    bins = np.searchsorted(AGE_BINS, np.nan_to_num(ages, nan=-1.0), side="right")
+    blocks = [known.counts.log1p(), recent.log1p(), known.last, known.statics]
+    blocks += [np.eye(len(AGE_BINS) + 1, dtype=np.float32)[bins]]
+    blocks += [np.eye(len(AHEAD_DAYS) + 1, dtype=np.float32)[np.searchsorted(AHEAD_DAYS, days)] for days in ahead]
+    blocks += [np.log1p(np.stack([*numbers, *ahead], axis=1)).astype(np.float32)]
+    return scipy.sparse.hstack([scipy.sparse.csr_array(block) for block in blocks]).tocsr()
+
+
+def fit_networks(
+    train: Split,
+    tuning: Split,
+    vocab_size: int,
+    progress: Callable[[str], None],
+    recipes: dict[str, Recipe] | None = None,
+    time_known: bool = False,
+    model_examples: int = 0,
+) -> dict[str, Predictor]:
+    """Fits the logistic regression and the MLP on one stream of features, or what other `recipes` say.
+
+    `model_examples`: see `fit_baselines`.
+    """
+    progress("features")
+    table = Table(features_of(train, vocab_size, time_known), train.examples.targets)
+    used = np.unique(table.features.indices)
+    table = table._replace(features=table.features[:, used])
+    checks = Table(features_of(tuning, vocab_size, time_known)[:, used], tuning.examples.targets)
+    fitted = train_on_tables(table, checks, recipes or RECIPES, progress, model_examples)
+
+    def predictor(params) -> Predictor:
+        return lambda split: probabilities(params, features_of(split, vocab_size, time_known)[:, used])
+
+    return {name: predictor(params) for name, params in fitted.items()}
+
+
+def train_on_tables(
+    table: Table,
+    checks: Table,
+    recipes: dict[str, Recipe],
+    progress: Callable[[str], None] = lambda message: None,
+    model_examples: int = 0,
+) -> dict[str, dict]:
+    """Trains networks on the table of train until their loss on that of tuning is flat; returns their parameters.
+
+    `model_examples`: see `fit_baselines`.
+    """
+    count = table.features.shape[0]
+    size = min(BATCH_SIZE, count)
+    share = np.clip(np.asarray(table.targets.sum(axis=0)).ravel() / count, 1e-6, 1 - 1e-6)
+
+    def loss(logits, targets):
+        return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
+
+    def tuning_loss(params) -> float:
+        return mean_loss(probabilities(params, checks.features), checks.targets)
+
+    schedule = Schedule(max(MAX_STEPS, math.ceil(model_examples / size)), max(CHECK_EVERY, count // size), PATIENCE)
+    stream = mini_batches(table, size)
+    return mlp.train_networks(stream, recipes, scipy.special.logit(share), loss, tuning_loss, schedule, progress)
+
+
+def probabilities(params: dict, features: scipy.sparse.csr_array) -> np.ndarray:
+    """Returns (N, T) float32 probabilities of a network."""
+    return scipy.special.expit(mlp.predict(params, Features(features)))
+
+
+def mini_batches(table: Table, size: int, seed: int = 0) -> Iterator[tuple[Features, np.ndarray]]:
+    """Yields features and dense float32 targets of `size` examples, forever, each pass in a new order."""
+    rng = np.random.default_rng(seed)
+    while True:
+        order = rng.permutation(table.features.shape[0])
+        for start in range(0, len(order) - size + 1, size):
+            rows = np.sort(order[start : start + size])
+            yield Features(table.features[rows]), table.targets[rows].toarray().astype(np.float32)

@@ -1,0 +1,35 @@
+"""Counts of codes, and the static codes of patients."""
+
+import numpy as np
+import scipy.sparse
+
+from behrt_jax.data import dataset
+from behrt_jax.data.dataset import Patients
+from behrt_jax.data.vocabulary import NUM_SPECIAL
+from behrt_jax.data.windows import VisitIndex
+
+
+def static_tokens(patients: Patients, vocab_size: int) -> scipy.sparse.csr_array:
+    """Returns which static tokens each patient has, (patients, V) sparse float32; special tokens are left out."""
+    where = (patients.visits < 0) & (patients.codes >= NUM_SPECIAL)
+    entries = np.ones(int(where.sum()), np.float32), (patients.owners[where], patients.codes[where])
+    return scipy.sparse.csr_array(entries, shape=(len(patients), vocab_size)).minimum(1).tocsr()
+
+
+def visit_codes(patients: Patients, index: VisitIndex, vocab_size: int) -> scipy.sparse.csr_array:
+    """Returns which codes each visit holds, (visits, V) sparse bool; special tokens are left out."""
+    codes = patients.codes[patients.visits >= 0]
+    kept = codes >= NUM_SPECIAL
+    where = index.token_visits[kept], codes[kept]
+    return scipy.sparse.csr_array((np.ones(len(where[0]), bool), where), shape=(len(index.owners), vocab_size))
+
+
+def count_codes(histories: dataset.Patients, size: int, half_life: float = np.inf) -> np.ndarray:
+    """Counts codes and static tokens of histories, (N, V) float32; halved every `half_life` visits before the last."""
+    kept = (histories.visits >= 0) & (histories.codes >= NUM_SPECIAL)
+    owners = histories.owners
+    last = histories.visits[np.maximum(histories.offsets[1:] - 1, 0)]
+    weights = np.exp2(-(last[owners] - histories.visits) / half_life)
+    entries = weights[kept], (owners[kept], histories.codes[kept])
+    table = scipy.sparse.csr_array(entries, shape=(len(histories), size)) + static_tokens(histories, size)
+    return table.toarray().astype(np.float32)

@@ -1,0 +1,227 @@
+"""Time-to-event targets: when each target code is next recorded after a visit, or how long it was not."""
+
+import dataclasses
+
+import numpy as np
+
+from behrt_jax.data.batches import number_in_rows, visit_ends
+from behrt_jax.data.dataset import TOKEN_FIELDS, Patients
+from behrt_jax.data.hashing import hash_fraction, hash_integers
+from behrt_jax.data.histories import age_shares
+from behrt_jax.data.vocabulary import SEP, round_edge
+from behrt_jax.data.windows import MINUTES_PER_DAY, MINUTES_PER_YEAR, VisitIndex, index_visits
+
+YEAR = MINUTES_PER_YEAR / MINUTES_PER_DAY  # days
+PRIOR = 2.0  # events that rates by age lean to the rate of all ages with
+SHORTEST = 1.0 / MINUTES_PER_DAY  # days; what comes at the same moment counts as a minute away
+
+
+@dataclasses.dataclass(frozen=True)
+class EventTimes:
+    """The target codes of a split in an order in which the next one of a kind is found by bisection.
+
+    Recording times of all patients are ranked together, by patient and time.
+
+    Attributes:
+      codes: (T,) ids of the target codes.
+      keys: (E,) ascending, one an event: its code and the rank of its time as one number.
+      minutes: (E,) when each happened.
+      first_ranks: (patients + 1,) the rank of each patient's first time.
+      end_ranks: (visits,) the rank of the time of each visit's last token.
+      ends: (visits,) the minute of it.
+      last: (patients,) when each patient was last known.
+      owners: (visits,) the patient of each visit.
+      ages: (visits,) years at the end of each visit; NaN where birth is unknown.
+      weights: (visits,) what each counts for in training.
+      first: whether only the first event of each code counts.
+    """
+
+    codes: np.ndarray
+    keys: np.ndarray
+    minutes: np.ndarray
+    first_ranks: np.ndarray
+    end_ranks: np.ndarray
+    ends: np.ndarray
+    last: np.ndarray
+    owners: np.ndarray
+    ages: np.ndarray
+    weights: np.ndarray
+    first: bool
+
+    def after(self, visits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (n, T) float32 days from the ends of visits to each code's next record, and (n, T) bool, if it comes.
+
+        What was recorded by the end of a visit is known there, also where it belongs to another visit. Where a code
+        does not come, days go to the last that is known of the patient. Above 0; but 0 with `first` for a code that the
+        patient had by then, which can teach nothing more.
+        """
+        owners, every = self.owners[visits], np.arange(len(self.codes))[None, :]
+        place = np.searchsorted(self.keys, self._key(every, self.end_ranks[visits][:, None] + 1))
+        happened = place < np.searchsorted(self.keys, self._key(every, self.first_ranks[owners + 1][:, None]))
+        until = np.broadcast_to(self.last[owners][:, None], happened.shape).copy()
+        until[happened] = self.minutes[place[happened]]
+        days = np.maximum((until - self.ends[visits][:, None]) / MINUTES_PER_DAY, SHORTEST)
+        if self.first:
+            seen = place > np.searchsorted(self.keys, self._key(every, self.first_ranks[owners][:, None]))
+            days[seen], happened[seen] = 0.0, False
+        return days.astype(np.float32), happened
+
+    def spread(self, count: int) -> np.ndarray:
+        """Returns at most `count` visits, spread evenly over all by what they count for."""
+        until = np.cumsum(self.weights)
+        wanted = np.linspace(0, len(until) - 1, count) * (until[-1] / len(until))
+        return np.unique(np.minimum(np.searchsorted(until, wanted, side="right"), len(until) - 1))
+
+    def _key(self, codes, ranks):
+        return codes * (self.first_ranks[-1] + 1) + ranks
+
+    def add(self, batch: dict[str, np.ndarray], num_visits: int, salt: int) -> dict[str, np.ndarray]:
+        """Adds events ahead to packed rows.
+
+        Args:
+          batch: as `batches.batch_of` lays it out.
+          num_visits: K, visits a row, drawn by hash; fewer where a row holds fewer.
+          salt: a function of (seed, step).
+
+        Returns:
+          The batch with `event_ends` (B, K) int32, the place of each visit's last token, `event_weights` (B, K)
+          float32, what visits count for and 0 for the unused rest, `event_days` (B, K, T) float32 and `event_happened`
+          (B, K, T) bool, as `after` gives them.
+        """
+        rows, places, visits = visit_ends(batch)
+        order = np.lexsort((hash_integers(salt, visits), rows))
+        rows, places, visits = rows[order], places[order], visits[order]
+        slots = number_in_rows(rows)
+        rows, places, visits, slots = (found[slots < num_visits] for found in (rows, places, visits, slots))
+        shape = (len(batch["codes"]), num_visits)
+        ends, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        days = np.ones((*shape, len(self.codes)), np.float32)
+        happened = np.zeros(days.shape, bool)
+        ends[rows, slots], weights[rows, slots] = places, self.weights[visits]
+        days[rows, slots], happened[rows, slots] = self.after(visits)
+        new = {"event_ends": ends, "event_weights": weights, "event_days": days, "event_happened": happened}
+        return {**batch, **new}
+
+
+def index_events(
+    patients: Patients, index: VisitIndex, is_target: np.ndarray, first: bool = False, by_time: bool = False
+) -> EventTimes:
+    """Puts the target codes of a split in order.
+
+    Args:
+      patients: the split.
+      index: its visits.
+      is_target: (V,) bool.
+      first: whether only the first event of each code counts.
+      by_time: whether visits count for the years until the next, one at most, in training; or alike.
+    """
+    owners = index.owners
+    timed = np.flatnonzero(patients.visits >= 0)
+    ends = patients.minutes[index.starts[1] - 1].astype(np.int64)
+    order = np.lexsort((patients.times[timed], patients.owners[timed]))
+    whose, when = patients.owners[timed][order], patients.times[timed][order]
+    changes = (np.diff(whose, prepend=-1) != 0) | (np.diff(when, prepend=-1) != 0)
+    ranks = np.empty(len(timed), np.int64)
+    ranks[order] = np.cumsum(changes) - 1
+    first_ranks = np.searchsorted(whose[changes], np.arange(len(patients) + 1))
+    places = np.cumsum(patients.visits >= 0) - 1  # of tokens among the timed ones
+    end_ranks = ranks[places[index.starts[1] - 1]]
+    last = np.zeros(len(patients), np.int64)
+    np.maximum.at(last, owners, ends)
+    kept = is_target[patients.codes[timed]]
+    minutes = patients.minutes[timed][kept].astype(np.int64)
+    number = np.cumsum(is_target) - 1
+    ages = np.where(patients.has_birth[owners], ends / MINUTES_PER_YEAR, np.nan)
+    weights = np.ones(len(ends))
+    if by_time:
+        until = np.append(ends[1:], 0) * np.append(owners[1:] == owners[:-1], False)
+        weights = np.clip((until - ends) / MINUTES_PER_YEAR, 0.0, 1.0)
+    codes, keys = np.flatnonzero(is_target), np.zeros(0, np.int64)
+    times = EventTimes(codes, keys, minutes, first_ranks, end_ranks, ends, last, owners, ages, weights, first)
+    keys = times._key(number[patients.codes[timed][kept]], ranks[kept])
+    order = np.argsort(keys, kind="stable")
+    return dataclasses.replace(times, keys=keys[order], minutes=minutes[order])
+
+
+def fit_edges(times: EventTimes, num_bins: int, sample: int = 2000, digits: int = 0) -> tuple[float, ...]:
+    """Returns inner edges (days) of bins that hold about as many events each, from some visits of a split.
+
+    Args:
+      times: of train.
+      num_bins: bins.
+      sample: visits looked at, spread evenly.
+      digits: significant digits that edges are rounded to, so that none is the time of one patient; 0: three decimals.
+    """
+    days, happened = times.after(times.spread(sample))
+    edges = np.quantile(days[happened], np.arange(1, num_bins) / num_bins) if happened.any() else np.zeros(0)
+    rounded = [round_edge(edge, digits) for edge in edges] if digits else np.round(edges, 3)
+    return tuple(float(edge) for edge in np.unique(rounded) if edge > 0)
+
+
+def log_rates(times: EventTimes, vocab_size: int, sample: int = 2000) -> np.ndarray:
+    """Returns the log of each code's rate a day over the events ahead of some visits, (V,) float32.
+
+    Codes that are no target have the rate of a code without events.
+    """
+    days, happened = times.after(times.spread(sample))
+    longest = days.sum(axis=0).max()
+    rates = np.full(vocab_size, 0.5 / longest, np.float64)
+    # Of codes that all had before, hardly any time is left to see them in.
+    rates[times.codes] = (happened.sum(axis=0) + 0.5) / np.maximum(days.sum(axis=0), longest / 100)
+    return np.log(rates).astype(np.float32)
+
+
+def age_rates(times: EventTimes, vocab_size: int, sample: int = 10_000) -> np.ndarray:
+    """Returns how far the log of each code's rate in the year after a visit at an age lies above that of all ages.
+
+    Args:
+      times: of train.
+      vocab_size: V.
+      sample: visits looked at, spread evenly.
+
+    Returns:
+      (knots, V) float32 at each of `histories.AGE_KNOTS`, each drawn to 0 by `PRIOR` events; 0 for what is no target.
+    """
+    visits = times.spread(sample)
+    days, happened = times.after(visits)
+    happened &= days <= YEAR
+    days, shares = np.minimum(days, YEAR), age_shares(times.ages[visits]).astype(np.float32)
+    expected = shares.T @ days * (happened.sum(axis=0) / np.maximum(days.sum(axis=0), YEAR))
+    found = np.zeros((shares.shape[1], vocab_size), np.float32)
+    found[:, times.codes] = np.log((shares.T @ happened.astype(np.float32) + PRIOR) / (expected + PRIOR))
+    return found
+
+
+def mark_pauses(patients: Patients, seed: int, days: float = 365.25) -> Patients:
+    """Puts marks between visits, each a visit of its own of one `[SEP]`, as `histories.mark_times` sets them.
+
+    Args:
+      patients: a split.
+      seed: with a patient's id and the visit before, says which pauses hold a mark and when, which is drawn evenly.
+      days: pauses of this length or longer hold a mark for sure, shorter ones with a chance in proportion.
+
+    Returns:
+      The patients with their visits numbered anew. A mark comes after all that happened before it, also
+      where visits overlap, and before the next visit.
+    """
+    index = index_visits(patients, 1)
+    starts, owners = index.starts[0], index.owners
+    begins, ends = (patients.minutes[places].astype(np.int64) for places in (starts, index.starts[1] - 1))
+    ends = np.maximum.accumulate(ends + owners * (1 << 40)) - owners * (1 << 40)  # of all visits up to each
+    pauses = np.flatnonzero((owners[1:] == owners[:-1]) & (begins[1:] > ends[:-1] + 1))
+    key = hash_integers(patients.subject_ids[owners[pauses]], patients.visits[starts[pauses]])
+    drawn = hash_fraction(key, seed, 0) * days * MINUTES_PER_DAY < begins[pauses + 1] - ends[pauses]
+    pauses, key = pauses[drawn], key[drawn]
+    at = ends[pauses] + 1 + (hash_fraction(key, seed, 1) * (begins[pauses + 1] - ends[pauses] - 1)).astype(np.int64)
+
+    before = starts[pauses + 1]  # the token that each mark is put before
+    marks = np.bincount(before, minlength=len(patients.codes))
+    earlier = np.cumsum(marks)
+    # Of its patient: tokens come one number later for each mark before them. Static tokens keep -1.
+    earlier = np.where(patients.visits >= 0, earlier - np.append(0, earlier)[patients.offsets[patients.owners]], 0)
+    visits = patients.visits + earlier
+    given = {"codes": SEP, "visits": visits[before] - 1, "minutes": at, "microseconds": 0}
+    columns = {"visits": visits} | {name: getattr(patients, name) for name in TOKEN_FIELDS if name != "visits"}
+    columns = {name: np.insert(values, before, given[name]).astype(np.int32) for name, values in columns.items()}
+    added = np.bincount(owners[pauses], minlength=len(patients))
+    return dataclasses.replace(patients, offsets=patients.offsets + np.append(0, np.cumsum(added)), **columns)

@@ -1,0 +1,181 @@
+"""Truncates histories at prediction times, so that no later event is visible."""
+
+import collections
+import dataclasses
+
+import numpy as np
+
+from behrt_jax.data import events
+from behrt_jax.data.dataset import MICROSECONDS, TOKEN_FIELDS, Patients
+from behrt_jax.data.sexes import SEXES, sexes
+from behrt_jax.data.vocabulary import SEP
+from behrt_jax.data.windows import MINUTES_PER_DAY, MINUTES_PER_YEAR
+
+ROWS = 512  # histories worked on at once
+AGE_KNOTS = np.arange(0.0, 101.0, 10.0)  # years
+NUM_TRAITS = len(AGE_KNOTS) + len(SEXES)
+
+
+def histories_at(
+    patients: Patients,
+    subject_ids: np.ndarray,
+    prediction_times: np.ndarray,
+    include_at: bool = False,
+) -> tuple[Patients, np.ndarray, collections.Counter]:
+    """Truncates histories at prediction times.
+
+    A token is in the history if it was recorded before the prediction time, compared in microseconds. This is a filter
+    rather than a prefix, as visits may overlap. Visits are ordered by their start, so no remaining visit has lost one
+    before it.
+
+    Args:
+      patients: the split, by ascending subject id.
+      subject_ids: (N,) int64, in any order, repeated for several predictions of a patient.
+      prediction_times: (N,) datetime64.
+      include_at: whether tokens recorded at the very prediction time are in the history too.
+
+    Returns:
+      The M histories as `Patients`, in the order given, with all static tokens; (M,) the predictions they belong to;
+      and the count `without_history`, predictions left out for want of a timed token before them (N - M). Subject ids
+      are neither ascending nor distinct now: windows and batches do not mind (the histories of a patient share what is
+      drawn by hash of the subject), but `dataset.sample` may take some histories of a patient only, and
+      `oracle.read_histories` and this function need ascending ids.
+
+    Raises:
+      ValueError: a subject is not in the split, or a time is missing or absurd.
+    """
+    subject_ids = np.asarray(subject_ids, np.int64)
+    rows = np.searchsorted(patients.subject_ids, subject_ids)
+    unknown = int((patients.subject_ids[np.minimum(rows, len(patients) - 1)] != subject_ids).sum())
+    if unknown:
+        raise ValueError(
+            f"subject_id: {unknown:,} of {len(rows):,} predictions are of subjects that are not among the "
+            f"{len(patients):,} patients of the split; leave them out first"
+        )
+    until = times_since_birth(patients, rows, prediction_times) + include_at
+    found, kept = truncate(patients, rows, until)
+    return found, kept, collections.Counter(without_history=len(rows) - len(kept))
+
+
+def truncate(patients: Patients, rows: np.ndarray, until: np.ndarray) -> tuple[Patients, np.ndarray]:
+    """Returns what was recorded of the patients in (N,) `rows` before (N,) `until`, as `histories_at` does.
+
+    Times are those of `Patients.times`.
+    """
+    times, parts = patients.times, []
+    for start in range(0, max(len(rows), 1), ROWS):
+        chunk = slice(start, start + ROWS)
+        parts.append(_tokens_before(patients, times, rows[chunk], until[chunk]))
+    sizes, tokens = (np.concatenate(part) for part in zip(*parts, strict=True))
+    kept = np.flatnonzero(sizes)
+    found = Patients(
+        **{name: getattr(patients, name)[rows[kept]] for name in ("subject_ids", "has_birth", "origins")},
+        offsets=np.append(0, np.cumsum(sizes[kept])),
+        **{name: getattr(patients, name)[tokens] for name in TOKEN_FIELDS},
+    )
+    return found, kept
+
+
+def newest_visits(patients: Patients, most_tokens: int) -> Patients:
+    """Keeps the newest visits of each history, enough for so many tokens, the visit before, and static tokens.
+
+    The visit before dates the first of the others: newest windows of rows of L tokens are the same with
+    `most_tokens=L`.
+    """
+    starts, ends, owners = patients.offsets[:-1], patients.offsets[1:], patients.owners
+    oldest = np.append(patients.visits, 0)[np.maximum(ends - most_tokens, starts)]
+    kept = (patients.visits < 0) | (patients.visits >= oldest[owners] - 1)
+    sizes = np.bincount(owners[kept], minlength=len(patients))
+    columns = {name: getattr(patients, name)[kept] for name in TOKEN_FIELDS}
+    return dataclasses.replace(patients, offsets=np.append(0, np.cumsum(sizes)), **columns)
+
+
+def times_since_birth(patients: Patients, rows: np.ndarray, prediction_times: np.ndarray) -> np.ndarray:
+    """Returns prediction times as `Patients.times` counts them, (N,) int64 microseconds, for the patients in `rows`.
+
+    Raises:
+      ValueError: a time is missing, or so late that it must be a placeholder.
+    """
+    times = np.asarray(prediction_times).astype("datetime64[us]")
+    missing = int(np.isnat(times).sum())
+    if missing:
+        raise ValueError(f"prediction_time: missing in {missing:,} of {len(times):,} rows; fill or remove them")
+    since_2000 = (times - np.datetime64(events.EPOCH, "us")).astype(np.int64)
+    since_birth = since_2000 - patients.origins[rows].astype(np.int64) * MICROSECONDS
+    late = int((since_birth > events.LONGEST_HISTORY_DAYS * MINUTES_PER_DAY * MICROSECONDS).sum())
+    if late:
+        raise ValueError(
+            f"prediction_time: more than 1,000 years after the subject's birth or first event in {late:,} of "
+            f"{len(times):,} rows (a placeholder such as 9999-12-31?); correct or remove them"
+        )
+    return since_birth
+
+
+def mark_times(patients: Patients, prediction_times: np.ndarray, row_length: int, token: int = SEP) -> Patients:
+    """Ends each history with a visit of one special token at the prediction time.
+
+    It tells the model how long ago the last visit was, by its `time_deltas`, and how old the patient is now, by its
+    `ages` and `dates`. It is never `maskable`. Of a last visit that would leave no room for it, the oldest tokens are
+    left out, as of any visit longer than a row; its start is then that of what is left.
+
+    Args:
+      patients: (M,) histories as `histories_at` returns them.
+      prediction_times: (M,) datetime64.
+      row_length: L.
+      token: a special token, such as `[SEP]` or `[MASK]`.
+    """
+    minutes, microseconds = np.divmod(
+        times_since_birth(patients, np.arange(len(patients)), prediction_times), MICROSECONDS
+    )
+    owners, ends = patients.owners, patients.offsets[1:]
+    last_visits = patients.visits[ends - 1]
+    statics = np.bincount(owners[patients.visits < 0], minlength=len(patients))
+    # What `index_visits` leaves for visits, less the mark, and a [SEP] for it and for the last visit.
+    room = row_length - 1 - np.minimum(statics, row_length // 2 - 1) - 3
+    fits = (ends[owners] - np.arange(len(owners)) <= room[owners]) | (patients.visits < last_visits[owners])
+    sizes = np.bincount(owners[fits], minlength=len(patients))
+    places = np.cumsum(sizes)
+    marks = {"codes": token, "visits": last_visits + 1, "minutes": minutes, "microseconds": microseconds}
+    columns = {name: np.insert(getattr(patients, name)[fits], places, value) for name, value in marks.items()}
+    return dataclasses.replace(patients, offsets=np.append(0, np.cumsum(sizes + 1)), **columns)
+
+
+def ages_at(patients: Patients, prediction_times: np.ndarray) -> np.ndarray:
+    """Returns the age of each of M histories at its prediction time, (M,) years; NaN where birth is unknown."""
+    times = times_since_birth(patients, np.arange(len(patients)), prediction_times)
+    return np.where(patients.has_birth, times / (MICROSECONDS * MINUTES_PER_YEAR), np.nan)
+
+
+def traits_at(patients: Patients, prediction_times: np.ndarray, tokens: tuple[str, ...]) -> np.ndarray:
+    """Describes age and sex at prediction times, as a linear layer can read them.
+
+    Args:
+      patients: M histories.
+      prediction_times: (M,) datetime64.
+      tokens: of the vocabulary, by id.
+
+    Returns:
+      (M, NUM_TRAITS) float32: the age as shares of its two nearest `AGE_KNOTS`, so that a linear function of them is
+      piecewise linear in age, and one of `SEXES`; zeros for what is not known.
+    """
+    shares, found = age_shares(ages_at(patients, prediction_times)), sexes(patients, tokens)
+    return np.column_stack([shares, *(found == each for each in SEXES)]).astype(np.float32)
+
+
+def age_shares(ages: np.ndarray) -> np.ndarray:
+    """Returns (N, knots) shares of the two nearest of `AGE_KNOTS` in (N,) years; zeros for NaN."""
+    apart = np.abs(np.clip(ages, AGE_KNOTS[0], AGE_KNOTS[-1])[:, None] - AGE_KNOTS)
+    return np.nan_to_num(np.maximum(1 - apart / np.diff(AGE_KNOTS)[0], 0))
+
+
+def _tokens_before(
+    patients: Patients, times: np.ndarray, rows: np.ndarray, until: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (n,) how many tokens of each row lie before its time, and (T,) the tokens; none without a timed one."""
+    starts, sizes = patients.offsets[rows], patients.offsets[rows + 1] - patients.offsets[rows]
+    owners = np.repeat(np.arange(len(rows)), sizes)
+    tokens = np.arange(len(owners)) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+    timed = patients.visits[tokens] >= 0
+    past = timed & (times[tokens] < until[owners])
+    kept = past | (~timed & (np.bincount(owners[past], minlength=len(rows)) > 0)[owners])
+    return np.bincount(owners[kept], minlength=len(rows)), tokens[kept]

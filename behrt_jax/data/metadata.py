@@ -1,0 +1,64 @@
+"""What a data set says of itself and of its codes: descriptions, and whether its patients are synthetic."""
+
+import json
+from pathlib import Path
+
+from behrt_jax.data import events
+from behrt_jax.data.vocabulary import Vocabulary
+
+
+def read_descriptions(data: str | Path, vocabulary: Vocabulary) -> list[str]:
+    """Returns what the tokens of a vocabulary mean, by id, after `metadata/codes.parquet` of a MEDS data set.
+
+    A token with a value, such as `LAB//51087//Q7`, has the description of its code and `(Q7)`; those that have none are
+    empty, and all are where the data set describes no codes.
+
+    Raises:
+      ValueError: the file cannot be read or is malformed.
+    """
+    said = dict(events.read_codes(data, "description").iter_rows())
+    found = []
+    for token in vocabulary.tokens:
+        code, _, place = token.rpartition("//")
+        has_value = token not in said and code in vocabulary.value_edges and code in said
+        found.append(f"{said[code]} ({place})" if has_value else said.get(token, ""))
+    return found
+
+
+# What the programs are called that make patients up, in `etl_name` of a data set's metadata/dataset.json.
+SYNTHETIC = ("synthea", "behrt_jax.data.simulate")
+
+
+def is_synthetic(data: str | Path) -> bool:
+    """Whether `metadata/dataset.json` of a MEDS data set says by its `etl_name` that nobody is in it."""
+    try:
+        return json.loads((Path(data) / "metadata" / "dataset.json").read_text()).get("etl_name") in SYNTHETIC
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def check_allowed(data: str | Path, show_patients: bool) -> None:
+    """Raises a ValueError where patients may be real and nobody has said that they may be shown."""
+    if not (show_patients or is_synthetic(data)):
+        raise ValueError(
+            f"{Path(data) / 'metadata' / 'dataset.json'}: etl_name is none of {', '.join(SYNTHETIC)}: patients may be "
+            "real, and examples hold their codes and ages; leave them out by --patients=0, or give --show_patients"
+        )
+
+
+class Names:
+    """What codes are called.
+
+    Attributes:
+      tokens: of the vocabulary, by id.
+      descriptions: by code, as `metadata/codes.parquet` has them.
+    """
+
+    def __init__(self, tokens: tuple[str, ...], data: str | Path):
+        self.tokens = tokens
+        self.descriptions = dict(events.read_codes(data, "description").iter_rows())
+
+    def __call__(self, code: int) -> dict[str, str | None]:
+        """Returns `code` and `description` of a token; a value's bin is a part of the code."""
+        token = self.tokens[code]
+        return {"code": token, "description": self.descriptions.get(token.partition("//Q")[0])}

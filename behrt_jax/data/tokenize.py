@@ -1,0 +1,201 @@
+"""Tokens: the events of a shard that are kept, in the order of the sequence."""
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from behrt_jax.data import dataset, events, files, sexes, visits, vocabulary
+from behrt_jax.data.config import DataConfig
+
+
+def read_events(shard: Path, config: DataConfig) -> pl.DataFrame:
+    """Reads a shard with `visit_name:String`, the visit that each event names; null where it names none."""
+    return visits.name_visits(events.read_shard(shard, visits.visit_columns(config.visits)), config.visits, shard)
+
+
+def select_codes(found: pl.DataFrame, config: DataConfig) -> pl.DataFrame:
+    """Keeps the events whose codes the patterns of the config keep."""
+    names = found["code"].unique().to_list()
+    return found.filter(pl.col("code").is_in(events.matching_codes(names, config.codes_include, config.codes_exclude)))
+
+
+def tokenize(
+    shard: Path,
+    config: DataConfig,
+    value_edges: dict[str, tuple[float, ...]],
+    members: pl.DataFrame,
+    visits_named: bool,
+    counts: collections.Counter | None = None,
+    parents: dict[str, str] | None = None,
+    known: frozenset[str] = frozenset(),
+) -> pl.DataFrame:
+    """Reads one shard as tokens in sequence order.
+
+    Args:
+      shard: a parquet file of MEDS events.
+      config: the data section of a recipe.
+      value_edges: bins of numeric values.
+      members: the subjects to keep, by `subject_id`.
+      visits_named: whether any event of the data set names its visit; if none does, calendar days are visits.
+      counts: if given, what was left out is added to it.
+      parents: tokens that are read as others, as `back_off.find_parents` gives them.
+      known: the tokens of a vocabulary from elsewhere, which stay as they are where they record a sex.
+
+    Returns:
+      `subject_id, token, backed_off:Boolean (by parents), visit:Int32 (-1 for static rows), minutes:Int32 (since birth,
+      or since the first event where no birth is known), microseconds:Int32 (beyond the minute), has_birth:Boolean,
+      origin:Int32 (where minutes count from, in minutes since 2000)`, by subject, static rows first, then by visit and
+      time.
+    """
+    found = read_events(shard, config).join(members, on="subject_id", how="semi", maintain_order="left")
+    birth = events.birth_times(pl.col("time"))
+    found = found.with_columns(
+        has_birth=birth.is_not_null(),
+        began=pl.coalesce(birth, pl.col("time").min().over("subject_id")).dt.truncate("1m"),
+    )
+    static = found.filter(pl.col("time").is_null()).with_columns(visit=pl.lit(None, pl.UInt32))
+    subjects, without_visit = found["subject_id"].n_unique(), 0
+    if visits_named and config.events_without_visit == "leave_out":
+        named = found.filter(pl.col("time").is_null() | pl.col("visit_name").is_not_null())
+        without_visit, found = found.height - named.height, named
+    timed = visits.assign_visits(found, config.visits, config.visit_gap_hours)
+    kept_timed, kept_static = select_codes(timed, config), select_codes(static, config)
+    tokens = vocabulary.add_tokens(visits.number_visits(kept_timed), value_edges)
+    static_tokens = kept_static.with_columns(visit=pl.lit(-1, pl.Int32), token=pl.col("code"))
+    since = pl.col("time") - pl.col("began")
+    minutes = since.dt.total_minutes().fill_null(0).cast(pl.Int32).alias("minutes")
+    beyond = since.dt.total_microseconds() % dataset.MICROSECONDS
+    microseconds = beyond.fill_null(0).cast(pl.Int32).alias("microseconds")
+    origin = (pl.col("began") - events.EPOCH).dt.total_minutes().cast(pl.Int32).alias("origin")
+    columns = ("subject_id", "token", "visit", minutes, microseconds, "has_birth", origin)
+    merged = pl.concat([static_tokens.select(columns), tokens.select(columns)]).sort("subject_id", maintain_order=True)
+    parents, read = parents or {}, merged.height
+    token, names = pl.col("token"), merged["token"].unique().to_list()
+    merged = merged.with_columns(token=token.replace(sexes.canonical(names, config.sex_codes, known)))
+    merged = merged.with_columns(token=token.replace(parents), backed_off=token.is_in(list(parents)))
+    if config.unique_codes_in_visit:
+        merged = merged.unique(["subject_id", "visit", "token"], keep="first", maintain_order=True)
+    with_visits = merged.filter(pl.col("visit").max().over("subject_id") >= 0)
+    if counts is not None:
+        counts["events_without_visit"] += without_visit
+        counts["events_left_out_by_pattern"] += found.height - read
+        counts["repeats_left_out"] += read - merged.height
+        counts["events_of_patients_without_codes"] += merged.height - with_visits.height
+        counts["patients_without_codes"] += subjects - with_visits["subject_id"].n_unique()
+        counts["visits"] += with_visits.filter(pl.col("visit") >= 0).select("subject_id", "visit").unique().height
+    return with_visits
+
+
+def split_patients(tokens: pl.DataFrame) -> Iterator[dict]:
+    """Yields each patient of `tokenize`'s result with `code_id` added, as `dataset.PatientTokens` holds it."""
+    matrix = tokens.select("code_id", *dataset.TOKEN_COLUMNS[1:]).to_numpy().astype(np.int32)
+    subjects, starts = np.unique(tokens["subject_id"].to_numpy(), return_index=True)
+    has_birth, origin = tokens["has_birth"].to_numpy(), tokens["origin"].to_numpy()
+    for subject, start, stop in zip(subjects, starts, np.append(starts, len(matrix))[1:], strict=True):
+        yield {
+            "subject_id": int(subject),
+            "has_birth": bool(has_birth[start]),
+            "origin": int(origin[start]),
+            "tokens": matrix[start:stop],
+        }
+
+
+MOST_SAMPLES = 16  # samples of numeric values, one a shard, that are held before they are merged
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What one pass over the validated shards found.
+
+    Attributes:
+      splits: `subject_id, split` of every subject in the data.
+      shards: for each split, the shards that hold subjects of it.
+      samples: numeric values of the train split, for the fit of their bins.
+      visits_named: whether any event names its visit.
+      unmatched: patterns of the config that no code of the data matches.
+    """
+
+    splits: pl.DataFrame
+    shards: dict[str, list[Path]]
+    samples: list[pl.DataFrame]
+    visits_named: bool
+    unmatched: list[str]
+
+
+def survey_shards(config: DataConfig, counts: collections.Counter, with_samples: bool) -> Survey:
+    """Validates every shard and counts its events."""
+    shards, *left_out = events.find_files(config.path)
+    counts.update(dict(zip(("hidden_files", "other_files"), left_out, strict=True)))
+    listed = events.read_splits(config.path)
+    of_folders = events.splits_of_folders(config.path, shards) if listed is None else {}
+    counts.update(splits_made=int(listed is None and not of_folders), splits_of_folders=int(bool(of_folders)))
+    subjects: dict[Path, np.ndarray] = {}
+    parts, samples, columns, num_named = [], [], set(), 0
+    unmatched = dict.fromkeys((*config.codes_include, *config.codes_exclude))
+    for shard in shards:
+        found = read_events(shard, config)
+        if found.height:
+            names = files.scan_parquet(shard).collect_schema().names()
+            visits.check_column(names, config.visits, shard)
+            columns.update(names)
+        num_named += found["visit_name"].count()
+        subjects[shard] = found["subject_id"].unique().sort().to_numpy()
+        parts.append(_splits_of_shard(subjects[shard], of_folders.get(shard), listed))
+        _count_events(found, parts[-1], counts)
+        codes = found["code"].unique().to_list()
+        unmatched = [pattern for pattern in unmatched if not events.matching_codes(codes, (pattern,), ())]
+        if with_samples:
+            train = found.join(parts[-1].filter(pl.col("split") == "train"), on="subject_id", how="semi")
+            samples.append(vocabulary.sample_values(select_codes(train, config)))
+            samples = samples if len(samples) < MOST_SAMPLES else [vocabulary.merge_samples(samples)]
+    events.check_disjoint(subjects)
+    counts["empty_visit_columns"] = 0 if num_named else _count_empty(config, columns)
+    splits = pl.concat(parts)
+    if missing := splits["split"].null_count():
+        raise ValueError(
+            f"{Path(config.path) / events.SPLITS_FILE}: {missing} of {splits.height} subjects of the data have no "
+            "split; add them, or remove the file to have splits made from a hash of the subject id"
+        )
+    by_split = {}
+    for split in events.SPLITS:
+        members = splits.filter(pl.col("split") == split)["subject_id"].to_numpy()
+        by_split[split] = [shard for shard, ids in subjects.items() if np.isin(ids, members).any()]
+    return Survey(splits, by_split, samples, num_named > 0, list(unmatched))
+
+
+def _splits_of_shard(ids: np.ndarray, of_folder: str | None, listed: pl.DataFrame | None) -> pl.DataFrame:
+    """Returns the split of each subject: as listed, of the shard's folder, or else made from a hash."""
+    if listed is not None:
+        return pl.DataFrame({"subject_id": ids}).join(listed, on="subject_id", how="left", maintain_order="left")
+    return (
+        pl.DataFrame({"subject_id": ids}).with_columns(split=pl.lit(of_folder))
+        if of_folder
+        else events.make_splits(ids)
+    )
+
+
+def _count_empty(config: DataConfig, columns: set[str]) -> int:
+    """Returns how many columns could name visits, where none of them does; a ValueError if the recipe names it."""
+    empty = columns.intersection(visits.visit_columns(config.visits))
+    if empty and config.visits != "auto":
+        raise ValueError(
+            f"data.visits: column '{config.visits}' names no visit in any row of {config.path}; name another column, "
+            "or use auto, day or gap"
+        )
+    return len(empty)
+
+
+def _count_events(found: pl.DataFrame, splits: pl.DataFrame, counts: collections.Counter) -> None:
+    """Adds a shard's counts that no later choice of codes changes."""
+    death = pl.col("time").filter(pl.col("code") == events.DEATH).min().over("subject_id")
+    is_birth = (pl.col("code") == events.BIRTH) & pl.col("time").is_not_null()
+    elsewhere = found.join(splits.filter(~pl.col("split").is_in(events.SPLITS)), on="subject_id", how="semi")
+    counts["events"] += found.height
+    counts["events_after_death"] += found.select((pl.col("time") > death).sum()).item()
+    counts["events_in_other_splits"] += elsewhere.height
+    counts["patients_in_other_splits"] += elsewhere["subject_id"].n_unique()
+    counts["patients_without_birth"] += found["subject_id"].n_unique() - found.filter(is_birth)["subject_id"].n_unique()

@@ -1,0 +1,1 @@
+"""Embeddings of patients, at dates too, and of codes."""

@@ -1,0 +1,158 @@
+"""Where the embeddings of codes begin: at random, at a skip-gram of codes in visits, or at a user's table."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from behrt_jax.data import dataset, events, windows
+from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
+from behrt_jax.embeddings import skip_gram
+from behrt_jax.models.embeddings import CODE_TABLE
+
+SKIP_GRAM = "skip_gram"
+
+
+def check(config: ConfigDict) -> None:
+    """Raises a ValueError where the table that `code_init` names cannot be used, before anything else is done."""
+    if config.code_init not in ("", SKIP_GRAM):
+        read_table(Path(config.code_init), config.model.embedding_dim)
+
+
+def make_rows(
+    config: ConfigDict, vocabulary: Vocabulary, train: dataset.Patients, say: Callable[[str], None]
+) -> np.ndarray | None:
+    """Makes the rows that the code table begins with; a function of the config and the train patients.
+
+    Args:
+      config: with `code_init`, and the seed.
+      vocabulary: V tokens.
+      train: the patients that a skip-gram is trained on.
+      say: takes a line on how many codes begin with a row.
+
+    Returns:
+      (V, D) float32 with mean 0 and variance 1 over all known rows, each feature with mean 0; NaN in the rows of tokens
+      that are to begin at random. None where all are.
+
+    Raises:
+      ValueError: the user's table cannot be used, or has no code of the vocabulary.
+    """
+    if not ("code_init" in config and config.code_init):
+        return None
+    if config.code_init == SKIP_GRAM:
+        rows = fit_skip_gram(config, train, len(vocabulary))
+        say(f"code_init=skip_gram: {_coverage(rows, vocabulary)}")
+    else:
+        codes, values = read_table(Path(config.code_init), config.model.embedding_dim)
+        places = np.array([vocabulary.ids.get(code, -1) for code in codes])
+        rows = np.full((len(vocabulary), values.shape[1]), np.nan, np.float32)
+        rows[places[places >= NUM_SPECIAL]] = values[places >= NUM_SPECIAL]
+        unused = places < NUM_SPECIAL
+        said = f"{unused.sum():,} codes of the table are not in the vocabulary"
+        say(f"code_init={config.code_init}: {_coverage(rows, vocabulary)}; {said}")
+        if unused.all():
+            raise ValueError(
+                f"code_init={config.code_init}: none of its {len(codes):,} codes is in the vocabulary; expected names "
+                f"as in the data, such as {vocabulary.codes[0]}"
+            )
+    known = _known(rows)
+    rows[known] -= rows[known].mean(axis=0)
+    rows = _narrow(rows, known, config.model.embedding_dim)
+    spread = rows[known].std()
+    if not spread > 0:
+        raise ValueError(f"code_init={config.code_init}: all its rows are alike; expected embeddings that differ")
+    rows[known] /= spread
+    return rows
+
+
+def _known(rows: np.ndarray) -> np.ndarray:
+    return np.isfinite(rows[:, 0])
+
+
+def _coverage(rows: np.ndarray, vocabulary: Vocabulary) -> str:
+    known = _known(rows)[NUM_SPECIAL:]
+    share = np.asarray(vocabulary.counts)[known].sum() / sum(vocabulary.counts)
+    begun = f"{known.sum():,} of {len(known):,} codes begin with a row ({share:.1%} of what train holds)"
+    return f"{begun}, the others at random"
+
+
+def _narrow(rows: np.ndarray, known: np.ndarray, dim: int) -> np.ndarray:
+    """Keeps the `dim` directions of largest variance of rows that are wider (PCA)."""
+    if rows.shape[1] <= dim:
+        return rows
+    narrow = np.full((len(rows), dim), np.nan, np.float32)
+    _, _, directions = np.linalg.svd(rows[known], full_matrices=False)
+    found = rows[known] @ directions[:dim].T
+    narrow[known] = np.pad(found, ((0, 0), (0, dim - found.shape[1])))
+    return narrow
+
+
+def place(variables: Any, rows: np.ndarray) -> Any:
+    """Returns variables whose code table begins with the known rows, as large as those at random."""
+    flat: dict[str, Any] = flatten_dict(variables, sep="/")
+    (path,) = [path for path in flat if f"/{path}".endswith(CODE_TABLE)]
+    known, table = np.isfinite(rows), flat[path]
+    begun = jnp.where(known, np.where(known, rows, 0.0) * table.std(), table)
+    return unflatten_dict({**flat, path: begun.astype(table.dtype)}, sep="/")
+
+
+def fit_skip_gram(config: ConfigDict, train: dataset.Patients, vocab_size: int) -> np.ndarray:
+    """Trains a skip-gram of codes in the visits of train patients, with progress; see `skip_gram.train`."""
+    index = windows.index_visits(train, config.data.row_length, config.data.separators)
+    every = 0.5 if sys.stderr.isatty() else 30.0
+    width, steps = config.model.embedding_dim, skip_gram.NUM_STEPS
+    with tqdm(total=steps, desc="skip-gram", unit="step", dynamic_ncols=True, mininterval=every) as bar:
+        return skip_gram.train(train, index, vocab_size, width, config.seed, steps, lambda step: bar.update())
+
+
+def read_table(file: Path, dim: int) -> tuple[list[str], np.ndarray]:
+    """Reads a table of embeddings.
+
+    Args:
+      file: Parquet with `code`, a string, each once, and `embedding`, lists of numbers of one width.
+      dim: the least width.
+
+    Returns:
+      n codes and (n, width) float32.
+
+    Raises:
+      ValueError: it is not such a table.
+    """
+    where = f"code_init={file}"
+    if not file.is_file():
+        raise ValueError(f"{where}: no such file; expected skip_gram, or Parquet with columns code and embedding")
+    table = events.read_metadata(file)
+    for name in ("code", "embedding"):
+        if name not in table.columns:
+            raise ValueError(f"{where}: column '{name}' is missing (found {', '.join(table.columns)})")
+    kind = table.schema["embedding"]
+    if not (isinstance(kind, pl.List | pl.Array) and kind.inner.is_numeric()):  # pyright: ignore
+        raise ValueError(f"{where}: column 'embedding' is {kind}; expected lists of numbers, such as List(Float32)")
+    if table.schema["code"] != pl.String:
+        raise ValueError(f"{where}: column 'code' is {table.schema['code']}; expected strings")
+    doubled, nameless = table.height - table["code"].n_unique(), table["code"].null_count()
+    if not table.height or nameless or doubled:
+        raise ValueError(
+            f"{where}: holds {table.height:,} rows, {doubled:,} of them of a code seen before, {nameless:,} without a "
+            "code; expected each code once"
+        )
+    if nulls := table["embedding"].null_count():
+        raise ValueError(f"{where}: {nulls:,} rows are null in 'embedding'; remove them, their codes begin at random")
+    lists = table["embedding"].cast(pl.List(pl.Float32))
+    widths = lists.list.len().unique().sort().to_list()
+    if len(widths) > 1 or widths[0] < dim:
+        raise ValueError(
+            f"{where}: embeddings of width {', '.join(map(str, widths))}; expected one width of model.embedding_dim="
+            f"{dim} or more; set --config.model.embedding_dim to that of the table"
+        )
+    values = lists.explode(empty_as_null=True).to_numpy().reshape(table.height, -1)
+    if broken := int((~np.isfinite(values)).any(axis=1).sum()):
+        raise ValueError(f"{where}: {broken:,} rows hold NaN, infinity or null; correct them, or remove these codes")
+    return table["code"].to_list(), values

@@ -1,0 +1,134 @@
+"""What the code table of a model has learned: nearest neighbours, and how far they share a group."""
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse.linalg
+from flax.traverse_util import flatten_dict
+
+from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
+from behrt_jax.metrics.bootstrap import Outcomes
+from behrt_jax.models.embeddings import CODE_TABLE
+
+QUERIES_AT_A_TIME = 1024  # bounds the memory at this many times V
+SMOOTHING = 0.75
+
+
+def code_table(params: Any) -> np.ndarray:
+    """Returns the (V, D) float32 embeddings of codes of a model's parameters, by id."""
+    flat: dict[str, Any] = flatten_dict(params, sep="/")
+    (found,) = [leaf for path, leaf in flat.items() if f"/{path}".endswith(CODE_TABLE)]
+    return np.asarray(found, np.float32)
+
+
+def find_codes(query: str, vocabulary: Vocabulary, descriptions: list[str]) -> list[int]:
+    """Finds codes by their name, or by words that are in their name or description, in any case and order.
+
+    Returns:
+      Ids, the most frequent first; only the one of that name where the query is a code.
+
+    Raises:
+      ValueError: there are none.
+    """
+    if query in vocabulary.codes:
+        return [vocabulary.ids[query]]
+    words = query.lower().split()
+    texts = [f"{token} {said}".lower() for token, said in zip(vocabulary.tokens, descriptions, strict=True)]
+    found = [place for place, text in enumerate(texts) if place >= NUM_SPECIAL and all(word in text for word in words)]
+    if not found or not words:
+        raise ValueError(
+            f"query {query!r}: no code of the vocabulary has these words in its name or description (codes of few "
+            "patients are not in it, see data.min_patients); try fewer or other words"
+        )
+    return found
+
+
+def nearest(
+    table: np.ndarray, queries: np.ndarray | list[int], k: int, among: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the nearest codes by cosine; a code is no neighbour of itself.
+
+    Args:
+      table: (V, D).
+      queries: (n,) ids.
+      k: how many neighbours; fewer where there are not so many.
+      among: (m,) ids that can be neighbours; all codes if not given.
+
+    Returns:
+      (n, k) ids, nearest first, and their (n, k) cosines.
+    """
+    among = np.arange(NUM_SPECIAL, len(table)) if among is None else np.asarray(among)
+    units = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
+    queries, k = np.asarray(queries, np.int64), min(k, len(among) - 1)
+    found, cosines = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k), np.float32)
+    for start in range(0, len(queries), QUERIES_AT_A_TIME):
+        part = slice(start, start + QUERIES_AT_A_TIME)
+        close = units[queries[part]] @ units[among].T
+        close[queries[part][:, None] == among[None]] = -np.inf
+        order = np.argsort(-close, axis=1, kind="stable")[:, :k]
+        found[part], cosines[part] = among[order], np.take_along_axis(close, order, axis=1)
+    return found, cosines
+
+
+def agreement(table: np.ndarray, groups: np.ndarray, k: int) -> Outcomes:
+    """Measures which share of a code's k nearest neighbours is of its group, as Med2Vec (Choi et al. 2016) does.
+
+    Only codes of a group take part, those that are alone in one aside. A code with fewer than k others in its group is
+    asked for as many neighbours as these, so that 1 can be reached.
+
+    Args:
+      table: (V, D).
+      groups: (V,) int; -1 for tokens without a group.
+      k: neighbours.
+
+    Returns:
+      For each code that takes part, by id: its group as `patients`, so that intervals are over groups, and `precision`.
+    """
+    codes, own, others = _members(groups)
+    found, _ = nearest(table, codes, min(k, int(others.max())), among=codes)
+    asked = np.minimum(k, others)
+    counted = np.arange(found.shape[1]) < asked[:, None]
+    hits = (groups[found] == own[:, None]) & counted
+    return Outcomes(own, {"precision": hits.sum(axis=1) / asked})
+
+
+def chance(groups: np.ndarray) -> Outcomes:
+    """Returns what `agreement` is on average for neighbours drawn at random."""
+    codes, own, others = _members(groups)
+    return Outcomes(own, {"precision": others / (len(codes) - 1)})
+
+
+def _members(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the codes that are not alone in a group, their groups, and how many others each group holds."""
+    sizes = np.bincount(groups[groups >= 0], minlength=1)
+    codes = np.flatnonzero((groups >= 0) & (sizes[groups] > 1))
+    if len(np.unique(groups[codes])) < 2:
+        raise ValueError("groups of codes: expected two groups with two or more codes each")
+    return codes, groups[codes], sizes[groups[codes]] - 1
+
+
+def ppmi_svd(held: scipy.sparse.csr_array, dim: int) -> np.ndarray:
+    """Embeds codes by how much more often than by chance they share visits: a baseline without a network.
+
+    Positive pointwise mutual information with smoothed contexts, its largest singular vectors, each times the root of
+    its value (Levy, Goldberg and Dagan 2015).
+
+    Args:
+      held: (visits, V) which codes each visit holds.
+      dim: D.
+
+    Returns:
+      (V, D) float32; zeros for what shares no visit with another, and in columns beyond the rank.
+    """
+    together = (held.T.astype(np.float64) @ held.astype(np.float64)).tocoo()
+    apart = together.row != together.col
+    rows, columns, counts = together.row[apart], together.col[apart], together.data[apart]
+    size = held.shape[1]
+    code, context = np.bincount(rows, counts, size), np.bincount(columns, counts, size) ** SMOOTHING
+    information = np.log(counts * context.sum() / (code[rows] * context[columns]))
+    positive = information > 0
+    matrix = scipy.sparse.csr_array((information[positive], (rows[positive], columns[positive])), shape=(size, size))
+    most = min(dim, size - 1)
+    vectors, values, _ = scipy.sparse.linalg.svds(matrix, k=most, v0=np.ones(size))  # begins alike each time
+    vectors[np.diff(matrix.indptr) == 0] = 0.0  # rounding alone would give these a direction
+    return np.pad(vectors * np.sqrt(values), ((0, 0), (0, dim - most))).astype(np.float32)

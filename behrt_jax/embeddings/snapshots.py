@@ -1,0 +1,84 @@
+"""Patients at a moment: what was known of each at a date, or all of it, as the histories a model reads."""
+
+import datetime
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from ml_collections import ConfigDict
+
+from behrt_jax.data import dataset, windows
+from behrt_jax.data import histories as data_histories
+
+LAST = "last"
+SINCE = np.datetime64("2000-01-01", "us")
+
+
+class Moment(NamedTuple):
+    """What was known of M patients.
+
+    Attributes:
+      times: (M,) datetime64[us], what came strictly before them is known.
+      histories: whole.
+      rows: what the model reads; of a fine-tuned model with its mark at the end, as it was trained.
+    """
+
+    times: np.ndarray
+    histories: dataset.Patients
+    rows: dataset.Patients
+
+
+def read_date(text: str) -> np.datetime64 | None:
+    """Reads `--at`: a date, or None for `last`; a ValueError for anything else."""
+    if text == LAST:
+        return None
+    try:
+        return np.datetime64(datetime.date.fromisoformat(text), "us")
+    except ValueError as error:
+        raise ValueError(f"--at={text}: expected a date such as 2015-01-01, or last") from error
+
+
+def find_moment(
+    config: ConfigDict,
+    patients: dataset.Patients,
+    at: np.datetime64 | None,
+    lives: pl.DataFrame,
+    whole: bool = False,
+) -> tuple[Moment, dict[str, int]]:
+    """Finds what was known of patients strictly before a date, or just after their last event.
+
+    Args:
+      config: of a run; a fine-tuned one's `history.mark` ends what the model reads with a mark.
+      patients: a split.
+      at: the date; None for the end of each history.
+      lives: `subject_id, birth, death` as `finetuning.data.read_lives` gives them.
+      whole: whether the model reads all of a history, in several windows; else its newest tokens.
+
+    Returns:
+      The patients, and how many were left out for each reason.
+    """
+    if at is None:
+        ends = patients.origins.astype(np.int64) * dataset.MICROSECONDS + patients.last_times
+        times = SINCE + (ends + 1).astype("timedelta64[us]")
+    else:
+        times = np.full(len(patients), at)
+    known = pl.DataFrame({"subject_id": patients.subject_ids}).join(
+        lives, on="subject_id", how="left", maintain_order="left"
+    )
+    births, deaths = (known[name].to_numpy().astype("datetime64[us]") for name in ("birth", "death"))
+    unborn, dead = (births >= times, deaths < times) if at is not None else np.zeros((2, len(patients)), bool)
+    alive = np.flatnonzero(~unborn & ~dead)
+    histories, kept, _ = data_histories.histories_at(patients, patients.subject_ids[alive], times[alive])
+    times = times[alive][kept]
+    rows = histories if whole else data_histories.newest_visits(histories, config.data.row_length)
+    if config.get("history") and config.history.mark and len(rows):
+        rows = data_histories.mark_times(rows, times, config.data.row_length)
+    left_out = {"not yet born": int(unborn.sum()), "dead by then": int((dead & ~unborn).sum())}
+    left_out["without an event before that the model reads"] = len(alive) - len(kept)
+    return Moment(times, histories, rows), {reason: number for reason, number in left_out.items() if number}
+
+
+def windows_of(config: ConfigDict, rows: dataset.Patients, whole: bool) -> windows.Windows | None:
+    """Returns the windows that together hold all of each history, or None for the newest of each."""
+    index = windows.index_visits(rows, config.data.row_length, config.data.separators)
+    return windows.covering_windows(index)[0] if whole else None

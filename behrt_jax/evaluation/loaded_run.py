@@ -1,0 +1,147 @@
+"""A finished run, loaded to be scored: the model, its data, and the patients to score."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from behrt_jax.data import dataset, windows
+from behrt_jax.data import prepare as data_prepare
+from behrt_jax.data.config import DataConfig
+from behrt_jax.data.prepare import prepare
+from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
+from behrt_jax.simulation import oracle, world
+from behrt_jax.training import digests as training_digests
+from behrt_jax.training import pretraining, workdir
+
+
+class Run(NamedTuple):
+    """A finished run and the patients to score.
+
+    Attributes:
+      config: its recipe.
+      vocabulary: that of the model.
+      trained: the model and its objectives.
+      params: of the best checkpoint.
+      source: the MEDS data set of the patients to score.
+      split: the split to score.
+      train: its train split, on which baselines are fitted.
+      tuning: its tuning split, at most `evaluation.max_patients`.
+      patients: those to score, at most `evaluation.max_patients`.
+      say: takes lines on what is going on.
+      digests: of the inputs of training; see `digests.of_pretraining`.
+    """
+
+    config: ConfigDict
+    vocabulary: Vocabulary
+    trained: pretraining.Task
+    params: Any
+    source: Path
+    split: str
+    train: dataset.Patients
+    tuning: dataset.Patients
+    patients: dataset.Patients
+    say: Callable[[str], None]
+    digests: dict[str, str]
+
+    def index(self, patients: dataset.Patients) -> windows.VisitIndex:
+        """Finds the visits of patients, as the run's rows hold them."""
+        return windows.index_visits(patients, self.config.data.row_length, self.config.data.separators)
+
+
+def load_run(folder: Path, split: str, data: str | None, say: Callable[[str], None]) -> Run:
+    """Loads a run from its workdir, and its data.
+
+    Raises:
+      ValueError: the workdir cannot be loaded, or its data is not what the model was trained with.
+    """
+    config, vocabulary, _, params = workdir.load(folder)
+    own = prepare(DataConfig(**config.data), progress=say)
+    if own.vocabulary.fingerprint != vocabulary.fingerprint:
+        raise ValueError(
+            f"{config.data.path}: gives another vocabulary than {folder} was trained with; baselines are fitted on the "
+            "train split of the run: restore that data"
+        )
+    scored = own
+    if data is not None:
+        scored = prepare(DataConfig(**{**config.data, "path": data}), fitted=vocabulary, splits=(split,), progress=say)
+        say(data_prepare.describe_coverage(scored.report, split))
+    train, tuning = (dataset.read(own.folder, name) for name in ("train", "tuning"))
+    everyone, most = dataset.read(scored.folder, split), config.evaluation.max_patients
+    train, tuning = dataset.sample(train, config.train.max_patients), dataset.sample(tuning, most)
+    digests = {"data.path": training_digests.of_patients(pretraining.mark(config, train), tuning)}
+    workdir.check_digests(folder, config, digests, say)
+    patients = dataset.sample(everyone, most)
+    if len(patients) < len(everyone):
+        say(f"scoring {len(patients):,} of {len(everyone):,} patients of {split} (evaluation.max_patients)")
+    trained = pretraining.make_task(config, vocabulary)
+    source = Path(data or config.data.path)
+    return Run(config, vocabulary, trained, params, source, split, train, tuning, patients, say, digests)
+
+
+def check_comparable(run: Run, other: Run, folder: str) -> None:
+    """Raises a ValueError where another run, of `folder`, does not predict what a run predicts."""
+    if other.vocabulary.fingerprint != run.vocabulary.fingerprint:
+        raise ValueError(f"--versus={folder}: has another vocabulary; expected a run of the same data")
+    shared = set(run.trained.model.objectives) & set(other.trained.model.objectives)
+    if not shared:
+        raise ValueError(f"--versus={folder}: was trained on nothing that this run was trained on; name another run")
+    differs = []
+    if shared - {"mlm"} and not np.array_equal(run.trained.is_target, other.trained.is_target):
+        differs.append("targets")
+    if "time_to_event" in shared and run.config.objective.event_edges != other.config.objective.event_edges:
+        differs.append("event_edges")
+    if differs:
+        keys = " and ".join(f"objective.{key}" for key in differs)
+        raise ValueError(f"--versus={folder}: has other {keys}; expected a run that predicts the same")
+
+
+def read_simulation(
+    source: Path, vocabulary: Vocabulary, patients: dataset.Patients, index: windows.VisitIndex
+) -> tuple[world.World, world.Histories]:
+    """Reads the world of simulated data, and what is seen of patients in it.
+
+    Args:
+      source: the simulated data set.
+      vocabulary: of the model.
+      patients: prepared from it.
+      index: their visits.
+
+    Raises:
+      ValueError: the visits or the codes of the prepared data are not those of the simulation.
+    """
+    seen, lives = oracle.read_histories(source, patients.subject_ids), world.load_world(source)
+    visits, cure = np.diff(index.first_visit), "train with data.events_without_visit=leave_out"
+    if not np.array_equal(np.bincount(seen.owner, minlength=len(visits)), visits):
+        raise ValueError(
+            f"{source}: holds {len(seen.owner):,} visits of these patients, the prepared data {visits.sum():,}, or "
+            f"other ones; {cure} to compare with the oracle"
+        )
+    tokens = {
+        vocabulary.tokens[code] for code in np.unique(patients.codes[patients.visits >= 0]) if code >= NUM_SPECIAL
+    }
+    if unknown := sorted(tokens - set(lives.codes)):
+        raise ValueError(
+            f"{source}: {len(unknown):,} codes that the model reads, such as {unknown[0]}, are not of the simulation; "
+            f"{cure} and these codes in data.codes_exclude to compare with the oracle"
+        )
+    return lives, seen
+
+
+def is_simulated(source: str | Path) -> bool:
+    """Whether a data set is simulated, so that an oracle knows its probabilities."""
+    return (Path(source) / world.WORLD_FILE).exists()
+
+
+def score_oracle(run: Run, score: Callable[[], dict]) -> dict:
+    """Returns `{"oracle": score()}`; nothing for data that are not simulated, or, with a warning, that differ."""
+    if not is_simulated(run.source):
+        return {}
+    run.say("asking the oracle")
+    try:
+        return {"oracle": score()}
+    except ValueError as error:
+        run.say(f"warning: the oracle is left out: {error}")
+        return {}

@@ -1,0 +1,101 @@
+"""Masked codes of held-out patients: a run beside baselines on the same hidden codes, and the oracle's ceiling."""
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from behrt_jax.baselines import masked_codes
+from behrt_jax.data import batches
+from behrt_jax.data.dataset import Patients
+from behrt_jax.evaluation.loaded_run import Run, read_simulation, score_oracle
+from behrt_jax.metrics import bootstrap
+from behrt_jax.objectives import scoring
+from behrt_jax.simulation import oracle
+
+BASELINE_BATCHES = 200
+
+
+def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True) -> dict:
+    """Scores a run and the baselines on the same hidden codes.
+
+    Args:
+      run: the run.
+      other: a run of the same data, to compare with.
+      with_baselines: whether to fit baselines.
+    """
+    hidden = list(masked_batches(run, run.patients, run.config.evaluation.mask_draws))
+    if not sum(len(masked.labels) for masked in hidden):
+        run.say(f"masked codes: not scored, as {len(run.patients):,} patients have no code to mask")
+        return {"metrics": {}, "baselines": {}, "versus": {}}
+    own = scoring.score(scoring.make_score_step(run.trained.model), run.params, hidden)
+    predictors = {}
+    if with_baselines:
+        predictors = masked_codes.fit_baselines(
+            lambda: itertools.islice(training_batches(run), BASELINE_BATCHES),
+            lambda: masked_training_batches(run),
+            list(masked_batches(run, run.tuning, 1)),
+            len(run.vocabulary),
+            progress=lambda name: run.say(f"fitting baselines: {name}"),
+            model_steps=model_steps(run),
+        )
+    compared = {name: masked_codes.predict(predictor, hidden) for name, predictor in predictors.items()}
+    if other is not None:
+        compared["other run"] = scoring.score(scoring.make_score_step(other.trained.model), other.params, hidden)
+    result = bootstrap.report(own, compared, "mlm")
+    result |= score_oracle(run, lambda: bootstrap.summarize(ask_oracle(run, hidden), "mlm"))
+    return result
+
+
+def ask_oracle(run: Run, hidden: list[scoring.MaskedBatch]) -> bootstrap.Outcomes:
+    """Scores what a model would say that knows the simulation, and the patients' whole histories."""
+    lives, seen = read_simulation(run.source, run.vocabulary, run.patients, run.index(run.patients))
+    tokens = run.vocabulary.tokens
+    column = {code: place for place, code in enumerate(lives.codes)}
+    columns = np.array([column.get(token, -1) for token in tokens])
+    draws = run.config.evaluation.mask_draws
+    parts = []
+    for draw in range(draws):
+        places = [_visits(masked) for masked in hidden[draw::draws]]
+        masks = np.zeros(seen.codes.shape, bool)
+        for visits, masked in zip(places, hidden[draw::draws], strict=True):
+            masks[visits, columns[masked.labels]] = True
+        chances = oracle.masked_probabilities(lives, seen, masks)
+        for visits, masked in zip(places, hidden[draw::draws], strict=True):
+            of_tokens = np.where(columns >= 0, chances[visits][:, columns], 0.0)
+            parts.append(scoring.score_log_probabilities(np.log(np.maximum(of_tokens, 1e-12)), masked))
+    return bootstrap.concatenate(parts)
+
+
+def training_batches(run: Run) -> Iterator[dict]:
+    """Yields batches of the train split without end."""
+    length, separators = run.config.data.row_length, run.config.data.separators
+    size = run.config.evaluation.batch_size
+    return batches.training_batches(run.train, length, size, run.config.seed, separators=separators)
+
+
+def masked_training_batches(run: Run) -> Iterator[scoring.MaskedBatch]:
+    """Yields batches of the train split without end, codes hidden as in evaluation."""
+    return scoring.mask_batches(training_batches(run), run.config.evaluation.mask_rate, len(run.vocabulary), draws=1)
+
+
+def model_steps(run: Run) -> int:
+    """Returns how many of `masked_training_batches` hide as many codes as the model saw hidden in training."""
+    train, settings = run.config.train, run.config.evaluation
+    rows = train.num_steps * train.batch_size * run.config.objective.mask_rate / settings.mask_rate
+    return math.ceil(rows / settings.batch_size)
+
+
+def masked_batches(run: Run, patients: Patients, draws: int) -> Iterator[scoring.MaskedBatch]:
+    """Yields the newest window of each patient, hidden codes drawn `draws` times."""
+    settings, data = run.config.evaluation, run.config.data
+    plain = batches.evaluation_batches(patients, data.row_length, settings.batch_size, data.separators)
+    return scoring.mask_batches(plain, settings.mask_rate, len(run.vocabulary), draws)
+
+
+def _visits(masked: scoring.MaskedBatch) -> np.ndarray:
+    """Returns the index of the visit of each hidden code: (n,)."""
+    rows, places = masked.targets
+    slots = masked.batch["patient_ids"][rows, places] - 1
+    return masked.batch["window_starts"][rows, slots] + masked.batch["visit_ids"][rows, places]

@@ -1,0 +1,196 @@
+"""Next visits of held-out patients: a run beside baselines, by kind of code, age and sex, and the oracle's ceiling."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from behrt_jax.baselines import next_visit
+from behrt_jax.baselines.next_visit import Split
+from behrt_jax.data import next_visit_targets, windows
+from behrt_jax.data.dataset import Patients
+from behrt_jax.data.sexes import sexes
+from behrt_jax.evaluation.loaded_run import Run, read_simulation, score_oracle
+from behrt_jax.metrics import bootstrap, multilabel
+from behrt_jax.objectives import scoring
+from behrt_jax.simulation import oracle
+from behrt_jax.training.pretraining import Task
+
+METRICS = ("average_precision", "average_precision/new", "micro_f1", "recall@10", "recall@10/new")
+COMPARED = tuple(f"{multilabel.PREFIX}{metric}" for metric in METRICS)
+
+
+class Predictions(NamedTuple):
+    """What is said of the examples of tuning, for the threshold, and of the patients to score.
+
+    Attributes:
+      tuning: (N, T) probabilities; None where the threshold is that of the scored examples.
+      scored: (N, T) probabilities.
+    """
+
+    tuning: np.ndarray | None
+    scored: np.ndarray
+
+
+def score_next_visits(run: Run, other: Run | None = None, with_baselines: bool = True) -> dict:
+    """Scores a run and the baselines on the same next visits, from what was recorded before each began.
+
+    Of a run that can be given when each visit begins (`objective.known_time_share`), also with it known to all that are
+    compared, as `next_visit_known_time/...`.
+
+    Args:
+      run: the run.
+      other: a run of the same data, to compare with.
+      with_baselines: whether to fit baselines.
+
+    Returns:
+      As `experiments.evaluate.evaluate_run`; nothing, and a line that says so, where no visit is to be predicted.
+    """
+    train, tuning, scored = (find_examples(run, patients) for patients in (run.train, run.tuning, run.patients))
+    if not len(scored.examples):
+        run.say(f"next visits: not scored, as none of {len(run.patients):,} patients has a second visit with a target")
+        return {"metrics": {}, "baselines": {}, "versus": {}}
+    splits = Splits(train, tuning, scored, describe(run, scored))
+    result, days = _compare(run, other, splits, with_baselines)
+    result["metrics"] |= bootstrap.summarize(days_errors(scored, days), "next_visit")
+    usual = np.full(len(scored.examples), np.median(days_before(train)))
+    result["baselines"]["median days of train"] = bootstrap.summarize(days_errors(scored, usual), "next_visit")
+    result |= score_oracle(run, lambda: bootstrap.summaries(measure(ask_oracle(run, scored), tuning, splits.described)))
+    if run.trained.model.time_known:
+        run.say("next visits, with their start known")
+        other = other if other is not None and other.trained.model.time_known else None
+        known, _ = _compare(run, other, splits, with_baselines, time_known=True)
+        result["metrics"] |= _renamed(known["metrics"])
+        for part in ("baselines", "versus"):
+            for name, found in known[part].items():
+                result[part][name] = result[part].get(name, {}) | _renamed(found)
+        if "oracle" in result:
+            oracle_says = measure(ask_oracle(run, scored, time_known=True), tuning, splits.described)
+            result["oracle"] |= _renamed(bootstrap.summaries(oracle_says))
+    return result
+
+
+class Splits(NamedTuple):
+    """The examples of each split, and what came in those to score."""
+
+    train: Split
+    tuning: Split
+    scored: Split
+    described: multilabel.Examples
+
+
+def _compare(
+    run: Run, other: Run | None, splits: Splits, with_baselines: bool, time_known: bool = False
+) -> tuple[dict, np.ndarray]:
+    """Scores a run, another and the baselines with the same information; returns the result and the run's days."""
+    own, days = predict(run, splits.tuning, splits.scored, time_known)
+    predictors = {}
+    if with_baselines:
+        fit = next_visit.fit_with_time_known if time_known else next_visit.fit_baselines
+        predictors = fit(
+            splits.train,
+            splits.tuning,
+            len(run.vocabulary),
+            lambda name: run.say(f"fitting baselines: {name}"),
+            model_examples(run, splits.train),
+        )
+    compared = {name: Predictions(fitted(splits.tuning), fitted(splits.scored)) for name, fitted in predictors.items()}
+    if other is not None:
+        compared["other run"] = predict(other, splits.tuning, splits.scored, time_known)[0]
+    run.say("resampling patients")
+    found = measure(own, splits.tuning, splits.described)
+    result = {"metrics": bootstrap.summaries(found), "baselines": {}, "versus": {}}
+    for name, predictions in compared.items():
+        estimates = measure(predictions, splits.tuning, splits.described)
+        result["baselines"][name] = bootstrap.summaries(estimates)
+        result["versus"][name] = bootstrap.compare({key: found[key] for key in COMPARED if key in found}, estimates)
+    return result, days
+
+
+def _renamed(entries: dict) -> dict:
+    """Returns entries under the name of next visits whose start is known."""
+    return {f"next_visit_known_time/{name.removeprefix(multilabel.PREFIX)}": entry for name, entry in entries.items()}
+
+
+def model_examples(run: Run, train: Split) -> int:
+    """Returns how many visits to predict the model saw in training, each time counted, if all rows were full."""
+    settings = run.config.train
+    tokens = settings.num_steps * settings.batch_size * run.config.data.row_length
+    return round(tokens * len(train.examples) / max(len(train.patients.codes), 1))
+
+
+def find_examples(run: Run, patients: Patients) -> Split:
+    """Finds the visits of patients that are to be predicted."""
+    index = run.index(patients)
+    return Split(patients, index, next_visit_targets.find_next_visits(patients, index, run.trained.is_target))
+
+
+def predict(run: Run, tuning: Split | None, scored: Split, time_known: bool = False) -> tuple[Predictions, np.ndarray]:
+    """Returns a run's predictions for the examples of tuning, if given, and of those to score, and their days."""
+    predictor = make_predictor(run.config, run.trained, run.params, time_known)
+    probabilities, days = predictor(scored)
+    return Predictions(tuning and predictor(tuning)[0], probabilities), days
+
+
+def make_predictor(
+    config: ConfigDict, trained: Task, params, time_known: bool = False
+) -> Callable[[Split], tuple[np.ndarray, np.ndarray]]:
+    """Returns a function from the examples of a split to their (N, T) probabilities and (N,) days."""
+    cut = config.objective.history == "random_cut"
+    step = scoring.make_predict_step(trained.model, np.flatnonzero(trained.is_target), causal=not cut)
+
+    def predict(split: Split) -> tuple[np.ndarray, np.ndarray]:
+        rows = next_visit_targets.boundary_batches(*split, config.evaluation.batch_size, cut)
+        return scoring.predict_next_visits(step, params, rows, split.examples.targets.shape, time_known)
+
+    return predict
+
+
+def describe(run: Run, split: Split) -> multilabel.Examples:
+    """Returns what came, and the parts of it to measure: kinds of code, age bands, sexes."""
+    patients, examples = split.patients, split.examples
+    kinds = np.array([run.vocabulary.tokens[code].partition("//")[0] for code in examples.codes])
+    ages = _minutes(split)[examples.visits - 1] / windows.MINUTES_PER_YEAR
+    ages = np.where(patients.has_birth[examples.patients], ages, np.nan)
+    cells = multilabel.group_cells(kinds, ages, sexes(patients, run.vocabulary.tokens)[examples.patients])
+    return multilabel.Examples(examples.targets, examples.patients, examples.seen_before(), cells)
+
+
+def measure(predictions: Predictions, tuning: Split, examples: multilabel.Examples) -> dict[str, bootstrap.Estimate]:
+    """Measures predictions, with the threshold of the best micro-F1 on tuning."""
+    chosen = (predictions.scored, examples.targets)
+    if predictions.tuning is not None:
+        chosen = predictions.tuning, tuning.examples.targets
+    return multilabel.measure(predictions.scored, examples, multilabel.best_threshold(*chosen))
+
+
+def days_before(split: Split) -> np.ndarray:
+    """Returns the days from the visit before each visit to predict, start to start: (N,)."""
+    minutes, visits = _minutes(split), split.examples.visits
+    return (minutes[visits] - minutes[visits - 1]) / windows.MINUTES_PER_DAY
+
+
+def days_errors(split: Split, days: np.ndarray) -> bootstrap.Outcomes:
+    """Returns how far the log of 1 + the predicted days is from the truth."""
+    errors = np.abs(np.log1p(np.maximum(days, 0)) - np.log1p(days_before(split)))
+    return bootstrap.Outcomes(split.examples.patients, {"log_days_error": errors})
+
+
+def ask_oracle(run: Run, split: Split, time_known: bool = False) -> Predictions:
+    """Returns what a model that knows the simulation would say, with or without the start of each visit to predict.
+
+    Raises:
+      ValueError: the visits of the prepared data are not those of the simulation.
+    """
+    lives, seen = read_simulation(run.source, run.vocabulary, split.patients, split.index)
+    columns = {code: place for place, code in enumerate(lives.codes)}
+    wanted = np.array([columns.get(run.vocabulary.tokens[code], -1) for code in split.examples.codes])
+    is_target = np.isin(np.arange(len(lives.codes)), wanted)
+    found = oracle.next_visit_probabilities(lives, seen, is_target, time_known)
+    before = found[split.examples.visits - 1].astype(np.float32)  # what the simulation lacks cannot come
+    return Predictions(None, np.where(wanted >= 0, before[:, wanted], 0.0))
+
+
+def _minutes(split: Split) -> np.ndarray:
+    return split.patients.minutes[split.index.starts[0]].astype(np.int64)

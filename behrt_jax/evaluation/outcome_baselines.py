@@ -1,0 +1,84 @@
+"""What the baselines of outcomes say of held-out patients; one of them reads a pre-trained model's embeddings too."""
+
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from behrt_jax.baselines import outcomes
+from behrt_jax.data import events
+from behrt_jax.embeddings.patients import embed
+from behrt_jax.finetuning import predict, setup
+from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.finetuning.predict import ClassPredictions, Predictions, SurvivalPredictions, targets_of
+from behrt_jax.metrics import classification
+from behrt_jax.training import workdir
+
+
+def fit_baselines(config: ConfigDict, splits: dict[str, Labelled], tokens, say) -> dict[str, tuple[Predictions, dict]]:
+    """Fits every baseline; returns what each says of held-out patients, and its threshold, chosen on tuning."""
+    parts = {name: (part.histories, part.labels.prediction_times) for name, part in splits.items()}
+    train, tuning, held_out = (parts[name] for name in events.SPLITS)
+    known = embed_splits(config, splits, tokens, say)
+
+    def progress(line: str) -> None:
+        say(f"fitting baselines: {line}")
+
+    if "survival" in config:
+        followed = {name: (part.labels.days, part.labels.events) for name, part in splits.items()}
+        fitted_to = outcomes.Followed(*train, *followed["train"], known["train"])
+        chosen_on = outcomes.Followed(*tuning, *followed["tuning"], known["tuning"])
+        found = {}
+        for name, forecast in outcomes.fit_survival(fitted_to, chosen_on, tokens, progress).items():
+            scores = forecast(*held_out, np.array([1.0]), known["held_out"]).risks
+
+            def risks(days, forecast=forecast):
+                return forecast(*held_out, days, known["held_out"]).incidence
+
+            found[name] = SurvivalPredictions(scores, risks), {}
+        return found
+    classes = {name: targets_of(part.labels) for name, part in splits.items()}
+    is_binary = config.classification.kind == "binary"
+    numbers = {name: found.astype(int) if is_binary else found for name, found in classes.items()}
+    fitted_to = outcomes.Classified(*train, numbers["train"], known["train"])
+    chosen_on = outcomes.Classified(*tuning, numbers["tuning"], known["tuning"])
+    found = {}
+    for name, classify in outcomes.fit_classification(fitted_to, chosen_on, tokens, progress).items():
+        tuned, said = classify(*tuning, known["tuning"]), classify(*held_out, known["held_out"])
+        tuned, said = (each[:, 1] if is_binary else each for each in (tuned, said))
+        fitted = {}
+        if config.classification.kind != "multi_class":
+            fitted["threshold"] = classification.best_threshold(tuned, classes["tuning"]).tolist()
+        found[name] = ClassPredictions(said), fitted
+    return found
+
+
+def predict_without_encoder(config: ConfigDict, splits: dict[str, Labelled]) -> tuple[Predictions, dict]:
+    """Returns what the regression on codes of `history.regression` says of held-out patients without an encoder.
+
+    It is the head's own input, put through what follows a model: so the row beside a run that has both tells what the
+    encoder adds.
+    """
+    kernel, bias = setup.begin_head(config, splits["train"])
+    logits = {name: part.traits @ kernel + bias for name, part in splits.items()}
+    fitted = predict.fit_afterwards(config, logits, {name: part.labels for name, part in splits.items()})
+    return predict.predict(config, logits["held_out"], fitted), fitted
+
+
+def embed_splits(config: ConfigDict, splits: dict[str, Labelled], tokens, say) -> dict[str, np.ndarray | None]:
+    """Returns the (M, D) embeddings of each split by the run that fine-tuning began with; None where there is none.
+
+    They are those before fine-tuning, which has seen the outcomes of train.
+    """
+    nothing = dict.fromkeys(splits)
+    if not config.pretrained:
+        return nothing
+    if not (Path(config.pretrained) / workdir.CONFIG_FILE).exists():
+        say(f"fitting baselines: without embeddings, as {config.pretrained} is not there any more")
+        return nothing
+    found = workdir.load(config.pretrained)
+    if len(found.vocabulary) != len(tokens):
+        say("fitting baselines: without embeddings, as codes were added to the vocabulary")
+        return nothing
+    say("fitting baselines: embedding histories with the pre-trained model")
+    return {name: embed(found.config, found.model, found.params, part.rows)["mean"] for name, part in splits.items()}

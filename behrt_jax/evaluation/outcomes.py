@@ -1,0 +1,171 @@
+"""Held-out metrics of a fine-tuned model beside its baselines: `evaluation.json`, predictions and figures."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from behrt_jax.data import histories
+from behrt_jax.data.metadata import is_synthetic
+from behrt_jax.data.sexes import sexes
+from behrt_jax.evaluation import plots_classification, plots_survival
+from behrt_jax.evaluation.outcome_baselines import fit_baselines, predict_without_encoder
+from behrt_jax.evaluation.small_cells import MIN_PATIENTS
+from behrt_jax.finetuning import data, predict, setup
+from behrt_jax.finetuning.finetuned import load, score_other
+from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.finetuning.predict import ClassPredictions, Predictions, SurvivalPredictions, targets_of
+from behrt_jax.labels import labels as label_data
+from behrt_jax.labels.labels import Labels
+from behrt_jax.metrics import bootstrap, classification, multilabel, survival
+from behrt_jax.metrics.bootstrap import Estimate
+from behrt_jax.metrics.survival import Curves, Followed
+from behrt_jax.training import digests, workdir
+from behrt_jax.training.workdir import EVALUATION_FILE, REPLICATES_FILE
+
+CURVE_POINTS = 50
+REGRESSION = "the regression on codes alone"  # that which the head reads beside the embedding
+WITHOUT_SPREAD = "survival/d_calibration_p"  # over resamples, so that differences of it would have no interval
+
+
+def evaluate_run(
+    folder: Path,
+    splits: dict[str, Labelled] | None = None,
+    versus: Sequence[str] = (),
+    with_baselines: bool = True,
+    say: Callable[[str], None] = print,
+) -> dict:
+    """Scores the best checkpoint of a workdir and the baselines on held-out patients, and writes the result.
+
+    Args:
+      folder: the workdir.
+      splits: its labelled histories; read anew if not given.
+      versus: workdirs of other runs of the same labels, scored as further baselines.
+      with_baselines: whether to fit baselines.
+      say: takes lines on what is going on.
+
+    Returns:
+      As `experiments.evaluate.evaluate_run`; `oracle` and its difference under `versus` where labels have their truth,
+      and under `versus_oracle` the difference of each model to it: of `BEHRT`, and of the baselines by name.
+    """
+    own = load(folder, splits, say)
+    held_out, train = (own.splits[name].labels for name in ("held_out", "train"))
+    say("scoring")
+    logits = {name: predict.score(own.config, own.model, own.params, found) for name, found in own.splits.items()}
+    fitted = predict.fit_afterwards(own.config, logits, {name: part.labels for name, part in own.splits.items()})
+    (folder / workdir.FITTED_FILE).write_text(json.dumps(fitted, indent=1))
+    said = predict.predict(own.config, logits["held_out"], fitted)
+    compared = fit_baselines(own.config, own.splits, own.tokens, say) if with_baselines else {}
+    if own.config.history.get("regression"):
+        compared[REGRESSION] = predict_without_encoder(own.config, own.splits)
+    for name in versus:
+        compared[name] = score_other(Path(name), own, say)
+    if held_out.truth is not None:
+        compared["oracle"] = ask_oracle(held_out), {}
+    groups = find_groups(own.splits["held_out"], own.tokens)
+    data.warn_of_few(held_out, say)
+    say("resampling patients")
+    found = measure(own.config, said, held_out, train, fitted, groups)
+    result = {"split": "held_out", "patients": len(np.unique(held_out.subject_ids))}
+    result["train_patients"] = len(np.unique(train.subject_ids))
+    result["evaluated"] = digests.of_evaluation(folder, setup.digest_inputs(own.splits))
+    result |= {"metrics": bootstrap.summaries(found), "baselines": {}, "versus": {}}
+    resampled = {"BEHRT": found}
+    for name, (theirs, their_fit) in compared.items():
+        resampled[name] = measure(own.config, theirs, held_out, train, their_fit, groups)
+        (result if name == "oracle" else result["baselines"])[name] = bootstrap.summaries(resampled[name])
+        result["versus"][name] = subtract(found, resampled[name])
+    if "oracle" in resampled:
+        models = {name: each for name, each in resampled.items() if name != "oracle"}
+        result["versus_oracle"] = {name: subtract(each, resampled["oracle"]) for name, each in models.items()}
+    predict.write(folder / "predictions.parquet", own.config, held_out, said, fitted)
+    draw(own.config, said, {name: theirs for name, (theirs, _) in compared.items()}, held_out, folder / "figures", say)
+    replicates = {f"{model}: {name}": each.replicates for model, own in resampled.items() for name, each in own.items()}
+    np.savez_compressed(folder / REPLICATES_FILE, allow_pickle=False, **replicates)
+    scratch = folder / f"{EVALUATION_FILE}.tmp"
+    scratch.write_text(json.dumps(result, indent=1))
+    scratch.replace(folder / EVALUATION_FILE)
+    return result
+
+
+def subtract(own: dict[str, Estimate], other: dict[str, Estimate]) -> dict[str, dict[str, float]]:
+    """Returns the differences of metrics that have an interval."""
+    return bootstrap.compare({name: each for name, each in own.items() if not name.startswith(WITHOUT_SPREAD)}, other)
+
+
+def ask_oracle(labels: Labels) -> SurvivalPredictions:
+    """Returns what is said of simulated outcomes by one who knows their hazard."""
+    log_hazard, scale, shape = labels.truth.T[:, :, None]  # pyright: ignore[reportOptionalMemberAccess]
+    return SurvivalPredictions(
+        log_hazard, lambda days: -np.expm1(-np.exp(log_hazard) * (days / scale) ** shape)[:, None]
+    )
+
+
+def find_groups(found: Labelled, tokens: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Returns the age bands and sexes of labelled histories, as `multilabel.group_cells` gives them."""
+    ages = histories.ages_at(found.histories, found.labels.prediction_times)
+    return multilabel.group_cells(None, ages, sexes(found.histories, tokens))
+
+
+def measure(
+    config: ConfigDict, said: Predictions, labels: Labels, train: Labels, fitted: dict, groups: dict[str, np.ndarray]
+) -> dict[str, Estimate]:
+    """Measures predictions of labels; `train` has the weights of censoring."""
+    patients = labels.subject_ids
+    if isinstance(said, ClassPredictions):
+        names = config.names if said.probabilities.ndim > 1 else ()
+        threshold = np.asarray(fitted.get("threshold", 0.5))
+        return classification.measure(said.probabilities, targets_of(labels), patients, threshold, groups, names)
+    if len(config.names) > 1:
+        return survival.measure_causes(said.scores, labels.days, labels.events, patients, config.names)
+    times = curve_times(config, train)
+    curves = Curves(times, np.clip(1 - said.risks(times)[:, 0], 0, 1))  # a risk near 1 may be rounded above it
+    followed, weights = (Followed(each.days, each.events > 0) for each in (labels, train))
+    horizons = config.evaluation.horizons
+    return survival.measure(said.scores[:, 0], followed, patients, weights, curves, groups, horizons)
+
+
+def curve_times(config: ConfigDict, train: Labels) -> np.ndarray:
+    """Returns the (T,) days at which survival curves are compared: the horizons, and quantiles of train's events."""
+    shares = np.linspace(0, 1, CURVE_POINTS)
+    days = np.quantile(train.days[train.events > 0], shares, method="inverted_cdf")
+    return np.unique(np.concatenate([days, config.evaluation.horizons]))
+
+
+def draw(
+    config: ConfigDict,
+    said: Predictions,
+    compared: dict[str, Predictions],
+    labels: Labels,
+    folder: Path,
+    say: Callable[[str], None] = print,
+) -> list[Path]:
+    """Draws the figures of binary outcomes and of survival, beside the best-known baselines; returns the files."""
+    models, title = {"BEHRT": said, **compared}, ", ".join(config.names)
+    fewest = 1 if is_synthetic(config.data.path) else MIN_PATIENTS
+    if len(np.unique(labels.subject_ids)) < fewest:
+        say(f"figures are left out: the held-out labels are of fewer than {fewest} patients, who may be real")
+        return []
+    if labels.kind == "binary":
+        if label_data.describe_lack(labels, "held_out"):
+            return []
+        scores = {name: found.probabilities for name, found in models.items() if isinstance(found, ClassPredictions)}
+        return plots_classification.draw_classification(
+            scores, targets_of(labels), labels.subject_ids, folder, title, fewest
+        )
+    horizon, files = float(max(config.evaluation.horizons)), []
+    at_horizon = {
+        name: found.risks(np.array([horizon]))[:, :, 0]
+        for name, found in models.items()
+        if isinstance(found, SurvivalPredictions)
+    }
+    for place, name in enumerate(config.names) if at_horizon else ():
+        if not (labels.events == place + 1).any():
+            continue
+        risks = {model: found[:, place] for model, found in at_horizon.items()}
+        where = folder if len(config.names) == 1 else folder / name
+        rows = labels.days, labels.events, labels.subject_ids
+        files += plots_survival.draw_survival(risks, *rows, horizon, where, config.names, place + 1, fewest)
+    return files

@@ -1,0 +1,126 @@
+"""Figures of the time to an event; bands and bars are 95% intervals over patients."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from behrt_jax.evaluation.plots_classification import COLORS, draw_band, draw_points, row_weights, save
+from behrt_jax.metrics.classification import equal_mass_bins, most_bins
+from behrt_jax.metrics.survival import calibration_table, cumulative_incidence
+
+RISK_GROUPS = ("lowest quarter of risk", "second", "third", "highest quarter")
+DAYS_PER_YEAR = 365.25
+POINTS = 120
+SHOWN = 0.95  # of rows are followed no longer than the axis is; past it curves rest on few
+SURVIVAL_FILE, INCIDENCE_FILE = "kaplan_meier.png", "incidence_by_risk.png"
+
+
+def draw_survival(
+    risks: dict[str, np.ndarray],
+    days: np.ndarray,
+    causes: np.ndarray,
+    patients: np.ndarray,
+    horizon: float,
+    folder: Path,
+    names: Sequence[str],
+    cause: int = 1,
+    fewest: int = 1,
+) -> list[Path]:
+    """Draws quarters of risk, calibration at a horizon, and cumulative incidence; returns the files.
+
+    What is observed is the cumulative incidence of Aalen & Johansen (1978), which of a single event is 1 minus the
+    survival of Kaplan & Meier (1958). Quarters of risk are drawn by survival of a single event, else by incidence.
+
+    Args:
+      risks: (N,) cumulative incidence of the event by the horizon, by name of the model; the first's is split into
+        quarters, or fewer groups where they would be of too few patients, and has bars.
+      days: (N,) followed.
+      causes: (N,) int, 0 for censored, 1 to K for the event that came first.
+      patients: (N,) int, who are resampled.
+      horizon: days.
+      folder: where the figures go; it is made if needed.
+      names: K names of events.
+      cause: of which event.
+      fewest: patients that a curve or a point rests on; where fewer are followed, curves end.
+    """
+    weights, last, title = row_weights(patients), float(np.quantile(days, SHOWN)), names[cause - 1]
+    unit, size = ("years", DAYS_PER_YEAR) if last > 2 * DAYS_PER_YEAR else ("days", 1.0)
+    grid = np.linspace(0, last, POINTS)
+    labels = {"title": title, "xlabel": f"{unit} since the prediction time", "xlim": (0, last / size)}
+
+    first = next(iter(risks.values()))
+    number = most_bins(first, patients, fewest, len(RISK_GROUPS)) or 1
+    groups = equal_mass_bins(first, number)
+    is_whole = number == len(RISK_GROUPS)
+    group_names = RISK_GROUPS if is_whole else [f"{place + 1} of {number}, by risk" for place in range(number)]
+    curves = {
+        group_names[group]: _curve(days, causes, weights * (groups == group), grid, cause, patients, fewest)
+        for group in np.unique(groups)  # many ties may leave one empty
+    }
+    files = [_draw_groups(curves, grid / size, days / size, groups, labels, folder, len(names) == 1, patients, fewest)]
+
+    tables = {}
+    for name, risk in risks.items():
+        if most := most_bins(risk, patients, fewest):
+            predicted, observed, _ = calibration_table(risk, days, causes, weights, horizon, cause, most)
+            tables[name] = predicted[0], observed
+    estimator = "Kaplan-Meier" if len(names) == 1 else "Aalen-Johansen"
+    named = {"xlabel": f"predicted risk by {horizon:g} days", "ylabel": f"observed ({estimator})", "title": title}
+    files += draw_points(tables, risks, named, folder / "survival_calibration.png")
+
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for place, name in enumerate(names):
+        if (causes == place + 1).any():
+            curve = _curve(days, causes, weights, grid, place + 1, patients, fewest)
+            draw_band(axes, grid / size, curve, place, name)
+    axes.set(ylabel="cumulative incidence", **labels)
+    axes.set_ylim(0)
+    axes.legend(frameon=False)
+    return [*files, save(figure, folder / "cumulative_incidence.png")]
+
+
+def _curve(days, causes, weights, grid, cause, patients, fewest) -> np.ndarray:
+    """Returns the (1 + R, T) incidence, NaN from where fewer than some patients are followed."""
+    found = cumulative_incidence(days, causes, weights, grid, cause)
+    return np.where(_followed(days, patients, weights[0] > 0, grid) >= fewest, found, np.nan) if fewest > 1 else found
+
+
+def _followed(days, patients, rows, times) -> np.ndarray:
+    """Counts the patients of some rows who are followed for each of (T,) times."""
+    owners = np.unique(patients[rows], return_inverse=True)[1]
+    last = np.zeros(owners.max(initial=-1) + 1)
+    np.maximum.at(last, owners, days[rows])
+    return len(last) - np.searchsorted(np.sort(last), times, side="left")
+
+
+def _draw_groups(curves, grid, times, groups, labels, folder, is_single, patients, fewest) -> Path:
+    """Draws the (1 + R, T) incidence of each group of risk, as survival of a single event; returns the file."""
+    figure = Figure(figsize=(6.5, 5.5), layout="constrained")
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    for group, (name, incidence) in zip(np.unique(groups), curves.items(), strict=True):
+        draw_band(axes, grid, 1 - incidence if is_single else incidence, group, name)
+    axes.set(ylabel="share without the event" if is_single else "cumulative incidence", **labels)
+    axes.set_ylim(0, 1.01 if is_single else None)
+    axes.tick_params(labelbottom=True)
+    figure.legend(frameon=False, loc="outside lower center", ncols=len(RISK_GROUPS))
+    ticks = [float(each) for each in axes.get_xticks() if each <= grid[-1]]
+    _write_at_risk(below, times, groups, ticks, patients, fewest)
+    if not is_single:  # earlier versions drew competing events by Kaplan-Meier
+        (folder / SURVIVAL_FILE).unlink(missing_ok=True)
+    return save(figure, folder / (SURVIVAL_FILE if is_single else INCIDENCE_FILE))
+
+
+def _write_at_risk(axes: Axes, times, groups, ticks: list[float], patients, fewest: int) -> None:
+    """Writes how many rows of each group are still followed; nothing where they are of too few patients."""
+    for group in np.unique(groups):
+        followed = _followed(times, patients, groups == group, ticks)
+        for tick, number in zip(ticks, followed, strict=True):
+            left = f"{int(((times >= tick) & (groups == group)).sum()):,}" if number >= fewest or not number else ""
+            axes.text(tick, -group, left, ha="center", va="center", color=COLORS[group], fontsize=8)
+    axes.set(ylim=(0.6 - len(RISK_GROUPS), 0.6), xticks=ticks)
+    axes.set_title("rows at risk", fontsize=9)
+    axes.axis("off")

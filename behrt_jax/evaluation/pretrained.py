@@ -1,0 +1,68 @@
+"""Held-out metrics of a pre-trained model beside its baselines."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from behrt_jax.evaluation import tables
+from behrt_jax.evaluation.loaded_run import check_comparable, load_run
+from behrt_jax.evaluation.masked_codes import score_masked
+from behrt_jax.evaluation.next_visit import score_next_visits
+from behrt_jax.evaluation.time_to_event import score_events
+from behrt_jax.training import digests, examples
+from behrt_jax.training.workdir import EVALUATION_FILE
+
+SECTIONS = {"mlm": score_masked, "next_visit": score_next_visits, "time_to_event": score_events}
+
+
+def evaluate_run(
+    folder: Path,
+    split: str,
+    data: str | None = None,
+    versus: str | None = None,
+    with_baselines: bool = True,
+    say: Callable[[str], None] = print,
+) -> dict:
+    """Scores the best checkpoint of a workdir and the baselines on the same targets, and writes the result.
+
+    Args:
+      folder: the workdir.
+      split: `train`, `tuning` or `held_out`.
+      data: another MEDS data set to score on, with the model's vocabulary; the run's own if None.
+      versus: the workdir of another run of the same data, scored as one more baseline.
+      with_baselines: whether to fit baselines.
+      say: takes lines on what is going on.
+
+    Returns:
+      `{"split", "patients", "train_patients", "evaluated", "metrics": {NAME: ENTRY}, "baselines": {BASELINE: {NAME:
+      ENTRY}}, "versus": {BASELINE: {NAME: {"value", "low", "high"}}}}` with ENTRY `{"value", "low", "high", "n",
+      "patients"}`, where `versus` has the differences to each baseline, `n` counts what was measured and an entry's
+      `patients` whose it is, and `evaluated` is a digest of what was scored (`digests.of_evaluation`); with `data` its
+      folder's name, and for simulated data `oracle`.
+    """
+    run = load_run(folder, split, data, say)
+    other = None if versus is None else load_run(Path(versus), split, data, say)
+    if other is not None:
+        check_comparable(run, other, str(versus))
+    result = {"split": split, "patients": len(run.patients), "train_patients": len(run.train)}
+    result |= {"evaluated": digests.of_evaluation(folder, run.digests, run.patients)}
+    result |= {} if data is None else {"data": Path(data).name}
+    result |= {"metrics": {}, "baselines": {}, "versus": {}}
+    counts = examples.count(run.config, run.trained.model, run.vocabulary, run.trained.is_target, run.patients)
+    for name in run.trained.model.objectives:
+        if not counts[name]:
+            say(f"{tables.TITLES[name]}: not scored, as {len(run.patients):,} patients have no {examples.NAMES[name]}")
+            continue
+        shared = other if other is not None and name in other.trained.model.objectives else None
+        section = SECTIONS[name](run, shared, with_baselines)
+        result["metrics"] |= section["metrics"]
+        for part in ("baselines", "versus"):
+            for baseline, found in section[part].items():
+                label = versus if baseline == "other run" else baseline
+                result[part][label] = {**result[part].get(label, {}), **found}
+        if "oracle" in section:
+            result["oracle"] = {**result.get("oracle", {}), **section["oracle"]}
+    scratch = folder / f"{EVALUATION_FILE}.tmp"
+    scratch.write_text(json.dumps(result, indent=1))
+    scratch.replace(folder / EVALUATION_FILE)
+    return result

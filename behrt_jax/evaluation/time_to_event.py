@@ -1,0 +1,77 @@
+"""Events ahead on held-out patients: the likelihood of a run's rates beside rates that are the same for everyone."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from behrt_jax.data import batches, event_targets, windows
+from behrt_jax.evaluation.loaded_run import Run
+from behrt_jax.metrics import bootstrap
+from behrt_jax.models import inputs
+from behrt_jax.objectives import time_to_event
+
+FITTED_VISITS = 5000
+Predictor = Callable[[dict], jax.Array]  # from columns to (B, K, bins, T) log rates
+
+
+def score_events(run: Run, other: Run | None = None, with_baselines: bool = True) -> dict:
+    """Scores a run on events ahead of its visits, and the rates of train on the same visits.
+
+    Args:
+      run: the run.
+      other: a run of the same data, to compare with.
+      with_baselines: whether to fit baselines.
+    """
+    edges = tuple(run.config.objective.event_edges)
+    predictors = {"own": _predictor(run)}
+    if with_baselines:
+        rates = _fit_rates(run, edges)[None, None]
+        rows = (run.config.evaluation.batch_size, run.config.objective.event_visits)
+        predictors["rates of train"] = lambda columns: jnp.broadcast_to(rates, (*rows, *rates.shape[2:]))
+    if other is not None:
+        predictors["other run"] = _predictor(other)
+    outcomes = _outcomes(run, edges, predictors)
+    return bootstrap.report(outcomes.pop("own"), outcomes, "time_to_event")
+
+
+def _predictor(run: Run) -> Predictor:
+    targets = np.flatnonzero(run.trained.is_target)
+    step = jax.jit(lambda params, columns: time_to_event.score_events(run.trained.model, params, columns, targets))
+    return functools.partial(step, run.params)
+
+
+def _outcomes(run: Run, edges: tuple[float, ...], predictors: dict[str, Predictor]) -> dict[str, bootstrap.Outcomes]:
+    """Returns the loss of each at each visit, a mean over codes, on the newest windows of the patients."""
+    config = run.config
+    times = event_targets.index_events(
+        run.patients, run.index(run.patients), run.trained.is_target, config.objective.event_first
+    )
+    lose = jax.jit(lambda rates, days, happened: time_to_event.event_losses(rates, days, happened, edges).mean(axis=-1))
+    sizes = (config.data.row_length, config.evaluation.batch_size, config.data.separators)
+    parts = {name: [] for name in predictors}
+    for number, plain in enumerate(batches.evaluation_batches(run.patients, *sizes)):
+        batch = times.add(plain, config.objective.event_visits, windows.EVALUATION_SALT + number)
+        rows, slots = np.nonzero(batch["event_weights"])
+        patients = plain["patient_index"][rows, plain["patient_ids"][rows, batch["event_ends"][rows, slots]] - 1]
+        for name, predictor in predictors.items():
+            rates = predictor(inputs.device_columns(batch))
+            losses = np.asarray(lose(rates, batch["event_days"], batch["event_happened"]))
+            parts[name].append(bootstrap.Outcomes(patients, {"loss": losses[rows, slots]}))
+    return {name: bootstrap.concatenate(found) for name, found in parts.items()}
+
+
+def _fit_rates(run: Run, edges: tuple[float, ...]) -> np.ndarray:
+    """Returns the log of events over exposure of each bin and target code in train, (bins, T)."""
+    times = event_targets.index_events(
+        run.train, run.index(run.train), run.trained.is_target, run.config.objective.event_first
+    )
+    visits = times.spread(FITTED_VISITS)
+    events = exposure = np.zeros(())
+    for some in np.array_split(visits, max(len(visits) // 500, 1)):
+        days, happened = times.after(some)
+        spent, last = jax.device_get(time_to_event.exposures(jnp.asarray(days), edges))
+        events, exposure = events + (last & happened[..., None]).sum(axis=0), exposure + spent.sum(axis=0)
+    return np.log((events + 0.5) / (exposure + 0.5 * exposure.mean())).T.astype(np.float32)

@@ -1,0 +1,1 @@
+"""What embeddings hold of diseases and codes."""

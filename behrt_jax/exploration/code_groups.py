@@ -1,0 +1,102 @@
+"""Groups of codes that neighbours can be held to: parents, kinds, ICD, first words of descriptions, diseases."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from behrt_jax.data import events
+from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
+from behrt_jax.exploration import disease_groups
+
+ICD_CODE = re.compile(r"ICD(?:-?(\d+)(?:CM|PCS)?(?://|/)|//(\d+)//)([0-9A-Z]{3}[0-9A-Z.]*)$")
+SIMULATED = re.compile(r"//SIM//(\w+)-\d+$")  # experiments.simulate names codes by the disease that truly makes them
+WORD = re.compile(r"[a-z]{5,}")
+# The first category of each chapter of ICD-9, numbered; E and V codes follow.
+ICD9_CHAPTERS = (1, 140, 240, 280, 290, 320, 390, 460, 520, 580, 630, 680, 710, 740, 760, 780, 800)
+# The last category of each range of ICD-10, with the chapter of ICD-9 on the same.
+ICD10_CHAPTERS = (
+    *(("B99", 1), ("D49", 2), ("D89", 4), ("E89", 3), ("F99", 5), ("H95", 6), ("I99", 7), ("J99", 8), ("K95", 9)),
+    *(("L99", 12), ("M99", 13), ("N99", 10), ("O9A", 11), ("P96", 15), ("Q99", 14), ("R99", 16), ("T88", 17)),
+)
+CHAPTER_E, CHAPTER_V = 18, 19
+
+
+def find_groups(
+    vocabulary: Vocabulary, descriptions: list[str], data: str | Path, diseases: str | Path
+) -> dict[str, np.ndarray]:
+    """Finds the groups that the names of codes and the metadata of their data set give.
+
+    Args:
+      vocabulary: V tokens.
+      descriptions: of each token, by id; empty where there is none.
+      data: the MEDS data set, for parents.
+      diseases: a file of groups such as configs/diseases.yaml.
+
+    Returns:
+      By kind of group, (V,) int: the group of each token, -1 without one. Kinds with fewer than two groups of two or
+      more codes are left out.
+    """
+    tokens = vocabulary.tokens[NUM_SPECIAL:]
+    said = dict(zip(vocabulary.tokens, descriptions, strict=True))
+    kinds = {code: code.partition("//")[0] for code in tokens if "//" in code}
+    words = {code: WORD.search(said[code].lower()) for code in kinds}
+    found = {
+        "parent code": _parents(data, vocabulary),
+        "kind of code": kinds,
+        "ICD category": {code: name for code in tokens if (name := icd_category(code))},
+        "ICD chapter": {code: str(number) for code in tokens if (number := icd_chapter(code))},
+        "first word of description": {code: f"{kinds[code]} {word[0]}" for code, word in words.items() if word},
+        "disease": _diseases(diseases, vocabulary, said),
+        "simulated disease": {code: disease[1] for code in tokens if (disease := SIMULATED.search(code))},
+    }
+    numbered = {name: _number(labels, vocabulary) for name, labels in found.items()}
+    return {name: groups for name, groups in numbered.items() if (np.bincount(groups + 1)[1:] > 1).sum() > 1}
+
+
+def _number(labels: dict[str, str], vocabulary: Vocabulary) -> np.ndarray:
+    names = {name: number for number, name in enumerate(sorted({*labels.values()}))}
+    return np.array([names[labels[token]] if token in labels else -1 for token in vocabulary.tokens])
+
+
+def icd_category(code: str) -> str | None:
+    """Returns the version and first three characters of a diagnosis or procedure in ICD, None of another code.
+
+    >>> icd_category("DIAGNOSIS//ICD//10//E875"), icd_category("CONDITION//ICD9CM//250.00")
+    ('DIAGNOSIS 10 E87', 'CONDITION 9 250')
+    """
+    found = ICD_CODE.search(code)
+    return f"{code.partition('//')[0]} {found[1] or found[2]} {found[3][:3]}" if found else None
+
+
+def icd_chapter(code: str) -> int | None:
+    """Returns the number of the chapter of a diagnosis in ICD-9, or that of ICD-9 for one in ICD-10; 18 is E, 19 V.
+
+    >>> icd_chapter("DIAGNOSIS//ICD//10//E875"), icd_chapter("DIAGNOSIS//ICD//9//25000")
+    (3, 3)
+    """
+    category = icd_category(code)
+    if not category or category.startswith("PROCEDURE"):
+        return None
+    _, version, name = category.rsplit(maxsplit=2)
+    if version == "9":
+        letters = {"E": CHAPTER_E, "V": CHAPTER_V}
+        return letters[name[0]] if name[0] in letters else int(np.searchsorted(ICD9_CHAPTERS, int(name), "right"))
+    within = (chapter for last, chapter in ICD10_CHAPTERS if name <= last)
+    return next(within, CHAPTER_V if name >= "Z" else CHAPTER_E)
+
+
+def _parents(data: str | Path, vocabulary: Vocabulary) -> dict[str, str]:
+    """Returns the parent that each code shares with the fewest other codes of the vocabulary, of those with any."""
+    table = events.read_codes(data, "parent_codes").rename({"parent_codes": "parent"})
+    links = table.filter(pl.col("code").is_in(vocabulary.codes))
+    links = links.explode("parent", empty_as_null=False).drop_nulls().unique()
+    links = links.with_columns(size=pl.len().over("parent")).filter(pl.col("size") > 1)
+    return dict(links.sort("size", "parent").unique("code", keep="first").select("code", "parent").iter_rows())
+
+
+def _diseases(file: str | Path, vocabulary: Vocabulary, said: dict[str, str]) -> dict[str, str]:
+    """Returns the first group of each code that a file of diseases names."""
+    groups = disease_groups.match_codes(file, list(vocabulary.codes), said)
+    return {code: name for name, codes in reversed(groups.items()) for code in codes}

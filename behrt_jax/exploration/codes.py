@@ -1,0 +1,121 @@
+"""What a model has learned of codes: nearest neighbours, and how far they share a group."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from behrt_jax.data import code_counts, dataset, windows
+from behrt_jax.data.config import DataConfig
+from behrt_jax.data.prepare import prepare
+from behrt_jax.data.vocabulary import NUM_SPECIAL
+from behrt_jax.embeddings import code_init
+from behrt_jax.embeddings import codes as code_embeddings
+from behrt_jax.evaluation.tables import format_cell, format_signed
+from behrt_jax.exploration import code_groups
+from behrt_jax.metrics import bootstrap
+from behrt_jax.training import workdir
+from behrt_jax.training.workdir import CODE_EMBEDDINGS_FILE
+
+OWN = "this run"
+MOST_MATCHES = 5
+
+
+def show_neighbours(loaded: workdir.Loaded, descriptions: list[str], query: str, k: int) -> str:
+    """Lays out the nearest codes of those that a query names, of the most frequent where it names many."""
+    vocabulary = loaded.vocabulary
+    found = code_embeddings.find_codes(query, vocabulary, descriptions)
+    shown = found[:MOST_MATCHES]
+    lines = [f"{len(found)} codes match; the {len(shown)} most frequent:"] if len(found) > len(shown) else []
+    ids, cosines = code_embeddings.nearest(code_embeddings.code_table(loaded.params), shown, k)
+    for code, near, close in zip(shown, ids, cosines, strict=True):
+        patients = f"{vocabulary.patients[code - NUM_SPECIAL]:,} train patients"
+        lines += ["", " ".join(filter(None, (vocabulary.tokens[code], descriptions[code], f"({patients})")))]
+        width = max(len(vocabulary.tokens[place]) for place in near)
+        for place, cosine in zip(near, close, strict=True):
+            lines.append(f"  {cosine:6.3f}  {vocabulary.tokens[place]:{width}}  {descriptions[place]}".rstrip())
+    return "\n".join(lines)
+
+
+def make_tables(loaded: workdir.Loaded, data: str) -> dict[str, np.ndarray]:
+    """Returns the run's table of codes and those of baselines of the same width; the fitted ones from train patients.
+
+    Raises:
+      ValueError: the data gives another vocabulary than the run has.
+    """
+    config, vocabulary, model, params = loaded
+    own = code_embeddings.code_table(params)
+    untrained = jax.jit(lambda key: workdir.initialize(model, key))(jax.random.key(config.seed))
+    tables = {OWN: own, "untrained": code_embeddings.code_table(untrained)}
+    if not Path(data).is_dir():
+        print(f"{data}: not here, so there are no baselines from it and no descriptions; give --data=DIR")
+        return tables
+    prepared = prepare(DataConfig(**{**config.data, "path": data}), progress=print)
+    if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
+        print(f"{data}: gives another vocabulary than the run was trained with, so no baselines are fitted on it")
+        return tables
+    most = config.train.max_patients if "objective" in config else 0
+    train = dataset.sample(dataset.read(prepared.folder, "train"), most)
+    index = windows.index_visits(train, config.data.row_length, config.data.separators)
+    tables["PPMI-SVD"] = code_embeddings.ppmi_svd(code_counts.visit_codes(train, index, len(own)), own.shape[1])
+    fitted = code_init.fit_skip_gram(config, train, len(own))
+    return {**tables, "skip-gram": np.nan_to_num(fitted)}
+
+
+def measure(tables: dict[str, np.ndarray], groups: dict[str, np.ndarray], k: int) -> dict[str, dict]:
+    """Measures how far neighbours share each kind of group: for the run, by chance, and for the other tables."""
+    result = {}
+    for name, labels in groups.items():
+        found = {label: code_embeddings.agreement(table, labels, k) for label, table in tables.items()}
+        own, chance = found.pop(OWN), code_embeddings.chance(labels)
+        result[name] = {"codes": len(own.patients), "groups": len(np.unique(own.patients))}
+        result[name] |= bootstrap.report(own, {"chance": chance, **found}, "codes")
+    return result
+
+
+def format_agreement(result: dict[str, dict], k: int) -> str:
+    """Lays out what `measure` found."""
+    names = [OWN, *next(iter(result.values()))["baselines"]]
+    first = max(map(len, result)) + 2
+    lines = [f"share of the {k} nearest codes that are of the same group, 95% intervals over groups", ""]
+    lines.append(" " * first + "codes  groups" + "".join(name.rjust(24) for name in names))
+    for kind, found in result.items():
+        by = {OWN: found["metrics"], **found["baselines"]}
+        cells = (format_cell(by[name]["codes/precision"]).rjust(24) for name in names)
+        lines.append(f"{kind:{first}}{found['codes']:5}{found['groups']:8}" + "".join(cells))
+    lines += ["", f"difference of {OWN} to each"]
+    for kind, found in result.items():
+        cells = (format_signed(found["versus"][name]["codes/precision"]).rjust(24) for name in names[1:])
+        lines.append(f"{kind:{first}}" + " " * 37 + "".join(cells))
+    return "\n".join(lines)
+
+
+def list_neighbours(loaded: workdir.Loaded, descriptions: list[str], groups: dict[str, np.ndarray], k: int) -> dict:
+    """Returns each code's description, how many train patients have it, and its neighbours, as JSON's kinds."""
+    vocabulary, codes = loaded.vocabulary, range(NUM_SPECIAL, len(loaded.vocabulary))
+    ids, cosines = code_embeddings.nearest(code_embeddings.code_table(loaded.params), [*codes], k)
+    return {
+        vocabulary.tokens[code]: {
+            "description": descriptions[code],
+            "patients": vocabulary.patients[code - NUM_SPECIAL],
+            "groups": {name: int(labels[code]) for name, labels in groups.items() if labels[code] >= 0},
+            "neighbours": [
+                {"code": vocabulary.tokens[place], "cosine": round(float(cosine), 4)}
+                for place, cosine in zip(near, close, strict=True)
+            ],
+        }
+        for code, near, close in zip(codes, ids, cosines, strict=True)
+    }
+
+
+def write_report(folder: Path, loaded: workdir.Loaded, data: str, descriptions: list[str], k: int, diseases: str):
+    """Measures agreement, prints it, and writes it with all neighbours to the workdir in one move."""
+    groups = code_groups.find_groups(loaded.vocabulary, descriptions, data, diseases)
+    result = measure(make_tables(loaded, data), groups, k) if groups else {}
+    print(format_agreement(result, k) if groups else f"{data}: no two codes share a group; agreement is not measured")
+    content = {"neighbours": k, "agreement": result, "codes": list_neighbours(loaded, descriptions, groups, k)}
+    scratch = folder / f"{CODE_EMBEDDINGS_FILE}.tmp"
+    scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    scratch.replace(folder / CODE_EMBEDDINGS_FILE)
+    print(f"written: {folder / CODE_EMBEDDINGS_FILE}")

@@ -1,0 +1,148 @@
+"""Groups of diseases: who has which, by codes as configs/diseases.yaml defines them, or by a simulator's truth."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from behrt_jax.data import events
+from behrt_jax.labels.follow_up import section_of
+
+TRUTH_FILE = "truth.parquet"  # of simulated patients
+STAGE = "stage_"
+KEYS, GROUP_KEYS = ("among", "groups"), ("codes", "descriptions")
+
+
+class DiseaseGroups(NamedTuple):
+    """Who has which disease at some time.
+
+    Attributes:
+      names: G of them.
+      has: (N, G) bool, whether the patient has it, by a code before the time, or by the truth of the last visit then.
+      later: (N, G) bool, whether a patient who does not have it gets it from the time on, as far as is recorded.
+    """
+
+    names: tuple[str, ...]
+    has: np.ndarray
+    later: np.ndarray
+
+
+def read_groups(
+    data: str | Path,
+    definitions: str | Path,
+    subject_ids: np.ndarray,
+    times: np.ndarray | None = None,
+    say: Callable[[str], None] = print,
+) -> DiseaseGroups:
+    """Finds who has which disease: of simulated patients their true stages, of others what codes say.
+
+    Args:
+      data: the folder of a MEDS data set, read a shard at a time; of simulated patients if `truth.parquet` is in it.
+      definitions: a YAML file as configs/diseases.yaml, not read for simulated patients.
+      subject_ids: (N,) int64, each once.
+      times: (N,) datetime64; what happens from then on is `later`; if not given, everything is before.
+      say: takes a line on the groups that no code of the data set is in; these are left out.
+
+    Raises:
+      ValueError: the file is not one of groups, or no group has a code.
+    """
+    people = pl.DataFrame({"subject_id": np.asarray(subject_ids, np.int64), "row": np.arange(len(subject_ids))})
+    until = None if times is None else np.asarray(times, "datetime64[us]")
+    people = people.with_columns(until=pl.lit(None, pl.Datetime("us")) if until is None else pl.Series(until))
+    earlier = pl.col("until").is_null() | (pl.col("time") < pl.col("until"))
+    if (Path(data) / TRUTH_FILE).exists():
+        names, found = _true_stages(Path(data) / TRUTH_FILE, people, earlier)
+    else:
+        names, found = _coded(Path(data), Path(definitions), people, earlier, say)
+    has, later = np.zeros((2, len(people), len(names)), bool)
+    rows = found["row"].to_numpy(), found["group"].to_numpy()
+    has[rows], later[rows] = found["has"].to_numpy(), found["later"].to_numpy()
+    return DiseaseGroups(names, has, later & ~has)
+
+
+def _true_stages(file: Path, people: pl.DataFrame, earlier: pl.Expr) -> tuple[tuple[str, ...], pl.DataFrame]:
+    stages = pl.read_parquet(file).join(people, on="subject_id").sort("subject_id", "time")
+    columns = [name for name in stages.columns if name.startswith(STAGE)]
+    found = stages.group_by("row").agg(
+        *(pl.col(name).filter(earlier).last().fill_null(0).gt(0).alias(f"has{name}") for name in columns),
+        *(pl.col(name).filter(~earlier).gt(0).any().alias(f"later{name}") for name in columns),
+    )
+    parts = [
+        found.select("row", group=pl.lit(place), has=f"has{name}", later=f"later{name}")
+        for place, name in enumerate(columns)
+    ]
+    return tuple(name.removeprefix(STAGE) for name in columns), pl.concat(parts)
+
+
+def _coded(data: Path, definitions: Path, people: pl.DataFrame, earlier: pl.Expr, say) -> tuple:
+    shards = events.find_shards(data)
+    present = pl.concat([pl.scan_parquet(shard).select(pl.col("code").cast(pl.String)).unique() for shard in shards])
+    codes = match_codes(definitions, present.unique().collect()["code"].sort().to_list(), read_descriptions(data))
+    names = tuple(name for name, own in codes.items() if own)
+    if absent := [name for name in codes if name not in names]:
+        say(f"{definitions}: no code of {data} is in {', '.join(absent)}; left out")
+    if not names:
+        raise ValueError(f"{definitions}: no code of {data} is in any group; name its codes in a copy, --diseases=FILE")
+    pairs = [(code, place) for place, name in enumerate(names) for code in codes[name]]
+    table, parts = pl.DataFrame(pairs, {"code": pl.String, "group": pl.Int32}, orient="row"), []
+    for shard in shards:
+        found = events.read_shard(shard).drop_nulls("time").join(table, on="code").join(people, on="subject_id")
+        parts.append(found.group_by("row", "group").agg(has=earlier.any(), later=(~earlier).any()))
+    return names, pl.concat(parts)
+
+
+def match_codes(
+    definitions: str | Path, codes: list[str], descriptions: dict[str, str] | None = None
+) -> dict[str, list[str]]:
+    """Returns which of some codes are in each group of a file of definitions.
+
+    Args:
+      definitions: a YAML file as configs/diseases.yaml.
+      codes: those of a data set.
+      descriptions: of codes, where they are known.
+
+    Raises:
+      ValueError: the file cannot be read, or a key or pattern of it is wrong.
+    """
+    file, descriptions = Path(definitions), descriptions or {}
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; expected groups of diseases such as configs/diseases.yaml")
+    try:
+        sections = section_of(YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8")), KEYS, str(file))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not a YAML file ({' '.join(str(error).split())}); correct it") from error
+    if not sections.get("groups"):
+        raise ValueError(f"{file}: holds no groups; expected `groups:`, and names below it as in configs/diseases.yaml")
+    among = events.matching_codes(codes, _patterns(sections, "among", str(file)) or ("*",), ())
+    found = {}
+    for name, group in sections["groups"].items():
+        where = f"{file}: groups.{name}"
+        shell = _patterns(section_of(group, GROUP_KEYS, where), "codes", where)
+        words = _patterns(group, "descriptions", where)
+        try:
+            named = [re.compile(word, re.IGNORECASE) for word in words]
+        except re.error as error:
+            raise ValueError(f"{where}.descriptions: not a regular expression ({error}); correct it") from error
+        by_code = set(events.matching_codes(among, shell, ())) if shell else set()
+        said = {code: descriptions.get(code, "") for code in among}
+        found[str(name)] = [
+            code for code in among if code in by_code or any(pattern.search(said[code]) for pattern in named)
+        ]
+    return found
+
+
+def _patterns(section: dict, key: str, where: str) -> tuple[str, ...]:
+    given = section.get(key) or ()
+    if isinstance(given, str) or not all(isinstance(each, str) for each in given):
+        raise ValueError(f"{where}.{key}: found {given!r}; expected a list of patterns, such as [CONDITION//*]")
+    return tuple(given)
+
+
+def read_descriptions(root: Path) -> dict[str, str]:
+    """Returns what codes are called, as far as `metadata/codes.parquet` of a data set says it."""
+    return dict(events.read_codes(root, "description").iter_rows())

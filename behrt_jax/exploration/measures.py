@@ -1,0 +1,120 @@
+"""What is measured of representations: groups apart, neighbours alike, diseases read off, with their intervals."""
+
+import numpy as np
+from tqdm import tqdm
+
+from behrt_jax.exploration.disease_groups import DiseaseGroups
+from behrt_jax.exploration.representations import OWN, Splits
+from behrt_jax.metrics import bootstrap, classification
+from behrt_jax.metrics import embeddings as embedding_metrics
+from behrt_jax.metrics.bootstrap import Outcomes
+
+NEIGHBOURS = 10
+SMALLEST = 5  # patients with a disease, and without, in each split for a probe of it
+ALONE = 8  # patients of train with a disease alone, for it to be one of the exclusive groups
+CHANCE = "chance"
+Groups = dict[str, DiseaseGroups]
+
+
+def score_groups(groups: Groups, found: Splits, split: str) -> float:
+    """Returns the mean silhouette of patients of one disease or none."""
+    rows, labels = exclusive(groups, split)
+    return float(embedding_metrics.cluster_scores(found[split][rows], labels)[0].mean())
+
+
+def score_retrieval(groups: Groups, found: Splits, split: str) -> float:
+    """Returns the precision of the nearest train patients."""
+    return float(retrieve(groups, found, split).values["precision"].mean())
+
+
+def exclusive(groups: Groups, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows of patients of a split with one disease or none, and these exclusive groups.
+
+    Groups are those of `ALONE` patients of train or more, and of two of the split, the fewest a silhouette can be of.
+    """
+    train, labels = (embedding_metrics.exclusive_groups(groups[name].has) for name in ("train", split))
+    found, counts = np.unique(train, return_counts=True)
+    large = set(found[(counts >= ALONE) & (found != embedding_metrics.SEVERAL)])
+    used = [label for label in large if (labels == label).sum() > 1]
+    if len(used) < 2:
+        raise ValueError(
+            f"--diseases: {len(used)} groups of patients with one disease or none have {ALONE} members in train, 2 in "
+            f"{split}; expected two or more such groups; name broader ones, or use more patients"
+        )
+    rows = np.flatnonzero(np.isin(labels, used))
+    return rows, labels[rows]
+
+
+def retrieve(groups: Groups, found: Splits, split: str) -> Outcomes:
+    """Measures the nearest train patients of those of a split."""
+    near = embedding_metrics.nearest(found[split], found["train"], NEIGHBOURS)
+    return embedding_metrics.retrieval(near, groups[split].has, groups["train"].has)
+
+
+def retrieve_at_random(groups: Groups) -> Outcomes:
+    """Measures all train patients as neighbours of the held-out ones, which is what neighbours at random give."""
+    own, train = groups["held_out"].has, groups["train"].has
+    everyone = np.broadcast_to(np.arange(len(train)), (len(own), len(train)))
+    return embedding_metrics.retrieval(everyone, own, train)
+
+
+def report_groups(best: dict[str, Splits], groups: Groups) -> dict:
+    """Returns how far apart held-out patients of different exclusive groups are; intervals resample patients."""
+    rows, labels = exclusive(groups, "held_out")
+    owners, weights = classification.patient_weights(rows, len(rows), seed=0)
+    found, others = {}, {}
+    for family, splits in best.items():
+        embeddings = splits["held_out"][rows]
+        values = {"silhouette": embedding_metrics.resampled_silhouettes(embeddings, labels, weights[:, owners])}
+        found[family] = classification.estimates(values, "groups/", "", owners)
+        others[family] = embedding_metrics.cluster_scores(embeddings, labels)[1]
+    names = ("none", *groups["held_out"].names)
+    members = {names[label + 1]: int((labels == label).sum()) for label in np.unique(labels)}
+    return {**_compare(found), "members": members, "others": others}
+
+
+def _compare(found: dict[str, dict[str, bootstrap.Estimate]]) -> dict:
+    """Returns the metrics of embeddings, of the other representations, and paired differences."""
+    own = found.pop(OWN)
+    return {
+        "metrics": bootstrap.summaries(own),
+        "baselines": {family: bootstrap.summaries(each) for family, each in found.items()},
+        "versus": {family: bootstrap.compare(own, each) for family, each in found.items()},
+    }
+
+
+def report_retrieval(best: dict[str, Splits], groups: Groups) -> dict:
+    """Returns whether the nearest train patients share the diseases of held-out ones, beside patients at random."""
+    if not groups["held_out"].has.any():
+        raise ValueError(
+            "--diseases: no held-out patient has one of the diseases; name other groups, or use more patients"
+        )
+    outcomes = {family: retrieve(groups, found, "held_out") for family, found in best.items()}
+    outcomes[CHANCE] = retrieve_at_random(groups)
+    result = bootstrap.report(outcomes.pop(OWN), outcomes, "retrieval")
+    return {"neighbours": NEIGHBOURS, **result}
+
+
+def report_probe(best: dict[str, Splits], groups: Groups) -> dict:
+    """Returns how well logistic regressions read each disease off, of those that all splits have enough patients of."""
+    enough = [np.minimum(each.has.sum(axis=0), (~each.has).sum(axis=0)) >= SMALLEST for each in groups.values()]
+    used = np.flatnonzero(np.all(enough, axis=0))
+    if not len(used):
+        return {}
+    has = {split: each.has[:, used] for split, each in groups.items()}
+    names = [groups["train"].names[place] for place in used]
+    found = {}
+    with tqdm(total=len(used) * len(best), desc="probing", unit="disease") as bar:
+        for family, inputs in best.items():
+            said = embedding_metrics.probe(inputs, has, bar.update)
+            found[family] = _areas(said, has["held_out"], names)
+    return _compare(found)
+
+
+def _areas(said: np.ndarray, has: np.ndarray, names: list[str]) -> dict[str, bootstrap.Estimate]:
+    """Returns the AUROC of each disease and their mean, on the data and on resamples of patients."""
+    owners, weights = classification.patient_weights(np.arange(len(has)), len(has), seed=0)
+    each = [classification.auroc(said[:, place], has[:, place], weights[:, owners]) for place in range(len(names))]
+    found = {"auroc": classification.mean_over(each)}
+    found |= {f"auroc/disease={name}": values for name, values in zip(names, each, strict=True)}
+    return classification.estimates(found, "probe/", "", owners)

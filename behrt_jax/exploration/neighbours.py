@@ -1,0 +1,76 @@
+"""Whether patients near each other share diseases, at several dates and over runs."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from behrt_jax.embeddings import snapshots
+from behrt_jax.exploration import measures
+from behrt_jax.exploration import population as exploration_population
+from behrt_jax.exploration.measures import CHANCE
+from behrt_jax.exploration.representations import BAG, BOTH, OWN, Candidate, of_both
+from behrt_jax.metrics import bootstrap
+from behrt_jax.metrics.bootstrap import Outcomes
+from behrt_jax.training import workdir
+
+
+class Date(NamedTuple):
+    """The patients known at a date: their diseases and ids, and the candidates of each representation."""
+
+    groups: measures.Groups
+    subject_ids: dict[str, np.ndarray]
+    families: dict[str, list[Candidate]]
+
+
+def read_date(found: workdir.Loaded, diseases: str, date: str, whole: bool) -> Date:
+    """Reads and embeds the patients of a run's data at a date."""
+    print(f"{date}:")
+    population = exploration_population.read_population(found, diseases, snapshots.read_date(date), whole)
+    ids = {split: moment.rows.subject_ids for split, moment in population.moments.items()}
+    return Date(population.groups, ids, exploration_population.find_families(found, population))
+
+
+def choose(dates: list[Date], family: str) -> list[Candidate]:
+    """Returns the candidate of a family that is best on tuning over all dates, as it is at each."""
+    same = list(zip(*(date.families[family] for date in dates), strict=True))
+    scores = [retrieve(dates, each, "tuning").values["precision"].mean() for each in tqdm(same, desc=family)]
+    return list(same[int(np.argmax(scores))])
+
+
+def retrieve(dates: list[Date], candidates: Sequence[Candidate], split: str) -> Outcomes:
+    """Measures the neighbours of a split at all dates, a candidate at each."""
+    parts = [
+        by_subject(date, split, measures.retrieve(date.groups, candidate.make(), split))
+        for date, candidate in zip(dates, candidates, strict=True)
+    ]
+    return bootstrap.concatenate(parts)
+
+
+def by_subject(date: Date, split: str, outcomes: Outcomes) -> Outcomes:
+    """Names patients as in the data, so that what one has at several dates is resampled together."""
+    return outcomes._replace(patients=date.subject_ids[split][outcomes.patients])
+
+
+def measure_run(dates: list[Date]) -> tuple[dict[str, Outcomes], dict[str, str]]:
+    """Measures the held-out patients of a run.
+
+    Returns:
+      Outcomes by representation, and by chance; and which candidate was taken of each representation.
+
+    Raises:
+      ValueError: no patient of tuning, or of held_out, has a disease.
+    """
+    for split in ("tuning", "held_out"):
+        if not any(date.groups[split].has.any() for date in dates):
+            raise ValueError(
+                f"--diseases: no {split} patient has one of the diseases; name other groups or later dates"
+            )
+    best = {family: choose(dates, family) for family in dates[0].families}
+    for date, own, bag in zip(dates, best[OWN], best[BAG], strict=True):
+        date.families[BOTH] = of_both(own, bag)
+    best[BOTH] = choose(dates, BOTH)
+    outcomes = {family: retrieve(dates, each, "held_out") for family, each in best.items()}
+    chance = [by_subject(date, "held_out", measures.retrieve_at_random(date.groups)) for date in dates]
+    return {**outcomes, CHANCE: bootstrap.concatenate(chance)}, {family: each[0].name for family, each in best.items()}

@@ -1,0 +1,81 @@
+"""The patients of a run, their histories at a date and their diseases."""
+
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from tqdm import tqdm
+
+from behrt_jax.data import dataset, events
+from behrt_jax.data import prepare as data_prepare
+from behrt_jax.data import windows as data_windows
+from behrt_jax.data.config import DataConfig
+from behrt_jax.data.prepare import prepare
+from behrt_jax.embeddings import snapshots
+from behrt_jax.embeddings.patients import WEIGHTED, code_rarity, embed
+from behrt_jax.exploration import disease_groups
+from behrt_jax.exploration import representations as made
+from behrt_jax.exploration.disease_groups import DiseaseGroups
+from behrt_jax.labels import follow_up
+from behrt_jax.training import workdir
+
+POOLINGS = ("mean", *WEIGHTED)
+
+
+class Population(NamedTuple):
+    """The patients of each split and what is known of them: histories, diseases, lives, embeddings by pooling."""
+
+    moments: dict[str, snapshots.Moment]
+    groups: dict[str, DiseaseGroups]
+    lives: pl.DataFrame
+    pooled: dict[str, dict[str, np.ndarray]]
+
+
+def read_population(found: workdir.Loaded, diseases: str, at, whole: bool) -> Population:
+    """Reads the patients of a run's data and embeds them."""
+    config = found.config
+    prepared = prepare(DataConfig(**config.data), found.vocabulary, progress=print)
+    print(data_prepare.describe_coverage(prepared.report, "all"))
+    lives, known = follow_up.read_lives(config.data.path), {}
+    for split in events.SPLITS:
+        everyone = dataset.read(prepared.folder, split)
+        patients = dataset.sample(everyone, config.evaluation.max_patients)
+        if len(patients) < len(everyone):
+            print(f"{split}: {len(patients):,} of {len(everyone):,} patients are taken (evaluation.max_patients)")
+        known[split], left_out = snapshots.find_moment(config, patients, at, lives, whole)
+        for reason, number in left_out.items():
+            print(f"{split}: {number:,} patients left out, {reason}")
+        if not len(known[split].rows):
+            raise ValueError(f"--at: no patient of {split} was alive with an event before; name a later date")
+    pooled = {name: {} for name in POOLINGS}
+    for split, moment in known.items():
+        windows = snapshots.windows_of(config, moment.rows, whole)
+        index = data_windows.index_visits(moment.rows, config.data.row_length, config.data.separators)
+        rows = len((windows or data_windows.newest_windows(index)).lengths)
+        with tqdm(desc=f"embedding {split}, {rows:,} windows", unit="batch") as bar:
+            given = (config, found.model, found.params, moment.rows, windows, POOLINGS, found.vocabulary, bar.update)
+            for name, values in embed(*given).items():
+                pooled[name][split] = values
+    return Population(known, _read_groups(config.data.path, diseases, known, at), lives, pooled)
+
+
+def _read_groups(data: str, diseases: str, known: dict[str, snapshots.Moment], at) -> dict[str, DiseaseGroups]:
+    """Reads the diseases of all patients at once, so that a shard is read once, and parts them again."""
+    subjects = np.concatenate([moment.rows.subject_ids for moment in known.values()])
+    times = None if at is None else np.concatenate([moment.times for moment in known.values()])
+    all_groups = disease_groups.read_groups(data, diseases, subjects, times, print)
+    stops = np.cumsum([len(moment.times) for moment in known.values()])[:-1]
+    parts = zip(np.split(all_groups.has, stops), np.split(all_groups.later, stops), strict=True)
+    return {split: DiseaseGroups(all_groups.names, *part) for split, part in zip(known, parts, strict=True)}
+
+
+def find_families(found: workdir.Loaded, population: Population) -> dict[str, list[made.Candidate]]:
+    """Returns the candidates of each representation that is compared."""
+    histories = {split: moment.histories for split, moment in population.moments.items()}
+    rarity = code_rarity(found.vocabulary)
+    return {
+        made.OWN: made.of_embeddings(population.pooled),
+        made.MEAN: made.of_embeddings({"mean": population.pooled["mean"]}),
+        made.BAG: made.of_bags(histories, rarity),
+        made.PRINCIPAL: made.of_bags(histories, rarity, found.config.model.hidden_dim),
+    }

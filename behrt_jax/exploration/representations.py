@@ -1,0 +1,95 @@
+"""Representations of patients to compare: embeddings, and bags of codes and their principal components beside them."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import normalize
+
+from behrt_jax.data import dataset
+from behrt_jax.data.code_counts import count_codes
+from behrt_jax.embeddings.patients import HALF_LIVES
+from behrt_jax.metrics.embeddings import directions
+
+OWN, MEAN, BAG, PRINCIPAL = "embeddings", "embeddings, mean pooling", "bag of codes", "PCA of bag of codes"
+BOTH = "embeddings beside the bag"
+LENGTHS = (0.5, 1.0, 2.0)  # of embeddings beside bags of length 1
+Splits = dict[str, np.ndarray]  # (N, D) of each split
+
+
+class Candidate(NamedTuple):
+    """One way to make a representation, and what it gives for each split; the best on tuning is taken."""
+
+    name: str
+    make: Callable[[], Splits]
+
+
+def of_embeddings(pooled: dict[str, Splits]) -> list[Candidate]:
+    """Returns the candidates of embeddings by pooling, as they are and around their mean."""
+    return [each for name, splits in pooled.items() for each in _centred_or_not(name, lambda splits=splits: splits)]
+
+
+def of_bags(histories: dict[str, dataset.Patients], rarity: np.ndarray, components: int = 0) -> list[Candidate]:
+    """Returns the candidates of bags of codes: counts weighted in eleven ways, as they are and around their mean.
+
+    Args:
+      histories: by split.
+      rarity: (V,), as `embeddings.code_rarity` gives it.
+      components: of how many principal components of train, in place of the (N, V) bags; 0 for the bags.
+    """
+    found = []
+    for name, fading, weigh in _weightings(rarity):
+        bags = functools.partial(_bags, histories, len(rarity), fading, weigh)
+        # Components take long to find and are kept; bags are large and soon made again.
+        make = functools.cache(functools.partial(_principal, bags, components)) if components else bags
+        found += _centred_or_not(name, make)
+    return found
+
+
+def of_both(embeddings: Candidate, bags: Candidate) -> list[Candidate]:
+    """Returns the candidates of embeddings and bags side by side, so that cosines of the two add up, by weight."""
+
+    def joined(length: float) -> Splits:
+        own, codes = embeddings.make(), bags.make()
+        return {split: normalize(np.concatenate([length * own[split], codes[split]], axis=1)) for split in own}
+
+    return [
+        Candidate(f"{embeddings.name}, times {length:g}, beside {bags.name}", functools.partial(joined, length))
+        for length in LENGTHS
+    ]
+
+
+def _centred_or_not(name: str, make: Callable[[], Splits]) -> list[Candidate]:
+    def scaled(centre: bool) -> Splits:
+        splits = make()
+        direct = directions(splits["train"], centre)
+        return {split: direct(values) for split, values in splits.items()}
+
+    return [
+        Candidate(name + label, functools.partial(scaled, centre))
+        for centre, label in ((False, ""), (True, ", centred"))
+    ]
+
+
+def _weightings(rarity: np.ndarray) -> Iterator[tuple[str, float, Callable[[np.ndarray], np.ndarray]]]:
+    """Yields ways to weigh codes: a name, the half-life of counts in visits, and what becomes of counts."""
+    yield "counts", np.inf, lambda counts: counts
+    yield "log counts", np.inf, np.log1p
+    yield "presence", np.inf, lambda counts: counts > 0
+    yield "tf-idf", np.inf, lambda counts: np.log1p(counts) * rarity
+    yield "presence, idf", np.inf, lambda counts: (counts > 0) * rarity
+    for name, half_life in HALF_LIVES.items():
+        yield f"counts, {name}", half_life, lambda counts: counts
+        yield f"log counts, {name}", half_life, np.log1p
+
+
+def _bags(histories: dict[str, dataset.Patients], size: int, half_life: float, weigh: Callable) -> Splits:
+    return {split: weigh(count_codes(each, size, half_life)).astype(np.float32) for split, each in histories.items()}
+
+
+def _principal(bags: Callable[[], Splits], components: int) -> Splits:
+    splits = bags()
+    fitted = PCA(min(components, *splits["train"].shape), svd_solver="covariance_eigh").fit(splits["train"])
+    return {split: fitted.transform(values).astype(np.float32) for split, values in splits.items()}

@@ -1,0 +1,141 @@
+"""Subtypes: clusters of embeddings, whether they come again, their codes, and what becomes of their patients."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from sklearn.cluster import HDBSCAN, KMeans
+from sklearn.decomposition import PCA
+
+from behrt_jax.data import code_counts, histories
+from behrt_jax.data.vocabulary import NUM_SPECIAL
+from behrt_jax.exploration import disease_groups
+from behrt_jax.exploration.representations import Candidate, Splits
+from behrt_jax.metrics import bootstrap, survival
+from behrt_jax.metrics import embeddings as embedding_metrics
+from behrt_jax.regression import cox
+
+CHOICES = range(2, 11)
+DRAWS = 20
+CODES = 8
+FEWEST = 5  # patients with a code in a cluster, to be named
+CURVE_POINTS = 40
+DENSE_DIMENSIONS, DENSE_MEMBERS = 10, 20
+
+
+def describe(name: str, candidates: list[Candidate], population, found, at, clusters: int) -> dict:
+    """Clusters the embeddings of train and describes the clusters; see docs/embeddings.md."""
+    splits = next(candidate for candidate in candidates if candidate.name == name).make()
+    fit, number = choose_clusters(splits, clusters)
+    train, held_out = splits["train"], splits["held_out"]
+    labels = fit.predict(held_out)
+    draws = embedding_metrics.stability(train, held_out, number, DRAWS)
+    clusters_of = {split: fit.predict(each) for split, each in splits.items()}
+    result = {
+        "embeddings": name,
+        "k_means": {"clusters": number, "silhouette": _silhouette(held_out, labels), **_others(held_out, labels)},
+        "stability": bootstrap.interval(float(np.mean(draws)), draws),
+        "hdbscan": _density(train, held_out),
+        "clusters": _profiles(population, found, clusters_of),
+    }
+    if at is not None:
+        result["survival"] = _survival(population, labels, at)
+    return result
+
+
+def choose_clusters(splits: Splits, clusters: int) -> tuple[KMeans, int]:
+    """Fits k-means to train, with so many clusters; with 0 the number whose silhouette on tuning is best."""
+    options = [clusters] if clusters else list(CHOICES)
+    if (most := max(options)) >= len(splits["train"]):
+        raise ValueError(f"--clusters={most}: expected fewer than the {len(splits['train']):,} patients of train")
+    fits = [embedding_metrics.fit_clusters(splits["train"], number) for number in options]
+    best = int(np.argmax([_silhouette(splits["tuning"], fit.predict(splits["tuning"])) for fit in fits]))
+    return fits[best], options[best]
+
+
+def _silhouette(embeddings: np.ndarray, labels: np.ndarray) -> float:
+    several = 1 < len(np.unique(labels)) < len(labels)
+    return float(embedding_metrics.cluster_scores(embeddings, labels)[0].mean()) if several else -1.0
+
+
+def _others(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    if not 1 < len(np.unique(labels)) < len(labels):
+        return {}
+    return embedding_metrics.cluster_scores(embeddings, labels)[1]
+
+
+def _density(train: np.ndarray, held_out: np.ndarray) -> dict:
+    """Clusters train and held-out patients together by density, in few dimensions, as it finds none in many."""
+    fitted = PCA(min(DENSE_DIMENSIONS, *train.shape), random_state=0).fit(train)
+    together = fitted.transform(np.concatenate([train, held_out]))
+    labels = HDBSCAN(min_cluster_size=min(DENSE_MEMBERS, len(together) // 2), copy=True).fit_predict(together)[
+        len(train) :
+    ]
+    dense = labels >= 0
+    return {
+        "clusters": int(len(np.unique(labels[dense]))),
+        "in_none": float((~dense).mean()),
+        "silhouette": _silhouette(held_out[dense], labels[dense]),
+    }
+
+
+def _profiles(population, found, labels: dict[str, np.ndarray]) -> list[dict]:
+    """Describes each cluster by all patients: size, age, diseases, and the codes that tell it from the others."""
+    tokens, moments = found.vocabulary.tokens, population.moments
+    count = code_counts.count_codes
+    presence = np.concatenate([count(moments[split].histories, len(tokens)) > 0 for split in labels])
+    member, has = (
+        np.concatenate(list(labels.values())),
+        np.concatenate([population.groups[split].has for split in labels]),
+    )
+    ages = np.concatenate([_ages(moments[split]) for split in labels])
+    odds, scores = embedding_metrics.distinguishing_codes(presence, member)
+    descriptions = disease_groups.read_descriptions(Path(found.config.data.path))
+    names, profiles = population.groups["train"].names, []
+    for cluster in range(len(odds)):
+        inside = member == cluster
+        known = np.where(presence[inside].sum(axis=0) >= FEWEST, scores[cluster], -np.inf)
+        known[:NUM_SPECIAL] = -np.inf
+        best = [code for code in np.argsort(-known)[:CODES] if known[code] > 0]
+        codes = [
+            {
+                "code": tokens[code],
+                "description": descriptions.get(tokens[code].partition("//Q")[0], ""),
+                "odds_ratio": float(np.exp(odds[cluster, code])),
+                "share": float(presence[inside, code].mean()),
+                "share_elsewhere": float(presence[~inside, code].mean()),
+            }
+            for code in best
+        ]
+        shares = dict(zip(names, has[inside].mean(axis=0).tolist(), strict=True))
+        median = float(np.nanmedian(ages[inside])) if np.isfinite(ages[inside]).any() else None
+        size = {split: int((each == cluster).sum()) for split, each in labels.items()}
+        profiles.append({"patients": size, "median_age": median, "diseases": shares, "codes": codes})
+    return profiles
+
+
+def _ages(moment) -> np.ndarray:
+    return histories.ages_at(moment.histories, moment.times)
+
+
+def _survival(population, labels: np.ndarray, at: np.datetime64) -> dict:
+    """Follows held-out patients from the date to death, by cluster: Kaplan-Meier curves and a log-rank test."""
+    people = pl.DataFrame({"subject_id": population.moments["held_out"].rows.subject_ids, "cluster": labels})
+    people = people.join(population.lives, on="subject_id", how="left", maintain_order="left")
+    ends = people.select(pl.coalesce("death", "last")).to_series().to_numpy().astype("datetime64[us]")
+    days = (ends - at) / np.timedelta64(1, "D")
+    died, seen = people["death"].is_not_null().to_numpy(), days > 0
+    curves = []
+    for cluster in range(labels.max() + 1):
+        own = seen & (labels == cluster)
+        times = np.unique(days[own])
+        kept = times[np.unique(np.linspace(0, len(times) - 1, CURVE_POINTS).astype(int))] if own.any() else times
+        once = np.ones((1, own.sum()))
+        alive = 1 - survival.cumulative_incidence(days[own], died[own], once, kept)[0] if own.any() else kept
+        curve = {"days": kept.tolist(), "alive": alive.tolist()}
+        curves.append({"patients": int(own.sum()), "deaths": int(died[own].sum()), **curve})
+    result = {"curves": curves, "not_followed": int((~seen).sum())}
+    if died[seen].any() and len(np.unique(labels[seen])) > 1:
+        statistic, p = cox.log_rank(days[seen], died[seen], labels[seen])
+        result |= {"log_rank": statistic, "p": p}
+    return result

@@ -1,0 +1,1 @@
+"""Fine-tuning: labeled histories, the head and predictions."""

@@ -1,0 +1,127 @@
+"""The labels of a recipe and the data they belong to: which can be predicted, and what was known at each."""
+
+import datetime
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+from ml_collections import ConfigDict
+
+from behrt_jax.data import dataset
+from behrt_jax.data import events as data_events
+from behrt_jax.data.config import DataConfig
+from behrt_jax.data.hashing import hash_integers
+from behrt_jax.data.prepare import Prepared, prepare
+from behrt_jax.data.vocabulary import Vocabulary
+from behrt_jax.finetuning.labeled_histories import Labelled, describe_unknown, find_histories
+from behrt_jax.labels import labels as label_data
+from behrt_jax.labels.follow_up import read_lives
+from behrt_jax.labels.labels import Labels
+
+FEW = 10  # patients with an outcome, of whom resampling makes intervals that are too narrow
+
+
+def read_splits(
+    config: ConfigDict, vocabulary: Vocabulary | None, say: Callable[[str], None], add_codes: bool = False
+) -> tuple[Prepared, dict[str, Labelled]]:
+    """Reads the labels and the data of a config, the latter in a vocabulary from elsewhere if one is given.
+
+    Raises:
+      ValueError: labels or data cannot be read or do not fit the config, or no label is left in a split.
+    """
+    cutoff = read_cutoff(config)
+    labels = label_data.read_labels(config.labels.split(",") if config.labels else (), say)
+    check_kind(config, labels)
+    prepared = prepare(DataConfig(**config.data), vocabulary, progress=say, add_codes=add_codes)
+    labels = match(labels, read_lives(config.data.path), say)
+    splits, wrong_side = {}, 0
+    for split in data_events.SPLITS:
+        patients = dataset.read(prepared.folder, split)
+        mine = labels.take(np.isin(labels.subject_ids, patients.subject_ids))
+        kept = mine if cutoff is None else keep_side(config, mine, split, cutoff, say)
+        kept = keep_few(config, kept, say) if split == "train" else kept
+        wrong_side += len(mine) - len(kept)
+        splits[split] = find_histories(config, patients, kept, prepared.vocabulary.tokens, split, say)
+    report_rest(len(labels) - wrong_side, list(splits.values()), say)
+    for line in describe_unknown(splits, prepared.vocabulary.tokens):
+        say(line)
+    if empty := [split for split, found in splits.items() if not len(found.labels)]:
+        side = f" and out_of_time.cutoff={config.out_of_time.cutoff}" if cutoff else ""
+        raise ValueError(f"labels={config.labels}{side}: no label is left in {', '.join(empty)}; expected some in each")
+    return prepared, splits
+
+
+def read_cutoff(config: ConfigDict) -> np.datetime64 | None:
+    """Returns the date of an out-of-time split, or None; a ValueError if the keys of it are no date and no days."""
+    chosen = config.out_of_time
+    if not chosen.cutoff:
+        return None
+    try:
+        cutoff = np.datetime64(datetime.date.fromisoformat(chosen.cutoff), "us")
+    except ValueError as error:
+        raise ValueError(f"out_of_time.cutoff: found {chosen.cutoff}; expected a date such as 2015-01-01") from error
+    needed = "classification" in config
+    if not (chosen.gap_days > 0 or (chosen.gap_days == 0 and not needed)):
+        why = ", the outcome's window, as labels of train must be known by the cutoff" if needed else ""
+        raise ValueError(f"out_of_time.gap_days: found {chosen.gap_days:g}; expected days above 0{why}")
+    return cutoff
+
+
+def keep_side(
+    config: ConfigDict, labels: Labels, split: str, cutoff: np.datetime64, say: Callable[[str], None]
+) -> Labels:
+    """Returns the labels on a split's side of the cutoff, and says how many are left out, or censored there."""
+    chosen = config.out_of_time
+    kept, censored = label_data.out_of_time(labels, split, cutoff, chosen.gap_days)
+    gap = f"{chosen.gap_days:g} days before " if chosen.gap_days else ""
+    side = f"before {chosen.cutoff}" if split == "held_out" else f"from {gap}{chosen.cutoff} on"
+    left_out = len(labels) - len(kept)
+    say(f"out of time, {split}: {left_out:,} labels {side} left out, {censored:,} times to event censored there")
+    return kept
+
+
+def keep_few(config: ConfigDict, labels: Labels, say: Callable[[str], None]) -> Labels:
+    """Returns the labels of at most `train.max_patients` patients, those with the lowest hash of their id."""
+    patients, most = np.unique(labels.subject_ids), config.train.max_patients
+    if not 0 < most < len(patients):
+        return labels
+    say(f"train: {most:,} of {len(patients):,} labelled patients are taken (train.max_patients)")
+    chosen = patients[np.argsort(hash_integers(patients), kind="stable")[:most]]
+    return labels.take(np.isin(labels.subject_ids, chosen))
+
+
+def kinds(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the kinds of labels that a recipe takes."""
+    return ("survival",) if "survival" in config else ("binary", "multiclass", "multilabel")
+
+
+def check_kind(config: ConfigDict, labels: Labels) -> None:
+    """Raises a ValueError where labels are not of the recipe's kind."""
+    if labels.kind not in kinds(config):
+        wanted = "survival" if labels.kind == "survival" else "classification"
+        raise ValueError(f"labels: found {labels.kind} labels in {config.labels}; use --config=configs/{wanted}.py")
+
+
+def match(labels: Labels, lives: pl.DataFrame, say: Callable[[str], None]) -> Labels:
+    """Returns the labels of subjects who are in the data, born and alive, and says how many are left out and why."""
+    kept, left_out = label_data.match_subjects(labels, lives)
+    if left_out:
+        say("labels left out: " + ", ".join(f"{number:,} {reason}" for reason, number in left_out.items()))
+    return labels.take(kept)
+
+
+def report_rest(number: int, found: list[Labelled], say: Callable[[str], None]) -> None:
+    """Says how many labels of a number have no history: no code that is kept came before, or the split is another."""
+    rest = number - sum(len(part.labels) for part in found)
+    if rest:
+        say(f"labels left out: {rest:,} without an event before that the model reads, or of patients in other splits")
+
+
+def warn_of_few(labels: Labels, say: Callable[[str], None]) -> None:
+    """Says of which outcomes held-out labels have none or few, or nothing else, so that metrics are left out."""
+    if lack := label_data.describe_lack(labels, "held_out"):
+        events, classes = "C-index, AUC and calibration slope need events", "AUROC, AUPRC and slope need both classes"
+        say(f"warning: {lack}; {events if labels.kind == 'survival' else classes}: left out, as are its figures")
+    for name, came in zip(labels.names, labels.outcomes().T, strict=True):
+        if 0 < (patients := len(np.unique(labels.subject_ids[came]))) < FEW:
+            say(f"warning: patients of held_out with '{name}': {patients}; no interval of so few can be relied on")

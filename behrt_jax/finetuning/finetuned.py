@@ -1,0 +1,70 @@
+"""A fine-tuned run, loaded to be scored, and what another run says of the same labels."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from behrt_jax.finetuning import data, head_regression, predict, setup
+from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.finetuning.predict import Predictions
+from behrt_jax.labels.labels import Labels
+from behrt_jax.training import workdir
+
+
+class Fitted(NamedTuple):
+    """A fine-tuned run, loaded, with its labelled histories by split and the tokens of its vocabulary."""
+
+    config: ConfigDict
+    tokens: tuple[str, ...]
+    model: Any
+    params: Any
+    splits: dict[str, Labelled]
+
+
+def load(folder: Path, splits: dict[str, Labelled] | None, say: Callable[[str], None]) -> Fitted:
+    """Loads a fine-tuned run and, if they are not given, its labelled histories.
+
+    Raises:
+      ValueError: the workdir cannot be loaded, or its data is not what the model was trained with.
+    """
+    config, vocabulary, model, params = workdir.load(folder)
+    if "objective" in config:
+        raise ValueError(f"{folder}: was pre-trained; expected a run of experiments.finetune")
+    if splits is None:
+        prepared, splits = data.read_splits(config, vocabulary if config.pretrained else None, say)
+        if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
+            raise ValueError(f"{config.data.path}: gives another vocabulary than {folder} has; restore its data")
+        workdir.check_digests(folder, config, setup.digest_inputs(splits), say)
+        splits = head_regression.add(splits, head_regression.load(folder, config), vocabulary.tokens)
+    return Fitted(config, vocabulary.tokens, model, params, splits)
+
+
+def load_other(folder: Path, config: ConfigDict, mine: Labels, say: Callable[[str], None]) -> tuple[Fitted, dict]:
+    """Loads another run to compare with, and what was fitted after its training.
+
+    Args:
+      folder: its workdir.
+      config: of the run to compare it with.
+      mine: the held-out labels of that run.
+      say: takes lines on what is going on.
+
+    Raises:
+      ValueError: it is of other labels, or was not fine-tuned to its end.
+    """
+    other = load(folder, None, say)
+    theirs = other.splits["held_out"].labels
+    columns = ("subject_ids", "prediction_times", "values", "days", "events")
+    same = all(np.array_equal(getattr(mine, name), getattr(theirs, name), equal_nan=name == "days") for name in columns)
+    if not same or other.config.names != config.names:
+        raise ValueError(f"--versus={folder}: is of other labels; expected a run of {config.labels}")
+    return other, predict.read_fitted(folder)
+
+
+def score_other(folder: Path, own: Fitted, say: Callable[[str], None]) -> tuple[Predictions, dict]:
+    """Returns what another run says of held-out patients, and what was fitted after its training; see `load_other`."""
+    other, fitted = load_other(folder, own.config, own.splits["held_out"].labels, say)
+    logits = predict.score(other.config, other.model, other.params, other.splits["held_out"])
+    return predict.predict(other.config, logits, fitted), fitted

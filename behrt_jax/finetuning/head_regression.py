@@ -1,0 +1,56 @@
+"""The regression on codes whose log risk a head reads in the place of age and sex, with `history.regression`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.labels.labels import Labels
+from behrt_jax.regression import code_regression
+from behrt_jax.regression.code_regression import CodeRegression, Target
+from behrt_jax.training.workdir import REGRESSION_FILE
+
+
+def fit(
+    config: ConfigDict, splits: dict[str, Labelled], tokens: tuple[str, ...], say: Callable[[str], None]
+) -> CodeRegression | None:
+    """Fits the regression that a recipe asks for: a log risk of each cause, label or class, one of a binary label."""
+    if not config.history.regression:
+        return None
+    say("fitting a regression on codes, and once more without each fold of train")
+    parts = [splits[name] for name in ("train", "tuning")]
+    train, tuning = ((part.histories, part.labels.prediction_times) for part in parts)
+    targets = list(zip(*(targets_of(part.labels) for part in parts), strict=True))
+    return code_regression.fit(train, tuning, targets, tokens, say)
+
+
+def targets_of(labels: Labels) -> list[Target]:
+    """Returns each outcome of labels as a regression takes it."""
+    everyone = np.ones(len(labels), bool)
+    if labels.kind == "survival":
+        causes = range(1, 1 + len(labels.names))
+        return [Target(everyone, labels.events == cause, labels.days) for cause in causes]
+    if labels.kind == "multiclass":
+        return [Target(everyone, each) for each in labels.outcomes().T]
+    return [Target(~np.isnan(each), each > 0) for each in labels.values.T]
+
+
+def load(folder: Path, config: ConfigDict) -> CodeRegression | None:
+    """Loads the regression of a fine-tuned workdir; None where its recipe has none, as recipes of old have not."""
+    return code_regression.load(folder / REGRESSION_FILE) if config.history.get("regression") else None
+
+
+def add(splits: dict[str, Labelled], regression: CodeRegression | None, tokens: tuple[str, ...]) -> dict[str, Labelled]:
+    """Makes what a regression says the traits of labelled histories; `train` are those it was fitted to.
+
+    Age and sex are among its features: beside it they would begin at what few labels say of them once more.
+    """
+    if regression is None:
+        return splits
+    added = {}
+    for name, found in splits.items():
+        known = (found.histories, found.labels.prediction_times, tokens)
+        added[name] = found._replace(traits=regression.log_risks(*known, is_train=name == "train"))
+    return added

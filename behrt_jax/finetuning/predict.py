@@ -1,0 +1,138 @@
+"""What a fine-tuned model says of labelled histories: calibrated probabilities, or risks and survival curves."""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import polars as pl
+from ml_collections import ConfigDict
+
+from behrt_jax.finetuning import labeled_histories
+from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.labels.labels import Labels
+from behrt_jax.metrics import calibration
+from behrt_jax.metrics import classification as classification_metrics
+from behrt_jax.objectives import classification, survival
+from behrt_jax.objectives.survival import Baseline, SurvivalConfig
+from behrt_jax.training.workdir import FITTED_FILE
+
+
+class ClassPredictions(NamedTuple):
+    """What is said of the classes of M labelled histories: (M,) probabilities of a binary outcome, else (M, K)."""
+
+    probabilities: np.ndarray
+
+
+class SurvivalPredictions(NamedTuple):
+    """What is said of the time to an event, or to the first of C causes, after M labelled histories.
+
+    Attributes:
+      scores: (M, C) for each cause, higher is earlier.
+      risks: a function from (T,) days to the (M, C, T) cumulative incidence of each cause.
+    """
+
+    scores: np.ndarray
+    risks: Callable[[np.ndarray], np.ndarray]
+
+
+Predictions = ClassPredictions | SurvivalPredictions
+
+
+def score(config: ConfigDict, model, params, found: Labelled) -> np.ndarray:
+    """Returns the (M, K) float32 logits of labelled histories."""
+    return labeled_histories.read_each(config, found, model.num_labels, functools.partial(_score, model, params))
+
+
+@functools.partial(jax.jit, static_argnames="model")  # here, so that it is compiled once for all runs of a model
+def _score(model, params, columns):
+    return classification.score_patients(model, params, columns)
+
+
+def fit_afterwards(config: ConfigDict, logits: dict[str, np.ndarray], labels: dict[str, Labels]) -> dict:
+    """Fits what follows training, as JSON's kinds: calibration and thresholds on tuning, or Cox's baseline on train."""
+    if "survival" in config:
+        if config.survival.loss != "cox":
+            return {}
+        found = survival.breslow(logits["train"], labels["train"].days, labels["train"].events)
+        return {"baseline": {name: values.tolist() for name, values in found._asdict().items()}}
+    said, targets = (
+        classification.probabilities(logits["tuning"], config.classification.kind),
+        targets_of(labels["tuning"]),
+    )
+    fitted = {}
+    if config.evaluation.calibration != "none":
+        calibrator, fitted["calibration"] = calibration.fit(said, targets, config.evaluation.calibration)
+        said = calibrator(said)
+    if config.classification.kind != "multi_class":
+        fitted["threshold"] = classification_metrics.best_threshold(said, targets).tolist()
+    return fitted
+
+
+def targets_of(labels: Labels) -> np.ndarray:
+    """Returns the targets as metrics take them: (M,) bool, (M, K) bool, or (M,) classes."""
+    if labels.kind == "multiclass":
+        return labels.values[:, 0].astype(int)
+    return labels.values[:, 0] > 0 if labels.kind == "binary" else labels.values > 0
+
+
+def predict(config: ConfigDict, logits: np.ndarray, fitted: dict) -> Predictions:
+    """Returns what logits say, with what was fitted after training."""
+    if "survival" in config:
+        settings = SurvivalConfig(**config.survival)
+        baseline = Baseline(*map(np.asarray, fitted["baseline"].values())) if "baseline" in fitted else None
+        scores = survival.risk_scores(logits, settings)
+        return SurvivalPredictions(scores, lambda days: survival.risks(logits, settings, days, baseline))
+    said = classification.probabilities(logits, config.classification.kind)
+    if "calibration" in fitted:
+        said = calibration.from_dict(fitted["calibration"])(said)
+    return ClassPredictions(said)
+
+
+def read_fitted(folder: Path) -> dict:
+    """Reads what `fit_afterwards` gave for a workdir.
+
+    Raises:
+      ValueError: it is not there, as fine-tuning did not come to its end.
+    """
+    file = folder / FITTED_FILE
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: cannot be read ({error}); run experiments.finetune to its end first") from error
+
+
+def write(file: Path, config: ConfigDict, labels: Labels, said: Predictions, fitted: dict) -> None:
+    """Writes predictions as Parquet; binary ones in the schema that meds-evaluation reads.
+
+    Args:
+      file: to write.
+      config: of the run.
+      labels: what was predicted, with outcomes where they are known.
+      said: the predictions.
+      fitted: with the threshold of binary ones.
+    """
+    known = labels.kind != "times"
+    columns = {"subject_id": labels.subject_ids, "prediction_time": labels.prediction_times}
+    if isinstance(said, SurvivalPredictions):
+        if known:
+            columns |= {"days": labels.days, "event": labels.events}
+        horizons = np.asarray(config.evaluation.horizons)
+        for place, (name, risks) in enumerate(zip(config.names, np.moveaxis(said.risks(horizons), 1, 0), strict=True)):
+            columns[f"score/{name}"] = said.scores[:, place]
+            columns |= {f"risk/{name}@{days:g}": risks[:, number] for number, days in enumerate(horizons)}
+    elif said.probabilities.ndim == 1:
+        if known:
+            columns["boolean_value"] = labels.values[:, 0] > 0
+        columns["predicted_boolean_value"] = said.probabilities >= fitted["threshold"]
+        columns["predicted_boolean_probability"] = said.probabilities.astype(np.float32)
+    else:
+        for place, name in enumerate(config.names):
+            columns[f"probability/{name}"] = said.probabilities[:, place]
+            if known:
+                is_class = labels.kind == "multiclass"
+                columns[f"value/{name}"] = labels.values[:, 0] == place if is_class else labels.values[:, place] > 0
+    pl.DataFrame(columns).write_parquet(file)

@@ -1,0 +1,94 @@
+"""A head that begins at a probe: a regression on traits, foretold codes and embeddings of the encoder before training.
+
+Fine-tuning from there changes the encoder less, and needs fewer labels (linear probing, then fine-tuning: Kumar et al.
+2022).
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from behrt_jax.finetuning import head_init, labeled_histories
+from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.models.inputs import model_arguments
+from behrt_jax.objectives import classification, survival
+from behrt_jax.objectives.classification import ClassificationConfig
+from behrt_jax.objectives.survival import SurvivalConfig
+
+# Of standardised embeddings beside the rest, before a ridge that is the same for all; 0 leaves them out.
+SCALES = (0.0, 0.01, 0.03, 0.1, 0.3)
+FORETOLD = 0.25  # what foretold codes add to being believed as they are, likewise scaled
+TRAITS = (1.0, 0.0)  # age and sex, and without
+
+
+def begin(config: ConfigDict, model, params: Any, splits: dict[str, Labelled]) -> Any:
+    """Sets the head of a model for binary outcomes or times to an event.
+
+    Args:
+      config: its recipe.
+      model: a `BEHRTForSequenceClassification`.
+      params: of it, or with LoRA's factors beside.
+      splits: `train`, to which the regressions are fitted, and `tuning`, by whose loss one is chosen: with embeddings
+        by one of `SCALES`, with traits and without.
+    """
+    variables = params["base"] if config.lora.rank else params
+    read = {name: read_patients(config, model, variables, splits[name]) for name in ("train", "tuning")}
+    # The last are traits: foretold codes come before them and are always read.
+    middle, size = read["train"].mean(axis=0), config.model.hidden_dim
+    first = size + len(config.foretold.ids)
+    standard = np.where(np.arange(len(middle)) < size, 1 / (read["train"].std(axis=0) + 1e-3), 1.0)
+    # A forecast is believed, in the mean of its codes, until labels say otherwise.
+    believed = np.repeat([0.0, 1.0 / max(first - size, 1), 0.0], [size, first - size, len(middle) - first])
+    heads = []
+    for scale in SCALES:
+        for with_traits in TRAITS if read["train"].shape[1] > first else (1.0,):
+            factor = standard * np.repeat([scale, FORETOLD, with_traits], [size, first - size, len(middle) - first])
+            known = read["train"] - middle
+            kernel, bias = _fit(config, known * factor, known @ believed, splits["train"])
+            kernel = kernel * factor[:, None] + believed[:, None].astype(np.float32)
+            heads.append((kernel, bias - middle @ kernel))
+    losses = [_loss(config, read["tuning"] @ kernel + bias, splits["tuning"]) for kernel, bias in heads]
+    kernel, bias = heads[int(np.argmin(losses))]
+    head = {"output": {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}}
+    begun = {**variables, "params": {**variables["params"], "head": head}}
+    return {**params, "base": begun} if config.lora.rank else begun
+
+
+def read_patients(config: ConfigDict, model, variables: Any, found: Labelled) -> np.ndarray:
+    """Returns what the head reads of labelled histories, (M, D + E + F) float32: embeddings, foretold codes, traits."""
+    width = config.model.hidden_dim + len(config.foretold.ids)
+    read = labeled_histories.read_each(config, found, width, functools.partial(_read, model, variables))
+    return np.concatenate([read, found.traits], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _read(model, variables, columns):
+    inputs, named = model_arguments(columns)
+    number = columns["weights"].shape[1]
+    pooled, foretold = model.apply(variables, *inputs, **named, num_patients=number, method="foretell")
+    return pooled if foretold is None else jnp.concatenate([pooled, foretold], axis=-1)
+
+
+def _fit(config: ConfigDict, inputs: np.ndarray, offset: np.ndarray, train: Labelled) -> tuple[np.ndarray, np.ndarray]:
+    labels = train.labels
+    if "survival" in config:
+        return head_init.begin_survival(inputs, labels.days, labels.events, SurvivalConfig(**config.survival), offset)
+    settings = ClassificationConfig(**config.classification)
+    if config.foretold.ids:
+        return head_init.begin_binary(inputs, labels.values[:, 0], settings, offset)
+    return head_init.begin_classification(inputs, labels.values[:, 0], settings, 2)
+
+
+def _loss(config: ConfigDict, logits: np.ndarray, tuning: Labelled) -> float:
+    labels = tuning.labels
+    if "survival" in config:
+        known, settings = np.ones((1, len(labels)), bool), SurvivalConfig(**config.survival)
+        given = (jnp.asarray(logits)[None], labels.days[None].astype(np.float32), labels.events[None], known)
+        return float(survival.survival_losses(*given, settings).mean())
+    return float(
+        classification.classification_losses(jnp.asarray(logits), jnp.asarray(labels.values[:, 0]), "binary").mean()
+    )

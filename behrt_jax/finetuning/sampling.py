@@ -1,0 +1,53 @@
+"""Who of the labelled patients is taken, and which of their labels: draws by seed."""
+
+import numpy as np
+import polars as pl
+
+from behrt_jax.data import dataset
+from behrt_jax.data.hashing import hash_integers
+from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.labels.labels import Labels
+
+
+def draw_rows(labels: Labels, size: int, *seeds: int, where: str = "train") -> np.ndarray:
+    """Returns the rows of `size` patients, of all if there are no more, among them some of each outcome.
+
+    Args:
+      labels: binary, or times to an event.
+      size: patients.
+      seeds: decide who is drawn.
+      where: what the labels are, for the error.
+
+    Raises:
+      ValueError: no such patients were found.
+    """
+    patients = np.unique(labels.subject_ids)
+    if size >= len(patients):
+        return np.arange(len(labels))
+    outcome = labels.events > 0 if labels.kind == "survival" else labels.values[:, 0] > 0
+    for attempt in range(1000):
+        drawn = np.random.default_rng([*seeds, attempt]).choice(patients, size, replace=False)
+        rows = np.flatnonzero(np.isin(labels.subject_ids, drawn))
+        if 1 < outcome[rows].sum() < len(rows) - 1:
+            return rows
+    raise ValueError(f"--sizes: no {size} patients of {where} with two of each outcome were found; name larger sizes")
+
+
+def draw_splits(splits: dict[str, Labelled], size: int, *seeds: int) -> dict[str, Labelled]:
+    """Returns the labelled histories of `size` patients of train, and of as many of tuning."""
+    drawn = {name: splits[name] for name in ("train", "tuning")}
+    return {name: take(part, draw_rows(part.labels, size, *seeds, where=name)) for name, part in drawn.items()}
+
+
+def take(found: Labelled, rows: np.ndarray) -> Labelled:
+    """Returns some labelled histories: (m,) ascending indices."""
+    chosen = np.isin(np.arange(len(found.labels)), rows)
+    histories, read = (dataset.take(each, chosen) for each in (found.histories, found.rows))
+    return Labelled(found.labels.take(chosen), histories, read, found.traits[chosen])
+
+
+def cap(labels: Labels, most: int) -> np.ndarray:
+    """Returns the rows of at most so many labels of each outcome a patient, by the hash of their time."""
+    rank = hash_integers(labels.subject_ids, labels.prediction_times.astype(np.int64))
+    rows = {"subject": labels.subject_ids, "outcome": labels.outcomes()[:, 0], "rank": rank, "row": range(len(rank))}
+    return pl.DataFrame(rows).sort("rank").group_by("subject", "outcome").head(most)["row"].sort().to_numpy()

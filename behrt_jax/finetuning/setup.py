@@ -1,0 +1,193 @@
+"""What a recipe of fine-tuning trains: the model with its head, beginning where a pre-trained one stopped."""
+
+import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from behrt_jax.data import prepare
+from behrt_jax.data.prepare import Prepared
+from behrt_jax.finetuning import data, head_init, head_regression, labeled_histories
+from behrt_jax.finetuning import pretrained as pretrained_runs
+from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.labels import labels as label_data
+from behrt_jax.labels.labels import Labels
+from behrt_jax.models import lora
+from behrt_jax.models.classification import BEHRTForSequenceClassification
+from behrt_jax.models.lora import merge
+from behrt_jax.objectives import classification, scoring, survival
+from behrt_jax.objectives.base import Objective
+from behrt_jax.objectives.classification import ClassificationConfig
+from behrt_jax.objectives.survival import SurvivalConfig
+from behrt_jax.regression.code_regression import CodeRegression
+from behrt_jax.training import workdir
+from behrt_jax.training.optimizer import hold_frozen, layer_scales
+
+KINDS = {"binary": "binary", "multiclass": "multi_class", "multilabel": "multi_label"}
+
+
+class Outcomes(NamedTuple):
+    """A model with a head for outcomes, and what it is trained for.
+
+    Attributes:
+      prepared, splits: the data, and labelled histories by split.
+      model, objective: of the parameters that `workdir.load` gives, LoRA's merged, and of those that are trained.
+      initialize, scales: functions from a key to these, and from these to factors of their learning rates.
+      regression: with `history.regression`; what it says is among the traits of `splits`.
+      digests: of the labels, the histories and the pre-trained parameters; see `finetuning.setup.digest_inputs`.
+    """
+
+    prepared: Prepared
+    splits: dict[str, Labelled]
+    model: BEHRTForSequenceClassification
+    objective: Objective
+    initialize: Callable[[jax.Array], Any]
+    scales: Callable[[Any], Any]
+    regression: CodeRegression | None = None
+    digests: Mapping[str, str] = MappingProxyType({})
+
+
+def begin(config: ConfigDict, say: Callable[[str], None]) -> Outcomes:
+    """Reads labels and data and builds what the config asks for; a ValueError if nothing can be learned from them."""
+    if config.add_codes and not config.pretrained:
+        raise ValueError("add_codes: found True without pretrained; expected a run whose vocabulary is added to")
+    if config.foretold.codes and not config.pretrained:
+        codes = ", ".join(config.foretold.codes)
+        raise ValueError(f"foretold.codes: found {codes} without pretrained; expected a run of configs/events.py")
+    begun = pretrained_runs.load(config) if config.pretrained else None
+    prepared, splits = data.read_splits(config, begun and begun.vocabulary, say, config.add_codes)
+    labels = splits["train"].labels
+    for split in ("train", "tuning"):
+        label_data.check_learnable(splits[split].labels, split)
+    if config.foretold.codes and ((kind := labels.kind) not in ("binary", "survival") or len(labels.names) > 1):
+        raise ValueError(f"foretold.codes: found {kind} labels; expected one binary label, or times to an event")
+    digests = digest_inputs(splits, begun)
+    added = len(prepared.vocabulary) - len(begun.vocabulary) if begun else 0
+    if begun:
+        say(prepare.describe_coverage(prepared.report, "train"))
+        begun = pretrained_runs.add_rows(begun, prepared.vocabulary, config.data.path)
+    regression = head_regression.fit(config, splits, prepared.vocabulary.tokens, say)
+    splits = head_regression.add(splits, regression, prepared.vocabulary.tokens)
+    built = build(config, prepared, splits, begun and begun.params, added)
+    return built._replace(regression=regression, digests=digests)
+
+
+def build(config: ConfigDict, prepared: Prepared, splits: dict[str, Labelled], begun: Any, added: int = 0) -> Outcomes:
+    """Builds what a config asks for, and fills in the latter; `begun` are parameters, None from scratch."""
+    fill_in(config, splits["train"].labels, len(prepared.vocabulary))
+    model = workdir.build_outcome_model(config)
+    objective, first_head = make_objective(config, model, splits["train"]), begin_head(config, splits["train"])
+    if config.lora.rank:
+        objective = adapt_objective(objective, config.lora.scale)
+    rates = scales(config, added)
+    if config.lora.rank or config.freeze != "none":
+        objective = hold(objective, rates)
+    start = functools.partial(initialize, config, model, begun, first_head)
+    return Outcomes(prepared, splits, model, objective, start, rates)
+
+
+def fill_in(config: ConfigDict, train: Labels, vocab_size: int) -> None:
+    """Sets what the config takes from the labels of train and the vocabulary."""
+    with config.unlocked():
+        config.model.vocab_size, config.names = vocab_size, train.names
+        if "classification" in config:
+            config.classification.kind = KINDS[train.kind]
+        else:
+            config.survival.num_causes = len(train.names)
+            if not config.survival.edges:
+                config.survival.edges = survival.fit_edges(train.days, train.events, config.survival.num_bins)
+
+
+def make_objective(config: ConfigDict, model, found: Labelled) -> Objective:
+    """Returns the objective of a recipe for the labels of train."""
+    if "survival" in config:
+        settings = SurvivalConfig(**config.survival)
+        if settings.loss == "cox" and config.train.accumulate_steps > 1:
+            given = f"found {config.train.accumulate_steps} with survival.loss=cox"
+            raise ValueError(f"train.accumulate_steps: {given}; expected 1, as the risk sets of Cox are whole batches")
+        return survival.make_objective(model, settings)
+    settings, (targets, num_classes) = ClassificationConfig(**config.classification), _targets(config, found.labels)
+    weights = None if settings.class_weights == "none" else classification.balanced_weights(targets, num_classes)
+    return classification.make_objective(model, settings, weights)
+
+
+def begin_head(config: ConfigDict, found: Labelled) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the traits' kernel and the bias with which the head begins: a regression on the traits of train alone."""
+    train = found.labels
+    if "survival" in config:
+        return head_init.begin_survival(found.traits, train.days, train.events, SurvivalConfig(**config.survival))
+    settings = ClassificationConfig(**config.classification)
+    targets, num_classes = _targets(config, train)
+    return head_init.begin_classification(found.traits, targets, settings, num_classes)
+
+
+def _targets(config: ConfigDict, labels: Labels) -> tuple[np.ndarray, int]:
+    """Returns the targets of a classification as its objective takes them, and the number of classes."""
+    kind = config.classification.kind
+    targets = labels.values if kind == "multi_label" else labels.values[:, 0]
+    return targets, len(labels.names) if kind == "multi_class" else 2
+
+
+def initialize(config: ConfigDict, model, begun: Any, head: tuple[np.ndarray, np.ndarray], key: jax.Array) -> Any:
+    """Makes what is trained: the pre-trained encoder's parameters, and a head that begins where age and sex get."""
+    variables = workdir.initialize(model, key)
+    params = dict(variables["params"])
+    if begun is not None:
+        params["behrt"] = {**params["behrt"], **begun["params"]["behrt"]}
+        params |= {name: begun["params"][name] for name in params if name == "time_to_event"}
+    kernel = 0 * params["head"]["output"]["kernel"]
+    kernel = kernel.at[len(kernel) - len(head[0]) :].set(head[0])
+    params["head"] = {"output": {"kernel": kernel, "bias": jnp.asarray(head[1])}}
+    params = {**variables, "params": params}
+    if config.lora.rank:
+        return {"base": params, "factors": lora.initialize(params, config.lora.rank, jax.random.fold_in(key, 1))}
+    return params
+
+
+def scales(config: ConfigDict, added: int = 0) -> Callable[[Any], Any]:
+    """Returns a function from parameters to factors of learning rates; rows of `added` codes always learn."""
+    freeze = "encoder" if config.lora.rank else config.freeze
+    return functools.partial(layer_scales, decay=config.layer_decay, freeze=freeze, added=added)
+
+
+def hold(objective: Objective, scales: Callable[[Any], Any]) -> Objective:
+    """Returns the objective without gradients of what is frozen."""
+
+    def measure(params, prepared, dropout_key):
+        return objective.measure(hold_frozen(params, scales(params)), prepared, dropout_key)
+
+    return objective._replace(measure=measure)
+
+
+def tuning_scorer(config: ConfigDict, task: Outcomes) -> Callable[[Any], dict[str, float]]:
+    """Returns a function from trained parameters to the objective's metrics on tuning."""
+    step = scoring.make_tuning_step(task.objective)
+    found = list(labeled_histories.evaluation_batches(config, task.splits["tuning"]))
+    return lambda params: scoring.score_objective(step, task.objective, params, found)
+
+
+def adapt_objective(objective: Objective, scale: float) -> Objective:
+    """Returns an objective of `{"base": params, "factors": factors}`; `optimizer.layer_scales` can freeze the base."""
+
+    def measure(params, prepared, dropout_key):
+        return objective.measure(merge(params["base"], params["factors"], scale), prepared, dropout_key)
+
+    return objective._replace(measure=measure)
+
+
+def digest_inputs(splits: dict[str, Labelled], pretrained: workdir.Loaded | None = None) -> dict[str, str]:
+    """Digests the inputs of fine-tuning, by config key: labels, what is known at each, and pre-trained parameters.
+
+    Args:
+      splits: the labels that are kept, with their histories.
+      pretrained: the run that fine-tuning begins with, if any.
+    """
+    histories = {name: workdir.digest_patients(found.histories) for name, found in splits.items()}
+    labels = {name: found.labels for name, found in splits.items()}
+    digests = {"labels": workdir.digest(labels), "data.path": workdir.digest(histories)}
+    return digests if pretrained is None else {**digests, "pretrained": workdir.digest(pretrained.params)}

@@ -1,0 +1,1 @@
+"""What drives a prediction, and what if the history were another."""

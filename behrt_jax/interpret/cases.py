@@ -1,0 +1,124 @@
+"""What is explained of a run: held-out histories in rows, and the number asked of each."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from behrt_jax.data import batches, next_visit_targets
+from behrt_jax.data import windows as data_windows
+from behrt_jax.data.dataset import Patients
+from behrt_jax.data.hashing import hash_integers
+from behrt_jax.data.vocabulary import MASK
+from behrt_jax.interpret import attribution
+from behrt_jax.objectives import survival
+from behrt_jax.objectives.survival import SurvivalConfig
+
+
+class Case(NamedTuple):
+    """N histories and one number asked of each.
+
+    Attributes:
+      kind: `next_visit`, `mlm` or `outcome`.
+      columns: (N, L) each, as `batches.one_a_row` gives them, with `target` or `traits`.
+      visits: (N, L) int, the visit of each token in the index of `patients`; -1 outside visits.
+      starts: the first token of each visit of the index.
+      patients: the data the rows are of.
+      owners: (N,) rows of `patients`.
+      score: of columns.
+      places: the state that a head reads; None for all alike.
+      arguments: of the encoder.
+    """
+
+    kind: str
+    columns: dict[str, np.ndarray]
+    visits: np.ndarray
+    starts: np.ndarray
+    patients: Patients
+    owners: np.ndarray
+    score: attribution.Score
+    places: Callable[[dict], jax.Array] | None
+    arguments: dict[str, Any]
+
+
+def make_case(kind: str, patients: Patients, index, windows, score, extra: dict, until=None, **rest) -> Case:
+    """Lays out windows of patients as a case, what was recorded before (N,) `until`; `extra` are more columns."""
+    columns = batches.one_a_row(patients, index.row_length, index.separators, windows, with_times=True) | extra
+    times = columns.pop("times")
+    if until is not None:
+        is_past = times < until[:, None]
+        columns |= {name: columns[name] * is_past for name in ("patient_ids", "in_visit", "maskable")}
+    visits = np.where(columns["in_visit"], windows.start[:, None] + columns["visit_ids"], -1)
+    given = {"places": None, "arguments": {}, **rest}
+    return Case(kind, columns, visits, index.starts[0], patients, windows.patients, score, **given)
+
+
+def ask_next_visit(config, model, params, patients, index, visits: np.ndarray, targets: np.ndarray) -> Case:
+    """Asks for the log odds of a code at each of (N,) visits of the index, from what was recorded before it began."""
+    causal = config.objective.history != "random_cut"
+    score = functools.partial(attribution.next_visit_odds, model, params, causal=causal)
+    windows = data_windows.windows_until(index, visits, index.owners[visits])
+    rest = {"places": attribution.last_places, "arguments": {"causal": causal}}
+    rest |= {"until": patients.times[index.starts[0][visits]]}
+    return make_case("next_visit", patients, index, windows, score, {"target": targets.astype(np.int32)}, **rest)
+
+
+def last_targets(patients: Patients, index, is_target: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns each patient's last visit with a target code and visits before it, and one of these codes, by a hash."""
+    examples = next_visit_targets.find_next_visits(patients, index, is_target)
+    last = np.flatnonzero(np.diff(examples.patients, append=-1) != 0)
+    rows, places = examples.targets[last].nonzero()
+    drawn = hash_integers(seed, patients.subject_ids[examples.patients[last[rows]]], examples.codes[places])
+    order = np.lexsort((drawn, rows))
+    firsts = order[np.searchsorted(rows[order], np.arange(len(last)))]
+    return examples.visits[last], examples.codes[places[firsts]]
+
+
+def ask_masked(model, params, patients, index, is_hidden: np.ndarray, seed: int = 0) -> Case:
+    """Hides a code of each patient's newest visits, (V,) bool which may be, by a hash, and asks for its log odds."""
+    owners = np.flatnonzero(np.diff(index.first_visit) > 0)
+    windows = data_windows.windows_until(index, index.first_visit[owners + 1], owners)
+    score = functools.partial(attribution.masked_odds, model, params)
+    case = make_case("mlm", patients, index, windows, score, {}, places=attribution.masked_places)
+    columns = case.columns
+    drawn = hash_integers(seed, patients.subject_ids[owners][:, None], columns["positions"])
+    may_be = columns["maskable"] & is_hidden[columns["codes"]]
+    place = np.where(may_be, drawn >> np.uint64(1), np.uint64(2**63)).argmin(axis=1)[:, None]
+    columns["target"] = np.take_along_axis(columns["codes"], place, axis=1)[:, 0]
+    np.put_along_axis(columns["codes"], place, MASK, axis=1)
+    np.put_along_axis(columns["maskable"], place, False, axis=1)
+    return take(case, np.flatnonzero(may_be.any(axis=1)))
+
+
+def take(case: Case, rows: np.ndarray) -> Case:
+    """Returns some rows of a case, in any order and as often as they are named."""
+    columns = {name: values[rows] for name, values in case.columns.items()}
+    return case._replace(columns=columns, visits=case.visits[rows], owners=case.owners[rows])
+
+
+def ask_outcome(config: ConfigDict, model, params, found, number: int = 0) -> Case:
+    """Asks for an outcome of labelled histories: a logit, or the log cumulative hazard by the last horizon."""
+    index = data_windows.index_visits(found.rows, config.data.row_length, config.data.separators)
+
+    def score(columns):
+        logits = attribution.outcome_logits(model, params, columns)
+        if "survival" in config:
+            return survival.log_hazard_by(logits, SurvivalConfig(**config.survival), config.evaluation.horizons[-1])
+        return logits[:, number]
+
+    extra = {"traits": found.traits} if found.traits.shape[1] else {}
+    places = (lambda columns: 0 * attribution.last_places(columns)) if config.model.pooling == "cls" else None
+    windows = data_windows.newest_windows(index)
+    return make_case("outcome", found.rows, index, windows, score, extra, places=places)
+
+
+def distances(case: Case) -> np.ndarray:
+    """Returns how far each token lies from where a case asks, first in visits, then in tokens: (N, L)."""
+    visits, positions = case.columns["visit_ids"], case.columns["positions"]
+    read = case.places or attribution.last_places
+    places = np.asarray(read(case.columns))[:, None]
+    apart = np.abs(visits - np.take_along_axis(visits, places, axis=1))
+    return apart * visits.shape[1] + np.abs(positions - places)

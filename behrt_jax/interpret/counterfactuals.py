@@ -1,0 +1,169 @@
+"""What if a patient's history were another: codes and visits taken out or put in.
+
+Histories lie one a row, (B, L) columns as `batches.one_a_row` lays them out.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from behrt_jax.data.vocabulary import MASK, NUM_SPECIAL, SEP
+from behrt_jax.data.windows import COLUMNS
+
+Columns = dict[str, Any]
+OF_TOKENS = (*COLUMNS, "patient_ids", "in_visit")
+
+
+def remove_tokens(columns: Columns, removed: jax.Array) -> Columns:
+    """Lays histories out as if some tokens had never been recorded; may be jitted, and takes one history a row.
+
+    What follows moves up, positions and visits are numbered anew, and days are counted since the visit that now comes
+    before. A visit that loses its last code goes with its `[SEP]`. `[CLS]` and static tokens get the age and date of
+    the first token that is left, `[SEP]` those of its visit's last one. Tokens older than the row do not move in.
+
+    Args:
+      columns: (B, L) each, `in_visit` among them; arrays of other shapes, as `target` and `traits`, are kept.
+      removed: (B, L) bool.
+    """
+    inside, visits = columns["in_visit"], columns["visit_ids"]
+    rows = jnp.arange(removed.shape[0])[:, None]
+
+    def in_visits_of(flags):
+        held = jnp.zeros(removed.shape, bool).at[rows, visits].max(flags & inside)
+        return jnp.take_along_axis(held, visits, axis=1) & inside
+
+    is_code = columns["codes"] >= MASK
+    emptied = in_visits_of(is_code) & ~in_visits_of(is_code & ~removed)
+    kept = (columns["patient_ids"] != 0) & ~removed & ~emptied
+    order = jnp.argsort(~kept, axis=1)  # stable: what is kept stays in order
+    kept = jnp.take_along_axis(kept, order, axis=1)
+    days, first_days = columns["time_deltas"], _first(columns["time_deltas"], inside)
+    gone = _begins(inside, visits) & ~in_visits_of(jnp.take_along_axis(kept, jnp.argsort(order, axis=1), axis=1))
+    lost = jnp.cumsum(jnp.where(gone, days, 0.0), axis=1)
+
+    def move(values):
+        return jnp.where(kept, jnp.take_along_axis(values, order, axis=1), 0).astype(values.dtype)
+
+    moved = {name: move(values) if name in OF_TOKENS else values for name, values in columns.items()}
+    inside, lost = moved["in_visit"], move(lost)
+    begins = _begins(inside, moved["visit_ids"])
+    moved["visit_ids"] = jnp.where(kept, jnp.maximum(jnp.cumsum(begins, axis=1) - 1, 0), 0).astype(visits.dtype)
+    before = jnp.where(begins, jnp.pad(lost[:, :-1], ((0, 0), (1, 0))), 0.0)  # lost before the visit before
+    days = moved["time_deltas"] + jnp.where(inside, lost - jax.lax.cummax(before, axis=1), 0.0)
+    begins_life = (first_days == 0)[:, None] & (moved["visit_ids"] == 0)
+    moved["time_deltas"] = jnp.where(begins_life, 0.0, days)
+    closes = inside & ~begins & (moved["codes"] == SEP)
+    ranks = jnp.where(closes, jnp.roll(moved["time_ranks"], 1, axis=1), moved["time_ranks"])
+    moved["positions"], moved["time_ranks"] = _in_time(ranks, kept)
+    for name in ("ages", "dates"):
+        times = jnp.where(closes, jnp.roll(moved[name], 1, axis=1), moved[name])
+        moved[name] = jnp.where(kept & ~inside, _first(times, inside)[:, None], times)
+    return moved
+
+
+def _in_time(ranks, used) -> tuple[jax.Array, jax.Array]:
+    """Returns the place of each token in the order of time, and its time's rank without holes, of (B, L) ranks."""
+    order = jnp.argsort(jnp.where(used, ranks, jnp.iinfo(jnp.int32).max), axis=1)
+    ascending = jnp.take_along_axis(ranks, order, axis=1)
+    dense = jnp.pad(jnp.cumsum(jnp.diff(ascending, axis=1) != 0, axis=1), ((0, 0), (1, 0)))
+    back = jnp.argsort(order, axis=1)
+    places = jnp.where(used, back, 0).astype(jnp.int32)
+    return places, jnp.where(used, jnp.take_along_axis(dense, back, axis=1), 0).astype(jnp.int32)
+
+
+def _begins(inside: jax.Array, visits: jax.Array) -> jax.Array:
+    """Returns which tokens are the first of a visit."""
+    before = jnp.pad(jnp.where(inside, visits, -1)[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    return inside & (visits != before)
+
+
+def _first(values: jax.Array, inside: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(values, jnp.argmax(inside, axis=1)[:, None], axis=1)[:, 0]
+
+
+def remove_code(columns: Columns, code: int) -> Columns:
+    """Returns histories without a code, wherever it was recorded."""
+    return remove_tokens(columns, jnp.asarray(columns["codes"]) == code)
+
+
+def remove_visit(columns: Columns, visit: int) -> Columns:
+    """Returns histories without a visit, numbered from 0 in the row."""
+    return remove_tokens(columns, (jnp.asarray(columns["visit_ids"]) == visit) & columns["in_visit"])
+
+
+def add_codes(columns: Columns, codes: list[int], visit: int) -> Columns:
+    """Returns one history with codes added at the end of a visit.
+
+    Args:
+      columns: (1, L) each.
+      codes: of the vocabulary.
+      visit: numbered from 0 in the row.
+
+    Raises:
+      ValueError: the row has no such visit, or no room.
+    """
+    columns = {name: np.asarray(values) for name, values in columns.items()}
+    own = (columns["visit_ids"] == visit) & columns["in_visit"]
+    if not own.any():
+        last = columns["visit_ids"].max()
+        raise ValueError(f"visit: found {visit}; expected a visit of the row, 0 to {last}")
+    last = np.flatnonzero(own[0] & (columns["codes"][0] != SEP))
+    place = last[-1] + 1 if len(last) else np.flatnonzero(own[0])[0]
+    return _insert(columns, place, {"codes": codes}, like=max(place - 1, np.flatnonzero(own[0])[0]))
+
+
+def add_visit(columns: Columns, codes: list[int], days: float, separators: bool = True) -> Columns:
+    """Returns one history with a visit added, some days after its last, and before the mark of a prediction time.
+
+    Args:
+      columns: (1, L) each.
+      codes: of the vocabulary, of the new visit.
+      days: from the start of the last visit that holds a code to the new one.
+      separators: the run's `data.separators`, whether `[SEP]` ends each visit.
+
+    Raises:
+      ValueError: the row has no visit or no room, or the new one would come after the prediction time.
+    """
+    columns = {name: np.asarray(values) for name, values in columns.items()}
+    held = np.flatnonzero((columns["codes"][0] >= MASK) & columns["in_visit"][0])
+    if not len(held):
+        raise ValueError("columns: found a row without a visit; expected a history with one")
+    last = held[-1]
+    own = columns["in_visit"][0] & (columns["visit_ids"][0] == columns["visit_ids"][0, last])
+    end = np.flatnonzero(own)[-1] + 1
+    start = np.flatnonzero(own)[0]
+    marked = columns["in_visit"][0, end] if end < columns["codes"].shape[1] else False
+    room = columns["time_deltas"][0, end] if marked else np.inf
+    if not 0 < days <= room:
+        raise ValueError(f"days: found {days:g}; expected more than 0 and at most {room:g}, the prediction time")
+    later = {name: columns[name][0, start] + days / 365.25 for name in ("ages", "dates")}
+    new = {"codes": [*codes, SEP] if separators else codes, "time_deltas": days, **later}
+    new["visit_ids"] = columns["visit_ids"][0, last] + 1
+    by_then = (columns["patient_ids"][0] != 0) & (columns["dates"][0] <= later["dates"])
+    columns["time_ranks"] = 2 * columns["time_ranks"]  # so that the new visit's has room between others
+    new["time_ranks"] = columns["time_ranks"][0, by_then].max() + 1
+    after = (np.arange(columns["codes"].shape[1]) >= end) & columns["in_visit"][0]
+    columns["visit_ids"] = columns["visit_ids"] + after
+    columns["time_deltas"] = np.where(after, columns["time_deltas"] - np.float32(days), columns["time_deltas"])
+    return _insert(columns, end, new, like=start)
+
+
+def _insert(columns: Columns, place: int, new: dict, like: int) -> Columns:
+    """Inserts tokens before a place: `new` has their columns, the others are those of the token `like`."""
+    size, length = len(new["codes"]), columns["codes"].shape[1]
+    used = int((columns["patient_ids"] != 0).sum())
+    if len(columns["codes"]) != 1 or used + size > length:
+        found = f"{len(columns['codes'])} rows, {used} of {length} places taken"
+        raise ValueError(f"columns: found {found}; expected one row with room for {size} tokens; lay it out longer")
+    new = {"maskable": np.asarray(new["codes"]) >= NUM_SPECIAL, **new}
+    found = {}
+    for name, values in columns.items():
+        if name not in OF_TOKENS:
+            found[name] = values
+            continue
+        added = np.broadcast_to(new.get(name, values[0, like]), (size,)).astype(values.dtype)
+        found[name] = np.insert(values[0], place, added)[None, :length]
+    places, ranks = _in_time(found["time_ranks"], found["patient_ids"] != 0)
+    return found | {"positions": np.asarray(places), "time_ranks": np.asarray(ranks)}

@@ -1,0 +1,118 @@
+"""Example patients for the report: a timeline, what a run predicts, and what drove it, as JSON."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from scipy.special import expit, softmax
+
+from behrt_jax.data.hashing import hash_integers
+from behrt_jax.data.metadata import Names, is_synthetic
+from behrt_jax.data.vocabulary import NUM_SPECIAL
+from behrt_jax.evaluation.loaded_run import Run
+from behrt_jax.finetuning import predict
+from behrt_jax.finetuning.finetuned import Fitted
+from behrt_jax.interpret import attribution, cases, methods
+from behrt_jax.interpret.cases import Case
+from behrt_jax.interpret.timeline import shown_tokens, timeline, told_drivers
+from behrt_jax.models import inputs as models_inputs
+from behrt_jax.models.inputs import model_arguments
+from behrt_jax.training.workdir import ATTRIBUTIONS_FILE
+
+EXPLAINED, SHOWN = 3, 8  # codes whose drivers are told, and that are shown as predicted
+VISITS = (5, 40)  # that an example had better have
+
+
+def choose(case: Case, number: int) -> Case:
+    """Chooses a number of rows by a hash of the subject, of a length that can be read as long as there are some."""
+    visits = case.columns["visit_ids"].max(axis=1) + 1
+    unfit = (visits < VISITS[0]) | (visits > VISITS[1])
+    return cases.take(case, np.lexsort((hash_integers(case.patients.subject_ids[case.owners]), unfit))[:number])
+
+
+def next_visits(run: Run, number: int) -> list[dict]:
+    """Returns example patients, with the codes predicted for their last visit from those before."""
+    patients, is_target = run.patients, run.trained.is_target
+    index = run.index(patients)
+    visits, targets = cases.last_targets(patients, index, is_target)
+    case = cases.ask_next_visit(run.config, run.trained.model, run.params, patients, index, visits, targets)
+    case = choose(case, number)
+    following, starts = case.visits.max(axis=1) + 1, index.starts
+    held = [patients.codes[starts[0][visit] : starts[1][visit]] for visit in following]
+    came = [{int(code) for code in codes if is_target[code]} for codes in held]
+    return describe_codes(case, run, is_target, came)
+
+
+def masked_codes(run: Run, number: int) -> list[dict]:
+    """Returns example patients, with what is predicted behind a mask."""
+    is_code = np.arange(len(run.vocabulary)) >= NUM_SPECIAL
+    index = run.index(run.patients)
+    case = choose(cases.ask_masked(run.trained.model, run.params, run.patients, index, is_code), number)
+    return describe_codes(case, run, is_code, [{int(code)} for code in case.columns["target"]])
+
+
+def describe_codes(case: Case, run: Run, is_target: np.ndarray, came: list[set[int]]) -> list[dict]:
+    """Returns the rows of a case with the most likely codes, (V,) bool which may be, and the drivers of some."""
+    logits = np.where(is_target, code_logits(case, run.trained.model, run.params), -np.inf)
+    chances = softmax(logits, axis=1) if case.kind == "mlm" else expit(logits)
+    best = np.argsort(-logits, axis=1)[:, :SHOWN]
+    wide = cases.take(case, np.repeat(np.arange(len(best)), EXPLAINED))
+    wide = wide._replace(columns={**wide.columns, "target": best[:, :EXPLAINED].ravel().astype(np.int32)})
+    drivers = methods.explain(wide, run.trained.model, run.params, run.say)
+    names, found = Names(run.vocabulary.tokens, run.source), []
+    for row, codes in enumerate(best):
+        told = [
+            {**names(code), "probability": round(float(chances[row, code]), 5), "came": int(code) in came[row]}
+            for code in codes
+        ]
+        for rank in range(EXPLAINED):
+            told[rank]["drivers"] = told_drivers(drivers, row * EXPLAINED + rank, shown_tokens(case, row))
+        truth = [names(code) for code in sorted(came[row])]
+        found.append({"number": row + 1, **timeline(case, row, names), "predictions": told, "came": truth})
+    return found
+
+
+def code_logits(case: Case, model, params) -> np.ndarray:
+    """Returns the (N, V) logits of all codes where a case asks for one."""
+    columns = models_inputs.device_columns(case.columns)
+    places = np.asarray(case.places(columns))[:, None]  # pyright: ignore
+
+    @jax.jit
+    def read(params, columns):
+        inputs, named = model_arguments(columns)
+        if case.kind == "mlm":
+            return model.apply(params, *inputs, **named, masked_positions=places)
+        arguments = {**named, **case.arguments, "visit_ends": places, "method": "predict_next_visits"}
+        return model.apply(params, *inputs, **arguments)[0]
+
+    return np.asarray(read(params, columns))[:, 0]
+
+
+def outcomes(folder: Path, own: Fitted, case: Case, number: int, data: str, say: Callable[[str], None]) -> list[dict]:
+    """Returns example histories of a fine-tuned run, with the risk that it tells and what drove it."""
+    case = choose(case, number)
+    drivers = methods.explain(case, own.model, own.params, say)
+    read = jax.jit(lambda params, columns: attribution.outcome_logits(own.model, params, columns))
+    logits = np.asarray(read(own.params, models_inputs.device_columns(case.columns)))
+    said = predict.predict(own.config, logits, predict.read_fitted(folder))
+    names, found = Names(own.tokens, data), []
+    for row in range(len(logits)):
+        told = {"name": own.config.names[0], "drivers": told_drivers(drivers, row, shown_tokens(case, row))}
+        if isinstance(said, predict.SurvivalPredictions):
+            days = own.config.evaluation.horizons
+            risks = said.risks(np.asarray(days))[row].sum(axis=0)
+            told["risk_by_day"] = {f"{day:g}": round(float(risk), 5) for day, risk in zip(days, risks, strict=True)}
+        else:
+            told["probability"] = round(float(np.ravel(said.probabilities[row])[0]), 5)
+        found.append({"number": row + 1, **timeline(case, row, names), "predictions": [told]})
+    return found
+
+
+def write(folder: Path, asked: str, data: str | Path, patients: list[dict]) -> Path:
+    """Writes the example patients of a run into its workdir."""
+    about = {"asked": asked, "split": "held_out", "synthetic": is_synthetic(data), "methods": methods.METHODS}
+    file = folder / ATTRIBUTIONS_FILE
+    file.write_text(json.dumps({**about, "patients": patients}, indent=1))
+    return file

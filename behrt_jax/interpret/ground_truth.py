@@ -1,0 +1,134 @@
+"""What truly matters in simulated histories, and how far scores of tokens agree with it."""
+
+from pathlib import Path
+
+import numpy as np
+import tqdm
+from scipy.special import logit
+from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
+
+from behrt_jax.data.dataset import TOKEN_FIELDS, Patients, take
+from behrt_jax.data.windows import VisitIndex
+from behrt_jax.interpret.attribution import is_explained, masked_places
+from behrt_jax.interpret.cases import Case
+from behrt_jax.metrics import bootstrap
+from behrt_jax.simulation import oracle
+from behrt_jax.simulation.outcome_files import read_truth
+from behrt_jax.simulation.world import Histories, World
+
+TOP = 5  # codes of a history that are to be found
+NOTHING = 1e-9  # an effect that is none, in nats
+CLIP = 1e-12
+
+
+def oracle_effects(case: Case, world: World, seen: Histories, index: VisitIndex, tokens: tuple[str, ...]) -> np.ndarray:
+    """Returns how much the oracle's log odds of each target fall if a code had not been recorded: (N, L), else NaN.
+
+    The code of the encounter is left out: every visit has it, so that the world knows no history without.
+
+    Args:
+      case: of next visits or masked codes.
+      world: that made the patients.
+      seen: what is seen of the case's patients, visit by visit as in `index`.
+      index: of the visits.
+      tokens: of the vocabulary, by id.
+    """
+    columns = {code: place for place, code in enumerate(world.codes)}
+    column_of = np.array([columns.get(token, -1) for token in tokens])
+    is_target = world.emission.min(axis=0) < 1
+    effects, asked = np.full(case.visits.shape, np.nan), np.asarray(masked_places(case.columns))
+    for row in tqdm.trange(len(effects), desc="asking the oracle", unit="history"):
+        owner, own = case.owners[row], column_of[case.columns["codes"][row]]
+        first, last = index.first_visit[owner], index.first_visit[owner + 1]
+        target = column_of[case.columns["target"][row]]
+        if case.kind == "next_visit":
+            last = case.visits[row].max() + 1
+        places = np.flatnonzero((case.visits[row] >= 0) & is_target[own] & (own >= 0))
+        count, length = len(places) + 1, last - first
+        codes = np.repeat(seen.codes[first:last][None], count, axis=0)
+        codes[np.arange(1, count), case.visits[row, places] - first, own[places]] = False
+        months, sexes = np.tile(seen.month[first:last], count), np.repeat(seen.sex[owner], count)
+        repeated = Histories(sexes, np.repeat(np.arange(count), length), months, codes.reshape(count * length, -1))
+        if case.kind == "next_visit":
+            chances = oracle.next_visit_probabilities(world, repeated, is_target)
+            chances = chances.reshape(count, length, -1)[:, -1, target]
+        else:
+            hidden = np.zeros(codes.shape, bool)
+            hidden[:, case.visits[row, asked[row]] - first, target] = True
+            chances = oracle.masked_probabilities(world, repeated, hidden.reshape(repeated.codes.shape))
+            chances = chances.reshape(count, length, -1)[:, case.visits[row, asked[row]] - first, target]
+        said = logit(np.clip(chances, CLIP, 1 - CLIP))
+        effects[row, places] = said[0] - said[1:]
+    return effects
+
+
+def certain_codes(world: World) -> tuple[str, ...]:
+    """Returns the codes that every visit has."""
+    return tuple(code for code, least in zip(world.codes, world.emission.min(axis=0), strict=True) if least == 1)
+
+
+def hazard_effects(case: Case, rows: Patients, times: np.ndarray, file: Path, tokens: tuple[str, ...]) -> np.ndarray:
+    """Returns how much the true log hazard falls if a code had not been recorded: (N, L), NaN outside visits.
+
+    Args:
+      case: of outcomes that `experiments.simulate_outcomes` drew.
+      rows: the N whole histories, without marks, that the hazard is of.
+      times: (N,) of the predictions.
+      file: the truth beside the labels.
+      tokens: of the vocabulary, by id.
+    """
+    hazard = read_truth(file)
+    effects = np.full(case.visits.shape, np.nan)
+    for row in tqdm.trange(len(effects), desc="asking the truth", unit="history"):
+        own = take(rows, np.arange(len(rows)) == row)
+        visits = np.where(case.visits[row] >= 0, case.patients.visits[case.starts[case.visits[row]]], -1)
+        places = np.flatnonzero(np.asarray(is_explained(case.columns))[row] & (visits >= 0))
+        matches = (own.visits[None] == visits[places, None]) & (
+            own.codes[None] == case.columns["codes"][row, places, None]
+        )
+        places, matches = places[matches.sum(axis=1) == 1], matches[matches.sum(axis=1) == 1]
+        kept = np.concatenate([np.ones((1, len(own.codes)), bool), ~matches])
+        said = hazard.log_hazard(repeat(own, kept), np.repeat(times[row], len(kept)), tokens)
+        effects[row, places] = said[0] - said[1:]
+    return effects
+
+
+def repeat(one: Patients, kept: np.ndarray) -> Patients:
+    """Returns a history (K, tokens) times, each with the tokens that are kept."""
+    columns = {name: np.tile(getattr(one, name), len(kept))[kept.ravel()] for name in TOKEN_FIELDS}
+    subject = {name: np.repeat(getattr(one, name), len(kept)) for name in ("subject_ids", "has_birth", "origins")}
+    return Patients(**subject, offsets=np.append(0, np.cumsum(kept.sum(axis=1))), **columns)
+
+
+def agreement(truth: np.ndarray, scores: np.ndarray, owners: np.ndarray) -> bootstrap.Outcomes:
+    """Measures in each history how scores agree with the truth.
+
+    Args:
+      truth: (N, L) effects; NaN where there is nothing to compare.
+      scores: (N, L).
+      owners: (N,) whose the histories are.
+
+    Returns:
+      For each history `auroc`, how well the size of scores tells the `TOP` codes of most effect from the others,
+      `spearman` of sizes, and `pearson`, of the numbers themselves. Without histories of fewer than 2 `TOP` codes, or
+      in which fewer than `TOP` have an effect.
+    """
+    found, kept = {"auroc": [], "spearman": [], "pearson": []}, []
+    for row, effects in enumerate(truth):
+        known = np.isfinite(effects)
+        real, said = effects[known], scores[row, known]
+        size = np.abs(real)
+        if known.sum() < 2 * TOP or (size > NOTHING).sum() < TOP:
+            continue
+        kept.append(owners[row])
+        top = np.zeros(len(size), bool)
+        top[np.argsort(-size, kind="stable")[:TOP]] = True
+        found["auroc"].append(roc_auc_score(top, np.abs(said)))
+        found["spearman"].append(_correlation(rankdata(size), rankdata(np.abs(said))))
+        found["pearson"].append(_correlation(real, said))
+    return bootstrap.Outcomes(np.array(kept, int), {name: np.array(values) for name, values in found.items()})
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.corrcoef(one, other)[0, 1]) if np.ptp(one) > 0 and np.ptp(other) > 0 else 0.0

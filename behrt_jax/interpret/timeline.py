@@ -1,0 +1,39 @@
+"""A patient's history as the report shows it, and whose histories may be shown."""
+
+import numpy as np
+
+from behrt_jax.data.metadata import Names
+from behrt_jax.data.vocabulary import MASK
+from behrt_jax.interpret import attribution
+from behrt_jax.interpret.cases import Case
+
+
+def timeline(case: Case, row: int, names: Names) -> dict[str, list]:
+    """Returns the tokens of a history that are explained and, with `[MASK]`, its visits."""
+    columns = {name: values[row] for name, values in case.columns.items() if name not in ("traits", "target")}
+    numbers = np.where(columns["in_visit"], columns["visit_ids"], -1)
+    tokens = [
+        {**names(columns["codes"][place]), "visit": int(numbers[place]) if numbers[place] >= 0 else None}
+        for place in shown_tokens(case, row)
+    ]
+    visits = []
+    for number in range(numbers.max() + 1):
+        place = np.argmax(numbers == number)
+        age, days = (_number(columns[name][place]) for name in ("ages", "time_deltas"))
+        visits.append({"visit": number, "age": age, "days_since_previous": days})
+    return {"visits": visits, "tokens": tokens}
+
+
+def shown_tokens(case: Case, row: int) -> np.ndarray:
+    """Returns the places of the tokens that are explained, and of `[MASK]`."""
+    columns = {name: case.columns[name][row : row + 1] for name in ("codes", "patient_ids")}
+    return np.flatnonzero(np.asarray(attribution.is_explained(columns))[0] | (columns["codes"][0] == MASK))
+
+
+def told_drivers(drivers: dict[str, np.ndarray], row: int, places: np.ndarray) -> dict[str, list[float]]:
+    """Returns the scores of the tokens that are shown, by method."""
+    return {name: [round(float(value), 5) for value in values[row, places]] for name, values in drivers.items()}
+
+
+def _number(value) -> float | None:
+    return round(float(value), 2) if np.isfinite(value) else None

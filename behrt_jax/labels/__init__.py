@@ -1,0 +1,1 @@
+"""What is predicted: label files, tasks and follow-up."""

@@ -1,0 +1,104 @@
+"""Follow-up: when subjects are born, die and are last seen, and until when it is known what happens to them."""
+
+import collections
+import dataclasses
+import datetime
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from behrt_jax.data import events as data_events
+from behrt_jax.data.events import BIRTH, DEATH
+
+
+class Made(NamedTuple):
+    """Labels of a task and how they came about.
+
+    Attributes:
+      labels: sorted rows in one of the formats of `behrt_jax.labels.labels`.
+      counts: `patients`, `index dates`, `patients with index dates`.
+      dropped: index dates by the reason why they have no row.
+      details: the same where reasons overlap, so that they do not add up.
+      matched: events that match each pattern or predicate of the task.
+    """
+
+    labels: pl.DataFrame
+    counts: collections.Counter
+    dropped: collections.Counter
+    details: collections.Counter
+    matched: collections.Counter
+
+
+@dataclasses.dataclass(frozen=True)
+class FollowUp:
+    """The end of follow-up: the earliest of what is given.
+
+    Attributes:
+      until: a date, or None.
+      last_event: whether it ends with the subject's last event too.
+    """
+
+    until: datetime.datetime | None
+    last_event: bool
+
+    def end(self) -> pl.Expr:
+        """Returns the end of follow-up by the columns of `subjects`."""
+        ends = [pl.lit(self.until, pl.Datetime("us"))] if self.until else []
+        return pl.min_horizontal(*ends, *([pl.col("last")] if self.last_event else []))
+
+
+def parse_follow_up(section: dict[str, Any], where: str) -> FollowUp:
+    """Reads `until` and `last_event`; a ValueError if neither is given."""
+    until = as_time(section["until"], f"{where}.until") if section.get("until") else None
+    last_event = section.get("last_event", False)
+    if not isinstance(last_event, bool):
+        raise ValueError(f"{where}.last_event: '{last_event}'; expected true or false")
+    if until is None and not last_event:
+        raise ValueError(f"{where}: follow-up has no end; give 'until: 2025-12-31', 'last_event: true' or both")
+    return FollowUp(until, last_event)
+
+
+def section_of(parent: Any, allowed: tuple[str, ...], where: str) -> dict[str, Any]:
+    """Returns a section of a task file; a ValueError names a key that none reads."""
+    if not isinstance(parent, dict):
+        raise ValueError(f"{where}: expected a section with keys such as {', '.join(allowed)}; found '{parent}'")
+    if unknown := [str(key) for key in parent if key not in allowed]:
+        raise ValueError(f"{where}: no such key: {', '.join(unknown)}; expected {', '.join(allowed)}")
+    return parent
+
+
+def as_time(value: Any, where: str) -> datetime.datetime:
+    """Returns a date of a task file as a time at midnight."""
+    if isinstance(value, datetime.datetime) and value.tzinfo is None:
+        return value
+    if isinstance(value, datetime.datetime) or not isinstance(value, datetime.date):
+        raise ValueError(f"{where}: '{value}'; expected a date such as 2025-12-31, without a time zone")
+    return datetime.datetime(value.year, value.month, value.day)
+
+
+def subjects(events: pl.DataFrame) -> pl.DataFrame:
+    """Returns `subject_id, birth, death, last` of a shard: null where unknown; `last` is the time of the last event."""
+    first = {"birth": BIRTH, "death": DEATH}
+    times = {name: pl.col("time").filter(pl.col("code") == code).min() for name, code in first.items()}
+    return events.group_by("subject_id").agg(**times, last=pl.col("time").max())
+
+
+def count_dates(people: pl.DataFrame, dates: pl.DataFrame) -> collections.Counter:
+    """Counts the patients of a shard and their index dates, for `Made.counts`."""
+    found = {"index dates": dates.height, "patients with index dates": dates["subject_id"].n_unique()}
+    return collections.Counter({"patients": people.height, **found})
+
+
+def drop(rows: pl.DataFrame, reasons: dict[str, pl.Expr]) -> tuple[pl.DataFrame, collections.Counter]:
+    """Drops rows by one reason after the other, so that each is counted once; null is no reason."""
+    dropped = collections.Counter()
+    for reason, holds in reasons.items():
+        kept = rows.filter(~holds.fill_null(False))
+        dropped[reason] = rows.height - kept.height
+        rows = kept
+    return rows, dropped
+
+
+def read_lives(path: str) -> pl.DataFrame:
+    """Reads when the subjects of a data set were born and died, as `follow_up.subjects` does."""
+    return pl.concat(subjects(data_events.read_shard(shard)) for shard in data_events.find_shards(path))

@@ -1,0 +1,196 @@
+"""Tables of labels: checks the columns and rows of one file, or folder of shards."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from behrt_jax.data.events import fits_int64
+from behrt_jax.labels.label_files import (
+    BOOLEANS,
+    KEYS,
+    NUMBER,
+    SURVIVAL_COLUMNS,
+    TRUTH_COLUMNS,
+    VALUE_COLUMNS,
+    list_names,
+    read_label_files,
+)
+
+MAX_CLASSES = 50  # more distinct values than that are a quantity or an identifier
+
+
+class LabelTable(NamedTuple):
+    """A checked table of labels.
+
+    Attributes:
+      rows: `subject_id, prediction_time` and `value` (0 and 1, or indices of classes), or `event_time` and `event` (0
+        if censored, else 1 + which of the names) and, where known, their truth; sorted, each subject and time once.
+      kind: `binary`, `multiclass`, `survival`, or `times` where the table has no outcome.
+      names: of the label (the file's), the classes or the causes.
+    """
+
+    rows: pl.DataFrame
+    kind: str
+    names: tuple[str, ...]
+
+
+def read_label_table(file: Path, say: Callable[[str], None], with_outcomes: bool = True) -> LabelTable:
+    """Reads a Parquet or CSV file of labels, or a folder of shards of one of the two.
+
+    Args:
+      file: what to read.
+      say: called with a line of counts where rows were sorted or repeated, files left out or words read as empty.
+      with_outcomes: whether there must be an outcome; if not, subjects and times alone will do.
+
+    Raises:
+      ValueError: see `behrt_jax.labels.labels.read_labels`.
+    """
+    table = read_label_files(file, say)
+    if not table.height:
+        raise ValueError(f"{file}: holds no labels; expected rows of {', '.join(KEYS)} and a label")
+    keys = {"subject_id": _as_ids(file, table), "prediction_time": _as_times(file, table, "prediction_time")}
+    survival = any(name in table.columns for name in SURVIVAL_COLUMNS)
+    if not with_outcomes and not {*table.columns} & {*VALUE_COLUMNS, *SURVIVAL_COLUMNS}:
+        return LabelTable(_deduplicate(file, pl.DataFrame(keys), say), "times", ())
+    label, kind, names = _event_columns(file, table) if survival else _value_column(file, table)
+    rows = _deduplicate(file, pl.DataFrame({**keys, **label}), say)
+    if survival:
+        _check_order(file, rows)
+    return LabelTable(rows, kind, names)
+
+
+def _column(file: Path, table: pl.DataFrame, name: str, expected: str) -> pl.Series:
+    """Returns a column without holes; a ValueError if it is missing or has some."""
+    if name not in table.columns:
+        raise ValueError(f"{file}: column '{name}' is missing (found {list_names(table)}); expected {expected}")
+    column = table[name]
+    if holes := column.null_count():
+        raise ValueError(
+            f"{file}: column '{name}' is null or NaN in {holes} of {table.height} rows; expected {expected} in every "
+            "row; drop or fill them"
+        )
+    return column
+
+
+def _mistyped(file: Path, column: pl.Series, expected: str) -> ValueError:
+    return ValueError(f"{file}: column '{column.name}' is {column.dtype}; expected {expected}; convert it")
+
+
+def _as_ids(file: Path, table: pl.DataFrame) -> pl.Series:
+    column = _column(file, table, "subject_id", "int64")
+    if not fits_int64(column.dtype):
+        raise _mistyped(file, column, "int64")
+    return column.cast(pl.Int64)
+
+
+def _as_times(file: Path, table: pl.DataFrame, name: str) -> pl.Series:
+    expected = "timestamp[us] without a time zone"
+    column = _column(file, table, name, expected)
+    if column.dtype != pl.Date and (column.dtype.base_type() != pl.Datetime or getattr(column.dtype, "time_zone", 0)):
+        raise _mistyped(file, column, expected)
+    return column.cast(pl.Datetime("us"))
+
+
+def _value_column(file: Path, table: pl.DataFrame) -> tuple[dict[str, pl.Series], str, tuple[str, ...]]:
+    """Returns the one column of values that is in use as numbers, the kind of label, and the names."""
+    used = [name for name in VALUE_COLUMNS if name in table.columns and table[name].null_count() < table.height]
+    if len(used) != 1:
+        found = ", ".join(used) or list_names(table)
+        raise ValueError(
+            f"{file}: {len(used)} columns of labels have values (found {found}); expected one of "
+            f"{', '.join(VALUE_COLUMNS)}, or {' and '.join(SURVIVAL_COLUMNS)} for time to event"
+        )
+    name = used[0]
+    column = _column(file, table, name, "a label")
+    fits = {
+        "boolean_value": column.dtype == pl.Boolean,
+        "integer_value": column.dtype.is_integer(),
+        "float_value": column.dtype.is_numeric(),
+        "categorical_value": column.dtype == pl.String,
+    }
+    if not fits[name]:
+        raise _mistyped(file, column, VALUE_COLUMNS[name])
+    if column.dtype == pl.Boolean or (column.dtype.is_numeric() and column.is_in([0, 1]).all()):
+        return {"value": column.cast(pl.Float32)}, "binary", (file.stem,)
+    if name == "float_value":
+        count = int((~column.is_in([0, 1])).sum())
+        raise ValueError(
+            f"{file}: column 'float_value' is neither 0 nor 1 in {count} of {table.height} rows; regression is not "
+            "supported; make it a boolean_value (a threshold) or an integer_value (classes)"
+        )
+    classes = column.unique().sort()
+    if len(classes) > MAX_CLASSES:
+        raise ValueError(
+            f"{file}: column '{name}' has {len(classes)} distinct values; expected at most {MAX_CLASSES} classes; "
+            "merge the rare ones"
+        )
+    index = column.replace_strict(classes, range(len(classes)), return_dtype=pl.Int32)
+    return {"value": index}, "multiclass", tuple(str(value) for value in classes)
+
+
+def _event_columns(file: Path, table: pl.DataFrame) -> tuple[dict[str, pl.Series], str, tuple[str, ...]]:
+    """Returns event times and events as numbers, the kind, and the names of the causes."""
+    times = _as_times(file, table, "event_time")
+    event = table["event"] if "event" in table.columns else None
+    if event is not None and event.dtype in (pl.String, pl.Null):
+        causes = event.drop_nulls().unique().sort().cast(pl.String)
+        _check_causes(file, causes)
+        if not len(causes) or not causes.str.to_lowercase().is_in(BOOLEANS).all():
+            index = event.replace_strict(causes, range(1, len(causes) + 1), default=0, return_dtype=pl.Int32)
+            return {"event_time": times, "event": index}, "survival", tuple(causes)
+        table = table.with_columns(event=event.str.to_lowercase() == "true")
+    expected = "boolean, or string (the cause; null = censored)"
+    event = _column(file, table, "event", expected)
+    if event.dtype != pl.Boolean:
+        raise _mistyped(file, event, expected)
+    truth = TRUTH_COLUMNS if {*TRUTH_COLUMNS} <= {*table.columns} else ()
+    known = {name: _column(file, table, name, "the truth of simulated outcomes") for name in truth}
+    for column in known.values():
+        if not column.dtype.is_numeric():
+            raise _mistyped(file, column, "a number")
+    known = {name: column.cast(pl.Float64) for name, column in known.items()}
+    return {"event_time": times, "event": event.cast(pl.Int32), **known}, "survival", ("event",)
+
+
+def _check_causes(file: Path, causes: pl.Series) -> None:
+    """Checks that the texts of a column of events name causes, or are true and false."""
+    booleans, numbers = (
+        int(holds.sum()) for holds in (causes.str.to_lowercase().is_in(BOOLEANS), causes.str.contains(f"^{NUMBER}$"))
+    )
+    expected = "expected true and false, or the name of the cause (empty = censored)"
+    if numbers or 0 < booleans < len(causes):
+        what = "numbers" if numbers else "true or false beside names"
+        raise ValueError(f"{file}: column 'event' is text that holds {what}; {expected}; write them so")
+    if len(causes) > MAX_CLASSES:
+        raise ValueError(
+            f"{file}: column 'event' names {len(causes)} causes; expected at most {MAX_CLASSES}; merge the rare ones"
+        )
+
+
+def _deduplicate(file: Path, table: pl.DataFrame, say: Callable[[str], None]) -> pl.DataFrame:
+    """Sorts, and drops rows that repeat another; a ValueError if two of one subject and time say different things."""
+    subject, time = (pl.col(name) for name in KEYS)
+    backward = (subject < subject.shift(1)) | ((subject == subject.shift(1)) & (time < time.shift(1)))
+    unsorted = table.select(backward.sum()).item()
+    if unsorted and not file.is_dir():  # shards are in no order
+        say(f"{file}: {unsorted:,} of {table.height:,} rows were out of order (by {', then '.join(KEYS)}); sorted")
+    unique = table.unique().sort(KEYS)
+    if repeated := table.height - unique.height:
+        say(f"{file}: {repeated:,} of {table.height:,} rows repeat another; dropped")
+    contradicting = unique.filter(pl.struct(KEYS).is_duplicated()).height
+    if contradicting:
+        raise ValueError(
+            f"{file}: {contradicting} rows share {' and '.join(KEYS)} with another but not its label; expected one "
+            "label for each; keep the right one"
+        )
+    return unique
+
+
+def _check_order(file: Path, rows: pl.DataFrame) -> None:
+    if late := rows.filter(pl.col("event_time") <= pl.col("prediction_time")).height:
+        raise ValueError(
+            f"{file}: column 'event_time' is not after 'prediction_time' in {late} of {rows.height} rows; expected the "
+            "time of the event, or of the end of follow-up, later than the prediction; drop or correct them"
+        )

@@ -1,0 +1,1 @@
+"""Metrics with intervals over patients: arrays in, estimates out."""

@@ -1,0 +1,105 @@
+"""Calibration of predicted probabilities, fitted on tuning: by a temperature or by isotonic regression."""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit, softmax
+from sklearn.isotonic import IsotonicRegression
+
+from behrt_jax.metrics.classification import EPSILON, check
+
+METHODS = ("temperature", "isotonic")
+LOG_TEMPERATURES = (-1.6, 3.0)  # 0.2 to 20: classes that few rows part fully would ask for 0
+
+Calibrator = Callable[[np.ndarray], np.ndarray]
+
+
+def fit(probabilities: np.ndarray, targets: np.ndarray, method: str) -> tuple[Calibrator, dict]:
+    """Fits a calibration on tuning.
+
+    A temperature divides the logits (Guo et al. 2017), one of each label, or one of all classes; the order of rows
+    stays. Isotonic regression (Zadrozny & Elkan 2002) finds any rising curve, and wants some hundreds of positives; it
+    keeps off 0 and 1, by one row in two more than there are, as tuning cannot tell that a thing is never so.
+
+    Args:
+      probabilities: (N,) binary, (N, K) multi-label or multi-class.
+      targets: (N,) bool binary; (N, K) bool multi-label; (N,) int multi-class, which takes a temperature alone.
+      method: "temperature" or "isotonic".
+
+    Returns:
+      A function from probabilities to calibrated ones of the same shape, and its parameters, of JSON's kinds, from
+      which `from_dict` makes the function again. A label that all rows of tuning have, or none, stays as it is: among
+      the `labels` it is None.
+
+    Raises:
+      ValueError: another method, isotonic for classes, or probabilities that are none or do not fit the targets.
+    """
+    if method not in METHODS:
+        raise ValueError(f"calibration is {method!r}; expected one of {', '.join(METHODS)}")
+    probabilities, targets = check(probabilities, targets)
+    if probabilities.ndim > targets.ndim:
+        if method != "temperature":
+            raise ValueError("classes that exclude each other are calibrated by method='temperature' alone")
+        parameters = {"method": "softmax", "temperature": _fit_softmax(probabilities, targets)}
+        return from_dict(parameters), parameters
+    columns = targets.reshape(len(targets), -1)
+    fit_label = _fit_temperature if method == "temperature" else _fit_isotonic
+    pairs = zip(probabilities.reshape(columns.shape).T, columns.T, strict=True)
+    labels = [None if (wanted == wanted[0]).all() else fit_label(found, wanted) for found, wanted in pairs]
+    parameters = {"method": method, "labels": labels}
+    return from_dict(parameters), parameters
+
+
+def from_dict(parameters: dict) -> Calibrator:
+    """Returns the function of the parameters that `fit` gave; it raises ValueError for another number of labels."""
+    if parameters["method"] == "softmax":
+        return lambda found: softmax(np.log(np.clip(found, EPSILON, 1)) / parameters["temperature"], axis=-1)
+    apply_label = _apply_temperature if parameters["method"] == "temperature" else _apply_isotonic
+
+    def calibrate(found: np.ndarray) -> np.ndarray:
+        found = np.asarray(found, np.float64)
+        columns = found[:, None] if found.ndim == 1 else found
+        if columns.shape[1] != len(parameters["labels"]):
+            raise ValueError(f"{columns.shape[1]} labels were given; the calibration is of {len(parameters['labels'])}")
+        pairs = zip(columns.T, parameters["labels"], strict=True)
+        said = [column if fitted is None else apply_label(column, fitted) for column, fitted in pairs]
+        return np.stack(said, axis=1).reshape(found.shape)
+
+    return calibrate
+
+
+def _fit_temperature(probabilities: np.ndarray, targets: np.ndarray) -> float:
+    signed = _logits(probabilities) * np.where(targets, 1, -1)
+    return _minimize(lambda temperature: np.logaddexp(0, -signed / temperature).mean())
+
+
+def _fit_softmax(probabilities: np.ndarray, targets: np.ndarray) -> float:
+    if (targets == targets[0]).all():
+        return 1.0
+    logs = np.log(np.clip(probabilities, EPSILON, 1))
+    own = logs[np.arange(len(targets)), targets]
+    return _minimize(lambda temperature: (np.logaddexp.reduce(logs / temperature, axis=1) - own / temperature).mean())
+
+
+def _minimize(loss: Callable[[float], float]) -> float:
+    found = minimize_scalar(lambda log: loss(np.exp(log)), bounds=LOG_TEMPERATURES, method="bounded")
+    return float(np.exp(found.x))
+
+
+def _fit_isotonic(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, list[float]]:
+    least = 1 / (len(targets) + 2)
+    fitted = IsotonicRegression(y_min=least, y_max=1 - least).fit(probabilities, targets)
+    return {"from": fitted.X_thresholds_.tolist(), "to": fitted.y_thresholds_.tolist()}
+
+
+def _apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    return expit(_logits(probabilities) / temperature)
+
+
+def _apply_isotonic(probabilities: np.ndarray, steps: dict[str, list[float]]) -> np.ndarray:
+    return np.interp(probabilities, steps["from"], steps["to"])
+
+
+def _logits(probabilities: np.ndarray) -> np.ndarray:
+    return logit(np.clip(probabilities, EPSILON, 1 - EPSILON))

@@ -1,0 +1,311 @@
+"""Metrics of classification at prediction times, with bootstrap intervals over patients.
+
+Each resample is measured exactly: a patient drawn twice gives its rows twice the weight. What cannot be measured is
+left out, as all of a group of one class, or a slope where the predictions part the classes fully; a resample that lacks
+a class counts for the metrics that do without. The calibration error of resamples is higher than that of the data, as
+noise adds to distances: its interval need not have the value in its middle.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.special import expit, logit
+
+from behrt_jax.metrics import multilabel
+from behrt_jax.metrics.bootstrap import Estimate, divide, resamples
+
+PREFIX = "classification/"
+CALIBRATION_BINS = 10
+NET_BENEFIT_THRESHOLDS = (0.05, 0.1, 0.2, 0.3)
+CELLS = 2_000_000  # resamples times rows worked on at once
+MAX_NEWTON_STEPS = 60
+TOLERANCE = 1e-4  # of the last step, whose error is about its square
+EPSILON = float(np.finfo(np.float32).eps)
+
+
+def measure(
+    probabilities: np.ndarray,
+    targets: np.ndarray,
+    patients: np.ndarray,
+    threshold: float | np.ndarray = 0.5,
+    groups: dict[str, np.ndarray] | None = None,
+    labels: Sequence[str] = (),
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Measures the predictions of a binary, multi-label or multi-class model.
+
+    Binary and multi-label: AUROC, average precision (`auprc`), Brier score, log loss, calibration slope (Cox 1958) and
+    error (equal-mass bins), F1, prevalence, and net benefit at some probabilities (Vickers & Elkin 2006); of several
+    labels the mean over those that can be measured. Multi-class: the mean of the one-vs-rest AUROCs, accuracy, log
+    loss, Brier score (0 to 2), and the calibration error of the likeliest class.
+
+    Args:
+      probabilities: (N,) binary, (N, K) else.
+      targets: (N,) bool binary; (N, K) bool multi-label; (N,) int of 0 to K - 1 multi-class.
+      patients: (N,) int, whose each row is.
+      threshold: a label is predicted from this probability on, one or (K,); see `best_threshold`.
+      groups: bool masks of rows by name, (N,) or (N, 1); see `multilabel.group_cells`.
+      labels: K names; with them each label's or class's own metrics are given too, as `auroc/label=NAME`.
+      seed: of the resamples; with the same, those of two models are paired.
+
+    Returns:
+      Estimates by name, as `classification/auroc` and `classification/auroc/sex=F`; n counts rows.
+
+    Raises:
+      ValueError: these are no probabilities, or something does not fit the targets.
+    """
+    probabilities, targets = check(probabilities, targets)
+    owners, weights = patient_weights(patients, len(targets), seed)
+    columns = targets.reshape(len(targets), -1)
+    is_multi_class = targets.ndim < probabilities.ndim
+    num_labels = probabilities.reshape(len(targets), -1).shape[1]
+    if len(labels) not in (0, num_labels):
+        raise ValueError(f"{len(labels)} names do not fit {num_labels} labels")
+    cuts = np.broadcast_to(np.float32(threshold), num_labels)
+    found = {}
+    for part, rows in parts(groups, len(targets)).items():
+        if part and (not rows.any() or (columns[rows] == columns[rows][0]).all()):
+            continue
+        scores = probabilities.reshape(len(targets), -1)[rows]
+        if is_multi_class:
+            of_rows = _multi_class(scores, targets[rows], labels)
+        else:
+            of_rows = _multi_label(scores, columns[rows], cuts, labels)
+        found |= estimates(replicate(of_rows, owners[rows], weights), PREFIX, part, owners[rows])
+    return found
+
+
+def best_threshold(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Returns the cut of the highest F1 for each label, () of (N,) or (K,) of (N, K); 1 where none is positive."""
+    probabilities, targets = check(probabilities, targets)
+    pairs = zip(np.atleast_2d(probabilities.T), np.atleast_2d(targets.T), strict=True)
+    found = [multilabel.best_threshold(scores, wanted) for scores, wanted in pairs]
+    return np.array(found, np.float32).reshape(targets.shape[1:])
+
+
+def auroc(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns the area under the ROC curve of (N,) scores under each of (R, N) weights; a tie counts half."""
+    positives, negatives = _by_score(scores, targets, weights)
+    below = np.cumsum(negatives, axis=1) - negatives / 2
+    return divide((positives * below).sum(axis=1), positives.sum(axis=1) * negatives.sum(axis=1))
+
+
+def average_precision(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns the step-wise average precision of (N,) scores under each of (R, N) weights; ties make one step."""
+    positives, negatives = _by_score(-scores, targets, weights)
+    hits = np.cumsum(positives, axis=1)
+    precision = divide(hits, hits + np.cumsum(negatives, axis=1))
+    return divide(np.where(positives > 0, positives * precision, 0).sum(axis=1), hits[:, -1])
+
+
+def calibration_error(probabilities: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns the mean distance of probabilities from shares in equal-mass bins, under each of (R, N) weights."""
+    bins = equal_mass_bins(probabilities)
+    excess = np.eye(CALIBRATION_BINS)[bins] * (probabilities - targets)[:, None]
+    return divide(np.abs(weights @ excess).sum(axis=1), weights.sum(axis=1))
+
+
+def equal_mass_bins(scores: np.ndarray, num_bins: int = CALIBRATION_BINS) -> np.ndarray:
+    """Returns the bin, 0 to num_bins - 1 of rising scores, of each of (N,) scores; ties share one."""
+    edges = np.quantile(scores, np.arange(1, num_bins) / num_bins)
+    return np.searchsorted(edges, scores, side="left")
+
+
+def most_bins(scores: np.ndarray, patients: np.ndarray, fewest: int, most: int = CALIBRATION_BINS) -> int:
+    """Returns into how many equal-mass bins, at most `most`, scores split with `fewest` patients in each; 0: none."""
+    for number in range(most, 0, -1):
+        bins = equal_mass_bins(scores, number)
+        if all(len(np.unique(patients[bins == place])) >= fewest for place in np.unique(bins)):
+            return number
+    return 0
+
+
+def calibration_slope(probabilities: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns the slope of a logistic regression on the logits (Cox 1958); 1 is ideal, below 1 too extreme."""
+
+    def logistic(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        fitted = expit(line)
+        return fitted, fitted * (1 - fitted)
+
+    return fit_slope(logit(np.clip(probabilities, EPSILON, 1 - EPSILON)), targets, weights, logistic)
+
+
+def fit_slope(
+    covariate: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    mean: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+) -> np.ndarray:
+    """Fits a generalised linear model of one covariate by Newton's method under each of many weights.
+
+    Args:
+      covariate: (N,).
+      targets: (N,).
+      weights: (R, N).
+      mean: from (R, N) linear predictors to the means and their derivatives.
+
+    Returns:
+      (R,) slopes; NaN where there is none, as of separated classes.
+    """
+    if len(weights) > 1:  # those of resamples are near that of all rows
+        start = _newton(covariate, targets, np.ones_like(weights[:1]), mean, np.zeros((1, 2)))
+        return _newton(covariate, targets, weights, mean, np.repeat(start, len(weights), axis=0))[:, 1]
+    return _newton(covariate, targets, weights, mean, np.zeros((1, 2)))[:, 1]
+
+
+def _newton(covariate, targets, weights, mean, line) -> np.ndarray:
+    """Climbs from (R, 2) intercepts and slopes by steps of at most 1; NaN where that does not end."""
+    powers = np.stack([np.ones_like(covariate), covariate, covariate**2], axis=1)
+    size = np.full(len(line), np.inf)
+    for _ in range(MAX_NEWTON_STEPS):
+        fitted, derivative = mean(line @ powers[:, :2].T)
+        gradient = (weights * (targets - fitted)) @ powers[:, :2]
+        curvature = (weights * derivative) @ powers
+        sides = np.stack(
+            [
+                curvature[:, 2] * gradient[:, 0] - curvature[:, 1] * gradient[:, 1],
+                curvature[:, 0] * gradient[:, 1] - curvature[:, 1] * gradient[:, 0],
+            ],
+            axis=1,
+        )
+        step = divide(sides, (curvature[:, 0] * curvature[:, 2] - curvature[:, 1] ** 2)[:, None])
+        size = np.abs(step).max(axis=1)
+        line = line + step / np.maximum(size, 1)[:, None]
+        if not (size > TOLERANCE).any():  # NaN where it has failed
+            break
+    return np.where(size[:, None] <= TOLERANCE, line, np.nan)
+
+
+def _multi_label(scores, targets, cuts, labels) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Returns a function from (R, N) weights to each metric of each resample, the mean over labels."""
+
+    def found(weights: np.ndarray) -> dict[str, np.ndarray]:
+        each = [_binary(*one, weights) for one in zip(scores.T, targets.T, cuts, strict=True)]
+        means = {name: mean_over([one[name] for one in each]) for name in each[0]}
+        return means | _by_label(each, labels)
+
+    return found
+
+
+def _binary(scores, targets, cut, weights) -> dict[str, np.ndarray]:
+    likely, chosen = np.clip(scores, EPSILON, 1 - EPSILON), scores.astype(np.float32) >= cut
+    rows = {
+        "brier": (scores - targets) ** 2,
+        "loss": -np.log(np.where(targets, likely, 1 - likely)),
+        "prevalence": targets,
+        **{f"net_benefit@{p}": (scores >= p) * np.where(targets, 1, -p / (1 - p)) for p in NET_BENEFIT_THRESHOLDS},
+    }
+    hits, either = weights @ (chosen & targets), weights @ (chosen.astype(float) + targets)
+    precise = average_precision(scores, targets, weights)
+    return {
+        "auroc": auroc(scores, targets, weights),
+        "auprc": np.full_like(precise, np.nan) if targets.all() else precise,  # 1, whatever is said
+        "calibration_slope": calibration_slope(scores, targets, weights),
+        "calibration_error": calibration_error(scores, targets, weights),
+        "f1": divide(2 * hits, either),
+        **_means(rows, weights),
+    }
+
+
+def _multi_class(scores, targets, labels) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Returns a function from (R, N) weights to each metric of each resample."""
+    is_class = np.eye(scores.shape[1], dtype=bool)[targets]
+    confidence, correct = scores.max(axis=1), scores.argmax(axis=1) == targets
+    rows = {
+        "accuracy": correct,
+        "loss": -np.log(np.clip(scores[is_class], EPSILON, 1)),
+        "brier": ((scores - is_class) ** 2).sum(axis=1),
+    }
+
+    def found(weights: np.ndarray) -> dict[str, np.ndarray]:
+        each = [{"auroc": auroc(*one, weights)} for one in zip(scores.T, is_class.T, strict=True)]
+        error = calibration_error(confidence, correct, weights)
+        whole = {"auroc": mean_over([one["auroc"] for one in each]), "calibration_error": error}
+        return whole | _means(rows, weights) | _by_label(each, labels)
+
+    return found
+
+
+def _means(rows: dict[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
+    found = divide(weights @ np.stack([*rows.values()], axis=1), weights.sum(axis=1, keepdims=True))
+    return dict(zip(rows, found.T, strict=True))
+
+
+def _by_label(each: list[dict[str, np.ndarray]], labels: Sequence[str]) -> dict[str, np.ndarray]:
+    named = dict(zip(labels, each, strict=False))  # none are named, or all
+    return {f"{metric}/label={name}": values for name, one in named.items() for metric, values in one.items()}
+
+
+def _by_score(scores, targets, weights) -> tuple[np.ndarray, np.ndarray]:
+    """Adds up the weights of targets and of others at each distinct score, ascending, (R, distinct)."""
+    order = np.argsort(scores)
+    starts = np.unique(scores[order], return_index=True)[1]
+    ordered = weights[:, order]
+    positives = ordered * targets[order]
+    if len(starts) == len(order):
+        return positives, ordered - positives
+    return np.add.reduceat(positives, starts, axis=1), np.add.reduceat(ordered - positives, starts, axis=1)
+
+
+def check(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns probabilities in float64 and targets in bool, or int of more classes.
+
+    Raises:
+      ValueError: these are no probabilities, or they do not fit the targets.
+    """
+    probabilities, targets = np.asarray(probabilities, np.float64), np.asarray(targets)
+    wrong = int((~((probabilities >= 0) & (probabilities <= 1))).sum())
+    if wrong:
+        raise ValueError(f"{wrong:,} of {probabilities.size:,} probabilities are NaN or outside 0 to 1")
+    is_multi_class = probabilities.ndim == 2 and targets.ndim == 1
+    if not len(targets) or probabilities.shape[: 1 if is_multi_class else 2] != targets.shape:
+        raise ValueError(f"probabilities {probabilities.shape} do not fit targets {targets.shape} of 1 row or more")
+    classes = probabilities.shape[1] if is_multi_class else 2
+    wrong = int((~np.isin(targets, np.arange(classes))).sum())
+    if wrong:
+        raise ValueError(f"{wrong:,} of {targets.size:,} targets are none of the {classes} classes 0 to {classes - 1}")
+    return probabilities, targets.astype(int if is_multi_class else bool)
+
+
+def patient_weights(patients: np.ndarray, num_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the place of each row's patient, (N,), and how often it is drawn: all once, then resamples, (1 + R, P).
+
+    Raises:
+      ValueError: patients are not one a row.
+    """
+    if np.shape(patients) != (num_rows,):
+        raise ValueError(f"{np.shape(patients)} patients do not fit {num_rows:,} rows")
+    drawn, owners = np.unique(patients, return_inverse=True)
+    return owners, np.vstack([np.ones((1, len(drawn)), np.uint16), resamples(len(drawn), seed)])
+
+
+def parts(groups: dict[str, np.ndarray] | None, num_rows: int) -> dict[str, np.ndarray]:
+    """Returns the rows of all, under "", and of each group, under "/NAME"; (N,) bool."""
+    masks = {f"/{name}": np.asarray(rows, bool).reshape(num_rows) for name, rows in (groups or {}).items()}
+    return {"": np.ones(num_rows, bool), **masks}
+
+
+def replicate(
+    function: Callable[[np.ndarray], dict[str, np.ndarray]], owners: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Calls a function of (r, N) weights of rows for a few resamples at a time; joins what it returns."""
+    some = max(1, CELLS // len(owners))
+    chunks = (weights[start : start + some] for start in range(0, len(weights), some))
+    found = [function(chunk[:, owners].astype(np.float64)) for chunk in chunks]
+    return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+
+
+def estimates(found: dict[str, np.ndarray], prefix: str, part: str, owners: np.ndarray) -> dict[str, Estimate]:
+    """Names (1 + R,) values, the first of the data itself; leaves out what the data or all resamples cannot tell.
+
+    `owners`, (N,) int, are the patients of the rows that were measured.
+    """
+    kept = {name: values for name, values in found.items() if np.isfinite(values[0]) and np.isfinite(values[1:]).any()}
+    counts = len(owners), len(np.unique(owners))
+    return {f"{prefix}{name}{part}": Estimate(float(values[0]), values[1:], *counts) for name, values in kept.items()}
+
+
+def mean_over(values: list[np.ndarray]) -> np.ndarray:
+    """Returns the mean of (R,) values over those that are not NaN."""
+    stacked = np.stack(values)
+    return divide(np.nansum(stacked, axis=0), (~np.isnan(stacked)).sum(axis=0))

@@ -1,0 +1,195 @@
+"""How well embeddings of patients tell diseases apart: clusters, nearest neighbours, linear probes and subtypes."""
+
+from collections.abc import Callable
+
+import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import (
+    adjusted_rand_score,
+    calinski_harabasz_score,
+    davies_bouldin_score,
+    pairwise_distances,
+    roc_auc_score,
+    silhouette_samples,
+)
+from sklearn.preprocessing import normalize
+
+from behrt_jax.metrics.bootstrap import Outcomes, divide
+
+NO_DISEASE, SEVERAL = -1, -2
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+MANY = 1024  # inputs, from which on a solver is slow that inverts a matrix of them
+CELLS = 20_000_000  # distances, or neighbours' diseases, held at once
+SMOOTHING = 0.5
+
+
+def directions(train: np.ndarray, centre: bool = True) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a function that makes (N, D) embeddings unit vectors, by default around the mean of those of train.
+
+    Distances between unit vectors order neighbours as the cosine does. Without their mean, which all share and which
+    says little (Mu & Viswanath 2018), the vectors of patients point in all directions.
+    """
+    middle = train.mean(axis=0) if centre else np.zeros(train.shape[1], train.dtype)
+    return lambda embeddings: normalize(np.asarray(embeddings - middle, np.float64))
+
+
+def exclusive_groups(has: np.ndarray) -> np.ndarray:
+    """Turns (N, G) bool diseases into (N,) groups that exclude each other: the one disease a patient has.
+
+    Patients without any are `NO_DISEASE`, those with several `SEVERAL`, who belong to no one group.
+    """
+    number = has.sum(axis=1)
+    return np.where(number == 1, has.argmax(axis=1), np.where(number == 0, NO_DISEASE, SEVERAL))
+
+
+def cluster_scores(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    """Scores how well groups are apart by Euclidean distance.
+
+    Args:
+      embeddings: (N, D).
+      labels: (N,) int, two groups or more of two members or more in all.
+
+    Returns:
+      (N,) the silhouette of each row, -1 to 1, whose mean is the score (Rousseeuw 1987); and `davies_bouldin`, lower
+      is better (1979), and `calinski_harabasz`, higher is better (1974), which grows with N.
+    """
+    return silhouette_samples(embeddings, labels), {
+        "davies_bouldin": float(davies_bouldin_score(embeddings, labels)),
+        "calinski_harabasz": float(calinski_harabasz_score(embeddings, labels)),
+    }
+
+
+def resampled_silhouettes(embeddings: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Computes the mean silhouette of resampled rows, each resample from its own rows alone.
+
+    A row that is drawn several times is not its own neighbour: its mean distance to its group leaves out all of its
+    copies, whose distances of 0 would make groups look tighter than they are. A row that is alone in its group scores
+    0, as usual, and a group of which no row is drawn is no group.
+
+    Args:
+      embeddings: (N, D).
+      labels: (N,) int, two groups or more.
+      weights: (R, N) how often each row is drawn.
+
+    Returns:
+      (R,) float64; NaN where fewer than two groups are drawn.
+    """
+    distances, step = pairwise_distances(embeddings), max(CELLS // (8 * len(labels)), 1)
+    starts = range(0, len(weights), step)
+    return np.concatenate([_mean_silhouettes(distances, labels, weights[start : start + step]) for start in starts])
+
+
+def _mean_silhouettes(distances: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    weights = weights.astype(np.float64)
+    within, others, between = np.zeros(weights.shape), np.zeros(weights.shape), np.full(weights.shape, np.inf)
+    for label in np.unique(labels):
+        own = labels == label
+        drawn, sums = weights[:, own].sum(axis=1, keepdims=True), weights[:, own] @ distances[own]
+        others[:, own] = drawn - weights[:, own]
+        within[:, own] = sums[:, own] / np.maximum(others[:, own], 1)
+        between[:, ~own] = np.minimum(
+            between[:, ~own], np.where(drawn > 0, sums[:, ~own] / np.maximum(drawn, 1), np.inf)
+        )
+    several = np.isfinite(between.max(axis=1))
+    between = np.where(several[:, None], between, 0)
+    scores = divide(between - within, np.maximum(between, within))
+    total = np.where(others > 0, np.nan_to_num(scores), 0) * weights
+    return np.where(several, divide(total.sum(axis=1), weights.sum(axis=1)), np.nan)
+
+
+def nearest(queries: np.ndarray, gallery: np.ndarray, k: int) -> np.ndarray:
+    """Returns the (Q, k) rows of an (N, D) gallery that are nearest to (Q, D) queries, nearest first."""
+    lengths, step = (gallery**2).sum(axis=1), max(CELLS // max(len(gallery), 1), 1)
+    parts = [
+        np.argsort(lengths - 2 * queries[start : start + step] @ gallery.T, axis=1, kind="stable")[:, :k]
+        for start in range(0, len(queries), step)
+    ]
+    return np.concatenate(parts)
+
+
+def retrieval(near: np.ndarray, own: np.ndarray, gallery: np.ndarray) -> Outcomes:
+    """Measures whether neighbours share the diseases of the queries, of those queries that have any.
+
+    Args:
+      near: (Q, k) rows of the gallery; all its rows give what neighbours drawn at random would.
+      own: (Q, G) bool diseases of the queries.
+      gallery: (N, G) bool.
+
+    Returns:
+      For each query with a disease: `precision`, the share of the neighbours that have any of its diseases; `shared`,
+      the share that has one, in the mean over its diseases; `jaccard`, the diseases both have over those either has.
+    """
+    rows = np.flatnonzero(own.any(axis=1))
+    values = {name: np.zeros(len(rows)) for name in ("precision", "shared", "jaccard")}
+    step = max(CELLS // max(near.shape[1] * own.shape[1], 1), 1)
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        theirs, mine = gallery[near[part]], own[part][:, None]
+        both = (theirs & mine).sum(axis=-1)
+        place = slice(start, start + len(part))
+        values["precision"][place] = (both > 0).mean(axis=1)
+        values["shared"][place] = (both / mine.sum(axis=-1)).mean(axis=1)
+        values["jaccard"][place] = (both / (theirs | mine).sum(axis=-1)).mean(axis=1)
+    return Outcomes(rows, values)
+
+
+def probe(inputs: dict[str, np.ndarray], has: dict[str, np.ndarray], say: Callable[[], object] = bool) -> np.ndarray:
+    """Fits a ridge logistic regression to each disease on train, its strength chosen by AUROC on tuning.
+
+    Args:
+      inputs: (N, D) embeddings by `train`, `tuning` and `held_out`; scaled here by the deviations of train.
+      has: (N, G) bool by the same; each disease with patients with it and without in train and in tuning.
+      say: called after each disease.
+
+    Returns:
+      (held-out patients, G) float64 probabilities.
+    """
+    mean, deviation = inputs["train"].mean(axis=0), inputs["train"].std(axis=0)
+    kept = deviation > 0
+    scaled = {name: (each[:, kept] - mean[kept]) / deviation[kept] for name, each in inputs.items()}
+    solver, found = "newton-cholesky" if kept.sum() <= MANY else "lbfgs", []
+    for group in range(has["train"].shape[1]):
+        target = has["train"][:, group]
+        ridges = [LogisticRegression(C=each, solver=solver, max_iter=2000) for each in STRENGTHS]
+        fits = [ridge.fit(scaled["train"], target) for ridge in ridges]
+        scores = [roc_auc_score(has["tuning"][:, group], fit.decision_function(scaled["tuning"])) for fit in fits]
+        found.append(fits[int(np.argmax(scores))].predict_proba(scaled["held_out"])[:, 1])
+        say()
+    return np.stack(found, axis=1)
+
+
+def fit_clusters(train: np.ndarray, clusters: int, seed: int = 0) -> KMeans:
+    """Fits k-means (the best of four starts) to (N, D) embeddings; `predict` gives the clusters of others."""
+    return KMeans(clusters, n_init=4, random_state=seed).fit(train)
+
+
+def stability(train: np.ndarray, others: np.ndarray, clusters: int, draws: int, seed: int = 0) -> np.ndarray:
+    """Measures whether clusters come again: fits k-means to resamples of train, each beside the fit to all of it.
+
+    Returns:
+      (draws,) adjusted Rand indices (Hubert & Arabie 1985) of the clusters of `others`, (M, D): 1 the same, 0 chance.
+    """
+    rng, reference = np.random.default_rng(seed), fit_clusters(train, clusters, seed).predict(others)
+    samples = (train[rng.integers(len(train), size=len(train))] for _ in range(draws))
+    found = (fit_clusters(sample, clusters, draw + 1).predict(others) for draw, sample in enumerate(samples))
+    return np.array([adjusted_rand_score(reference, each) for each in found])
+
+
+def distinguishing_codes(presence: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores how much a code tells a cluster from the others.
+
+    Args:
+      presence: (N, V) bool, which patient has which code.
+      labels: (N,) int clusters from 0 to K - 1.
+
+    Returns:
+      (K, V) log odds ratios, with half a patient added to each cell, and (K, V) the same over their standard errors
+      (Woolf 1955), which orders codes by how sure the difference is.
+    """
+    inside = np.stack([presence[labels == each].sum(axis=0) for each in range(labels.max() + 1)]).astype(float)
+    sizes, total = np.bincount(labels)[:, None], presence.sum(axis=0)
+    cells = [inside, sizes - inside, total - inside, len(labels) - sizes - (total - inside)]
+    a, b, c, d = (cell + SMOOTHING for cell in cells)
+    odds = np.log(a * d / (b * c))
+    return odds, odds / np.sqrt(1 / a + 1 / b + 1 / c + 1 / d)

@@ -1,0 +1,269 @@
+"""Metrics of next-visit prediction, many codes at once, with bootstrap intervals over patients.
+
+Ranking metrics of a resample come from histograms of scores by patient; those of the data itself are exact, and the
+resamples are shifted by the small difference between the two. A metric without anything to measure is left out.
+
+Where few patients have a code, a resample may hold none or some of them twice: an interval of a mean over codes need
+not have the value in its middle.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+
+from behrt_jax.metrics.bootstrap import Estimate, divide, resamples
+
+PREFIX = "next_visit/"
+MIN_CELLS = 10  # positives, and for AUROC negatives, of a code that counts in a mean over codes
+CALIBRATION_BINS = 15
+MICRO_QUANTILES, MICRO_TOP, CODE_QUANTILES = 2000, 200, 48
+ROWS = 4096  # visits worked on at once
+EPSILON = float(np.finfo(np.float32).eps)
+
+Targets = np.ndarray | scipy.sparse.csr_array
+
+
+class Examples(NamedTuple):
+    """Visits to predict, N of them, and what they hold of T codes.
+
+    Attributes:
+      targets: (N, T) bool, dense or sparse.
+      patients: (N,) int, whose each is.
+      seen_before: (N, T) bool, which codes the patient had before.
+      cells: further parts of the table to measure by name, each bool that broadcasts to (N, T); see `group_cells`.
+    """
+
+    targets: Targets
+    patients: np.ndarray
+    seen_before: np.ndarray
+    cells: dict[str, np.ndarray] = {}
+
+
+def group_cells(
+    code_types: np.ndarray | None = None, ages: np.ndarray | None = None, sexes: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Returns parts of the table as `type=CONDITION`, `age=40-60` and `sex=F`.
+
+    Types are (T,) str; ages (N,) years, of which NaN is in no band; sexes (N,) str, empty where unknown.
+    """
+    cells = {}
+    if code_types is not None:
+        cells |= {f"type={kind}": (code_types == kind)[None, :] for kind in np.unique(code_types)}
+    if ages is not None:
+        bands = {"0-20": (0, 20), "20-40": (20, 40), "40-60": (40, 60), "60-80": (60, 80), "80+": (80, np.inf)}
+        cells |= {f"age={name}": ((ages >= low) & (ages < high))[:, None] for name, (low, high) in bands.items()}
+    if sexes is not None:
+        cells |= {f"sex={sex}": (sexes == sex)[:, None] for sex in np.unique(sexes) if sex}
+    return cells
+
+
+def measure(probabilities: np.ndarray, examples: Examples, threshold: float, seed: int = 0) -> dict[str, Estimate]:
+    """Measures the predictions of a model.
+
+    Args:
+      probabilities: (N, T) float32, each code on its own.
+      examples: what came.
+      threshold: a code is predicted from this probability on; `best_threshold` of tuning.
+      seed: of the resamples; with the same, those of two models are paired.
+
+    Returns:
+      Estimates by name; n counts visits, positive cells (`micro_f1`, `average_precision*`) or codes (`macro_*`), and
+      `patients` whose visits, positive cells, or positive cells of these codes they are.
+    """
+    order = np.argsort(examples.patients, kind="stable")
+    probabilities, targets = np.asarray(probabilities, np.float32)[order], _dense(examples.targets)[order]
+    seen = np.asarray(examples.seen_before)[order]
+    _, owners = np.unique(np.asarray(examples.patients)[order], return_inverse=True)
+    num_patients, cut = int(owners[-1]) + 1, np.float32(threshold)  # of the scores' kind, to be met exactly
+    weights = np.vstack([np.ones((1, num_patients)), resamples(num_patients, seed)]).astype(np.float32)
+    given = {f"/{name}": cells if len(cells) == 1 else cells[order] for name, cells in examples.cells.items()}
+    found = _ratios(probabilities, targets, seen, owners, weights, cut)
+    for name, cells in {"": np.True_, "/new": ~seen, "/repeat": seen, **given}.items():
+        found[f"average_precision{name}"] = _micro_average_precision(probabilities, targets, cells, owners, weights)
+    found |= _means_over_codes(probabilities, targets, owners, weights, cut)
+    found["calibration_error"] = _calibration_error(probabilities, targets, owners, weights)
+    return {PREFIX + name: estimate for name, estimate in found.items() if estimate is not None}
+
+
+def best_threshold(probabilities: np.ndarray, targets: Targets) -> float:
+    """Returns the probability from which on predicting codes gives the highest micro-F1, of all cut points."""
+    cuts, hits, chosen = _curve(np.asarray(probabilities, np.float32), _dense(targets))
+    return float(cuts[np.argmax(2 * hits / (chosen + hits[0]))]) if len(cuts) else 1.0
+
+
+def average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Returns the exact step-wise average precision of (n,) scores, as scikit-learn does; ties make one step."""
+    _, hits, chosen = _curve(scores, targets)
+    return float((-np.diff(hits, append=0) * hits / chosen).sum() / hits[0])
+
+
+def auroc(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Returns the exact area under the ROC curve of (n,) scores; a tie counts half."""
+    positives, negatives = scores[targets], np.sort(scores[~targets])
+    below = np.searchsorted(negatives, positives, "left") + np.searchsorted(negatives, positives, "right")
+    return float(below.sum(dtype=np.float64) / 2 / len(positives) / len(negatives))
+
+
+def precision_recall(probabilities: np.ndarray, targets: Targets, points: int = 200) -> tuple[np.ndarray, ...]:
+    """Returns precision, recall and threshold, each (points or fewer,), at cuts even in the positives' ranks."""
+    cuts, hits, chosen = _curve(probabilities, _dense(targets))
+    kept = np.unique(np.searchsorted(-hits, -np.linspace(hits[0], 1, points), "right") - 1)
+    return hits[kept] / chosen[kept], hits[kept] / hits[0], cuts[kept]
+
+
+def reliability(probabilities: np.ndarray, targets: Targets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the mean probability, the observed share and the number of cells of each equal-mass bin."""
+    table = calibration_table(probabilities, _dense(targets), np.zeros(len(probabilities), int))[0]
+    means, shares, cells = table[:, table[2] > 0]
+    return means / cells, shares / cells, cells.astype(int)
+
+
+def hits_at(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
+    """Counts the targets among the k highest scores of each row, (N,); of tied scores the targets come last."""
+    k = min(k, scores.shape[1])
+    lowest = np.partition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k, None]
+    above, tied = scores > lowest, scores == lowest
+    room = k - above.sum(axis=1) - (tied & ~targets).sum(axis=1)
+    return (above & targets).sum(axis=1) + np.clip(room, 0, (tied & targets).sum(axis=1))
+
+
+def _dense(targets) -> np.ndarray:
+    return targets.toarray() if scipy.sparse.issparse(targets) else np.asarray(targets)
+
+
+def _curve(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the distinct scores of targets, ascending, and how many targets and cells are at or above each."""
+    cuts = np.unique(scores[targets])
+    places = np.searchsorted(cuts, scores, side="right")
+    counts = (np.bincount(some.ravel(), minlength=len(cuts) + 1) for some in (places[targets], places))
+    hits, chosen = (np.cumsum(found[:0:-1])[::-1] for found in counts)
+    return cuts, hits, chosen
+
+
+def _ratios(probabilities, targets, seen, owners, weights, threshold) -> dict[str, Estimate | None]:
+    """Measures whatever is one sum over visits divided by another."""
+    totals = {}
+    for start in range(0, len(owners), ROWS):
+        rows = slice(start, start + ROWS)
+        scores, wanted, new = probabilities[rows], targets[rows], targets[rows] & ~seen[rows]
+        every, size, size_new, chosen = np.ones(len(scores)), wanted.sum(axis=1), new.sum(axis=1), scores >= threshold
+        likely = np.clip(scores.astype(np.float64), EPSILON, 1 - EPSILON)
+        hits_new = hits_at(np.where(seen[rows], -np.inf, scores), new, 10)
+        sums = {
+            "micro_f1": (2 * (chosen & wanted).sum(axis=1), chosen.sum(axis=1) + size),
+            "recall@10/new": (hits_new / np.maximum(size_new, 1), size_new > 0),
+            "loss": (-np.log(np.where(wanted, likely, 1 - likely)).sum(axis=1), every),
+        }
+        for k in (10, 30):
+            sums[f"recall@{k}"] = (hits_at(scores, wanted, k) / np.maximum(size, 1), size > 0)
+        for k in (1, 10):
+            sums[f"precision@{k}"] = (hits_at(scores, wanted, k) / min(k, scores.shape[1]), every)
+        for name, sides in sums.items():
+            added = np.stack([np.bincount(owners[rows], side, weights.shape[1]) for side in sides])
+            totals[name] = totals.get(name, 0) + added
+    counted = {name: sides[1] for name, sides in totals.items()}
+    counted["micro_f1"] = np.bincount(owners, targets.sum(axis=1), weights.shape[1])
+    shares = {name: divide(*(sides @ weights.T)) for name, sides in totals.items()}
+    return {
+        name: _estimate(found, found[0], int(counted[name].sum()), int((counted[name] > 0).sum()))
+        for name, found in shares.items()
+    }
+
+
+def _micro_average_precision(probabilities, targets, cells, owners, weights) -> Estimate | None:
+    """Measures the cells of a part of the table all together."""
+    cells = np.broadcast_to(cells, targets.shape)
+    scores, hits = probabilities[cells], targets[cells]
+    if not hits.any():
+        return None
+    positives = np.sort(scores[hits])
+    edges = np.unique(np.concatenate([_spread(positives, MICRO_QUANTILES), positives[-MICRO_TOP:]]))
+    counted = _count(np.repeat(owners, cells.sum(axis=1)), scores, hits, edges, weights)
+    patients = len(np.unique(owners[(targets & cells).any(axis=1)]))
+    return _estimate(_binned(*counted)[0], average_precision(scores, hits), len(positives), patients)
+
+
+def _means_over_codes(probabilities, targets, owners, weights, threshold) -> dict[str, Estimate | None]:
+    """Measures each code of enough positives, then takes means over codes; in a resample, over those that came."""
+    positives = targets.sum(axis=0)
+    ranked = np.flatnonzero(positives >= MIN_CELLS)
+    if not len(ranked):
+        return {}
+    parts = [_measure_code(probabilities[:, code], targets[:, code], owners, weights, threshold) for code in ranked]
+    binned, exact = (np.stack(side, axis=-1) for side in zip(*parts, strict=True))
+    every = np.ones(len(ranked), bool)
+    enough = len(owners) - positives[ranked] >= MIN_CELLS
+    found, kinds = {}, {"macro_average_precision": every, "macro_auroc": enough, "macro_f1": every}
+    for (name, kept), codes, values in zip(kinds.items(), binned, exact, strict=True):
+        present = ~np.isnan(codes) & kept
+        means = divide(np.where(present, codes, 0).sum(axis=1), present.sum(axis=1))
+        patients = len(np.unique(owners[targets[:, ranked[kept]].any(axis=1)]))
+        found[name] = _estimate(means, values[kept].sum() / max(kept.sum(), 1), int(kept.sum()), patients)
+    return found
+
+
+def _measure_code(column, wanted, owners, weights, threshold) -> tuple[np.ndarray, np.ndarray]:
+    """Measures the average precision, AUROC and F1 of one code: (3, 1 + resamples) by histograms and (3,) exact."""
+    some = _spread(np.sort(column[wanted]), CODE_QUANTILES)
+    edges = np.unique(np.concatenate([some, np.nextafter(some, np.float32(np.inf)), [threshold]]))
+    # A bin of one score is a step of the curve; in one of many, precision is taken at its middle.
+    middle = np.append(0.5, np.where(np.isin(edges, some), 0.0, 0.5))
+    hits, every = _count(owners, column, wanted, edges, weights)
+    precision, area = _binned(hits, every, middle)
+    cut = np.searchsorted(edges, threshold, side="right")
+    f1 = divide(2 * hits[:, cut:].sum(axis=1), every[:, cut:].sum(axis=1) + hits.sum(axis=1))
+    f1 = np.where(hits.any(axis=1), f1, np.nan)
+    exact = average_precision(column, wanted), np.nan if wanted.all() else auroc(column, wanted), f1[0]
+    return np.stack([precision, area, f1]), np.array(exact)
+
+
+def _count(owners, scores, hits, edges, weights) -> list[np.ndarray]:
+    """Counts positives and cells of each resample in bins that begin at edges, each (R, edges + 1) float32."""
+    shape = weights.shape[1], len(edges) + 1
+    bins = np.searchsorted(edges, scores, side="right")
+    bins += owners * shape[1]
+    counts = (np.bincount(some, minlength=shape[0] * shape[1]) for some in (bins[hits], bins))
+    return [weights @ some.reshape(shape).astype(np.float32) for some in counts]
+
+
+def _binned(hits: np.ndarray, every: np.ndarray, middle: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the average precision and the AUROC of (R, bins) positives and cells, bins of ascending scores.
+
+    Precision is taken at the bottom of a bin, or (0 to 1) further up.
+    """
+    above, chosen = (np.cumsum(table[:, ::-1], axis=1, dtype=np.float64)[:, ::-1] for table in (hits, every))
+    negatives = every - hits
+    precision = divide(above - middle * hits, chosen - middle * every)
+    pairs = above[:, 0] * negatives.sum(axis=1, dtype=np.float64)
+    return (
+        divide((hits * np.nan_to_num(precision)).sum(axis=1), above[:, 0]),
+        divide((negatives * (above - hits / 2)).sum(axis=1), pairs),
+    )
+
+
+def _calibration_error(probabilities, targets, owners, weights) -> Estimate | None:
+    """Measures the mean distance of probabilities from observed shares, over equal-mass bins of all cells."""
+    totals = np.tensordot(weights, calibration_table(probabilities, targets, owners), 1)
+    errors = np.abs(totals[:, 0] - totals[:, 1]).sum(axis=1) / totals[:, 2].sum(axis=1)
+    return _estimate(errors, errors[0], targets.size, int(owners[-1]) + 1)
+
+
+def calibration_table(probabilities, targets, owners, num_bins: int = CALIBRATION_BINS) -> np.ndarray:
+    """Adds up probabilities, targets and cells by patient and equal-mass bin: (patients, 3, bins)."""
+    ranks = np.arange(1, num_bins) * probabilities.size // num_bins
+    edges = np.unique(np.partition(probabilities, ranks, axis=None)[ranks])
+    bins = np.searchsorted(edges, probabilities, side="right") + owners[:, None] * num_bins
+    size = (owners.max() + 1) * num_bins
+    sums = [np.bincount(bins.ravel(), values, size) for values in (probabilities.ravel(), targets.ravel(), None)]
+    return np.stack([each.reshape(-1, num_bins) for each in sums], axis=1)
+
+
+def _spread(ordered: np.ndarray, count: int) -> np.ndarray:
+    """Picks at most `count` of ascending values at even ranks, the lowest and the highest among them."""
+    return ordered[np.unique(np.linspace(0, len(ordered) - 1, count).astype(int))]
+
+
+def _estimate(found: np.ndarray, value: float, n: int, patients: int) -> Estimate | None:
+    """Joins an exact value with (1 + resamples,) approximate ones, the first of them of the data itself."""
+    return Estimate(float(value), found[1:] + (value - found[0]), n, patients) if n else None

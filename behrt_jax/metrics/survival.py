@@ -1,0 +1,404 @@
+"""Metrics of time to event, with bootstrap intervals over patients.
+
+Each resample is measured exactly, on the weights of train's censoring: a patient drawn twice gives its rows twice the
+weight, and pairs of one patient count as often as they come. What cannot be measured is left out: without an event, or
+at a horizon that follow-up or the curves do not reach. Under competing risks `measure` takes the events of one cause
+and counts others as censoring: what it returns is of the hazard of that cause, and its curves must be too. A predicted
+cumulative incidence is compared with `cumulative_incidence`, as `calibration_table` does. The calibration errors and
+D-calibration of resamples are higher than those of the data, as noise adds to distances: their intervals need not hold
+the value.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import chi2
+
+from behrt_jax.metrics.bootstrap import Estimate, divide
+from behrt_jax.metrics.classification import (
+    auroc,
+    equal_mass_bins,
+    estimates,
+    fit_slope,
+    parts,
+    patient_weights,
+    replicate,
+)
+
+PREFIX = "survival/"
+HORIZONS = (30.0, 90.0, 365.0, 1825.0)  # days
+NUM_BINS = 10
+GRID = 50  # times of the integrated Brier score
+CHUNK = 256  # events compared with all rows at once
+TINY = 1e-12
+
+
+class Followed(NamedTuple):
+    """How long N rows were followed, and what ended it.
+
+    Attributes:
+      days: (N,) from the prediction time to the event or censoring, 0 or more.
+      events: (N,) bool, whether the event came; of one cause where there are several.
+    """
+
+    days: np.ndarray
+    events: np.ndarray
+
+
+class Curves(NamedTuple):
+    """Predicted survival; between its times, and from 1 at day 0, the hazard is constant.
+
+    Attributes:
+      times: (T,) days, rising, above 0.
+      survival: (N, T) probabilities, falling.
+    """
+
+    times: np.ndarray
+    survival: np.ndarray
+
+    def cumulative_hazard(self, days: np.ndarray) -> np.ndarray:
+        """Returns that of each row at (1, T') or (N, T') days, (N, T'); from the last time on it stays."""
+        hazard = -np.log(np.clip(self.survival, TINY, 1))
+        hazard, times = np.pad(hazard, ((0, 0), (1, 0))), np.append(0.0, self.times)
+        days = np.clip(np.broadcast_to(days, (len(hazard), days.shape[1])), 0, times[-1])
+        after = np.clip(np.searchsorted(times, days, side="left"), 1, len(self.times))
+        share = (days - times[after - 1]) / (times[after] - times[after - 1])
+        rows = np.arange(len(hazard))[:, None]
+        return hazard[rows, after - 1] * (1 - share) + hazard[rows, after] * share
+
+
+def measure(
+    scores: np.ndarray,
+    followed: Followed,
+    patients: np.ndarray,
+    train: Followed,
+    curves: Curves | None = None,
+    groups: dict[str, np.ndarray] | None = None,
+    horizons: Sequence[float] = HORIZONS,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Measures predictions of the time to an event.
+
+    Of the scores: `c_index` (Harrell et al. 1996), `c_index@H` of events before H days alone, `uno_c@H` (Uno et al.
+    2011), and `auc@H`, cumulative cases against dynamic controls (Uno et al. 2007), which takes the risk at H days
+    where there are curves. Of the curves: `integrated_brier` (Graf et al. 1999) and `calibration_slope` up to the
+    longest horizon, `observed_expected` events up to it, `calibration_error@H` in equal-mass bins of risk (observed by
+    Kaplan-Meier), and `d_calibration`, the statistic of Haider et al. (2020) on deciles, with `d_calibration_p`.
+
+    The slope is that of a Poisson regression of events on the log of the cumulative hazard at the longest horizon,
+    with the hazard of the time followed as exposure (Crowson et al. 2016): 1 is ideal, below 1 the risks are too
+    extreme. The p-value is that of the statistic over its design effect (Rao & Scott 1981), as rows of a patient are
+    not independent; it has no interval of its own.
+
+    Args:
+      scores: (N,) higher is earlier.
+      followed: the rows.
+      patients: (N,) int, whose each row is.
+      train: rows of train, for the weights of censoring.
+      curves: predicted survival of the rows.
+      groups: bool masks of rows by name, (N,) or (N, 1); see `multilabel.group_cells`.
+      horizons: days; those that follow-up or curves do not reach are left out.
+      seed: of the resamples; with the same, those of two models are paired.
+
+    Returns:
+      Estimates by name, as `survival/c_index@365` and `survival/c_index/sex=F`; n counts rows.
+
+    Raises:
+      ValueError: the inputs do not fit together.
+    """
+    scores = np.asarray(scores, np.float64)
+    followed, train = check(followed, "rows"), check(train, "rows of train")
+    _check_predictions(scores, curves, len(followed.days))
+    owners, weights = patient_weights(patients, len(scores), seed)
+    reached, importance = usable_horizons(followed, train, curves, horizons), inverse_censoring(train, followed.days)
+    found = {}
+    for part, rows in parts(groups, len(scores)).items():
+        some = Followed(*(each[rows] for each in followed))
+        if part and not some.events.any():
+            continue
+        of_part = curves and curves._replace(survival=np.asarray(curves.survival, np.float64)[rows])
+        values = _concordances(scores[rows], some, owners[rows], weights, importance[rows], reached)
+        functions = [_aucs(scores[rows], some, importance[rows], of_part, reached)]
+        if of_part and reached:
+            functions.append(_calibration(some, train, importance[rows], of_part, reached))
+        for function in functions:
+            values |= replicate(function, owners[rows], weights)
+        if of_part:
+            values |= _d_calibration(some, of_part, owners[rows], weights)
+        found |= estimates(values, PREFIX, part, owners[rows])
+    return found
+
+
+def measure_causes(
+    scores: np.ndarray, days: np.ndarray, causes: np.ndarray, patients: np.ndarray, names: Sequence[str], seed: int = 0
+) -> dict[str, Estimate]:
+    """Measures Harrell's C of each of several competing events, others' counted as censoring (cause-specific).
+
+    Args:
+      scores: (N, K) one column a cause; higher is earlier.
+      days: (N,) followed.
+      causes: (N,) int, 0 for censored, 1 to K for the event that came first.
+      patients: (N,) int, whose each row is.
+      names: K names of causes.
+      seed: of the resamples.
+
+    Returns:
+      Estimates as `survival/c_index/cause=NAME`; causes that never came are left out.
+
+    Raises:
+      ValueError: a cause is none of 0 to K, or the inputs do not fit together.
+    """
+    wrong = int((~np.isin(causes, np.arange(len(names) + 1))).sum())
+    if wrong or np.shape(scores) != (len(days), len(names)):
+        raise ValueError(
+            f"{wrong:,} causes are none of 0 to {len(names)}, or scores {np.shape(scores)} do not fit them"
+        )
+    owners, weights = patient_weights(patients, len(days), seed)
+    found = {}
+    for place, name in enumerate(names):
+        one = check(Followed(days, np.asarray(causes) == place + 1), "rows")
+        values = _concordances(np.asarray(scores)[:, place], one, owners, weights, np.ones(len(one.days)), [])
+        found |= estimates(values, PREFIX, f"/cause={name}", owners)
+    return found
+
+
+def concordance(events: np.ndarray, days: np.ndarray, scores: np.ndarray) -> float:
+    """Computes Harrell's C: how often, of two rows, that with the earlier event has the higher score.
+
+    Args:
+      events: (N,) bool.
+      days: (N,) to the event or the end of follow-up.
+      scores: (N,) higher is earlier; of equal ones a half counts.
+
+    Returns:
+      0 to 1; NaN where no two rows can be compared.
+    """
+    days, events = check(Followed(days, events), "rows")
+    scores, concordant, comparable = np.asarray(scores), 0.0, 0
+    earlier = np.flatnonzero(events)
+    for some in np.split(earlier, np.arange(CHUNK, len(earlier), CHUNK)):
+        outlive = (days > days[some, None]) | ((days == days[some, None]) & ~events)
+        comparable += np.count_nonzero(outlive)
+        concordant += np.count_nonzero(outlive & (scores < scores[some, None]))
+        concordant += np.count_nonzero(outlive & (scores == scores[some, None])) / 2
+    return concordant / comparable if comparable else float("nan")
+
+
+def usable_horizons(
+    followed: Followed, train: Followed, curves: Curves | None, horizons: Sequence[float]
+) -> list[float]:
+    """Returns the horizons, rising, that some row outlives, with a chance above 0 in train, and that curves reach."""
+    last = min(train.days.max(), np.inf if curves is None else curves.times[-1])
+    reached = [float(days) for days in sorted(horizons) if days <= last and days < followed.days.max()]
+    return [days for days in reached if inverse_censoring(train, np.array([days]))[0] > 0]
+
+
+def inverse_censoring(train: Followed, days: np.ndarray | Sequence[float]) -> np.ndarray:
+    """Returns 1 over the chance to be uncensored at each time, by Kaplan-Meier on train; 0 where none is."""
+    order = np.lexsort((~train.events, train.days))  # of a day, events come before censoring
+    at_risk = np.arange(len(order), 0, -1)
+    uncensored = np.cumprod(np.append(1.0, 1 - ~train.events[order] / at_risk))
+    chance = uncensored[np.searchsorted(train.days[order], days, side="right")]
+    return np.where(chance > 0, 1 / np.maximum(chance, TINY), 0.0)
+
+
+def cumulative_incidence(
+    days: np.ndarray, causes: np.ndarray, weights: np.ndarray, times: np.ndarray, cause: int = 1
+) -> np.ndarray:
+    """Computes the cumulative incidence of one of several competing events (Aalen & Johansen 1978).
+
+    Events of other causes end the time at risk without being censoring. With a single cause it is 1 minus the survival
+    of Kaplan & Meier (1958).
+
+    Args:
+      days: (N,) followed.
+      causes: (N,) int, 0 for censored, else the event that came first; or (N,) bool, of a single cause.
+      weights: (R, N) how often each row counts.
+      times: (T,) days at which to return it.
+      cause: of which event.
+
+    Returns:
+      (R, T) float64; NaN where no row counts.
+    """
+    causes = np.asarray(causes).astype(int)
+    order = np.lexsort((causes == 0, days))  # of a day, events come before censoring
+    days, causes, ordered = days[order], causes[order], weights[:, order].astype(np.float64)
+    at_risk = np.cumsum(ordered[:, ::-1], axis=1)[:, ::-1]
+    hazard = np.where(at_risk > 0, ordered / np.maximum(at_risk, TINY), 0.0)
+    left = np.cumprod(1 - hazard * (causes > 0), axis=1)
+    before = np.pad(left[:, :-1], ((0, 0), (1, 0)), constant_values=1.0)
+    incidence = np.pad(np.cumsum(before * hazard * (causes == cause), axis=1), ((0, 0), (1, 0)))
+    return np.where(
+        weights.any(axis=1, keepdims=True), incidence[:, np.searchsorted(days, times, side="right")], np.nan
+    )
+
+
+def calibration_table(
+    risk: np.ndarray,
+    days: np.ndarray,
+    causes: np.ndarray,
+    weights: np.ndarray,
+    horizon: float,
+    cause: int = 1,
+    num_bins: int = NUM_BINS,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compares (N,) risks of an event by a horizon with its observed cumulative incidence, in bins of equal mass.
+
+    Args:
+      risk: (N,) predicted cumulative incidence at the horizon.
+      days: (N,) followed.
+      causes: (N,) as `cumulative_incidence` takes them.
+      weights: (R, N) how often each row counts.
+      horizon: in days.
+      cause: of which event.
+      num_bins: the most bins; ties share one.
+
+    Returns:
+      The mean risk, the observed incidence and the weight of each bin that holds rows, each (R, bins).
+    """
+    bins = equal_mass_bins(risk, num_bins)
+    kept = [bins == place for place in np.unique(bins)]
+    mass = np.stack([weights[:, rows].sum(axis=1) for rows in kept], axis=1)
+    predicted = divide(np.stack([weights[:, rows] @ risk[rows] for rows in kept], axis=1), mass)
+    end = np.array([horizon])
+    observed = [cumulative_incidence(days[rows], causes[rows], weights[:, rows], end, cause) for rows in kept]
+    return predicted, np.concatenate(observed, axis=1), mass
+
+
+def d_calibration_shares(followed: Followed, curves: Curves) -> np.ndarray:
+    """Returns how much of each row is in each decile of its predicted survival at its time, (N, 10).
+
+    A censored row may still come to its event at any survival below that of its time: it is spread over these.
+    """
+    survival = np.exp(-curves.cumulative_hazard(followed.days[:, None]))
+    comes = followed.events & (followed.days <= curves.times[-1])
+    lowest = np.arange(NUM_BINS) / NUM_BINS
+    spread = np.clip(survival - lowest, 0, 1 / NUM_BINS) / survival
+    place = np.minimum((survival * NUM_BINS).astype(int), NUM_BINS - 1)
+    return np.where(comes[:, None], np.arange(NUM_BINS) == place, spread)
+
+
+def _concordances(scores, followed, owners, weights, importance, horizons) -> dict[str, np.ndarray]:
+    """Measures C indices: for each event, how many outlive it, and how many of them have a lower score."""
+    order = np.argsort(owners, kind="stable")
+    scores, days, events, importance = scores[order], followed.days[order], followed.events[order], importance[order]
+    drawn, starts, owners = np.unique(owners[order], return_index=True, return_inverse=True)
+    weights = weights[:, drawn].astype(np.float32)
+    before = [days < horizon for horizon in horizons]
+    kinds = {"c_index": np.ones(len(days)), **{f"c_index@{h:g}": b for h, b in zip(horizons, before, strict=True)}}
+    kinds |= {f"uno_c@{h:g}": b * importance**2 for h, b in zip(horizons, before, strict=True)}
+    given = np.stack([*kinds.values()], axis=1).astype(np.float64)
+    concordant, comparable = np.zeros((2, len(weights), len(kinds)))
+    earlier = np.flatnonzero(events)
+    for some in np.split(earlier, np.arange(CHUNK, len(earlier), CHUNK)):
+        outlive = (days > days[some, None]) | ((days == days[some, None]) & ~events)
+        lower = (scores < scores[some, None]) + np.float32(0.5) * (scores == scores[some, None])
+        for total, pairs in ((concordant, outlive * lower), (comparable, outlive.astype(np.float32))):
+            by_patient = np.add.reduceat(pairs, starts, axis=1)
+            counted = (weights @ by_patient.T).astype(np.float64) * weights[:, owners[some]]
+            total += counted @ given[some]
+    return dict(zip(kinds, divide(concordant, comparable).T, strict=True))
+
+
+def _aucs(scores, followed, importance, curves, horizons):
+    """Returns a function from (R, N) weights to the time-dependent AUCs."""
+    risks = scores[:, None] if curves is None else curves.cumulative_hazard(np.array([horizons]))
+
+    def found(weights: np.ndarray) -> dict[str, np.ndarray]:
+        values = {}
+        for horizon, risk in zip(horizons, np.broadcast_to(risks, (len(scores), len(horizons))).T, strict=True):
+            cases = followed.events & (followed.days <= horizon)
+            rows = cases | (followed.days > horizon)
+            given = weights[:, rows] * np.where(cases, importance, 1.0)[rows]
+            values[f"auc@{horizon:g}"] = auroc(risk[rows], cases[rows], given)
+        return values
+
+    return found
+
+
+def _calibration(followed, train, importance, curves, horizons):
+    """Returns a function from (R, N) weights to what is measured of curves up to the longest horizon."""
+    end = horizons[-1]
+    brier = _integrated_brier(followed, train, importance, curves, end)
+    comes = followed.events & (followed.days <= end)
+    expected = curves.cumulative_hazard(np.minimum(followed.days, end)[:, None])[:, 0]
+    whole = np.maximum(curves.cumulative_hazard(np.array([[end]]))[:, 0], TINY)
+    risks = 1 - np.exp(-curves.cumulative_hazard(np.array([horizons])))
+
+    def poisson(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mean = np.exp(line) * (expected / whole)
+        return mean, mean
+
+    def found(weights: np.ndarray) -> dict[str, np.ndarray]:
+        values = {
+            "integrated_brier": divide(weights @ brier, weights.sum(axis=1)),
+            "calibration_slope": fit_slope(np.log(whole), comes, weights, poisson),
+            "observed_expected": divide(weights @ comes, weights @ expected),
+        }
+        for horizon, risk in zip(horizons, risks.T, strict=True):
+            predicted, observed, mass = calibration_table(risk, followed.days, followed.events, weights, horizon)
+            distance = np.where(mass > 0, np.abs(predicted - observed) * mass, 0)
+            values[f"calibration_error@{horizon:g}"] = divide(distance.sum(axis=1), mass.sum(axis=1))
+        return values
+
+    return found
+
+
+def _integrated_brier(followed, train, importance, curves, end) -> np.ndarray:
+    """Returns what each row adds to the integrated Brier score, (N,): the mean over times up to the end."""
+    grid = np.linspace(end / GRID, end, GRID)
+    survival, days = np.exp(-curves.cumulative_hazard(grid[None])), followed.days[:, None]
+    dead = followed.events[:, None] & (days <= grid)
+    errors = survival**2 * dead * importance[:, None] + (1 - survival) ** 2 * (days > grid) * inverse_censoring(
+        train, grid
+    )
+    return np.trapezoid(errors, grid, axis=1) / (grid[-1] - grid[0])
+
+
+def _d_calibration(followed, curves, owners, weights) -> dict[str, np.ndarray]:
+    """Measures D-calibration: the statistic of each resample, and the p-value of that of the data."""
+    rows = d_calibration_shares(followed, curves)
+
+    def found(given: np.ndarray) -> dict[str, np.ndarray]:
+        return {"shares": divide(given @ rows, given.sum(axis=1, keepdims=True)), "size": given.sum(axis=1)}
+
+    shares, size = replicate(found, owners, weights).values()
+    statistic = size * NUM_BINS * ((shares - 1 / NUM_BINS) ** 2).sum(axis=1)
+    effect = size[0] * NUM_BINS * np.nanvar(shares[1:], axis=0).sum() / (NUM_BINS - 1)
+    p_value = chi2.sf(divide(statistic[0], effect), NUM_BINS - 1)
+    return {"d_calibration": statistic, "d_calibration_p": np.full_like(statistic, p_value)}
+
+
+def check(followed: Followed, what: str) -> Followed:
+    """Returns float64 days and bool events.
+
+    Raises:
+      ValueError: days are negative or not finite, or the two are of other lengths.
+    """
+    days, events = np.asarray(followed.days, np.float64), np.asarray(followed.events)
+    if not len(days) or days.shape != events.shape or days.ndim != 1:
+        raise ValueError(f"{what}: days {days.shape} and events {events.shape} are not one of each for 1 row or more")
+    wrong = int((~((days >= 0) & np.isfinite(days))).sum())
+    if wrong:
+        raise ValueError(f"{what}: {wrong:,} of {len(days):,} days are negative or not finite")
+    wrong = int((~np.isin(events, (0, 1))).sum())
+    if wrong:
+        raise ValueError(f"{what}: {wrong:,} of {len(days):,} events are neither 0 nor 1; of causes, take one a time")
+    return Followed(days, events.astype(bool))
+
+
+def _check_predictions(scores: np.ndarray, curves: Curves | None, num_rows: int) -> None:
+    wrong = int((~np.isfinite(scores)).sum())
+    if scores.shape != (num_rows,) or wrong:
+        raise ValueError(f"scores {scores.shape} do not fit {num_rows:,} rows, or {wrong:,} of them are not finite")
+    if curves is None:
+        return
+    times, survival = np.asarray(curves.times), np.asarray(curves.survival)
+    if survival.shape != (num_rows, len(times)):
+        raise ValueError(f"curves {survival.shape} do not fit {num_rows:,} rows at {len(times)} times")
+    if not len(times) or not (np.diff(times, prepend=0) > 0).all():
+        raise ValueError("the times of curves must rise from above day 0")
+    is_curve = (survival >= 0).all(axis=1) & (np.diff(survival, prepend=1.0, axis=1) <= 1e-6).all(axis=1)
+    if not is_curve.all():
+        raise ValueError(f"{(~is_curve).sum():,} of {num_rows:,} curves rise, hold NaN or leave 0 to 1")

@@ -1,0 +1,57 @@
+"""Low-rank adaptation (LoRA, Hu et al. 2021) in parameter space: each adapted kernel is W + scale * A B.
+
+It knows nothing of the model: what is merged is applied as the parameters always are, at no cost in prediction.
+"""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+# Queries, keys and values are one kernel: their updates share A, and each has its own columns of B.
+KERNELS = r"/encoder/(.+/)?block_\d+/(attention|feedforward)/\w+/kernel$"
+
+
+def initialize(params: Any, rank: int, key: jax.Array, kernels: str = KERNELS) -> dict:
+    """Returns factors whose product is 0: A (inputs, rank) is random and B (rank, outputs) is 0.
+
+    Args:
+      params: the variables of a model. Kernels of more than two axes are matrices of their first axis by the rest.
+      rank: from 1 to the smaller side of the smallest kernel.
+      key: a key used for this alone.
+      kernels: a regular expression found in the path of the kernels to adapt, such as `/params/.../qkv/kernel`; by
+        default every dense layer of the blocks of a Transformer.
+
+    Returns:
+      A tree like `params` of the chosen kernels alone, each `{"lora_a", "lora_b"}`.
+
+    Raises:
+      ValueError: no kernel has such a path, or the rank does not fit one.
+    """
+    flat: dict[tuple[str, ...], Any] = flatten_dict(params)
+    chosen = [path for path in sorted(flat) if re.search(kernels, "/" + "/".join(path))]
+    if not chosen:
+        raise ValueError(f"lora: found no kernel whose path has {kernels!r}; an LSTM has none, a Transformer does")
+    shapes = [(flat[path].shape[0], flat[path].size // flat[path].shape[0]) for path in chosen]
+    if not 1 <= rank <= min(map(min, shapes)):
+        raise ValueError(f"lora.rank: found {rank}; expected 1 to {min(map(min, shapes))}, a side of the kernels")
+    factors = {}
+    for path, (inputs, outputs), own in zip(chosen, shapes, jax.random.split(key, len(chosen)), strict=True):
+        factors[*path, "lora_a"] = jax.random.normal(own, (inputs, rank), flat[path].dtype) * inputs**-0.5
+        factors[*path, "lora_b"] = jnp.zeros((rank, outputs), flat[path].dtype)
+    return unflatten_dict(factors)
+
+
+def merge(params: Any, factors: dict, scale: float) -> Any:
+    """Returns params with W + scale * A B in place of each adapted kernel W; those of `initialize` change none.
+
+    The scale is alpha / rank in the paper.
+    """
+    flat: dict[tuple[str, ...], Any] = flatten_dict(params)
+    parts: dict[tuple[str, ...], Any] = flatten_dict(factors)
+    for path in {path[:-1] for path in parts}:
+        change = parts[*path, "lora_a"] @ parts[*path, "lora_b"]
+        flat[path] += scale * change.reshape(flat[path].shape)
+    return unflatten_dict(flat)

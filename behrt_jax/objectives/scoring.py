@@ -1,0 +1,151 @@
+"""Evaluation: the same hidden codes and the same next visits for a model and for every baseline."""
+
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from behrt_jax.metrics.bootstrap import Outcomes, concatenate, mean_metrics, merge_sums
+from behrt_jax.models.inputs import device_columns
+from behrt_jax.objectives import mlm, next_visit
+from behrt_jax.objectives.base import Objective
+
+
+class MaskedBatch(NamedTuple):
+    """A packed batch and the codes that are hidden in it.
+
+    Attributes:
+      batch: numpy columns of packed rows, with `patient_index`.
+      masked: what is hidden, as numpy arrays.
+    """
+
+    batch: dict[str, np.ndarray]
+    masked: mlm.Masked
+
+    @property
+    def targets(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and places in the row of the hidden codes, each (n,)."""
+        rows, slots = np.nonzero(self.masked.weights)
+        return rows, np.asarray(self.masked.positions)[rows, slots]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,) the hidden codes."""
+        return np.asarray(self.masked.labels)[np.nonzero(self.masked.weights)]
+
+    @property
+    def patients(self) -> np.ndarray:
+        """(n,) the patient of each hidden code."""
+        rows, places = self.targets
+        return self.batch["patient_index"][rows, self.batch["patient_ids"][rows, places] - 1]
+
+
+def mask_batches(
+    batches: Iterable[dict], mask_rate: float, vocab_size: int, draws: int, seed: int = 0
+) -> Iterator[MaskedBatch]:
+    """Hides codes in evaluation batches, several times over.
+
+    Args:
+      batches: packed batches in a fixed order.
+      mask_rate: share of the codes hidden in each draw; always replaced by `[MASK]`.
+      vocab_size: V.
+      draws: how often each batch is masked anew, to take the noise of the masks out of the result.
+      seed: with the batch's number and the draw, decides the masks.
+    """
+    for number, batch in enumerate(batches):
+        for draw in range(draws):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), draw)
+            masked = _mask(key, batch["codes"], batch["maskable"], mask_rate, vocab_size)
+            yield MaskedBatch(batch, jax.device_get(masked))
+
+
+@functools.partial(jax.jit, static_argnames=("mask_rate", "vocab_size"))  # here, so that it is compiled once
+def _mask(key, codes, maskable, mask_rate, vocab_size):
+    return mlm.mask_codes(key, codes, maskable, mask_rate, vocab_size, mlm.EVALUATION)
+
+
+def make_score_step(model):
+    """Returns a jitted (params, columns, masked) -> outcomes a place, each (B, K)."""
+    return jax.jit(lambda params, columns, masked: mlm.score_masked(model, params, columns, masked))
+
+
+def score(score_step, params, masked_batches: Iterable[MaskedBatch]) -> Outcomes:
+    """Scores a model on hidden codes.
+
+    Returns:
+      `loss` (nats), `accuracy` and `top5_accuracy` at each hidden code, with its patient.
+    """
+    parts = []
+    for masked_batch in masked_batches:
+        found = jax.device_get(score_step(params, device_columns(masked_batch.batch), masked_batch.masked))
+        chosen = masked_batch.masked.weights > 0
+        parts.append(Outcomes(masked_batch.patients, {name: values[chosen] for name, values in found.items()}))
+    return concatenate(parts)
+
+
+def make_predict_step(model, codes: np.ndarray, causal: bool):
+    """Returns a jitted (params, columns, ends, gaps) -> probabilities (B, K, T) of target codes and days (B, K)."""
+
+    @jax.jit
+    def predict_step(params, columns, ends, gaps):
+        logits, log_days = next_visit.score_next_visits(model, params, columns, ends, causal, gaps=gaps)
+        return jax.nn.sigmoid(logits.astype(jnp.float32)[..., codes]), jnp.expm1(log_days)
+
+    return predict_step
+
+
+def predict_next_visits(
+    predict_step, params, batches: Iterable[tuple], size: tuple[int, int], time_known: bool = False
+):
+    """Predicts some visits.
+
+    Args:
+      predict_step: as `make_predict_step` gives it.
+      params: the variables of the model.
+      batches: as `next_visit_targets.boundary_batches` yields them.
+      size: (N, T), examples and target codes.
+      time_known: whether the model is given when each visit begins.
+
+    Returns:
+      (N, T) float32 probabilities and (N,) float32 days.
+    """
+    probabilities, days = np.zeros(size, np.float32), np.zeros(size[0], np.float32)
+    for batch, ends, examples, gaps in batches:
+        given = gaps if time_known else np.full_like(gaps, np.nan)
+        found, when = jax.device_get(predict_step(params, device_columns(batch), ends, given))
+        used = examples >= 0
+        probabilities[examples[used]], days[examples[used]] = found[used], when[used]
+    return probabilities, days
+
+
+def make_tuning_step(objective: Objective):
+    """Returns a jitted (params, columns, key) -> metrics as pairs (sum, count), without dropout."""
+    return jax.jit(lambda params, columns, key: objective.measure(params, objective.prepare(columns, key), None))
+
+
+def score_objective(tuning_step, objective: Objective, params, batches: Iterable[dict], seed: int = 0):
+    """Returns the mean metrics of an objective over batches, and `loss`, what it minimises.
+
+    Args:
+      tuning_step: as `make_tuning_step` gives it.
+      objective: the same objective.
+      params: the variables of the model.
+      batches: packed batches in a fixed order.
+      seed: with the batch's number, decides what is hidden.
+    """
+    keys = (jax.random.fold_in(jax.random.key(seed), number) for number in itertools.count())
+    sums = [tuning_step(params, device_columns(batch), key) for batch, key in zip(batches, keys, strict=False)]
+    means = mean_metrics(merge_sums(jax.device_get(sums)))
+    return {"loss": objective.total(means), **means}
+
+
+def score_log_probabilities(log_probabilities: np.ndarray, masked_batch: MaskedBatch) -> Outcomes:
+    """Scores the predictions of a baseline, (n, V) log-probabilities, by the model's own measure."""
+    labels = jnp.asarray(masked_batch.labels)[None, :]
+    shaped = mlm.Masked(labels, labels, labels, jnp.ones(labels.shape))
+    found = jax.device_get(mlm.masked_outcomes(jnp.asarray(log_probabilities)[None], shaped))
+    return Outcomes(masked_batch.patients, {name: values[0] for name, values in found.items()})

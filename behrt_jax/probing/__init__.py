@@ -1,0 +1,1 @@
+"""Predictions from few labels by a frozen encoder."""

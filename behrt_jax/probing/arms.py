@@ -1,0 +1,94 @@
+"""The arms of few labels that take no training of a network: what each reads, and the settings that it averages.
+
+All are given the labels of k patients and nothing else of the outcome: what is chosen is chosen within the k.
+"""
+
+import re
+
+import numpy as np
+import xgboost
+
+from behrt_jax.data.hashing import hash_fraction
+from behrt_jax.labels.labels import Labels
+from behrt_jax.probing.features import COUNTS, DEMOGRAPHICS, EMBEDDINGS, RANDOM
+from behrt_jax.probing.table import BOOSTING, OURS
+from behrt_jax.probing.table import COUNTS as COUNTS_ARM
+from behrt_jax.probing.table import RANDOM as RANDOM_ARM
+from behrt_jax.regression import ridge
+from behrt_jax.regression.ridge import Blocks, Outcome, Scorer
+
+BOOSTING_FROM = 256  # patients; with fewer there is little to grow trees on
+STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
+EXPECTED_AGE = 1.0  # of log odds, or of the log rate, a standard deviation of age
+AGE_ALONE, SIMPLE = 16.0, 4.0  # prior weights of the first two of our settings; the others have 1
+SETTINGS = {
+    COUNTS_ARM: [{DEMOGRAPHICS: 1.0, COUNTS: each} for each in STRENGTHS],
+    RANDOM_ARM: [{DEMOGRAPHICS: 1.0, RANDOM: each} for each in STRENGTHS],
+    # The expected age alone, age and sex; then the two kinds of features, alone and in equal parts.
+    OURS: [
+        {},
+        {DEMOGRAPHICS: 1.0},
+        *({DEMOGRAPHICS: 1.0, COUNTS: each} for each in STRENGTHS),
+        *({DEMOGRAPHICS: 1.0, EMBEDDINGS: each} for each in STRENGTHS),
+        *({DEMOGRAPHICS: 1.0, COUNTS: 0.7 * each, EMBEDDINGS: 0.7 * each} for each in STRENGTHS),
+    ],
+}
+FITTED = (*SETTINGS, BOOSTING)
+TREES = {"eta": 0.05, "subsample": 0.5, "colsample_bynode": 0.1, "tree_method": "hist", "seed": 0, "nthread": 1}
+DEPTHS, MOST_TREES = (1, 3), 200
+FOLDS, FOLD_SALT = 4, 11
+
+
+def outcome_of(labels: Labels) -> Outcome:
+    """Returns the outcome of one binary label, or of times to one event, as regressions take it."""
+    survival = labels.kind == "survival"
+    happened = labels.events > 0 if survival else labels.values[:, 0] > 0
+    return Outcome(happened, labels.days if survival else None, labels.subject_ids)
+
+
+def fit(arm: str, blocks: Blocks, labels: Labels) -> Scorer:
+    """Fits a regression of an arm to labels and the blocks of their histories.
+
+    Ours takes for granted what holds for nearly every outcome, until labels say otherwise: risk rises with age, by
+    `EXPECTED_AGE`, and the simplest settings are likelier to be the right ones, by `AGE_ALONE` and `SIMPLE`.
+    """
+    settings = SETTINGS[arm]
+    if arm != OURS:
+        return ridge.fit(blocks, outcome_of(labels), settings)
+    expected = np.zeros(blocks[DEMOGRAPHICS].shape[1])
+    expected[0] = EXPECTED_AGE
+    prior = [AGE_ALONE, SIMPLE, *np.ones(len(settings) - 2)]
+    return ridge.fit(blocks, outcome_of(labels), settings, prior, {DEMOGRAPHICS: expected})
+
+
+def fit_and_score(arm: str, train: Blocks, held_out: Blocks, labels: Labels, rows: np.ndarray) -> np.ndarray:
+    """Fits an arm to some rows of train; returns its (M,) scores of held_out."""
+    drawn, known = {name: values[rows] for name, values in train.items()}, labels.take(rows)
+    if arm != BOOSTING:
+        return fit(arm, drawn, known)(held_out)
+    inputs, wanted = (np.hstack([part[COUNTS], part[DEMOGRAPHICS]]) for part in (drawn, held_out))
+    return boost(inputs, wanted, known)
+
+
+def boost(inputs: np.ndarray, wanted: np.ndarray, labels: Labels) -> np.ndarray:
+    """Fits gradient boosting, its depth and number of trees chosen by cross-validation; returns (M,) scores.
+
+    Args:
+      inputs: (N, D) of the labels.
+      wanted: (M, D) to score.
+      labels: N of them, of patients who are left out whole.
+    """
+    happened, days, _ = outcome_of(labels)
+    target = happened.astype(float) if days is None else np.where(happened, days, -days)
+    objective = {"objective": "binary:logistic" if days is None else "survival:cox"}
+    matrix = xgboost.DMatrix(inputs, target)
+    fold = np.floor(FOLDS * hash_fraction(FOLD_SALT, labels.subject_ids)).astype(int)
+    folds = [(np.flatnonzero(fold != place), np.flatnonzero(fold == place)) for place in range(FOLDS)]
+    best = (np.inf, 0, 0)
+    for depth in DEPTHS:
+        settings = {**TREES, **objective, "max_depth": depth}
+        losses = xgboost.cv(settings, matrix, MOST_TREES, folds=folds, as_pandas=False)
+        tested = next(np.array(each) for name, each in dict(losses).items() if re.match("test.*mean", name))
+        best = min(best, (tested.min(), depth, int(tested.argmin()) + 1))
+    model = xgboost.train({**TREES, **objective, "max_depth": best[1]}, matrix, best[2])
+    return model.predict(xgboost.DMatrix(wanted), output_margin=True).astype(np.float64)

@@ -1,0 +1,96 @@
+"""Predicts an outcome from few labels: a frozen encoder's embeddings and counts of codes, beside age and sex."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from ml_collections import ConfigDict
+from scipy.special import expit
+from tqdm import tqdm
+
+from behrt_jax.data import dataset
+from behrt_jax.data import prepare as data_prepare
+from behrt_jax.data.config import DataConfig
+from behrt_jax.data.prepare import prepare
+from behrt_jax.finetuning import data as labeled_data
+from behrt_jax.finetuning import labeled_histories, sampling
+from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.labels import follow_up
+from behrt_jax.labels import labels as label_data
+from behrt_jax.labels.labels import Labels
+from behrt_jax.probing import arms, features
+from behrt_jax.probing.features import Reader
+from behrt_jax.probing.scores import rank
+from behrt_jax.probing.table import AGE, COUNTS, OURS
+from behrt_jax.training import workdir
+
+
+def read_sizes(words: list[str]) -> list[int]:
+    """Returns the numbers of patients, ascending; `all` is a very large one."""
+    wrong = [word for word in words if word != "all" and not (word.isdecimal() and int(word) > 1)]
+    if wrong:
+        raise ValueError(f"--sizes: found {', '.join(wrong)}; expected numbers of patients above 1, or all")
+    return sorted({np.iinfo(int).max if word == "all" else int(word) for word in words})
+
+
+def load(folder: str, data: str | None) -> workdir.Loaded:
+    """Loads a pre-trained run, to read its own data or another MEDS data set."""
+    found = workdir.load(Path(folder))
+    if "objective" not in found.config:
+        raise ValueError(f"--workdir={folder}: was fine-tuned; expected a run of experiments.pretrain")
+    with found.config.unlocked():
+        # Histories as pre-training saw them: without a token at the prediction time.
+        found.config.history = ConfigDict({"include_at": False, "mark": False, "age_and_sex": True})
+        found.config.data.path = data or found.config.data.path
+    found.config.lock()
+    return found
+
+
+def read(found: workdir.Loaded, folder: Path, labels: Labels, split: str) -> Labelled:
+    """Reads the labels that are of a split, or of `all`, and the histories at their prediction times."""
+    patients = dataset.read(folder, split)
+    return labeled_histories.find_histories(found.config, patients, labels, found.vocabulary.tokens, split, print)
+
+
+def read_labels(file: str, data: str, with_outcomes: bool = True) -> Labels:
+    """Reads a file of labels, without those that do not fit the data."""
+    labels = label_data.read_labels([file], print, with_outcomes)
+    return labeled_data.match(labels, follow_up.read_lives(data), print)
+
+
+def compare(reader: Reader, train: Labelled, held_out: Labelled, sizes: list[int], number: int) -> pl.DataFrame:
+    """Scores held_out by each arm, from each size and draw: `patients, arm, draw, score`."""
+    known, wanted = (reader.blocks(part.histories, part.labels.prediction_times) for part in (train, held_out))
+    ages = features.ages(held_out.histories, held_out.labels.prediction_times)
+    rows = [{"patients": 0, "arm": AGE, "draw": 0, "score": rank(ages, held_out.labels).value}]
+    everyone = len(np.unique(train.labels.subject_ids))
+    plan = [(size, draw) for size in sizes for draw in range(number if size < everyone else 1)]
+    for size, draw in tqdm(plan, unit="draw", desc="probing"):
+        drawn = sampling.draw_rows(train.labels, size, draw)
+        for arm in (COUNTS, OURS):
+            scores = arms.fit_and_score(arm, known, wanted, train.labels, drawn)
+            score = rank(scores, held_out.labels).value
+            rows.append({"patients": min(size, everyone), "arm": arm, "draw": draw, "score": score})
+    return pl.DataFrame(rows)
+
+
+def predict(reader: Reader, train: Labelled, wanted: Labelled) -> pl.DataFrame:
+    """Fits all labels of train and scores histories: a probability, or a score that is higher for earlier events."""
+    fitted = arms.fit(OURS, reader.blocks(train.histories, train.labels.prediction_times), train.labels)
+    scores = fitted(reader.blocks(wanted.histories, wanted.labels.prediction_times))
+    columns = {"subject_id": wanted.labels.subject_ids, "prediction_time": wanted.labels.prediction_times}
+    if train.labels.kind == "survival":
+        return pl.DataFrame({**columns, f"score/{train.labels.names[0]}": scores})
+    said = expit(scores).astype(np.float32)
+    return pl.DataFrame({**columns, "predicted_boolean_value": said >= 0.5, "predicted_boolean_probability": said})
+
+
+def read_wanted(found: workdir.Loaded, file: str, data: str) -> Labelled:
+    """Reads the histories to predict, of any split, at the subjects and times of a file."""
+    config = DataConfig(**{**found.config.data, "path": data})
+    prepared = prepare(config, found.vocabulary, splits=(), progress=print)
+    print(data_prepare.describe_coverage(prepared.report, "all"))
+    wanted = read(found, prepared.folder, read_labels(file, data, with_outcomes=False), "all")
+    if not len(wanted.labels):
+        raise ValueError(f"--predict={file}: no row is of a patient with an event before; nothing to predict")
+    return wanted

@@ -1,0 +1,109 @@
+"""The table of few labels: what each arm reaches for each task and number of patients, and how far ours is above."""
+
+import numpy as np
+
+from behrt_jax.evaluation.tables import format_signed
+from behrt_jax.labels.labels import Labels
+from behrt_jax.metrics import bootstrap
+from behrt_jax.metrics.bootstrap import Estimate
+from behrt_jax.probing.scores import METRICS
+
+Results = dict[tuple[int, int, str], Estimate]  # by size, draw and arm
+
+AGE, FORECAST, COUNTS, BOOSTING, RANDOM, SCRATCH, TUNED, OURS = (
+    "age",
+    "forecast",
+    "counts",
+    "boosting",
+    "random",
+    "scratch",
+    "fine_tuned",
+    "pretrained",
+)
+UNLABELED = (AGE, FORECAST)  # scored once, as size 0 and draw 0
+HEADS = {
+    AGE: "age alone, no label",
+    FORECAST: "forecast, no label",
+    COUNTS: "counts, age and sex",
+    BOOSTING: "gradient boosting",
+    RANDOM: "random encoder",
+    SCRATCH: "from scratch",
+    TUNED: "fine-tuned end to end",
+    OURS: "pre-trained",
+}
+COMPARED = (COUNTS, AGE)
+
+
+def draws_of(found: Results, size: int, arm: str) -> list[Estimate]:
+    """Returns the draws of an arm with so many patients, in order; of one without a label its only estimate."""
+    size = 0 if arm in UNLABELED else size
+    return [found[key] for key in sorted(found) if key[0] == size and key[2] == arm]
+
+
+def average(results: list[Results], size: int, arm: str) -> Estimate:
+    """Averages an arm, which each run has, over the draws of each run, then over runs.
+
+    Replicates are those of a two-level bootstrap: each resamples the held-out patients, the same for all draws and
+    arms of a run, and the draws, the same for all arms with as many. Runs have other patients: theirs are independent.
+    """
+    means, numbers = [], 0
+    for run, found in enumerate(results):
+        draws = draws_of(found, size, arm)
+        picked = np.random.default_rng(0).integers(len(draws), size=(bootstrap.NUM_RESAMPLES, len(draws)))
+        replicates = np.stack([draw.replicates for draw in draws], axis=1)
+        resampled = np.take_along_axis(replicates, picked, axis=1).mean(axis=1)
+        order = np.random.default_rng(run).permutation(bootstrap.NUM_RESAMPLES)
+        means.append((np.mean([draw.value for draw in draws]), resampled[order]))
+        numbers += draws[0].n
+    values, replicates = zip(*means, strict=True)
+    return Estimate(float(np.mean(values)), np.mean(replicates, axis=0), numbers)
+
+
+def format_table(results: dict[str, list[Results]], counts: dict[str, str], sizes: list[int]) -> str:
+    """Lays out a table in Markdown, a row for each task and size, and counts the cells in which ours is above.
+
+    Args:
+      results: by task, those of each run; `OURS` and `COMPARED` are among them.
+      counts: by task, what was measured, of how many patients.
+      sizes: numbers of labelled patients, ascending.
+    """
+    cells = {
+        (name, size, arm): average(each, size, arm)
+        for name, each in results.items()
+        for size in sizes
+        for arm in HEADS
+        if all(draws_of(found, size, arm) for found in each)
+    }
+    arms = [arm for arm in HEADS if any(arm == key[2] for key in cells)]
+    heads = ["held-out patients with the outcome", "k", *(HEADS[arm] for arm in arms)]
+    heads += [f"pre-trained minus {HEADS[arm]}" for arm in COMPARED]
+    lines, changes = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], {arm: [] for arm in COMPARED}
+    for name in results:
+        for size in sizes:
+            words = [f"{name}, {counts[name]}" if size == sizes[0] else "", show(size)]
+            words += [f"{cells[name, size, arm].value:.3f}" if (name, size, arm) in cells else "" for arm in arms]
+            for arm in COMPARED:
+                change = bootstrap.difference(cells[name, size, OURS], cells[name, size, arm])
+                changes[arm].append(change)
+                words.append(format_signed(change))
+            lines.append(f"| {' | '.join(words)} |")
+    for arm, each in changes.items():
+        above, surely = sum(c["value"] > 0 for c in each), sum(c["low"] > 0 for c in each)
+        below = sum(c["high"] < 0 for c in each)
+        of = f"\nPre-trained against {HEADS[arm]}, {len(each)} cells: above in {above}"
+        lines.append(f"{of}, in {surely} by the whole interval; below by the whole interval in {below}.")
+    return "\n".join(lines) + "\n"
+
+
+def show(size: int) -> str:
+    """Writes a number of patients; one that no data set has is `all`."""
+    return f"{size:,}" if size < np.iinfo(int).max else "all"
+
+
+def count(held_out: list[Labels]) -> str:
+    """Says what is measured, and of how many patients with the outcome."""
+    totals = np.zeros(2, int)
+    for labels in held_out:
+        ids = labels.subject_ids
+        totals += [len(np.unique(ids[labels.outcomes()[:, 0]])), len(np.unique(ids))]
+    return f"{METRICS[held_out[0].kind]}, {totals[0]:,} of {totals[1]:,}"

@@ -1,0 +1,103 @@
+"""What of a run may be published: nothing of few patients, of other runs, or of the machine."""
+
+import json
+import platform
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from behrt_jax.data import events
+from behrt_jax.data.vocabulary import MIN_BIN_PATIENTS, Vocabulary, round_edge
+from behrt_jax.evaluation.small_cells import drop_small
+from behrt_jax.training import workdir
+
+EDGE_DIGITS = 2
+PATHS = ("path", "prepared_dir")
+
+
+def check_floor(vocabulary: Vocabulary, floor: int) -> None:
+    """Raises a ValueError where the vocabulary tells of codes of fewer patients than `floor`."""
+    if few := sum(patients < floor for patients in vocabulary.patients):
+        raise ValueError(
+            f"{workdir.VOCABULARY_FILE}: {few:,} codes are of fewer than {floor} train patients; expected {floor} or "
+            f"more: pre-train with --config.data.min_patients={floor}, or set --min_patients to what those who answer "
+            "for the patients allow"
+        )
+
+
+def check_value_edges(vocabulary: Vocabulary, floor: int) -> None:
+    """Raises a ValueError where edges of values' bins may be the values of real patients.
+
+    Tokens were made with these edges, so they cannot be rounded now: the model would read other bins than it learned.
+    """
+    known, fewest = dict(zip(vocabulary.codes, vocabulary.patients, strict=True)), max(floor, MIN_BIN_PATIENTS)
+    exact = [
+        code
+        for code, edges in vocabulary.value_edges.items()
+        if any(edge != round_edge(edge, EDGE_DIGITS) for edge in edges)
+        or any(known.get(f"{code}//Q{place}", 0) < fewest for place in range(1, len(edges) + 2))
+    ]
+    if exact:
+        raise ValueError(
+            f"{workdir.VOCABULARY_FILE}: the values of {len(exact):,} codes have bins with edges of more than "
+            f"{EDGE_DIGITS} significant digits, or bins of fewer than {fewest} train patients; pre-train with "
+            f"--config.data.value_digits={EDGE_DIGITS} --config.data.min_patients={fewest}, or with "
+            "--config.data.value_bins=0"
+        )
+
+
+def check_splits(report: dict, floor: int) -> None:
+    """Raises a ValueError where a split, whose losses go out, has fewer patients than `floor`."""
+    few = [split for split in events.SPLITS if report[f"patients/{split}"] < floor]
+    if few:
+        raise ValueError(
+            f"{' and '.join(few)}: fewer than {floor} patients (--min_patients), and losses on each split go out; "
+            "publish a run on more patients"
+        )
+
+
+def read_evaluation(file: Path, floor: int) -> tuple[dict, int]:
+    """Reads an evaluation without comparisons with other runs and what is of few patients; returns how much that is.
+
+    Raises:
+      ValueError: there is none, or it is not of held-out patients, or of too few.
+    """
+    try:
+        result = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: not an evaluation ({error}); run experiments.evaluate first") from error
+    if result.get("split") != "held_out" or "data" in result:
+        found = f"split {result.get('split')!r}" + " of other data" * ("data" in result)
+        raise ValueError(f"{file}: is of {found}; expected held_out of its own: run experiments.evaluate again")
+    if result["patients"] < floor:
+        raise ValueError(
+            f"{file}: is of {result['patients']:,} held-out patients; expected {floor} or more (--min_patients)"
+        )
+    result.pop("evaluated", None)  # a digest of patients
+    parts = ("baselines", "versus", "versus_oracle")
+    for part in (part for part in parts if part in result):  # another run's name is its folder
+        result[part] = {name: found for name, found in result[part].items() if "/" not in name and "\\" not in name}
+    return drop_small(result, floor)
+
+
+def without_places(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
+    """Returns the config with paths relative to here, or of a path elsewhere the last part alone; and what changed."""
+    config, changed = config.copy_and_resolve_references(), []
+    for key in PATHS:
+        path = Path(config.data[key])
+        if path.is_absolute() or ".." in path.parts:
+            here = Path.cwd()
+            full = path.resolve()
+            config.data[key] = str(full.relative_to(here)) if full.is_relative_to(here) else full.name
+            changed.append(f"data.{key} became {config.data[key]!r}")
+    return config, changed
+
+
+def check_anonymous(folder: Path) -> None:
+    """Raises a ValueError where a file names this machine, or a folder of it."""
+    names = [name for name in (platform.node(), str(Path.home()), str(Path.cwd())) if len(name) > 5]
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        content = file.read_bytes()
+        for name in names:
+            if name.encode() in content:
+                raise ValueError(f"{file.relative_to(folder)}: names {name!r}, which is of this machine; take it out")

@@ -1,0 +1,1 @@
+"""Regressions on counts of codes: Cox, ridge, and the features that they read."""

@@ -1,0 +1,260 @@
+"""A regression on counts of codes, whose log risk a head reads beside the embedding (wide and deep, Cheng et al. 2016).
+
+A mean over the tokens of a row cannot count, and few labels do not teach an encoder to; a sparse regression on whole
+histories can. It is fitted once more with the products of its strongest features. What train is told comes from
+regressions that have not seen the patient (stacking, Wolpert 1992), so that a head learns how far to believe it.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from behrt_jax.data.dataset import Patients
+from behrt_jax.data.hashing import hash_fraction
+from behrt_jax.metrics import survival
+from behrt_jax.regression import cox
+from behrt_jax.regression.outcome_features import FREE, MIN_PATIENTS, Encoder, fit_encoder
+
+NET_PENALTIES = np.geomspace(0.9, 0.003, 24)  # of the elastic net, of the largest that leaves a weight
+NET_RATIOS = (0.5, 0.9)  # L1 shares, which leave out what is not needed
+LASSO_PENALTIES = (0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02)  # of logistic regression, of the largest that leaves a weight
+MAX_ROWS = 20_000  # of train, as the elastic net needs them dense; of more a random sample is taken
+STRONGEST = 40  # features whose products are read
+CLIP = 3.0  # standard deviations, of features in products
+TAIL = 0.005  # share of train at either end whose log risks are cut off
+FOLDS, FOLD_SALT = 5, 3
+
+
+class Target(NamedTuple):
+    """One outcome of N histories.
+
+    Attributes:
+      known: (N,) bool, of which histories it is.
+      happened: (N,) bool.
+      days: (N,) to the event or the end of follow-up; None of outcomes without a time.
+    """
+
+    known: np.ndarray
+    happened: np.ndarray
+    days: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> "Target":
+        """Returns some rows."""
+        return Target(self.known[rows], self.happened[rows], None if self.days is None else self.days[rows])
+
+
+class Weights(NamedTuple):
+    """A linear function of D standardised features and I products of two, cut off at the far ends of train.
+
+    Attributes:
+      pairs: (I, 2) which features.
+      pair_mean, pair_deviation: (I,) of the products.
+      weights: (D + I,).
+      limits: (2,) the lowest and highest log risk that is told.
+    """
+
+    pairs: np.ndarray
+    pair_mean: np.ndarray
+    pair_deviation: np.ndarray
+    weights: np.ndarray
+    limits: np.ndarray
+
+    def log_risk(self, singles: np.ndarray) -> np.ndarray:
+        """Returns the (N,) log risk, of mean 0 in train, of (N, D) standardised features."""
+        products = (_multiply(singles, self.pairs) - self.pair_mean) / self.pair_deviation
+        return np.clip(np.concatenate([singles, products], axis=1) @ self.weights, *self.limits)
+
+
+class CodeRegression(NamedTuple):
+    """Regressions of K outcomes on the same features.
+
+    Attributes:
+      encoder: makes features of histories.
+      centre, scale: (D,) their means and standard deviations in train.
+      members: of each outcome, 1 + FOLDS: one of all of train, then one without each fold's patients.
+    """
+
+    encoder: Encoder
+    centre: np.ndarray
+    scale: np.ndarray
+    members: list[list[Weights]]
+
+    def log_risks(
+        self, patients: Patients, times: np.ndarray, tokens: tuple[str, ...], is_train: bool = False
+    ) -> np.ndarray:
+        """Returns the log risks of N histories, (N, K) float32; those of train by the members that have not seen them.
+
+        Args:
+          patients: N rows, as `histories.histories_at` returns them, without marks.
+          times: (N,) datetime64, the prediction times.
+          tokens: of the vocabulary, by id.
+          is_train: whether members were fitted to these patients.
+        """
+        table = self.encoder.encode(patients, times, tokens).joined()
+        which = 1 + fold_of(patients.subject_ids) if is_train else np.zeros(len(times), int)
+        said = np.zeros((len(times), len(self.members)), np.float32)
+        for member in np.unique(which):
+            rows = np.flatnonzero(which == member)
+            singles = (table[rows].toarray() - self.centre) / self.scale
+            for outcome, own in enumerate(self.members):
+                said[rows, outcome] = own[member].log_risk(singles)
+        return said
+
+    def save(self, file: Path) -> None:
+        """Writes it, as arrays of numbers."""
+        arrays = {f"encoder/{name}": values for name, values in self.encoder._asdict().items()}
+        for outcome, own in enumerate(self.members):
+            for member, weights in enumerate(own):
+                arrays |= {f"{outcome}/{member}/{name}": values for name, values in weights._asdict().items()}
+        np.savez_compressed(file, allow_pickle=False, centre=self.centre, scale=self.scale, **arrays)
+
+
+def load(file: Path) -> CodeRegression:
+    """Reads what `CodeRegression.save` wrote.
+
+    Raises:
+      ValueError: the file is not there, or is something else.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            count = len({name.partition("/")[0] for name in arrays if name[0].isdigit()})
+
+            def read(kind, folder):
+                return kind(*(arrays[f"{folder}/{name}"] for name in kind._fields if name != "splines"))
+
+            members = [[read(Weights, f"{k}/{member}") for member in range(1 + FOLDS)] for k in range(count)]
+            splines = bool(arrays["encoder/splines"]) if "encoder/splines" in arrays else False  # not in older files
+            encoder = read(Encoder, "encoder")._replace(splines=splines)
+            return CodeRegression(encoder, arrays["centre"], arrays["scale"], members)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{file}: not a regression that experiments.finetune wrote ({error}); run it anew") from error
+
+
+def fit(
+    train: tuple[Patients, np.ndarray],
+    tuning: tuple[Patients, np.ndarray],
+    targets: list[tuple[Target, Target]],
+    tokens: tuple[str, ...],
+    progress: Callable[[str], None] = lambda line: None,
+) -> CodeRegression:
+    """Fits regressions: an elastic net Cox of times to an event, a logistic lasso of other outcomes.
+
+    Args:
+      train: histories, as `CodeRegression.log_risks` takes them, and prediction times; of more than `MAX_ROWS` a
+        random sample is used.
+      tuning: such histories, on which the penalties are chosen, by Harrell's C or AUROC; folds have the same.
+      targets: of each outcome, that of train and that of tuning.
+      tokens: of the vocabulary, by id.
+      progress: called with what was chosen.
+    """
+    encoder = fit_encoder(*train, tokens)
+    if not len(encoder.varied) + len(encoder.used):
+        raise ValueError(
+            "history.regression: found no age, sex or code that tells patients of train apart; expected some, each of "
+            f"{MIN_PATIENTS} patients or more; use --config.history.regression=False"
+        )
+    rows, num_basic = sample(len(train[1]), MAX_ROWS), len(encoder.varied)
+    singles = encoder.encode(*train, tokens).joined()[rows].toarray()
+    centre, scale = singles.mean(axis=0), np.maximum(singles.std(axis=0), 1e-6)
+    scale[:num_basic] = FREE  # age and sex are scaled together already
+    singles = (singles - centre) / scale
+    checks = (encoder.encode(*tuning, tokens).joined().toarray() - centre) / scale
+    own, members = fold_of(train[0].subject_ids)[rows], []
+    for number, (target, tuned) in enumerate(targets, start=1):
+        target = target.take(rows)
+        judge = functools.partial(_discordance, tuned.take(tuned.known), checks[tuned.known])
+        whole, chosen = _fit(singles[target.known], num_basic, target.take(target.known), judge)
+        members.append([whole])
+        for fold in range(FOLDS):
+            kept = target.known & (own != fold)
+            enough = 0 < target.happened[kept].sum() < kept.sum() + (target.days is not None)
+            args = (singles[kept], num_basic, target.take(kept), judge, chosen)
+            members[-1].append(_fit(*args)[0] if enough else whole)
+        used = f"{np.count_nonzero(whole.weights):,} of {len(whole.weights):,} features and products"
+        edge = ", at the edge of the penalties tried" if any(map(_is_last, chosen)) else ""
+        progress(f"regression on codes {number} of {len(targets)}: {used}{edge}, {1 - judge(whole):.3f} on tuning")
+    return CodeRegression(encoder, centre, scale, members)
+
+
+def fold_of(subject_ids: np.ndarray) -> np.ndarray:
+    """Returns the fold of each subject, a function of its id alone."""
+    return np.floor(FOLDS * hash_fraction(FOLD_SALT, subject_ids)).astype(int)
+
+
+def sample(count: int, most: int) -> np.ndarray:
+    """Returns the places of at most `most` of `count` rows, in order, drawn at random."""
+    return np.arange(count) if count <= most else np.sort(np.random.default_rng(0).choice(count, most, replace=False))
+
+
+def discordance(happened: np.ndarray, days: np.ndarray, risks: np.ndarray) -> float:
+    """Returns 1 - Harrell's C; a half where no two rows can be compared."""
+    reached = survival.concordance(happened, days, risks)
+    return 0.5 if np.isnan(reached) else 1.0 - reached
+
+
+def _fit(singles, num_basic: int, target, judge, chosen=(None, None)) -> tuple[Weights, tuple]:
+    """Fits features, then features and products, each by a setting that `judge` chooses where none is given."""
+    unlimited = np.array([-np.inf, np.inf])
+    none = Weights(np.zeros((0, 2), int), np.zeros(0), np.ones(0), np.zeros(singles.shape[1]), unlimited)
+    alone, first = _choose(none, singles, num_basic, target, judge, chosen[0])
+    strongest = np.argsort(-np.abs(alone.weights), kind="stable")[: min(STRONGEST, np.count_nonzero(alone.weights))]
+    pairs = np.sort(strongest)[np.stack(np.triu_indices(len(strongest), 1), axis=1)]
+    products = _multiply(singles, pairs)
+    mean, deviation = products.mean(axis=0), products.std(axis=0)
+    kept = deviation > 1e-6
+    wide = none._replace(pairs=pairs[kept], pair_mean=mean[kept], pair_deviation=deviation[kept])
+    inputs = np.concatenate([singles, (products[:, kept] - mean[kept]) / deviation[kept]], axis=1)
+    both, second = _choose(wide, inputs, num_basic, target, judge, chosen[1])
+    # A few odd histories would otherwise decide how far a head can believe all of them.
+    return both._replace(limits=np.quantile(both.log_risk(singles), [TAIL, 1 - TAIL])), (first, second)
+
+
+def _choose(like: Weights, inputs: np.ndarray, num_basic: int, target: Target, judge, setting) -> tuple[Weights, Any]:
+    """Returns the weights of a setting, or those of the lowest loss, and the setting."""
+    free = np.ones(inputs.shape[1])
+    free[:num_basic] = FREE
+    path = [(each, like._replace(weights=found * free)) for each, found in _path(inputs * free, target, setting)]
+    setting, weights = path[-1] if setting else min(path, key=lambda each: judge(each[1]))
+    return weights, setting
+
+
+def _path(inputs: np.ndarray, target: Target, last: tuple | None) -> Iterator[tuple[tuple, np.ndarray]]:
+    """Yields settings and weights, the most cautious first: all of them, or some of which the last is `last`."""
+    if target.days is not None:
+        ratios, count = ((last[0],), last[1] + 1) if last else (NET_RATIOS, len(NET_PENALTIES))
+        for ratio in ratios:
+            path = cox.fit_path(inputs, target.days, target.happened, ratio, NET_PENALTIES[:count])
+            for place, (_, weights) in enumerate(path):
+                yield (ratio, place), weights
+        return
+    shares = last or LASSO_PENALTIES
+    largest = np.abs(inputs.T @ (target.happened - target.happened.mean())).max()
+    for share in shares:
+        lasso = {"l1_ratio": 1.0, "solver": "liblinear", "max_iter": 200}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a candidate like any other
+            yield (share,), LogisticRegression(C=1 / (largest * share), **lasso).fit(inputs, target.happened).coef_[0]
+
+
+def _is_last(setting: tuple) -> bool:
+    """Returns whether a setting of `_path` has the smallest of the penalties."""
+    return setting[-1] in (len(NET_PENALTIES) - 1, LASSO_PENALTIES[-1])
+
+
+def _multiply(singles: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Returns the products of (I, 2) pairs of features, clipped, (N, I)."""
+    return np.clip(singles[:, pairs[:, 0]], -CLIP, CLIP) * np.clip(singles[:, pairs[:, 1]], -CLIP, CLIP)
+
+
+def _discordance(target: Target, checks: np.ndarray, weights: Weights) -> float:
+    risks = weights.log_risk(checks)
+    if target.days is not None:
+        return discordance(target.happened, target.days, risks)
+    return 1.0 - float(roc_auc_score(target.happened, risks)) if 0 < target.happened.mean() < 1 else 0.5

@@ -1,0 +1,134 @@
+"""What baselines of outcomes know of histories at prediction times, as tables; see `baselines.outcomes`."""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+
+from behrt_jax.data.code_counts import static_tokens
+from behrt_jax.data.dataset import MICROSECONDS, Patients
+from behrt_jax.data.histories import ages_at, times_since_birth, traits_at
+from behrt_jax.data.vocabulary import NUM_SPECIAL
+from behrt_jax.data.windows import MINUTES_PER_DAY
+
+HALF_LIVES = (90.0, 730.0)  # days
+RECENT = 730.5  # days
+AGE_BINS = np.arange(0, 100, 5)
+MIN_PATIENTS = 10  # of train, that a feature must tell apart from the others
+FREE = 10.0  # age and sex are so much larger than codes: penalties, which treat all features alike, hardly reach them
+
+
+class Inputs(NamedTuple):
+    """What is known at each prediction: (N, A) float64 age and sex, and (N, D) sparse float64 of the rest, scaled."""
+
+    basic: np.ndarray
+    codes: scipy.sparse.csr_array
+
+    def joined(self) -> scipy.sparse.csr_array:
+        """Returns all of it as (N, A + D) sparse."""
+        return scipy.sparse.hstack([scipy.sparse.csr_array(self.basic), self.codes]).tocsr()
+
+    def widened(self, embeddings: np.ndarray) -> "Inputs":
+        """Returns all of it with (N, D) embeddings."""
+        return self._replace(codes=scipy.sparse.hstack([self.codes, scipy.sparse.csr_array(embeddings)]).tocsr())
+
+
+def features(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inputs:
+    """Describes histories at their prediction times, unscaled.
+
+    Args:
+      patients: N rows, as `histories.histories_at` returns them, without marks.
+      times: (N,) datetime64.
+      tokens: of the vocabulary, by id.
+
+    Returns:
+      Age in decades (0 where unknown) and a column for each `GENDER//...`; then log counts of all codes, the log of
+      counts that fade by each of `HALF_LIVES`, codes of the last `RECENT` days, static tokens, the age in bins of five
+      years (the first for an unknown one), and the logs of the number of visits and of the days since the last token.
+    """
+    shape = (len(patients), len(tokens))
+    owners, timed = patients.owners, patients.visits >= 0
+    now = times_since_birth(patients, np.arange(len(patients)), times) / MICROSECONDS
+    ago = np.maximum(now[owners] - patients.minutes, 0) / MINUTES_PER_DAY
+
+    def total(weights: np.ndarray) -> scipy.sparse.csr_array:
+        kept = timed & (patients.codes >= NUM_SPECIAL) & (weights > 0)
+        return scipy.sparse.csr_array((weights[kept], (owners[kept], patients.codes[kept])), shape=shape)
+
+    statics = static_tokens(patients, len(tokens)).astype(np.float64)
+    ages = ages_at(patients, times)
+    bins = np.searchsorted(AGE_BINS, np.nan_to_num(ages, nan=-1.0), side="right")
+    last = np.full(len(patients), np.inf)
+    np.minimum.at(last, owners[timed], ago[timed])
+    visits = patients.visits[patients.offsets[1:] - 1] + 1
+    blocks = [
+        total(np.ones(len(ago))).log1p(),
+        *(total(np.exp2(-ago / half_life)).log1p() for half_life in HALF_LIVES),
+        total((ago <= RECENT).astype(float)).minimum(1),
+        statics,
+        scipy.sparse.csr_array(np.eye(len(AGE_BINS) + 1)[bins]),
+        scipy.sparse.csr_array(np.log1p(np.stack([visits, last], axis=1))),
+    ]
+    genders = [code for code, token in enumerate(tokens) if token.startswith("GENDER//")]
+    basic = np.column_stack([np.nan_to_num(ages) / 10, statics[:, genders].toarray()])
+    return Inputs(basic, scipy.sparse.hstack(blocks).tocsr())
+
+
+def read(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inputs:
+    """Describes histories as baselines read them: `features`, with age and sex as the model's head reads them.
+
+    `basic` is `histories.traits_at`. In the place of bins of age, `codes` ends with the age in decades, which trees can
+    split anywhere.
+    """
+    found = features(patients, times, tokens)
+    numbers = 2  # of visits, and of days since the last token
+    without_bins = found.codes[:, : -len(AGE_BINS) - 1 - numbers], found.codes[:, -numbers:]
+    age = scipy.sparse.csr_array(found.basic[:, :1])
+    return Inputs(traits_at(patients, times, tokens).astype(float), scipy.sparse.hstack([*without_bins, age]).tocsr())
+
+
+class Encoder(NamedTuple):
+    """Which columns of `read` are used and how they are scaled, fitted to train; (A,) of age and sex, (D,) of the rest.
+
+    Attributes:
+      varied: (A,) int, which of `basic`.
+      centre: (A,) what is taken off them.
+      basic_scale: (A,) what they are then multiplied by.
+      used: (D,) int, which of `codes`.
+      code_scale: (D,) what they are multiplied by.
+      splines: whether age is read by splines; older runs read `features`, with a straight line.
+    """
+
+    varied: np.ndarray
+    centre: np.ndarray
+    basic_scale: np.ndarray
+    used: np.ndarray
+    code_scale: np.ndarray
+    splines: bool = True
+
+    def encode(self, patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inputs:
+        """Returns the chosen columns of histories at their prediction times, scaled."""
+        found = (read if self.splines else features)(patients, times, tokens)
+        basic = (found.basic[:, self.varied] - self.centre) * self.basic_scale
+        return Inputs(basic, (found.codes[:, self.used] @ scipy.sparse.diags_array(self.code_scale)).tocsr())
+
+
+def fit_encoder(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Encoder:
+    """Chooses and scales the columns of `read` on train.
+
+    Columns that fewer than `MIN_PATIENTS` patients have, or that are the same in all rows, are left out; the others are
+    divided by their standard deviation. Age and sex are scaled together, by `FREE` times as much, so that a knot that
+    few are near is not larger than the others.
+    """
+    table = read(patients, times, tokens)
+    _, subjects = np.unique(patients.subject_ids, return_inverse=True)
+    groups = scipy.sparse.csr_array((np.ones(len(subjects)), (subjects, np.arange(len(subjects)))))
+    holders = np.diff((groups @ table.codes).tocsc().indptr)
+    mean = table.codes.mean(axis=0)
+    deviation = np.sqrt(np.maximum(table.codes.power(2).mean(axis=0) - mean**2, 0))
+    used = np.flatnonzero((holders >= MIN_PATIENTS) & (deviation > 1e-6))
+    spread = table.basic.std(axis=0)
+    varied = np.flatnonzero(spread > 1e-6)
+    scale = FREE / np.sqrt(np.mean(spread[varied] ** 2)) if len(varied) else FREE
+    centre = table.basic.mean(axis=0)[varied]
+    return Encoder(varied, centre, np.full(len(varied), scale), used, 1 / deviation[used])

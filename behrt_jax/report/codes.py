@@ -1,0 +1,67 @@
+"""Map of the codes, by the rows of the code table, and the nearest neighbours of each."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from behrt_jax.data.vocabulary import NUM_SPECIAL
+from behrt_jax.embeddings import codes
+from behrt_jax.report import quality
+from behrt_jax.report.layout import Colouring, lay_out
+from behrt_jax.report.maps import make_maps
+from behrt_jax.report.parts import Section, Table, Text
+from behrt_jax.report.source import Source
+
+MOST_CODES, MOST_KINDS = 2000, 7
+NEIGHBOURS, LISTED = 8, 30
+
+
+class Codes(NamedTuple):
+    """Codes to look up: their names, kinds and counts, and their nearest neighbours with cosines in hundredths."""
+
+    anchor: str
+    names: list[str]
+    codes: list[str]
+    neighbours: list[list[int]]
+    cosines: list[list[int]]
+    table: Table
+    kind = "codes"
+
+
+def code_maps(source: Source) -> Section:
+    """Lays out the codes by the rows of the code table, with their nearest neighbours."""
+    table = codes.code_table(source.params)
+    enough = np.array(source.vocabulary.patients) >= source.floor
+    kept = NUM_SPECIAL + np.flatnonzero(enough)[:MOST_CODES]  # the most frequent come first
+    if not len(kept):
+        return Section("codes", "Map of the codes", "", [Text(f"No code is of {source.floor} patients or more.")])
+    kinds = [source.vocabulary.tokens[code].partition("//")[0] for code in kept]
+    common = sorted(set(kinds), key=lambda kind: (-kinds.count(kind), kind))[:MOST_KINDS]
+    bands = np.array([common.index(kind) if kind in common else len(common) for kind in kinds], float)
+    labels = (*(each.lower() for each in common), "other kinds")[: int(bands.max()) + 1]
+    colouring = Colouring("kind of code", bands, tuple(np.arange(1.0, len(labels))), labels, is_kinds=True)
+    layouts = lay_out(table[kept], source.config.seed, source.say)
+    maps = make_maps(layouts, [colouring], True, "codes")
+    near, cosines = codes.nearest(table, kept.tolist(), NEIGHBOURS, among=kept)
+    names = [source.name(code) for code in kept]
+    listed = [
+        [names[place], ", ".join(source.name(int(code)) for code in near[place][:3])]
+        for place in range(min(LISTED, len(kept)))
+    ]
+    told = Table("Nearest neighbours of the most frequent codes", ["code", "nearest in meaning to the model"], listed)
+    found = Codes(
+        "codes-map",
+        names,
+        [source.vocabulary.tokens[code] for code in kept],
+        np.searchsorted(kept, near).tolist(),
+        (100 * cosines).round().astype(int).tolist(),
+        told,
+    )
+    numbered = maps._replace(anchor="codes-map", table=maps.table._replace(caption="Codes by kind"))
+    most = f"the {len(kept):,} most frequent" if len(kept) < len(table) - NUM_SPECIAL else f"all {len(kept):,}"
+    few = f" Codes of fewer than {source.floor} patients are not shown." * bool((~enough).any())
+    intro = (
+        f"Each point is one of {most} codes. Codes lie close where the model has learned to use them alike: often "
+        f"because they occur in the same visits, or in place of each other.{few}"
+    )
+    return Section("codes", "Map of the codes", intro, [numbered, found, *quality.of_codes(source)])

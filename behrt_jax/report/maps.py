@@ -1,0 +1,128 @@
+"""Maps of patients, by what the model makes of them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from behrt_jax.data import dataset
+from behrt_jax.data.dataset import MICROSECONDS
+from behrt_jax.data.sexes import sexes
+from behrt_jax.data.windows import MINUTES_PER_YEAR
+from behrt_jax.embeddings.patients import embed
+from behrt_jax.evaluation.small_cells import MIN_PATIENTS, format_counts
+from behrt_jax.exploration import disease_groups
+from behrt_jax.report import quality
+from behrt_jax.report.layout import Colouring, gather, lay_out
+from behrt_jax.report.parts import Section, Table, Text
+from behrt_jax.report.source import Source
+
+MOST_PATIENTS = 3000
+DISEASES = Path("configs/diseases.yaml")
+AGE_BANDS = ((20.0, 40.0, 60.0, 80.0), ("under 20", "20-40", "40-60", "60-80", "80 and more"))
+VISIT_BANDS = ((10.0, 30.0, 100.0, 300.0), ("under 10", "10-29", "30-99", "100-299", "300 and more"))
+
+
+class PointMap(NamedTuple):
+    """Points to draw, and what they are coloured by.
+
+    Attributes:
+      title: of the map.
+      points: of each point its place in the square, its radius, and the band of the first colouring.
+      summary: what it shows, in words.
+    """
+
+    title: str
+    points: list[tuple[float, float, float, int]]
+    summary: str
+
+
+class Maps(NamedTuple):
+    """Maps of the same things, coloured together.
+
+    Attributes:
+      anchor: names the group of maps.
+      maps: each of all points.
+      colourings: by name: the labels and the style of the bands, and of each map the band of each point.
+      hover: of each map, a line for each point; or one list for all of them.
+      table: how many there are of each band.
+    """
+
+    anchor: str
+    maps: list[PointMap]
+    colourings: dict[str, dict]
+    hover: list[list[str]]
+    table: Table
+    kind = "maps"
+
+
+def patient_maps(source: Source, diseases: Path) -> Section:
+    """Lays out the patients of all splits by their embeddings."""
+    everyone = source.patients("all")
+    patients = dataset.sample(everyone, MOST_PATIENTS)
+    source.say(f"embedding {len(patients):,} patients")
+    pooling = source.config.model.pooling
+    vectors = embed(source.config, source.model, source.params, patients, poolings=(pooling,))[pooling]
+    colourings = colour_patients(source, patients, diseases)
+    shows_patients = source.may_show(source.is_synthetic)
+    drawn = f"Each point is one of {len(patients):,} patients"
+    if not shows_patients:
+        drawn = f"Each circle is {MIN_PATIENTS} or more of {len(patients):,} patients, as single ones are not shown"
+    if len(patients) < len(everyone):
+        drawn += f" ({len(everyone):,} in all)"
+    intro = (
+        f"{drawn}, by the encoder's states over the newest visits ({pooling} of tokens); all splits are here. Those "
+        "who lie close look alike to the model; distances across the map, axes and the sizes of clumps mean nothing."
+    )
+    layouts = lay_out(vectors, source.config.seed, source.say)
+    parts: list = (
+        [make_maps(layouts, colourings, shows_patients, "patients")] if layouts else [Text("Too few patients to draw.")]
+    )
+    return Section("patients", "Map of the patients", intro, parts + quality.of_patients(source))
+
+
+def colour_patients(source: Source, patients: dataset.Patients, diseases: Path) -> list[Colouring]:
+    """Returns what patients are coloured by: age, sex, diseases, visits."""
+    last = patients.last_times / (MICROSECONDS * MINUTES_PER_YEAR)
+    sex = sexes(patients, source.vocabulary.tokens)
+    visits = [len(np.unique(each[each >= 0])) for each in np.split(patients.visits, patients.offsets[1:-1])]
+    known = np.where(sex == "", np.nan, sex == "F")
+    found = [
+        Colouring("age at the last visit", np.where(patients.has_birth, last, np.nan), *AGE_BANDS),
+        Colouring("sex", known, (0.5,), ("male or other", "female")),
+        Colouring("visits", np.array(visits, float), *VISIT_BANDS),
+    ]
+    try:
+        groups = disease_groups.read_groups(source.data, diseases, patients.subject_ids, say=source.say)
+    except (ValueError, OSError) as error:
+        source.say(f"warning: the map is not coloured by disease ({error})")
+        return found
+    for name, has in zip(groups.names, groups.has.T, strict=True):
+        found.append(Colouring(name.replace("_", " "), has.astype(float), (0.5,), ("without", "with")))
+    return found
+
+
+def make_maps(layouts: dict[str, np.ndarray], colourings: list[Colouring], shows_patients: bool, what: str) -> Maps:
+    """Joins layouts of the same points, named in the plural, with their colours; not shown singly, by cells."""
+    rows, floor = [], 1 if shows_patients else MIN_PATIENTS
+    for given in colourings:
+        counts = [int((given.bands() == place).sum()) for place in range(-1, len(given.labels))]
+        told = dict(zip(("unknown", *given.labels), format_counts(counts, floor), strict=True))
+        rows += [[given.name, label, told[label]] for label in given.labels]
+        rows += [[given.name, "unknown", told["unknown"]]] * bool(counts[0])
+    table = Table("Patients by colour", ["coloured by", "band", "patients"], rows)
+    maps, hover, bands = [], [], {}
+    for name, points in layouts.items():
+        shown, sizes = colourings, np.ones(len(points))
+        if not shows_patients:
+            points, sizes, shown = gather(points, colourings)
+        each = np.column_stack([given.bands() for given in shown])
+        for place, given in enumerate(shown):
+            own = bands.setdefault(given.name, {"labels": given.labels, "style": given.style, "bands": []})
+            own["bands"].append(each[:, place].tolist())
+        radius = 2.4 if shows_patients else 3.0 * np.sqrt(np.minimum(sizes, 60) / MIN_PATIENTS)
+        drawn = np.column_stack([points.round(1), np.broadcast_to(radius, len(points)).round(1), each[:, 0]]).tolist()
+        summary = f"{name} of {sizes.sum():,.0f} {what}" + f" in {len(points):,} circles" * (not shows_patients) + "."
+        maps.append(PointMap(name, [(x, y, r, int(band)) for x, y, r, band in drawn], summary))
+        hover.append([] if shows_patients else [f"{size:,} patients" for size in sizes])
+    return Maps("patients-map", maps, bands, hover, table)

@@ -1,0 +1,77 @@
+"""One page about a run, for a browser, a phone or print, that loads nothing from anywhere."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from behrt_jax.evaluation.loaded_run import load_run
+from behrt_jax.report import codes, maps, patients, run, scores
+from behrt_jax.report.calibration import calibration
+from behrt_jax.report.parts import Missing, Section
+from behrt_jax.report.scoring import Scored, score
+from behrt_jax.report.source import Source
+from behrt_jax.report.training import cost, curves
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def find_sections(source: Source, data: str | None, diseases: Path) -> list[Section]:
+    """Makes the sections of a report; where one cannot be made, it says why."""
+    scored = Scored({}, {})
+    if source.is_pretrained and source.prepared is not None:
+        try:
+            scored = score(load_run(source.folder, "held_out", data, source.say), source.floor)
+        except ValueError as error:
+            source.say(f"warning: held-out patients are not scored: {error}")
+    return [
+        attempt(source, "run", "What was trained on what", lambda: run.describe(source)),
+        attempt(source, "results", "Results on held-out patients", lambda: scores.held_out(source)),
+        attempt(source, "calibration", "Calibration", lambda: calibration(source, scored)),
+        attempt(source, "groups", "By sex and age", lambda: scores.groups(source, scored)),
+        attempt(source, "patients", "Map of the patients", lambda: maps.patient_maps(source, diseases)),
+        attempt(source, "codes", "Map of the codes", lambda: codes.code_maps(source)),
+        attempt(source, "examples", "Example patients", lambda: patients.examples(source)),
+        attempt(source, "curves", "Learning curves", lambda: curves(source)),
+        attempt(source, "cost", "What training took", lambda: cost(source)),
+    ]
+
+
+def attempt(source: Source, anchor: str, title: str, make: Callable[[], Section]) -> Section:
+    """Makes a section; one that says what is wrong where that is a user's error."""
+    try:
+        return make()
+    except (ValueError, OSError) as error:
+        source.say(f"warning: '{title}' is left out: {error}")
+        text = "This part could not be made; the command that made the page said why. It may need the data:"
+        again = f"python -m experiments.report --workdir={source.folder} --data=DIR"
+        return Section(anchor, title, "", [Missing(text, again)])
+
+
+def render(source: Source, sections: list[Section]) -> str:
+    """Lays out the page; all text from files is escaped."""
+    loader = FileSystemLoader(TEMPLATES)
+    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    assets = {name: Markup((TEMPLATES / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
+    data = source.about.get("dataset_name", source.data.resolve().name)
+    return page.get_template("report.html").render(
+        title=f"BEHRT on {data}",
+        name=source.folder.resolve().name,
+        goal=run.training_goal(source),
+        is_synthetic=source.is_synthetic,
+        shows_patients=source.may_show(source.is_synthetic),
+        headline=scores.headline(source),
+        sections=sections,
+        in_script=in_script,
+        **assets,
+    )
+
+
+def in_script(value) -> Markup:
+    """Writes a value as JSON that can stand in a script element, whatever text is in it."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    for each in "<>&\u2028\u2029":
+        text = text.replace(each, f"\\u{ord(each):04x}")
+    return Markup(text)

@@ -1,0 +1,134 @@
+"""What a report is about: a run, and as far as they can be read, the patients of its data."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from behrt_jax.data import dataset, metadata
+from behrt_jax.data.config import DataConfig
+from behrt_jax.data.metadata import is_synthetic
+from behrt_jax.data.prepare import Prepared, prepare
+from behrt_jax.data.vocabulary import Vocabulary
+from behrt_jax.evaluation.small_cells import MIN_PATIENTS, drop_small
+from behrt_jax.training import workdir
+from behrt_jax.training.workdir import EVALUATION_FILE
+
+NO_DATA = "the data of the run cannot be read"
+
+
+class Source(NamedTuple):
+    """A run to report on.
+
+    Attributes:
+      folder: its workdir.
+      config: its recipe.
+      vocabulary: that of the model.
+      model: the model.
+      params: of the best checkpoint.
+      data: the MEDS data set whose patients are drawn.
+      prepared: that data set in the run's vocabulary; None where it cannot be read.
+      about: what the data set says of itself.
+      descriptions: of the codes, by id; empty where there is none.
+      is_synthetic: whether the data set is known to be simulated.
+      show_patients: whether to show single patients; None: those who are known to be simulated.
+      say: takes lines on what is going on.
+    """
+
+    folder: Path
+    config: ConfigDict
+    vocabulary: Vocabulary
+    model: Any
+    params: Any
+    data: Path
+    prepared: Prepared | None
+    about: dict
+    descriptions: list[str]
+    is_synthetic: bool
+    show_patients: bool | None
+    say: Callable[[str], None]
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the run was pre-trained, not fine-tuned."""
+        return "objective" in self.config
+
+    def may_show(self, is_synthetic: bool) -> bool:
+        """Whether single patients may be shown who are, or are not, known to be simulated."""
+        return is_synthetic if self.show_patients is None else self.show_patients
+
+    @property
+    def floor(self) -> int:
+        """The fewest patients that what is shown may rest on: 1 where single ones may be shown."""
+        known = self.is_synthetic and is_synthetic(self.config.data.path)  # the data that is drawn, and the run's own
+        return 1 if self.may_show(known) else MIN_PATIENTS
+
+    def read_evaluation(self) -> dict | None:
+        """Reads the evaluation without what is of fewer patients than `floor`; None where there is none."""
+        result = self.read_json(EVALUATION_FILE)
+        if result is None:
+            return None
+        is_other = "data" in result and not self.show_patients  # of patients that nothing is known of
+        return drop_small(result, MIN_PATIENTS if is_other else self.floor)[0]
+
+    def patients(self, split: str) -> dataset.Patients:
+        """Reads the patients of a split, or `all`.
+
+        Raises:
+          ValueError: the data cannot be read.
+        """
+        if self.prepared is None:
+            raise ValueError(NO_DATA)
+        return dataset.read(self.prepared.folder, split)
+
+    def name(self, code: int) -> str:
+        """Returns what a code means, or its name where there is no description."""
+        return self.descriptions[code] or self.vocabulary.tokens[code]
+
+    def read_json(self, name: str) -> dict | None:
+        """Reads a file of the workdir; None where it is not there.
+
+        Raises:
+          ValueError: it is not JSON.
+        """
+        file = self.folder / name
+        try:
+            return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        except ValueError as error:
+            raise ValueError(f"{file}: not JSON ({error}); remove it or make it again") from error
+
+
+def load(folder: Path, data: str | None, show_patients: bool | None, say: Callable[[str], None]) -> Source:
+    """Loads a run and finds its data.
+
+    Args:
+      folder: the workdir.
+      data: a MEDS data set whose patients are drawn; the run's own if None.
+      show_patients: whether to show single patients; if None, only where the data set is known to be simulated.
+      say: takes lines on what is going on.
+
+    Raises:
+      ValueError: the workdir cannot be loaded.
+    """
+    config, vocabulary, model, params = workdir.load(folder)
+    path, prepared, problem, about = Path(data or config.data.path), None, "", {}
+    fitted = vocabulary if data or config.get("pretrained") else None
+    try:
+        prepared = prepare(DataConfig(**{**config.data, "path": str(path)}), fitted, splits=(), progress=say)
+        if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
+            prepared, problem = None, f"gives another vocabulary than {folder} has"
+        elif (path / "metadata" / "dataset.json").exists():
+            about = json.loads((path / "metadata" / "dataset.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        problem = str(error)
+    if problem:
+        say(f"warning: {path}: {problem}; sections on patients are left out, --data=DIR names where the data lies")
+    simulated = is_synthetic(path)
+    loaded = (folder, config, vocabulary, model, params, path, prepared)
+    descriptions = metadata.read_descriptions(path, vocabulary)
+    source = Source(*loaded, about, descriptions, simulated, show_patients, say)
+    if prepared and not source.may_show(simulated):
+        say("single patients are not shown, as the data is not known to be simulated; --show_patients shows them")
+    return source

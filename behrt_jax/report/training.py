@@ -1,0 +1,114 @@
+"""How the losses fell in training, and what it cost."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+from tensorboardX.proto.event_pb2 import Event
+
+from behrt_jax.report.parts import Figure, Missing, Section, Table, draw
+from behrt_jax.report.source import Source
+from behrt_jax.training import metrics_writer, workdir
+from behrt_jax.training.checkpoints import Checkpoints
+from behrt_jax.training.workdir import MACHINE_FILE
+
+CURVE_POINTS = 200
+REPORT_ON_RUN = "python -m experiments.report --workdir=RUN"
+
+
+def curves(source: Source) -> Section:
+    """Draws each loss in training and on tuning."""
+    lines = metrics_writer.read_metrics(source.folder)
+    found = sorted({name for line in lines for name in line if name == "loss" or name.endswith("/loss")})
+    names = [name for name in found if "/" in name] or found
+    intro = (
+        "A loss says how surprised the model is by the truth; lower is better. Tuning patients are not learned from."
+    )
+    counts = source.prepared.report if source.prepared else {}
+    if counts.get("patients/tuning", source.floor) < source.floor:
+        lines = [line for line in lines if line["split"] != "tuning"]
+        intro += f" They are fewer than {source.floor}, and their losses are not shown."
+    parts: list = [_draw_curve(lines, name) for name in names]
+    missing = "No losses lie beside this model, as where experiments.publish left them behind. The run itself has them:"
+    return Section("curves", "Learning curves", intro, parts or [Missing(missing, REPORT_ON_RUN)])
+
+
+def _draw_curve(lines: list[dict], name: str) -> Figure:
+    series = {}
+    for split in ("train", "tuning"):
+        points = [(line["step"], line[name]) for line in lines if line["split"] == split and line.get(name) is not None]
+        kept = np.unique(np.linspace(0, len(points) - 1, min(CURVE_POINTS, len(points))).astype(int))
+        series[split] = [points[place] for place in kept]
+    rows = [[f"{step:,}", f"{value:.4f}"] for step, value in series["tuning"]]
+    summary = "No loss on tuning is written yet."
+    if series["tuning"]:
+        best = min(series["tuning"], key=lambda point: point[1])
+        last = series["tuning"][-1]
+        where = f"{best[1]:.3f} at step {best[0]:,}; at the last, {last[0]:,}, it is {last[1]:.3f}"
+        summary = f"{name} on tuning is lowest with {where}."
+
+    def paint(axes):
+        for split, points in series.items():
+            marker = "o" if split == "tuning" else ""
+            axes.plot(*zip(*points, strict=True), label=split, marker=marker, linewidth=1.3, markersize=4)
+        axes.set(xlabel="step", ylabel=name)
+        axes.legend(frameon=False)
+
+    table = Table(f"{name} on tuning", ["step", "loss"], rows)
+    return draw(f"{name}, in training and on tuning", summary, table, paint)
+
+
+def cost(source: Source) -> Section:
+    """Says what training took, as far as its files tell."""
+    lines = metrics_writer.read_metrics(source.folder)
+    speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
+    sessions = session_seconds(source.folder)
+    machine = source.read_json(MACHINE_FILE) or {"machine": "not recorded"}
+    settings = source.config.train
+    rows = [
+        ["steps", f"{last_step(source.folder, lines):,} of {settings.num_steps:,}"],
+        ["rows a step", f"{settings.batch_size:,}"],
+        ["tokens a second, median", f"{np.median(speeds):,.0f}" if speeds else "not recorded"],
+        ["wall time, with evaluations on tuning", format_time(sum(sessions)) if sessions else "not recorded"],
+        ["times it was begun or resumed", f"{len(sessions)}" if sessions else "not recorded"],
+        *map(list, machine.items()),
+    ]
+    note = "Wall time is from the opening of the TensorBoard files to their last entry, pauses between them left out."
+    return Section("cost", "What training took", note, [Table("Cost of training", ["what", "value"], rows)])
+
+
+def last_step(folder: Path, lines: list[dict]) -> int:
+    """Returns the last step that is logged; of a published model, which has no log, that of its parameters."""
+    if lines:
+        return max(line["step"] for line in lines)
+    checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
+    steps = checkpoints.steps()
+    checkpoints.close()
+    return max(steps, default=0)
+
+
+def session_seconds(folder: Path) -> list[float]:
+    """Returns how long each part of a training took, from the TensorBoard files of a workdir."""
+    found = []
+    for file in sorted((folder / "tensorboard").glob("events.out.tfevents.*")):
+        content, place, times = file.read_bytes(), 0, []
+        while place + 12 <= len(content):  # a record: its length, a checksum, the event, a checksum
+            (length,) = struct.unpack_from("<Q", content, place)
+            if place + 16 + length > len(content):
+                break
+            times.append(Event.FromString(content[place + 12 : place + 12 + length]).wall_time)
+            place += 16 + length
+        found += [times[-1] - times[0]] if len(times) > 1 else []
+    return found
+
+
+def format_time(seconds: float) -> str:
+    """Writes a time in words.
+
+    >>> format_time(3725)
+    '1 h 2 min'
+    >>> format_time(45.2)
+    '45 s'
+    """
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes > 1 else f"{seconds:.0f} s"

@@ -1,0 +1,85 @@
+"""Labels whose truth a simulator knows, one prediction time a patient, for comparisons with few labels."""
+
+from pathlib import Path
+
+import polars as pl
+from sklearn.metrics import roc_auc_score
+
+from behrt_jax.data import events
+from behrt_jax.data.hashing import hash_fraction
+from behrt_jax.labels.label_files import KEYS
+from behrt_jax.metrics import survival
+from behrt_jax.simulation import oracle, simulator
+from behrt_jax.simulation import world as worlds
+
+INDEX_CHANCE = 0.1  # of each visit after the first to be the index, unless an earlier one is
+MAX_COMPARED = 1000  # held-out patients for the bound of Harrell's C, whose memory grows with their square
+MONTH = pl.duration(seconds=worlds.SECONDS_PER_MONTH)
+
+
+def choose_visits(truth: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """Chooses the index visit of each patient: the first, after the first of all, that a hash picks; by patient.
+
+    Whether a visit is the index depends on nothing that comes after it: a draw among all visits of a patient would
+    favour those after which few came, so that the choice itself would tell of an early death. Patients none of whose
+    visits is picked are left out.
+
+    Args:
+      truth: what `simulator.write` says of visits.
+      seed: decides which.
+    """
+    later = truth.filter(pl.col("visit") > 0).sort("subject_id", "visit")
+    drawn = hash_fraction(seed, later["subject_id"].to_numpy(), later["visit"].to_numpy())
+    return later.filter(drawn < INDEX_CHANCE).unique("subject_id", keep="first", maintain_order=True)
+
+
+def make_labels(data: str, seed: int) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
+    """Returns labels by name, and the index visits that they are of, with what the oracle says of each.
+
+    The oracle knows what a model is given at the index: sex, the visits before, the time of the index and that there is
+    a visit then, so that the patient is alive and observed; not its codes. `oracle_NAME` is the probability that the
+    visit finds a disease, `oracle_death` orders times to death (`oracle.expected_months`, negative). A time to death is
+    censored when the patient leaves, at a rate that is the same for all.
+
+    Raises:
+      ValueError: the folder is no simulated data set, or was written without the end of follow-up.
+    """
+    world, file = worlds.load_world(data), Path(data) / simulator.TRUTH_FILE
+    truth = pl.read_parquet(file)
+    if missing := {"months_left", "dies"} - {*truth.columns}:
+        raise ValueError(f"{file}: column '{min(missing)}' is missing; simulate again with experiments.simulate")
+    visits = choose_visits(truth, seed).rename({"time": "prediction_time"})
+    histories = oracle.read_histories(data, visits["subject_id"])
+    rows = histories.first_visits() + visits["visit"].to_numpy()
+    states, stages = oracle.states_before(world, histories)[rows], worlds.stages_of(len(world.diseases))
+    made = {}
+    for place, name in enumerate(world.diseases):
+        made[name] = visits.select(*KEYS, boolean_value=pl.col(f"stage_{name}") > 0)
+        visits = visits.with_columns(pl.Series(f"oracle_{name}", states @ (stages[:, place] > 0)))
+    months = oracle.expected_months(world, histories.sex, histories.month[rows], states)
+    ends = pl.col("prediction_time") + pl.col("months_left") * MONTH
+    made["death"] = visits.select(*KEYS, event_time=ends, event=pl.col("dies"))
+    return made, visits.with_columns(oracle_death=-months)
+
+
+def measure_oracle(found: pl.DataFrame, name: str, visits: pl.DataFrame, data: str) -> str:
+    """Returns how well the oracle orders the held-out patients of a label."""
+    splits = pl.read_parquet(Path(data) / events.SPLITS_FILE).filter(split="held_out")
+    known = found.join(visits, on=KEYS, maintain_order="left").join(splits, on="subject_id", how="semi")
+    said = known[f"oracle_{name}"].to_numpy()
+    if known["event" if name == "death" else "boolean_value"].n_unique() < 2:
+        return f"not measured, as {known.height:,} patients have one outcome"
+    if name == "death":
+        days = (known["event_time"] - known["prediction_time"]).dt.total_seconds().to_numpy() / 86_400
+        reached = survival.concordance(known["event"].to_numpy(), days, said)
+        return f"Harrell's C {reached:.3f}; no score is expected to exceed {bound_concordance(known, data):.3f}"
+    return f"AUROC {roc_auc_score(known['boolean_value'].to_numpy(), said):.3f}"
+
+
+def bound_concordance(visits: pl.DataFrame, data: str) -> float:
+    """Returns `oracle.best_concordance` of index visits, or of the first `MAX_COMPARED` of them."""
+    visits, world = visits.sort("subject_id").head(MAX_COMPARED), worlds.load_world(data)
+    histories = oracle.read_histories(data, visits["subject_id"])
+    rows = histories.first_visits() + visits["visit"].to_numpy()
+    states = oracle.states_before(world, histories)[rows]
+    return oracle.best_concordance(world, histories.sex, histories.month[rows], states)

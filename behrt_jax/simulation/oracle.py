@@ -1,0 +1,308 @@
+"""What a perfect model would say of simulated patients: exact posteriors by forward-backward.
+
+The oracle knows the world's probabilities and sees what a model sees: sex, the months of age of visits, and codes. It
+does not see states, nor when or why observation ended; what is said of a whole history knows that no visit followed.
+Everything that is said of a visit from its past is computed row by row, so that the future cannot change it by a bit.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from behrt_jax.data import events
+from behrt_jax.simulation import world as worlds
+from behrt_jax.simulation.world import MAX_MONTHS, Histories, World
+
+_CHUNK = 16  # hidden codes worked on at a time: what stays in a core's cache
+_EDGE = 1e-14  # chances are kept this far from 0 and 1, whose odds are 0 and infinite
+
+
+def read_histories(folder: str | Path, subject_ids: Iterable[int]) -> Histories:
+    """Reads what is seen of some patients of a simulated data set.
+
+    Args:
+      folder: what `simulator.write` wrote.
+      subject_ids: N ids, ascending; patient i is the i-th of them.
+
+    Returns:
+      Their histories, with the codes of the folder's world. Death is not read.
+
+    Raises:
+      ValueError: the folder is no simulated data set, the ids do not ascend, or one has no visit in it.
+    """
+    world, subjects = worlds.load_world(folder), np.asarray(list(subject_ids), np.int64)
+    if (np.diff(subjects) <= 0).any():
+        raise ValueError("subject_ids: not in ascending order; sort them and remove repeats")
+    members = pl.DataFrame({"subject_id": subjects, "owner": np.arange(len(subjects))})
+    shards = [events.read_shard(shard) for shard in events.find_shards(folder)]
+    found = pl.concat([shard.join(members, on="subject_id") for shard in shards]).sort("owner", maintain_order=True)
+    columns = pl.DataFrame({"code": world.codes, "column": np.arange(len(world.codes))})
+    seconds = (pl.col("time") - events.birth_times(pl.col("time"))).dt.total_seconds()
+    coded = found.with_columns(month=seconds // worlds.SECONDS_PER_MONTH).join(columns, on="code")
+    coded = coded.sort("owner", "month").with_columns(row=pl.struct("owner", "month").rle_id())
+    visits = coded.unique("row", keep="first").sort("row")
+    sexes = found.filter(pl.col("code").is_in([f"GENDER//{sex}" for sex in worlds.SEXES]))
+    if visits["owner"].n_unique() != len(subjects) or sexes["owner"].to_list() != list(range(len(subjects))):
+        raise ValueError(f"{folder}: not each of the {len(subjects)} subjects has a sex and a visit; correct the ids")
+    codes = np.zeros((visits.height, len(world.codes)), bool)
+    codes[coded["row"].to_numpy(), coded["column"].to_numpy()] = True
+    sex = (sexes["code"] == f"GENDER//{worlds.SEXES[1]}").to_numpy().astype(np.int64)
+    return Histories(sex, visits["owner"].to_numpy(), visits["month"].to_numpy(), codes)
+
+
+def next_visit_probabilities(
+    world: World, histories: Histories, targets: np.ndarray, time_known: bool = False
+) -> np.ndarray:
+    """Returns the probability of each code at the next visit, from sex and the visits so far: (V, C).
+
+    Given that there is a next visit and that it has at least one of the targets.
+
+    Args:
+      world: the world they live in.
+      histories: what is seen.
+      targets: (C,) bool.
+      time_known: whether the month of the next visit is known too, as it is to a model that is asked at that time; a
+        patient's last visit, which has no next one in the histories, then gets NaN.
+
+    Raises:
+      ValueError: `targets` has none.
+    """
+    if not targets.any():
+        raise ValueError("targets: found no code; expected one or more to be True")
+    some = 1 - np.prod(1 - world.emission[:, targets], axis=1)
+    joint = np.where(targets, world.emission, world.emission * some[:, None])
+    if time_known:
+        states = np.full((len(histories.owner), len(world.visit)), np.nan)
+        going = np.setdiff1d(np.arange(len(states)), histories.last_visits())
+        states[going] = states_before(world, histories)[going + 1]
+        return _by_row(states, joint) / _by_row(states, some[:, None])
+    states = _next_visit_states(world, histories)
+    chance = _by_row(states, some[:, None])
+    return np.divide(_by_row(states, joint), chance, out=np.zeros(histories.codes.shape), where=chance > 0)
+
+
+def masked_probabilities(world: World, histories: Histories, hidden: np.ndarray) -> np.ndarray:
+    """Returns the probability of each code behind a mask, from all that is seen of the patient: (V, C).
+
+    How many codes of a visit are hidden is seen; which, is not. So all masks of a visit have the same distribution.
+
+    Args:
+      world: the world they live in.
+      histories: what is seen but for the hidden codes, which are not read.
+      hidden: (V, C) bool, codes that are masked; visits without one get zeros.
+
+    Raises:
+      ValueError: a code is hidden that was not recorded.
+    """
+    if (hidden & ~histories.codes).any():
+        raise ValueError("hidden: holds codes that are not in histories.codes; expected a part of those")
+    smoothed = _smooth_states(world, histories, code_likelihoods(world, histories.codes, hidden))
+    found = np.zeros(hidden.shape)
+    for rows, odds, before in _behind_masks(world, histories.codes, hidden):
+        after = _sums_before(odds[..., ::-1], len(before))[::-1, ..., ::-1]
+        others = (before * after).sum(axis=0)  # no division takes a code out of a sum: that would lose digits
+        weights = smoothed[rows] / (odds * before[-1]).sum(axis=2) / len(before)
+        found[rows] = _by_row(weights, odds * others)
+    return found
+
+
+def death_risks(world: World, histories: Histories, months: int) -> np.ndarray:
+    """Returns the risk of death within some months of each visit, observed or not, from the visits so far: (V,)."""
+    return (filter_states(world, histories) * visit_risks(world, histories, months)).sum(axis=1)
+
+
+def visit_risks(world: World, histories: Histories, months: int) -> np.ndarray:
+    """Returns the risk of death within some months of each visit, in each state: (V, S)."""
+    risks = np.zeros((len(world.visit), 2, MAX_MONTHS + 1 + months))
+    at = tuple(grid.ravel() for grid in np.indices(risks.shape[1:]))
+    dies = world.dies(*at)
+    for _ in range(months):
+        within = world.advance(dies + (1 - dies) * risks.reshape(len(risks), -1), *at, backward=True)
+        risks[..., :-1] = within.reshape(risks.shape)[..., 1:]
+    return np.moveaxis(risks, 0, -1)[histories.sex[histories.owner], histories.month]
+
+
+def expected_months(world: World, sex: np.ndarray, month: np.ndarray, states: np.ndarray) -> np.ndarray:
+    """Returns for how many months each of n people can be compared with another, on average: (n,).
+
+    A month counts if they live through it, by the chance that neither of two people left observation before. Less of it
+    is the score that orders times to death best: of two people, that with fewer months is likely to die first while
+    both are observed. Arguments as for `survival_curves`.
+    """
+    sexes, counted = np.arange(2), (1 - world.leave[0]) ** 2
+    expected = np.zeros((len(world.visit), 2, MAX_MONTHS + 1))
+    for age in range(MAX_MONTHS, 0, -1):
+        at = sexes, np.full(2, age)
+        lived = (1 - world.dies(*at)) * (1 + counted * expected[..., age])
+        expected[..., age - 1] = world.advance(lived, *at, backward=True)
+    return (states * np.moveaxis(expected, 0, -1)[sex, month]).sum(axis=1)
+
+
+def best_concordance(world: World, sex: np.ndarray, month: np.ndarray, states: np.ndarray) -> float:
+    """Returns what Harrell's C of times to death of n people is below, on average, whatever orders them.
+
+    Follow-up ends at death, on leaving, or at the oldest age. Of any two people, which of them is more likely to be
+    seen to die first is known exactly; no score can do better than to be right about each pair. Arguments as for
+    `survival_curves`; memory grows with the square of n.
+    """
+    left = MAX_MONTHS + 1 - month
+    curves = survival_curves(world, sex, month, states, int(left.max()))
+    later = np.arange(1, curves.shape[1])
+    observed = (later <= left[:, None]) * (1 - world.leave[0]) ** (later - 1)  # until the month before
+    first = (-np.diff(curves, axis=1) * observed) @ (curves[:, 1:] * observed).T  # (n, n), that one dies before another
+    pairs = np.triu_indices(len(first), 1)
+    return float(np.maximum(first, first.T)[pairs].sum() / (first + first.T)[pairs].sum())
+
+
+def survival_curves(world: World, sex: np.ndarray, month: np.ndarray, states: np.ndarray, months: int) -> np.ndarray:
+    """Returns the probability to be alive 0 to `months` months later, observed or not: (n, months + 1).
+
+    Args:
+      world: the world they live in.
+      sex: (n,) of people who are alive at a month of age.
+      month: (n,) that month.
+      states: (n, S) distributions of their states then.
+      months: beyond the oldest age the rates of the oldest year go on.
+    """
+    alive, curves = states.T, np.ones((len(sex), months + 1))
+    for step in range(1, months + 1):
+        alive = world.advance(alive, sex, month + step) * (1 - world.dies(sex, month + step))
+        curves[:, step] = alive.sum(axis=0)
+    return curves
+
+
+def filter_states(world: World, histories: Histories, likelihoods: np.ndarray | None = None) -> np.ndarray:
+    """Returns the distribution of the state at each visit given its patient's visits up to and with it: (V, S).
+
+    Args:
+      world: the world they live in.
+      histories: what is seen.
+      likelihoods: (V, S), as `code_likelihoods` gives them; taken from it if not given.
+    """
+    return _filter(world, histories, likelihoods)[1]
+
+
+def states_before(world: World, histories: Histories) -> np.ndarray:
+    """Returns the distribution of the state at each visit given all earlier visits and its own month: (V, S).
+
+    That there is a visit, and so that the patient lives and is observed, is known; its codes are not.
+    """
+    return _filter(world, histories, None)[0]
+
+
+def _filter(world: World, histories: Histories, likelihoods: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the distributions of the state at each visit before and after its codes are read: (V, S) each."""
+    likelihoods = code_likelihoods(world, histories.codes) if likelihoods is None else likelihoods
+    begin = histories.month[histories.first_visits()]
+    states = worlds.state_priors(world)[:, histories.sex, begin]
+    before, after = np.zeros_like(likelihoods), np.zeros_like(likelihoods)
+    for month, visits, going, at in _by_month(histories):
+        states[:, going] = world.advance(states[:, going], *at) * world.stays(*at)
+        owner = histories.owner[visits]
+        came = states[:, owner] * np.where(begin[owner] < month, world.visit[:, None], 1.0)
+        before[visits] = _normal(np.ascontiguousarray(came.T))  # rows are added up alike, however many there are
+        after[visits] = _normal(came.T * likelihoods[visits])
+        states[:, going] *= 1 - world.visit[:, None]
+        states[:, owner] = after[visits].T
+    return before, after
+
+
+def code_likelihoods(world: World, codes: np.ndarray, hidden: np.ndarray | None = None) -> np.ndarray:
+    """Returns the probability of what is seen of each visit in each state, up to a factor a visit: (V, S)."""
+    odds = _odds(world)
+    hidden = np.zeros_like(codes) if hidden is None else hidden
+    log = _by_row(codes & ~hidden, np.log(odds).T) - np.log1p(odds).sum(axis=1)
+    for rows, own, before in _behind_masks(world, codes, hidden):
+        log[rows] += np.log((own * before[-1]).sum(axis=2))
+    return np.exp(log - log.max(axis=1, keepdims=True))
+
+
+def _smooth_states(world: World, histories: Histories, likelihoods: np.ndarray) -> np.ndarray:
+    """Returns the distribution of the state at each visit given the whole history and its end: (V, S)."""
+    none = np.zeros((len(world.visit), 1))
+    silence = np.stack([chance[..., 0] for chance in _expectations(world, none, 1.0)][::-1], axis=2)
+    later = silence[:, histories.sex, histories.month[histories.last_visits()]]
+    messages = np.zeros_like(likelihoods)
+    for _, visits, going, at in _by_month(histories, backward=True):
+        owner = histories.owner[visits]
+        messages[visits] = _normal(later[:, owner].T)
+        later[:, going] *= 1 - world.visit[:, None]
+        later[:, owner] = (messages[visits] * likelihoods[visits] * world.visit).T
+        later[:, going] = world.advance(later[:, going] * world.stays(*at), *at, backward=True)
+    return _normal(filter_states(world, histories, likelihoods) * messages)
+
+
+def _next_visit_states(world: World, histories: Histories) -> np.ndarray:
+    """Returns the probability that there is a next visit and finds the patient in a state: (V, S)."""
+    filtered, sexes = filter_states(world, histories), histories.sex[histories.owner]
+    found = np.zeros_like(filtered)
+    reach = _expectations(world, np.eye(len(world.visit)), 0.0)
+    for (_, visits, *_), chances in zip(_by_month(histories, backward=True), reach, strict=True):
+        for sex in range(2):
+            rows = visits[sexes[visits] == sex]
+            found[rows] = _by_row(filtered[rows], chances[:, sex])
+    return found
+
+
+def _expectations(world: World, visited: np.ndarray, silent: float) -> Iterator[np.ndarray]:
+    """Yields what is to be expected in each state of a month, from the oldest month back: (S, 2, n) by sex.
+
+    Of (S, n) functions `visited` of the state at the next visit, and of `silent` where no visit follows.
+    """
+    sexes, comes = np.arange(2), world.visit[:, None, None]
+    expected = np.full((len(visited), 2, visited.shape[1]), silent)
+    for month in range(MAX_MONTHS, -1, -1):
+        yield expected
+        stays = world.stays(sexes, np.full(2, month))[..., None]
+        expected = stays * (comes * visited[:, None] + (1 - comes) * expected) + (1 - stays) * silent
+        at = sexes.repeat(visited.shape[1]), np.full(visited.shape[1] * 2, month)
+        expected = world.advance(expected.reshape(len(visited), -1), *at, backward=True).reshape(expected.shape)
+
+
+def _odds(world: World) -> np.ndarray:
+    chances = np.clip(world.emission, _EDGE, 1 - _EDGE)
+    return chances / (1 - chances)
+
+
+def _behind_masks(world: World, codes: np.ndarray, hidden: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yields some visits with k masks each, the odds of their codes (n, S, C), 0 if seen, and `_sums_before` of k."""
+    odds, counts = _odds(world), hidden.sum(axis=1)
+    for count in np.unique(counts[counts > 0]):
+        rows = np.flatnonzero(counts == count)
+        for part in np.array_split(rows, -(-len(rows) * count // _CHUNK)):
+            own = (~codes[part] | hidden[part])[:, None] * odds
+            yield part, own, _sums_before(own, count)
+
+
+def _sums_before(odds: np.ndarray, count: int) -> np.ndarray:
+    """Returns the sums of all products of 0 to `count` - 1 odds of the codes before each code: (count, n, S, C)."""
+    sums = np.zeros((count, *odds.shape))
+    sums[0] = 1.0
+    for size in range(1, count):
+        np.cumsum((sums[size - 1] * odds)[..., :-1], axis=-1, out=sums[size, ..., 1:])
+    return sums
+
+
+def _by_month(histories: Histories, backward: bool = False) -> Iterator[tuple]:
+    """Yields each month of age with its visits, the patients seen before it and not last before it, and `at`.
+
+    From birth on, or from the oldest back. `at` holds the sex of those patients and, as often, the month.
+    """
+    begin, end = histories.month[histories.first_visits()], histories.month[histories.last_visits()]
+    order = np.argsort(histories.month, kind="stable")
+    bounds = np.searchsorted(histories.month[order], np.arange(MAX_MONTHS + 2))
+    for month in range(MAX_MONTHS + 1)[:: -1 if backward else 1]:
+        going = np.flatnonzero((begin < month) & (month <= end))
+        at = histories.sex[going], np.full(len(going), month)
+        yield month, order[bounds[month] : bounds[month + 1]], going, at
+
+
+def _by_row(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Multiplies (n, S) rows by a matrix, each on its own: one product of all can differ in the last bits with n."""
+    return np.matmul(rows[:, None, :], matrix)[:, 0]
+
+
+def _normal(states: np.ndarray) -> np.ndarray:
+    return states / states.sum(axis=1, keepdims=True)

@@ -1,0 +1,185 @@
+"""Simulated patients with known truth, written as a MEDS data set."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from behrt_jax.data import events
+from behrt_jax.simulation import world as worlds
+from behrt_jax.simulation.oracle import filter_states, visit_risks
+from behrt_jax.simulation.world import Histories, World
+
+TRUTH_FILE = "truth.parquet"
+START_MONTHS = (0, 840)  # age at enrolment
+RISK_MONTHS = 12
+FIRST_BIRTH = np.datetime64("1900-01-01", "us")
+BIRTH_SPREAD_DAYS = 365 * 50
+PATIENTS_PER_SHARD = 2000
+_CHUNK = 4096  # visits whose codes are drawn at a time
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Simulated(Histories):
+    """Histories with what lies behind them.
+
+    Attributes:
+      state: (V,) the true state at each visit.
+      end: (N,) month of age of death or of leaving; after the last visit.
+      died: (N,) bool, whether it was death.
+    """
+
+    state: np.ndarray
+    end: np.ndarray
+    died: np.ndarray
+
+
+def simulate(world: World, num_patients: int, seed: int) -> Simulated:
+    """Draws histories, a function of (world, num_patients, seed).
+
+    Each patient enrols at an age drawn evenly from `START_MONTHS`, in a state drawn from that of the living of the age,
+    and is seen from a visit in that month until death, leaving, or the oldest age.
+
+    Raises:
+      ValueError: there is to be no patient.
+    """
+    if num_patients < 1:
+        raise ValueError(f"num_patients: found {num_patients}; expected 1 or more")
+    rng = np.random.default_rng([seed, 1])
+    sex = rng.integers(0, 2, num_patients)
+    start = rng.integers(START_MONTHS[0], START_MONTHS[1] + 1, num_patients)
+    state = _draw(rng, worlds.state_priors(world)[:, sex, start])
+    owner, month, state, end, died = _follow(world, rng, sex, start, state)
+    parts = np.split(state, range(_CHUNK, len(state), _CHUNK))
+    codes = np.concatenate([rng.random((len(part), len(world.codes))) < world.emission[part] for part in parts])
+    return Simulated(sex, owner, month, codes, state, end, died)
+
+
+def _follow(world: World, rng: np.random.Generator, sex, start, state) -> tuple[np.ndarray, ...]:
+    """Follows everyone month by month from the visit of enrolment: owner, month and state of visits; end and died."""
+    stages = worlds.stages_of(len(world.diseases))[state].T
+    end, died = np.full(len(sex), worlds.MAX_MONTHS + 1), np.zeros(len(sex), bool)
+    present = np.arange(len(sex))
+    visits = [(present, start, state)]
+    for step in range(1, worlds.MAX_MONTHS + 1):
+        present = present[start[present] + step <= worlds.MAX_MONTHS]
+        month = start[present] + step
+        for disease, moves in enumerate(world.moves):
+            chances = moves[stages[disease, present], :, sex[present], worlds.years_of(month)]
+            stages[disease, present] = _draw(rng, chances.T)
+        state = worlds.state_of(stages[:, present])
+        dies = rng.random(len(present)) < world.death[state, sex[present], worlds.years_of(month)]
+        gone = dies | (rng.random(len(present)) < world.leave)
+        end[present[gone]], died[present[dies]] = month[gone], True
+        comes = ~gone & (rng.random(len(present)) < world.visit[state])
+        visits.append((present[comes], month[comes], state[comes]))
+        present = present[~gone]
+    owner, month, state = (np.concatenate(parts) for parts in zip(*visits, strict=True))
+    order = np.lexsort((month, owner))
+    return owner[order], month[order], state[order], end, died
+
+
+def _draw(rng: np.random.Generator, distributions: np.ndarray) -> np.ndarray:
+    """Draws a row of each column of (S, n) distributions: (n,)."""
+    running = np.cumsum(distributions, axis=0)
+    return (running < rng.random(running.shape[1]) * running[-1]).sum(axis=0)
+
+
+def select(histories: Simulated, patients: np.ndarray) -> Simulated:
+    """Keeps the patients at ascending places (n,), numbered anew."""
+    visits = np.isin(histories.owner, patients)
+    kept = {name: getattr(histories, name)[visits] for name in ("month", "codes", "state")}
+    kept.update({name: getattr(histories, name)[patients] for name in ("sex", "end", "died")})
+    return Simulated(owner=np.searchsorted(patients, histories.owner[visits]), **kept)
+
+
+def write(folder: str | Path, world: World, histories: Simulated, seed: int, progress: Callable = lambda done: 0):
+    """Writes a MEDS 0.4 data set, and with it `world.npz` and `truth.parquet`; overwrites files of the same names.
+
+    The subject id is the patient's place + 1, and `seed` decides the birth dates. `progress` is called with the number
+    of patients written so far.
+    """
+    folder, count = Path(folder), len(histories.sex)
+    births = FIRST_BIRTH + np.random.default_rng([seed, 2]).integers(0, BIRTH_SPREAD_DAYS, count).astype("m8[D]")
+    splits = events.make_splits(np.arange(1, count + 1))
+    truths, done = [], 0
+    for split in events.SPLITS:
+        (folder / "data" / split).mkdir(parents=True, exist_ok=True)
+        members = np.flatnonzero((splits["split"] == split).to_numpy())
+        for number, low in enumerate(range(0, len(members), PATIENTS_PER_SHARD)):
+            places = members[low : low + PATIENTS_PER_SHARD]
+            part = select(histories, places)
+            file = folder / "data" / split / f"{number}.parquet"
+            _to_events(world, part, places + 1, births[places]).write_parquet(file)
+            truths.append(_to_truth(world, part, places + 1, births[places]))
+            progress(done := done + len(places))
+    pl.concat(truths).sort("subject_id", "visit").write_parquet(folder / TRUTH_FILE)
+    worlds.save_world(folder, world)
+    _write_metadata(folder, world, splits, seed)
+
+
+def _write_metadata(folder: Path, world: World, splits: pl.DataFrame, seed: int) -> None:
+    (folder / events.SPLITS_FILE).parent.mkdir(exist_ok=True)
+    splits.write_parquet(folder / events.SPLITS_FILE)
+    described = {}
+    for code in world.codes:
+        kind, _, name = code.split("//")
+        disease, _, number = name.rpartition("-")
+        described[code] = f"simulated {kind.lower()}" + (f" {number} of {disease}" if disease else "")
+    described.update({f"GENDER//{sex}": f"sex: {sex}" for sex in worlds.SEXES})
+    described.update({events.BIRTH: "birth", events.DEATH: "death"})
+    codes = pl.DataFrame({"code": list(described), "description": list(described.values())})
+    codes.with_columns(parent_codes=pl.lit(None, pl.List(pl.String))).write_parquet(folder / "metadata/codes.parquet")
+    about = {"dataset_name": f"simulated-{splits.height}-{seed}", "dataset_version": "1.0", "meds_version": "0.4.1"}
+    about |= {"etl_name": "behrt_jax.data.simulate", "etl_version": "1.0"}
+    (folder / "metadata" / "dataset.json").write_text(json.dumps(about, indent=1))
+
+
+def _to_events(world: World, histories: Simulated, subject_ids: np.ndarray, births: np.ndarray) -> pl.DataFrame:
+    """Returns MEDS events with a column `visit_id`, from ascending subject ids and births (N,)."""
+    names = [*world.codes, *(f"GENDER//{sex}" for sex in worlds.SEXES), events.BIRTH, events.DEATH]
+    gender, _, birth, death = range(len(world.codes), len(names))
+    people, died = np.arange(len(births)), np.flatnonzero(histories.died)
+    visits, columns = np.nonzero(histories.codes)
+    parts = [  # owner, time, code, visit
+        (people, np.full(len(births), np.datetime64("NaT", "us")), gender + histories.sex, people * 0),
+        (people, births, np.full(len(births), birth), people * 0),
+        (histories.owner[visits], _times(births, histories.owner, histories.month)[visits], columns, visits + 1),
+        (died, _times(births, died, histories.end[died]), np.full(len(died), death), died * 0),
+    ]
+    owner, time, code, visit = (np.concatenate(column) for column in zip(*parts, strict=True))
+    found = pl.DataFrame({"subject_id": subject_ids[owner], "time": time, "code": code, "visit_id": visit})
+    found = found.sort("subject_id", "time", nulls_last=False, maintain_order=True)
+    return found.select(
+        pl.col("subject_id").cast(pl.Int64),
+        pl.col("time").cast(pl.Datetime("us")),
+        pl.Series("code", names).gather(found["code"]),
+        pl.lit(None, pl.Float32).alias("numeric_value"),
+        pl.when(pl.col("visit_id") > 0).then(pl.col("visit_id").cast(pl.Int64)),
+    )
+
+
+def _to_truth(world: World, histories: Simulated, subject_ids: np.ndarray, births: np.ndarray) -> pl.DataFrame:
+    """Returns what lies behind each visit, a row each.
+
+    `subject_id, time, visit` (number from 0), `stage_DISEASE` (0 none, 1 early, 2 late), the risk of death within 12
+    months: `death_risk_state` given the true state, `death_risk_seen` given sex and the visits so far; and how
+    follow-up ends: `months_left` until death, leaving or the oldest age, and whether it is death, `dies`.
+    """
+    risks = visit_risks(world, histories, RISK_MONTHS)
+    stages = worlds.stages_of(len(world.diseases))[histories.state]
+    rows, owner = np.arange(len(risks)), histories.owner
+    columns = {"subject_id": subject_ids[owner], "time": _times(births, owner, histories.month)}
+    columns["visit"] = (rows - histories.first_visits()[owner]).astype(np.int32)
+    columns.update({f"stage_{name}": stages[:, d].astype(np.int8) for d, name in enumerate(world.diseases)})
+    columns["death_risk_state"] = risks[rows, histories.state]
+    columns["death_risk_seen"] = (filter_states(world, histories) * risks).sum(axis=1)
+    columns |= {"months_left": histories.end[owner] - histories.month, "dies": histories.died[owner]}
+    return pl.DataFrame(columns).cast({"subject_id": pl.Int64, "time": pl.Datetime("us"), "months_left": pl.Int32})
+
+
+def _times(births: np.ndarray, owner: np.ndarray, month: np.ndarray) -> np.ndarray:
+    return births[owner] + (month * worlds.SECONDS_PER_MONTH).astype("m8[s]")

@@ -1,0 +1,229 @@
+"""A world of simulated patients in which every probability is known: diseases with stages, visits, codes, death.
+
+A patient is a hidden Markov chain in months of age. Each disease is in a stage (none, early, late), and all stages
+together are the state. `simulator` draws patients from a world, `oracle` inverts it exactly; docs/simulator.md has the
+equations.
+"""
+
+import dataclasses
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+STAGES = 3
+MONTHS_PER_YEAR = 12
+MAX_YEARS = 110
+MAX_MONTHS = MAX_YEARS * MONTHS_PER_YEAR - 1  # the oldest age, in months
+SECONDS_PER_MONTH = 2_629_800  # 30.4375 days
+SEXES = ("F", "M")
+DISEASES = ("diabetes", "asthma", "heart", "depression", "kidney", "migraine")
+WORLD_FILE = "world.npz"
+NUM_CODES = (40, 50)  # that any visit can have; of each disease, a quarter of them shared with the next
+_KINDS = ("CONDITION", "PROCEDURE", "MEDICATION")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class World:
+    """Every probability of a simulated population; D diseases, S = 3^D states, C codes, Y years of age.
+
+    States count in base 3: state s has disease d in stage `s // 3**(D - 1 - d) % 3`.
+
+    Attributes:
+      diseases: D names.
+      codes: C names.
+      moves: (D, 3, 3, 2, Y) probability a month from stage to stage, by sex (0 F, 1 M) and year of age.
+      death: (S, 2, Y) probability a month to die.
+      leave: (1,) probability a month to leave observation.
+      visit: (S,) probability a month of a visit.
+      emission: (S, C) probability of each code at a visit; codes are independent given the state.
+    """
+
+    diseases: tuple[str, ...]
+    codes: tuple[str, ...]
+    moves: np.ndarray
+    death: np.ndarray
+    leave: np.ndarray
+    visit: np.ndarray
+    emission: np.ndarray
+
+    def advance(self, states: np.ndarray, sex: np.ndarray, month: np.ndarray, backward: bool = False) -> np.ndarray:
+        """Moves (S, n) distributions of the state on to the months of age (n,), each column on its own.
+
+        With `backward`, takes (S, n) functions of the state to their expectation a month before.
+        """
+        moves = np.ascontiguousarray(self.moves[..., sex, years_of(month)])
+        moves = moves.swapaxes(1, 2) if backward else moves
+        for disease, chance in enumerate(moves[:, :, :, None]):
+            source = states.reshape(STAGES**disease, STAGES, 1, STAGES ** (len(moves) - 1 - disease), -1)
+            states = source[:, 0] * chance[0] + source[:, 1] * chance[1] + source[:, 2] * chance[2]
+        return states.reshape(len(self.visit), -1)
+
+    def dies(self, sex: np.ndarray, month: np.ndarray) -> np.ndarray:
+        """Returns the probability of death in each state in the months of age: (S, n)."""
+        return self.death[:, sex, years_of(month)]
+
+    def stays(self, sex: np.ndarray, month: np.ndarray) -> np.ndarray:
+        """Returns the probability neither to die nor to leave in each state in the months of age: (S, n)."""
+        return (1 - self.dies(sex, month)) * (1 - self.leave)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Histories:
+    """What is seen of N patients with V visits in all; each has one visit or more.
+
+    Attributes:
+      sex: (N,) 0 F, 1 M.
+      owner: (V,) patient of each visit, ascending.
+      month: (V,) its month of age, ascending within a patient.
+      codes: (V, C) bool, what was recorded.
+    """
+
+    sex: np.ndarray
+    owner: np.ndarray
+    month: np.ndarray
+    codes: np.ndarray
+
+    def first_visits(self) -> np.ndarray:
+        """Returns the place of each patient's first visit: (N,)."""
+        return np.searchsorted(self.owner, np.arange(len(self.sex)))
+
+    def last_visits(self) -> np.ndarray:
+        """Returns the place of each patient's last visit: (N,)."""
+        return np.searchsorted(self.owner, np.arange(len(self.sex)), side="right") - 1
+
+
+def years_of(month: np.ndarray | int) -> np.ndarray:
+    """Returns the year of age that months are in; the oldest for all beyond."""
+    return np.minimum(month // MONTHS_PER_YEAR, MAX_YEARS - 1)
+
+
+def state_of(stages: np.ndarray) -> np.ndarray:
+    """Returns the states of (D, n) stages: (n,)."""
+    return STAGES ** np.arange(len(stages))[::-1] @ stages
+
+
+def stages_of(num_diseases: int) -> np.ndarray:
+    """Returns the stage of each disease in each state: (S, D).
+
+    >>> stages_of(2)[5].tolist()
+    [1, 2]
+    """
+    return np.stack(np.unravel_index(np.arange(STAGES**num_diseases), [STAGES] * num_diseases), axis=1)
+
+
+def state_priors(world: World) -> np.ndarray:
+    """Returns the distribution of the state by sex and month of age among the living: (S, 2, months)."""
+    sexes = np.arange(2)
+    states = np.zeros((len(world.visit), 2))
+    states[0] = 1.0  # born without disease
+    priors = [states]
+    for month in range(1, MAX_MONTHS + 1):
+        months = np.full(2, month)
+        states = world.advance(states, sexes, months) * (1 - world.dies(sexes, months))
+        states = states / states.sum(axis=0)
+        priors.append(states)
+    return np.stack(priors, axis=2)
+
+
+def make_world(seed: int, num_diseases: int = 4) -> World:
+    """Draws a world of 1 to 6 diseases, all of it from the seed; work grows with 3^D.
+
+    Onset rises with age and differs between the sexes; late stages bring more visits, other codes and more deaths;
+    every second disease can also get better. Codes are shared between neighbouring diseases and between
+    stages, so that no code alone tells a state.
+
+    Raises:
+      ValueError: the number of diseases is out of its range.
+    """
+    if not 1 <= num_diseases <= len(DISEASES):
+        raise ValueError(f"num_diseases: found {num_diseases}; expected 1 to {len(DISEASES)}")
+    rng = np.random.default_rng([seed, 0])
+    names, stages = DISEASES[:num_diseases], stages_of(num_diseases)
+    moves = np.stack([_draw_moves(rng, recovers=disease % 2 == 1) for disease in range(num_diseases)])
+    years = np.arange(MAX_YEARS)
+    baseline = 2e-5 * np.exp(years / 11.0) * np.array([[0.8], [1.2]])
+    excess = _sum_over(_stage_terms(rng, num_diseases, [0.0, 0.4], [0.8, 1.6]), stages)
+    death = np.minimum(baseline * np.exp(excess)[:, None, None], 0.5)
+    quiet = _sum_over(np.log1p(-_stage_terms(rng, num_diseases, [0.05, 0.1], [0.15, 0.3])), stages)
+    codes, emission = _draw_codes(rng, names, stages)
+    return World(names, codes, moves, death, np.array([0.003]), 1 - 0.9 * np.exp(quiet), emission)
+
+
+def _draw_moves(rng: np.random.Generator, recovers: bool) -> np.ndarray:
+    """Draws the monthly moves of one disease: (3, 3, 2, Y)."""
+    moves = np.zeros((STAGES, STAGES, 2, MAX_YEARS))
+    for sex in range(2):
+        middle, width = rng.uniform(25, 60), rng.uniform(8, 15)
+        onset = rng.uniform(0.003, 0.007) / (1 + np.exp(-(np.arange(MAX_YEARS) - middle) / width))
+        worse, better = rng.uniform(0.01, 0.03), rng.uniform(0.005, 0.02, 2) * recovers
+        moves[0, :, sex] = 1 - onset, onset, 0 * onset
+        moves[1, :, sex] = np.array([better[0], 1 - better[0] - worse, worse])[:, None]
+        moves[2, 1:, sex] = np.array([better[1], 1 - better[1]])[:, None]
+    return moves
+
+
+def _stage_terms(rng: np.random.Generator, count: int, early: list[float], late: list[float]) -> np.ndarray:
+    """Draws a term of each disease in each stage, 0 without disease: (D, 3)."""
+    return rng.uniform([0.0, early[0], late[0]], [0.0, early[1], late[1]], (count, STAGES))
+
+
+def _sum_over(terms: np.ndarray, stages: np.ndarray) -> np.ndarray:
+    """Adds up the (D, 3, ...) terms of the diseases of each state: (S, ...)."""
+    return np.stack([terms[disease][stages[:, disease]] for disease in range(len(terms))]).sum(axis=0)
+
+
+def _draw_codes(rng, names, stages) -> tuple[tuple[str, ...], np.ndarray]:
+    """Draws the codes and their emission (S, C): a noisy-or of what is common and what each disease brings."""
+    num_common, num_own = NUM_CODES
+    common = 0.005 + 0.25 * rng.beta(0.25, 4.0, num_common)
+    absent = np.zeros((len(names), STAGES, num_common + len(names) * num_own))
+    for disease in range(len(names)):
+        own = num_common + disease * num_own + np.arange(num_own)
+        shared = num_common + (disease - 1) % len(names) * num_own + np.arange(num_own // 4)
+        absent[disease, 1:, own] += np.log1p(-_draw_chances(rng, num_own, 4)).T
+        absent[disease, 1:, shared] += np.log1p(-_draw_chances(rng, num_own // 4, 3)).T
+    absent = _sum_over(absent, stages)
+    absent[:, :num_common] += np.log1p(-common)
+    emission = np.minimum(1 - np.exp(absent) * (1 - 5e-4), 0.95)  # any code can appear without its disease
+    places = range(len(names) * num_own)
+    codes = [f"CONDITION//SIM//common-{place:02d}" for place in range(num_common)]
+    codes += [f"{_KINDS[p % 3]}//SIM//{names[p // num_own]}-{p % num_own:02d}" for p in places]
+    return ("ENCOUNTER//SIM//visit", *codes), np.concatenate([np.ones((len(stages), 1)), emission], axis=1)
+
+
+def _draw_chances(rng: np.random.Generator, count: int, num_core: int) -> np.ndarray:
+    """Draws the chances of codes in the early and the late stage: (2, count); half the core of one is of the other."""
+    chances = rng.beta(0.15, 15.0, (2, count))
+    order = rng.permutation(count // 2)  # where also the codes shared with the neighbour are
+    for stage in range(2):
+        core = order[stage * (num_core // 2) :][:num_core]
+        chances[stage, core] = rng.uniform(0.3, 0.95, num_core)
+    return chances
+
+
+def save_world(folder: str | Path, world: World) -> None:
+    """Writes `world.npz` in a folder."""
+    np.savez_compressed(Path(folder) / WORLD_FILE, **vars(world))
+
+
+def load_world(folder: str | Path) -> World:
+    """Reads the world that `save_world` wrote in a folder.
+
+    Raises:
+      ValueError: there is no such file, it cannot be read, or an array is missing in it.
+    """
+    file = Path(folder) / WORLD_FILE
+    cure = "give a folder that experiments.simulate wrote, or simulate again"
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; expected the probabilities behind simulated data; {cure}")
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            found = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file}: not a readable .npz file of arrays; {cure}") from error
+    names = [field.name for field in dataclasses.fields(World)]
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(f"{file}: {', '.join(missing)} missing (found {', '.join(found) or 'nothing'}); {cure}")
+    found.update({name: tuple(found[name].tolist()) for name in ("diseases", "codes")})
+    return World(**{name: found[name] for name in names})

@@ -1,0 +1,1 @@
+"""Training: state, optimizer, loop, checkpoints and workdirs."""

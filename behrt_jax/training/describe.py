@@ -1,0 +1,83 @@
+"""What the commands say of data: what a data set holds and what is left out of it."""
+
+from ml_collections import ConfigDict
+
+from behrt_jax.data import batches, dataset, events, windows
+from behrt_jax.data.prepare import Prepared
+from configs import default
+
+
+def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
+    """Says in one line what was found, and in further lines what was left out."""
+    counts = prepared.report
+    tokens = sum(counts[f"tokens/{split}"] for split in events.SPLITS)
+    unknown = sum(counts[f"unknown/{split}"] for split in events.SPLITS)
+    patients = sum(counts[f"patients/{split}"] for split in events.SPLITS)
+    splits = ", ".join(f"{counts[f'patients/{split}']:,} {split}" for split in events.SPLITS)
+    lines = [
+        f"found {patients:,} patients ({splits}), {counts['events']:,} events, {counts['visits']:,} visits, "
+        f"{counts['codes']:,} codes, {tokens:,} tokens; the model has {num_parameters:,} parameters",
+        "left out: " + (", ".join(f"{number:,} {what}" for what, number in left_out(counts).items()) or "nothing"),
+        f"[UNK]: {unknown / max(tokens, 1):.2%} of tokens, codes of fewer than data.min_patients train patients",
+    ]
+    if counts["splits_made"]:
+        stored = prepared.folder / "subject_splits.parquet"
+        lines.append(f"splits: the data has none; made 70/15/15 from a hash of the subject id, stored in {stored}")
+    if counts["splits_of_folders"]:
+        lines.append(f"splits: those of the folders of the data, which has no {events.SPLITS_FILE}")
+    if counts["empty_visit_columns"]:
+        lines.append("visits: the columns that name visits are empty; calendar days are visits")
+    if counts["patients_without_birth"]:
+        lines.append(f"ages: unknown to the model for {counts['patients_without_birth']:,} patients without MEDS_BIRTH")
+    if counts["patients_without_sex"]:
+        unknown = f"{counts['patients_without_sex']:,} of {patients:,} patients"
+        lines.append(f"sex: unknown of {unknown}; name the codes that record it in data.sex_codes")
+    if counts["events_after_death"]:
+        lines.append(f"kept: {counts['events_after_death']:,} events after a MEDS_DEATH")
+    return lines
+
+
+def describe_unmatched(config: ConfigDict, prepared: Prepared) -> list[str]:
+    """Says which patterns of a recipe match no code of the data; the defaults are made for many kinds of data."""
+    targets = () if config.objective.name == "mlm" else config.objective.targets
+    codes = list(prepared.vocabulary.codes)
+    unmatched = {
+        "data.codes_include": set(prepared.report["unmatched_patterns"]).intersection(config.data.codes_include),
+        "data.codes_exclude": set(prepared.report["unmatched_patterns"]).intersection(config.data.codes_exclude),
+        "objective.targets": {pattern for pattern in targets if not events.matching_codes(codes, (pattern,), ())},
+    }
+    lines = []
+    for key, patterns in unmatched.items():
+        section, name = key.split(".")
+        if own := sorted(patterns.difference(default.get_config()[section][name])):
+            lines.append(f"{key}: no code matches {', '.join(own)}")
+    return lines
+
+
+def left_out(counts: dict) -> dict[str, int]:
+    """Returns what preparing data left out, by what it is."""
+    found = {
+        "hidden or system files": counts["hidden_files"],
+        "files that are not *.parquet": counts["other_files"],
+        "events by data.codes_include and data.codes_exclude": counts["events_left_out_by_pattern"],
+        "events that name no visit": counts["events_without_visit"],
+        "repeats of a code within a visit": counts["repeats_left_out"],
+        "patients without any code left": counts["patients_without_codes"],
+        "patients in other splits": counts["patients_in_other_splits"],
+        "events of patients in other splits": counts["events_in_other_splits"],
+        "events of patients without any code left": counts["events_of_patients_without_codes"],
+    }
+    return {what: number for what, number in found.items() if number}
+
+
+def describe_rows(patients: dataset.Patients, row_length: int, separators: bool, seed: int) -> str:
+    """Says how full the packed rows of train are and what does not fit a row."""
+    index = windows.index_visits(patients, row_length, separators)
+    fill = batches.training_epoch(patients, index, seed, 0).fill / row_length
+    cut = windows.window_report(index, windows.newest_windows(index))
+    return (
+        f"rows: {row_length} tokens, {fill:.1%} full; {cut['patients_cut']:,} of {cut['patients']:,} train patients "
+        "are longer than one: training draws a random window of whole visits, evaluation takes the newest (without "
+        f"{cut['visits_cut']:,} of {cut['visits']:,} visits, {cut['codes_cut_in_long_visits']:,} codes of visits "
+        f"longer than a row and {cut['static_codes_cut']:,} static codes past half a row)"
+    )

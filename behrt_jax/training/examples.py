@@ -1,0 +1,123 @@
+"""Counts the examples of each objective in each split before training, which cannot learn or measure without any."""
+
+import itertools
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from behrt_jax.data import code_counts
+from behrt_jax.data.dataset import Patients
+from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
+from behrt_jax.models.inputs import device_columns
+from behrt_jax.objectives.base import Objective
+from behrt_jax.training import pretraining
+
+NAMES = {
+    "mlm": "codes to mask",
+    "next_visit": "next visits to predict",
+    "time_to_event": "visits to predict events from",
+}
+NEEDS = {
+    "mlm": "a code in a visit that the vocabulary knows (and with objective.mask_values=False one without a value)",
+    "next_visit": "a patient with two visits that hold codes of objective.targets",
+    "time_to_event": "a patient with a code of objective.targets after a visit",
+}
+CHUNK = 500  # patients
+
+
+def carries_value(vocabulary: Vocabulary) -> np.ndarray:
+    """Returns which tokens hold a bin of a numeric value, (V,) bool."""
+    special = np.zeros(NUM_SPECIAL, bool)
+    return np.append(special, [code.rpartition("//Q")[0] in vocabulary.value_edges for code in vocabulary.codes])
+
+
+def count(
+    config: ConfigDict, model, vocabulary: Vocabulary, is_target: np.ndarray, patients: Patients, training: bool = False
+) -> dict[str, int]:
+    """Counts the examples of each objective of a model in a split: `{"mlm": 91234, "next_visit": 4321}`.
+
+    Args:
+      config: the recipe.
+      model: a `BEHRTForPretraining`.
+      vocabulary: V tokens.
+      is_target: (V,) bool, what next visits and events are about.
+      patients: the split, for training on events at any time marked by `task_events.mark`.
+      training: whether codes that carry a value are left out with `objective.mask_values=False`, as in training.
+    """
+    counts = {}
+    for name in model.objectives:
+        if name == "mlm":
+            counts[name] = _count_codes(vocabulary, patients, with_values=config.objective.mask_values or not training)
+        elif name == "next_visit":
+            counts[name] = _count_next_visits(config, is_target, patients)
+        else:
+            counts[name] = _count_event_visits(config, is_target, patients)
+    return counts
+
+
+def _count_codes(vocabulary: Vocabulary, patients: Patients, with_values: bool) -> int:
+    maskable = np.arange(len(vocabulary)) >= NUM_SPECIAL
+    maskable &= with_values | ~carries_value(vocabulary)
+    return int(maskable[patients.codes[patients.visits >= 0]].sum())
+
+
+def _count_next_visits(config: ConfigDict, is_target: np.ndarray, patients: Patients) -> int:
+    """Counts what `next_visit_targets.find_next_visits` finds, without what is known at each."""
+    index = pretraining.index(config, patients)
+    owners, starts = index.owners, patients.times[index.starts[0]]
+    held = code_counts.visit_codes(patients, index, len(is_target))[:, np.flatnonzero(is_target)]
+    found = np.flatnonzero(np.diff(held.indptr) > 0)
+    found = found[np.diff(owners[found], prepend=-1) == 0]  # not a patient's first
+    return int((starts[found] > starts[index.first_visit[owners[found]]]).sum())
+
+
+def _count_event_visits(config: ConfigDict, is_target: np.ndarray, patients: Patients) -> int:
+    """Counts the visits to predict events from; none where no event comes after any patient's first visit."""
+    times = pretraining.find_times(config, patients, is_target)
+    firsts = pretraining.index(config, patients).first_visit[:-1]
+    chunks = np.array_split(firsts, -(-len(firsts) // CHUNK))
+    return int((times.weights > 0).sum()) if any(times.after(chunk)[1].any() for chunk in chunks) else 0
+
+
+def check(config: ConfigDict, counts: dict[str, int], split: str) -> None:
+    """Checks that a split has examples of each objective.
+
+    Args:
+      config: the recipe.
+      counts: as `count` returns them, or of the batches of the split.
+      split: its name.
+
+    Raises:
+      ValueError: it has none of one; the message names it.
+    """
+    for name in (name for name, number in counts.items() if not number):
+        joint = config.objective.name == "joint"
+        key = f"objective.{name}_weight" if joint else f"objective.name={name}"
+        instead = "set it to 0" if joint else "name another objective"
+        raise ValueError(
+            f"{key}: no {NAMES[name]} in {split} of {config.data.path}; expected {NEEDS[name]}, there too; {instead}, "
+            "or use more patients"
+        )
+
+
+def check_batches(config: ConfigDict, objective: Objective, batches: Iterable[dict], split: str, seed: int = 0) -> None:
+    """Checks that the rows of a split hold examples too, drawn as `scoring.score_objective` draws them; see `check`.
+
+    Examples may be lost where rows are short; only as many batches are read as it takes to find one of each.
+    """
+    step = jax.jit(lambda columns, key: objective.count(objective.prepare(columns, key)))
+    found: dict[str, float] = {}
+    for number, batch in zip(itertools.count(), batches, strict=False):
+        counted = step(device_columns(batch), jax.random.fold_in(jax.random.key(seed), number))
+        found = {name: found.get(name, 0.0) + float(each) for name, each in counted.items()}
+        if all(found.values()):
+            return
+    lacking = {name.partition("/")[0]: 0 for name, each in found.items() if not each}
+    check(config, lacking, f"rows of {config.data.row_length} tokens (data.row_length) of {split}")
+
+
+def describe(split: str, counts: dict[str, int]) -> str:
+    """Says how many examples a split has, and which objectives have none."""
+    return f"examples of {split}: " + ", ".join(f"{number:,} {NAMES[name]}" for name, number in counts.items())

@@ -1,0 +1,146 @@
+"""Training a workdir to its end, as every command that trains does it: progress, metrics, checkpoints, interrupts."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from behrt_jax.training import digests, loop, metrics_writer, workdir
+from behrt_jax.training.checkpoints import Checkpoints
+from behrt_jax.training.interrupts import Interrupt
+from behrt_jax.training.workdir import EVALUATION_FILE, MACHINE_FILE
+
+
+def resume_and_fit(
+    command: str, config, folder: Path, objective, optimizer, current, columns, evaluate, evaluated: Callable[[], str]
+) -> int | None:
+    """Goes on from the newest checkpoint of a workdir to the end of training, and says so.
+
+    Args:
+      command: its name, to say how to go on after an interrupt.
+      config: the recipe.
+      folder: the workdir.
+      objective: what is minimised.
+      optimizer: as `optimizer.make_optimizer` gives it.
+      current: the state to begin with where there is no checkpoint; donated.
+      columns: a function from a step to the stream of batches from there on.
+      evaluate: maps parameters to metrics on tuning.
+      evaluated: returns the digest of the evaluation that is to follow, as `digests.of_evaluation` does.
+
+    Returns:
+      The exit status, where the run was interrupted or was finished and evaluated before; None where it is to be
+      evaluated now.
+    """
+    settings = loop.TrainConfig(**config.train)
+    checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
+    current = checkpoints.restore_newest(current, warn=lambda line: print(f"warning: {line}")) or current
+    done = int(current.step)
+    losses = metrics_writer.read_series(folder, "tuning", workdir.TUNING_LOSS, done)
+    if done < settings.num_steps and not loop.is_exhausted(losses, settings.patience):
+        if done:
+            print(f"resuming {folder} after step {done:,} of {settings.num_steps:,}")
+        given = (config, folder, objective, optimizer, current, columns(done), evaluate, checkpoints, losses)
+        if stopped_by := fit(*given):
+            print(f"stopped and saved; the same command goes on from here: {resume_command(command, folder)}")
+            return 128 + stopped_by
+    elif (file := folder / EVALUATION_FILE).exists():
+        if digests.is_current(file, evaluated()):
+            print(f"{folder} is finished after {done:,} steps; nothing to do. Its results: {file}")
+            return 0
+        print(f"{file}: is not of the held-out patients as they are now and the best checkpoint; evaluating again")
+    checkpoints.close()
+    return None
+
+
+def fit(config, folder, objective, optimizer, current, columns, evaluate, checkpoints, losses) -> int | None:
+    """Trains a workdir to the end.
+
+    Args:
+      config: its recipe.
+      folder: the workdir.
+      objective: what is minimised.
+      optimizer: as `optimizer.make_optimizer` gives it.
+      current: the state to begin with; donated.
+      columns: what the train step takes, beginning with the batch of the state's step.
+      evaluate: maps parameters to metrics on tuning.
+      checkpoints: those of the workdir.
+      losses: of earlier evaluations on tuning, oldest first.
+
+    Returns:
+      The signal that interrupted it, or None.
+    """
+    train_config = loop.TrainConfig(**config.train)
+    train_step = loop.make_train_step(objective, optimizer, config.seed, train_config.accumulate_steps)
+    done = int(current.step)
+    (folder / MACHINE_FILE).write_text(json.dumps(describe_machine()))
+    log_file = metrics_writer.MetricsWriter(folder, done)
+
+    # A terminal shows a bar that moves; a log file gets a line now and then.
+    every = 0.5 if sys.stderr.isatty() else 30.0
+    bar = tqdm(total=train_config.num_steps, initial=done, unit="step", dynamic_ncols=True, mininterval=every)
+    with bar, Interrupt() as interrupt:
+
+        def log(step, split, found):
+            log_file.write(step, split, found)
+            if split == "train":
+                bar.set_postfix_str(
+                    f"loss {objective.total(found):.3f}, {found['tokens_per_second']:,.0f} tokens/s",
+                    refresh=False,
+                )
+            else:
+                bar.write(
+                    f"step {step:,}: {split} " + ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+                )
+
+        try:
+            outcome = loop.train(
+                current,
+                train_step,
+                columns,
+                train_config,
+                evaluate=evaluate,
+                watch=workdir.TUNING_LOSS,
+                save=checkpoints.save,
+                log=log,
+                advance=lambda step: bar.update(step - bar.n),
+                interrupted=interrupt,
+                tuning_losses=losses,
+                judge_start="objective"
+                not in config,  # a head begins at a regression; labels may be too few to add to it
+            )
+        except loop.TrainingDivergedError as error:
+            last = checkpoints.steps()
+            good = (
+                f"the last good checkpoint is {checkpoints.folder / str(last[-1])}"
+                if last
+                else "no checkpoint was saved before"
+            )
+            raise loop.TrainingDivergedError(f"{error}; {good}; lower optimizer.learning_rate") from error
+        finally:
+            log_file.close()
+    if outcome.reason == "stopped_early":
+        print(f"stopped early: {train_config.patience} evaluations without a better tuning loss")
+    return interrupt.signal if outcome.reason == "interrupted" else None
+
+
+def describe_machine() -> dict[str, str]:
+    """Says what this process runs on, without the machine's name."""
+    return {
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processor": f"{os.cpu_count()} cores, {platform.system()} on {platform.machine()}",
+        "versions": f"Python {platform.python_version()}, jax {jax.__version__}",
+    }
+
+
+def resume_command(command: str, folder: Path) -> str:
+    """Returns the command line that was given, with the workdir where it was left to the default."""
+    given = sys.argv[1:]
+    if not any(word.partition("=")[0] == "--workdir" for word in given):
+        given = [*given, f"--workdir={folder}"]
+    return f"python -m experiments.{command} {shlex.join(given)}"

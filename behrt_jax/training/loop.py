@@ -1,0 +1,204 @@
+"""The train step, and the loop around it: evaluate, save, next batch, step, log."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from behrt_jax.metrics.bootstrap import mean_metrics, merge_sums
+from behrt_jax.objectives.base import Objective
+from behrt_jax.training.state import TrainState, step_keys
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The section `train` of a recipe.
+
+    Attributes:
+      num_steps: updates in all.
+      batch_size: B, rows an update.
+      accumulate_steps: parts into which a batch is cut to save memory; must divide `batch_size`.
+      evaluate_every: steps between evaluations on tuning, each followed by a checkpoint.
+      log_every: steps between lines of training metrics.
+      max_patients: of the train split; of a larger one, those with the lowest hash of their id; 0 takes all.
+      patience: stop after this many evaluations without a better tuning loss; 0 never stops early.
+    """
+
+    num_steps: int
+    batch_size: int
+    accumulate_steps: int
+    evaluate_every: int
+    log_every: int
+    max_patients: int
+    patience: int
+
+    def __post_init__(self):
+        for key in ("num_steps", "batch_size", "accumulate_steps", "evaluate_every", "log_every"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"train.{key}: found {getattr(self, key)}; expected 1 or more")
+        if self.batch_size % self.accumulate_steps:
+            found = f"found {self.accumulate_steps} with train.batch_size={self.batch_size}"
+            raise ValueError(f"train.accumulate_steps: {found}; expected a divisor of the batch size")
+        for key in ("max_patients", "patience"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"train.{key}: found {getattr(self, key)}; expected 0 or more")
+
+
+class TrainingDivergedError(ValueError):
+    """The loss is no longer a finite number."""
+
+
+def make_train_step(
+    objective: Objective, optimizer: optax.GradientTransformation, seed: int, accumulate_steps: int = 1
+):
+    """Returns a jitted (state, batch) -> (state, metrics); the state is donated.
+
+    Args:
+      objective: what is minimised.
+      optimizer: as `optimizer.make_optimizer` gives it.
+      seed: with the step, decides masks and dropout.
+      accumulate_steps: parts of the batch whose gradients are summed before the update. Targets are drawn and counted
+        for the whole batch, so that the update is the same however they fall on parts.
+    """
+
+    def part_gradients(params, part, counts, dropout_key):
+        def loss(params):
+            metrics = objective.measure(params, part, dropout_key)
+            means = {name: metrics[name][0] / jnp.maximum(counts[name], 1.0) for name in objective.weights}
+            return objective.total(means), metrics
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    def gradients(params, batch, keys):
+        prepared = objective.prepare(batch, keys["masking"])
+        counts = objective.count(prepared)
+        if accumulate_steps == 1:
+            return part_gradients(params, prepared, counts, keys["dropout"])
+        parts = jax.tree.map(lambda x: x.reshape(accumulate_steps, -1, *x.shape[1:]), prepared)
+
+        def part(number):
+            dropout_key = jax.random.fold_in(keys["dropout"], number)
+            return part_gradients(params, jax.tree.map(lambda x: x[number], parts), counts, dropout_key)
+
+        def add(number, sums):
+            return jax.tree.map(jnp.add, sums, part(number))
+
+        return jax.lax.fori_loop(1, accumulate_steps, add, part(0))
+
+    @functools.partial(jax.jit, donate_argnames="state")
+    def train_step(state: TrainState, batch: dict[str, jax.Array]):
+        grads, metrics = gradients(state.params, batch, step_keys(seed, state.step))
+        state = state.apply(optimizer, grads)
+        # The loss is that of the parameters before the update; their norm after it tells whether they may be saved.
+        metrics["gradient_norm"] = (optax.tree.norm(grads), jnp.ones(()))
+        metrics["parameter_norm"] = (optax.tree.norm(state.params), jnp.ones(()))
+        return state, metrics
+
+    return train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run of the loop ended.
+
+    Attributes:
+      state: the state after the last update.
+      reason: `finished`, `stopped_early` or `interrupted`.
+    """
+
+    state: TrainState
+    reason: str
+
+
+def train(
+    state: TrainState,
+    train_step: Callable,
+    batches: Iterator[dict[str, np.ndarray]],
+    config: TrainConfig,
+    *,
+    evaluate: Callable[[Any], dict[str, float]],
+    watch: str,
+    save: Callable[[TrainState, dict[str, float] | None], None],
+    log: Callable[[int, str, dict[str, float]], None],
+    advance: Callable[[int], object] = lambda step: None,
+    interrupted: Callable[[], bool] = lambda: False,
+    tuning_losses: list[float] | None = None,
+    judge_start: bool = False,
+) -> Outcome:
+    """Runs updates until `num_steps`, an early stop or an interrupt; the last state is always evaluated or saved.
+
+    Args:
+      state: where to begin; donated.
+      train_step: as `make_train_step` gives it.
+      batches: begins with the batch of `state.step`; the tokens of a batch are counted where `patient_ids` is not 0.
+      config: lengths and intervals.
+      evaluate: maps parameters to metrics on tuning.
+      watch: the name of the tuning loss that early stopping watches.
+      save: keeps a state, with its tuning metrics or None when interrupted.
+      log: takes (step, split, metrics by name).
+      advance: called with the step after each update.
+      interrupted: asked after each update.
+      tuning_losses: losses of earlier evaluations, oldest first, for early stopping after a resume.
+      judge_start: whether what training begins with is evaluated and saved too, as it may be the best.
+
+    Raises:
+      TrainingDivergedError: a loss or the parameters are NaN or infinite; no state is saved after that.
+    """
+    step = int(state.step)
+    losses = list(tuning_losses or [])
+    pending: list[dict] = []
+
+    def judge():
+        tuning = evaluate(state.params)
+        log(step, "tuning", tuning)
+        check_finite([{f"tuning {name}": (value, 1) for name, value in tuning.items()}], step - 1)
+        save(state, tuning)
+        losses.append(tuning[watch])
+
+    if judge_start and step == 0 and not losses:
+        judge()
+    tokens, since = 0, time.perf_counter()
+    while step < config.num_steps:
+        batch = next(batches)
+        tokens += int(np.count_nonzero(batch["patient_ids"]))
+        state, metrics = train_step(state, batch)
+        pending.append(metrics)
+        step += 1
+        advance(step)
+        stop = interrupted()
+        is_due = step % config.evaluate_every == 0 or step == config.num_steps
+        if step % config.log_every == 0 or is_due or stop:
+            sums = check_finite(jax.device_get(pending), step - len(pending))
+            seconds = time.perf_counter() - since
+            log(step, "train", {**mean_metrics(merge_sums(sums)), "tokens_per_second": tokens / seconds})
+            pending, tokens, since = [], 0, time.perf_counter()
+        if is_due:
+            judge()
+            since = time.perf_counter()
+            if is_exhausted(losses, config.patience):
+                return Outcome(state, "stopped_early")
+        elif stop:
+            save(state, None)
+        if stop and step < config.num_steps:
+            return Outcome(state, "interrupted")
+    return Outcome(state, "finished")
+
+
+def is_exhausted(losses: list[float], patience: int) -> bool:
+    """Whether the last `patience` losses brought nothing better than the best before them; never for patience 0."""
+    return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
+
+
+def check_finite(metrics: list[dict], first_step: int) -> list[dict]:
+    """Returns the metrics of consecutive steps; raises if a sum of one is NaN or infinite."""
+    for number, sums in enumerate(metrics):
+        for name, (total, _) in sums.items():
+            if not np.isfinite(total):
+                raise TrainingDivergedError(f"{name} is {float(total)} at step {first_step + number + 1}")
+    return metrics

@@ -1,0 +1,198 @@
+"""What a recipe trains: the model with its heads, the objective, its batches, and its metrics on tuning."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from behrt_jax.data import batches, code_counts, dataset, event_targets, next_visit_targets, windows
+from behrt_jax.data.config import DataConfig
+from behrt_jax.data.hashing import hash_integers
+from behrt_jax.data.prepare import Prepared, prepare
+from behrt_jax.data.vocabulary import Vocabulary
+from behrt_jax.embeddings import code_init
+from behrt_jax.models import inputs
+from behrt_jax.models.pretraining import BEHRTForPretraining
+from behrt_jax.objectives import mlm, scoring
+from behrt_jax.objectives.base import Objective
+from behrt_jax.objectives.config import ObjectiveConfig
+from behrt_jax.objectives.joint import make_objective
+from behrt_jax.training import examples, workdir
+
+EVENT_BINS = 8
+
+
+class Task(NamedTuple):
+    """A model and what it is trained for.
+
+    Attributes:
+      model: with a head for each objective.
+      objective: what training minimises.
+      tuning_objective: the same on fixed targets, codes hidden one by one at `evaluation.mask_rate`.
+      is_target: (V,) bool, what next visits and events are about; nothing for masked codes alone.
+      vocabulary: V tokens.
+    """
+
+    model: BEHRTForPretraining
+    objective: Objective
+    tuning_objective: Objective
+    is_target: np.ndarray
+    vocabulary: Vocabulary
+
+
+def make_task(config: ConfigDict, vocabulary: Vocabulary) -> Task:
+    """Builds what a config asks for; its `model.vocab_size` and `objective.event_edges` are set."""
+    settings = ObjectiveConfig(**config.objective)
+    is_target = _find_targets(settings, vocabulary)
+    model = workdir.build_model(config)
+    shared = (config.data.separators, is_target, examples.carries_value(vocabulary))
+    fixed = dataclasses.replace(settings, mask_rate=config.evaluation.mask_rate, masking="codes", mask_values=True)
+    return Task(
+        model,
+        make_objective(model, settings, *shared),
+        make_objective(model, fixed, *shared, mlm.EVALUATION),
+        is_target,
+        vocabulary,
+    )
+
+
+def begin(
+    config: ConfigDict, say: Callable[[str], None] = lambda line: None
+) -> tuple[Prepared, dataset.Patients, Task]:
+    """Prepares the data of a config, fills in what the config takes from it, and builds what it asks for.
+
+    Returns:
+      The prepared data, the patients to train on, and the task.
+
+    Raises:
+      ValueError: the data cannot be used, or has no example of an objective to train on.
+    """
+    prepared = prepare(DataConfig(**config.data), progress=say)
+    train = dataset.sample(dataset.read(prepared.folder, "train"), config.train.max_patients)
+    settings = ObjectiveConfig(**config.objective)
+    train = mark(config, train, say)
+    with config.unlocked():
+        config.model.vocab_size = len(prepared.vocabulary)
+        if "time_to_event" in settings.weights and not settings.event_edges:
+            times = find_times(config, train, _find_targets(settings, prepared.vocabulary))
+            config.objective.event_edges = event_targets.fit_edges(times, EVENT_BINS, digits=config.data.value_digits)
+    trained = make_task(config, prepared.vocabulary)
+    count_examples(config, trained, train, "train", say)
+    return prepared, train, trained
+
+
+def count_examples(
+    config: ConfigDict, task: Task, patients: dataset.Patients, split: str, say: Callable[[str], None]
+) -> None:
+    """Says how many examples of each objective a split has; a ValueError where train or tuning has none of one."""
+    counts = examples.count(config, task.model, task.vocabulary, task.is_target, patients, split == "train")
+    say(examples.describe(split, counts))
+    if split == "held_out":
+        for name in (name for name, number in counts.items() if not number):
+            say(f"warning: held_out has no {examples.NAMES[name]}; the evaluation will leave them out")
+    else:
+        examples.check(config, counts, split)
+
+
+def _find_targets(settings: ObjectiveConfig, vocabulary: Vocabulary) -> np.ndarray:
+    if set(settings.weights) == {"mlm"}:
+        return np.zeros(len(vocabulary), bool)
+    return next_visit_targets.target_codes(vocabulary, settings.targets, settings.min_patients)
+
+
+def initialize(
+    config: ConfigDict, task: Task, train: dataset.Patients, say: Callable[[str], None] = lambda line: None
+) -> Callable:
+    """Returns a function from a key to the variables; heads begin at the rates of train, codes as `code_init` says."""
+    begun = code_init.make_rows(config, task.vocabulary, train, say)
+    held = code_counts.visit_codes(train, index(config, train), len(task.is_target))
+    shares = (held.sum(axis=0) + 0.5) / (held.shape[0] + 1.0)
+    logits = np.log(shares / np.maximum(1 - shares, 1e-3)).astype(np.float32)
+    rates = {}
+    if "time_to_event" in task.model.objectives:
+        times = find_times(config, train, task.is_target)
+        size = len(task.is_target)
+        rates = {"log_rates": event_targets.log_rates(times, size), "age_rates": event_targets.age_rates(times, size)}
+
+    def make(key: jax.Array) -> Any:
+        variables = workdir.initialize(task.model, key)
+        heads = dict(variables["params"])
+        if "next_visit" in heads:
+            heads["next_visit"] = {**heads["next_visit"], "bias": jax.numpy.asarray(logits)}
+        if rates:
+            heads["time_to_event"] = {**heads["time_to_event"], **jax.tree.map(jax.numpy.asarray, rates)}
+        variables = {**variables, "params": heads}
+        return variables if begun is None else code_init.place(variables, begun)
+
+    return make
+
+
+def training_columns(config: ConfigDict, task: Task, train: dataset.Patients, start_step: int) -> Iterator[dict]:
+    """Yields what the train step takes, beginning with the batch of `start_step`."""
+    length, size, separators = config.data.row_length, config.train.batch_size, config.data.separators
+    times = find_times(config, train, task.is_target) if "time_to_event" in task.model.objectives else None
+    weights = times.weights if times and config.objective.event_times == "any" else None
+    stream = batches.training_batches(train, length, size, config.seed, start_step, separators, weights=weights)
+    add = adder(config, times, config.seed)
+    return (inputs.device_columns(add(batch, step)) for step, batch in enumerate(stream, start_step))
+
+
+def tuning_scorer(
+    config: ConfigDict, task: Task, tuning: dataset.Patients, say: Callable[[str], None] = lambda line: None
+) -> Callable[[Any], dict[str, float]]:
+    """Returns a function from parameters to the objective's metrics on the newest window of each patient.
+
+    Raises:
+      ValueError: tuning has no example of an objective, so that its loss would be no number.
+    """
+    length, size, separators = config.data.row_length, config.evaluation.batch_size, config.data.separators
+    step = scoring.make_tuning_step(task.tuning_objective)
+    tuning = mark(config, tuning)
+    count_examples(config, task, tuning, "tuning", say)
+    times = find_times(config, tuning, task.is_target) if "time_to_event" in task.model.objectives else None
+    add = adder(config, times, windows.EVALUATION_SALT)
+
+    def read() -> Iterator[dict]:
+        plain = batches.evaluation_batches(tuning, length, size, separators)
+        return (add(batch, number) for number, batch in enumerate(plain))
+
+    def score(params) -> dict[str, float]:
+        return scoring.score_objective(step, task.tuning_objective, params, read())
+
+    examples.check_batches(config, task.tuning_objective, read(), "tuning")
+    return score
+
+
+def mark(
+    config: ConfigDict, patients: dataset.Patients, say: Callable[[str], None] = lambda line: None
+) -> dataset.Patients:
+    """Puts marks in pauses between visits where events are predicted at any time, and says how many."""
+    if config.objective.event_times != "any":
+        return patients
+    marked = event_targets.mark_pauses(patients, config.seed)
+    added = len(marked.codes) - len(patients.codes)
+    say(f"{added:,} marks lie in pauses between visits, to predict events from, and count as visits below")
+    return marked
+
+
+def index(config: ConfigDict, patients: dataset.Patients) -> windows.VisitIndex:
+    """Finds the visits of patients by a recipe's rows."""
+    return windows.index_visits(patients, config.data.row_length, config.data.separators)
+
+
+def find_times(config: ConfigDict, patients: dataset.Patients, is_target: np.ndarray) -> event_targets.EventTimes:
+    """Puts the target codes of patients, marked or not, in order as a recipe has it."""
+    first, by_time = config.objective.event_first, config.objective.event_times == "any"
+    return event_targets.index_events(patients, index(config, patients), is_target, first, by_time)
+
+
+def adder(config: ConfigDict, times: event_targets.EventTimes | None, seed: int) -> Callable[[dict, int], dict]:
+    """Returns what adds events ahead to the batch of a step; nothing without `times`."""
+    if times is None:
+        return lambda batch, step: batch
+    add = functools.partial(times.add, num_visits=config.objective.event_visits)
+    return lambda batch, step: add(batch, salt=int(hash_integers(seed, step + 1).view(np.int64)))

@@ -1,0 +1,325 @@
+"""A workdir: the config and the vocabulary beside the checkpoints, checked on resume, loaded in one call."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from behrt_jax.data import histories
+from behrt_jax.data.dataset import Patients
+from behrt_jax.data.hashing import hash_integers
+from behrt_jax.data.vocabulary import Vocabulary
+from behrt_jax.models import lora
+from behrt_jax.models.classification import BEHRTForSequenceClassification
+from behrt_jax.models.config import BEHRTConfig
+from behrt_jax.models.pretraining import BEHRTForPretraining
+from behrt_jax.objectives.config import ObjectiveConfig
+from behrt_jax.objectives.survival import SurvivalConfig
+from behrt_jax.training.checkpoints import Checkpoints
+
+CONFIG_FILE = "config.json"
+VOCABULARY_FILE = "vocabulary.json"
+DIGESTS_FILE = "digests.json"  # of the inputs that a run began with, each under the config key that names it
+CHECKPOINTS = "checkpoints"
+TUNING_LOSS = "loss"  # the weighted sum of the losses that are trained
+# Keys that may change between a run and its resume: where data lies, and what is only shown or measured at the end.
+# The size of the vocabulary is not a choice; vocabularies are compared by their fingerprints.
+MOVABLE = ("data.path", "data.prepared_dir", "train.log_every", "evaluation.mask_draws", "model.vocab_size")
+# Keys that are set from the data and the labels: where these changed, that is what to say.
+SET_FROM_DATA = (
+    "names",
+    "classification.kind",
+    "survival.edges",
+    "survival.num_causes",
+    "objective.event_edges",
+    "foretold.",
+)
+
+
+class Loaded(NamedTuple):
+    """What `load` gives: `config, vocabulary, model, params`."""
+
+    config: ConfigDict
+    vocabulary: Vocabulary
+    model: BEHRTForPretraining | BEHRTForSequenceClassification
+    params: Any
+
+
+def load(workdir: str | Path) -> Loaded:
+    """Loads a model from its workdir, with the parameters of lowest tuning loss.
+
+    Args:
+      workdir: what `experiments.pretrain` or `experiments.finetune` wrote.
+
+    Returns:
+      `(config, vocabulary, model, params)`; `model.apply(params, codes, ages, visit_ids, attention_mask)` gives the
+      logits of masked codes where the model was trained on them, `method="predict_next_visits"` those of next visits;
+      of a fine-tuned model, the logits of its outcomes (see `objectives.classification` and `objectives.survival`).
+      With `time_deltas=` (days since the previous visit) too where `config.model.time_bins` is not 0, and `dates=`
+      (years since 2000) where `config.model.date_encoding` is not `none`.
+
+    Raises:
+      ValueError: the workdir lacks a file, or holds no checkpoint that can be read.
+    """
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    vocabulary = Vocabulary.load(workdir / VOCABULARY_FILE)
+    if config.model.vocab_size != len(vocabulary):
+        raise ValueError(
+            f"{workdir / VOCABULARY_FILE}: holds {len(vocabulary)} tokens, but config.json says "
+            f"model.vocab_size={config.model.vocab_size}; the files are not of the same run"
+        )
+    model = build_model(config) if "objective" in config else build_outcome_model(config)
+    params = restore_params(workdir, config, model)
+    return Loaded(config, vocabulary, model, params)
+
+
+def restore_params(workdir: Path, config: ConfigDict, model: nn.Module, warn: Callable[[str], None] = print) -> Any:
+    """Restores the best parameters of a workdir for its model, LoRA's changes merged; see `load`."""
+    folder = workdir / CHECKPOINTS
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder}: no such directory; {workdir} holds no checkpoint yet, run experiments.pretrain first"
+        )
+    checkpoints = Checkpoints(folder, TUNING_LOSS)
+    adapted = config.lora if "lora" in config and config.lora.rank else None
+
+    def make(key):
+        params = initialize(model, key)
+        return {"base": params, "factors": lora.initialize(params, adapted.rank, key)} if adapted else params
+
+    like = jax.eval_shape(make, jax.random.key(0))
+    params = checkpoints.restore_best(like, warn)
+    checkpoints.close()
+    if params is None:
+        raise ValueError(f"{folder}: holds no checkpoint; run experiments.pretrain first")
+    return lora.merge(params["base"], params["factors"], adapted.scale) if adapted else params
+
+
+def build_model(config: ConfigDict) -> BEHRTForPretraining:
+    """Builds the model of a recipe, whose `model.vocab_size` is set, with a head for each of its objectives."""
+    objective = ObjectiveConfig(**config.objective)
+    bins = len(objective.event_edges) + 1
+    time_known = objective.known_time_share > 0
+    return BEHRTForPretraining(BEHRTConfig(**config.model), tuple(objective.weights), bins, time_known)
+
+
+def build_outcome_model(config: ConfigDict) -> BEHRTForSequenceClassification:
+    """Builds the model of a recipe of fine-tuning, with what is set from its labels, with a head for outcomes."""
+    if "survival" in config:
+        num_labels = SurvivalConfig(**config.survival).num_logits
+    else:
+        num_labels = 1 if config.classification.kind == "binary" else len(config.names)
+    num_traits = histories.NUM_TRAITS if config.history.age_and_sex else 0
+    if config.history.get("regression"):  # not among the keys of older runs
+        num_traits = 1 if "classification" in config and config.classification.kind == "binary" else len(config.names)
+    foretold = (config.foretold.ids, config.foretold.edges) if "foretold" in config else ()
+    return BEHRTForSequenceClassification(BEHRTConfig(**config.model), num_labels, num_traits, *foretold)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def initialize(model: nn.Module, key: jax.Array) -> Any:
+    """Makes the variables of a model, with those of all its heads."""
+    ints = jax.numpy.zeros((1, 2), "int32")
+    days = ints.astype("float32")
+    method = "score_all" if isinstance(model, BEHRTForPretraining) else "__call__"
+    return model.init(key, ints, days, ints, ints, time_deltas=days, dates=days, method=method)
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """Reads the config of a workdir, locked.
+
+    Raises:
+      ValueError: there is none, or it is not JSON.
+    """
+    file = workdir / CONFIG_FILE
+    try:
+        config = ConfigDict(_tuples(json.loads(file.read_text())))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file}: not the config of a workdir ({error}); expected one that pretrain wrote") from error
+    if "data" in config:
+        config.data.value_digits = config.data.get("value_digits", 0)  # not among the keys of older runs
+        config.data.sex_codes = config.data.get("sex_codes", ())
+    if "objective" in config:
+        # Keys that older runs lack, and what these runs did.
+        for key, default in (("event_first", False), ("event_times", "visits"), ("known_time_share", 0.0)):
+            config.objective[key] = config.objective.get(key, default)
+    return config.lock()
+
+
+def digest(*values: Any) -> str:
+    """Computes a SHA-256 digest of arrays, texts and numbers, and of dicts, sequences and dataclasses of them.
+
+    The order of keys in a dict does not matter; dtypes, shapes and the order of everything else do.
+    """
+    hasher = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if dataclasses.is_dataclass(value):
+            value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            value = [(key, value[key]) for key in sorted(value)]
+        if isinstance(value, list | tuple):
+            hasher.update(f"[{len(value)}]".encode())
+            for each in value:
+                add(each)
+        elif isinstance(value, np.ndarray | jax.Array):
+            array = np.asarray(value)
+            hasher.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+        else:
+            hasher.update(f"{type(value).__name__} {value!r};".encode())
+
+    add(values)
+    return hasher.hexdigest()
+
+
+def digest_patients(patients: Patients) -> str:
+    """Computes a digest of patients, or of histories in their order, in which the order of a patient's tokens is free.
+
+    Tokens of a visit that share a time have no order, so files that list them otherwise give the same digest.
+    """
+    columns = (patients.owners, patients.codes, patients.visits, patients.minutes, patients.microseconds)
+    with np.errstate(over="ignore"):
+        tokens = hash_integers(*columns).sum(dtype=np.uint64)
+    sizes = np.diff(patients.offsets)
+    return digest(patients.subject_ids, patients.has_birth, patients.origins, sizes.astype(np.int64), int(tokens))
+
+
+def check_digests(
+    workdir: Path, config: ConfigDict, digests: Mapping[str, str], say: Callable[[str], None] = print
+) -> None:
+    """Checks that the inputs of a run are those that it began with.
+
+    Args:
+      workdir: of the run.
+      config: its recipe.
+      digests: of inputs as they are now, by the config key that names each, such as `labels`.
+      say: takes a line where the workdir has no digest to compare with, as older ones.
+
+    Raises:
+      ValueError: an input has changed; the message names the keys.
+    """
+    file = workdir / DIGESTS_FILE
+    try:
+        stored = json.loads(file.read_text()) if file.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error}); restore it, or train anew in another --workdir") from error
+    if unknown := [key for key in digests if key not in stored]:
+        say(f"{workdir}: has no digest of {', '.join(unknown)}, as older runs; whether they changed is not checked")
+    values = _flat(config.to_dict())
+    changed = [f"{key} ({values[key]})" for key in digests if stored.get(key, digests[key]) != digests[key]]
+    if changed:
+        raise ValueError(
+            f"{workdir}: began with other contents of {', '.join(changed)} than there are now; restore them, or use "
+            "another --workdir for the new ones"
+        )
+
+
+def open_workdir(
+    workdir: Path,
+    config: ConfigDict,
+    vocabulary: Vocabulary,
+    digests: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Makes a workdir, or checks that an existing one is of the same config, vocabulary and inputs.
+
+    Args:
+      workdir: the folder.
+      config: the recipe.
+      vocabulary: fitted, or of the pre-trained run.
+      digests: of the inputs of the run; see `check_digests`.
+      say: takes a line where an older workdir has no digests.
+
+    Returns:
+      True if the workdir was there.
+
+    Raises:
+      ValueError: the workdir belongs to another config, vocabulary or inputs; the message names the keys.
+      OSError: there is no space or no permission to write it.
+    """
+    if (workdir / CONFIG_FILE).exists():
+        differing = differences(read_config(workdir), config)
+        _refuse(workdir, [line for line in differing if not line.startswith(SET_FROM_DATA)])
+        if Vocabulary.load(workdir / VOCABULARY_FILE).fingerprint != vocabulary.fingerprint:
+            raise ValueError(
+                f"{workdir / VOCABULARY_FILE}: belongs to another vocabulary than {config.data.path} now gives; "
+                "use another --workdir or the data that the run began with"
+            )
+        check_digests(workdir, config, digests or {}, say)
+        _refuse(workdir, differing)
+        if read_config(workdir).to_dict() != config.to_dict():
+            _write_config(workdir, config)  # so that evaluation finds data that has moved
+        return True
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        vocabulary.save(workdir / VOCABULARY_FILE)
+        if digests:
+            (workdir / DIGESTS_FILE).write_text(json.dumps(dict(digests), indent=1))
+        _write_config(workdir, config)
+    except OSError as error:
+        raise OSError(f"{workdir}: cannot be written ({error}); use another --workdir, or free some space") from error
+    return False
+
+
+def _refuse(workdir: Path, differing: list[str]) -> None:
+    if differing:
+        raise ValueError(
+            f"{workdir}: belongs to another config ({'; '.join(differing)}); use another --workdir or the same keys"
+        )
+
+
+def _write_config(workdir: Path, config: ConfigDict) -> None:
+    scratch = workdir / f"{CONFIG_FILE}.tmp"
+    scratch.write_text(json.dumps(config.to_dict(), indent=1))
+    scratch.replace(workdir / CONFIG_FILE)
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Lists the keys, `MOVABLE` ones aside, in which two configs differ: `train.num_steps: 10 there, 20 now`."""
+    # A key that came later and is empty says what a run without it did: it can go on.
+    before, after = (
+        {key: value for key, value in _flat(each.to_dict()).items() if value not in ("", (), [])} for each in (old, new)
+    )
+    keys = sorted({*before, *after})
+    return [
+        f"{key}: {before.get(key, 'absent')} there, {after.get(key, 'absent')} now"
+        for key in keys
+        if _tuples(before.get(key)) != _tuples(after.get(key)) and not key.startswith(MOVABLE)
+    ]
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+CODE_EMBEDDINGS_FILE = "code_embeddings.json"
+REPLICATES_FILE = "replicates.npz"  # of every metric, of every model: "MODEL: METRIC"
+
+ATTRIBUTIONS_FILE = "attributions.json"
+EMBEDDING_QUALITY_FILE = "embedding_quality.json"
+
+EVALUATION_FILE = "evaluation.json"
+PARAMETERS_FILE = "parameters.json"  # how many there are, and are trained
+MACHINE_FILE = "machine.json"  # what the newest part of the training ran on
+
+REGRESSION_FILE = "regression.npz"
+# Calibration and thresholds are fitted on tuning, the baseline hazard of Cox on train.
+FITTED_FILE = "fitted.json"

@@ -1,0 +1,74 @@
+"""What every command shares: flags, errors in one line, interrupts, and memory settings for long CPU runs."""
+
+import os
+import platform
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+
+from absl import flags
+
+from behrt_jax.training.interrupts import exit_on_signal
+
+flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+
+
+USER_ERROR = 2
+# glibc hands memory back to the system and asks for it again at every step; a step on CPU is faster where it keeps it.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "34359738368",
+    "MALLOC_TOP_PAD_": "67108864",
+    "MALLOC_ARENA_MAX": "1",
+}
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses the flags, runs a command and exits; a user's error is one line and exit status 2."""
+    signal.signal(signal.SIGTERM, exit_on_signal)
+    try:
+        _parse_flags()
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing is half-written, the same command begins again", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except (ValueError, OSError) as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        print(f"error: {describe(error)}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+
+
+def _parse_flags() -> None:
+    try:
+        flags.FLAGS(sys.argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
+        raise ValueError(describe(error)) from error
+
+
+def describe(error: Exception) -> str:
+    """Puts an error of the flags in our words; a config key that does not exist is named with the nearest that does."""
+    text = " ".join(str(error).split())
+    if isinstance(error, AttributeError | KeyError):
+        key = re.search(r"\w+", text)[0]  # pyright: ignore
+        paths = (arg.partition("=")[0] for arg in sys.argv)
+        given = next((found[0] for path in paths if (found := re.match(rf"--config\.([\w.]+\.)?{key}\b", path))), key)
+        near = re.search(r'Did you mean "(\w+)"', text)
+        return f"{given}: no such config key" + (
+            f"; did you mean {given.rpartition('.')[0]}.{near[1]}?" if near else ""
+        )
+    if "--config=None" in text or "Failed loading config" in text:
+        given = next((arg for arg in sys.argv if arg.startswith("--config=")), "--config")
+        return f"{given}: expected a recipe that exists, such as --config=configs/small.py"
+    if isinstance(error, OSError) and error.errno and not error.filename:  # a write that does not say where
+        return f"{text}; check the space and the permissions of --workdir and data.prepared_dir"
+    return text
+
+
+def reexec_with_malloc_settings() -> None:
+    """Starts the command again with glibc told to keep memory; does nothing elsewhere or where it is set already."""
+    if platform.libc_ver()[0] == "glibc" and not any(name in os.environ for name in KEEP_MEMORY):
+        sys.stdout.flush()
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEEP_MEMORY})

@@ -1,0 +1,87 @@
+"""One run of `experiments.studies.ablations`: trains a variant and prints its tuning metrics as a line of JSON.
+
+The next-visit figure is that of the model's head for next visits, at every visit, where it has one. Where it is trained
+on masked codes alone, it is that of a linear probe: logistic regressions, one a code, from the frozen embedding of a
+patient's history up to a random visit, for the codes of the next one.
+"""
+
+import itertools
+import json
+import time
+
+import jax
+from absl import flags
+from sklearn.metrics import average_precision_score
+
+from behrt_jax.baselines.next_visit import Split
+from behrt_jax.data import batches, dataset, next_visit_targets, windows
+from behrt_jax.evaluation.next_visit import make_predictor
+from behrt_jax.models.behrt import count_parameters
+from behrt_jax.objectives import scoring
+from behrt_jax.training import loop, pretraining, state
+from behrt_jax.training.optimizer import OptimizerConfig, make_optimizer
+from experiments import _cli
+from experiments.studies import linear_probe
+from experiments.studies.variants import TRAINING, recipe
+
+
+def pretrain(config, trained, patients):
+    """Trains a model from scratch; returns its parameters."""
+    optimizer = make_optimizer(OptimizerConfig(**config.optimizer), config.train.num_steps)
+    current = state.create_state(pretraining.initialize(config, trained, patients), optimizer, config.seed)
+    train_step = loop.make_train_step(trained.objective, optimizer, config.seed)
+    stream = pretraining.training_columns(config, trained, patients, 0)
+    for columns in itertools.islice(stream, config.train.num_steps):
+        current, metrics = train_step(current, columns)
+    loop.check_finite([jax.device_get(metrics)], config.train.num_steps - 1)
+    return current.params
+
+
+def score_masked(config, model, params, tuning: dataset.Patients) -> dict[str, float]:
+    """Scores a model on hidden codes of the tuning split."""
+    settings = config.evaluation
+    plain = batches.evaluation_batches(tuning, config.data.row_length, settings.batch_size, config.data.separators)
+    masked = scoring.mask_batches(plain, settings.mask_rate, config.model.vocab_size, draws=2)
+    outcomes = scoring.score(scoring.make_score_step(model), params, masked).values
+    return {name: float(outcomes[name].mean()) for name in ("loss", "accuracy", "top5_accuracy")}
+
+
+def score_head(config, trained: pretraining.Task, params, tuning: dataset.Patients) -> float:
+    """Returns the micro average precision of a model's head for next visits on the tuning split."""
+    index = windows.index_visits(tuning, config.data.row_length, config.data.separators)
+    examples = next_visit_targets.find_next_visits(tuning, index, trained.is_target)
+    scores, _ = make_predictor(config, trained, params)(Split(tuning, index, examples))
+    return float(average_precision_score(examples.targets.toarray().ravel(), scores.ravel()))
+
+
+def main() -> None:
+    """Runs the command."""
+    config = recipe(FLAGS.variant, FLAGS.seed, FLAGS.num_steps)
+    prepared, patients, trained = pretraining.begin(config)
+    tuning = dataset.read(prepared.folder, "tuning")
+    model = trained.model
+    began = time.perf_counter()
+    params = pretrain(config, trained, patients)
+    seconds = time.perf_counter() - began
+    result = {"variant": FLAGS.variant, "seed": FLAGS.seed, "num_steps": FLAGS.num_steps, "seconds": seconds}
+    result["parameters"] = count_parameters(params)
+    if "mlm" in model.objectives:
+        result |= score_masked(config, model, params, tuning)
+    if "next_visit" in model.objectives:
+        result["next_visit"] = score_head(config, trained, params, tuning)
+    elif FLAGS.variant not in TRAINING:
+        fitted, held = (linear_probe.embed_histories(config, model, params, found) for found in (patients, tuning))
+        result["poolings"] = {
+            name: linear_probe.probe(fitted[0][name], fitted[1], held[0][name], held[1]) for name in fitted[0]
+        }
+        result["next_visit"] = result["poolings"]["mean"]
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    FLAGS = flags.FLAGS
+    flags.DEFINE_string("variant", None, "A name in experiments.studies.ablations.VARIANTS.", required=True)
+    flags.DEFINE_integer("seed", 0, "Decides parameters, masks and order.")
+    flags.DEFINE_integer("num_steps", None, "Updates.", required=True)
+    _cli.reexec_with_malloc_settings()
+    _cli.run(main)

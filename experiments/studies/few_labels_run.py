@@ -1,0 +1,116 @@
+"""A task of few labels: its labelled histories, what is read of them, and networks trained on drawn patients."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from behrt_jax.data.prepare import Prepared
+from behrt_jax.finetuning import data, labeled_histories, predict, pretrained, probe_init, sampling, setup
+from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.labels import labels as label_data
+from behrt_jax.models import lora
+from behrt_jax.objectives import survival
+from behrt_jax.objectives.survival import SurvivalConfig
+from behrt_jax.probing import scores
+from behrt_jax.training import loop, workdir
+from behrt_jax.training.optimizer import OptimizerConfig, make_optimizer
+from behrt_jax.training.state import TrainState
+
+# From scratch all layers learn alike, and as long whatever the number of labels: nothing is spent on choosing a step.
+SCRATCH = {"layer_decay": 1.0}
+
+
+class Task(NamedTuple):
+    """The recipe of a task (before anything is taken from labels), its data, and the pre-trained parameters."""
+
+    config: ConfigDict
+    prepared: Prepared
+    splits: dict[str, Labelled]
+    begun: Any
+
+
+class Steps(NamedTuple):
+    """What is compiled once for all trainings of the same model and objective."""
+
+    optimizer: optax.GradientTransformation
+    train: Callable
+
+
+def read_task(config: ConfigDict, file: str, most: int, folder, say: Callable[[str], None]) -> Task:
+    """Reads a task, with at most `most` labels of each outcome a patient, and notes its recipe in a folder."""
+    labels = label_data.read_labels([file], lambda line: None)
+    scores.check_kind(labels, f"--labels={file}")
+    if config.history.regression:
+        raise ValueError("history.regression: found True; expected False, as few labels have a regression of their own")
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.labels, config.most_labels = file, most
+        del config["classification" if labels.kind == "survival" else "survival"]
+    begun = pretrained.load(config)
+    prepared, splits = data.read_splits(config, begun.vocabulary, say)
+    splits = {name: sampling.take(found, sampling.cap(found.labels, most)) for name, found in splits.items()}
+    for name in ("train", "held_out"):
+        label_data.check_learnable(splits[name].labels, name)
+        say(f"{name}: {len(splits[name].labels):,} labels are taken: {labeled_histories.describe(splits[name].labels)}")
+    data.warn_of_few(splits["held_out"].labels, say)
+    workdir.open_workdir(folder, config, prepared.vocabulary, setup.digest_inputs(splits, begun), say)
+    return Task(config, prepared, splits, begun.params)
+
+
+def forecast(task: Task) -> np.ndarray:
+    """Returns what the pre-trained run expects of held-out patients before any label: the mean of `foretold.codes`."""
+    its = setup.build(task.config, task.prepared, task.splits, task.begun)
+    width = task.config.model.hidden_dim
+    read = probe_init.read_patients(task.config, its.model, its.initialize(jax.random.key(0)), task.splits["held_out"])
+    return read[:, width : width + len(task.config.foretold.ids)].mean(axis=1)
+
+
+def train_and_score(task: Task, rows: np.ndarray, draw: int, is_pretrained: bool, compiled: dict) -> np.ndarray:
+    """Trains a network end to end on some labels of train, all steps of the recipe, and scores held_out.
+
+    Args:
+      task: what is predicted.
+      rows: of train, the labels to learn from.
+      draw: decides the random weights and the order.
+      is_pretrained: whether to begin with the pre-trained encoder; else with a random one, by the recipe `SCRATCH`.
+      compiled: steps of earlier trainings, to which those of this one are added.
+    """
+    config = task.config.copy_and_resolve_references()
+    if not is_pretrained:
+        with config.unlocked():
+            config.update(SCRATCH)
+            config.foretold.codes = config.foretold.ids = ()
+    drawn = sampling.take(task.splits["train"], rows)
+    its = setup.build(config, task.prepared, {"train": drawn}, task.begun if is_pretrained else None)
+    key = str((its.model, config.get("survival"), config.get("classification"), is_pretrained))
+    if "classification" in config and config.classification.class_weights != "none":
+        key += str((config.labels, rows.tobytes()))  # the objective's weights are those of the labels
+    steps = compiled.get(key) or compiled.setdefault(key, make_steps(config, its))
+    # Steps have the keys that fold in 1, 2, ...; here is 0.
+    params = its.initialize(jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 0), draw))
+    # A copy, as training donates what it begins with; from numpy, as arrays bound to a device are compiled for anew.
+    params = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), params)
+    current = TrainState(jnp.zeros((), jnp.int32), params, steps.optimizer.init(params))
+    columns = labeled_histories.training_columns(config, drawn, 0)
+    for _ in range(config.train.num_steps):
+        current, measured = steps.train(current, next(columns))
+    loop.check_finite([jax.device_get(measured)], config.train.num_steps - 1)
+    params = current.params
+    if config.lora.rank:
+        params = lora.merge(params["base"], params["factors"], config.lora.scale)
+    logits = predict.score(config, its.model, params, task.splits["held_out"])
+    return (
+        survival.risk_scores(logits, SurvivalConfig(**config.survival))[:, 0] if "survival" in config else logits[:, 0]
+    )
+
+
+def make_steps(config: ConfigDict, task: setup.Outcomes) -> Steps:
+    """Returns the optimizer and the jitted step of a model, its objective and its recipe."""
+    settings = loop.TrainConfig(**config.train)
+    optimizer = make_optimizer(OptimizerConfig(**config.optimizer), settings.num_steps, scales=task.scales)
+    return Steps(optimizer, loop.make_train_step(task.objective, optimizer, config.seed, settings.accumulate_steps))

@@ -1,0 +1,195 @@
+"""Learning curves: held-out losses against train patients, with a fit of what more patients are worth.
+
+python -m experiments.studies.scaling --config=configs/small.py --sizes=100,200,400 [--workdir=DIR] [--config.KEY=...]
+python -m experiments.studies.scaling --config=configs/medium.py --sizes=... --workdir=DIR2 --versus=DIR
+
+Each size is a run of experiments.pretrain in a folder of its own, made once. A size beyond the train patients of the
+data is refused; the fit is on the patients that each run was trained on, as its evaluation says. `--versus` takes the
+curve of another recipe and says how many patients that one would need for the losses of this one.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from ml_collections import config_flags
+from scipy.optimize import curve_fit
+
+from behrt_jax.data.config import DataConfig
+from behrt_jax.data.prepare import prepare
+from behrt_jax.evaluation.tables import format_cell
+from behrt_jax.training import workdir
+from behrt_jax.training.workdir import EVALUATION_FILE
+from experiments import _cli
+
+METRICS = ("mlm/loss", "mlm/accuracy", "next_visit/loss", "next_visit/average_precision", "time_to_event/loss")
+
+
+def power_law(patients, floor, height, exponent):
+    """A loss that falls to a floor: `floor + height * patients ** -exponent`."""
+    return floor + height * np.asarray(patients, float) ** -exponent
+
+
+def fit_power_law(patients: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fits floor, height and exponent, all at least 0; returns them and their standard errors.
+
+    Raises a ValueError for fewer than four sizes, and where no fit is found.
+    """
+    if len(patients) < 4:
+        raise ValueError(f"--sizes: found {len(patients)}; expected four or more, to fit three numbers and their error")
+    begin = (0.9 * losses.min(), (losses.max() - 0.9 * losses.min()) * patients.min() ** 0.5, 0.5)
+    try:
+        found, spread = curve_fit(power_law, patients, losses, p0=begin, bounds=(0, [np.inf, np.inf, 3]), maxfev=20_000)
+    except RuntimeError as error:
+        raise ValueError(f"no power law fits the losses {losses.round(4).tolist()} ({error})") from error
+    return found, np.sqrt(np.diag(spread))
+
+
+def patients_for(loss: float, fit: np.ndarray) -> float:
+    """Returns the patients at which a fit comes to a loss; infinite at its floor and below."""
+    floor, height, exponent = fit
+    return float((height / (loss - floor)) ** (1 / exponent)) if loss > floor and exponent else float("inf")
+
+
+def compare(results: dict[int, dict], other: dict[int, dict]) -> str:
+    """Says how many patients the recipe of another curve needs for the losses of this one."""
+    lines = []
+    shared = set.intersection(*(set(found["metrics"]) for found in (*results.values(), *other.values())))
+    for name in (name for name in METRICS if name.endswith("loss") and name in shared):
+        fit, _ = fit_power_law(np.array(list(other)), _values(other, name))
+        for size, loss in zip(results, _values(results, name), strict=True):
+            needed = patients_for(loss, fit)
+            worth = f"worth {needed:,.0f} of the other" if np.isfinite(needed) else "below the floor of the other's fit"
+            lines.append(f"{name} {loss:.3f} at {size:,} patients: {worth}")
+    return "\n".join(lines) + "\n"
+
+
+def _values(results: dict[int, dict], name: str, key: str = "value") -> np.ndarray:
+    return np.array([found["metrics"][name][key] for found in results.values()])
+
+
+def read_curve(folder: Path) -> dict[int, dict]:
+    """Reads the finished runs of a curve by the patients they were trained on; a ValueError where there are none."""
+    found = by_patients([read_run(file.parent) for file in sorted(folder.glob(f"[0-9]*/{EVALUATION_FILE}"))])
+    if not found:
+        raise ValueError(f"--versus={folder}: holds no finished run; expected what this command wrote")
+    return found
+
+
+def read_run(folder: Path) -> dict:
+    """Reads the evaluation of a run; `train_patients`, which older ones lack, is then counted in its data.
+
+    Raises:
+      ValueError: it is not of the held-out patients of its own data.
+    """
+    result = json.loads((folder / EVALUATION_FILE).read_text())
+    if result["split"] != "held_out" or "data" in result:
+        raise ValueError(f"{folder / EVALUATION_FILE}: is of other patients than held_out; run experiments.evaluate")
+    if "train_patients" not in result:
+        config = workdir.read_config(folder)
+        everyone = count_train(config)
+        result["train_patients"] = min(config.train.max_patients or everyone, everyone)
+    return result
+
+
+def count_train(config) -> int:
+    """Counts the train patients in the data of a recipe."""
+    return prepare(DataConfig(**config.data), progress=print).report["patients/train"]
+
+
+def by_patients(results: list[dict]) -> dict[int, dict]:
+    """Returns evaluations by the patients that each run was trained on, ascending; of equal ones the last."""
+    found = {result["train_patients"]: result for result in results}
+    if repeated := len(results) - len(found):
+        print(f"{repeated} runs were trained on as many patients as another and are left out")
+    return dict(sorted(found.items()))
+
+
+def read_sizes(words: list[str], available: int) -> list[int]:
+    """Returns the sizes in ascending order, each once.
+
+    Args:
+      words: the sizes.
+      available: the train patients of the data.
+
+    Raises:
+      ValueError: one is no number of patients, or more than there are.
+    """
+    wrong = [word for word in words if not word.isdecimal() or not int(word)]
+    if wrong:
+        raise ValueError(f"--sizes: found {', '.join(wrong)}; expected numbers of patients, such as 100,200,400,800")
+    sizes = sorted({int(word) for word in words})
+    if beyond := [size for size in sizes if size > available]:
+        found = ", ".join(f"{size:,}" for size in beyond)
+        raise ValueError(f"--sizes: found {found}; expected at most {available:,}, the train patients of the data")
+    return sizes
+
+
+def run_size(folder: Path, size: int, arguments: list[str]) -> dict:
+    """Makes the run of one size, which does nothing where it is finished and its inputs are the same, and reads it."""
+    own = folder / str(size)
+    given = ["--nobaselines", f"--workdir={own}", *arguments, f"--config.train.max_patients={size}"]
+    print(f"{size:,} patients: python -m experiments.pretrain {shlex.join(given)}", flush=True)
+    done = subprocess.run([sys.executable, "-m", "experiments.pretrain", *given])
+    if done.returncode:
+        raise ValueError(f"the run of {size} patients failed with status {done.returncode}; its error is above")
+    return read_run(own)
+
+
+def describe(results: dict[int, dict]) -> str:
+    """Lays out the held-out metrics by size as a table, and the fit of each loss."""
+    metrics = [name for name in METRICS if all(name in found["metrics"] for found in results.values())]
+    lines = ["| train patients | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
+    for size, found in results.items():
+        lines.append(f"| {size:,} | " + " | ".join(format_cell(found["metrics"][name]) for name in metrics) + " |")
+    sizes = np.array(list(results))
+    for name in metrics if len(sizes) > 3 else ():
+        if name.endswith("loss"):
+            losses = _values(results, name)
+            (floor, height, exponent), errors = fit_power_law(sizes, losses)
+            twice = power_law(2 * sizes[-1], floor, height, exponent)
+            lines.append(
+                f"\n{name} = {floor:.2f} + {height:.3g} N^-{exponent:.2f} (standard error of the exponent "
+                f"{errors[2]:.2f}); twice {sizes[-1]:,} patients would bring it from {losses[-1]:.3f} to {twice:.3f}"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: dict[int, dict], file: Path) -> None:
+    """Draws each loss against patients with its interval."""
+    names = [name for name in next(iter(results.values()))["metrics"] if name in METRICS and name.endswith("loss")]
+    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        low, middle, high = (_values(results, name, key) for key in ("low", "value", "high"))
+        axes.errorbar(list(results), middle, yerr=[middle - low, high - middle], marker="o", capsize=3)
+        axes.set(xscale="log", xlabel="train patients", ylabel="held-out loss (nats)", title=name)
+    figure.savefig(file, dpi=150)
+
+
+def main() -> None:
+    """Runs the command."""
+    sizes = read_sizes(FLAGS.sizes, count_train(FLAGS.config))
+    (folder := Path(FLAGS.workdir)).mkdir(parents=True, exist_ok=True)
+    given = [word for word in sys.argv[1:] if word.startswith(("--config=", "--config."))]
+    results = by_patients([run_size(folder, size, given) for size in sizes])
+    table = describe(results)
+    if FLAGS.versus:
+        table += "\n" + compare(results, read_curve(Path(FLAGS.versus)))
+    (folder / "scaling.md").write_text(table)
+    draw(results, folder / "scaling.png")
+    print(f"{table}\nwritten: {folder / 'scaling.md'}, {folder / 'scaling.png'}")
+
+
+if __name__ == "__main__":
+    FLAGS = flags.FLAGS
+    flags.DEFINE_string("workdir", "runs/scaling", "Where the runs are made.")
+    flags.DEFINE_list("sizes", None, "Numbers of train patients, separated by commas.", required=True)
+    flags.DEFINE_string("versus", None, "The workdir of the curve of another recipe.")
+    config_flags.DEFINE_config_file("config", None, "The recipe; all its flags are passed on.", lock_config=True)
+    flags.mark_flag_as_required("config")
+    _cli.run(main)

@@ -1,0 +1,264 @@
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import behrt_jax
+from behrt_jax.data.dataset import Patients
+from behrt_jax.data.vocabulary import Vocabulary
+from behrt_jax.labels.labels import Labels
+from behrt_jax.training import workdir
+from behrt_jax.training.checkpoints import Checkpoints
+from behrt_jax.training.optimizer import make_optimizer
+from configs import default
+from tests import tiny
+
+
+def vocabulary(first="A"):
+    codes = tuple(chr(ord(first) + index) for index in range(tiny.VOCAB_SIZE - 5))
+    counts = tuple(range(len(codes), 0, -1))
+    return Vocabulary(codes, counts, counts, {codes[0]: (1.5, 2.5)})
+
+
+def config(**overrides):
+    made = default.get_config()
+    with made.unlocked():
+        made.model.update(**tiny.SIZES, vocab_size=tiny.VOCAB_SIZE, max_positions=12)
+        for key, value in overrides.items():
+            section, _, name = key.partition("__")
+            made[section][name] = value
+    return made
+
+
+def test_a_new_workdir_holds_config_and_vocabulary(tmp_path):
+    folder = tmp_path / "runs" / "new"
+    assert workdir.open_workdir(folder, config(), vocabulary()) is False
+    assert workdir.open_workdir(folder, config(), vocabulary()) is True
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "vocabulary.json"]
+    assert json.loads((folder / "config.json").read_text())["model"]["hidden_dim"] == 16
+    assert Vocabulary.load(folder / "vocabulary.json").fingerprint == vocabulary().fingerprint
+
+
+def test_a_config_is_read_back_as_it_was(tmp_path):
+    workdir.open_workdir(tmp_path, config(), vocabulary())
+    found = workdir.read_config(tmp_path)
+    assert found.to_dict() == config().to_dict() and found.is_locked
+    assert isinstance(found.data.codes_exclude, tuple)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"train__num_steps": 77}, r"train.num_steps: 1500 there, 77 now"),
+        ({"model__hidden_dim": 32}, r"model.hidden_dim: 16 there, 32 now"),
+        ({"data__codes_exclude": ("X*",)}, r"data.codes_exclude: \('MEDS_BIRTH'.*\) there, \('X\*',\) now"),
+        ({"data__row_length": 64}, r"data.row_length: \d+ there, 64 now"),
+        (
+            {"optimizer__b2": 0.9, "train__patience": 3},
+            r"optimizer.b2: 0.\d+ there, 0.9 now; train.patience: 0 there, 3",
+        ),
+        ({"train__new_key": 1}, r"train.new_key: absent there, 1 now"),
+    ],
+)
+def test_a_workdir_of_another_config_names_keys_and_values(tmp_path, overrides, message):
+    workdir.open_workdir(tmp_path, config(train__num_steps=1500), vocabulary())
+    with pytest.raises(ValueError, match=message) as caught:
+        workdir.open_workdir(tmp_path, config(**{"train__num_steps": 1500, **overrides}), vocabulary())
+    assert str(tmp_path) in str(caught.value) and "use another --workdir" in str(caught.value)
+    assert workdir.read_config(tmp_path).to_dict() == config(train__num_steps=1500).to_dict()
+
+
+def test_a_run_from_before_a_key_goes_on_where_the_key_is_empty(tmp_path):
+    older = config()
+    with older.unlocked():
+        del older.code_init
+    workdir.open_workdir(tmp_path, older, vocabulary())
+    other = config()
+    other.code_init = "skip_gram"
+    with pytest.raises(ValueError, match="code_init: absent there, skip_gram now"):
+        workdir.open_workdir(tmp_path, other, vocabulary())
+    assert workdir.open_workdir(tmp_path, config(), vocabulary())
+    assert workdir.read_config(tmp_path).code_init == ""
+
+
+def test_a_changed_seed_is_another_config(tmp_path):
+    workdir.open_workdir(tmp_path, config(), vocabulary())
+    other = config()
+    other.seed = 5
+    with pytest.raises(ValueError, match="seed: 0 there, 5 now"):
+        workdir.open_workdir(tmp_path, other, vocabulary())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"data__path": "moved"}, {"data__prepared_dir": "moved"}, {"train__log_every": 1}, {"evaluation__mask_draws": 9}],
+)
+def test_some_keys_may_change_between_a_run_and_its_resume(tmp_path, overrides):
+    workdir.open_workdir(tmp_path, config(), vocabulary())
+    assert workdir.open_workdir(tmp_path, config(**overrides), vocabulary())
+    assert workdir.read_config(tmp_path).to_dict() == config(**overrides).to_dict()
+
+
+def test_a_workdir_of_another_vocabulary_is_refused(tmp_path):
+    workdir.open_workdir(tmp_path, config(), vocabulary())
+    with pytest.raises(ValueError, match="vocabulary.json: belongs to another vocabulary than elsewhere now gives"):
+        workdir.open_workdir(tmp_path, config(data__path="elsewhere"), vocabulary("B"))
+
+
+def test_another_size_of_the_vocabulary_is_told_as_such_and_not_as_a_key_nobody_set(tmp_path):
+    workdir.open_workdir(tmp_path, config(), vocabulary())
+    smaller = vocabulary()
+    smaller = Vocabulary(smaller.codes[1:], smaller.counts[1:], smaller.patients[1:], {})
+    with pytest.raises(ValueError, match="vocabulary.json: belongs to another vocabulary"):
+        workdir.open_workdir(tmp_path, config(model__vocab_size=len(smaller)), smaller)
+
+
+def trained(folder, steps=(3,)):
+    """A workdir with a checkpoint of random parameters for each step; the first has the lowest tuning loss."""
+    workdir.open_workdir(folder, config(), vocabulary())
+    model = workdir.build_model(config())
+    optimizer = make_optimizer(tiny.optimizer_config(), 10)
+    state = tiny.initial_state(model, optimizer)
+    checkpoints, saved = Checkpoints(folder / "checkpoints", workdir.TUNING_LOSS), {}
+    for step in steps:
+        saved[step] = tiny.scattered(state.params, seed=step)
+        state = state.replace(step=np.asarray(step, np.int32), params=saved[step])
+        checkpoints.save(state, {workdir.TUNING_LOSS: float(step)})
+    checkpoints.close()
+    return model, saved
+
+
+def test_load_gives_the_best_model_with_the_same_logits(tmp_path):
+    model, saved = trained(tmp_path, steps=(3, 6))
+    loaded_config, loaded_vocabulary, loaded_model, params = behrt_jax.load(tmp_path)
+    assert loaded_config.to_dict() == config().to_dict()
+    assert loaded_vocabulary == vocabulary()
+    batch = tiny.packed_batch([[6, 4]], 12)
+    columns, named = tiny.columns(batch), tiny.named(batch)
+    apply = jax.jit(model.apply)
+    expected, found = (apply(each, *columns, **named) for each in (saved[3], params))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(jax.jit(loaded_model.apply)(params, *columns, **named), expected)
+    assert np.isfinite(found).all() and math.prod(found.shape) == 12 * tiny.VOCAB_SIZE
+
+
+def test_load_says_what_a_workdir_lacks(tmp_path):
+    with pytest.raises(ValueError, match=r"missing/config.json: not the config of a workdir"):
+        behrt_jax.load(tmp_path / "missing")
+    workdir.open_workdir(tmp_path, config(), vocabulary())
+    with pytest.raises(ValueError, match=r"checkpoints: no such directory; .* run experiments.pretrain first"):
+        behrt_jax.load(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match=r"checkpoints: holds no checkpoint; run experiments.pretrain first"):
+        behrt_jax.load(tmp_path)
+    (tmp_path / "vocabulary.json").unlink()
+    with pytest.raises(ValueError, match=r"vocabulary.json: not a vocabulary file"):
+        behrt_jax.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", '{"model": ', "[1, 2]"])
+def test_a_config_that_is_no_config_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config.json: not the config of a workdir"):
+        workdir.read_config(tmp_path)
+
+
+def test_load_refuses_files_of_different_runs(tmp_path):
+    workdir.open_workdir(tmp_path, config(model__vocab_size=99), vocabulary())
+    with pytest.raises(ValueError, match=r"holds 30 tokens, but config.json says model.vocab_size=99"):
+        behrt_jax.load(tmp_path)
+
+
+def test_load_says_when_the_parameters_are_of_another_model(tmp_path):
+    trained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["model"]["feedforward_dim"] = 24
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"feedforward.*has shape .*16.*, expected .*24.*another model config"):
+        behrt_jax.load(tmp_path)
+
+
+def labels(rows=slice(None), **changes):
+    """Four labels of three subjects."""
+    columns = {
+        "subject_ids": np.array([1, 1, 2, 5]),
+        "prediction_times": np.array(["2020-01-01", "2021-01-01", "2020-06-01", "2020-01-01"], "datetime64[us]"),
+        "values": np.array([[0], [1], [1], [0]], np.float32),
+        "days": np.full(4, np.nan),
+        "events": np.zeros(4, np.int32),
+    }
+    return Labels("binary", ("ill",), **{name: changes.get(name, values)[rows] for name, values in columns.items()})
+
+
+def test_a_digest_tells_every_change_of_labels():
+    own = workdir.digest(labels())
+    assert own == workdir.digest(labels()) and len(own) == 64
+    flipped, later = labels().values.copy(), labels().prediction_times + np.timedelta64(1, "us")
+    flipped[2] = 0
+    others = [labels(values=flipped), labels(prediction_times=later), labels(slice(0, 3)), labels(events=np.ones(4))]
+    others += [dataclasses.replace(labels(), kind="multiclass"), dataclasses.replace(labels(), names=("well",))]
+    assert len({own, *(workdir.digest(each) for each in others)}) == 7
+
+
+def test_a_digest_depends_on_names_shapes_and_types_but_not_on_the_order_of_keys():
+    values = np.arange(6, dtype=np.float32)
+    assert workdir.digest({"a": values, "b": 1}) == workdir.digest({"b": 1, "a": jax.numpy.asarray(values)})
+    cases = [{"a": values}, {"b": values}, {"a": values.reshape(2, 3)}, {"a": values.view(np.int32)}, [values]]
+    cases += [["ab"], ["a", "b"], [["a"], "b"], ["1"], [1]]
+    assert len({workdir.digest(each) for each in cases}) == len(cases)
+
+
+def patients(codes=(7, 8, 9, 7), microseconds=(0, 0, 1, 0), minutes=(10, 10, 60, 5)):
+    return Patients(
+        subject_ids=np.array([3, 4]),
+        has_birth=np.array([True, False]),
+        origins=np.array([0, 50], np.int32),
+        offsets=np.array([0, 3, 4]),
+        codes=np.array(codes, np.int32),
+        visits=np.zeros(4, np.int32),
+        minutes=np.array(minutes, np.int32),
+        microseconds=np.array(microseconds, np.int32),
+    )
+
+
+def test_the_digest_of_patients_tells_every_change_but_the_order_of_tokens_that_share_a_time():
+    own = workdir.digest_patients(patients())
+    assert own == workdir.digest_patients(patients(codes=(8, 7, 9, 7)))
+    moved = [patients(codes=(7, 8, 7, 9)), patients(minutes=(10, 10, 61, 5)), patients(microseconds=(0, 1, 1, 0))]
+    moved += [dataclasses.replace(patients(), offsets=np.array([0, 2, 4])), patients(codes=(7, 7, 9, 7))]
+    moved += [dataclasses.replace(patients(), subject_ids=np.array([3, 5]))]
+    assert len({own, *map(workdir.digest_patients, moved)}) == 7
+
+
+def test_a_run_whose_inputs_changed_is_refused(tmp_path):
+    begun = {"data.path": "1", "code_init": "2"}
+    assert workdir.open_workdir(tmp_path, config(), vocabulary(), begun) is False
+    assert workdir.open_workdir(tmp_path, config(), vocabulary(), begun) is True
+    changed = {"data.path": "3", "code_init": "2"}
+    with pytest.raises(ValueError, match=r"began with other contents of data.path \(data/synthea-1151\) than there"):
+        workdir.open_workdir(tmp_path, config(), vocabulary(), changed)
+
+
+def test_a_workdir_from_before_digests_goes_on_and_says_that_nothing_was_compared(tmp_path):
+    workdir.open_workdir(tmp_path, config(), vocabulary())
+    said = []
+    assert workdir.open_workdir(tmp_path, config(), vocabulary(), {"data.path": "1"}, said.append)
+    assert said == [
+        f"{tmp_path}: has no digest of data.path, as older runs; whether they changed is not checked",
+    ]
+    assert not (tmp_path / workdir.DIGESTS_FILE).exists()  # it would vouch for what nobody checked
+
+
+def test_what_is_set_from_the_data_is_not_blamed_where_the_data_changed(tmp_path):
+    workdir.open_workdir(tmp_path, config(objective__event_edges=(1.0,)), vocabulary(), {"data.path": "1"})
+    other = config(objective__event_edges=(2.0,))
+    with pytest.raises(ValueError, match="began with other contents of data.path"):
+        workdir.open_workdir(tmp_path, other, vocabulary(), {"data.path": "2"})
+    with pytest.raises(ValueError, match=r"objective.event_edges: \(1.0,\) there, \(2.0,\) now"):
+        workdir.open_workdir(tmp_path, other, vocabulary(), {"data.path": "1"})
+    longer = config(objective__event_edges=(2.0,), data__row_length=64)
+    with pytest.raises(ValueError, match=r"belongs to another config \(data.row_length: \d+ there, 64 now\)"):
+        workdir.open_workdir(tmp_path, longer, vocabulary(), {"data.path": "2"})
