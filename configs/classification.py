@@ -3,7 +3,7 @@
 python -m experiments.finetune --config=configs/classification.py --config.labels=FILE --config.pretrained=WORKDIR
 """
 
-from configs import default
+from behrt_jax.recipes import default
 
 
 def get_config():

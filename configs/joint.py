@@ -6,7 +6,7 @@ A step takes twice that of masked codes alone. Events that name no visit are lef
 (docs/results.md): what belongs to no visit is no visit to predict.
 """
 
-from configs import small
+from behrt_jax.recipes import small
 
 
 def get_config():

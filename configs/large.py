@@ -3,7 +3,7 @@
 python -m experiments.pretrain --config=configs/large.py --config.data.path=DIR --workdir=runs/large
 """
 
-from configs import default
+from behrt_jax.recipes import default
 
 
 def get_config():

@@ -4,7 +4,7 @@ python -m experiments.pretrain --config=configs/lstm.py
 python -m experiments.evaluate --workdir=runs/joint --versus=runs/lstm
 """
 
-from configs import joint
+from behrt_jax.recipes import joint
 
 
 def get_config():

@@ -3,7 +3,7 @@
 python -m experiments.pretrain --config=configs/reference.py
 """
 
-from configs import small
+from behrt_jax.recipes import small
 
 
 def get_config():

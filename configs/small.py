@@ -3,7 +3,7 @@
 python -m experiments.pretrain --config=configs/small.py
 """
 
-from configs import default
+from behrt_jax.recipes import default
 
 
 def get_config():

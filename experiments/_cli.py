@@ -3,10 +3,12 @@
 import os
 import platform
 import re
+import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import flags
 
@@ -65,6 +67,19 @@ def describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno and not error.filename:  # a write that does not say where
         return f"{text}; check the space and the permissions of --workdir and data.prepared_dir"
     return text
+
+
+def default_workdir(flag: str | None) -> Path:
+    """Returns the workdir of `--workdir`, or runs/ and the recipe's name."""
+    return Path(flag or Path("runs") / Path(flags.FLAGS["config"].config_filename).stem)  # pyright: ignore
+
+
+def resume_command(command: str, folder: Path) -> str:
+    """Returns the command line that was given, with the workdir where it was left to the default."""
+    given = sys.argv[1:]
+    if not any(word.partition("=")[0] == "--workdir" for word in given):
+        given = [*given, f"--workdir={folder}"]
+    return f"python -m experiments.{command} {shlex.join(given)}"
 
 
 def reexec_with_malloc_settings() -> None:

@@ -1,7 +1,7 @@
 """Measures what the embeddings of a run hold of diseases, beside bags of codes: docs/embeddings.md.
 
 python -m experiments.explore --workdir=DIR [--data=DIR] [--diseases=FILE] [--at=last|DATE] [--clusters=K]
-  [--windows=all|newest] [--project] [--output=FILE]
+  [--windows=all|newest] [--output=FILE]
 
 Everything is fitted on train, chosen on tuning and measured on held-out patients; `DIR/embedding_quality.json` has it.
 """
@@ -35,7 +35,7 @@ def main() -> None:
         "windows": FLAGS.windows,
         "dimensions": found.config.model.hidden_dim,
         "patients": {split: len(moment.histories) for split, moment in population.moments.items()},
-        **choices.measure(families, population.groups, FLAGS.project),
+        **choices.measure(families, population.groups),
     }
     result["subtypes"] = subtypes.describe(
         result["chosen"]["groups"][made.OWN], families[made.OWN], population, found, at, FLAGS.clusters
@@ -54,6 +54,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("at", snapshots.LAST, "Only what came strictly before this date is read; or last: all of it.")
     flags.DEFINE_enum("windows", "all", ["newest", "all"], "The newest tokens that a row holds, or the whole history.")
     flags.DEFINE_integer("clusters", 0, "Of k-means; 0: as many as do best on tuning.", lower_bound=0)
-    flags.DEFINE_boolean("project", False, "Whether to measure supervised projections too, of all representations.")
     flags.DEFINE_string("output", None, f"The JSON file to write; WORKDIR/{EMBEDDING_QUALITY_FILE} if not given.")
     _cli.run(main)

@@ -3,27 +3,17 @@
 python -m experiments.report --workdir=DIR [--output=FILE] [--data=DIR] [--diseases=FILE] [--show_patients]
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from behrt_jax.report import maps
-from behrt_jax.report import source as report_source
-from behrt_jax.report.page import find_sections, render
+from behrt_jax.workflows.report import write_report
 from experiments import _cli
 
 
 def main() -> None:
     """Runs the command."""
-    folder = Path(FLAGS.workdir)
-    output = Path(FLAGS.output or folder / "report.html")
-    source = report_source.load(folder, FLAGS.data, FLAGS.show_patients, print)
-    page = render(source, find_sections(source, FLAGS.data, Path(FLAGS.diseases)))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = output.with_name(f"{output.name}.tmp")
-    scratch.write_text(page, encoding="utf-8")
-    scratch.replace(output)
-    print(f"written: {output}, {output.stat().st_size / 1e6:.1f} MB; open it in any browser")
+    given = {name: getattr(FLAGS, name) for name in ("data", "diseases", "show_patients")}
+    write_report(FLAGS.workdir, FLAGS.output, **given)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from behrt_jax.data import dataset
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import Prepared, prepare
 from tests import tiny
+from tests.data import handmade
 
 # Tests compile thousands of small programs. XLA's older way of compiling fused loops takes half the time and gives the
 # same numbers but for rounding. An XLA_FLAGS of one's own, an empty one too, wins. The versions for jax-metal lack it.
@@ -50,6 +51,18 @@ def bundled(bundled_config) -> Prepared:
 def bundled_train(bundled) -> dataset.Patients:
     """The train split of the bundled patients."""
     return dataset.read(bundled.folder, "train")
+
+
+@pytest.fixture
+def meds(tmp_path) -> handmade.MedsFolder:
+    """An empty data set."""
+    return handmade.MedsFolder(tmp_path)
+
+
+@pytest.fixture
+def cohort(meds) -> handmade.MedsFolder:
+    """A valid data set of ten patients."""
+    return handmade.write_cohort(meds)
 
 
 @pytest.fixture

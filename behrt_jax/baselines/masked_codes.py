@@ -20,7 +20,7 @@ Predictor = Callable[[MaskedBatch], np.ndarray]
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 MAX_CODES = 2000
 AGE_BINS = np.arange(0, 100, 5)
-# Learning rates and dropout of the lowest loss on tuning of the bundled data (experiments.studies.tune_baselines).
+# Learning rates and dropout of the lowest loss on tuning of the bundled data: docs/choices.md.
 RECIPES = {
     "linear on visit, neighbours, history, age": Recipe(0.003),
     "MLP on visit, neighbours, history, age": Recipe(0.003, hidden=512, dropout=0.5),

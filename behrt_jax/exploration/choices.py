@@ -1,4 +1,4 @@
-"""Which form of each representation is measured, the best on tuning, and projections of these fitted on train."""
+"""Chooses the form of each representation, the best on tuning, and measures it on held-out patients."""
 
 import functools
 from collections.abc import Callable
@@ -6,7 +6,6 @@ from collections.abc import Callable
 import numpy as np
 from tqdm import tqdm
 
-from behrt_jax.exploration import projection
 from behrt_jax.exploration.measures import (
     Groups,
     report_groups,
@@ -15,19 +14,16 @@ from behrt_jax.exploration.measures import (
     score_groups,
     score_retrieval,
 )
-from behrt_jax.exploration.representations import BAG, MEAN, PRINCIPAL, Candidate, Splits
+from behrt_jax.exploration.representations import Candidate
 from behrt_jax.metrics import embeddings
 
-DROPOUTS = (0.2, 0.5)  # of a projection
 
-
-def measure(families: dict[str, list[Candidate]], groups: Groups, with_projections: bool) -> dict:
+def measure(families: dict[str, list[Candidate]], groups: Groups) -> dict:
     """Measures families of candidates, each the best of its candidates on tuning by the measure in question.
 
     Args:
       families: of candidates.
       groups: the diseases of the patients, by split.
-      with_projections: whether to fit and measure projections too.
 
     Returns:
       See docs/embeddings.md.
@@ -48,15 +44,6 @@ def measure(families: dict[str, list[Candidate]], groups: Groups, with_projectio
         later = {split: each._replace(has=each.later) for split, each in groups.items()}
         result["retrieval_later"] = report_retrieval(best["retrieval"], later)
     result["probe"] = report_probe(best["retrieval"], groups)
-    if with_projections:
-        projected = _project_all(families, chosen, groups)
-        found = {family: splits for family, (_, splits) in projected.items()}
-        plain = {name: {f"{family}, as it is": best[name][family] for family in (BAG, PRINCIPAL)} for name in best}
-        result["projected"] = {
-            "chosen": {family: label for family, (label, _) in projected.items()},
-            "groups": report_groups({**found, **plain["groups"]}, groups),
-            "retrieval": report_retrieval({**found, **plain["retrieval"]}, groups),
-        }
     return result
 
 
@@ -82,23 +69,3 @@ def _describe(groups: Groups) -> dict:
         }
         found[split] = counts
     return found
-
-
-def _project_all(families: dict[str, list[Candidate]], chosen: dict, groups: Groups) -> dict[str, tuple[str, Splits]]:
-    """Fits projections on train to what was chosen of each family, and takes the best on tuning by its silhouette."""
-    tries = [
-        (family, candidate, dropout)
-        for family, candidates in families.items()
-        for candidate in candidates
-        if family != MEAN and candidate.name in (chosen["groups"][family], chosen["retrieval"][family])
-        for dropout in DROPOUTS
-    ]
-    best: dict[str, tuple[float, str, Splits]] = {}
-    for family, candidate, dropout in tqdm(tries, desc="projecting", unit="fit"):
-        found = candidate.make()
-        project = projection.fit_projection(found["train"], groups["train"].has, dropout=dropout)
-        projected = {split: project(values) for split, values in found.items()}
-        score = score_groups(groups, projected, "tuning")
-        if family not in best or score > best[family][0]:
-            best[family] = score, f"{candidate.name}, dropout {dropout}", projected
-    return {family: (label, found) for family, (_, label, found) in best.items()}

@@ -12,9 +12,7 @@ def format_quality(result: dict) -> str:
     parts = [
         f"patients: {patients}; fitted on train, chosen on tuning, measured on held_out; 95% intervals over patients"
     ]
-    parts += _measured(result, "")
-    if "projected" in result:
-        parts += _measured(result["projected"], ", projected with the diseases of train, beside bags as they are")
+    parts += _measured(result)
     return "\n\n".join([*parts, _subtypes(result["subtypes"])])
 
 
@@ -33,22 +31,22 @@ def _retrieval_columns(result: dict) -> dict[str, str]:
     return {f"retrieval/{name}": f"{name}@{result['neighbours']}" for name in names}
 
 
-def _measured(result: dict, label: str) -> list[str]:
+def _measured(result: dict) -> list[str]:
     groups, parts = result["groups"], []
     members = ", ".join(f"{number} {name}" for name, number in groups["members"].items())
     others = {
         family: f"{each['davies_bouldin']:10.2f}{each['calinski_harabasz']:10.1f}"
         for family, each in groups["others"].items()
     }
-    lines = [f"patients of one disease or none ({members}){label}"]
+    lines = [f"patients of one disease or none ({members})"]
     lines += _grid(groups, {"groups/silhouette": "silhouette"}, others, "   Davies-B. Calinski-H.")
     parts.append("\n".join(lines))
     for name, what in (("retrieval", "disease"), ("retrieval_later", "later first diagnosis")):
         if name in result:
             grid = _grid(result[name], _retrieval_columns(result[name]))
-            parts.append("\n".join([f"neighbours who share a {what}{label}", *grid]))
+            parts.append("\n".join([f"neighbours who share a {what}", *grid]))
     if result.get("probe"):
-        parts.append("\n".join([f"linear probes{label}", *_grid(result["probe"], {"probe/auroc": "AUROC"})]))
+        parts.append("\n".join(["linear probes", *_grid(result["probe"], {"probe/auroc": "AUROC"})]))
     return parts
 
 

@@ -1,4 +1,4 @@
-"""The parts that a report is made of; experiments/templates/report.html lays out each kind."""
+"""The parts that a report is made of; templates/report.html lays out each kind."""
 
 import base64
 import io

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +17,19 @@ from behrt_jax.training.workdir import EVALUATION_FILE, MACHINE_FILE
 
 
 def resume_and_fit(
-    command: str, config, folder: Path, objective, optimizer, current, columns, evaluate, evaluated: Callable[[], str]
+    config,
+    folder: Path,
+    objective,
+    optimizer,
+    current,
+    columns,
+    evaluate,
+    evaluated: Callable[[], str],
+    resume_with: str,
 ) -> int | None:
     """Goes on from the newest checkpoint of a workdir to the end of training, and says so.
 
     Args:
-      command: its name, to say how to go on after an interrupt.
       config: the recipe.
       folder: the workdir.
       objective: what is minimised.
@@ -32,6 +38,7 @@ def resume_and_fit(
       columns: a function from a step to the stream of batches from there on.
       evaluate: maps parameters to metrics on tuning.
       evaluated: returns the digest of the evaluation that is to follow, as `digests.of_evaluation` does.
+      resume_with: the command or call that goes on after an interrupt.
 
     Returns:
       The exit status, where the run was interrupted or was finished and evaluated before; None where it is to be
@@ -47,7 +54,7 @@ def resume_and_fit(
             print(f"resuming {folder} after step {done:,} of {settings.num_steps:,}")
         given = (config, folder, objective, optimizer, current, columns(done), evaluate, checkpoints, losses)
         if stopped_by := fit(*given):
-            print(f"stopped and saved; the same command goes on from here: {resume_command(command, folder)}")
+            print(f"stopped and saved; the same command goes on from here: {resume_with}")
             return 128 + stopped_by
     elif (file := folder / EVALUATION_FILE).exists():
         if digests.is_current(file, evaluated()):
@@ -136,11 +143,3 @@ def describe_machine() -> dict[str, str]:
         "processor": f"{os.cpu_count()} cores, {platform.system()} on {platform.machine()}",
         "versions": f"Python {platform.python_version()}, jax {jax.__version__}",
     }
-
-
-def resume_command(command: str, folder: Path) -> str:
-    """Returns the command line that was given, with the workdir where it was left to the default."""
-    given = sys.argv[1:]
-    if not any(word.partition("=")[0] == "--workdir" for word in given):
-        given = [*given, f"--workdir={folder}"]
-    return f"python -m experiments.{command} {shlex.join(given)}"

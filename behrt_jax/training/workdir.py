@@ -28,6 +28,15 @@ from behrt_jax.training.checkpoints import Checkpoints
 CONFIG_FILE = "config.json"
 VOCABULARY_FILE = "vocabulary.json"
 DIGESTS_FILE = "digests.json"  # of the inputs that a run began with, each under the config key that names it
+EVALUATION_FILE = "evaluation.json"
+PARAMETERS_FILE = "parameters.json"  # how many there are, and are trained
+MACHINE_FILE = "machine.json"  # what the newest part of the training ran on
+FITTED_FILE = "fitted.json"  # calibration and thresholds of tuning; of Cox, the baseline hazard of train
+REGRESSION_FILE = "regression.npz"
+REPLICATES_FILE = "replicates.npz"  # of every metric, of every model: "MODEL: METRIC"
+CODE_EMBEDDINGS_FILE = "code_embeddings.json"
+EMBEDDING_QUALITY_FILE = "embedding_quality.json"
+ATTRIBUTIONS_FILE = "attributions.json"
 CHECKPOINTS = "checkpoints"
 TUNING_LOSS = "loss"  # the weighted sum of the losses that are trained
 # Keys that may change between a run and its resume: where data lies, and what is only shown or measured at the end.
@@ -308,18 +317,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-CODE_EMBEDDINGS_FILE = "code_embeddings.json"
-REPLICATES_FILE = "replicates.npz"  # of every metric, of every model: "MODEL: METRIC"
-
-ATTRIBUTIONS_FILE = "attributions.json"
-EMBEDDING_QUALITY_FILE = "embedding_quality.json"
-
-EVALUATION_FILE = "evaluation.json"
-PARAMETERS_FILE = "parameters.json"  # how many there are, and are trained
-MACHINE_FILE = "machine.json"  # what the newest part of the training ran on
-
-REGRESSION_FILE = "regression.npz"
-# Calibration and thresholds are fitted on tuning, the baseline hazard of Cox on train.
-FITTED_FILE = "fitted.json"

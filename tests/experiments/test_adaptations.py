@@ -25,9 +25,8 @@ def test_every_way_is_run_and_the_tuning_loss_chooses(workplace, deaths, joint):
     keys |= {"model.dropout": TINY["model.dropout"], "survival.num_bins": 3}
     folder = workplace.folder / "adaptations"
     given = [f"--labels={deaths}", f"--pretrained={joint}", f"--workdir={folder}", "--learning_rates=0.001,0.01"]
-    done = workplace.run(
-        [*given, *(f"--set={key}={value}" for key, value in keys.items())], "experiments.studies.adaptations"
-    )
+    chosen = [f"--set={key}={value}" for key, value in keys.items()]
+    done = workplace.run([*given, *chosen], "experiments.studies.adaptations")
     assert done.returncode == 0, done.stderr
     lines = (folder / "adaptations.md").read_text().splitlines()[2:]
     trained = [int(line.split("|")[2].replace(",", "")) for line in lines]

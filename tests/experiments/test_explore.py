@@ -1,13 +1,12 @@
 """What explore measures: planted diseases in made-up embeddings, and the command on sixty bundled patients."""
 
-import functools
 import json
 
 import numpy as np
 import pytest
 
 from behrt_jax.data import code_counts
-from behrt_jax.exploration import choices, measures, projection, subtypes, tables
+from behrt_jax.exploration import choices, measures, subtypes, tables
 from behrt_jax.exploration.disease_groups import DiseaseGroups
 from behrt_jax.exploration.representations import BAG, MEAN, OWN, PRINCIPAL, Candidate
 from behrt_jax.metrics import bootstrap, embeddings
@@ -45,11 +44,7 @@ def measured():
         BAG: [candidate("noise", noise)],
         PRINCIPAL: [candidate("good", good)],
     }
-    with pytest.MonkeyPatch.context() as patch:  # fewer steps, and one fit of each
-        fit = functools.partial(projection.fit_projection, steps=60)
-        patch.setattr(choices.projection, "fit_projection", fit)
-        patch.setattr(choices, "DROPOUTS", (0.2,))
-        return choices.measure(families, groups, with_projections=True), groups
+    return choices.measure(families, groups), groups
 
 
 def test_the_best_on_tuning_is_measured_and_noise_is_chance(measured):
@@ -82,17 +77,6 @@ def test_the_interval_of_the_silhouette_is_that_of_resampled_patients(measured):
     assert found["versus"][BAG]["groups/silhouette"]["low"] > 0.3
 
 
-def test_a_projection_of_noise_is_noise_on_held_out_patients(measured):
-    projected = measured[0]["projected"]
-    assert MEAN not in projected["chosen"] and projected["chosen"][OWN].startswith("good")
-    assert projected["groups"]["metrics"]["groups/silhouette"]["value"] > 0.3
-    assert projected["groups"]["baselines"][BAG]["groups/silhouette"]["value"] < 0.1
-    plain = f"{BAG}, as it is"
-    assert projected["retrieval"]["versus"][plain]["retrieval/precision"]["low"] > 0.2
-    for name, measure in (("groups", "groups/silhouette"), ("retrieval", "retrieval/precision")):
-        assert projected[name]["baselines"][plain][measure] == measured[0][name]["baselines"][BAG][measure]
-
-
 def test_groups_too_small_to_measure_are_an_error():
     _, groups = planted(0.0)
     few = {split: each._replace(has=each.has & False) for split, each in groups.items()}
@@ -104,7 +88,7 @@ def test_later_diseases_of_those_who_do_not_have_them_are_measured_apart():
     good, groups = planted(6.0)
     later = {split: each._replace(has=each.has & False, later=each.has) for split, each in groups.items()}
     mixed = {split: each._replace(has=groups[split].has) for split, each in later.items()}
-    result = choices.measure({OWN: [candidate("good", good)], BAG: [candidate("good", good)]}, mixed, False)
+    result = choices.measure({OWN: [candidate("good", good)], BAG: [candidate("good", good)]}, mixed)
     assert result["retrieval_later"]["metrics"] == result["retrieval"]["metrics"]
 
 
@@ -137,7 +121,7 @@ def test_the_command(workplace, whole):
     (workplace.folder / "groups.yaml").write_text(DISEASES)
     output = workplace.folder / "quality.json"
     flags = [f"--workdir={whole[0]}", f"--diseases={workplace.folder / 'groups.yaml'}", f"--output={output}"]
-    done = workplace.run([*flags, "--at=2015-01-01", "--clusters=2", "--project"], "experiments.explore")
+    done = workplace.run([*flags, "--at=2015-01-01", "--clusters=2"], "experiments.explore")
     assert done.returncode == 0, done.stderr
     result = json.loads(output.read_text())
     assert result["at"] == "2015-01-01" and result["windows"] == "all"

@@ -1,0 +1,65 @@
+"""Evaluation: held-out metrics of a run beside baselines."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from behrt_jax.evaluation import outcomes, plots, pretrained, tables
+from behrt_jax.training import workdir as workdirs
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation gives.
+
+    Attributes:
+      values: the content of `evaluation.json`; see `evaluation.pretrained.evaluate_run`.
+      figures: the files that were drawn.
+    """
+
+    values: dict
+    figures: list[Path]
+
+    def table(self) -> str:
+        """Lays out the metrics beside those of the baselines, as text."""
+        return tables.format_result(self.values)
+
+
+def evaluate(
+    workdir: str | Path,
+    *,
+    split: str = "held_out",
+    data: str | None = None,
+    versus: Sequence[str] = (),
+    baselines: bool = True,
+    figures: bool = False,
+    say: Callable[[str], None] = print,
+) -> Evaluation:
+    """Scores the best checkpoint of a workdir beside baselines on the same targets, and writes `evaluation.json`.
+
+    Args:
+      workdir: what `pretrain` or `finetune` wrote.
+      split: `train`, `tuning` or `held_out`; of a fine-tuned run `held_out` alone.
+      data: another MEDS data set to score a pre-trained run on; the run's own if None.
+      versus: workdirs of other runs of the same data; one of a pre-trained run.
+      baselines: whether to fit baselines; they take some minutes.
+      figures: whether to draw figures of a pre-trained run; those of a fine-tuned one are always drawn.
+      say: takes lines on what is going on.
+
+    Raises:
+      ValueError: the workdir cannot be read, or something does not apply to its kind of run.
+    """
+    folder = Path(workdir)
+    if "objective" in workdirs.read_config(folder):
+        if len(versus) > 1:
+            raise ValueError(f"--versus={','.join(versus)}: {folder} is pre-trained; expected one other run")
+        other = versus[0] if versus else None
+        values = pretrained.evaluate_run(folder, split, data, other, baselines, say)
+        return Evaluation(values, list(plots.draw(folder, split, data)) if figures else [])
+    if data or split != "held_out":
+        given = f"--data={data}" if data else f"--split={split}"
+        raise ValueError(
+            f"{given}: {folder} is fine-tuned, which is evaluated on the held-out patients of its own data; "
+            "expected neither --data nor --split: for other patients use experiments.predict"
+        )
+    values = outcomes.evaluate_run(folder, versus=list(versus), with_baselines=baselines)
+    return Evaluation(values, sorted((folder / "figures").glob("*")))

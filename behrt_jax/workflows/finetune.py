@@ -1,0 +1,76 @@
+"""Fine-tuning: from labels and a pre-trained run to a trained and evaluated workdir."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from behrt_jax.data.config import DataConfig
+from behrt_jax.evaluation import outcomes, tables
+from behrt_jax.finetuning import finetuned, labeled_histories, probe_init, setup
+from behrt_jax.models.config import BEHRTConfig
+from behrt_jax.training import digests, loop, state
+from behrt_jax.training import workdir as workdirs
+from behrt_jax.training.fit import resume_and_fit
+from behrt_jax.training.optimizer import OptimizerConfig, count_trained, make_optimizer
+from behrt_jax.training.workdir import EVALUATION_FILE, PARAMETERS_FILE, REGRESSION_FILE
+from behrt_jax.workflows.pretrain import TrainedRun
+
+
+def finetune(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    versus: Sequence[str | Path] = (),
+    baselines: bool = True,
+    say: Callable[[str], None] = print,
+    resume_with: str = "",
+) -> TrainedRun:
+    """Fine-tunes BEHRT to labels, from a pre-trained run or from scratch, and evaluates it; resumes a stopped run.
+
+    Args:
+      config: a recipe such as `behrt_jax.recipes.survival.get_config()`, with `labels` and mostly `pretrained`; it is
+        not changed.
+      workdir: where everything is written.
+      versus: workdirs of other runs of the same labels, to compare with.
+      baselines, say, resume_with: as of `behrt_jax.pretrain`.
+
+    Raises:
+      ValueError: the recipe, the labels or the data cannot be used, or the workdir belongs to another run.
+    """
+    config, folder = config.copy_and_resolve_references(), Path(workdir)
+    train_config, optimizer_config = loop.TrainConfig(**config.train), OptimizerConfig(**config.optimizer)
+    DataConfig(**config.data)
+    BEHRTConfig(**{**config.model, "vocab_size": 1})
+
+    task = setup.begin(config, say=say)
+    for other in versus:  # what the evaluation needs, before training
+        finetuned.load_other(Path(other), config, task.splits["held_out"].labels, lambda line: None)
+    workdirs.open_workdir(folder, config, task.prepared.vocabulary, task.digests)
+    if task.regression:
+        task.regression.save(folder / REGRESSION_FILE)
+    optimizer = make_optimizer(optimizer_config, train_config.num_steps, scales=task.scales)
+    current = state.create_state(task.initialize, optimizer, config.seed)
+    if config.foretold.codes:
+        params = probe_init.begin(config, task.model, current.params, task.splits)
+        current = dataclasses.replace(current, params=jax.tree.map(jnp.array, params))
+    sizes = jax.tree.map(count_trained, current.params, task.scales(current.params))
+    everything, trained = sum(leaf.size for leaf in jax.tree.leaves(current.params)), sum(jax.tree.leaves(sizes))
+    say(f"parameters: {everything:,}, of which {trained:,} are trained")
+    (folder / PARAMETERS_FILE).write_text(json.dumps({"all": everything, "trained": trained}))
+    columns = functools.partial(labeled_histories.training_columns, config, task.splits["train"])
+    evaluated = functools.partial(digests.of_evaluation, folder, task.digests)
+    given = (config, folder, task.objective, optimizer, current, columns, setup.tuning_scorer(config, task), evaluated)
+    status = resume_and_fit(*given, resume_with or f"behrt_jax.finetune(config, '{folder}')")
+    if status is not None:
+        return TrainedRun(folder, status, None)
+    evaluation = outcomes.evaluate_run(folder, task.splits, [str(other) for other in versus], baselines)
+    say(tables.format_result(evaluation))
+    figures = "figures/, " if any((folder / "figures").glob("*")) else ""
+    say(f"written to {folder}: {EVALUATION_FILE}, predictions.parquet, {figures}and what load() needs")
+    return TrainedRun(folder, 0, evaluation)

@@ -1,0 +1,104 @@
+"""Pre-training: from a recipe to a trained and evaluated workdir."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from behrt_jax.data import dataset
+from behrt_jax.data.config import DataConfig
+from behrt_jax.embeddings import code_init
+from behrt_jax.evaluation import loaded_run, pretrained, tables
+from behrt_jax.models.behrt import count_parameters
+from behrt_jax.models.config import BEHRTConfig
+from behrt_jax.objectives.config import ObjectiveConfig
+from behrt_jax.training import digests as input_digests
+from behrt_jax.training import loop, pretraining, state
+from behrt_jax.training import workdir as workdirs
+from behrt_jax.training.describe import describe_data, describe_rows, describe_unmatched
+from behrt_jax.training.fit import resume_and_fit
+from behrt_jax.training.optimizer import OptimizerConfig, make_optimizer
+
+
+class TrainedRun(NamedTuple):
+    """What training gives.
+
+    Attributes:
+      workdir: what `behrt_jax.load` takes.
+      status: 0 where the run is finished, else 128 and the number of the signal that stopped it.
+      evaluation: the content of `evaluation.json`; None where the run was stopped, or was finished before.
+    """
+
+    workdir: Path
+    status: int
+    evaluation: dict | None
+
+
+def pretrain(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    baselines: bool = True,
+    say: Callable[[str], None] = print,
+    resume_with: str = "",
+) -> TrainedRun:
+    """Pre-trains BEHRT on a MEDS data set and evaluates it; resumes where an earlier run of the workdir stopped.
+
+    Args:
+      config: a recipe, such as `behrt_jax.recipes.small.get_config()`; it is not changed.
+      workdir: where everything is written.
+      baselines: whether to fit baselines for the evaluation; they take some minutes.
+      say: takes lines on what is going on.
+      resume_with: what to do to go on after an interrupt, for the message; the same call if empty.
+
+    Raises:
+      ValueError: the recipe or the data cannot be used, or the workdir belongs to another run.
+    """
+    config, folder = config.copy_and_resolve_references(), Path(workdir)
+    # Finds everything that can be wrong in the recipe before minutes go into the data.
+    data_config, train_config = DataConfig(**config.data), loop.TrainConfig(**config.train)
+    BEHRTConfig(**{**config.model, "vocab_size": 1})
+    optimizer = make_optimizer(OptimizerConfig(**config.optimizer), train_config.num_steps)
+    ObjectiveConfig(**config.objective)
+    code_init.check(config)
+
+    prepared, patients, task = pretraining.begin(config, say=say)
+    splits = {name: dataset.read(prepared.folder, name) for name in ("tuning", "held_out")}
+    splits = {name: dataset.sample(found, config.evaluation.max_patients) for name, found in splits.items()}
+    scorer = pretraining.tuning_scorer(config, task, splits["tuning"], say)
+    pretraining.count_examples(config, task, pretraining.mark(config, splits["held_out"]), "held_out", say)
+    check_oracle(config, task, splits["held_out"], say)
+    digests = input_digests.of_pretraining(config, patients, splits["tuning"])
+    workdirs.open_workdir(folder, config, prepared.vocabulary, digests)
+    current = state.create_state(pretraining.initialize(config, task, patients, say), optimizer, config.seed)
+    for line in (*describe_data(prepared, count_parameters(current.params)), *describe_unmatched(config, prepared)):
+        say(line)
+    say(describe_rows(patients, data_config.row_length, data_config.separators, config.seed))
+    if task.is_target.any():
+        say(f"targets: {task.is_target.sum():,} codes by objective.targets and objective.min_patients")
+    columns = functools.partial(pretraining.training_columns, config, task, patients)
+    evaluated = functools.partial(input_digests.of_evaluation, folder, digests, splits["held_out"])
+    given = (config, folder, task.objective, optimizer, current, columns, scorer, evaluated)
+    status = resume_and_fit(*given, resume_with or f"behrt_jax.pretrain(config, '{folder}')")
+    if status is not None:
+        return TrainedRun(folder, status, None)
+    evaluation = pretrained.evaluate_run(folder, "held_out", with_baselines=baselines, say=say)
+    say(tables.format_result(evaluation))
+    say(
+        f"written to {folder}: {workdirs.EVALUATION_FILE}, metrics.jsonl, tensorboard/, checkpoints/, and what load() needs"
+    )
+    return TrainedRun(folder, 0, evaluation)
+
+
+def check_oracle(
+    config: ConfigDict, task: pretraining.Task, held_out: dataset.Patients, say: Callable[[str], None]
+) -> None:
+    """Warns before training where the evaluation of simulated patients cannot use the oracle."""
+    if loaded_run.is_simulated(config.data.path) and {"mlm", "next_visit"} & set(task.model.objectives):
+        try:
+            index = pretraining.index(config, held_out)
+            loaded_run.read_simulation(Path(config.data.path), task.vocabulary, held_out, index)
+        except ValueError as error:
+            say(f"warning: the evaluation will leave out the oracle: {error}")

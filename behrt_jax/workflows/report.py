@@ -1,0 +1,40 @@
+"""The report of a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from behrt_jax.report import maps, source
+from behrt_jax.report.page import find_sections, render
+
+
+def write_report(
+    workdir: str | Path,
+    output: str | Path | None = None,
+    *,
+    data: str | None = None,
+    diseases: str | Path = maps.DISEASES,
+    show_patients: bool | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Writes one page about a run, which loads nothing from anywhere.
+
+    Args:
+      workdir: what `pretrain` or `finetune` wrote.
+      output: the page to write; `report.html` in the workdir if None.
+      data: a MEDS data set whose patients are shown; the run's own if None.
+      diseases: groups of diseases by which patients are coloured.
+      show_patients: whether to show single patients; only where the data is simulated if None.
+      say: takes lines on what is going on.
+
+    Raises:
+      ValueError: the run cannot be read, or patients may be real and are to be shown.
+    """
+    output = Path(output or Path(workdir) / "report.html")
+    run = source.load(Path(workdir), data, show_patients, say)
+    page = render(run, find_sections(run, data, Path(diseases)))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scratch = output.with_name(f"{output.name}.tmp")
+    scratch.write_text(page, encoding="utf-8")
+    scratch.replace(output)
+    say(f"written: {output}, {output.stat().st_size / 1e6:.1f} MB; open it in any browser")
+    return output
