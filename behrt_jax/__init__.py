@@ -1,8 +1,8 @@
 """BEHRT in JAX and Flax: pre-train an encoder on the visits and codes of patients.
 
 `pretrain(config, workdir)` trains a recipe such as `behrt_jax.recipes.small.get_config()`, `load(workdir)` gives
-`(config, vocabulary, model, params)`; `finetune`, `evaluate`, `predict`, `embed` and `write_report` do what the commands
-of these names do.
+`(config, vocabulary, model, params)`; `finetune`, `evaluate`, `predict`, `embed` and `write_report` do what the
+commands of these names do.
 """
 
 import importlib
@@ -64,9 +64,8 @@ try:
 except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+unknown"
 
-_WORKFLOWS = {"write_report": "report"} | {
-    name: name for name in ("embed", "evaluate", "finetune", "predict", "pretrain")
-}
+_WORKFLOWS = {name: name for name in ("embed", "evaluate", "finetune", "predict", "pretrain")}
+_WORKFLOWS["write_report"] = "report"
 
 
 def __getattr__(name: str):

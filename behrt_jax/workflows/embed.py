@@ -42,7 +42,12 @@ def embed(
     Raises:
       ValueError: something cannot be read, or no patient was alive with an event before the date.
     """
-    output, date, tables, found = Path(output), snapshots.read_date(at), read_outcomes(labels), workdirs.load(workdir)
+    output, date, tables, found = (
+        Path(output),
+        snapshots.read_date(at),
+        read_outcomes([*labels]),
+        workdirs.load(workdir),
+    )
     with found.config.unlocked():
         found.config.data.path = data or found.config.data.path
     needed = events.SPLITS if data is None else ()

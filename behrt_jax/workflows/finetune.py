@@ -38,7 +38,9 @@ def finetune(
         not changed.
       workdir: where everything is written.
       versus: workdirs of other runs of the same labels, to compare with.
-      baselines, say, resume_with: as of `behrt_jax.pretrain`.
+      baselines: whether to fit baselines for the evaluation; they take some minutes.
+      say: takes lines on what is going on.
+      resume_with: what to do to go on after an interrupt, for the message; the same call if empty.
 
     Raises:
       ValueError: the recipe, the labels or the data cannot be used, or the workdir belongs to another run.

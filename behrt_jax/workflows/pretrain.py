@@ -86,9 +86,8 @@ def pretrain(
         return TrainedRun(folder, status, None)
     evaluation = pretrained.evaluate_run(folder, "held_out", with_baselines=baselines, say=say)
     say(tables.format_result(evaluation))
-    say(
-        f"written to {folder}: {workdirs.EVALUATION_FILE}, metrics.jsonl, tensorboard/, checkpoints/, and what load() needs"
-    )
+    written = f"{workdirs.EVALUATION_FILE}, metrics.jsonl, tensorboard/, checkpoints/, and what load() needs"
+    say(f"written to {folder}: {written}")
     return TrainedRun(folder, 0, evaluation)
 
 
