@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "embeddings": CORE,
     "regression": {"data", "metrics"},
     "simulation": {"data", "metrics", "labels"},
-    "training": CORE | {"objectives", "embeddings"},
+    "training": CORE | {"objectives", "embeddings", "recipes"},
     "baselines": CORE | {"objectives", "regression"},
     "finetuning": CORE | {"labels", "objectives", "regression", "training"},
     "evaluation": CORE | {"labels", "objectives", "embeddings", "simulation", "training", "baselines", "finetuning"},
@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "interpret": CORE | {"objectives", "simulation", "training", "finetuning", "evaluation"},
     "report": CORE | {"embeddings", "training", "evaluation", "exploration"},
     "publishing": CORE | {"objectives", "training", "evaluation"},
-    "recipes": {"recipes"},
+    "recipes": set(),
 }
 MAY_IMPORT["workflows"] = set(MAY_IMPORT) - {"publishing", "probing", "interpret", "simulation", "baselines"}
 NEVER = {"behrt_jax": ("configs", "experiments", "tests", "pickle"), "experiments": ("tests", "pickle")}

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from behrt_jax.data import batches, dataset, events, windows
 from behrt_jax.data.prepare import Prepared
-from configs import default
+from behrt_jax.recipes import default
 
 
 def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from behrt_jax.report import maps, source
-from behrt_jax.report.page import find_sections, render
 
 
 def write_report(
@@ -29,6 +28,12 @@ def write_report(
     Raises:
       ValueError: the run cannot be read, or patients may be real and are to be shown.
     """
+    try:
+        from behrt_jax.report.page import find_sections, render
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the report needs {error.name}, which is not installed: pip install 'behrt_jax[report]'"
+        ) from error
     output = Path(output or Path(workdir) / "report.html")
     run = source.load(Path(workdir), data, show_patients, say)
     page = render(run, find_sections(run, data, Path(diseases)))
