@@ -10,8 +10,8 @@ import numpy as np
 import scipy.special
 
 from behrt_jax.baselines import mlp
-from behrt_jax.baselines.mlp import Features, Recipe, Schedule
-from behrt_jax.metrics.bootstrap import Outcomes, concatenate
+from behrt_jax.baselines.mlp import Features, MLPConfig, Schedule
+from behrt_jax.metrics.bootstrap import PerTargetScores, concatenate
 from behrt_jax.objectives.mlm import FIRST_CODE_ID
 from behrt_jax.objectives.scoring import MaskedBatch, score_log_probabilities
 
@@ -22,8 +22,8 @@ MAX_CODES = 2000
 AGE_BINS = np.arange(0, 100, 5)
 # Learning rates and dropout of the lowest loss on tuning of the bundled data: docs/choices.md.
 RECIPES = {
-    "linear on visit, neighbours, history, age": Recipe(0.003),
-    "MLP on visit, neighbours, history, age": Recipe(0.003, hidden=512, dropout=0.5),
+    "linear on visit, neighbours, history, age": MLPConfig(0.003),
+    "MLP on visit, neighbours, history, age": MLPConfig(0.003, hidden=512, dropout=0.5),
 }
 NETWORK_STEPS = 4000  # at most, or as many as show a network what the model saw, if that is more
 CHECK_EVERY = 250
@@ -67,7 +67,7 @@ def fit_baselines(
     }
 
 
-def predict(predictor: Predictor, masked_batches: Iterable[MaskedBatch]) -> Outcomes:
+def predict(predictor: Predictor, masked_batches: Iterable[MaskedBatch]) -> PerTargetScores:
     """Scores a baseline at each hidden code."""
     return concatenate([score_log_probabilities(predictor(batch), batch) for batch in masked_batches])
 
@@ -192,7 +192,7 @@ def fit_networks(
     tuning: list[MaskedBatch],
     frequency: np.ndarray,
     progress: Callable[[str], None],
-    recipes: dict[str, Recipe] | None = None,
+    recipes: dict[str, MLPConfig] | None = None,
     model_steps: int = 0,
 ) -> dict[str, Predictor]:
     """Fits a multinomial logistic regression and an MLP on one stream of features, or what other `recipes` say.

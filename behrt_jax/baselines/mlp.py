@@ -24,7 +24,7 @@ AVERAGED_SHARE = 0.1  # of the steps so far
 TOLERANCE = 1e-3
 
 
-class Recipe(NamedTuple):
+class MLPConfig(NamedTuple):
     """How a network is made and trained.
 
     Attributes:
@@ -147,7 +147,7 @@ def predict(params: dict, features: Features) -> np.ndarray:
 
 def train_networks(
     batches: Iterable[tuple[Features, np.ndarray]],
-    recipes: dict[str, Recipe],
+    recipes: dict[str, MLPConfig],
     bias: np.ndarray,
     loss: Callable[[jax.Array, jax.Array], jax.Array],
     tuning_loss: Callable[[dict], float],
@@ -212,13 +212,13 @@ def prefetch(items: Iterable) -> Iterator:
             yield item
 
 
-def begin(recipe: Recipe, width: int, bias: np.ndarray) -> Training:
+def begin(recipe: MLPConfig, width: int, bias: np.ndarray) -> Training:
     """Returns a network of `width` inputs before its first step."""
     params = initial_params(width, recipe.hidden, bias)
     return Training(params, optax.adam(recipe.learning_rate).init(params), jax.tree.map(jnp.array, params))
 
 
-def make_step(recipe: Recipe, loss: Callable[[jax.Array, jax.Array], jax.Array]):
+def make_step(recipe: MLPConfig, loss: Callable[[jax.Array, jax.Array], jax.Array]):
     """Returns a function (training, features, targets, number of the step) -> training, one step later."""
     optimizer = optax.adam(recipe.learning_rate)
 

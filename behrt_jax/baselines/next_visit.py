@@ -12,7 +12,7 @@ import optax
 import scipy.special
 
 from behrt_jax.baselines import mlp
-from behrt_jax.baselines.mlp import Features, Recipe, Schedule
+from behrt_jax.baselines.mlp import Features, MLPConfig, Schedule
 from behrt_jax.baselines.next_visit_features import Histories, add_past, describe_histories, last_codes, past_codes
 from behrt_jax.data.dataset import Patients
 from behrt_jax.data.next_visit_targets import NextVisits
@@ -30,7 +30,7 @@ CHECK_EVERY, PATIENCE = 200, 3  # steps; a pass over train, if that is longer
 # By the tuning split of the bundled data: for the MLP a learning rate of 0.002 with dropout 0.5 did better than 0.001
 # with 0.3; for the regression no other rate was tried. Counts that fade with a half-life of 8 visits, the only one
 # tried, are worth 0.03 to 0.04 of average precision to both.
-RECIPES = {"logistic regression": Recipe(0.003), "MLP": Recipe(0.002, hidden=512, dropout=0.5)}
+RECIPES = {"logistic regression": MLPConfig(0.003), "MLP": MLPConfig(0.002, hidden=512, dropout=0.5)}
 RECENT = 8.0
 
 
@@ -204,7 +204,7 @@ def fit_networks(
     tuning: Split,
     vocab_size: int,
     progress: Callable[[str], None],
-    recipes: dict[str, Recipe] | None = None,
+    recipes: dict[str, MLPConfig] | None = None,
     time_known: bool = False,
     model_examples: int = 0,
 ) -> dict[str, Predictor]:
@@ -228,7 +228,7 @@ def fit_networks(
 def train_on_tables(
     table: Table,
     checks: Table,
-    recipes: dict[str, Recipe],
+    recipes: dict[str, MLPConfig],
     progress: Callable[[str], None] = lambda message: None,
     model_examples: int = 0,
 ) -> dict[str, dict]:

@@ -20,7 +20,7 @@ from behrt_jax.objectives import survival
 from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.regression import cox
 from behrt_jax.regression.code_regression import MAX_ROWS, NET_PENALTIES, sample
-from behrt_jax.regression.outcome_features import Inputs, fit_encoder
+from behrt_jax.regression.outcome_features import Inputs, fit_scaler
 
 # The budget: every setting that is tried on tuning, the most cautious first. The ranges were set by hand with an eye on
 # all five folds of death from landmarks of the bundled patients, so what is reached there is a little too good. Tried
@@ -126,7 +126,7 @@ def fit_classification(
     found = np.unique(train.classes)
     if len(found) < 2:
         raise ValueError(f"train: all {len(train.classes):,} rows have one class; expected rows of two or more")
-    encode = functools.partial(fit_encoder(train.patients, train.times, tokens).encode, tokens=tokens)
+    encode = functools.partial(fit_scaler(train.patients, train.times, tokens).encode, tokens=tokens)
     rows = sample(len(train.classes), MAX_ROWS)
     table, checks = _rows(encode(train.patients, train.times), rows), encode(tuning.patients, tuning.times)
     wanted, size = train.classes[rows], 1 + max(train.classes.max(), tuning.classes.max())
@@ -180,7 +180,7 @@ def fit_survival(
             f"train: none of {len(train.events):,} rows has an event of cause {lacking[0]}; expected some of each "
             "cause from 1 on"
         )
-    encode = functools.partial(fit_encoder(train.patients, train.times, tokens).encode, tokens=tokens)
+    encode = functools.partial(fit_scaler(train.patients, train.times, tokens).encode, tokens=tokens)
     rows = sample(len(train.days), MAX_ROWS)
     table, checks = _rows(encode(train.patients, train.times), rows), encode(tuning.patients, tuning.times)
     days, fitted = train.days[rows], {}

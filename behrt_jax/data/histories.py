@@ -13,7 +13,7 @@ from behrt_jax.data.windows import MINUTES_PER_DAY, MINUTES_PER_YEAR
 
 ROWS = 512  # histories worked on at once
 AGE_KNOTS = np.arange(0.0, 101.0, 10.0)  # years
-NUM_TRAITS = len(AGE_KNOTS) + len(SEXES)
+NUM_COVARIATES = len(AGE_KNOTS) + len(SEXES)
 
 
 def histories_at(
@@ -111,7 +111,9 @@ def times_since_birth(patients: Patients, rows: np.ndarray, prediction_times: np
     return since_birth
 
 
-def mark_times(patients: Patients, prediction_times: np.ndarray, row_length: int, token: int = SEP) -> Patients:
+def append_prediction_token(
+    patients: Patients, prediction_times: np.ndarray, row_length: int, token: int = SEP
+) -> Patients:
     """Ends each history with a visit of one special token at the prediction time.
 
     It tells the model how long ago the last visit was, by its `time_deltas`, and how old the patient is now, by its
@@ -146,7 +148,7 @@ def ages_at(patients: Patients, prediction_times: np.ndarray) -> np.ndarray:
     return np.where(patients.has_birth, times / (MICROSECONDS * MINUTES_PER_YEAR), np.nan)
 
 
-def traits_at(patients: Patients, prediction_times: np.ndarray, tokens: tuple[str, ...]) -> np.ndarray:
+def covariates_at(patients: Patients, prediction_times: np.ndarray, tokens: tuple[str, ...]) -> np.ndarray:
     """Describes age and sex at prediction times, as a linear layer can read them.
 
     Args:

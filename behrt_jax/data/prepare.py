@@ -13,7 +13,7 @@ import polars as pl
 
 from behrt_jax.data import dataset, events, sexes, tokenize, vocabulary
 from behrt_jax.data.config import DataConfig
-from behrt_jax.data.tokenize import Survey, survey_shards
+from behrt_jax.data.tokenize import ShardStats, gather_shard_stats
 
 _SPLITS_CURES = {  # by whether splits are made, and whether they are those of folders
     (1, 0): "add patients or",
@@ -84,7 +84,7 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
     known = used = fitted or vocabulary.EMPTY
     fit, kept = fitted is None or add_codes, frozenset(known.ids)
     progress(f"reading {config.path}")
-    survey = survey_shards(config, counts, with_samples=fit and config.value_bins > 1)
+    survey = gather_shard_stats(config, counts, with_samples=fit and config.value_bins > 1)
     needed = needed if fitted else tuple(dict.fromkeys(("train", *needed)))
     for split in needed:
         if not survey.shards[split]:
@@ -98,7 +98,7 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
         edges = {code: own for code, own in edges.items() if code not in known.ids} | known.value_edges
         parts = [vocabulary.count_tokens(found) for found in _tokenized(survey, "train", config, edges, kept)]
         used = vocabulary.fit_vocabulary(parts, edges, config.min_patients, known)
-    parents = vocabulary.find_parents(config.path, used) if known.codes else {}
+    parents = vocabulary.nearest_known_ancestors(config.path, used) if known.codes else {}
     if add_codes:
         counts["codes_added"] = len(used) - len(known)
     progress("writing the prepared data")
@@ -106,7 +106,7 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
     return Prepared(folder, used, _write(folder, config, examples, survey, used, counts))
 
 
-def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], survey: Survey, fitted, counts) -> dict:
+def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], survey: ShardStats, fitted, counts) -> dict:
     """Writes prepared data beside `folder` and moves it there; returns the report."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -136,7 +136,7 @@ def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], surv
 
 
 def _tokenized(
-    survey: Survey, split: str, config: DataConfig, edges, kept: frozenset[str], counts=None, parents=None
+    survey: ShardStats, split: str, config: DataConfig, edges, kept: frozenset[str], counts=None, parents=None
 ) -> Iterator[pl.DataFrame]:
     """Reads the shards of a split as tokens, one at a time."""
     members = survey.splits.filter(pl.col("split") == split)
@@ -146,7 +146,9 @@ def _tokenized(
     )
 
 
-def _first_examples(survey: Survey, config: DataConfig, fitted, kept, parents, needed, counts) -> dict[str, Iterator]:
+def _first_examples(
+    survey: ShardStats, config: DataConfig, fitted, kept, parents, needed, counts
+) -> dict[str, Iterator]:
     """Returns a generator of examples for each split that has any.
 
     Raises:
@@ -167,7 +169,7 @@ def _first_examples(survey: Survey, config: DataConfig, fitted, kept, parents, n
 
 
 def _examples(
-    survey: Survey, split: str, config: DataConfig, fitted, kept, parents, counts
+    survey: ShardStats, split: str, config: DataConfig, fitted, kept, parents, counts
 ) -> Iterator[tuple[int, dict]]:
     """Yields each patient of a split as tokens, and counts them."""
     says_sex = sexes.sex_tokens(fitted.tokens) > 0

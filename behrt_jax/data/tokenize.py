@@ -108,7 +108,7 @@ MOST_SAMPLES = 16  # samples of numeric values, one a shard, that are held befor
 
 
 @dataclasses.dataclass(frozen=True)
-class Survey:
+class ShardStats:
     """What one pass over the validated shards found.
 
     Attributes:
@@ -126,7 +126,7 @@ class Survey:
     unmatched: list[str]
 
 
-def survey_shards(config: DataConfig, counts: collections.Counter, with_samples: bool) -> Survey:
+def gather_shard_stats(config: DataConfig, counts: collections.Counter, with_samples: bool) -> ShardStats:
     """Validates every shard and counts its events."""
     shards, *left_out = events.find_files(config.path)
     counts.update(dict(zip(("hidden_files", "other_files"), left_out, strict=True)))
@@ -164,7 +164,7 @@ def survey_shards(config: DataConfig, counts: collections.Counter, with_samples:
     for split in events.SPLITS:
         members = splits.filter(pl.col("split") == split)["subject_id"].to_numpy()
         by_split[split] = [shard for shard, ids in subjects.items() if np.isin(ids, members).any()]
-    return Survey(splits, by_split, samples, num_named > 0, list(unmatched))
+    return ShardStats(splits, by_split, samples, num_named > 0, list(unmatched))
 
 
 def _splits_of_shard(ids: np.ndarray, of_folder: str | None, listed: pl.DataFrame | None) -> pl.DataFrame:

@@ -246,7 +246,7 @@ def fit_vocabulary(
     )
 
 
-def find_parents(path: str | Path, known: Vocabulary) -> dict[str, str]:
+def nearest_known_ancestors(path: str | Path, known: Vocabulary) -> dict[str, str]:
     """Finds what to read codes as that a vocabulary does not know.
 
     Parents are those of `parent_codes` in `metadata/codes.parquet`, over any number of levels. Only a token without a

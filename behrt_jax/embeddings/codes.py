@@ -7,7 +7,7 @@ import scipy.sparse.linalg
 from flax.traverse_util import flatten_dict
 
 from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
-from behrt_jax.metrics.bootstrap import Outcomes
+from behrt_jax.metrics.bootstrap import PerTargetScores
 from behrt_jax.models.embeddings import CODE_TABLE
 
 QUERIES_AT_A_TIME = 1024  # bounds the memory at this many times V
@@ -70,7 +70,7 @@ def nearest(
     return found, cosines
 
 
-def agreement(table: np.ndarray, groups: np.ndarray, k: int) -> Outcomes:
+def agreement(table: np.ndarray, groups: np.ndarray, k: int) -> PerTargetScores:
     """Measures which share of a code's k nearest neighbours is of its group, as Med2Vec (Choi et al. 2016) does.
 
     Only codes of a group take part, those that are alone in one aside. A code with fewer than k others in its group is
@@ -89,13 +89,13 @@ def agreement(table: np.ndarray, groups: np.ndarray, k: int) -> Outcomes:
     asked = np.minimum(k, others)
     counted = np.arange(found.shape[1]) < asked[:, None]
     hits = (groups[found] == own[:, None]) & counted
-    return Outcomes(own, {"precision": hits.sum(axis=1) / asked})
+    return PerTargetScores(own, {"precision": hits.sum(axis=1) / asked})
 
 
-def chance(groups: np.ndarray) -> Outcomes:
+def chance(groups: np.ndarray) -> PerTargetScores:
     """Returns what `agreement` is on average for neighbours drawn at random."""
     codes, own, others = _members(groups)
-    return Outcomes(own, {"precision": others / (len(codes) - 1)})
+    return PerTargetScores(own, {"precision": others / (len(codes) - 1)})
 
 
 def _members(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

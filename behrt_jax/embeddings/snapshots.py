@@ -14,7 +14,7 @@ LAST = "last"
 SINCE = np.datetime64("2000-01-01", "us")
 
 
-class Moment(NamedTuple):
+class Snapshot(NamedTuple):
     """What was known of M patients.
 
     Attributes:
@@ -38,13 +38,13 @@ def read_date(text: str) -> np.datetime64 | None:
         raise ValueError(f"--at={text}: expected a date such as 2015-01-01, or last") from error
 
 
-def find_moment(
+def take_snapshot(
     config: ConfigDict,
     patients: dataset.Patients,
     at: np.datetime64 | None,
     lives: pl.DataFrame,
     whole: bool = False,
-) -> tuple[Moment, dict[str, int]]:
+) -> tuple[Snapshot, dict[str, int]]:
     """Finds what was known of patients strictly before a date, or just after their last event.
 
     Args:
@@ -72,10 +72,10 @@ def find_moment(
     times = times[alive][kept]
     rows = histories if whole else data_histories.newest_visits(histories, config.data.row_length)
     if config.get("history") and config.history.mark and len(rows):
-        rows = data_histories.mark_times(rows, times, config.data.row_length)
+        rows = data_histories.append_prediction_token(rows, times, config.data.row_length)
     left_out = {"not yet born": int(unborn.sum()), "dead by then": int((dead & ~unborn).sum())}
     left_out["without an event before that the model reads"] = len(alive) - len(kept)
-    return Moment(times, histories, rows), {reason: number for reason, number in left_out.items() if number}
+    return Snapshot(times, histories, rows), {reason: number for reason, number in left_out.items() if number}
 
 
 def windows_of(config: ConfigDict, rows: dataset.Patients, whole: bool) -> windows.Windows | None:

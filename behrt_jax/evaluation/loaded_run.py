@@ -36,7 +36,7 @@ class Run(NamedTuple):
 
     config: ConfigDict
     vocabulary: Vocabulary
-    trained: pretraining.Task
+    trained: pretraining.PretrainingTask
     params: Any
     source: Path
     split: str

@@ -48,7 +48,7 @@ def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True
     return result
 
 
-def ask_oracle(run: Run, hidden: list[scoring.MaskedBatch]) -> bootstrap.Outcomes:
+def ask_oracle(run: Run, hidden: list[scoring.MaskedBatch]) -> bootstrap.PerTargetScores:
     """Scores what a model would say that knows the simulation, and the patients' whole histories."""
     lives, seen = read_simulation(run.source, run.vocabulary, run.patients, run.index(run.patients))
     tokens = run.vocabulary.tokens

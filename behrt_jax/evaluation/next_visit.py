@@ -15,7 +15,7 @@ from behrt_jax.evaluation.loaded_run import Run, read_simulation, score_oracle
 from behrt_jax.metrics import bootstrap, multilabel
 from behrt_jax.objectives import scoring
 from behrt_jax.simulation import oracle
-from behrt_jax.training.pretraining import Task
+from behrt_jax.training.pretraining import PretrainingTask
 
 METRICS = ("average_precision", "average_precision/new", "micro_f1", "recall@10", "recall@10/new")
 COMPARED = tuple(f"{multilabel.PREFIX}{metric}" for metric in METRICS)
@@ -134,7 +134,7 @@ def predict(run: Run, tuning: Split | None, scored: Split, time_known: bool = Fa
 
 
 def make_predictor(
-    config: ConfigDict, trained: Task, params, time_known: bool = False
+    config: ConfigDict, trained: PretrainingTask, params, time_known: bool = False
 ) -> Callable[[Split], tuple[np.ndarray, np.ndarray]]:
     """Returns a function from the examples of a split to their (N, T) probabilities and (N,) days."""
     cut = config.objective.history == "random_cut"
@@ -171,10 +171,10 @@ def days_before(split: Split) -> np.ndarray:
     return (minutes[visits] - minutes[visits - 1]) / windows.MINUTES_PER_DAY
 
 
-def days_errors(split: Split, days: np.ndarray) -> bootstrap.Outcomes:
+def days_errors(split: Split, days: np.ndarray) -> bootstrap.PerTargetScores:
     """Returns how far the log of 1 + the predicted days is from the truth."""
     errors = np.abs(np.log1p(np.maximum(days, 0)) - np.log1p(days_before(split)))
-    return bootstrap.Outcomes(split.examples.patients, {"log_days_error": errors})
+    return bootstrap.PerTargetScores(split.examples.patients, {"log_days_error": errors})
 
 
 def ask_oracle(run: Run, split: Split, time_known: bool = False) -> Predictions:

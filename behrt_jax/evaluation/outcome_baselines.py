@@ -9,13 +9,15 @@ from behrt_jax.baselines import outcomes
 from behrt_jax.data import events
 from behrt_jax.embeddings.patients import embed
 from behrt_jax.finetuning import predict, setup
-from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.finetuning.predict import ClassPredictions, Predictions, SurvivalPredictions, targets_of
 from behrt_jax.metrics import classification
 from behrt_jax.training import workdir
 
 
-def fit_baselines(config: ConfigDict, splits: dict[str, Labelled], tokens, say) -> dict[str, tuple[Predictions, dict]]:
+def fit_baselines(
+    config: ConfigDict, splits: dict[str, LabeledHistories], tokens, say
+) -> dict[str, tuple[Predictions, dict]]:
     """Fits every baseline; returns what each says of held-out patients, and its threshold, chosen on tuning."""
     parts = {name: (part.histories, part.labels.prediction_times) for name, part in splits.items()}
     train, tuning, held_out = (parts[name] for name in events.SPLITS)
@@ -53,7 +55,7 @@ def fit_baselines(config: ConfigDict, splits: dict[str, Labelled], tokens, say) 
     return found
 
 
-def predict_without_encoder(config: ConfigDict, splits: dict[str, Labelled]) -> tuple[Predictions, dict]:
+def predict_without_encoder(config: ConfigDict, splits: dict[str, LabeledHistories]) -> tuple[Predictions, dict]:
     """Returns what the regression on codes of `history.regression` says of held-out patients without an encoder.
 
     It is the head's own input, put through what follows a model: so the row beside a run that has both tells what the
@@ -65,7 +67,7 @@ def predict_without_encoder(config: ConfigDict, splits: dict[str, Labelled]) -> 
     return predict.predict(config, logits["held_out"], fitted), fitted
 
 
-def embed_splits(config: ConfigDict, splits: dict[str, Labelled], tokens, say) -> dict[str, np.ndarray | None]:
+def embed_splits(config: ConfigDict, splits: dict[str, LabeledHistories], tokens, say) -> dict[str, np.ndarray | None]:
     """Returns the (M, D) embeddings of each split by the run that fine-tuning began with; None where there is none.
 
     They are those before fine-tuning, which has seen the outcomes of train.

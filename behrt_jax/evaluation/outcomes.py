@@ -15,7 +15,7 @@ from behrt_jax.evaluation.outcome_baselines import fit_baselines, predict_withou
 from behrt_jax.evaluation.small_cells import MIN_PATIENTS
 from behrt_jax.finetuning import data, predict, setup
 from behrt_jax.finetuning.finetuned import load, score_other
-from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.finetuning.predict import ClassPredictions, Predictions, SurvivalPredictions, targets_of
 from behrt_jax.labels import labels as label_data
 from behrt_jax.labels.labels import Labels
@@ -32,7 +32,7 @@ WITHOUT_SPREAD = "survival/d_calibration_p"  # over resamples, so that differenc
 
 def evaluate_run(
     folder: Path,
-    splits: dict[str, Labelled] | None = None,
+    splits: dict[str, LabeledHistories] | None = None,
     versus: Sequence[str] = (),
     with_baselines: bool = True,
     say: Callable[[str], None] = print,
@@ -103,7 +103,7 @@ def ask_oracle(labels: Labels) -> SurvivalPredictions:
     )
 
 
-def find_groups(found: Labelled, tokens: tuple[str, ...]) -> dict[str, np.ndarray]:
+def find_groups(found: LabeledHistories, tokens: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Returns the age bands and sexes of labelled histories, as `multilabel.group_cells` gives them."""
     ages = histories.ages_at(found.histories, found.labels.prediction_times)
     return multilabel.group_cells(None, ages, sexes(found.histories, tokens))

@@ -43,7 +43,9 @@ def _predictor(run: Run) -> Predictor:
     return functools.partial(step, run.params)
 
 
-def _outcomes(run: Run, edges: tuple[float, ...], predictors: dict[str, Predictor]) -> dict[str, bootstrap.Outcomes]:
+def _outcomes(
+    run: Run, edges: tuple[float, ...], predictors: dict[str, Predictor]
+) -> dict[str, bootstrap.PerTargetScores]:
     """Returns the loss of each at each visit, a mean over codes, on the newest windows of the patients."""
     config = run.config
     times = event_targets.index_events(
@@ -59,7 +61,7 @@ def _outcomes(run: Run, edges: tuple[float, ...], predictors: dict[str, Predicto
         for name, predictor in predictors.items():
             rates = predictor(inputs.device_columns(batch))
             losses = np.asarray(lose(rates, batch["event_days"], batch["event_happened"]))
-            parts[name].append(bootstrap.Outcomes(patients, {"loss": losses[rows, slots]}))
+            parts[name].append(bootstrap.PerTargetScores(patients, {"loss": losses[rows, slots]}))
     return {name: bootstrap.concatenate(found) for name, found in parts.items()}
 
 

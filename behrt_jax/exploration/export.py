@@ -22,7 +22,7 @@ def split_frames(found: workdir.Loaded, patients: dataset.Patients, split: str, 
     places = np.arange(len(patients))
     for start in range(0, len(patients), CHUNK):
         chunk = dataset.take(patients, (places >= start) & (places < start + CHUNK))
-        moment, left_out = snapshots.find_moment(config, chunk, at, lives, whole)
+        moment, left_out = snapshots.take_snapshot(config, chunk, at, lives, whole)
         windows = snapshots.windows_of(config, moment.rows, whole)
         given = (config, found.model, found.params, moment.rows, windows, (pooling,), found.vocabulary)
         pooled = embed(*given)[pooling] if len(moment.rows) else np.zeros((0, config.model.hidden_dim), np.float32)

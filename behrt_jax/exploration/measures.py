@@ -7,7 +7,7 @@ from behrt_jax.exploration.disease_groups import DiseaseGroups
 from behrt_jax.exploration.representations import OWN, Splits
 from behrt_jax.metrics import bootstrap, classification
 from behrt_jax.metrics import embeddings as embedding_metrics
-from behrt_jax.metrics.bootstrap import Outcomes
+from behrt_jax.metrics.bootstrap import PerTargetScores
 
 NEIGHBOURS = 10
 SMALLEST = 5  # patients with a disease, and without, in each split for a probe of it
@@ -45,13 +45,13 @@ def exclusive(groups: Groups, split: str) -> tuple[np.ndarray, np.ndarray]:
     return rows, labels[rows]
 
 
-def retrieve(groups: Groups, found: Splits, split: str) -> Outcomes:
+def retrieve(groups: Groups, found: Splits, split: str) -> PerTargetScores:
     """Measures the nearest train patients of those of a split."""
     near = embedding_metrics.nearest(found[split], found["train"], NEIGHBOURS)
     return embedding_metrics.retrieval(near, groups[split].has, groups["train"].has)
 
 
-def retrieve_at_random(groups: Groups) -> Outcomes:
+def retrieve_at_random(groups: Groups) -> PerTargetScores:
     """Measures all train patients as neighbours of the held-out ones, which is what neighbours at random give."""
     own, train = groups["held_out"].has, groups["train"].has
     everyone = np.broadcast_to(np.arange(len(train)), (len(own), len(train)))

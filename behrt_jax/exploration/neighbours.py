@@ -12,7 +12,7 @@ from behrt_jax.exploration import population as exploration_population
 from behrt_jax.exploration.measures import CHANCE
 from behrt_jax.exploration.representations import BAG, BOTH, OWN, Candidate, of_both
 from behrt_jax.metrics import bootstrap
-from behrt_jax.metrics.bootstrap import Outcomes
+from behrt_jax.metrics.bootstrap import PerTargetScores
 from behrt_jax.training import workdir
 
 
@@ -39,7 +39,7 @@ def choose(dates: list[Date], family: str) -> list[Candidate]:
     return list(same[int(np.argmax(scores))])
 
 
-def retrieve(dates: list[Date], candidates: Sequence[Candidate], split: str) -> Outcomes:
+def retrieve(dates: list[Date], candidates: Sequence[Candidate], split: str) -> PerTargetScores:
     """Measures the neighbours of a split at all dates, a candidate at each."""
     parts = [
         by_subject(date, split, measures.retrieve(date.groups, candidate.make(), split))
@@ -48,12 +48,12 @@ def retrieve(dates: list[Date], candidates: Sequence[Candidate], split: str) -> 
     return bootstrap.concatenate(parts)
 
 
-def by_subject(date: Date, split: str, outcomes: Outcomes) -> Outcomes:
+def by_subject(date: Date, split: str, outcomes: PerTargetScores) -> PerTargetScores:
     """Names patients as in the data, so that what one has at several dates is resampled together."""
     return outcomes._replace(patients=date.subject_ids[split][outcomes.patients])
 
 
-def measure_run(dates: list[Date]) -> tuple[dict[str, Outcomes], dict[str, str]]:
+def measure_run(dates: list[Date]) -> tuple[dict[str, PerTargetScores], dict[str, str]]:
     """Measures the held-out patients of a run.
 
     Returns:

@@ -25,7 +25,7 @@ POOLINGS = ("mean", *WEIGHTED)
 class Population(NamedTuple):
     """The patients of each split and what is known of them: histories, diseases, lives, embeddings by pooling."""
 
-    moments: dict[str, snapshots.Moment]
+    moments: dict[str, snapshots.Snapshot]
     groups: dict[str, DiseaseGroups]
     lives: pl.DataFrame
     pooled: dict[str, dict[str, np.ndarray]]
@@ -42,7 +42,7 @@ def read_population(found: workdir.Loaded, diseases: str, at, whole: bool) -> Po
         patients = dataset.sample(everyone, config.evaluation.max_patients)
         if len(patients) < len(everyone):
             print(f"{split}: {len(patients):,} of {len(everyone):,} patients are taken (evaluation.max_patients)")
-        known[split], left_out = snapshots.find_moment(config, patients, at, lives, whole)
+        known[split], left_out = snapshots.take_snapshot(config, patients, at, lives, whole)
         for reason, number in left_out.items():
             print(f"{split}: {number:,} patients left out, {reason}")
         if not len(known[split].rows):
@@ -59,7 +59,7 @@ def read_population(found: workdir.Loaded, diseases: str, at, whole: bool) -> Po
     return Population(known, _read_groups(config.data.path, diseases, known, at), lives, pooled)
 
 
-def _read_groups(data: str, diseases: str, known: dict[str, snapshots.Moment], at) -> dict[str, DiseaseGroups]:
+def _read_groups(data: str, diseases: str, known: dict[str, snapshots.Snapshot], at) -> dict[str, DiseaseGroups]:
     """Reads the diseases of all patients at once, so that a shard is read once, and parts them again."""
     subjects = np.concatenate([moment.rows.subject_ids for moment in known.values()])
     times = None if at is None else np.concatenate([moment.times for moment in known.values()])

@@ -13,7 +13,7 @@ from behrt_jax.data.config import DataConfig
 from behrt_jax.data.hashing import hash_integers
 from behrt_jax.data.prepare import Prepared, prepare
 from behrt_jax.data.vocabulary import Vocabulary
-from behrt_jax.finetuning.labeled_histories import Labelled, describe_unknown, find_histories
+from behrt_jax.finetuning.labeled_histories import LabeledHistories, describe_unknown, find_histories
 from behrt_jax.labels import labels as label_data
 from behrt_jax.labels.follow_up import read_lives
 from behrt_jax.labels.labels import Labels
@@ -23,7 +23,7 @@ FEW = 10  # patients with an outcome, of whom resampling makes intervals that ar
 
 def read_splits(
     config: ConfigDict, vocabulary: Vocabulary | None, say: Callable[[str], None], add_codes: bool = False
-) -> tuple[Prepared, dict[str, Labelled]]:
+) -> tuple[Prepared, dict[str, LabeledHistories]]:
     """Reads the labels and the data of a config, the latter in a vocabulary from elsewhere if one is given.
 
     Raises:
@@ -110,7 +110,7 @@ def match(labels: Labels, lives: pl.DataFrame, say: Callable[[str], None]) -> La
     return labels.take(kept)
 
 
-def report_rest(number: int, found: list[Labelled], say: Callable[[str], None]) -> None:
+def report_rest(number: int, found: list[LabeledHistories], say: Callable[[str], None]) -> None:
     """Says how many labels of a number have no history: no code that is kept came before, or the split is another."""
     rest = number - sum(len(part.labels) for part in found)
     if rest:

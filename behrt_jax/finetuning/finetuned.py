@@ -8,23 +8,23 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from behrt_jax.finetuning import data, head_regression, predict, setup
-from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.finetuning.predict import Predictions
 from behrt_jax.labels.labels import Labels
 from behrt_jax.training import workdir
 
 
-class Fitted(NamedTuple):
+class FinetunedModel(NamedTuple):
     """A fine-tuned run, loaded, with its labelled histories by split and the tokens of its vocabulary."""
 
     config: ConfigDict
     tokens: tuple[str, ...]
     model: Any
     params: Any
-    splits: dict[str, Labelled]
+    splits: dict[str, LabeledHistories]
 
 
-def load(folder: Path, splits: dict[str, Labelled] | None, say: Callable[[str], None]) -> Fitted:
+def load(folder: Path, splits: dict[str, LabeledHistories] | None, say: Callable[[str], None]) -> FinetunedModel:
     """Loads a fine-tuned run and, if they are not given, its labelled histories.
 
     Raises:
@@ -39,10 +39,12 @@ def load(folder: Path, splits: dict[str, Labelled] | None, say: Callable[[str], 
             raise ValueError(f"{config.data.path}: gives another vocabulary than {folder} has; restore its data")
         workdir.check_digests(folder, config, setup.digest_inputs(splits), say)
         splits = head_regression.add(splits, head_regression.load(folder, config), vocabulary.tokens)
-    return Fitted(config, vocabulary.tokens, model, params, splits)
+    return FinetunedModel(config, vocabulary.tokens, model, params, splits)
 
 
-def load_other(folder: Path, config: ConfigDict, mine: Labels, say: Callable[[str], None]) -> tuple[Fitted, dict]:
+def load_other(
+    folder: Path, config: ConfigDict, mine: Labels, say: Callable[[str], None]
+) -> tuple[FinetunedModel, dict]:
     """Loads another run to compare with, and what was fitted after its training.
 
     Args:
@@ -63,7 +65,7 @@ def load_other(folder: Path, config: ConfigDict, mine: Labels, say: Callable[[st
     return other, predict.read_fitted(folder)
 
 
-def score_other(folder: Path, own: Fitted, say: Callable[[str], None]) -> tuple[Predictions, dict]:
+def score_other(folder: Path, own: FinetunedModel, say: Callable[[str], None]) -> tuple[Predictions, dict]:
     """Returns what another run says of held-out patients, and what was fitted after its training; see `load_other`."""
     other, fitted = load_other(folder, own.config, own.splits["held_out"].labels, say)
     logits = predict.score(other.config, other.model, other.params, other.splits["held_out"])

@@ -12,7 +12,7 @@ PRIOR = 4.0  # variance of a coefficient, as of a ridge
 YEAR = 365.25
 
 
-def begin_survival(
+def init_survival_head(
     traits: np.ndarray, days: np.ndarray, events: np.ndarray, config: SurvivalConfig, offset: np.ndarray | float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fits the log rate of each cause to traits (Poisson regression), alike in all bins of time.
@@ -44,7 +44,7 @@ def begin_survival(
     return kernel.astype(np.float32), (bias - shift).astype(np.float32)
 
 
-def begin_binary(
+def init_binary_head(
     traits: np.ndarray, targets: np.ndarray, config: ClassificationConfig, offset: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fits the log odds of a binary outcome to traits, as `begin_classification`, beside what is expected already.
@@ -72,7 +72,7 @@ def begin_binary(
     return found[:-1, None].astype(np.float32), found[-1:].astype(np.float32)
 
 
-def begin_classification(
+def init_classification_head(
     traits: np.ndarray, targets: np.ndarray, config: ClassificationConfig, num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fits the log odds of classes, or of each label, to traits (logistic regression).
@@ -88,7 +88,7 @@ def begin_classification(
     """
     if targets.ndim == 2:
         labels = [(~np.isnan(column), column) for column in targets.T]
-        each = [begin_classification(traits[known], column[known], config, 2) for known, column in labels]
+        each = [init_classification_head(traits[known], column[known], config, 2) for known, column in labels]
         kernels, biases = zip(*each, strict=True)
         return np.concatenate(kernels, axis=1), np.concatenate(biases)
     balanced, kind = config.class_weights == "balanced", "multi_class" if config.kind == "multi_class" else "binary"

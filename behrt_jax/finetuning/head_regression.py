@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.labels.labels import Labels
 from behrt_jax.regression import code_regression
 from behrt_jax.regression.code_regression import CodeRegression, Target
@@ -14,7 +14,7 @@ from behrt_jax.training.workdir import REGRESSION_FILE
 
 
 def fit(
-    config: ConfigDict, splits: dict[str, Labelled], tokens: tuple[str, ...], say: Callable[[str], None]
+    config: ConfigDict, splits: dict[str, LabeledHistories], tokens: tuple[str, ...], say: Callable[[str], None]
 ) -> CodeRegression | None:
     """Fits the regression that a recipe asks for: a log risk of each cause, label or class, one of a binary label."""
     if not config.history.regression:
@@ -42,7 +42,9 @@ def load(folder: Path, config: ConfigDict) -> CodeRegression | None:
     return code_regression.load(folder / REGRESSION_FILE) if config.history.get("regression") else None
 
 
-def add(splits: dict[str, Labelled], regression: CodeRegression | None, tokens: tuple[str, ...]) -> dict[str, Labelled]:
+def add(
+    splits: dict[str, LabeledHistories], regression: CodeRegression | None, tokens: tuple[str, ...]
+) -> dict[str, LabeledHistories]:
     """Makes what a regression says the traits of labelled histories; `train` are those it was fitted to.
 
     Age and sex are among its features: beside it they would begin at what few labels say of them once more.

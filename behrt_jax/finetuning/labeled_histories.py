@@ -16,7 +16,7 @@ from behrt_jax.models import inputs
 SLOTS = 32
 
 
-class Labelled(NamedTuple):
+class LabeledHistories(NamedTuple):
     """The labels of a split and what was known at each: M of them.
 
     Attributes:
@@ -40,7 +40,7 @@ def find_histories(
     tokens: tuple[str, ...],
     name: str,
     say: Callable[[str], None],
-) -> Labelled:
+) -> LabeledHistories:
     """Finds the labels of some patients and what was known at each, and says how many there are.
 
     Args:
@@ -57,10 +57,10 @@ def find_histories(
     mine = mine.take(kept)
     rows = data_histories.newest_visits(histories, config.data.row_length)
     if config.history.mark and len(mine):
-        rows = data_histories.mark_times(rows, mine.prediction_times, config.data.row_length)
+        rows = data_histories.append_prediction_token(rows, mine.prediction_times, config.data.row_length)
     say(f"{name}: {len(mine):,} labels of {len(np.unique(mine.subject_ids)):,} patients: {describe(mine)}")
-    traits = data_histories.traits_at(histories, mine.prediction_times, tokens)
-    return Labelled(mine, histories, rows, traits[:, : traits.shape[1] * config.history.age_and_sex])
+    traits = data_histories.covariates_at(histories, mine.prediction_times, tokens)
+    return LabeledHistories(mine, histories, rows, traits[:, : traits.shape[1] * config.history.age_and_sex])
 
 
 def describe(labels: Labels) -> str:
@@ -77,7 +77,7 @@ def describe(labels: Labels) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in zip(names, counts, strict=True))
 
 
-def describe_unknown(splits: dict[str, Labelled], tokens: tuple[str, ...]) -> list[str]:
+def describe_unknown(splits: dict[str, LabeledHistories], tokens: tuple[str, ...]) -> list[str]:
     """Says of how many labelled patients age or sex is unknown; no lines where both are known of all."""
     ids = np.concatenate([found.histories.subject_ids for found in splits.values()])
     known = {
@@ -94,7 +94,7 @@ def describe_unknown(splits: dict[str, Labelled], tokens: tuple[str, ...]) -> li
     return lines
 
 
-def add_labels(batch: dict[str, np.ndarray], labelled: Labelled) -> dict[str, np.ndarray]:
+def add_labels(batch: dict[str, np.ndarray], labelled: LabeledHistories) -> dict[str, np.ndarray]:
     """Adds what objectives of outcomes read, (B, P) each: `weights`, and `targets` or `days` and `events`; `traits`."""
     # Batches hold more or fewer histories a row; so many slots that nearly all have the same shape compile once.
     spare = -batch["patient_index"].shape[1] % SLOTS
@@ -110,20 +110,20 @@ def add_labels(batch: dict[str, np.ndarray], labelled: Labelled) -> dict[str, np
     return {**batch, **found}
 
 
-def training_columns(config: ConfigDict, train: Labelled, start_step: int) -> Iterator[dict]:
+def training_columns(config: ConfigDict, train: LabeledHistories, start_step: int) -> Iterator[dict]:
     """Yields what the train step takes, beginning with the batch of `start_step`."""
     length, size, separators = config.data.row_length, config.train.batch_size, config.data.separators
     stream = batches.training_batches(train.rows, length, size, config.seed, start_step, separators, newest=True)
     return (inputs.device_columns(add_labels(batch, train)) for batch in stream)
 
 
-def evaluation_batches(config: ConfigDict, found: Labelled) -> Iterator[dict]:
+def evaluation_batches(config: ConfigDict, found: LabeledHistories) -> Iterator[dict]:
     """Yields each labelled history once, in a fixed order."""
     sizes = (config.data.row_length, config.evaluation.batch_size, config.data.separators)
     return (add_labels(batch, found) for batch in batches.evaluation_batches(found.rows, *sizes))
 
 
-def read_each(config: ConfigDict, found: Labelled, width: int, read: Callable[[dict], jax.Array]) -> np.ndarray:
+def read_each(config: ConfigDict, found: LabeledHistories, width: int, read: Callable[[dict], jax.Array]) -> np.ndarray:
     """Returns what a function says of each labelled history, (M, width) float32; it maps a batch to (B, P, width)."""
     said = np.zeros((len(found.labels), width), np.float32)
     for batch in evaluation_batches(config, found):

@@ -12,7 +12,7 @@ import polars as pl
 from ml_collections import ConfigDict
 
 from behrt_jax.finetuning import labeled_histories
-from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.labels.labels import Labels
 from behrt_jax.metrics import calibration
 from behrt_jax.metrics import classification as classification_metrics
@@ -42,7 +42,7 @@ class SurvivalPredictions(NamedTuple):
 Predictions = ClassPredictions | SurvivalPredictions
 
 
-def score(config: ConfigDict, model, params, found: Labelled) -> np.ndarray:
+def score(config: ConfigDict, model, params, found: LabeledHistories) -> np.ndarray:
     """Returns the (M, K) float32 logits of labelled histories."""
     return labeled_histories.read_each(config, found, model.num_labels, functools.partial(_score, model, params))
 

@@ -18,7 +18,7 @@ OWN_KEYS = {
 }  # the others are the pre-trained run's
 
 
-def load(config: ConfigDict) -> workdir.Loaded:
+def load_pretrained(config: ConfigDict) -> workdir.Loaded:
     """Loads the run to begin with, and takes those of its keys that its parameters are bound to."""
     found = workdir.load(config.pretrained)
     if "objective" not in found.config:
@@ -29,12 +29,12 @@ def load(config: ConfigDict) -> workdir.Loaded:
             config[section] = found.config[section].copy_and_resolve_references()
             config[section].update(kept)
         if config.foretold.codes:
-            foretell(config, found)
+            add_forecast(config, found)
     config.lock()
     return found
 
 
-def foretell(config: ConfigDict, found: workdir.Loaded) -> None:
+def add_forecast(config: ConfigDict, found: workdir.Loaded) -> None:
     """Sets what a model needs that reads how soon its pre-trained run expects some codes.
 
     Raises:
@@ -57,7 +57,7 @@ def add_rows(found: workdir.Loaded, vocabulary: Vocabulary, path: str) -> workdi
     A row begins as that which the code would be read as if it were not added, so that training begins where it would
     without: the row of its nearest known parent in the data set at `path`, or of `[UNK]`.
     """
-    before, parents = found.vocabulary, data_vocabulary.find_parents(path, found.vocabulary)
+    before, parents = found.vocabulary, data_vocabulary.nearest_known_ancestors(path, found.vocabulary)
     rows = [*range(len(before))]
     for token in vocabulary.tokens[len(before) :]:
         parent = parents.get(token) or parents.get(token.rpartition("//Q")[0]) or SPECIAL_TOKENS[UNK]

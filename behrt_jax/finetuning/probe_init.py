@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from behrt_jax.finetuning import head_init, labeled_histories
-from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.models.inputs import model_arguments
 from behrt_jax.objectives import classification, survival
 from behrt_jax.objectives.classification import ClassificationConfig
@@ -25,7 +25,7 @@ FORETOLD = 0.25  # what foretold codes add to being believed as they are, likewi
 TRAITS = (1.0, 0.0)  # age and sex, and without
 
 
-def begin(config: ConfigDict, model, params: Any, splits: dict[str, Labelled]) -> Any:
+def init_head(config: ConfigDict, model, params: Any, splits: dict[str, LabeledHistories]) -> Any:
     """Sets the head of a model for binary outcomes or times to an event.
 
     Args:
@@ -58,7 +58,7 @@ def begin(config: ConfigDict, model, params: Any, splits: dict[str, Labelled]) -
     return {**params, "base": begun} if config.lora.rank else begun
 
 
-def read_patients(config: ConfigDict, model, variables: Any, found: Labelled) -> np.ndarray:
+def read_patients(config: ConfigDict, model, variables: Any, found: LabeledHistories) -> np.ndarray:
     """Returns what the head reads of labelled histories, (M, D + E + F) float32: embeddings, foretold codes, traits."""
     width = config.model.hidden_dim + len(config.foretold.ids)
     read = labeled_histories.read_each(config, found, width, functools.partial(_read, model, variables))
@@ -73,17 +73,21 @@ def _read(model, variables, columns):
     return pooled if foretold is None else jnp.concatenate([pooled, foretold], axis=-1)
 
 
-def _fit(config: ConfigDict, inputs: np.ndarray, offset: np.ndarray, train: Labelled) -> tuple[np.ndarray, np.ndarray]:
+def _fit(
+    config: ConfigDict, inputs: np.ndarray, offset: np.ndarray, train: LabeledHistories
+) -> tuple[np.ndarray, np.ndarray]:
     labels = train.labels
     if "survival" in config:
-        return head_init.begin_survival(inputs, labels.days, labels.events, SurvivalConfig(**config.survival), offset)
+        return head_init.init_survival_head(
+            inputs, labels.days, labels.events, SurvivalConfig(**config.survival), offset
+        )
     settings = ClassificationConfig(**config.classification)
     if config.foretold.ids:
-        return head_init.begin_binary(inputs, labels.values[:, 0], settings, offset)
-    return head_init.begin_classification(inputs, labels.values[:, 0], settings, 2)
+        return head_init.init_binary_head(inputs, labels.values[:, 0], settings, offset)
+    return head_init.init_classification_head(inputs, labels.values[:, 0], settings, 2)
 
 
-def _loss(config: ConfigDict, logits: np.ndarray, tuning: Labelled) -> float:
+def _loss(config: ConfigDict, logits: np.ndarray, tuning: LabeledHistories) -> float:
     labels = tuning.labels
     if "survival" in config:
         known, settings = np.ones((1, len(labels)), bool), SurvivalConfig(**config.survival)

@@ -5,7 +5,7 @@ import polars as pl
 
 from behrt_jax.data import dataset
 from behrt_jax.data.hashing import hash_integers
-from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.labels.labels import Labels
 
 
@@ -33,17 +33,17 @@ def draw_rows(labels: Labels, size: int, *seeds: int, where: str = "train") -> n
     raise ValueError(f"--sizes: no {size} patients of {where} with two of each outcome were found; name larger sizes")
 
 
-def draw_splits(splits: dict[str, Labelled], size: int, *seeds: int) -> dict[str, Labelled]:
+def draw_splits(splits: dict[str, LabeledHistories], size: int, *seeds: int) -> dict[str, LabeledHistories]:
     """Returns the labelled histories of `size` patients of train, and of as many of tuning."""
     drawn = {name: splits[name] for name in ("train", "tuning")}
     return {name: take(part, draw_rows(part.labels, size, *seeds, where=name)) for name, part in drawn.items()}
 
 
-def take(found: Labelled, rows: np.ndarray) -> Labelled:
+def take(found: LabeledHistories, rows: np.ndarray) -> LabeledHistories:
     """Returns some labelled histories: (m,) ascending indices."""
     chosen = np.isin(np.arange(len(found.labels)), rows)
     histories, read = (dataset.take(each, chosen) for each in (found.histories, found.rows))
-    return Labelled(found.labels.take(chosen), histories, read, found.traits[chosen])
+    return LabeledHistories(found.labels.take(chosen), histories, read, found.traits[chosen])
 
 
 def cap(labels: Labels, most: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from behrt_jax.data import prepare
 from behrt_jax.data.prepare import Prepared
 from behrt_jax.finetuning import data, head_init, head_regression, labeled_histories
 from behrt_jax.finetuning import pretrained as pretrained_runs
-from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.labels import labels as label_data
 from behrt_jax.labels.labels import Labels
 from behrt_jax.models import lora
@@ -26,12 +26,12 @@ from behrt_jax.objectives.classification import ClassificationConfig
 from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.regression.code_regression import CodeRegression
 from behrt_jax.training import workdir
-from behrt_jax.training.optimizer import hold_frozen, layer_scales
+from behrt_jax.training.optimizer import layer_lr_scales, stop_frozen_gradients
 
 KINDS = {"binary": "binary", "multiclass": "multi_class", "multilabel": "multi_label"}
 
 
-class Outcomes(NamedTuple):
+class FinetuningTask(NamedTuple):
     """A model with a head for outcomes, and what it is trained for.
 
     Attributes:
@@ -43,7 +43,7 @@ class Outcomes(NamedTuple):
     """
 
     prepared: Prepared
-    splits: dict[str, Labelled]
+    splits: dict[str, LabeledHistories]
     model: BEHRTForSequenceClassification
     objective: Objective
     initialize: Callable[[jax.Array], Any]
@@ -52,14 +52,14 @@ class Outcomes(NamedTuple):
     digests: Mapping[str, str] = MappingProxyType({})
 
 
-def begin(config: ConfigDict, say: Callable[[str], None]) -> Outcomes:
+def setup(config: ConfigDict, say: Callable[[str], None]) -> FinetuningTask:
     """Reads labels and data and builds what the config asks for; a ValueError if nothing can be learned from them."""
     if config.add_codes and not config.pretrained:
         raise ValueError("add_codes: found True without pretrained; expected a run whose vocabulary is added to")
     if config.foretold.codes and not config.pretrained:
         codes = ", ".join(config.foretold.codes)
         raise ValueError(f"foretold.codes: found {codes} without pretrained; expected a run of configs/events.py")
-    begun = pretrained_runs.load(config) if config.pretrained else None
+    begun = pretrained_runs.load_pretrained(config) if config.pretrained else None
     prepared, splits = data.read_splits(config, begun and begun.vocabulary, say, config.add_codes)
     labels = splits["train"].labels
     for split in ("train", "tuning"):
@@ -77,7 +77,9 @@ def begin(config: ConfigDict, say: Callable[[str], None]) -> Outcomes:
     return built._replace(regression=regression, digests=digests)
 
 
-def build(config: ConfigDict, prepared: Prepared, splits: dict[str, Labelled], begun: Any, added: int = 0) -> Outcomes:
+def build(
+    config: ConfigDict, prepared: Prepared, splits: dict[str, LabeledHistories], begun: Any, added: int = 0
+) -> FinetuningTask:
     """Builds what a config asks for, and fills in the latter; `begun` are parameters, None from scratch."""
     fill_in(config, splits["train"].labels, len(prepared.vocabulary))
     model = workdir.build_outcome_model(config)
@@ -88,7 +90,7 @@ def build(config: ConfigDict, prepared: Prepared, splits: dict[str, Labelled], b
     if config.lora.rank or config.freeze != "none":
         objective = hold(objective, rates)
     start = functools.partial(initialize, config, model, begun, first_head)
-    return Outcomes(prepared, splits, model, objective, start, rates)
+    return FinetuningTask(prepared, splits, model, objective, start, rates)
 
 
 def fill_in(config: ConfigDict, train: Labels, vocab_size: int) -> None:
@@ -103,7 +105,7 @@ def fill_in(config: ConfigDict, train: Labels, vocab_size: int) -> None:
                 config.survival.edges = survival.fit_edges(train.days, train.events, config.survival.num_bins)
 
 
-def make_objective(config: ConfigDict, model, found: Labelled) -> Objective:
+def make_objective(config: ConfigDict, model, found: LabeledHistories) -> Objective:
     """Returns the objective of a recipe for the labels of train."""
     if "survival" in config:
         settings = SurvivalConfig(**config.survival)
@@ -116,14 +118,14 @@ def make_objective(config: ConfigDict, model, found: Labelled) -> Objective:
     return classification.make_objective(model, settings, weights)
 
 
-def begin_head(config: ConfigDict, found: Labelled) -> tuple[np.ndarray, np.ndarray]:
+def begin_head(config: ConfigDict, found: LabeledHistories) -> tuple[np.ndarray, np.ndarray]:
     """Returns the traits' kernel and the bias with which the head begins: a regression on the traits of train alone."""
     train = found.labels
     if "survival" in config:
-        return head_init.begin_survival(found.traits, train.days, train.events, SurvivalConfig(**config.survival))
+        return head_init.init_survival_head(found.traits, train.days, train.events, SurvivalConfig(**config.survival))
     settings = ClassificationConfig(**config.classification)
     targets, num_classes = _targets(config, train)
-    return head_init.begin_classification(found.traits, targets, settings, num_classes)
+    return head_init.init_classification_head(found.traits, targets, settings, num_classes)
 
 
 def _targets(config: ConfigDict, labels: Labels) -> tuple[np.ndarray, int]:
@@ -152,19 +154,19 @@ def initialize(config: ConfigDict, model, begun: Any, head: tuple[np.ndarray, np
 def scales(config: ConfigDict, added: int = 0) -> Callable[[Any], Any]:
     """Returns a function from parameters to factors of learning rates; rows of `added` codes always learn."""
     freeze = "encoder" if config.lora.rank else config.freeze
-    return functools.partial(layer_scales, decay=config.layer_decay, freeze=freeze, added=added)
+    return functools.partial(layer_lr_scales, decay=config.layer_decay, freeze=freeze, added=added)
 
 
 def hold(objective: Objective, scales: Callable[[Any], Any]) -> Objective:
     """Returns the objective without gradients of what is frozen."""
 
     def measure(params, prepared, dropout_key):
-        return objective.measure(hold_frozen(params, scales(params)), prepared, dropout_key)
+        return objective.measure(stop_frozen_gradients(params, scales(params)), prepared, dropout_key)
 
     return objective._replace(measure=measure)
 
 
-def tuning_scorer(config: ConfigDict, task: Outcomes) -> Callable[[Any], dict[str, float]]:
+def tuning_scorer(config: ConfigDict, task: FinetuningTask) -> Callable[[Any], dict[str, float]]:
     """Returns a function from trained parameters to the objective's metrics on tuning."""
     step = scoring.make_tuning_step(task.objective)
     found = list(labeled_histories.evaluation_batches(config, task.splits["tuning"]))
@@ -180,7 +182,7 @@ def adapt_objective(objective: Objective, scale: float) -> Objective:
     return objective._replace(measure=measure)
 
 
-def digest_inputs(splits: dict[str, Labelled], pretrained: workdir.Loaded | None = None) -> dict[str, str]:
+def digest_inputs(splits: dict[str, LabeledHistories], pretrained: workdir.Loaded | None = None) -> dict[str, str]:
     """Digests the inputs of fine-tuning, by config key: labels, what is known at each, and pre-trained parameters.
 
     Args:

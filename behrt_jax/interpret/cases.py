@@ -18,7 +18,7 @@ from behrt_jax.objectives import survival
 from behrt_jax.objectives.survival import SurvivalConfig
 
 
-class Case(NamedTuple):
+class AttributionCase(NamedTuple):
     """N histories and one number asked of each.
 
     Attributes:
@@ -44,7 +44,7 @@ class Case(NamedTuple):
     arguments: dict[str, Any]
 
 
-def make_case(kind: str, patients: Patients, index, windows, score, extra: dict, until=None, **rest) -> Case:
+def make_case(kind: str, patients: Patients, index, windows, score, extra: dict, until=None, **rest) -> AttributionCase:
     """Lays out windows of patients as a case, what was recorded before (N,) `until`; `extra` are more columns."""
     columns = batches.one_a_row(patients, index.row_length, index.separators, windows, with_times=True) | extra
     times = columns.pop("times")
@@ -53,10 +53,12 @@ def make_case(kind: str, patients: Patients, index, windows, score, extra: dict,
         columns |= {name: columns[name] * is_past for name in ("patient_ids", "in_visit", "maskable")}
     visits = np.where(columns["in_visit"], windows.start[:, None] + columns["visit_ids"], -1)
     given = {"places": None, "arguments": {}, **rest}
-    return Case(kind, columns, visits, index.starts[0], patients, windows.patients, score, **given)
+    return AttributionCase(kind, columns, visits, index.starts[0], patients, windows.patients, score, **given)
 
 
-def ask_next_visit(config, model, params, patients, index, visits: np.ndarray, targets: np.ndarray) -> Case:
+def make_next_visit_case(
+    config, model, params, patients, index, visits: np.ndarray, targets: np.ndarray
+) -> AttributionCase:
     """Asks for the log odds of a code at each of (N,) visits of the index, from what was recorded before it began."""
     causal = config.objective.history != "random_cut"
     score = functools.partial(attribution.next_visit_odds, model, params, causal=causal)
@@ -77,7 +79,7 @@ def last_targets(patients: Patients, index, is_target: np.ndarray, seed: int = 0
     return examples.visits[last], examples.codes[places[firsts]]
 
 
-def ask_masked(model, params, patients, index, is_hidden: np.ndarray, seed: int = 0) -> Case:
+def make_masked_code_case(model, params, patients, index, is_hidden: np.ndarray, seed: int = 0) -> AttributionCase:
     """Hides a code of each patient's newest visits, (V,) bool which may be, by a hash, and asks for its log odds."""
     owners = np.flatnonzero(np.diff(index.first_visit) > 0)
     windows = data_windows.windows_until(index, index.first_visit[owners + 1], owners)
@@ -93,13 +95,13 @@ def ask_masked(model, params, patients, index, is_hidden: np.ndarray, seed: int 
     return take(case, np.flatnonzero(may_be.any(axis=1)))
 
 
-def take(case: Case, rows: np.ndarray) -> Case:
+def take(case: AttributionCase, rows: np.ndarray) -> AttributionCase:
     """Returns some rows of a case, in any order and as often as they are named."""
     columns = {name: values[rows] for name, values in case.columns.items()}
     return case._replace(columns=columns, visits=case.visits[rows], owners=case.owners[rows])
 
 
-def ask_outcome(config: ConfigDict, model, params, found, number: int = 0) -> Case:
+def make_outcome_case(config: ConfigDict, model, params, found, number: int = 0) -> AttributionCase:
     """Asks for an outcome of labelled histories: a logit, or the log cumulative hazard by the last horizon."""
     index = data_windows.index_visits(found.rows, config.data.row_length, config.data.separators)
 
@@ -115,7 +117,7 @@ def ask_outcome(config: ConfigDict, model, params, found, number: int = 0) -> Ca
     return make_case("outcome", found.rows, index, windows, score, extra, places=places)
 
 
-def distances(case: Case) -> np.ndarray:
+def distances(case: AttributionCase) -> np.ndarray:
     """Returns how far each token lies from where a case asks, first in visits, then in tokens: (N, L)."""
     visits, positions = case.columns["visit_ids"], case.columns["positions"]
     read = case.places or attribution.last_places

@@ -13,9 +13,9 @@ from behrt_jax.data.metadata import Names, is_synthetic
 from behrt_jax.data.vocabulary import NUM_SPECIAL
 from behrt_jax.evaluation.loaded_run import Run
 from behrt_jax.finetuning import predict
-from behrt_jax.finetuning.finetuned import Fitted
+from behrt_jax.finetuning.finetuned import FinetunedModel
 from behrt_jax.interpret import attribution, cases, methods
-from behrt_jax.interpret.cases import Case
+from behrt_jax.interpret.cases import AttributionCase
 from behrt_jax.interpret.timeline import shown_tokens, timeline, told_drivers
 from behrt_jax.models import inputs as models_inputs
 from behrt_jax.models.inputs import model_arguments
@@ -25,7 +25,7 @@ EXPLAINED, SHOWN = 3, 8  # codes whose drivers are told, and that are shown as p
 VISITS = (5, 40)  # that an example had better have
 
 
-def choose(case: Case, number: int) -> Case:
+def choose(case: AttributionCase, number: int) -> AttributionCase:
     """Chooses a number of rows by a hash of the subject, of a length that can be read as long as there are some."""
     visits = case.columns["visit_ids"].max(axis=1) + 1
     unfit = (visits < VISITS[0]) | (visits > VISITS[1])
@@ -37,7 +37,7 @@ def next_visits(run: Run, number: int) -> list[dict]:
     patients, is_target = run.patients, run.trained.is_target
     index = run.index(patients)
     visits, targets = cases.last_targets(patients, index, is_target)
-    case = cases.ask_next_visit(run.config, run.trained.model, run.params, patients, index, visits, targets)
+    case = cases.make_next_visit_case(run.config, run.trained.model, run.params, patients, index, visits, targets)
     case = choose(case, number)
     following, starts = case.visits.max(axis=1) + 1, index.starts
     held = [patients.codes[starts[0][visit] : starts[1][visit]] for visit in following]
@@ -49,11 +49,11 @@ def masked_codes(run: Run, number: int) -> list[dict]:
     """Returns example patients, with what is predicted behind a mask."""
     is_code = np.arange(len(run.vocabulary)) >= NUM_SPECIAL
     index = run.index(run.patients)
-    case = choose(cases.ask_masked(run.trained.model, run.params, run.patients, index, is_code), number)
+    case = choose(cases.make_masked_code_case(run.trained.model, run.params, run.patients, index, is_code), number)
     return describe_codes(case, run, is_code, [{int(code)} for code in case.columns["target"]])
 
 
-def describe_codes(case: Case, run: Run, is_target: np.ndarray, came: list[set[int]]) -> list[dict]:
+def describe_codes(case: AttributionCase, run: Run, is_target: np.ndarray, came: list[set[int]]) -> list[dict]:
     """Returns the rows of a case with the most likely codes, (V,) bool which may be, and the drivers of some."""
     logits = np.where(is_target, code_logits(case, run.trained.model, run.params), -np.inf)
     chances = softmax(logits, axis=1) if case.kind == "mlm" else expit(logits)
@@ -74,7 +74,7 @@ def describe_codes(case: Case, run: Run, is_target: np.ndarray, came: list[set[i
     return found
 
 
-def code_logits(case: Case, model, params) -> np.ndarray:
+def code_logits(case: AttributionCase, model, params) -> np.ndarray:
     """Returns the (N, V) logits of all codes where a case asks for one."""
     columns = models_inputs.device_columns(case.columns)
     places = np.asarray(case.places(columns))[:, None]  # pyright: ignore
@@ -90,7 +90,9 @@ def code_logits(case: Case, model, params) -> np.ndarray:
     return np.asarray(read(params, columns))[:, 0]
 
 
-def outcomes(folder: Path, own: Fitted, case: Case, number: int, data: str, say: Callable[[str], None]) -> list[dict]:
+def outcomes(
+    folder: Path, own: FinetunedModel, case: AttributionCase, number: int, data: str, say: Callable[[str], None]
+) -> list[dict]:
     """Returns example histories of a fine-tuned run, with the risk that it tells and what drove it."""
     case = choose(case, number)
     drivers = methods.explain(case, own.model, own.params, say)

@@ -9,7 +9,7 @@ from behrt_jax.data.hashing import hash_integers
 from behrt_jax.evaluation.loaded_run import Run, read_simulation
 from behrt_jax.finetuning import finetuned
 from behrt_jax.interpret import cases, ground_truth
-from behrt_jax.interpret.cases import Case
+from behrt_jax.interpret.cases import AttributionCase
 from behrt_jax.metrics import bootstrap
 from behrt_jax.simulation import world
 from behrt_jax.simulation.outcome_files import TRUTH_SUFFIX
@@ -17,24 +17,26 @@ from behrt_jax.simulation.outcome_files import TRUTH_SUFFIX
 MEASURES = {"auroc": "AUROC", "spearman": "rank correlation, sizes", "pearson": "correlation, signed"}
 
 
-def ask_run(run: Run, most: int) -> tuple[Case, np.ndarray | None]:
+def ask_run(run: Run, most: int) -> tuple[AttributionCase, np.ndarray | None]:
     """Asks a pre-trained run about some patients, and the oracle what matters; None where there is none."""
     patients = dataset.sample(run.patients, most)
     index, model, params = run.index(patients), run.trained.model, run.params
     simulated = (run.source / world.WORLD_FILE).exists()
     if "next_visit" in model.objectives:
         visits, targets = cases.last_targets(patients, index, run.trained.is_target)
-        case = cases.ask_next_visit(run.config, model, params, patients, index, visits, targets)
+        case = cases.make_next_visit_case(run.config, model, params, patients, index, visits, targets)
     else:
         certain = ground_truth.certain_codes(world.load_world(run.source)) if simulated else ()
-        case = cases.ask_masked(model, params, patients, index, ~np.isin(run.vocabulary.tokens, certain))
+        case = cases.make_masked_code_case(model, params, patients, index, ~np.isin(run.vocabulary.tokens, certain))
     if not simulated:
         return case, None
     lives, seen = read_simulation(run.source, run.vocabulary, patients, index)
     return case, ground_truth.oracle_effects(case, lives, seen, index, run.vocabulary.tokens)
 
 
-def compare(case: Case, truth: np.ndarray, scores: dict[str, np.ndarray], seed: int) -> dict[str, bootstrap.Outcomes]:
+def compare(
+    case: AttributionCase, truth: np.ndarray, scores: dict[str, np.ndarray], seed: int
+) -> dict[str, bootstrap.PerTargetScores]:
     """Measures each method against the truth, beside what knows nothing of the model."""
     plain = {
         "random": np.random.default_rng(seed).random(truth.shape),
@@ -43,7 +45,7 @@ def compare(case: Case, truth: np.ndarray, scores: dict[str, np.ndarray], seed: 
     return {name: ground_truth.agreement(truth, values, case.owners) for name, values in {**scores, **plain}.items()}
 
 
-def table(found: dict[str, bootstrap.Outcomes]) -> str:
+def table(found: dict[str, bootstrap.PerTargetScores]) -> str:
     """Lays out a row for each method, with 95% intervals over patients."""
     histories = len(next(iter(found.values())).patients)
     lines = [f"{f'{histories:,} histories':24}" + "".join(f"{label:>26}" for label in MEASURES.values())]
@@ -56,7 +58,9 @@ def table(found: dict[str, bootstrap.Outcomes]) -> str:
     return "\n".join(lines)
 
 
-def ask_finetuned(own: finetuned.Fitted, most: int, with_truth: bool = True) -> tuple[Case, np.ndarray | None]:
+def ask_finetuned(
+    own: finetuned.FinetunedModel, most: int, with_truth: bool = True
+) -> tuple[AttributionCase, np.ndarray | None]:
     """Asks a fine-tuned run about held-out histories, and the truth beside its labels what matters."""
     found = own.splits["held_out"]
     order = np.argsort(hash_integers(found.labels.subject_ids, np.arange(len(found.labels))), kind="stable")
@@ -67,7 +71,7 @@ def ask_finetuned(own: finetuned.Fitted, most: int, with_truth: bool = True) -> 
         rows=dataset.take(found.rows, chosen),
         traits=found.traits[chosen],
     )
-    case = cases.ask_outcome(own.config, own.model, own.params, found)
+    case = cases.make_outcome_case(own.config, own.model, own.params, found)
     file, truth = Path(own.config.labels).with_suffix(TRUTH_SUFFIX), None
     if with_truth and file.exists():
         times = found.labels.prediction_times
@@ -75,7 +79,7 @@ def ask_finetuned(own: finetuned.Fitted, most: int, with_truth: bool = True) -> 
     return case, truth
 
 
-def report(case: Case, truth: np.ndarray | None, scores: dict[str, np.ndarray], seed: int) -> str:
+def report(case: AttributionCase, truth: np.ndarray | None, scores: dict[str, np.ndarray], seed: int) -> str:
     """Returns the tables of a case: against the model's own changes, and against the truth where it is known."""
     own = np.where(scores["occlusion"] != 0, scores["occlusion"], np.nan)
     parts = ["against what the same model says without each code", table(compare(case, own, scores, seed))]

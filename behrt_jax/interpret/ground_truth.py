@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from behrt_jax.data.dataset import TOKEN_FIELDS, Patients, take
 from behrt_jax.data.windows import VisitIndex
 from behrt_jax.interpret.attribution import is_explained, masked_places
-from behrt_jax.interpret.cases import Case
+from behrt_jax.interpret.cases import AttributionCase
 from behrt_jax.metrics import bootstrap
 from behrt_jax.simulation import oracle
 from behrt_jax.simulation.outcome_files import read_truth
@@ -22,7 +22,9 @@ NOTHING = 1e-9  # an effect that is none, in nats
 CLIP = 1e-12
 
 
-def oracle_effects(case: Case, world: World, seen: Histories, index: VisitIndex, tokens: tuple[str, ...]) -> np.ndarray:
+def oracle_effects(
+    case: AttributionCase, world: World, seen: Histories, index: VisitIndex, tokens: tuple[str, ...]
+) -> np.ndarray:
     """Returns how much the oracle's log odds of each target fall if a code had not been recorded: (N, L), else NaN.
 
     The code of the encounter is left out: every visit has it, so that the world knows no history without.
@@ -68,7 +70,9 @@ def certain_codes(world: World) -> tuple[str, ...]:
     return tuple(code for code, least in zip(world.codes, world.emission.min(axis=0), strict=True) if least == 1)
 
 
-def hazard_effects(case: Case, rows: Patients, times: np.ndarray, file: Path, tokens: tuple[str, ...]) -> np.ndarray:
+def hazard_effects(
+    case: AttributionCase, rows: Patients, times: np.ndarray, file: Path, tokens: tuple[str, ...]
+) -> np.ndarray:
     """Returns how much the true log hazard falls if a code had not been recorded: (N, L), NaN outside visits.
 
     Args:
@@ -101,7 +105,7 @@ def repeat(one: Patients, kept: np.ndarray) -> Patients:
     return Patients(**subject, offsets=np.append(0, np.cumsum(kept.sum(axis=1))), **columns)
 
 
-def agreement(truth: np.ndarray, scores: np.ndarray, owners: np.ndarray) -> bootstrap.Outcomes:
+def agreement(truth: np.ndarray, scores: np.ndarray, owners: np.ndarray) -> bootstrap.PerTargetScores:
     """Measures in each history how scores agree with the truth.
 
     Args:
@@ -127,7 +131,7 @@ def agreement(truth: np.ndarray, scores: np.ndarray, owners: np.ndarray) -> boot
         found["auroc"].append(roc_auc_score(top, np.abs(said)))
         found["spearman"].append(_correlation(rankdata(size), rankdata(np.abs(said))))
         found["pearson"].append(_correlation(real, said))
-    return bootstrap.Outcomes(np.array(kept, int), {name: np.array(values) for name, values in found.items()})
+    return bootstrap.PerTargetScores(np.array(kept, int), {name: np.array(values) for name, values in found.items()})
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import tqdm
 
 from behrt_jax.interpret import attribution
-from behrt_jax.interpret.cases import Case
+from behrt_jax.interpret.cases import AttributionCase
 from behrt_jax.models import inputs
 
 METHODS = {
@@ -22,7 +22,7 @@ METHODS = {
 ROWS, BUCKET = 8, 64  # rows worked on at once; numbers of codes are rounded up, so that few shapes are compiled
 
 
-def explain(case: Case, model, params, say: Callable[[str], None]) -> dict[str, np.ndarray]:
+def explain(case: AttributionCase, model, params, say: Callable[[str], None]) -> dict[str, np.ndarray]:
     """Returns the scores of the tokens of a case by method, (N, L) each; says how complete integrated gradients are."""
     units = np.asarray(attribution.code_units(case.columns))
     order, names = np.argsort(units.max(axis=1), kind="stable"), list(METHODS)
@@ -44,7 +44,7 @@ def explain(case: Case, model, params, say: Callable[[str], None]) -> dict[str, 
     return found
 
 
-def _methods(case: Case, model, params, attending: list[str]):
+def _methods(case: AttributionCase, model, params, attending: list[str]):
     @functools.partial(jax.jit, static_argnums=2)
     def read(columns, units, most):
         explained = attribution.is_explained(columns)

@@ -5,10 +5,10 @@ import numpy as np
 from behrt_jax.data.metadata import Names
 from behrt_jax.data.vocabulary import MASK
 from behrt_jax.interpret import attribution
-from behrt_jax.interpret.cases import Case
+from behrt_jax.interpret.cases import AttributionCase
 
 
-def timeline(case: Case, row: int, names: Names) -> dict[str, list]:
+def timeline(case: AttributionCase, row: int, names: Names) -> dict[str, list]:
     """Returns the tokens of a history that are explained and, with `[MASK]`, its visits."""
     columns = {name: values[row] for name, values in case.columns.items() if name not in ("traits", "target")}
     numbers = np.where(columns["in_visit"], columns["visit_ids"], -1)
@@ -24,7 +24,7 @@ def timeline(case: Case, row: int, names: Names) -> dict[str, list]:
     return {"visits": visits, "tokens": tokens}
 
 
-def shown_tokens(case: Case, row: int) -> np.ndarray:
+def shown_tokens(case: AttributionCase, row: int) -> np.ndarray:
     """Returns the places of the tokens that are explained, and of `[MASK]`."""
     columns = {name: case.columns[name][row : row + 1] for name in ("codes", "patient_ids")}
     return np.flatnonzero(np.asarray(attribution.is_explained(columns))[0] | (columns["codes"][0] == MASK))

@@ -26,7 +26,7 @@ def divide(above, below) -> np.ndarray:
     return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
 
 
-class Outcomes(NamedTuple):
+class PerTargetScores(NamedTuple):
     """What was measured at each target, with the patient it belongs to.
 
     Attributes:
@@ -38,10 +38,10 @@ class Outcomes(NamedTuple):
     values: dict[str, np.ndarray]
 
 
-def concatenate(parts: list[Outcomes]) -> Outcomes:
+def concatenate(parts: list[PerTargetScores]) -> PerTargetScores:
     """Joins outcomes of the same measurements."""
     names = parts[0].values
-    return Outcomes(
+    return PerTargetScores(
         np.concatenate([part.patients for part in parts]),
         {name: np.concatenate([part.values[name] for part in parts]) for name in names},
     )
@@ -91,7 +91,7 @@ def resamples(num_patients: int, seed: int = 0) -> np.ndarray:
     return np.stack([counts.astype(np.uint16) for counts in drawn])
 
 
-def estimate(outcomes: Outcomes, prefix: str, seed: int = 0) -> dict[str, Estimate]:
+def estimate(outcomes: PerTargetScores, prefix: str, seed: int = 0) -> dict[str, Estimate]:
     """Averages outcomes, on the data and on 1,000 resamples of whole patients; `loss` also as `perplexity`."""
     _, owners = np.unique(outcomes.patients, return_inverse=True)
     num_patients = int(owners.max()) + 1
@@ -111,7 +111,7 @@ def estimate(outcomes: Outcomes, prefix: str, seed: int = 0) -> dict[str, Estima
     return estimates
 
 
-def summarize(outcomes: Outcomes, prefix: str, seed: int = 0) -> dict[str, dict[str, float]]:
+def summarize(outcomes: PerTargetScores, prefix: str, seed: int = 0) -> dict[str, dict[str, float]]:
     """Averages outcomes, with percentile bootstrap intervals over patients (Efron 1979).
 
     Targets of one patient are not independent, so whole patients are drawn with replacement, 1,000 times.
@@ -133,7 +133,7 @@ def summaries(estimates: dict[str, Estimate]) -> dict[str, dict[str, float]]:
     return {name: found.summary() for name, found in estimates.items()}
 
 
-def paired(first: Outcomes, second: Outcomes, prefix: str, seed: int = 0) -> dict[str, dict[str, float]]:
+def paired(first: PerTargetScores, second: PerTargetScores, prefix: str, seed: int = 0) -> dict[str, dict[str, float]]:
     """Compares the outcomes of two models at the same targets.
 
     Args:
@@ -154,7 +154,7 @@ def paired(first: Outcomes, second: Outcomes, prefix: str, seed: int = 0) -> dic
     return compare(estimate(first, prefix, seed), estimate(second, prefix, seed))
 
 
-def report(own: Outcomes, compared: dict[str, Outcomes], prefix: str) -> dict[str, dict]:
+def report(own: PerTargetScores, compared: dict[str, PerTargetScores], prefix: str) -> dict[str, dict]:
     """Returns the `metrics` of a model, those of its `baselines` at the same targets, and `versus`, the differences."""
     return {
         "metrics": summarize(own, prefix),

@@ -15,7 +15,7 @@ from sklearn.metrics import (
 )
 from sklearn.preprocessing import normalize
 
-from behrt_jax.metrics.bootstrap import Outcomes, divide
+from behrt_jax.metrics.bootstrap import PerTargetScores, divide
 
 NO_DISEASE, SEVERAL = -1, -2
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
@@ -108,7 +108,7 @@ def nearest(queries: np.ndarray, gallery: np.ndarray, k: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def retrieval(near: np.ndarray, own: np.ndarray, gallery: np.ndarray) -> Outcomes:
+def retrieval(near: np.ndarray, own: np.ndarray, gallery: np.ndarray) -> PerTargetScores:
     """Measures whether neighbours share the diseases of the queries, of those queries that have any.
 
     Args:
@@ -131,7 +131,7 @@ def retrieval(near: np.ndarray, own: np.ndarray, gallery: np.ndarray) -> Outcome
         values["precision"][place] = (both > 0).mean(axis=1)
         values["shared"][place] = (both / mine.sum(axis=-1)).mean(axis=1)
         values["jaccard"][place] = (both / (theirs | mine).sum(axis=-1)).mean(axis=1)
-    return Outcomes(rows, values)
+    return PerTargetScores(rows, values)
 
 
 def probe(inputs: dict[str, np.ndarray], has: dict[str, np.ndarray], say: Callable[[], object] = bool) -> np.ndarray:

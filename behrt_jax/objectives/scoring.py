@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from behrt_jax.metrics.bootstrap import Outcomes, concatenate, mean_metrics, merge_sums
+from behrt_jax.metrics.bootstrap import PerTargetScores, concatenate, mean_metrics, merge_sums
 from behrt_jax.models.inputs import device_columns
 from behrt_jax.objectives import mlm, next_visit
 from behrt_jax.objectives.base import Objective
@@ -73,7 +73,7 @@ def make_score_step(model):
     return jax.jit(lambda params, columns, masked: mlm.score_masked(model, params, columns, masked))
 
 
-def score(score_step, params, masked_batches: Iterable[MaskedBatch]) -> Outcomes:
+def score(score_step, params, masked_batches: Iterable[MaskedBatch]) -> PerTargetScores:
     """Scores a model on hidden codes.
 
     Returns:
@@ -83,7 +83,7 @@ def score(score_step, params, masked_batches: Iterable[MaskedBatch]) -> Outcomes
     for masked_batch in masked_batches:
         found = jax.device_get(score_step(params, device_columns(masked_batch.batch), masked_batch.masked))
         chosen = masked_batch.masked.weights > 0
-        parts.append(Outcomes(masked_batch.patients, {name: values[chosen] for name, values in found.items()}))
+        parts.append(PerTargetScores(masked_batch.patients, {name: values[chosen] for name, values in found.items()}))
     return concatenate(parts)
 
 
@@ -143,9 +143,9 @@ def score_objective(tuning_step, objective: Objective, params, batches: Iterable
     return {"loss": objective.total(means), **means}
 
 
-def score_log_probabilities(log_probabilities: np.ndarray, masked_batch: MaskedBatch) -> Outcomes:
+def score_log_probabilities(log_probabilities: np.ndarray, masked_batch: MaskedBatch) -> PerTargetScores:
     """Scores the predictions of a baseline, (n, V) log-probabilities, by the model's own measure."""
     labels = jnp.asarray(masked_batch.labels)[None, :]
     shaped = mlm.Masked(labels, labels, labels, jnp.ones(labels.shape))
     found = jax.device_get(mlm.masked_outcomes(jnp.asarray(log_probabilities)[None], shaped))
-    return Outcomes(masked_batch.patients, {name: values[0] for name, values in found.items()})
+    return PerTargetScores(masked_batch.patients, {name: values[0] for name, values in found.items()})

@@ -108,7 +108,7 @@ def ages(histories: Patients, times: np.ndarray) -> np.ndarray:
 
 def demographics(histories: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> np.ndarray:
     """Returns age in years, then a piecewise linear basis of it and sex, as shares between 0 and 1."""
-    return np.column_stack([ages(histories, times), data_histories.traits_at(histories, times, tokens)])
+    return np.column_stack([ages(histories, times), data_histories.covariates_at(histories, times, tokens)])
 
 
 def count_codes(run: Run, histories: Patients) -> np.ndarray:

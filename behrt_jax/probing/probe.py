@@ -14,7 +14,7 @@ from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.finetuning import data as labeled_data
 from behrt_jax.finetuning import labeled_histories, sampling
-from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.labels import follow_up
 from behrt_jax.labels import labels as label_data
 from behrt_jax.labels.labels import Labels
@@ -46,7 +46,7 @@ def load(folder: str, data: str | None) -> workdir.Loaded:
     return found
 
 
-def read(found: workdir.Loaded, folder: Path, labels: Labels, split: str) -> Labelled:
+def read(found: workdir.Loaded, folder: Path, labels: Labels, split: str) -> LabeledHistories:
     """Reads the labels that are of a split, or of `all`, and the histories at their prediction times."""
     patients = dataset.read(folder, split)
     return labeled_histories.find_histories(found.config, patients, labels, found.vocabulary.tokens, split, print)
@@ -58,7 +58,9 @@ def read_labels(file: str, data: str, with_outcomes: bool = True) -> Labels:
     return labeled_data.match(labels, follow_up.read_lives(data), print)
 
 
-def compare(reader: Reader, train: Labelled, held_out: Labelled, sizes: list[int], number: int) -> pl.DataFrame:
+def compare(
+    reader: Reader, train: LabeledHistories, held_out: LabeledHistories, sizes: list[int], number: int
+) -> pl.DataFrame:
     """Scores held_out by each arm, from each size and draw: `patients, arm, draw, score`."""
     known, wanted = (reader.blocks(part.histories, part.labels.prediction_times) for part in (train, held_out))
     ages = features.ages(held_out.histories, held_out.labels.prediction_times)
@@ -74,7 +76,7 @@ def compare(reader: Reader, train: Labelled, held_out: Labelled, sizes: list[int
     return pl.DataFrame(rows)
 
 
-def predict(reader: Reader, train: Labelled, wanted: Labelled) -> pl.DataFrame:
+def predict(reader: Reader, train: LabeledHistories, wanted: LabeledHistories) -> pl.DataFrame:
     """Fits all labels of train and scores histories: a probability, or a score that is higher for earlier events."""
     fitted = arms.fit(OURS, reader.blocks(train.histories, train.labels.prediction_times), train.labels)
     scores = fitted(reader.blocks(wanted.histories, wanted.labels.prediction_times))
@@ -85,7 +87,7 @@ def predict(reader: Reader, train: Labelled, wanted: Labelled) -> pl.DataFrame:
     return pl.DataFrame({**columns, "predicted_boolean_value": said >= 0.5, "predicted_boolean_probability": said})
 
 
-def read_wanted(found: workdir.Loaded, file: str, data: str) -> Labelled:
+def read_wanted(found: workdir.Loaded, file: str, data: str) -> LabeledHistories:
     """Reads the histories to predict, of any split, at the subjects and times of a file."""
     config = DataConfig(**{**found.config.data, "path": data})
     prepared = prepare(config, found.vocabulary, splits=(), progress=print)

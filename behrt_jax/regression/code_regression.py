@@ -20,7 +20,7 @@ from behrt_jax.data.dataset import Patients
 from behrt_jax.data.hashing import hash_fraction
 from behrt_jax.metrics import survival
 from behrt_jax.regression import cox
-from behrt_jax.regression.outcome_features import FREE, MIN_PATIENTS, Encoder, fit_encoder
+from behrt_jax.regression.outcome_features import FREE, MIN_PATIENTS, FeatureScaler, fit_scaler
 
 NET_PENALTIES = np.geomspace(0.9, 0.003, 24)  # of the elastic net, of the largest that leaves a weight
 NET_RATIOS = (0.5, 0.9)  # L1 shares, which leave out what is not needed
@@ -81,7 +81,7 @@ class CodeRegression(NamedTuple):
       members: of each outcome, 1 + FOLDS: one of all of train, then one without each fold's patients.
     """
 
-    encoder: Encoder
+    encoder: FeatureScaler
     centre: np.ndarray
     scale: np.ndarray
     members: list[list[Weights]]
@@ -131,7 +131,7 @@ def load(file: Path) -> CodeRegression:
 
             members = [[read(Weights, f"{k}/{member}") for member in range(1 + FOLDS)] for k in range(count)]
             splines = bool(arrays["encoder/splines"]) if "encoder/splines" in arrays else False  # not in older files
-            encoder = read(Encoder, "encoder")._replace(splines=splines)
+            encoder = read(FeatureScaler, "encoder")._replace(splines=splines)
             return CodeRegression(encoder, arrays["centre"], arrays["scale"], members)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{file}: not a regression that experiments.finetune wrote ({error}); run it anew") from error
@@ -154,7 +154,7 @@ def fit(
       tokens: of the vocabulary, by id.
       progress: called with what was chosen.
     """
-    encoder = fit_encoder(*train, tokens)
+    encoder = fit_scaler(*train, tokens)
     if not len(encoder.varied) + len(encoder.used):
         raise ValueError(
             "history.regression: found no age, sex or code that tells patients of train apart; expected some, each of "

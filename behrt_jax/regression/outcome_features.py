@@ -7,7 +7,7 @@ import scipy.sparse
 
 from behrt_jax.data.code_counts import static_tokens
 from behrt_jax.data.dataset import MICROSECONDS, Patients
-from behrt_jax.data.histories import ages_at, times_since_birth, traits_at
+from behrt_jax.data.histories import ages_at, covariates_at, times_since_birth
 from behrt_jax.data.vocabulary import NUM_SPECIAL
 from behrt_jax.data.windows import MINUTES_PER_DAY
 
@@ -84,10 +84,12 @@ def read(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inpu
     numbers = 2  # of visits, and of days since the last token
     without_bins = found.codes[:, : -len(AGE_BINS) - 1 - numbers], found.codes[:, -numbers:]
     age = scipy.sparse.csr_array(found.basic[:, :1])
-    return Inputs(traits_at(patients, times, tokens).astype(float), scipy.sparse.hstack([*without_bins, age]).tocsr())
+    return Inputs(
+        covariates_at(patients, times, tokens).astype(float), scipy.sparse.hstack([*without_bins, age]).tocsr()
+    )
 
 
-class Encoder(NamedTuple):
+class FeatureScaler(NamedTuple):
     """Which columns of `read` are used and how they are scaled, fitted to train; (A,) of age and sex, (D,) of the rest.
 
     Attributes:
@@ -113,7 +115,7 @@ class Encoder(NamedTuple):
         return Inputs(basic, (found.codes[:, self.used] @ scipy.sparse.diags_array(self.code_scale)).tocsr())
 
 
-def fit_encoder(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Encoder:
+def fit_scaler(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> FeatureScaler:
     """Chooses and scales the columns of `read` on train.
 
     Columns that fewer than `MIN_PATIENTS` patients have, or that are the same in all rows, are left out; the others are
@@ -131,4 +133,4 @@ def fit_encoder(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) 
     varied = np.flatnonzero(spread > 1e-6)
     scale = FREE / np.sqrt(np.mean(spread[varied] ** 2)) if len(varied) else FREE
     centre = table.basic.mean(axis=0)[varied]
-    return Encoder(varied, centre, np.full(len(varied), scale), used, 1 / deviation[used])
+    return FeatureScaler(varied, centre, np.full(len(varied), scale), used, 1 / deviation[used])

@@ -10,7 +10,7 @@ from behrt_jax.data.sexes import sexes
 from behrt_jax.evaluation import masked_codes, next_visit
 from behrt_jax.evaluation.loaded_run import Run
 from behrt_jax.metrics import bootstrap, multilabel
-from behrt_jax.metrics.bootstrap import Outcomes
+from behrt_jax.metrics.bootstrap import PerTargetScores
 from behrt_jax.models import inputs
 from behrt_jax.models.inputs import model_arguments
 
@@ -116,6 +116,6 @@ def _by_group(run: Run, guesses: Guesses) -> dict[str, dict]:
     for name, cell in multilabel.group_cells(None, guesses.ages, sex).items():
         rows = cell[:, 0]
         if rows.any():
-            some = Outcomes(guesses.patients[rows], {"accuracy": guesses.right[rows].astype(np.float64)})
+            some = PerTargetScores(guesses.patients[rows], {"accuracy": guesses.right[rows].astype(np.float64)})
             found[name] = {"run": bootstrap.summarize(some, "mlm")["mlm/accuracy"]}
     return found

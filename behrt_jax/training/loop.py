@@ -104,7 +104,7 @@ def make_train_step(
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class TrainResult:
     """How a run of the loop ended.
 
     Attributes:
@@ -130,7 +130,7 @@ def train(
     interrupted: Callable[[], bool] = lambda: False,
     tuning_losses: list[float] | None = None,
     judge_start: bool = False,
-) -> Outcome:
+) -> TrainResult:
     """Runs updates until `num_steps`, an early stop or an interrupt; the last state is always evaluated or saved.
 
     Args:
@@ -182,12 +182,12 @@ def train(
             judge()
             since = time.perf_counter()
             if is_exhausted(losses, config.patience):
-                return Outcome(state, "stopped_early")
+                return TrainResult(state, "stopped_early")
         elif stop:
             save(state, None)
         if stop and step < config.num_steps:
-            return Outcome(state, "interrupted")
-    return Outcome(state, "finished")
+            return TrainResult(state, "interrupted")
+    return TrainResult(state, "finished")
 
 
 def is_exhausted(losses: list[float], patience: int) -> bool:

@@ -100,7 +100,7 @@ def make_optimizer(
     return optax.chain(split, optax.stateless(scale_by))
 
 
-def layer_scales(params: Any, decay: float = 1.0, freeze: str = "none", added: int = 0) -> Any:
+def layer_lr_scales(params: Any, decay: float = 1.0, freeze: str = "none", added: int = 0) -> Any:
     """Returns what the learning rate of each parameter is multiplied by: a tree of floats, or of a column of them.
 
     Heads, attention pooling and the last normalisation have 1, the last block `decay`, the one before it its square,
@@ -140,7 +140,7 @@ def layer_scales(params: Any, decay: float = 1.0, freeze: str = "none", added: i
     return jax.tree.unflatten(tree, [scale(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)])
 
 
-def hold_frozen(params: Any, scales: Any) -> Any:
+def stop_frozen_gradients(params: Any, scales: Any) -> Any:
     """Returns params through which no gradient reaches those of scale 0, so that none is computed for them."""
 
     def hold(leaf, scale):

@@ -26,7 +26,7 @@ from behrt_jax.training import examples, workdir
 EVENT_BINS = 8
 
 
-class Task(NamedTuple):
+class PretrainingTask(NamedTuple):
     """A model and what it is trained for.
 
     Attributes:
@@ -44,14 +44,14 @@ class Task(NamedTuple):
     vocabulary: Vocabulary
 
 
-def make_task(config: ConfigDict, vocabulary: Vocabulary) -> Task:
+def make_task(config: ConfigDict, vocabulary: Vocabulary) -> PretrainingTask:
     """Builds what a config asks for; its `model.vocab_size` and `objective.event_edges` are set."""
     settings = ObjectiveConfig(**config.objective)
     is_target = _find_targets(settings, vocabulary)
     model = workdir.build_model(config)
     shared = (config.data.separators, is_target, examples.carries_value(vocabulary))
     fixed = dataclasses.replace(settings, mask_rate=config.evaluation.mask_rate, masking="codes", mask_values=True)
-    return Task(
+    return PretrainingTask(
         model,
         make_objective(model, settings, *shared),
         make_objective(model, fixed, *shared, mlm.EVALUATION),
@@ -60,9 +60,9 @@ def make_task(config: ConfigDict, vocabulary: Vocabulary) -> Task:
     )
 
 
-def begin(
+def setup(
     config: ConfigDict, say: Callable[[str], None] = lambda line: None
-) -> tuple[Prepared, dataset.Patients, Task]:
+) -> tuple[Prepared, dataset.Patients, PretrainingTask]:
     """Prepares the data of a config, fills in what the config takes from it, and builds what it asks for.
 
     Returns:
@@ -86,7 +86,7 @@ def begin(
 
 
 def count_examples(
-    config: ConfigDict, task: Task, patients: dataset.Patients, split: str, say: Callable[[str], None]
+    config: ConfigDict, task: PretrainingTask, patients: dataset.Patients, split: str, say: Callable[[str], None]
 ) -> None:
     """Says how many examples of each objective a split has; a ValueError where train or tuning has none of one."""
     counts = examples.count(config, task.model, task.vocabulary, task.is_target, patients, split == "train")
@@ -105,7 +105,7 @@ def _find_targets(settings: ObjectiveConfig, vocabulary: Vocabulary) -> np.ndarr
 
 
 def initialize(
-    config: ConfigDict, task: Task, train: dataset.Patients, say: Callable[[str], None] = lambda line: None
+    config: ConfigDict, task: PretrainingTask, train: dataset.Patients, say: Callable[[str], None] = lambda line: None
 ) -> Callable:
     """Returns a function from a key to the variables; heads begin at the rates of train, codes as `code_init` says."""
     begun = code_init.make_rows(config, task.vocabulary, train, say)
@@ -131,7 +131,9 @@ def initialize(
     return make
 
 
-def training_columns(config: ConfigDict, task: Task, train: dataset.Patients, start_step: int) -> Iterator[dict]:
+def training_columns(
+    config: ConfigDict, task: PretrainingTask, train: dataset.Patients, start_step: int
+) -> Iterator[dict]:
     """Yields what the train step takes, beginning with the batch of `start_step`."""
     length, size, separators = config.data.row_length, config.train.batch_size, config.data.separators
     times = find_times(config, train, task.is_target) if "time_to_event" in task.model.objectives else None
@@ -142,7 +144,7 @@ def training_columns(config: ConfigDict, task: Task, train: dataset.Patients, st
 
 
 def tuning_scorer(
-    config: ConfigDict, task: Task, tuning: dataset.Patients, say: Callable[[str], None] = lambda line: None
+    config: ConfigDict, task: PretrainingTask, tuning: dataset.Patients, say: Callable[[str], None] = lambda line: None
 ) -> Callable[[Any], dict[str, float]]:
     """Returns a function from parameters to the objective's metrics on the newest window of each patient.
 
@@ -173,7 +175,7 @@ def mark(
     """Puts marks in pauses between visits where events are predicted at any time, and says how many."""
     if config.objective.event_times != "any":
         return patients
-    marked = event_targets.mark_pauses(patients, config.seed)
+    marked = event_targets.insert_query_tokens(patients, config.seed)
     added = len(marked.codes) - len(patients.codes)
     say(f"{added:,} marks lie in pauses between visits, to predict events from, and count as visits below")
     return marked

@@ -41,7 +41,13 @@ CHECKPOINTS = "checkpoints"
 TUNING_LOSS = "loss"  # the weighted sum of the losses that are trained
 # Keys that may change between a run and its resume: where data lies, and what is only shown or measured at the end.
 # The size of the vocabulary is not a choice; vocabularies are compared by their fingerprints.
-MOVABLE = ("data.path", "data.prepared_dir", "train.log_every", "evaluation.mask_draws", "model.vocab_size")
+KEYS_ALLOWED_TO_CHANGE = (
+    "data.path",
+    "data.prepared_dir",
+    "train.log_every",
+    "evaluation.mask_draws",
+    "model.vocab_size",
+)
 # Keys that are set from the data and the labels: where these changed, that is what to say.
 SET_FROM_DATA = (
     "names",
@@ -127,7 +133,7 @@ def build_outcome_model(config: ConfigDict) -> BEHRTForSequenceClassification:
         num_labels = SurvivalConfig(**config.survival).num_logits
     else:
         num_labels = 1 if config.classification.kind == "binary" else len(config.names)
-    num_traits = histories.NUM_TRAITS if config.history.age_and_sex else 0
+    num_traits = histories.NUM_COVARIATES if config.history.age_and_sex else 0
     if config.history.get("regression"):  # not among the keys of older runs
         num_traits = 1 if "classification" in config and config.classification.kind == "binary" else len(config.names)
     foretold = (config.foretold.ids, config.foretold.edges) if "foretold" in config else ()
@@ -302,7 +308,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     return [
         f"{key}: {before.get(key, 'absent')} there, {after.get(key, 'absent')} now"
         for key in keys
-        if _tuples(before.get(key)) != _tuples(after.get(key)) and not key.startswith(MOVABLE)
+        if _tuples(before.get(key)) != _tuples(after.get(key)) and not key.startswith(KEYS_ALLOWED_TO_CHANGE)
     ]
 
 

@@ -50,7 +50,7 @@ def finetune(
     DataConfig(**config.data)
     BEHRTConfig(**{**config.model, "vocab_size": 1})
 
-    task = setup.begin(config, say=say)
+    task = setup.setup(config, say=say)
     for other in versus:  # what the evaluation needs, before training
         finetuned.load_other(Path(other), config, task.splits["held_out"].labels, lambda line: None)
     workdirs.open_workdir(folder, config, task.prepared.vocabulary, task.digests)
@@ -59,7 +59,7 @@ def finetune(
     optimizer = make_optimizer(optimizer_config, train_config.num_steps, scales=task.scales)
     current = state.create_state(task.initialize, optimizer, config.seed)
     if config.foretold.codes:
-        params = probe_init.begin(config, task.model, current.params, task.splits)
+        params = probe_init.init_head(config, task.model, current.params, task.splits)
         current = dataclasses.replace(current, params=jax.tree.map(jnp.array, params))
     sizes = jax.tree.map(count_trained, current.params, task.scales(current.params))
     everything, trained = sum(leaf.size for leaf in jax.tree.leaves(current.params)), sum(jax.tree.leaves(sizes))

@@ -64,7 +64,7 @@ def pretrain(
     ObjectiveConfig(**config.objective)
     code_init.check(config)
 
-    prepared, patients, task = pretraining.begin(config, say=say)
+    prepared, patients, task = pretraining.setup(config, say=say)
     splits = {name: dataset.read(prepared.folder, name) for name in ("tuning", "held_out")}
     splits = {name: dataset.sample(found, config.evaluation.max_patients) for name, found in splits.items()}
     scorer = pretraining.tuning_scorer(config, task, splits["tuning"], say)
@@ -92,7 +92,7 @@ def pretrain(
 
 
 def check_oracle(
-    config: ConfigDict, task: pretraining.Task, held_out: dataset.Patients, say: Callable[[str], None]
+    config: ConfigDict, task: pretraining.PretrainingTask, held_out: dataset.Patients, say: Callable[[str], None]
 ) -> None:
     """Warns before training where the evaluation of simulated patients cannot use the oracle."""
     if loaded_run.is_simulated(config.data.path) and {"mlm", "next_visit"} & set(task.model.objectives):

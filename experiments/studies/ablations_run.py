@@ -46,7 +46,7 @@ def score_masked(config, model, params, tuning: dataset.Patients) -> dict[str, f
     return {name: float(outcomes[name].mean()) for name in ("loss", "accuracy", "top5_accuracy")}
 
 
-def score_head(config, trained: pretraining.Task, params, tuning: dataset.Patients) -> float:
+def score_head(config, trained: pretraining.PretrainingTask, params, tuning: dataset.Patients) -> float:
     """Returns the micro average precision of a model's head for next visits on the tuning split."""
     index = windows.index_visits(tuning, config.data.row_length, config.data.separators)
     examples = next_visit_targets.find_next_visits(tuning, index, trained.is_target)
@@ -57,7 +57,7 @@ def score_head(config, trained: pretraining.Task, params, tuning: dataset.Patien
 def main() -> None:
     """Runs the command."""
     config = recipe(FLAGS.variant, FLAGS.seed, FLAGS.num_steps)
-    prepared, patients, trained = pretraining.begin(config)
+    prepared, patients, trained = pretraining.setup(config)
     tuning = dataset.read(prepared.folder, "tuning")
     model = trained.model
     began = time.perf_counter()

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from behrt_jax.data.prepare import Prepared
 from behrt_jax.finetuning import data, labeled_histories, predict, pretrained, probe_init, sampling, setup
-from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.labels import labels as label_data
 from behrt_jax.models import lora
 from behrt_jax.objectives import survival
@@ -30,7 +30,7 @@ class Task(NamedTuple):
 
     config: ConfigDict
     prepared: Prepared
-    splits: dict[str, Labelled]
+    splits: dict[str, LabeledHistories]
     begun: Any
 
 
@@ -51,7 +51,7 @@ def read_task(config: ConfigDict, file: str, most: int, folder, say: Callable[[s
     with config.unlocked():
         config.labels, config.most_labels = file, most
         del config["classification" if labels.kind == "survival" else "survival"]
-    begun = pretrained.load(config)
+    begun = pretrained.load_pretrained(config)
     prepared, splits = data.read_splits(config, begun.vocabulary, say)
     splits = {name: sampling.take(found, sampling.cap(found.labels, most)) for name, found in splits.items()}
     for name in ("train", "held_out"):
@@ -109,7 +109,7 @@ def train_and_score(task: Task, rows: np.ndarray, draw: int, is_pretrained: bool
     )
 
 
-def make_steps(config: ConfigDict, task: setup.Outcomes) -> Steps:
+def make_steps(config: ConfigDict, task: setup.FinetuningTask) -> Steps:
     """Returns the optimizer and the jitted step of a model, its objective and its recipe."""
     settings = loop.TrainConfig(**config.train)
     optimizer = make_optimizer(OptimizerConfig(**config.optimizer), settings.num_steps, scales=task.scales)

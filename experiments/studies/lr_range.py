@@ -28,7 +28,7 @@ def measure(config, num_steps: int, lowest: float, highest: float) -> tuple[np.n
     Returns:
       (n,) learning rates and (n,) losses, smoothed and freed of their start at zero; it ends early at NaN.
     """
-    _, patients, trained = pretraining.begin(config, say=print)
+    _, patients, trained = pretraining.setup(config, say=print)
     rates = np.geomspace(lowest, highest, num_steps)
     schedule = optax.exponential_decay(lowest, 1, float(rates[1] / rates[0]))
     optimizer = make_optimizer(OptimizerConfig(**config.optimizer), num_steps, schedule)

@@ -3,7 +3,7 @@ import pytest
 import scipy.special
 
 from behrt_jax.baselines import masked_codes
-from behrt_jax.baselines.mlp import Recipe
+from behrt_jax.baselines.mlp import MLPConfig
 from behrt_jax.objectives.mlm import Masked
 from behrt_jax.objectives.scoring import MaskedBatch, mask_batches
 from tests import tiny
@@ -195,7 +195,7 @@ def partner_batches(seed, count):
 
 def test_the_linear_model_finds_a_planted_rule(monkeypatch):
     monkeypatch.setattr(masked_codes, "NETWORK_STEPS", 100)
-    monkeypatch.setattr(masked_codes, "RECIPES", {"own": Recipe(0.1)})
+    monkeypatch.setattr(masked_codes, "RECIPES", {"own": MLPConfig(0.1)})
 
     def hide(seed, count):
         return mask_batches(partner_batches(seed, count), 0.15, 15, draws=1, seed=seed)
@@ -229,7 +229,7 @@ def exclusive_batches(seed, count):
 @pytest.mark.slow
 def test_the_mlp_finds_an_interaction_that_the_linear_model_cannot_express(monkeypatch):
     monkeypatch.setattr(masked_codes, "NETWORK_STEPS", 400)
-    monkeypatch.setattr(masked_codes, "RECIPES", {"linear": Recipe(0.03), "MLP": Recipe(0.01, hidden=32)})
+    monkeypatch.setattr(masked_codes, "RECIPES", {"linear": MLPConfig(0.03), "MLP": MLPConfig(0.01, hidden=32)})
 
     def hide(seed, count):
         return mask_batches(exclusive_batches(seed, count), 1.0, 15, draws=1, seed=seed)
@@ -254,7 +254,7 @@ def test_the_budget_is_at_least_what_the_model_saw_and_a_network_stopped_by_it_i
     monkeypatch.setattr(masked_codes, "NETWORK_STEPS", 20)
     monkeypatch.setattr(masked_codes, "CHECK_EVERY", 20)
     messages = []
-    fit_partners(messages, Recipe(0.001), model_steps=60)
+    fit_partners(messages, MLPConfig(0.001), model_steps=60)
     assert len(messages) == 4 and messages[2].startswith("step 60 of at most 60: own ")
     assert messages[3] == "own: stopped at its budget of 60 steps while its tuning loss still fell"
 

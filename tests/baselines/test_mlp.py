@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse
 
 from behrt_jax.baselines import mlp
-from behrt_jax.baselines.mlp import Features, Recipe, Schedule
+from behrt_jax.baselines.mlp import Features, MLPConfig, Schedule
 
 
 def sparse(rng, shape, share=0.3) -> scipy.sparse.csr_array:
@@ -38,7 +38,7 @@ def test_a_step_follows_the_gradient_and_the_average_its_parameters():
     """Central differences of the loss in plain numpy; the first step of Adam moves by the rate against their signs."""
     rng = np.random.default_rng(1)
     features, targets = Features(sparse(rng, (6, 5))), rng.normal(size=(6, 2)).astype(np.float32)
-    recipe = Recipe(1e-3, hidden=4)
+    recipe = MLPConfig(1e-3, hidden=4)
     training = mlp.begin(recipe, 5, np.array([0.1, -0.2]))
     training.params["weights"][:] = rng.normal(size=(4, 2))
     before = {name: np.array(values, np.float64) for name, values in training.params.items()}
@@ -91,7 +91,7 @@ def test_networks_end_one_by_one_each_when_it_is_flat_and_the_lowest_is_kept():
 
     rng, messages = np.random.default_rng(2), []
     batch = Features(sparse(rng, (6, 5))), np.ones((6, 2), np.float32)
-    recipes = {name: Recipe(0.01, width) for name, width in widths.items()}
+    recipes = {name: MLPConfig(0.01, width) for name, width in widths.items()}
     schedule = Schedule(8, 2, 2)
     best = mlp.train_networks(iter([batch] * 8), recipes, np.zeros(2), squared, tuning_loss, schedule, messages.append)
     assert messages == [

@@ -8,7 +8,7 @@ import sklearn.linear_model
 
 from behrt_jax.baselines import next_visit as baselines
 from behrt_jax.baselines import next_visit_features
-from behrt_jax.baselines.mlp import Recipe
+from behrt_jax.baselines.mlp import MLPConfig
 from behrt_jax.baselines.next_visit import Split, Table
 from behrt_jax.data import code_counts, dataset, next_visit_targets, windows
 from behrt_jax.data.dataset import Patients
@@ -170,7 +170,7 @@ def fitted():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(baselines, "MAX_STEPS", 200)
         patch.setattr(baselines, "BATCH_SIZE", 64)
-        patch.setattr(baselines, "RECIPES", {"logistic regression": Recipe(0.05), "MLP": Recipe(0.02, 32, 0.5)})
+        patch.setattr(baselines, "RECIPES", {"logistic regression": MLPConfig(0.05), "MLP": MLPConfig(0.02, 32, 0.5)})
         messages = []
         train, tuning = make_split(random_patients(0)), make_split(random_patients(1))
         found = baselines.fit_baselines(train, tuning, V, messages.append)
@@ -228,7 +228,7 @@ def test_logistic_regression_reaches_the_optimum_of_scikit_learn(rate):
     chances = 1 / (1 + np.exp(-(features @ rng.normal(0, 1, (6, 3)) + rng.normal(0, 0.5, 3))))
     table = Table(scipy.sparse.csr_array(features), scipy.sparse.csr_array(rng.uniform(size=(400, 3)) < chances))
     messages = []
-    found = baselines.train_on_tables(table, table, {"own": Recipe(rate)}, messages.append)["own"]
+    found = baselines.train_on_tables(table, table, {"own": MLPConfig(rate)}, messages.append)["own"]
     assert not any("budget" in message for message in messages)
     predicted = baselines.probabilities(found, table.features)
     for code in range(3):
@@ -246,7 +246,7 @@ def test_the_parameters_of_the_lowest_tuning_loss_are_kept(monkeypatch):
     ]
     monkeypatch.setattr(baselines, "CHECK_EVERY", 20)
     messages = []
-    found = baselines.train_on_tables(*tables, {"own": Recipe(0.05)}, messages.append)["own"]
+    found = baselines.train_on_tables(*tables, {"own": MLPConfig(0.05)}, messages.append)["own"]
     losses = [float(message.split()[-1]) for message in messages]
     assert len(losses) == 4 and losses[-1] > losses[0] + 0.1
     kept = baselines.mean_loss(baselines.probabilities(found, tables[1].features), tables[1].targets)
@@ -261,7 +261,7 @@ def test_the_budget_holds_as_many_examples_as_the_model_saw(monkeypatch):
     monkeypatch.setattr(baselines, "MAX_STEPS", 20)
     monkeypatch.setattr(baselines, "CHECK_EVERY", 20)
     monkeypatch.setattr(baselines, "BATCH_SIZE", 30)
-    baselines.train_on_tables(table, table, {"own": Recipe(0.001)}, messages.append, model_examples=30 * 60)
+    baselines.train_on_tables(table, table, {"own": MLPConfig(0.001)}, messages.append, model_examples=30 * 60)
     assert [message.partition(":")[0] for message in messages[:-1]] == [
         f"step {number} of at most 60" for number in (20, 40, 60)
     ]

@@ -116,14 +116,14 @@ def test_features_of_few_patients_are_left_out(monkeypatch):
     histories, _, _ = data_histories.histories_at(split.patients, subjects, predictions)
     for least, expected in ((1, True), (4, False)):
         monkeypatch.setattr(outcome_features, "MIN_PATIENTS", least)
-        encode = functools.partial(outcome_features.fit_encoder(histories, predictions, TOKENS).encode, tokens=TOKENS)
+        encode = functools.partial(outcome_features.fit_scaler(histories, predictions, TOKENS).encode, tokens=TOKENS)
         assert (encode(histories, predictions).codes.shape[1] > 0) == expected
     monkeypatch.setattr(outcome_features, "MIN_PATIENTS", 10)
-    encoder = outcome_features.fit_encoder(split.patients, split.times, TOKENS)
+    encoder = outcome_features.fit_scaler(split.patients, split.times, TOKENS)
     found = encoder.encode(split.patients, split.times, TOKENS)
     np.testing.assert_allclose(found.codes.toarray().std(axis=0), 1, rtol=1e-6)
     spread = found.basic.std(axis=0)  # as they are, but for one factor
-    traits = data_histories.traits_at(split.patients, split.times, TOKENS).std(axis=0)
+    traits = data_histories.covariates_at(split.patients, split.times, TOKENS).std(axis=0)
     np.testing.assert_allclose(spread / spread.max(), traits[encoder.varied] / traits.max(), rtol=1e-5)
     np.testing.assert_allclose(np.sqrt(np.mean(spread**2)), outcome_features.FREE, rtol=1e-6)
 
@@ -214,7 +214,7 @@ def test_what_tuning_says_decides(kind):
 
 def test_boosting_predicts_with_the_trees_that_were_chosen():
     train, tuning = followed(0), followed(1)
-    encode = functools.partial(outcome_features.fit_encoder(train.patients, train.times, TOKENS).encode, tokens=TOKENS)
+    encode = functools.partial(outcome_features.fit_scaler(train.patients, train.times, TOKENS).encode, tokens=TOKENS)
     table, checks = encode(train.patients, train.times), encode(tuning.patients, tuning.times)
     outcome = train.days, train.events == 1
     families = {
@@ -234,7 +234,7 @@ def test_boosting_predicts_with_the_trees_that_were_chosen():
 def test_forecasts_of_one_cause_are_those_of_a_cox_model(forecasters):
     train, other = followed(0), followed(2)
     found = forecasters["Cox on age and sex"](other.patients, other.times, HORIZONS)
-    encode = functools.partial(outcome_features.fit_encoder(train.patients, train.times, TOKENS).encode, tokens=TOKENS)
+    encode = functools.partial(outcome_features.fit_scaler(train.patients, train.times, TOKENS).encode, tokens=TOKENS)
     table, others = (encode(split.patients, split.times).basic for split in (train, other))
     tuning = followed(1)
     ways = [cox.fit_ridge(table, train.days, train.events == 1, ridge) for ridge in baselines.RIDGES]
@@ -303,7 +303,7 @@ def test_labels_at_once_are_fitted_one_by_one_and_classes_together():
 
 def test_logistic_regression_is_that_of_scikit_learn():
     train = classified(0)
-    encode = functools.partial(outcome_features.fit_encoder(train.patients, train.times, TOKENS).encode, tokens=TOKENS)
+    encode = functools.partial(outcome_features.fit_scaler(train.patients, train.times, TOKENS).encode, tokens=TOKENS)
     table = encode(train.patients, train.times)
     found = list(baselines._logistic(table, train.classes, table, 2, outcome_features.Inputs.joined))
     dense = np.hstack([table.basic, table.codes.toarray()])
@@ -392,7 +392,7 @@ def test_age_is_read_by_the_splines_of_the_model_in_all_regressions():
         said = found[name](other.patients, other.times, HORIZONS).risks[:, 0]
         assert np.corrcoef(said, risks)[0, 1] > 0.85, name
     basic = outcome_features.read(other.patients, other.times, TOKENS).basic
-    np.testing.assert_allclose(basic, data_histories.traits_at(other.patients, other.times, TOKENS))
+    np.testing.assert_allclose(basic, data_histories.covariates_at(other.patients, other.times, TOKENS))
 
 
 def test_a_regression_on_age_and_sex_ends_inside_its_grid():

@@ -10,7 +10,7 @@ import pytest
 
 from behrt_jax.data import dataset, events
 from behrt_jax.data.prepare import prepare
-from behrt_jax.data.vocabulary import Vocabulary, find_parents
+from behrt_jax.data.vocabulary import Vocabulary, nearest_known_ancestors
 from tests.data.handmade import SPLITS, SUBJECTS, MedsFolder, assert_clear, write_cohort
 from tests.data.test_prepare import decoded
 
@@ -55,7 +55,7 @@ def test_the_nearest_known_ancestor_is_found(tmp_path):
     )
     expected = {"child": "RARE", "grandchild": "RARE", "near before often": "RARE", "over often": "OFTEN"}
     expected |= {"often before rare": "OFTEN", "by name": "SAME_A", "through a cycle": "RARE", "back": "RARE"}
-    assert find_parents(tmp_path, known) == expected
+    assert nearest_known_ancestors(tmp_path, known) == expected
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -73,15 +73,15 @@ def test_random_graphs_as_a_plain_search_finds_them(tmp_path, seed):
         if level:
             expected[name] = min(hits, key=lambda hit: (-counts[hit], hit))
     write_codes(tmp_path, parents)
-    assert expected and find_parents(tmp_path, vocabulary(**counts)) == expected
+    assert expected and nearest_known_ancestors(tmp_path, vocabulary(**counts)) == expected
 
 
 def test_without_a_table_or_a_column_or_a_parent_there_is_no_back_off(tmp_path):
-    assert find_parents(tmp_path, vocabulary(A=1)) == {}
+    assert nearest_known_ancestors(tmp_path, vocabulary(A=1)) == {}
     empty = pl.Series([None, None])
     for column in ([], [empty], [empty.cast(pl.List(pl.Null))]):
         write_codes(tmp_path, pl.DataFrame([pl.Series("code", ["a", "b"]), *[c.alias("parent_codes") for c in column]]))
-        assert find_parents(tmp_path, vocabulary(A=1)) == {}
+        assert nearest_known_ancestors(tmp_path, vocabulary(A=1)) == {}
 
 
 MALFORMED = {
@@ -248,7 +248,7 @@ def test_real_diagnoses_are_read_as_their_concepts(tmp_path, bundled_config):
     fitted = prepare(dataclasses.replace(config, path=str(concepts.root), prepared_dir=str(tmp_path / "p"))).vocabulary
     found = prepare(config, fitted)
     expected = {code: above for code, above in parent.items() if above in fitted.ids}
-    assert len(expected) > 90 and find_parents(MIMIC, fitted).items() >= expected.items()
+    assert len(expected) > 90 and nearest_known_ancestors(MIMIC, fitted).items() >= expected.items()
     codes = collections.Counter(dataset.read(found.folder, "train").codes.tolist())
     for name, number in zip(fitted.codes, fitted.counts, strict=True):
         assert codes[fitted.ids[name]] == number, name

@@ -190,7 +190,9 @@ def test_no_bit_depends_on_the_future(tmp_path, meds_config, future, mark):
         assert len(added) == 0 or (patients.codes >= 41).any() or name.startswith("events") or name == "many visits"
         found, kept, _ = histories.histories_at(patients, np.arange(1, 13).repeat(2), times(*[NOW, NOW - 700] * 12))
         assert len(kept) == 24
-        results.append((histories.mark_times(found, times(*[NOW, NOW - 700] * 12), 32) if mark else found, patients))
+        results.append(
+            (histories.append_prediction_token(found, times(*[NOW, NOW - 700] * 12), 32) if mark else found, patients)
+        )
     (before, source), (after, other) = results
     assert len(source.codes) < len(other.codes)
     assert_same(before, after)
@@ -240,7 +242,7 @@ def test_the_newest_tokens_give_the_same_windows(bundled_train, row_length, sepa
         columns = []
         for patients in (whole, cut):
             if mark:
-                patients = histories.mark_times(patients, predictions[kept], row_length)
+                patients = histories.append_prediction_token(patients, predictions[kept], row_length)
             index = data_windows.index_visits(patients, row_length, separators)
             windows = data_windows.newest_windows(index)
             columns.append(data_windows.build_columns(patients, index, windows, np.arange(len(kept)), 0))
@@ -262,7 +264,7 @@ def test_a_visit_longer_than_the_newest_tokens_is_dated_by_the_one_before():
 def test_a_marked_history_token_by_token(separators, token):
     patients = patients_of({"static": [20], "visits": [[(10, 0)], [(11, 2 * DAY), (12, 3 * DAY)]]})
     now = times(10 * DAY + 0.5)
-    found = histories.mark_times(histories.histories_at(patients, np.array([1]), now)[0], now, 32, token)
+    found = histories.append_prediction_token(histories.histories_at(patients, np.array([1]), now)[0], now, 32, token)
     index = data_windows.index_visits(found, 32, separators)
     columns = data_windows.build_columns(found, index, data_windows.newest_windows(index), np.arange(1), 0)
     end = [SEP] if separators else []
@@ -281,7 +283,7 @@ def test_a_mark_leaves_the_newest_codes_of_a_long_visit(separators, statics):
     person = {"static": list(range(100, 100 + statics)), "visits": [[(9, 0)], long_visit]}
     patients = patients_of({"visits": [[(9, 0)]], "id": 1}, {**person, "id": 2})
     now = times(DAY, DAY)
-    found = histories.mark_times(histories.histories_at(patients, np.array([1, 2]), now)[0], now, 16)
+    found = histories.append_prediction_token(histories.histories_at(patients, np.array([1, 2]), now)[0], now, 16)
     rows = next(batches.evaluation_batches(found, 16, 2, separators))
     codes = rows["codes"][rows["patient_ids"] > 0].tolist()
     start = 16 - 1 - min(statics, 7) - 3
@@ -318,8 +320,8 @@ def test_traits_are_shares_of_ages_and_sexes():
     patients = patients_of(*({"id": number, "visits": [[(9, 0)]], **kind} for number, kind in enumerate(kinds)))
     names = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", "x", "GENDER//F", "GENDER//M", "x", "x")
     years = [43.0, 250.0, 0.5, 43.0]
-    found = histories.traits_at(patients, times(*(365.25 * DAY * each for each in years)), names)
-    assert found.shape == (4, histories.NUM_TRAITS) and found.dtype == np.float32
+    found = histories.covariates_at(patients, times(*(365.25 * DAY * each for each in years)), names)
+    assert found.shape == (4, histories.NUM_COVARIATES) and found.dtype == np.float32
     shares, sex = np.split(found, [len(histories.AGE_KNOTS)], axis=1)
     assert sex.tolist() == [[1, 0], [0, 1], [0, 0], [0, 1]]
     expected = np.zeros((4, len(histories.AGE_KNOTS)))

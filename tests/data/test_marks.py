@@ -21,7 +21,7 @@ def by_day(bundled_config):
 
 @pytest.fixture(scope="module")
 def marked(by_day):
-    return event_targets.mark_pauses(by_day, seed=3)
+    return event_targets.insert_query_tokens(by_day, seed=3)
 
 
 def test_without_marks_patients_are_as_they_were(by_day, marked):
@@ -69,23 +69,23 @@ def test_long_pauses_all_hold_a_mark_and_short_ones_in_proportion_at_any_time_of
 
 def test_marks_are_of_the_patient_and_the_seed(by_day, marked):
     chosen = np.arange(len(by_day)) % 3 == 1
-    few = event_targets.mark_pauses(dataset.take(by_day, chosen), seed=3)
+    few = event_targets.insert_query_tokens(dataset.take(by_day, chosen), seed=3)
     for name in ("codes", "visits", "minutes", "microseconds"):
         np.testing.assert_array_equal(getattr(few, name), getattr(dataset.take(marked, chosen), name))
-    other = event_targets.mark_pauses(by_day, seed=4)
+    other = event_targets.insert_query_tokens(by_day, seed=4)
     assert (other.codes == SEP).sum() != (marked.codes == SEP).sum()
 
 
 def test_of_visits_that_overlap_the_later_end_counts():
     long = {"static": [7], "visits": [[(9, 0), (9, 40 * DAY)], [(9, 10 * DAY)], [(9, 20 * DAY)], [(20, 60 * DAY)]]}
-    found = event_targets.mark_pauses(patients_of(long), seed=0, days=20)
+    found = event_targets.insert_query_tokens(patients_of(long), seed=0, days=20)
     assert found.codes.tolist() == [7, 9, 9, 9, 9, SEP, 20]
     assert found.visits.tolist() == [-1, 0, 0, 1, 2, 3, 4]
     assert 40 * DAY < found.minutes[5] < 60 * DAY
 
 
 def test_events_count_from_marks():
-    found = event_targets.mark_pauses(patients_of({"visits": [[(9, 0)], [(20, 10 * DAY)]]}), seed=0, days=10)
+    found = event_targets.insert_query_tokens(patients_of({"visits": [[(9, 0)], [(20, 10 * DAY)]]}), seed=0, days=10)
     assert len(visits_by_patient(found)[0]) == 3
     times = event_targets.index_events(found, windows.index_visits(found, 64), np.arange(60) == 20)
     days, happened = times.after(np.array([0, 1]))

@@ -32,7 +32,7 @@ def test_static_and_timed_codes_are_read_and_the_last_counts():
     patients = patients_of(*({"id": place, "visits": [[(5, 0)]], **kind} for place, kind in enumerate(kinds)))
     assert sexes.sexes(patients, tokens).tolist() == ["M", "F", "F", ""]
     times = np.full(4, np.datetime64("2000-01-11", "us"))
-    traits = histories.traits_at(patients, times, tokens)[:, len(histories.AGE_KNOTS) :]
+    traits = histories.covariates_at(patients, times, tokens)[:, len(histories.AGE_KNOTS) :]
     assert traits.tolist() == [[0, 1], [1, 0], [1, 0], [0, 0]]
 
 

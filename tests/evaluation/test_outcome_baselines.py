@@ -9,7 +9,7 @@ from behrt_jax.data.dataset import Patients
 from behrt_jax.data.events import SPLITS
 from behrt_jax.evaluation.outcome_baselines import predict_without_encoder
 from behrt_jax.finetuning import setup
-from behrt_jax.finetuning.labeled_histories import Labelled
+from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.finetuning.predict import ClassPredictions, SurvivalPredictions
 from behrt_jax.labels.labels import Labels
 from configs import classification, survival
@@ -23,7 +23,7 @@ def splits_of(kind, log_risks, values, days, events):
     found, everyone = {}, Labels(kind, ("came",), np.arange(12000), TIMES, values, days, events)
     for place, name in enumerate(SPLITS):
         rows = np.arange(12000) % 3 == place
-        found[name] = Labelled(everyone.take(rows), NOBODY, NOBODY, log_risks[rows, None].astype(np.float32))
+        found[name] = LabeledHistories(everyone.take(rows), NOBODY, NOBODY, log_risks[rows, None].astype(np.float32))
     return found
 
 

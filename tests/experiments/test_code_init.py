@@ -42,7 +42,7 @@ def write_table(folder, codes, values, name="table.parquet"):
 
 def begin(config, lines=None):
     """Returns the prepared data and the code table that a run begins with."""
-    prepared, train, trained = pretraining.begin(config)
+    prepared, train, trained = pretraining.setup(config)
     initialize = pretraining.initialize(config, trained, train, (lines if lines is not None else []).append)
     # Not compiled as one program, in which a table of its own may change how the random rows are rounded.
     return prepared.vocabulary, code_table(initialize(jax.random.key(config.seed)))
@@ -104,7 +104,7 @@ def test_skip_gram_is_a_function_of_seed_and_train_patients(config, few_steps):
 def test_the_code_table_alone_begins_elsewhere(config, few_steps, quick_compilation):
     def variables(init):
         config.code_init = init
-        _, train, trained = pretraining.begin(config)
+        _, train, trained = pretraining.setup(config)
         return jax.jit(pretraining.initialize(config, trained, train))(jax.random.key(0))
 
     begun, plain = variables("skip_gram"), variables("")

@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     config = small.get_config()
     paths = {"data.path": str(data), "data.prepared_dir": str(folder / "prepared")}
     config.update_from_flattened_dict({**TINY, **paths})
-    prepared, patients, trained = pretraining.begin(config)
+    prepared, patients, trained = pretraining.setup(config)
     optimizer = make_optimizer(OptimizerConfig(**config.optimizer), 10)
     workdir.open_workdir(folder / "run", config, prepared.vocabulary)
     checkpoints = Checkpoints(folder / "run" / workdir.CHECKPOINTS, workdir.TUNING_LOSS)

@@ -49,7 +49,7 @@ def config_of(folder, objective: str, visits: dict[str, int], codes=CODES, **ove
 def begin(config, lines=None):
     """What pre-training does before it trains."""
     say = (lambda line: None) if lines is None else lines.append
-    prepared, train, trained = pretraining.begin(config, say)
+    prepared, train, trained = pretraining.setup(config, say)
     tuning = dataset.read(prepared.folder, "tuning")
     return train, trained, pretraining.tuning_scorer(config, trained, tuning, say)
 

@@ -78,7 +78,7 @@ def test_a_run_says_what_it_found_and_what_it_reached(survival_run, deaths):
 
 def test_the_encoder_begins_where_pre_training_stopped(workplace, deaths, joint):
     config = tiny_config("survival", workplace, deaths, pretrained=str(joint))
-    task = setup.begin(config, lambda line: None)
+    task = setup.setup(config, lambda line: None)
     begun = task.initialize(jax.random.key(1))["params"]
     trained = behrt_jax.load(joint).params["params"]
     for leaf, other in zip(*(jax.tree.leaves(part["behrt"]) for part in (begun, trained)), strict=True):
@@ -205,7 +205,7 @@ def test_labels_that_do_not_fit_end_with_one_line(workplace, deaths, recipe, lab
 def test_codes_are_added_to_a_pre_trained_vocabulary_alone(workplace, deaths):
     config = tiny_config("survival", workplace, deaths, add_codes=True)
     with pytest.raises(ValueError, match="add_codes: found True without pretrained"):
-        setup.begin(config, lambda line: None)
+        setup.setup(config, lambda line: None)
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def code(events):
 @pytest.fixture(scope="module")
 def task(workplace, deaths, events, code):
     config = tiny_config("survival", workplace, deaths, pretrained=str(events), **{"foretold.codes": (code,)})
-    return config, setup.begin(config, lambda line: None)
+    return config, setup.setup(config, lambda line: None)
 
 
 def test_what_is_foretold_is_the_forecast_of_the_pre_trained_run_at_the_prediction_time(task, events, code):
@@ -85,7 +85,7 @@ def test_the_head_begins_at_what_labels_say_of_the_forecast(task, monkeypatch):
         labels = dataclasses.replace(found.labels, days=9000.0 - 8900 * ranks, events=np.ones(len(ranks), np.int32))
         planted[name] = found._replace(labels=labels)
     monkeypatch.setattr(probe_init, "SCALES", (0.0,))
-    begun = probe_init.begin(config, built.model, variables, planted)
+    begun = probe_init.init_head(config, built.model, variables, planted)
     kernel = np.asarray(begun["params"]["head"]["output"]["kernel"])
     assert (kernel[width] > 0).all() and not kernel[:width].any()
     jax.tree.map(np.testing.assert_array_equal, begun["params"]["behrt"], variables["params"]["behrt"])
@@ -120,4 +120,4 @@ def test_what_cannot_be_foretold_is_an_error(workplace, deaths, joint, events, c
         "several labels": "foretold.codes: found multilabel labels; expected one binary label, or times to an event",
     }
     with pytest.raises(ValueError, match=messages[wrong]):
-        setup.begin(config, lambda line: None)
+        setup.setup(config, lambda line: None)

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from behrt_jax.baselines import masked_codes, next_visit
-from behrt_jax.baselines.mlp import Recipe
+from behrt_jax.baselines.mlp import MLPConfig
 from behrt_jax.evaluation import masked_codes as masked_code_evaluation
 from behrt_jax.evaluation import next_visit as next_visit_evaluation
 from behrt_jax.evaluation.loaded_run import load_run, read_simulation
@@ -50,7 +50,7 @@ def test_the_oracle_is_above_the_model_and_every_baseline(trained, monkeypatch):
     for module, name, value in (
         (masked_codes, "NETWORK_STEPS", 100),
         (next_visit, "MAX_STEPS", 60),
-        (next_visit, "RECIPES", {"MLP": Recipe(0.002, hidden=32)}),
+        (next_visit, "RECIPES", {"MLP": MLPConfig(0.002, hidden=32)}),
     ):
         monkeypatch.setattr(module, name, value)
     lines = []

@@ -14,7 +14,7 @@ from behrt_jax.data.hashing import hash_integers
 from behrt_jax.evaluation import outcomes, plots_survival
 from behrt_jax.finetuning import data as labeled_data
 from behrt_jax.finetuning import predict, setup
-from behrt_jax.finetuning.finetuned import Fitted
+from behrt_jax.finetuning.finetuned import FinetunedModel
 from behrt_jax.labels import follow_up
 from behrt_jax.metrics import bootstrap
 from experiments.labels import label
@@ -180,7 +180,7 @@ def test_nothing_to_learn_ends_before_training(workplace, table, recipe, split, 
     labels = table.with_columns(event=pl.col("event") & (pl.col("split") != split))
     config = configure(recipe, workplace, labels if recipe == "survival" else binary(labels))
     with pytest.raises(ValueError, match=message):
-        setup.begin(config, lambda line: None)
+        setup.setup(config, lambda line: None)
 
 
 @pytest.fixture
@@ -195,8 +195,8 @@ def evaluate(workplace, tmp_path, monkeypatch):
 
     def run(recipe: str, labels: pl.DataFrame) -> tuple[dict, list[str]]:
         config, said = configure(recipe, workplace, labels), []
-        task = setup.begin(config, lambda line: None)
-        own = Fitted(config, task.prepared.vocabulary.tokens, task.model, None, task.splits)
+        task = setup.setup(config, lambda line: None)
+        own = FinetunedModel(config, task.prepared.vocabulary.tokens, task.model, None, task.splits)
         monkeypatch.setattr(outcomes, "load", lambda *given: own)
         result = outcomes.evaluate_run(tmp_path, with_baselines=False, say=said.append)
         assert evaluation_of(tmp_path) == json.loads(json.dumps(result))
@@ -243,7 +243,7 @@ def test_held_out_labels_without_one_of_two_causes(table, evaluate, tmp_path, mo
 
 def test_figures_are_of_enough_patients_who_may_be_real(table, workplace, tmp_path):
     config, said = configure("survival", workplace, table), []
-    held_out = setup.begin(config, lambda line: None).splits["held_out"].labels
+    held_out = setup.setup(config, lambda line: None).splits["held_out"].labels
     assert outcomes.draw(config, None, {}, held_out, tmp_path / "figures", said.append) == []
     assert said == ["figures are left out: the held-out labels are of fewer than 11 patients, who may be real"]
 

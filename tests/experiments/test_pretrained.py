@@ -65,7 +65,7 @@ def test_added_rows_begin_as_what_was_read_before_and_learn_alone(
 ):
     config = config_of(workplace, conditions_labels, joint, renamed, add_codes=True, **{"lora.rank": 2})
     lines: list[str] = []
-    task = setup.begin(config, lines.append)
+    task = setup.setup(config, lines.append)
     _, known, _, params = behrt_jax.load(joint)
     old, codes = len(known), task.prepared.vocabulary.codes
     added = codes[len(known.codes) :]
@@ -102,7 +102,7 @@ def test_added_rows_begin_as_what_was_read_before_and_learn_alone(
 def test_what_is_not_added_backs_off_or_is_unknown(workplace, joint, renamed, conditions_labels):
     def coverage(data, **overrides):
         lines: list[str] = []
-        task = setup.begin(config_of(workplace, conditions_labels, joint, data, **overrides), lines.append)
+        task = setup.setup(config_of(workplace, conditions_labels, joint, data, **overrides), lines.append)
         (line,) = [line for line in lines if "coverage of train: " in line]
         report = task.prepared.report
         shares = [report[f"{kind}/train"] / report["tokens/train"] for kind in ("backed_off", "unknown")]

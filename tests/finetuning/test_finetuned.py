@@ -14,9 +14,9 @@ TIMES = np.full(3, np.datetime64("2010-01-01", "us"))
 LABELS = Labels("survival", ("event",), np.arange(3), TIMES, np.zeros((3, 0)), np.ones(3), np.zeros(3, np.int32))
 
 
-def run_of(labels: Labels) -> finetuned.Fitted:
+def run_of(labels: Labels) -> finetuned.FinetunedModel:
     config = SimpleNamespace(names=labels.names, labels="labels.parquet")
-    return finetuned.Fitted(config, (), None, None, {"held_out": SimpleNamespace(labels=labels)})  # pyright: ignore
+    return finetuned.FinetunedModel(config, (), None, None, {"held_out": SimpleNamespace(labels=labels)})  # pyright: ignore
 
 
 @pytest.mark.parametrize("column", ["subject_ids", "prediction_times", "days", "events", "names"])

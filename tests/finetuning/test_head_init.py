@@ -20,7 +20,7 @@ def test_a_survival_head_begins_at_the_rates_of_groups(loss):
     traits = np.eye(2)[sex]
     until = rng.exponential(np.where(sex == 1, 800.0, 2400.0))
     days, events = np.minimum(until, 3000.0), (until < 3000.0).astype(int)
-    kernel, bias = head_init.begin_survival(traits, days, events, settings(loss))
+    kernel, bias = head_init.init_survival_head(traits, days, events, settings(loss))
     assert kernel.shape == (2, len(bias)) and kernel.dtype == bias.dtype == np.float32
     np.testing.assert_allclose(kernel[1] - kernel[0], np.log(3), atol=0.15)
     if loss == "piecewise":  # as many events are expected as there were
@@ -34,7 +34,7 @@ def test_causes_have_rates_of_their_own():
     sex = rng.integers(2, size=4000)
     waits = rng.exponential(np.stack([np.where(sex == 1, 500.0, 2000.0), np.where(sex == 1, 2000.0, 500.0)], axis=1))
     days, events = waits.min(axis=1), 1 + waits.argmin(axis=1)
-    kernel, _ = head_init.begin_survival(np.eye(2)[sex], days, events, settings(num_causes=2))
+    kernel, _ = head_init.init_survival_head(np.eye(2)[sex], days, events, settings(num_causes=2))
     ratio = (kernel[1] - kernel[0]).reshape(2, 3)
     np.testing.assert_allclose(ratio, np.log([[4.0] * 3, [0.25] * 3]), atol=0.2)
 
@@ -42,11 +42,11 @@ def test_causes_have_rates_of_their_own():
 def test_without_traits_it_is_the_base_rate():
     rng = np.random.default_rng(2)
     days, events = rng.uniform(1, 4000, 500), rng.integers(2, size=500)
-    kernel, bias = head_init.begin_survival(np.zeros((500, 0), np.float32), days, events, settings())
+    kernel, bias = head_init.init_survival_head(np.zeros((500, 0), np.float32), days, events, settings())
     assert kernel.shape == (0, 3)
     np.testing.assert_array_equal(bias, survival.initial_bias(days, events, settings()))
     config = ClassificationConfig("binary", "none", 0.0)
-    kernel, bias = head_init.begin_classification(np.zeros((500, 0)), events, config, 2)
+    kernel, bias = head_init.init_classification_head(np.zeros((500, 0)), events, config, 2)
     assert kernel.shape == (0, 1)
     np.testing.assert_array_equal(bias, classification.initial_bias(events, "binary"))
 
@@ -56,7 +56,7 @@ def test_a_binary_head_begins_at_the_odds_of_groups(weights, mean):
     sex = np.repeat([0, 1], 1000)
     targets = np.concatenate([np.arange(1000) < 100, np.arange(1000) < 300]).astype(float)
     config = ClassificationConfig("binary", weights, 0.0)
-    kernel, bias = head_init.begin_classification(np.eye(2)[sex], targets, config, 2)
+    kernel, bias = head_init.init_classification_head(np.eye(2)[sex], targets, config, 2)
     odds = np.log((300 / 700) / (100 / 900))
     assert (kernel[1] - kernel[0]).item() == pytest.approx(odds, abs=0.05)
     said = classification.probabilities(np.eye(2)[sex] @ kernel + bias, "binary")
@@ -66,11 +66,13 @@ def test_a_binary_head_begins_at_the_odds_of_groups(weights, mean):
 
 def test_classes_and_labels_begin_at_theirs():
     traits, classes = np.eye(3)[np.arange(900) % 3], np.arange(900) % 3
-    kernel, bias = head_init.begin_classification(traits, classes, ClassificationConfig("multi_class", "none", 0.0), 3)
+    kernel, bias = head_init.init_classification_head(
+        traits, classes, ClassificationConfig("multi_class", "none", 0.0), 3
+    )
     assert ((traits @ kernel + bias).argmax(axis=1) == classes).all()
     labels = np.stack([classes == 0, np.ones(900), np.where(classes == 1, np.nan, classes == 2)], axis=1)
     config = ClassificationConfig("multi_label", "none", 0.0)
-    kernel, bias = head_init.begin_classification(traits, labels, config, 2)
+    kernel, bias = head_init.init_classification_head(traits, labels, config, 2)
     logits = traits @ kernel + bias
     assert ((logits[:, 0] > 0) == (classes == 0)).all()
     assert (kernel[:, 1] == 0).all() and (logits[:, 1] > 5).all()  # everybody has it: nothing to tell apart
@@ -82,8 +84,8 @@ def test_a_binary_head_beside_nothing_known_is_that_of_scikit_learn(weights):
     rng = np.random.default_rng(3)
     traits, config = rng.standard_normal((200, 4)), ClassificationConfig("binary", weights, 0.0)
     targets = (rng.random(200) < 1 / (1 + np.exp(1 - 2 * traits[:, 0]))).astype(float)
-    expected = head_init.begin_classification(traits, targets, config, 2)
-    found = head_init.begin_binary(traits, targets, config, np.zeros(200))
+    expected = head_init.init_classification_head(traits, targets, config, 2)
+    found = head_init.init_binary_head(traits, targets, config, np.zeros(200))
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-3)
 
@@ -94,11 +96,11 @@ def test_what_is_known_already_is_not_learned_again():
     traits = rng.standard_normal((20_000, 2))
     known, truth = 1.5 * traits[:, 0], 1.5 * traits[:, 0] + 0.7 * traits[:, 1]
     targets = (rng.random(20_000) < 1 / (1 + np.exp(1 - truth))).astype(float)
-    kernel, bias = head_init.begin_binary(traits, targets, ClassificationConfig("binary", "none", 0.0), known)
+    kernel, bias = head_init.init_binary_head(traits, targets, ClassificationConfig("binary", "none", 0.0), known)
     np.testing.assert_allclose([*kernel[:, 0], bias[0]], [0.0, 0.7, -1.0], atol=0.08)
     until = rng.exponential(1000 * np.exp(-truth))
     days, events = np.minimum(until, 1500.0), (until < 1500.0).astype(int)
-    kernel, bias = head_init.begin_survival(traits, days, events, settings(), known)
+    kernel, bias = head_init.init_survival_head(traits, days, events, settings(), known)
     np.testing.assert_allclose(kernel, [[0.0] * 3, [0.7] * 3], atol=0.08)
     spent = np.diff(np.minimum(days[:, None], [0.0, 300.0, 1000.0, np.inf]), axis=1)
     expected = (np.exp(known[:, None] + traits @ kernel + bias) * spent).sum()

@@ -107,7 +107,7 @@ def test_removing_visits_is_what_preparation_makes_without_them(patients, column
 def test_a_visit_without_codes_is_gone_and_a_mark_stays(patients):
     times = np.full(len(patients), np.datetime64("2030-01-01", "us"))
     histories, _, _ = data_histories.histories_at(patients, patients.subject_ids, times)
-    columns = batches.one_a_row(data_histories.mark_times(histories, times, LENGTH), LENGTH)
+    columns = batches.one_a_row(data_histories.append_prediction_token(histories, times, LENGTH), LENGTH)
     codes = columns["in_visit"] & (columns["codes"] >= UNK)
     found = jax.device_get(remove(columns, codes))
     assert (found["in_visit"].sum(axis=1) == 2).all()  # the mark and its [SEP]
@@ -145,7 +145,7 @@ def test_a_visit_is_added_before_the_mark(patients):
     last = own.minutes.max() / (60 * 24)
     births = np.datetime64("2000-01-01", "us") + np.timedelta64(int(own.origins[0]), "m")
     times = np.array([births + np.timedelta64(int(last) + 100, "D")])
-    marked = batches.one_a_row(data_histories.mark_times(own, times, LENGTH), LENGTH)
+    marked = batches.one_a_row(data_histories.append_prediction_token(own, times, LENGTH), LENGTH)
     found = counterfactuals.add_visit(marked, [UNK + 3], days=40.0)
     inside = np.flatnonzero(found["in_visit"][0])
     assert found["codes"][0, inside[-4:]].tolist() == [UNK + 3, SEP, SEP, SEP]

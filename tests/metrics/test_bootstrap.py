@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from behrt_jax.metrics.bootstrap import Outcomes, concatenate, mean_metrics, merge_sums, paired, summarize
+from behrt_jax.metrics.bootstrap import PerTargetScores, concatenate, mean_metrics, merge_sums, paired, summarize
 
 
 def outcomes(patients, **values):
-    return Outcomes(np.asarray(patients), {name: np.asarray(found, np.float32) for name, found in values.items()})
+    return PerTargetScores(
+        np.asarray(patients), {name: np.asarray(found, np.float32) for name, found in values.items()}
+    )
 
 
 def simulate(rng, num_patients, own_spread):

@@ -217,7 +217,7 @@ def test_histograms_of_many_positives_stay_close_to_the_exact_value(monkeypatch)
 def test_intervals_of_means_are_those_of_summarize():
     probabilities, examples = simulate(12)
     hits = np.array(slow_hits(probabilities, examples.targets, 1), float)
-    expected = bootstrap.summarize(bootstrap.Outcomes(examples.patients, {"precision@1": hits}), "next_visit")
+    expected = bootstrap.summarize(bootstrap.PerTargetScores(examples.patients, {"precision@1": hits}), "next_visit")
     found = multilabel.measure(probabilities, examples, 0.4)["next_visit/precision@1"].summary()
     assert found == pytest.approx(expected["next_visit/precision@1"], abs=1e-6)
 

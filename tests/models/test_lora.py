@@ -14,7 +14,7 @@ from behrt_jax.models import lora
 from behrt_jax.models.classification import BEHRTForSequenceClassification
 from behrt_jax.objectives import classification
 from behrt_jax.training.loop import make_train_step
-from behrt_jax.training.optimizer import hold_frozen, layer_scales, make_optimizer
+from behrt_jax.training.optimizer import layer_lr_scales, make_optimizer, stop_frozen_gradients
 from behrt_jax.training.state import TrainState
 from tests import tiny
 from tests.models.drawn import parameters
@@ -96,9 +96,9 @@ def test_only_the_factors_and_the_head_learn_and_the_loss_falls():
     model = classifier()
     settings = classification.ClassificationConfig("binary", "none", 0.0)
     objective = setup.adapt_objective(classification.make_objective(model, settings), scale=1.0)
-    scales = functools.partial(layer_scales, freeze="encoder")
+    scales = functools.partial(layer_lr_scales, freeze="encoder")
     held = objective._replace(
-        measure=lambda params, *rest: objective.measure(hold_frozen(params, scales(params)), *rest)
+        measure=lambda params, *rest: objective.measure(stop_frozen_gradients(params, scales(params)), *rest)
     )
     optimizer = make_optimizer(tiny.optimizer_config(learning_rate=3e-2, weight_decay=0.1), 30, scales=scales)
     base = parameters(model)

@@ -135,7 +135,7 @@ def test_files_of_older_runs_read_age_as_a_straight_line(found, splits, tmp_path
     line = np.array([0]), table.basic.mean(axis=0)[:1], np.ones(1), np.array([8, 9]), np.ones(2)
     nothing = code_regression.Weights(np.zeros((0, 2), int), np.zeros(0), np.ones(0), np.arange(3.0), np.array([-9, 9]))
     old = code_regression.CodeRegression(
-        outcome_features.Encoder(*line, splines=False), np.zeros(3), np.ones(3), [[nothing] * (1 + FOLDS)]
+        outcome_features.FeatureScaler(*line, splines=False), np.zeros(3), np.ones(3), [[nothing] * (1 + FOLDS)]
     )
     old.save(file)
     with np.load(file) as arrays:

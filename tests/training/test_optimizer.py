@@ -11,7 +11,13 @@ from behrt_jax.models.classification import BEHRTForSequenceClassification
 from behrt_jax.models.embeddings import CODE_TABLE
 from behrt_jax.models.pretraining import BEHRTForMLM
 from behrt_jax.training.checkpoints import Checkpoints
-from behrt_jax.training.optimizer import count_trained, hold_frozen, layer_scales, make_optimizer, make_schedule
+from behrt_jax.training.optimizer import (
+    count_trained,
+    layer_lr_scales,
+    make_optimizer,
+    make_schedule,
+    stop_frozen_gradients,
+)
 from behrt_jax.training.state import TrainState
 from behrt_jax.training.workdir import initialize
 from tests import tiny
@@ -129,7 +135,7 @@ def small(names=("embedding", "encoder/block_0", "encoder/block_1", "encoder/nor
 @pytest.mark.parametrize("encoder", ["transformer", "hierarchical", "lstm"])
 def test_the_rate_falls_from_the_head_to_the_embeddings(encoder):
     shapes = jax.eval_shape(functools.partial(initialize, classifier(encoder)), jax.random.key(0))
-    found = flatten_dict(layer_scales(shapes, decay=0.5), sep="/")
+    found = flatten_dict(layer_lr_scales(shapes, decay=0.5), sep="/")
     expected = {"head": 1, "attention_pooling": 1, "encoder/norm": 1, "visits/norm": 1, "embedding": 0.5**4}
     expected |= {f"{name}_{n}": 0.5 ** (3 - n) for name in ("block", "layer") for n in range(3)}
     for path, scale in found.items():
@@ -139,12 +145,12 @@ def test_the_rate_falls_from_the_head_to_the_embeddings(encoder):
 
 
 def test_without_decay_all_rates_are_the_same():
-    assert set(jax.tree.leaves(layer_scales(small()))) == {1.0}
+    assert set(jax.tree.leaves(layer_lr_scales(small()))) == {1.0}
 
 
 def test_a_frozen_encoder_leaves_the_head_the_pooling_and_factors_to_learn():
     factors = {"params": {"behrt": {"encoder": {"block_0": {"kernel": {"lora_a": np.ones((2, 2))}}}}}}
-    found = flatten_dict(layer_scales({"base": small(), "factors": factors}, 0.5, "encoder"), sep="/")
+    found = flatten_dict(layer_lr_scales({"base": small(), "factors": factors}, 0.5, "encoder"), sep="/")
     expected = {path: float("head" in path or "pooling" in path) for path in found}
     assert found == {**expected, "factors/params/behrt/encoder/block_0/kernel/lora_a": 0.25}
     assert sum(expected.values()) == 3
@@ -160,7 +166,7 @@ def test_a_frozen_encoder_leaves_the_head_the_pooling_and_factors_to_learn():
 )
 def test_wrong_scales_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        layer_scales(PARAMS, **arguments)
+        layer_lr_scales(PARAMS, **arguments)
 
 
 def run(scales, params, **overrides):
@@ -179,7 +185,7 @@ def run(scales, params, **overrides):
 
 
 def test_frozen_parameters_are_bit_identical_after_updates_and_have_no_moments():
-    after, state = run(functools.partial(layer_scales, freeze="encoder"), small(), weight_decay=0.5)
+    after, state = run(functools.partial(layer_lr_scales, freeze="encoder"), small(), weight_decay=0.5)
     flat = flatten_dict(after, sep="/")
     trained = [path for path in flat if "/head/" in path or "/attention_pooling/" in path]
     for path, leaf in flatten_dict(small(), sep="/").items():
@@ -190,7 +196,7 @@ def test_frozen_parameters_are_bit_identical_after_updates_and_have_no_moments()
 
 def test_gradients_of_frozen_parameters_do_not_count_in_clipping():
     optimizer = make_optimizer(
-        tiny.optimizer_config(clip_norm=10.0), 10, scales=functools.partial(layer_scales, freeze="encoder")
+        tiny.optimizer_config(clip_norm=10.0), 10, scales=functools.partial(layer_lr_scales, freeze="encoder")
     )
     params = small(("embedding",))
     grads = jax.tree.map(jnp.ones_like, params)
@@ -203,7 +209,7 @@ def test_gradients_of_frozen_parameters_do_not_count_in_clipping():
 def test_updates_are_scaled_after_adam_and_decay():
     """What adam would do, times the scale; with none of it the optimizer is the plain one."""
     params, grads = small(), tiny.scattered(jax.tree.map(np.zeros_like, small()))
-    scales = functools.partial(layer_scales, decay=0.5)
+    scales = functools.partial(layer_lr_scales, decay=0.5)
 
     def updates(**arguments):
         optimizer = make_optimizer(tiny.optimizer_config(weight_decay=0.3), 10, **arguments)
@@ -214,7 +220,7 @@ def test_updates_are_scaled_after_adam_and_decay():
 
 
 def test_a_frozen_run_is_saved_and_restored(tmp_path):
-    params, opt_state = run(functools.partial(layer_scales, freeze="encoder"), small())
+    params, opt_state = run(functools.partial(layer_lr_scales, freeze="encoder"), small())
     state = TrainState(jnp.asarray(3, jnp.int32), params, opt_state)
     checkpoints = Checkpoints(tmp_path / "checkpoints", "loss")
     checkpoints.save(state, {"loss": 1.0})
@@ -228,7 +234,7 @@ def test_held_parameters_get_no_gradient_and_the_others_theirs():
     scales = {"kernel": 0.0, "scale": 0.3}
 
     def loss(params):
-        held = hold_frozen(params, scales)
+        held = stop_frozen_gradients(params, scales)
         return (held["kernel"] ** 2).sum() + (held["scale"] ** 2).sum()
 
     found = jax.grad(loss)(PARAMS)
@@ -246,7 +252,7 @@ def with_codes():
 @pytest.mark.parametrize("freeze", ["none", "encoder"])
 def test_added_rows_of_the_code_table_learn_though_the_encoder_is_frozen(freeze):
     """Nothing else of the encoder moves, neither by decay nor where it has a gradient."""
-    scales = functools.partial(layer_scales, decay=0.5, freeze=freeze, added=2)
+    scales = functools.partial(layer_lr_scales, decay=0.5, freeze=freeze, added=2)
     found = flatten_dict(scales(with_codes()), sep="/")[f"params{CODE_TABLE}"]
     np.testing.assert_array_equal(np.broadcast_to(found, (6, 1))[:, 0], [0.125 * (freeze == "none")] * 4 + [0.125] * 2)
     after, _ = run(scales, with_codes(), weight_decay=0.5)
@@ -262,6 +268,8 @@ def test_added_rows_of_the_code_table_learn_though_the_encoder_is_frozen(freeze)
 
 def test_no_gradient_reaches_held_rows():
     scales = {"kernel": np.array([[0.0], [0.5]]), "scale": 0.0}
-    found = jax.grad(lambda params: sum((leaf**2).sum() for leaf in hold_frozen(params, scales).values()))(PARAMS)
+    found = jax.grad(lambda params: sum((leaf**2).sum() for leaf in stop_frozen_gradients(params, scales).values()))(
+        PARAMS
+    )
     np.testing.assert_array_equal(found["kernel"], [[0, 0, 0], [4, 4, 4]])
     assert not found["scale"].any()
