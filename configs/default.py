@@ -17,10 +17,10 @@ def get_finetune_config(outcome: str) -> config_dict.ConfigDict:
     config.labels = ""  # a file of labels, or several, separated by commas: one binary outcome each
     config.pretrained = ""  # the workdir of a pre-trained run, whose data and model keys are taken; "": from scratch
     config.add_codes = False  # whether codes of train that the pre-trained vocabulary lacks get rows of their own
-    config.foretold = config_dict.ConfigDict()
-    config.foretold.codes = ()  # such as MEDS_DEATH: the head reads how soon the pre-trained run expects each
-    config.foretold.ids = ()  # set from the pre-trained run, as are its bins of time
-    config.foretold.edges = ()
+    config.forecast = config_dict.ConfigDict()
+    config.forecast.codes = ()  # such as MEDS_DEATH: the head reads how soon the pre-trained run expects each
+    config.forecast.ids = ()  # set from the pre-trained run, as are its bins of time
+    config.forecast.edges = ()
     config.freeze = "none"  # or: encoder, so that only the head is trained
     config.layer_decay = 0.8  # factor of the learning rate from each layer to the one below it
     config.lora = config_dict.ConfigDict()
@@ -30,10 +30,10 @@ def get_finetune_config(outcome: str) -> config_dict.ConfigDict:
     config.history.include_at = False  # whether events at the very prediction time are known
     config.history.age_and_sex = True  # as they are at the prediction time, for the head beside the embedding
     config.history.regression = False  # in their place what a regression on counts of codes, age and sex says
-    config.history.mark = True  # a token at the prediction time tells how long ago the last visit was
-    config.out_of_time = config_dict.ConfigDict()
-    config.out_of_time.cutoff = ""  # a date such as 2015-01-01: training is before it, the test after; "": off
-    config.out_of_time.gap_days = 0.0  # in classification: how long after the prediction time an outcome may count
+    config.history.prediction_token = True  # a token at the prediction time tells how long ago the last visit was
+    config.temporal_split = config_dict.ConfigDict()
+    config.temporal_split.cutoff = ""  # a date such as 2015-01-01: training is before it, the test after; "": off
+    config.temporal_split.outcome_window_days = 0.0  # in classification: how long after that time outcomes count
     config.data, config.model = _data(), _model()
     config.model.dropout = 0.1
     config[outcome] = {"classification": _classification, "survival": _survival}[outcome]()
@@ -71,7 +71,7 @@ def _data() -> config_dict.ConfigDict:
     config.path = "data/synthea-1151"  # any MEDS data set
     config.prepared_dir = "prepared"  # prepared copies, one folder a data set and data config
     config.visits = "auto"  # a visit column that names any, else days; or: day, gap, a column's name
-    config.events_without_visit = "visits"  # events that name no visit: a visit a day; or: leave_out
+    config.events_without_visit = "group_by_day"  # events that name no visit: a visit a day; or: leave_out
     config.visit_gap_hours = 24.0
     config.codes_include = ("*",)  # codes or shell patterns; brackets match themselves too
     # Measurements are many and say little without their values; without them a row holds many more visits.
@@ -95,7 +95,7 @@ def _data() -> config_dict.ConfigDict:
     # Significant digits of their edges, each bin then of 10 patients or more, as publishing asks; 0: exact quantiles.
     config.value_digits = 2
     config.row_length = 256  # tokens a row, and the longest window of one patient
-    config.separators = True  # [SEP] ends each visit
+    config.use_sep = True  # [SEP] ends each visit
     config.sex_codes = ()  # such as ("SEX//2=F", "SEX//1=M"), beside common forms (GENDER//F, Gender/FEMALE, SEX//8532)
     return config
 
@@ -141,10 +141,10 @@ def _objective() -> config_dict.ConfigDict:
     config.min_patients = 5
     config.history = "every_visit"  # each predicts the next, causally; or: random_cut, both ways before a cut
     config.known_time_share = 0.0  # of next visits in training whose start the head is given; 0: never
-    config.days_weight = 0.1  # of the time to the next visit, beside its codes
-    config.event_visits = 16  # visits a row after which events are predicted
-    config.event_first = False  # each code's first event alone; what a patient had before teaches nothing then
-    config.event_times = "visits"  # after each; or: any, at marks in pauses too and by time (time_to_event alone)
+    config.time_gap_weight = 0.1  # of the time to the next visit, beside its codes
+    config.queries_per_row = 16  # visits a row after which events are predicted
+    config.first_event_only = False  # each code's first event alone; what a patient had before teaches nothing then
+    config.query_times = "after_visits"  # or: anytime, at query tokens in pauses too (time_to_event alone)
     config.event_edges = ()  # days that part the bins of rates; (): eight bins by quantiles of train
     return config
 
@@ -176,5 +176,5 @@ def _evaluation() -> config_dict.ConfigDict:
     config.mask_rate = 0.15  # of codes hidden in evaluation, whatever training hides
     config.batch_size = 32
     config.max_patients = 10_000  # of a split; of a larger one, those with the lowest hash of their id
-    config.mask_draws = 4  # times each patient is masked anew in the final evaluation
+    config.num_mask_samples = 4  # times each patient is masked anew in the final evaluation
     return config

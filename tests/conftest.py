@@ -29,7 +29,7 @@ def bundled_config(tmp_path_factory) -> DataConfig:
         path=str(ROOT / "data" / "synthea-1151"),
         prepared_dir=str(tmp_path_factory.mktemp("prepared")),
         visits="auto",
-        events_without_visit="visits",
+        events_without_visit="group_by_day",
         visit_gap_hours=24.0,
         codes_include=("*",),
         codes_exclude=("MEDS_BIRTH", "OBSERVATION//*"),
@@ -37,7 +37,7 @@ def bundled_config(tmp_path_factory) -> DataConfig:
         min_patients=5,
         value_bins=10,
         row_length=256,
-        separators=True,
+        use_sep=True,
     )
 
 

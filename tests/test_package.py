@@ -18,7 +18,7 @@ assert behrt_jax.__file__.startswith({site!r}) and behrt_jax.__version__ == "0.1
 config = small.get_config()
 config.data.path, config.data.min_patients, config.train.num_steps, config.train.evaluate_every = {data!r}, 2, 10, 5
 config.model.update(embedding_dim=8, hidden_dim=16, num_layers=1, num_heads=2, feedforward_dim=16)
-config.data.row_length, config.train.batch_size, config.evaluation.mask_draws = 64, 2, 2
+config.data.row_length, config.train.batch_size, config.evaluation.num_mask_samples = 64, 2, 2
 before = config.to_dict()
 run = behrt_jax.pretrain(config, "run", baselines=False)
 assert run.status == 0 and run.evaluation["metrics"]["mlm/loss"]["value"] > 0 and config.to_dict() == before

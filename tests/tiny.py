@@ -66,10 +66,10 @@ def objective_config(**overrides) -> ObjectiveConfig:
         "min_patients": 1,
         "history": "every_visit",
         "known_time_share": 0.0,
-        "days_weight": 0.1,
-        "event_visits": 4,
-        "event_first": False,
-        "event_times": "visits",
+        "time_gap_weight": 0.1,
+        "queries_per_row": 4,
+        "first_event_only": False,
+        "query_times": "after_visits",
         "event_edges": (30.0, 365.0),
     }
     return ObjectiveConfig(**{**settings, **overrides})

@@ -108,7 +108,7 @@ def batch_of(
 def one_a_row(
     patients: Patients,
     row_length: int,
-    separators: bool = True,
+    use_sep: bool = True,
     windows: data_windows.Windows | None = None,
     with_times: bool = False,
 ) -> dict[str, np.ndarray]:
@@ -117,7 +117,7 @@ def one_a_row(
     Args:
       patients: a split, or histories.
       row_length: L.
-      separators: see `index_visits`.
+      use_sep: see `index_visits`.
       windows: N of them; each patient's newest if not given.
       with_times: whether to return `times` too.
 
@@ -125,7 +125,7 @@ def one_a_row(
       The columns of `batch_of` that models read, (N, L) each, and `in_visit`, True for the tokens of visits, `[SEP]`
       too.
     """
-    index = data_windows.index_visits(patients, row_length, separators)
+    index = data_windows.index_visits(patients, row_length, use_sep)
     windows = data_windows.newest_windows(index) if windows is None else windows
     order = np.arange(len(windows.patients))
     plan = packing.Plan(order, np.arange(len(order) + 1))
@@ -158,17 +158,17 @@ def training_batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    separators: bool = True,
+    use_sep: bool = True,
     newest: bool = False,
     weights: np.ndarray | None = None,
 ) -> Iterator[dict]:
-    """Yields training batches without end, beginning with that of `start_step`; `separators`: see `index_visits`.
+    """Yields training batches without end, beginning with that of `start_step`; `use_sep`: see `index_visits`.
 
     `newest` and `weights`: see `training_epoch`.
 
     Skipping to a step plans the epochs before it and lays out none of their rows, so a resume needs the step alone.
     """
-    index = data_windows.index_visits(patients, row_length, separators)
+    index = data_windows.index_visits(patients, row_length, use_sep)
     first_step, number = 0, 0
     while True:
         epoch = training_epoch(patients, index, seed, number, newest, weights)
@@ -178,9 +178,9 @@ def training_batches(
         first_step, number = first_step + steps, number + 1
 
 
-def evaluation_batches(patients: Patients, row_length: int, batch_size: int, separators: bool = True) -> Iterator[dict]:
-    """Yields each patient's newest window once, in a fixed order; `separators`: see `index_visits`."""
-    index = data_windows.index_visits(patients, row_length, separators)
+def evaluation_batches(patients: Patients, row_length: int, batch_size: int, use_sep: bool = True) -> Iterator[dict]:
+    """Yields each patient's newest window once, in a fixed order; `use_sep`: see `index_visits`."""
+    index = data_windows.index_visits(patients, row_length, use_sep)
     epoch = evaluation_epoch(index)
     for number in range(epoch.num_batches(batch_size)):
         yield batch_of(patients, index, epoch, number, batch_size)

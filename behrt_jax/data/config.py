@@ -18,7 +18,7 @@ class DataConfig:
       path: the MEDS data set.
       prepared_dir: where prepared data is cached, one folder a fingerprint.
       visits: `auto`, `day`, `gap`, or the name of a visit column (see `visits.visit_column`).
-      events_without_visit: `visits` to group events that name no visit by calendar day, `leave_out` to leave them out.
+      events_without_visit: events that name no visit are a visit a day (`group_by_day`) or are left out (`leave_out`).
       visit_gap_hours: the pause that starts a new visit with `visits="gap"`.
       codes_include: codes or shell patterns of those that enter the sequence (see `events.matching_codes`).
       codes_exclude: shell patterns of the codes that do not.
@@ -26,7 +26,7 @@ class DataConfig:
       min_patients: codes of fewer train patients become `[UNK]`.
       value_bins: quantile bins of numeric values; below 2, values are left out.
       row_length: L, tokens a row; also the longest window of one patient.
-      separators: whether `[SEP]` ends each visit.
+      use_sep: whether `[SEP]` ends each visit.
       sex_codes: codes that record a sex beside the common forms, as `CODE=F` or `CODE=M` (see `sexes`).
       value_digits: significant digits of the edges of these bins, each then of 10 patients or more; 0: exact quantiles.
     """
@@ -42,7 +42,7 @@ class DataConfig:
     min_patients: int
     value_bins: int
     row_length: int
-    separators: bool
+    use_sep: bool
     sex_codes: tuple[str, ...] = ()  # not among the keys of older runs
     value_digits: int = 0  # as of runs that were trained before this key was
 
@@ -51,9 +51,9 @@ class DataConfig:
             if isinstance(getattr(self, key), str):
                 raise ValueError(f"data.{key}: found one string; expected a tuple of patterns, such as ('LAB//*',)")
         sexes.parse(self.sex_codes)
-        if self.events_without_visit not in ("visits", "leave_out"):
+        if self.events_without_visit not in ("group_by_day", "leave_out"):
             found = repr(self.events_without_visit)
-            raise ValueError(f"data.events_without_visit: found {found}; expected visits or leave_out")
+            raise ValueError(f"data.events_without_visit: found {found}; expected group_by_day or leave_out")
         bounds = {"visit_gap_hours": 0.0, "min_patients": 1, "value_bins": 0, "row_length": 8, "value_digits": 0}
         for key, lowest in bounds.items():
             if getattr(self, key) < lowest:
@@ -70,6 +70,6 @@ class DataConfig:
         found = [*events.find_shards(root), *(file for name in beside for file in files.find_table(root / name))]
         sources = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in found]
         keys = dataclasses.asdict(self)
-        for unrelated in ("path", "prepared_dir", "row_length", "separators"):
+        for unrelated in ("path", "prepared_dir", "row_length", "use_sep"):
             del keys[unrelated]
         return hashlib.sha256(json.dumps([FORMAT, sources, keys, fitted], sort_keys=True).encode()).hexdigest()[:16]

@@ -160,7 +160,7 @@ def boundary_batches(
     else:
         windows, added = covering_windows(index)
     epoch = batches.evaluation_epoch(index, windows)
-    shape = (batch_size, index.row_length // (2 if index.separators else 1))
+    shape = (batch_size, index.row_length // (2 if index.use_sep else 1))
     for number in range(epoch.num_batches(batch_size)):
         batch = batches.batch_of(patients, index, epoch, number, batch_size)
         rows, slots = np.nonzero(batch["window_index"] >= 0)

@@ -42,7 +42,7 @@ def tokenize(
       members: the subjects to keep, by `subject_id`.
       visits_named: whether any event of the data set names its visit; if none does, calendar days are visits.
       counts: if given, what was left out is added to it.
-      parents: tokens that are read as others, as `back_off.find_parents` gives them.
+      parents: tokens that are read as others, as `back_off.nearest_known_ancestors` gives them.
       known: the tokens of a vocabulary from elsewhere, which stay as they are where they record a sex.
 
     Returns:

@@ -33,9 +33,9 @@ class VisitIndex:
       static_counts: (N,) static tokens of each patient that are used.
       statics_cut: (N,) further static tokens, left out for want of room.
       budgets: (N,) tokens of a row left for visits, after `[CLS]` and the static tokens.
-      ends: (visits + 1,) running count of visit tokens, with `separators` one `[SEP]` a visit included.
+      ends: (visits + 1,) running count of visit tokens, with `use_sep` one `[SEP]` a visit included.
       row_length: L.
-      separators: whether `[SEP]` ends each visit.
+      use_sep: whether `[SEP]` ends each visit.
     """
 
     starts: np.ndarray
@@ -45,7 +45,7 @@ class VisitIndex:
     budgets: np.ndarray
     ends: np.ndarray
     row_length: int
-    separators: bool
+    use_sep: bool
 
     @property
     def owners(self) -> np.ndarray:
@@ -78,13 +78,13 @@ class Windows:
     lengths: np.ndarray
 
 
-def index_visits(patients: Patients, row_length: int, separators: bool = True) -> VisitIndex:
+def index_visits(patients: Patients, row_length: int, use_sep: bool = True) -> VisitIndex:
     """Finds the visits of all patients; static tokens take at most half a row.
 
     Args:
       patients: the split.
       row_length: L.
-      separators: whether `[SEP]` ends each visit; without, windows use the room it leaves.
+      use_sep: whether `[SEP]` ends each visit; without, windows use the room it leaves.
     """
     owners = patients.owners
     timed = np.flatnonzero(patients.visits >= 0)
@@ -103,9 +103,9 @@ def index_visits(patients: Patients, row_length: int, separators: bool = True) -
         static_counts=kept,
         statics_cut=statics - kept,
         budgets=row_length - 1 - kept,
-        ends=np.concatenate([[0], np.cumsum(stops - starts + separators)]),
+        ends=np.concatenate([[0], np.cumsum(stops - starts + use_sep)]),
         row_length=row_length,
-        separators=separators,
+        use_sep=use_sep,
     )
 
 
@@ -199,7 +199,7 @@ def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def build_columns(patients: Patients, index: VisitIndex, windows: Windows, members: np.ndarray, salt: int):
     """Lays out the sequences of some windows, one after the other.
 
-    A sequence is `[CLS]`, the static tokens, then each visit's codes and, with `index.separators`, `[SEP]`. Codes of
+    A sequence is `[CLS]`, the static tokens, then each visit's codes and, with `index.use_sep`, `[SEP]`. Codes of
     one visit that share a time are ordered by a hash of (salt, subject, time, code), since any fixed order would give
     masked codes away.
 
@@ -240,7 +240,7 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
     gaps = (patients.minutes[index.starts[0][visit]] - patients.minutes[previous]) / MINUTES_PER_DAY
 
     source = _shuffled(patients, ranges(begin, sizes), np.repeat(visit_owner, sizes), owners, salt)
-    costs = sizes + index.separators
+    costs = sizes + index.use_sep
     visit_offset = np.cumsum(costs) - costs
     visit_offset += (offsets + 1 + index.static_counts[owners] - _exclusive_sums(costs, visits_of))[visit_owner]
     target = ranges(visit_offset, sizes)
@@ -254,7 +254,7 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
     minutes[target] = patients.minutes[source]
     times = np.full(len(owner), -1, np.int64)
     times[target] = _times(patients, source)
-    if index.separators:
+    if index.use_sep:
         closing = visit_offset + sizes
         columns["codes"][closing] = SEP
         columns["visit_ids"][closing] = visit_ids

@@ -105,7 +105,7 @@ def place(variables: Any, rows: np.ndarray) -> Any:
 
 def fit_skip_gram(config: ConfigDict, train: dataset.Patients, vocab_size: int) -> np.ndarray:
     """Trains a skip-gram of codes in the visits of train patients, with progress; see `skip_gram.train`."""
-    index = windows.index_visits(train, config.data.row_length, config.data.separators)
+    index = windows.index_visits(train, config.data.row_length, config.data.use_sep)
     every = 0.5 if sys.stderr.isatty() else 30.0
     width, steps = config.model.embedding_dim, skip_gram.NUM_STEPS
     with tqdm(total=steps, desc="skip-gram", unit="step", dynamic_ncols=True, mininterval=every) as bar:

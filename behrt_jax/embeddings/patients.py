@@ -47,7 +47,7 @@ def embed(
     Returns:
       By pooling, (M, D) float32.
     """
-    index = data_windows.index_visits(patients, config.data.row_length, config.data.separators)
+    index = data_windows.index_visits(patients, config.data.row_length, config.data.use_sep)
     epoch = batches.evaluation_epoch(index, windows)
     most, size = int(np.diff(epoch.plan.offsets).max(initial=1)), config.evaluation.batch_size
     most += -most % SLOTS

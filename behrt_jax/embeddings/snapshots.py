@@ -48,7 +48,7 @@ def take_snapshot(
     """Finds what was known of patients strictly before a date, or just after their last event.
 
     Args:
-      config: of a run; a fine-tuned one's `history.mark` ends what the model reads with a mark.
+      config: of a run; a fine-tuned one's `history.prediction_token` ends what the model reads with a mark.
       patients: a split.
       at: the date; None for the end of each history.
       lives: `subject_id, birth, death` as `finetuning.data.read_lives` gives them.
@@ -71,7 +71,7 @@ def take_snapshot(
     histories, kept, _ = data_histories.histories_at(patients, patients.subject_ids[alive], times[alive])
     times = times[alive][kept]
     rows = histories if whole else data_histories.newest_visits(histories, config.data.row_length)
-    if config.get("history") and config.history.mark and len(rows):
+    if config.get("history") and config.history.prediction_token and len(rows):
         rows = data_histories.append_prediction_token(rows, times, config.data.row_length)
     left_out = {"not yet born": int(unborn.sum()), "dead by then": int((dead & ~unborn).sum())}
     left_out["without an event before that the model reads"] = len(alive) - len(kept)
@@ -80,5 +80,5 @@ def take_snapshot(
 
 def windows_of(config: ConfigDict, rows: dataset.Patients, whole: bool) -> windows.Windows | None:
     """Returns the windows that together hold all of each history, or None for the newest of each."""
-    index = windows.index_visits(rows, config.data.row_length, config.data.separators)
+    index = windows.index_visits(rows, config.data.row_length, config.data.use_sep)
     return windows.covering_windows(index)[0] if whole else None

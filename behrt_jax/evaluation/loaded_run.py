@@ -48,7 +48,7 @@ class Run(NamedTuple):
 
     def index(self, patients: dataset.Patients) -> windows.VisitIndex:
         """Finds the visits of patients, as the run's rows hold them."""
-        return windows.index_visits(patients, self.config.data.row_length, self.config.data.separators)
+        return windows.index_visits(patients, self.config.data.row_length, self.config.data.use_sep)
 
 
 def load_run(folder: Path, split: str, data: str | None, say: Callable[[str], None]) -> Run:

@@ -25,7 +25,7 @@ def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True
       other: a run of the same data, to compare with.
       with_baselines: whether to fit baselines.
     """
-    hidden = list(masked_batches(run, run.patients, run.config.evaluation.mask_draws))
+    hidden = list(masked_batches(run, run.patients, run.config.evaluation.num_mask_samples))
     if not sum(len(masked.labels) for masked in hidden):
         run.say(f"masked codes: not scored, as {len(run.patients):,} patients have no code to mask")
         return {"metrics": {}, "baselines": {}, "versus": {}}
@@ -54,7 +54,7 @@ def ask_oracle(run: Run, hidden: list[scoring.MaskedBatch]) -> bootstrap.PerTarg
     tokens = run.vocabulary.tokens
     column = {code: place for place, code in enumerate(lives.codes)}
     columns = np.array([column.get(token, -1) for token in tokens])
-    draws = run.config.evaluation.mask_draws
+    draws = run.config.evaluation.num_mask_samples
     parts = []
     for draw in range(draws):
         places = [_visits(masked) for masked in hidden[draw::draws]]
@@ -70,9 +70,9 @@ def ask_oracle(run: Run, hidden: list[scoring.MaskedBatch]) -> bootstrap.PerTarg
 
 def training_batches(run: Run) -> Iterator[dict]:
     """Yields batches of the train split without end."""
-    length, separators = run.config.data.row_length, run.config.data.separators
+    length, use_sep = run.config.data.row_length, run.config.data.use_sep
     size = run.config.evaluation.batch_size
-    return batches.training_batches(run.train, length, size, run.config.seed, separators=separators)
+    return batches.training_batches(run.train, length, size, run.config.seed, use_sep=use_sep)
 
 
 def masked_training_batches(run: Run) -> Iterator[scoring.MaskedBatch]:
@@ -90,7 +90,7 @@ def model_steps(run: Run) -> int:
 def masked_batches(run: Run, patients: Patients, draws: int) -> Iterator[scoring.MaskedBatch]:
     """Yields the newest window of each patient, hidden codes drawn `draws` times."""
     settings, data = run.config.evaluation, run.config.data
-    plain = batches.evaluation_batches(patients, data.row_length, settings.batch_size, data.separators)
+    plain = batches.evaluation_batches(patients, data.row_length, settings.batch_size, data.use_sep)
     return scoring.mask_batches(plain, settings.mask_rate, len(run.vocabulary), draws)
 
 

@@ -62,7 +62,7 @@ def predict_without_encoder(config: ConfigDict, splits: dict[str, LabeledHistori
     encoder adds.
     """
     kernel, bias = setup.begin_head(config, splits["train"])
-    logits = {name: part.traits @ kernel + bias for name, part in splits.items()}
+    logits = {name: part.covariates @ kernel + bias for name, part in splits.items()}
     fitted = predict.fit_afterwards(config, logits, {name: part.labels for name, part in splits.items()})
     return predict.predict(config, logits["held_out"], fitted), fitted
 

@@ -29,7 +29,7 @@ def score_events(run: Run, other: Run | None = None, with_baselines: bool = True
     predictors = {"own": _predictor(run)}
     if with_baselines:
         rates = _fit_rates(run, edges)[None, None]
-        rows = (run.config.evaluation.batch_size, run.config.objective.event_visits)
+        rows = (run.config.evaluation.batch_size, run.config.objective.queries_per_row)
         predictors["rates of train"] = lambda columns: jnp.broadcast_to(rates, (*rows, *rates.shape[2:]))
     if other is not None:
         predictors["other run"] = _predictor(other)
@@ -49,13 +49,13 @@ def _outcomes(
     """Returns the loss of each at each visit, a mean over codes, on the newest windows of the patients."""
     config = run.config
     times = event_targets.index_events(
-        run.patients, run.index(run.patients), run.trained.is_target, config.objective.event_first
+        run.patients, run.index(run.patients), run.trained.is_target, config.objective.first_event_only
     )
     lose = jax.jit(lambda rates, days, happened: time_to_event.event_losses(rates, days, happened, edges).mean(axis=-1))
-    sizes = (config.data.row_length, config.evaluation.batch_size, config.data.separators)
+    sizes = (config.data.row_length, config.evaluation.batch_size, config.data.use_sep)
     parts = {name: [] for name in predictors}
     for number, plain in enumerate(batches.evaluation_batches(run.patients, *sizes)):
-        batch = times.add(plain, config.objective.event_visits, windows.EVALUATION_SALT + number)
+        batch = times.add(plain, config.objective.queries_per_row, windows.EVALUATION_SALT + number)
         rows, slots = np.nonzero(batch["event_weights"])
         patients = plain["patient_index"][rows, plain["patient_ids"][rows, batch["event_ends"][rows, slots]] - 1]
         for name, predictor in predictors.items():
@@ -68,7 +68,7 @@ def _outcomes(
 def _fit_rates(run: Run, edges: tuple[float, ...]) -> np.ndarray:
     """Returns the log of events over exposure of each bin and target code in train, (bins, T)."""
     times = event_targets.index_events(
-        run.train, run.index(run.train), run.trained.is_target, run.config.objective.event_first
+        run.train, run.index(run.train), run.trained.is_target, run.config.objective.first_event_only
     )
     visits = times.spread(FITTED_VISITS)
     events = exposure = np.zeros(())

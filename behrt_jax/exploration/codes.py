@@ -57,7 +57,7 @@ def make_tables(loaded: workdir.Loaded, data: str) -> dict[str, np.ndarray]:
         return tables
     most = config.train.max_patients if "objective" in config else 0
     train = dataset.sample(dataset.read(prepared.folder, "train"), most)
-    index = windows.index_visits(train, config.data.row_length, config.data.separators)
+    index = windows.index_visits(train, config.data.row_length, config.data.use_sep)
     tables["PPMI-SVD"] = code_embeddings.ppmi_svd(code_counts.visit_codes(train, index, len(own)), own.shape[1])
     fitted = code_init.fit_skip_gram(config, train, len(own))
     return {**tables, "skip-gram": np.nan_to_num(fitted)}

@@ -50,7 +50,7 @@ def read_population(found: workdir.Loaded, diseases: str, at, whole: bool) -> Po
     pooled = {name: {} for name in POOLINGS}
     for split, moment in known.items():
         windows = snapshots.windows_of(config, moment.rows, whole)
-        index = data_windows.index_visits(moment.rows, config.data.row_length, config.data.separators)
+        index = data_windows.index_visits(moment.rows, config.data.row_length, config.data.use_sep)
         rows = len((windows or data_windows.newest_windows(index)).lengths)
         with tqdm(desc=f"embedding {split}, {rows:,} windows", unit="batch") as bar:
             given = (config, found.model, found.params, moment.rows, windows, POOLINGS, found.vocabulary, bar.update)

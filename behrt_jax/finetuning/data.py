@@ -46,24 +46,26 @@ def read_splits(
     for line in describe_unknown(splits, prepared.vocabulary.tokens):
         say(line)
     if empty := [split for split, found in splits.items() if not len(found.labels)]:
-        side = f" and out_of_time.cutoff={config.out_of_time.cutoff}" if cutoff else ""
+        side = f" and temporal_split.cutoff={config.temporal_split.cutoff}" if cutoff else ""
         raise ValueError(f"labels={config.labels}{side}: no label is left in {', '.join(empty)}; expected some in each")
     return prepared, splits
 
 
 def read_cutoff(config: ConfigDict) -> np.datetime64 | None:
     """Returns the date of an out-of-time split, or None; a ValueError if the keys of it are no date and no days."""
-    chosen = config.out_of_time
+    chosen = config.temporal_split
     if not chosen.cutoff:
         return None
     try:
         cutoff = np.datetime64(datetime.date.fromisoformat(chosen.cutoff), "us")
     except ValueError as error:
-        raise ValueError(f"out_of_time.cutoff: found {chosen.cutoff}; expected a date such as 2015-01-01") from error
+        raise ValueError(f"temporal_split.cutoff: found {chosen.cutoff}; expected a date such as 2015-01-01") from error
     needed = "classification" in config
-    if not (chosen.gap_days > 0 or (chosen.gap_days == 0 and not needed)):
+    if not (chosen.outcome_window_days > 0 or (chosen.outcome_window_days == 0 and not needed)):
         why = ", the outcome's window, as labels of train must be known by the cutoff" if needed else ""
-        raise ValueError(f"out_of_time.gap_days: found {chosen.gap_days:g}; expected days above 0{why}")
+        raise ValueError(
+            f"temporal_split.outcome_window_days: found {chosen.outcome_window_days:g}; expected days above 0{why}"
+        )
     return cutoff
 
 
@@ -71,9 +73,9 @@ def keep_side(
     config: ConfigDict, labels: Labels, split: str, cutoff: np.datetime64, say: Callable[[str], None]
 ) -> Labels:
     """Returns the labels on a split's side of the cutoff, and says how many are left out, or censored there."""
-    chosen = config.out_of_time
-    kept, censored = label_data.out_of_time(labels, split, cutoff, chosen.gap_days)
-    gap = f"{chosen.gap_days:g} days before " if chosen.gap_days else ""
+    chosen = config.temporal_split
+    kept, censored = label_data.temporal_split(labels, split, cutoff, chosen.outcome_window_days)
+    gap = f"{chosen.outcome_window_days:g} days before " if chosen.outcome_window_days else ""
     side = f"before {chosen.cutoff}" if split == "held_out" else f"from {gap}{chosen.cutoff} on"
     left_out = len(labels) - len(kept)
     say(f"out of time, {split}: {left_out:,} labels {side} left out, {censored:,} times to event censored there")

@@ -13,16 +13,20 @@ YEAR = 365.25
 
 
 def init_survival_head(
-    traits: np.ndarray, days: np.ndarray, events: np.ndarray, config: SurvivalConfig, offset: np.ndarray | float = 0.0
+    covariates: np.ndarray,
+    days: np.ndarray,
+    events: np.ndarray,
+    config: SurvivalConfig,
+    offset: np.ndarray | float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fits the log rate of each cause to traits (Poisson regression), alike in all bins of time.
+    """Fits the log rate of each cause to covariates (Poisson regression), alike in all bins of time.
 
     Args:
-      traits: (N, F) of the train split, F 0 or more.
+      covariates: (N, F) of the train split, F 0 or more.
       days: (N,).
       events: (N,).
       config: the section `survival`, with its edges.
-      offset: (N,) a log rate that is expected already, to which traits add.
+      offset: (N,) a log rate that is expected already, to which covariates add.
 
     Returns:
       (F, K) kernel and (K,) bias of the head, float32.
@@ -30,30 +34,30 @@ def init_survival_head(
     bias, years = survival.initial_bias(days, events, config), days / YEAR
     exposure = years * np.exp(offset)
     parts = [np.zeros((0, config.num_causes))]
-    if traits.shape[1]:
+    if covariates.shape[1]:
         model = PoissonRegressor(alpha=1 / (PRIOR * exposure.sum()), fit_intercept=True, tol=1e-7, max_iter=1000)
         causes = range(1, config.num_causes + 1)
-        fits = [model.fit(traits, (events == cause) / exposure, exposure).coef_ for cause in causes]
+        fits = [model.fit(covariates, (events == cause) / exposure, exposure).coef_ for cause in causes]
         parts = [np.stack(fits, axis=1)]
     kernel = np.repeat(parts[0], config.num_logits // config.num_causes, axis=1)
     # As many events are expected in each bin as there were, of those who are still there.
     spent = years[:, None] if config.loss == "cox" else survival.spent_in_bins(days, config)[0]
     spent = np.tile(spent, config.num_causes)
-    risks = np.exp(traits @ kernel + np.reshape(offset, (-1, 1)))
+    risks = np.exp(covariates @ kernel + np.reshape(offset, (-1, 1)))
     shift = np.log((spent * risks).sum(axis=0) / spent.sum(axis=0))
     return kernel.astype(np.float32), (bias - shift).astype(np.float32)
 
 
 def init_binary_head(
-    traits: np.ndarray, targets: np.ndarray, config: ClassificationConfig, offset: np.ndarray
+    covariates: np.ndarray, targets: np.ndarray, config: ClassificationConfig, offset: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fits the log odds of a binary outcome to traits, as `begin_classification`, beside what is expected already.
+    """Fits the log odds of a binary outcome to covariates, as `begin_classification`, beside what is expected already.
 
     Args:
-      traits: (N, F) of the train split.
+      covariates: (N, F) of the train split.
       targets: (N,) 0 or 1.
       config: the section `classification`.
-      offset: (N,) log odds to which traits add.
+      offset: (N,) log odds to which covariates add.
 
     Returns:
       (F, 1) kernel and (1,) bias of the head, float32.
@@ -63,22 +67,22 @@ def init_binary_head(
         shares = classification.balanced_weights(targets)[targets.astype(int)]
 
     def loss(weights):
-        logits = offset + traits @ weights[:-1] + weights[-1]
+        logits = offset + covariates @ weights[:-1] + weights[-1]
         ridge, apart = weights[:-1] / PRIOR, shares * (scipy.special.expit(logits) - targets)
         value = shares @ (np.logaddexp(0, logits) - targets * logits) + ridge @ weights[:-1] / 2
-        return value, np.append(traits.T @ apart + ridge, apart.sum())
+        return value, np.append(covariates.T @ apart + ridge, apart.sum())
 
-    found = scipy.optimize.minimize(loss, np.zeros(traits.shape[1] + 1), jac=True, method="L-BFGS-B").x
+    found = scipy.optimize.minimize(loss, np.zeros(covariates.shape[1] + 1), jac=True, method="L-BFGS-B").x
     return found[:-1, None].astype(np.float32), found[-1:].astype(np.float32)
 
 
 def init_classification_head(
-    traits: np.ndarray, targets: np.ndarray, config: ClassificationConfig, num_classes: int
+    covariates: np.ndarray, targets: np.ndarray, config: ClassificationConfig, num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fits the log odds of classes, or of each label, to traits (logistic regression).
+    """Fits the log odds of classes, or of each label, to covariates (logistic regression).
 
     Args:
-      traits: (N, F) of the train split, F 0 or more.
+      covariates: (N, F) of the train split, F 0 or more.
       targets: (N,) classes, or (N, K) labels, NaN where not known.
       config: the section `classification`.
       num_classes: of (N,) targets.
@@ -88,14 +92,14 @@ def init_classification_head(
     """
     if targets.ndim == 2:
         labels = [(~np.isnan(column), column) for column in targets.T]
-        each = [init_classification_head(traits[known], column[known], config, 2) for known, column in labels]
+        each = [init_classification_head(covariates[known], column[known], config, 2) for known, column in labels]
         kernels, biases = zip(*each, strict=True)
         return np.concatenate(kernels, axis=1), np.concatenate(biases)
     balanced, kind = config.class_weights == "balanced", "multi_class" if config.kind == "multi_class" else "binary"
     bias = classification.initial_bias(targets, kind, num_classes)
     bias = np.zeros_like(bias) if balanced else bias
-    if not traits.shape[1] or len(np.unique(targets)) < (num_classes if kind == "multi_class" else 2):
-        return np.zeros((traits.shape[1], len(bias)), np.float32), bias
+    if not covariates.shape[1] or len(np.unique(targets)) < (num_classes if kind == "multi_class" else 2):
+        return np.zeros((covariates.shape[1], len(bias)), np.float32), bias
     model = LogisticRegression(C=PRIOR, class_weight="balanced" if balanced else None, tol=1e-7, max_iter=1000)
-    model.fit(traits, targets)
+    model.fit(covariates, targets)
     return model.coef_.T.astype(np.float32), model.intercept_.astype(np.float32)

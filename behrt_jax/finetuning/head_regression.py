@@ -45,7 +45,7 @@ def load(folder: Path, config: ConfigDict) -> CodeRegression | None:
 def add(
     splits: dict[str, LabeledHistories], regression: CodeRegression | None, tokens: tuple[str, ...]
 ) -> dict[str, LabeledHistories]:
-    """Makes what a regression says the traits of labelled histories; `train` are those it was fitted to.
+    """Makes what a regression says the covariates of labelled histories; `train` are those it was fitted to.
 
     Age and sex are among its features: beside it they would begin at what few labels say of them once more.
     """
@@ -54,5 +54,5 @@ def add(
     added = {}
     for name, found in splits.items():
         known = (found.histories, found.labels.prediction_times, tokens)
-        added[name] = found._replace(traits=regression.log_risks(*known, is_train=name == "train"))
+        added[name] = found._replace(covariates=regression.log_risks(*known, is_train=name == "train"))
     return added

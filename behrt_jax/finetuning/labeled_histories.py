@@ -22,15 +22,16 @@ class LabeledHistories(NamedTuple):
     Attributes:
       labels: sorted by subject, then prediction time.
       histories: whole, for baselines.
-      rows: what the model reads: the newest tokens that a row may hold and, with `history.mark`, a mark at the end.
-      traits: (M, F) float32 age and sex, with `history.age_and_sex`; or what a regression on codes says, with
+      rows: what the model reads: the newest tokens that a row may hold and, with `history.prediction_token`, one
+        at the end.
+      covariates: (M, F) float32 age and sex, with `history.age_and_sex`; or what a regression on codes says, with
         `history.regression`; F is 0 without both.
     """
 
     labels: Labels
     histories: dataset.Patients
     rows: dataset.Patients
-    traits: np.ndarray
+    covariates: np.ndarray
 
 
 def find_histories(
@@ -56,11 +57,11 @@ def find_histories(
     histories, kept, _ = data_histories.histories_at(patients, mine.subject_ids, times, include_at)
     mine = mine.take(kept)
     rows = data_histories.newest_visits(histories, config.data.row_length)
-    if config.history.mark and len(mine):
+    if config.history.prediction_token and len(mine):
         rows = data_histories.append_prediction_token(rows, mine.prediction_times, config.data.row_length)
     say(f"{name}: {len(mine):,} labels of {len(np.unique(mine.subject_ids)):,} patients: {describe(mine)}")
-    traits = data_histories.covariates_at(histories, mine.prediction_times, tokens)
-    return LabeledHistories(mine, histories, rows, traits[:, : traits.shape[1] * config.history.age_and_sex])
+    covariates = data_histories.covariates_at(histories, mine.prediction_times, tokens)
+    return LabeledHistories(mine, histories, rows, covariates[:, : covariates.shape[1] * config.history.age_and_sex])
 
 
 def describe(labels: Labels) -> str:
@@ -95,13 +96,13 @@ def describe_unknown(splits: dict[str, LabeledHistories], tokens: tuple[str, ...
 
 
 def add_labels(batch: dict[str, np.ndarray], labelled: LabeledHistories) -> dict[str, np.ndarray]:
-    """Adds what objectives of outcomes read, (B, P) each: `weights`, and `targets` or `days` and `events`; `traits`."""
+    """Adds what objectives of outcomes read, (B, P): `weights`, `targets` or `days` and `events`, and `covariates`."""
     # Batches hold more or fewer histories a row; so many slots that nearly all have the same shape compile once.
     spare = -batch["patient_index"].shape[1] % SLOTS
     index, labels = np.pad(batch["patient_index"], ((0, 0), (0, spare)), constant_values=-1), labelled.labels
     of, found = np.maximum(index, 0), {"weights": (index >= 0).astype(np.float32)}
-    if labelled.traits.shape[1]:
-        found["traits"] = labelled.traits[of]
+    if labelled.covariates.shape[1]:
+        found["covariates"] = labelled.covariates[of]
     if labels.kind == "survival":
         found |= {"days": labels.days[of].astype(np.float32), "events": labels.events[of]}
     elif labels.kind != "times":
@@ -112,14 +113,14 @@ def add_labels(batch: dict[str, np.ndarray], labelled: LabeledHistories) -> dict
 
 def training_columns(config: ConfigDict, train: LabeledHistories, start_step: int) -> Iterator[dict]:
     """Yields what the train step takes, beginning with the batch of `start_step`."""
-    length, size, separators = config.data.row_length, config.train.batch_size, config.data.separators
-    stream = batches.training_batches(train.rows, length, size, config.seed, start_step, separators, newest=True)
+    length, size, use_sep = config.data.row_length, config.train.batch_size, config.data.use_sep
+    stream = batches.training_batches(train.rows, length, size, config.seed, start_step, use_sep, newest=True)
     return (inputs.device_columns(add_labels(batch, train)) for batch in stream)
 
 
 def evaluation_batches(config: ConfigDict, found: LabeledHistories) -> Iterator[dict]:
     """Yields each labelled history once, in a fixed order."""
-    sizes = (config.data.row_length, config.evaluation.batch_size, config.data.separators)
+    sizes = (config.data.row_length, config.evaluation.batch_size, config.data.use_sep)
     return (add_labels(batch, found) for batch in batches.evaluation_batches(found.rows, *sizes))
 
 

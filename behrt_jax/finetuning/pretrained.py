@@ -28,7 +28,7 @@ def load_pretrained(config: ConfigDict) -> workdir.Loaded:
             kept = {key: config[section][key] for key in own}
             config[section] = found.config[section].copy_and_resolve_references()
             config[section].update(kept)
-        if config.foretold.codes:
+        if config.forecast.codes:
             add_forecast(config, found)
     config.lock()
     return found
@@ -38,17 +38,17 @@ def add_forecast(config: ConfigDict, found: workdir.Loaded) -> None:
     """Sets what a model needs that reads how soon its pre-trained run expects some codes.
 
     Raises:
-      ValueError: the run foretells no events, or not after its last token; or a code is not in its vocabulary.
+      ValueError: the run forecasts no events, or not after its last token; or a code is not in its vocabulary.
     """
     objective, place = found.config.objective, f"pretrained={config.pretrained}"
     if "time_to_event" not in ObjectiveConfig(**objective).weights or not found.config.model.causal:
         expected = "a run of configs/events.py, or objective.name=time_to_event with model.causal=True"
-        raise ValueError(f"foretold.codes: {place} is trained on {objective.name}; expected {expected}")
-    unknown = [code for code in config.foretold.codes if code not in found.vocabulary.ids]
+        raise ValueError(f"forecast.codes: {place} is trained on {objective.name}; expected {expected}")
+    unknown = [code for code in config.forecast.codes if code not in found.vocabulary.ids]
     if unknown:
-        raise ValueError(f"foretold.codes: {place} does not know {', '.join(unknown)}; expected codes that it knows")
-    config.foretold.ids = tuple(found.vocabulary.ids[code] for code in config.foretold.codes)
-    config.foretold.edges = objective.event_edges
+        raise ValueError(f"forecast.codes: {place} does not know {', '.join(unknown)}; expected codes that it knows")
+    config.forecast.ids = tuple(found.vocabulary.ids[code] for code in config.forecast.codes)
+    config.forecast.edges = objective.event_edges
 
 
 def add_rows(found: workdir.Loaded, vocabulary: Vocabulary, path: str) -> workdir.Loaded:

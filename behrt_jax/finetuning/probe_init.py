@@ -1,4 +1,4 @@
-"""A head that begins at a probe: a regression on traits, foretold codes and embeddings of the encoder before training.
+"""A head that begins at a probe: a regression on covariates, forecasts and embeddings of the encoder before training.
 
 Fine-tuning from there changes the encoder less, and needs fewer labels (linear probing, then fine-tuning: Kumar et al.
 2022).
@@ -21,7 +21,7 @@ from behrt_jax.objectives.survival import SurvivalConfig
 
 # Of standardised embeddings beside the rest, before a ridge that is the same for all; 0 leaves them out.
 SCALES = (0.0, 0.01, 0.03, 0.1, 0.3)
-FORETOLD = 0.25  # what foretold codes add to being believed as they are, likewise scaled
+FORECAST_SCALE = 0.25  # what forecasts add to being believed as they are, likewise scaled
 TRAITS = (1.0, 0.0)  # age and sex, and without
 
 
@@ -33,20 +33,22 @@ def init_head(config: ConfigDict, model, params: Any, splits: dict[str, LabeledH
       model: a `BEHRTForSequenceClassification`.
       params: of it, or with LoRA's factors beside.
       splits: `train`, to which the regressions are fitted, and `tuning`, by whose loss one is chosen: with embeddings
-        by one of `SCALES`, with traits and without.
+        by one of `SCALES`, with covariates and without.
     """
     variables = params["base"] if config.lora.rank else params
     read = {name: read_patients(config, model, variables, splits[name]) for name in ("train", "tuning")}
-    # The last are traits: foretold codes come before them and are always read.
+    # The last are covariates: forecasts come before them and are always read.
     middle, size = read["train"].mean(axis=0), config.model.hidden_dim
-    first = size + len(config.foretold.ids)
+    first = size + len(config.forecast.ids)
     standard = np.where(np.arange(len(middle)) < size, 1 / (read["train"].std(axis=0) + 1e-3), 1.0)
     # A forecast is believed, in the mean of its codes, until labels say otherwise.
     believed = np.repeat([0.0, 1.0 / max(first - size, 1), 0.0], [size, first - size, len(middle) - first])
     heads = []
     for scale in SCALES:
         for with_traits in TRAITS if read["train"].shape[1] > first else (1.0,):
-            factor = standard * np.repeat([scale, FORETOLD, with_traits], [size, first - size, len(middle) - first])
+            factor = standard * np.repeat(
+                [scale, FORECAST_SCALE, with_traits], [size, first - size, len(middle) - first]
+            )
             known = read["train"] - middle
             kernel, bias = _fit(config, known * factor, known @ believed, splits["train"])
             kernel = kernel * factor[:, None] + believed[:, None].astype(np.float32)
@@ -59,18 +61,18 @@ def init_head(config: ConfigDict, model, params: Any, splits: dict[str, LabeledH
 
 
 def read_patients(config: ConfigDict, model, variables: Any, found: LabeledHistories) -> np.ndarray:
-    """Returns what the head reads of labelled histories, (M, D + E + F) float32: embeddings, foretold codes, traits."""
-    width = config.model.hidden_dim + len(config.foretold.ids)
+    """Returns what the head reads of labelled histories, (M, D + E + F) float32: embeddings, forecasts, covariates."""
+    width = config.model.hidden_dim + len(config.forecast.ids)
     read = labeled_histories.read_each(config, found, width, functools.partial(_read, model, variables))
-    return np.concatenate([read, found.traits], axis=1)
+    return np.concatenate([read, found.covariates], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _read(model, variables, columns):
     inputs, named = model_arguments(columns)
     number = columns["weights"].shape[1]
-    pooled, foretold = model.apply(variables, *inputs, **named, num_patients=number, method="foretell")
-    return pooled if foretold is None else jnp.concatenate([pooled, foretold], axis=-1)
+    pooled, log_counts = model.apply(variables, *inputs, **named, num_patients=number, method="forecast")
+    return pooled if log_counts is None else jnp.concatenate([pooled, log_counts], axis=-1)
 
 
 def _fit(
@@ -82,7 +84,7 @@ def _fit(
             inputs, labels.days, labels.events, SurvivalConfig(**config.survival), offset
         )
     settings = ClassificationConfig(**config.classification)
-    if config.foretold.ids:
+    if config.forecast.ids:
         return head_init.init_binary_head(inputs, labels.values[:, 0], settings, offset)
     return head_init.init_classification_head(inputs, labels.values[:, 0], settings, 2)
 

@@ -43,7 +43,7 @@ def take(found: LabeledHistories, rows: np.ndarray) -> LabeledHistories:
     """Returns some labelled histories: (m,) ascending indices."""
     chosen = np.isin(np.arange(len(found.labels)), rows)
     histories, read = (dataset.take(each, chosen) for each in (found.histories, found.rows))
-    return LabeledHistories(found.labels.take(chosen), histories, read, found.traits[chosen])
+    return LabeledHistories(found.labels.take(chosen), histories, read, found.covariates[chosen])
 
 
 def cap(labels: Labels, most: int) -> np.ndarray:

@@ -38,7 +38,7 @@ class FinetuningTask(NamedTuple):
       prepared, splits: the data, and labelled histories by split.
       model, objective: of the parameters that `workdir.load` gives, LoRA's merged, and of those that are trained.
       initialize, scales: functions from a key to these, and from these to factors of their learning rates.
-      regression: with `history.regression`; what it says is among the traits of `splits`.
+      regression: with `history.regression`; what it says is among the covariates of `splits`.
       digests: of the labels, the histories and the pre-trained parameters; see `finetuning.setup.digest_inputs`.
     """
 
@@ -56,16 +56,16 @@ def setup(config: ConfigDict, say: Callable[[str], None]) -> FinetuningTask:
     """Reads labels and data and builds what the config asks for; a ValueError if nothing can be learned from them."""
     if config.add_codes and not config.pretrained:
         raise ValueError("add_codes: found True without pretrained; expected a run whose vocabulary is added to")
-    if config.foretold.codes and not config.pretrained:
-        codes = ", ".join(config.foretold.codes)
-        raise ValueError(f"foretold.codes: found {codes} without pretrained; expected a run of configs/events.py")
+    if config.forecast.codes and not config.pretrained:
+        codes = ", ".join(config.forecast.codes)
+        raise ValueError(f"forecast.codes: found {codes} without pretrained; expected a run of configs/events.py")
     begun = pretrained_runs.load_pretrained(config) if config.pretrained else None
     prepared, splits = data.read_splits(config, begun and begun.vocabulary, say, config.add_codes)
     labels = splits["train"].labels
     for split in ("train", "tuning"):
         label_data.check_learnable(splits[split].labels, split)
-    if config.foretold.codes and ((kind := labels.kind) not in ("binary", "survival") or len(labels.names) > 1):
-        raise ValueError(f"foretold.codes: found {kind} labels; expected one binary label, or times to an event")
+    if config.forecast.codes and ((kind := labels.kind) not in ("binary", "survival") or len(labels.names) > 1):
+        raise ValueError(f"forecast.codes: found {kind} labels; expected one binary label, or times to an event")
     digests = digest_inputs(splits, begun)
     added = len(prepared.vocabulary) - len(begun.vocabulary) if begun else 0
     if begun:
@@ -119,13 +119,15 @@ def make_objective(config: ConfigDict, model, found: LabeledHistories) -> Object
 
 
 def begin_head(config: ConfigDict, found: LabeledHistories) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the traits' kernel and the bias with which the head begins: a regression on the traits of train alone."""
+    """Returns the covariates' kernel and the bias of the initial head: a regression on the covariates of train."""
     train = found.labels
     if "survival" in config:
-        return head_init.init_survival_head(found.traits, train.days, train.events, SurvivalConfig(**config.survival))
+        return head_init.init_survival_head(
+            found.covariates, train.days, train.events, SurvivalConfig(**config.survival)
+        )
     settings = ClassificationConfig(**config.classification)
     targets, num_classes = _targets(config, train)
-    return head_init.init_classification_head(found.traits, targets, settings, num_classes)
+    return head_init.init_classification_head(found.covariates, targets, settings, num_classes)
 
 
 def _targets(config: ConfigDict, labels: Labels) -> tuple[np.ndarray, int]:
@@ -174,7 +176,7 @@ def tuning_scorer(config: ConfigDict, task: FinetuningTask) -> Callable[[Any], d
 
 
 def adapt_objective(objective: Objective, scale: float) -> Objective:
-    """Returns an objective of `{"base": params, "factors": factors}`; `optimizer.layer_scales` can freeze the base."""
+    """Returns an objective of `{"base": params, "factors": factors}`; `optimizer.layer_lr_scales` can freeze the base."""
 
     def measure(params, prepared, dropout_key):
         return objective.measure(merge(params["base"], params["factors"], scale), prepared, dropout_key)

@@ -50,8 +50,8 @@ def outcome_logits(model, params, columns: Columns) -> jax.Array:
     by a day.
     """
     inputs, named = model_arguments(columns)
-    traits = {"traits": columns["traits"]} if "traits" in columns else {}
-    return model.apply(params, *inputs, **named, **traits)
+    covariates = {"covariates": columns["covariates"]} if "covariates" in columns else {}
+    return model.apply(params, *inputs, **named, **covariates)
 
 
 def masked_places(columns: Columns) -> jax.Array:

@@ -23,7 +23,7 @@ class AttributionCase(NamedTuple):
 
     Attributes:
       kind: `next_visit`, `mlm` or `outcome`.
-      columns: (N, L) each, as `batches.one_a_row` gives them, with `target` or `traits`.
+      columns: (N, L) each, as `batches.one_a_row` gives them, with `target` or `covariates`.
       visits: (N, L) int, the visit of each token in the index of `patients`; -1 outside visits.
       starts: the first token of each visit of the index.
       patients: the data the rows are of.
@@ -46,7 +46,7 @@ class AttributionCase(NamedTuple):
 
 def make_case(kind: str, patients: Patients, index, windows, score, extra: dict, until=None, **rest) -> AttributionCase:
     """Lays out windows of patients as a case, what was recorded before (N,) `until`; `extra` are more columns."""
-    columns = batches.one_a_row(patients, index.row_length, index.separators, windows, with_times=True) | extra
+    columns = batches.one_a_row(patients, index.row_length, index.use_sep, windows, with_times=True) | extra
     times = columns.pop("times")
     if until is not None:
         is_past = times < until[:, None]
@@ -103,7 +103,7 @@ def take(case: AttributionCase, rows: np.ndarray) -> AttributionCase:
 
 def make_outcome_case(config: ConfigDict, model, params, found, number: int = 0) -> AttributionCase:
     """Asks for an outcome of labelled histories: a logit, or the log cumulative hazard by the last horizon."""
-    index = data_windows.index_visits(found.rows, config.data.row_length, config.data.separators)
+    index = data_windows.index_visits(found.rows, config.data.row_length, config.data.use_sep)
 
     def score(columns):
         logits = attribution.outcome_logits(model, params, columns)
@@ -111,7 +111,7 @@ def make_outcome_case(config: ConfigDict, model, params, found, number: int = 0)
             return survival.log_hazard_by(logits, SurvivalConfig(**config.survival), config.evaluation.horizons[-1])
         return logits[:, number]
 
-    extra = {"traits": found.traits} if found.traits.shape[1] else {}
+    extra = {"covariates": found.covariates} if found.covariates.shape[1] else {}
     places = (lambda columns: 0 * attribution.last_places(columns)) if config.model.pooling == "cls" else None
     windows = data_windows.newest_windows(index)
     return make_case("outcome", found.rows, index, windows, score, extra, places=places)

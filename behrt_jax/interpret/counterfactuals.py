@@ -24,7 +24,7 @@ def remove_tokens(columns: Columns, removed: jax.Array) -> Columns:
     the first token that is left, `[SEP]` those of its visit's last one. Tokens older than the row do not move in.
 
     Args:
-      columns: (B, L) each, `in_visit` among them; arrays of other shapes, as `target` and `traits`, are kept.
+      columns: (B, L) each, `in_visit` among them; arrays of other shapes, as `target` and `covariates`, are kept.
       removed: (B, L) bool.
     """
     inside, visits = columns["in_visit"], columns["visit_ids"]
@@ -114,14 +114,14 @@ def add_codes(columns: Columns, codes: list[int], visit: int) -> Columns:
     return _insert(columns, place, {"codes": codes}, like=max(place - 1, np.flatnonzero(own[0])[0]))
 
 
-def add_visit(columns: Columns, codes: list[int], days: float, separators: bool = True) -> Columns:
+def add_visit(columns: Columns, codes: list[int], days: float, use_sep: bool = True) -> Columns:
     """Returns one history with a visit added, some days after its last, and before the mark of a prediction time.
 
     Args:
       columns: (1, L) each.
       codes: of the vocabulary, of the new visit.
       days: from the start of the last visit that holds a code to the new one.
-      separators: the run's `data.separators`, whether `[SEP]` ends each visit.
+      use_sep: the run's `data.use_sep`, whether `[SEP]` ends each visit.
 
     Raises:
       ValueError: the row has no visit or no room, or the new one would come after the prediction time.
@@ -139,7 +139,7 @@ def add_visit(columns: Columns, codes: list[int], days: float, separators: bool 
     if not 0 < days <= room:
         raise ValueError(f"days: found {days:g}; expected more than 0 and at most {room:g}, the prediction time")
     later = {name: columns[name][0, start] + days / 365.25 for name in ("ages", "dates")}
-    new = {"codes": [*codes, SEP] if separators else codes, "time_deltas": days, **later}
+    new = {"codes": [*codes, SEP] if use_sep else codes, "time_deltas": days, **later}
     new["visit_ids"] = columns["visit_ids"][0, last] + 1
     by_then = (columns["patient_ids"][0] != 0) & (columns["dates"][0] <= later["dates"])
     columns["time_ranks"] = 2 * columns["time_ranks"]  # so that the new visit's has room between others

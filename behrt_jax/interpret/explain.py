@@ -69,7 +69,7 @@ def ask_finetuned(
         labels=found.labels.take(np.flatnonzero(chosen)),
         histories=dataset.take(found.histories, chosen),
         rows=dataset.take(found.rows, chosen),
-        traits=found.traits[chosen],
+        covariates=found.covariates[chosen],
     )
     case = cases.make_outcome_case(own.config, own.model, own.params, found)
     file, truth = Path(own.config.labels).with_suffix(TRUTH_SUFFIX), None

@@ -10,7 +10,7 @@ from behrt_jax.interpret.cases import AttributionCase
 
 def timeline(case: AttributionCase, row: int, names: Names) -> dict[str, list]:
     """Returns the tokens of a history that are explained and, with `[MASK]`, its visits."""
-    columns = {name: values[row] for name, values in case.columns.items() if name not in ("traits", "target")}
+    columns = {name: values[row] for name, values in case.columns.items() if name not in ("covariates", "target")}
     numbers = np.where(columns["in_visit"], columns["visit_ids"], -1)
     tokens = [
         {**names(columns["codes"][place]), "visit": int(numbers[place]) if numbers[place] >= 0 else None}

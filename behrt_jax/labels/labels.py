@@ -173,25 +173,27 @@ def match_subjects(labels: Labels, lives: pl.DataFrame) -> tuple[np.ndarray, col
     return kept["row"].to_numpy(), +left_out
 
 
-def out_of_time(labels: Labels, split: str, cutoff: np.datetime64, gap_days: float = 0) -> tuple[Labels, int]:
+def temporal_split(
+    labels: Labels, split: str, cutoff: np.datetime64, outcome_window_days: float = 0
+) -> tuple[Labels, int]:
     """Keeps the labels of a split with which the test lies later than the training.
 
     Train and tuning keep the rows that are predicted before the cutoff, held_out those from it on. What comes after the
     cutoff is not known at training: times to event are censored there. Whether a classification label was, its file
-    does not say; `gap_days`, the length of the outcome's window, keeps training rows that far from the cutoff.
+    does not say; `outcome_window_days`, the length of the outcome's window, keeps training rows that far from it.
 
     Args:
       labels: N labels of the split's patients.
       split: which one.
       cutoff: the date.
-      gap_days: how long before the cutoff training rows end.
+      outcome_window_days: how long before the cutoff training rows end.
 
     Returns:
       The labels kept, and how many of them were censored at the cutoff.
     """
     if split == SPLITS[2]:
         return labels.take(labels.prediction_times >= cutoff), 0
-    found = labels.take(labels.prediction_times < cutoff - np.timedelta64(round(gap_days * 86_400), "s"))
+    found = labels.take(labels.prediction_times < cutoff - np.timedelta64(round(outcome_window_days * 86_400), "s"))
     known = (cutoff - found.prediction_times) / np.timedelta64(1, "D")  # pyright: ignore[reportOperatorIssue]
     late = found.days > known  # false where NaN
     days, events = np.where(late, known, found.days), np.where(late, 0, found.events).astype(np.int32)

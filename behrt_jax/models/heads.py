@@ -33,7 +33,7 @@ class CodeHead(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """A dense layer on the patient embedding, after dropout, and on traits that are known of the patient beside it.
+    """A dense layer on the patient embedding, after dropout, and on covariates that are known of the patient beside it.
 
     Attributes:
       config: sizes and choices.
@@ -44,11 +44,11 @@ class ClassificationHead(nn.Module):
     num_labels: int
 
     @nn.compact
-    def __call__(self, pooled: jax.Array, deterministic: bool, traits: jax.Array | None = None) -> jax.Array:
-        """Maps (..., D) patient embeddings, and (..., F) traits, to (..., num_labels) logits."""
+    def __call__(self, pooled: jax.Array, deterministic: bool, covariates: jax.Array | None = None) -> jax.Array:
+        """Maps (..., D) patient embeddings, and (..., F) covariates, to (..., num_labels) logits."""
         pooled = Dropout(self.config.dropout)(pooled, deterministic)
-        if traits is not None:
-            pooled = jnp.concatenate([pooled, traits.astype(pooled.dtype)], axis=-1)
+        if covariates is not None:
+            pooled = jnp.concatenate([pooled, covariates.astype(pooled.dtype)], axis=-1)
         return nn.Dense(self.num_labels, name="output")(pooled)
 
 

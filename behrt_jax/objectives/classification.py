@@ -127,8 +127,8 @@ def score_patients(model, params, batch: dict[str, jax.Array], dropout_key: jax.
     columns, named = model_arguments(batch)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     arguments = {**named, "num_patients": batch["weights"].shape[1], "deterministic": dropout_key is None}
-    if "traits" in batch:
-        arguments["traits"] = batch["traits"]
+    if "covariates" in batch:
+        arguments["covariates"] = batch["covariates"]
     return model.apply(params, *columns, **arguments, rngs=rngs)
 
 

@@ -6,7 +6,7 @@ CHOICES = {
     "name": ("mlm", "next_visit", "time_to_event", "joint"),
     "masking": ("codes", "spans", "visits"),
     "history": ("every_visit", "random_cut"),
-    "event_times": ("visits", "any"),
+    "query_times": ("after_visits", "anytime"),
 }
 
 
@@ -29,10 +29,10 @@ class ObjectiveConfig:
         before the visit began.
       known_time_share: share of the next visits in training whose start is given to the head, drawn anew each time; 0
         leaves out what reads it. Above 0 a model can predict with and without knowing when the visit begins.
-      days_weight: of the time to the next visit beside its codes; 0 leaves it out.
-      event_visits: visits a row after which events are predicted.
-      event_first: whether only the first event of each code counts, or the next.
-      event_times: when events are predicted: after `visits`, which count alike; or at `any` time, with marks in the
+      time_gap_weight: of the time to the next visit beside its codes; 0 leaves it out.
+      queries_per_row: visits a row after which events are predicted.
+      first_event_only: whether only the first event of each code counts, or the next.
+      query_times: when events are predicted: `after_visits`, which count alike; or `anytime`, with marks in the
         pauses between visits and each time of a life counting alike; that for `time_to_event` alone.
       event_edges: days that part the bins of events' rates, ascending; from quantiles of train if empty.
     """
@@ -48,24 +48,26 @@ class ObjectiveConfig:
     min_patients: int
     history: str
     known_time_share: float
-    days_weight: float
-    event_visits: int
-    event_first: bool
-    event_times: str
+    time_gap_weight: float
+    queries_per_row: int
+    first_event_only: bool
+    query_times: str
     event_edges: tuple[float, ...]
 
     def __post_init__(self):
         for key, choices in CHOICES.items():
             self._expect(getattr(self, key) in choices, key, f"one of {', '.join(choices)}")
-        for key in ("mlm_weight", "next_visit_weight", "time_to_event_weight", "days_weight"):
+        for key in ("mlm_weight", "next_visit_weight", "time_to_event_weight", "time_gap_weight"):
             self._expect(getattr(self, key) >= 0, key, "0 or more")
         self._expect(0 < self.mask_rate <= 1, "mask_rate", "more than 0 and at most 1")
         self._expect(0 <= self.known_time_share <= 1, "known_time_share", "0 to 1")
         self._expect(not isinstance(self.targets, str), "targets", "a tuple of patterns, such as ('CONDITION//*',)")
-        for key in ("min_patients", "event_visits"):
+        for key in ("min_patients", "queries_per_row"):
             self._expect(getattr(self, key) >= 1, key, "1 or more")
-        alone = self.name == "time_to_event" or self.event_times == "visits"
-        self._expect(alone, "event_times", f"'visits' with objective.name={self.name}, to which marks are no visits")
+        alone = self.name == "time_to_event" or self.query_times == "after_visits"
+        self._expect(
+            alone, "query_times", f"'after_visits' with objective.name={self.name}, to which marks are no visits"
+        )
         edges = (0.0, *self.event_edges)
         rises = all(isinstance(edge, int | float) for edge in edges) and list(edges) == sorted(set(edges))
         self._expect(rises, "event_edges", "days above 0 in ascending order")

@@ -46,18 +46,18 @@ class Boundaries(NamedTuple):
         return add(self.slots, values)
 
 
-def find_boundaries(batch: dict[str, jax.Array], is_target: jax.Array, separators: bool) -> Boundaries:
+def find_boundaries(batch: dict[str, jax.Array], is_target: jax.Array, use_sep: bool) -> Boundaries:
     """Finds the visits to predict, and the last token that was recorded before each began.
 
     Args:
       batch: the columns of packed rows; without `time_ranks`, a visit is recorded at one time.
       is_target: (V,) bool, the codes to predict.
-      separators: whether `[SEP]` ends each visit; a visit then has two tokens at least, and K = L // 2, else K = L.
+      use_sep: whether `[SEP]` ends each visit; a visit then has two tokens at least, and K = L // 2, else K = L.
     """
     patients, visits, ranks = batch["patient_ids"], batch["visit_ids"], _time_ranks(batch)
     starts, first = visit_slots(patients, visits)
     begins = starts & (ranks > 1) & jnp.pad(patients[:, 1:] == patients[:, :-1], ((0, 0), (1, 0)))
-    room = patients.shape[1] // (2 if separators else 1)
+    room = patients.shape[1] // (2 if use_sep else 1)
     number = jnp.cumsum(begins, axis=1) - 1
     unique = jnp.where(begins, number, room)
     place = jnp.broadcast_to(jnp.arange(begins.shape[1], dtype=jnp.int32), begins.shape)
@@ -151,7 +151,7 @@ def cut_histories(key: jax.Array, batch: dict[str, jax.Array], boundaries: Bound
     return {**batch, "patient_ids": before}, kept
 
 
-def make_objective(model, config: ObjectiveConfig, separators: bool, is_target) -> Objective:
+def make_objective(model, config: ObjectiveConfig, use_sep: bool, is_target) -> Objective:
     """Returns the objective of next visits; its losses are `next_visit/loss` and `next_visit/days_loss`.
 
     Visits without a target code are predicted by their day alone. See `joint.make_objective`.
@@ -160,7 +160,7 @@ def make_objective(model, config: ObjectiveConfig, separators: bool, is_target) 
     every_visit = config.history == "every_visit"
 
     def prepare(batch, key):
-        boundaries = find_boundaries(batch, is_target, separators)
+        boundaries = find_boundaries(batch, is_target, use_sep)
         gaps = None
         if config.known_time_share:
             key, known_key = jax.random.split(key)
@@ -186,7 +186,7 @@ def make_objective(model, config: ObjectiveConfig, separators: bool, is_target) 
             "next_visit/days_loss": ((errors * boundaries.weights).sum(), counts["next_visit/days_loss"]),
         }
 
-    return Objective(prepare, measure, count, {"next_visit/loss": 1.0, "next_visit/days_loss": config.days_weight})
+    return Objective(prepare, measure, count, {"next_visit/loss": 1.0, "next_visit/days_loss": config.time_gap_weight})
 
 
 def days_ahead(batch: dict[str, jax.Array], boundaries: Boundaries) -> jax.Array:

@@ -113,7 +113,7 @@ def demographics(histories: Patients, times: np.ndarray, tokens: tuple[str, ...]
 
 def count_codes(run: Run, histories: Patients) -> np.ndarray:
     """Returns the (M, V) log counts of codes in histories, and which static tokens they have."""
-    index = windows.index_visits(histories, run.config.data.row_length, run.config.data.separators)
+    index = windows.index_visits(histories, run.config.data.row_length, run.config.data.use_sep)
     codes = visit_codes(histories, index, len(run.tokens)).astype(np.float32)
     sides = np.ones(codes.shape[0], np.float32), index.owners, np.arange(codes.shape[0] + 1)
     owners = scipy.sparse.csr_array(sides, shape=(codes.shape[0], len(histories)))

@@ -77,7 +77,7 @@ def features(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> 
 def read(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inputs:
     """Describes histories as baselines read them: `features`, with age and sex as the model's head reads them.
 
-    `basic` is `histories.traits_at`. In the place of bins of age, `codes` ends with the age in decades, which trees can
+    `basic` is `histories.covariates_at`. In the place of bins of age, `codes` ends with the age in decades, which trees can
     split anywhere.
     """
     found = features(patients, times, tokens)

@@ -71,7 +71,7 @@ def render(source: Source, sections: list[Section]) -> str:
 
 def in_script(value) -> Markup:
     """Writes a value as JSON that can stand in a script element, whatever text is in it."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(value, use_sep=(",", ":"), ensure_ascii=False)
     for each in "<>&\u2028\u2029":
         text = text.replace(each, f"\\u{ord(each):04x}")
     return Markup(text)

@@ -82,7 +82,7 @@ def guess_hidden(run: Run) -> Guesses:
         return chances.max(axis=-1), chances.argmax(axis=-1) == masked.labels
 
     parts = []
-    for hidden in masked_codes.masked_batches(run, run.patients, run.config.evaluation.mask_draws):
+    for hidden in masked_codes.masked_batches(run, run.patients, run.config.evaluation.num_mask_samples):
         chances, right = jax.device_get(guess(run.params, inputs.device_columns(hidden.batch), hidden.masked))
         chosen, ages = np.nonzero(hidden.masked.weights), hidden.batch["ages"][hidden.targets]
         parts.append((chances[chosen], right[chosen], hidden.patients, ages))

@@ -70,9 +70,9 @@ def left_out(counts: dict) -> dict[str, int]:
     return {what: number for what, number in found.items() if number}
 
 
-def describe_rows(patients: dataset.Patients, row_length: int, separators: bool, seed: int) -> str:
+def describe_rows(patients: dataset.Patients, row_length: int, use_sep: bool, seed: int) -> str:
     """Says how full the packed rows of train are and what does not fit a row."""
-    index = windows.index_visits(patients, row_length, separators)
+    index = windows.index_visits(patients, row_length, use_sep)
     fill = batches.training_epoch(patients, index, seed, 0).fill / row_length
     cut = windows.window_report(index, windows.newest_windows(index))
     return (

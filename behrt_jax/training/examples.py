@@ -43,7 +43,7 @@ def count(
       model: a `BEHRTForPretraining`.
       vocabulary: V tokens.
       is_target: (V,) bool, what next visits and events are about.
-      patients: the split, for training on events at any time marked by `task_events.mark`.
+      patients: the split, for training on events at any time marked by `pretraining.mark`.
       training: whether codes that carry a value are left out with `objective.mask_values=False`, as in training.
     """
     counts = {}

@@ -49,7 +49,7 @@ def make_task(config: ConfigDict, vocabulary: Vocabulary) -> PretrainingTask:
     settings = ObjectiveConfig(**config.objective)
     is_target = _find_targets(settings, vocabulary)
     model = workdir.build_model(config)
-    shared = (config.data.separators, is_target, examples.carries_value(vocabulary))
+    shared = (config.data.use_sep, is_target, examples.carries_value(vocabulary))
     fixed = dataclasses.replace(settings, mask_rate=config.evaluation.mask_rate, masking="codes", mask_values=True)
     return PretrainingTask(
         model,
@@ -135,10 +135,10 @@ def training_columns(
     config: ConfigDict, task: PretrainingTask, train: dataset.Patients, start_step: int
 ) -> Iterator[dict]:
     """Yields what the train step takes, beginning with the batch of `start_step`."""
-    length, size, separators = config.data.row_length, config.train.batch_size, config.data.separators
+    length, size, use_sep = config.data.row_length, config.train.batch_size, config.data.use_sep
     times = find_times(config, train, task.is_target) if "time_to_event" in task.model.objectives else None
-    weights = times.weights if times and config.objective.event_times == "any" else None
-    stream = batches.training_batches(train, length, size, config.seed, start_step, separators, weights=weights)
+    weights = times.weights if times and config.objective.query_times == "anytime" else None
+    stream = batches.training_batches(train, length, size, config.seed, start_step, use_sep, weights=weights)
     add = adder(config, times, config.seed)
     return (inputs.device_columns(add(batch, step)) for step, batch in enumerate(stream, start_step))
 
@@ -151,7 +151,7 @@ def tuning_scorer(
     Raises:
       ValueError: tuning has no example of an objective, so that its loss would be no number.
     """
-    length, size, separators = config.data.row_length, config.evaluation.batch_size, config.data.separators
+    length, size, use_sep = config.data.row_length, config.evaluation.batch_size, config.data.use_sep
     step = scoring.make_tuning_step(task.tuning_objective)
     tuning = mark(config, tuning)
     count_examples(config, task, tuning, "tuning", say)
@@ -159,7 +159,7 @@ def tuning_scorer(
     add = adder(config, times, windows.EVALUATION_SALT)
 
     def read() -> Iterator[dict]:
-        plain = batches.evaluation_batches(tuning, length, size, separators)
+        plain = batches.evaluation_batches(tuning, length, size, use_sep)
         return (add(batch, number) for number, batch in enumerate(plain))
 
     def score(params) -> dict[str, float]:
@@ -173,7 +173,7 @@ def mark(
     config: ConfigDict, patients: dataset.Patients, say: Callable[[str], None] = lambda line: None
 ) -> dataset.Patients:
     """Puts marks in pauses between visits where events are predicted at any time, and says how many."""
-    if config.objective.event_times != "any":
+    if config.objective.query_times != "anytime":
         return patients
     marked = event_targets.insert_query_tokens(patients, config.seed)
     added = len(marked.codes) - len(patients.codes)
@@ -183,12 +183,12 @@ def mark(
 
 def index(config: ConfigDict, patients: dataset.Patients) -> windows.VisitIndex:
     """Finds the visits of patients by a recipe's rows."""
-    return windows.index_visits(patients, config.data.row_length, config.data.separators)
+    return windows.index_visits(patients, config.data.row_length, config.data.use_sep)
 
 
 def find_times(config: ConfigDict, patients: dataset.Patients, is_target: np.ndarray) -> event_targets.EventTimes:
     """Puts the target codes of patients, marked or not, in order as a recipe has it."""
-    first, by_time = config.objective.event_first, config.objective.event_times == "any"
+    first, by_time = config.objective.first_event_only, config.objective.query_times == "anytime"
     return event_targets.index_events(patients, index(config, patients), is_target, first, by_time)
 
 
@@ -196,5 +196,5 @@ def adder(config: ConfigDict, times: event_targets.EventTimes | None, seed: int)
     """Returns what adds events ahead to the batch of a step; nothing without `times`."""
     if times is None:
         return lambda batch, step: batch
-    add = functools.partial(times.add, num_visits=config.objective.event_visits)
+    add = functools.partial(times.add, num_visits=config.objective.queries_per_row)
     return lambda batch, step: add(batch, salt=int(hash_integers(seed, step + 1).view(np.int64)))

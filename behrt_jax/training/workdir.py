@@ -45,7 +45,7 @@ KEYS_ALLOWED_TO_CHANGE = (
     "data.path",
     "data.prepared_dir",
     "train.log_every",
-    "evaluation.mask_draws",
+    "evaluation.num_mask_samples",
     "model.vocab_size",
 )
 # Keys that are set from the data and the labels: where these changed, that is what to say.
@@ -55,8 +55,28 @@ SET_FROM_DATA = (
     "survival.edges",
     "survival.num_causes",
     "objective.event_edges",
-    "foretold.",
+    "forecast.",
 )
+
+
+# Of workdirs from before version 0.2: to be dropped at version 1.0. Sections come before their keys.
+RENAMED_KEYS = {
+    "foretold": "forecast",
+    "out_of_time": "temporal_split",
+    "temporal_split.gap_days": "outcome_window_days",
+    "data.separators": "use_sep",
+    "evaluation.mask_draws": "num_mask_samples",
+    "history.mark": "prediction_token",
+    "objective.days_weight": "time_gap_weight",
+    "objective.event_first": "first_event_only",
+    "objective.event_times": "query_times",
+    "objective.event_visits": "queries_per_row",
+}
+RENAMED_VALUES = {
+    ("data", "events_without_visit", "visits"): "group_by_day",
+    ("objective", "query_times", "visits"): "after_visits",
+    ("objective", "query_times", "any"): "anytime",
+}
 
 
 class Loaded(NamedTuple):
@@ -133,11 +153,13 @@ def build_outcome_model(config: ConfigDict) -> BEHRTForSequenceClassification:
         num_labels = SurvivalConfig(**config.survival).num_logits
     else:
         num_labels = 1 if config.classification.kind == "binary" else len(config.names)
-    num_traits = histories.NUM_COVARIATES if config.history.age_and_sex else 0
+    num_covariates = histories.NUM_COVARIATES if config.history.age_and_sex else 0
     if config.history.get("regression"):  # not among the keys of older runs
-        num_traits = 1 if "classification" in config and config.classification.kind == "binary" else len(config.names)
-    foretold = (config.foretold.ids, config.foretold.edges) if "foretold" in config else ()
-    return BEHRTForSequenceClassification(BEHRTConfig(**config.model), num_labels, num_traits, *foretold)
+        num_covariates = (
+            1 if "classification" in config and config.classification.kind == "binary" else len(config.names)
+        )
+    forecast = (config.forecast.ids, config.forecast.edges) if "forecast" in config else ()
+    return BEHRTForSequenceClassification(BEHRTConfig(**config.model), num_labels, num_covariates, *forecast)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -157,7 +179,7 @@ def read_config(workdir: Path) -> ConfigDict:
     """
     file = workdir / CONFIG_FILE
     try:
-        config = ConfigDict(_tuples(json.loads(file.read_text())))
+        config = ConfigDict(_tuples(rename_keys(json.loads(file.read_text()))))
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{file}: not the config of a workdir ({error}); expected one that pretrain wrote") from error
     if "data" in config:
@@ -165,9 +187,24 @@ def read_config(workdir: Path) -> ConfigDict:
         config.data.sex_codes = config.data.get("sex_codes", ())
     if "objective" in config:
         # Keys that older runs lack, and what these runs did.
-        for key, default in (("event_first", False), ("event_times", "visits"), ("known_time_share", 0.0)):
+        for key, default in (("first_event_only", False), ("query_times", "after_visits"), ("known_time_share", 0.0)):
             config.objective[key] = config.objective.get(key, default)
     return config.lock()
+
+
+def rename_keys(config: dict) -> dict:
+    """Returns the config of a workdir with the keys and values of today, where it has those of before version 0.2."""
+    for old, new in RENAMED_KEYS.items():
+        *sections, key = old.split(".")
+        node = config
+        for section in sections:
+            node = node.get(section, {})
+        if key in node:
+            node[new] = node.pop(key)
+    for (section, key, old), new in RENAMED_VALUES.items():
+        if config.get(section, {}).get(key) == old:
+            config[section][key] = new
+    return config
 
 
 def digest(*values: Any) -> str:
@@ -299,7 +336,7 @@ def _write_config(workdir: Path, config: ConfigDict) -> None:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Lists the keys, `MOVABLE` ones aside, in which two configs differ: `train.num_steps: 10 there, 20 now`."""
+    """Lists the keys, `KEYS_ALLOWED_TO_CHANGE` ones aside, in which two configs differ: `train.num_steps: 10 there, 20 now`."""
     # A key that came later and is empty says what a run without it did: it can go on.
     before, after = (
         {key: value for key, value in _flat(each.to_dict()).items() if value not in ("", (), [])} for each in (old, new)

@@ -58,7 +58,7 @@ def finetune(
         task.regression.save(folder / REGRESSION_FILE)
     optimizer = make_optimizer(optimizer_config, train_config.num_steps, scales=task.scales)
     current = state.create_state(task.initialize, optimizer, config.seed)
-    if config.foretold.codes:
+    if config.forecast.codes:
         params = probe_init.init_head(config, task.model, current.params, task.splits)
         current = dataclasses.replace(current, params=jax.tree.map(jnp.array, params))
     sizes = jax.tree.map(count_trained, current.params, task.scales(current.params))

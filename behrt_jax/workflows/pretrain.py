@@ -75,7 +75,7 @@ def pretrain(
     current = state.create_state(pretraining.initialize(config, task, patients, say), optimizer, config.seed)
     for line in (*describe_data(prepared, count_parameters(current.params)), *describe_unmatched(config, prepared)):
         say(line)
-    say(describe_rows(patients, data_config.row_length, data_config.separators, config.seed))
+    say(describe_rows(patients, data_config.row_length, data_config.use_sep, config.seed))
     if task.is_target.any():
         say(f"targets: {task.is_target.sum():,} codes by objective.targets and objective.min_patients")
     columns = functools.partial(pretraining.training_columns, config, task, patients)

@@ -40,7 +40,7 @@ def pretrain(config, trained, patients):
 def score_masked(config, model, params, tuning: dataset.Patients) -> dict[str, float]:
     """Scores a model on hidden codes of the tuning split."""
     settings = config.evaluation
-    plain = batches.evaluation_batches(tuning, config.data.row_length, settings.batch_size, config.data.separators)
+    plain = batches.evaluation_batches(tuning, config.data.row_length, settings.batch_size, config.data.use_sep)
     masked = scoring.mask_batches(plain, settings.mask_rate, config.model.vocab_size, draws=2)
     outcomes = scoring.score(scoring.make_score_step(model), params, masked).values
     return {name: float(outcomes[name].mean()) for name in ("loss", "accuracy", "top5_accuracy")}
@@ -48,7 +48,7 @@ def score_masked(config, model, params, tuning: dataset.Patients) -> dict[str, f
 
 def score_head(config, trained: pretraining.PretrainingTask, params, tuning: dataset.Patients) -> float:
     """Returns the micro average precision of a model's head for next visits on the tuning split."""
-    index = windows.index_visits(tuning, config.data.row_length, config.data.separators)
+    index = windows.index_visits(tuning, config.data.row_length, config.data.use_sep)
     examples = next_visit_targets.find_next_visits(tuning, index, trained.is_target)
     scores, _ = make_predictor(config, trained, params)(Split(tuning, index, examples))
     return float(average_precision_score(examples.targets.toarray().ravel(), scores.ravel()))

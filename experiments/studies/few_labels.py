@@ -1,7 +1,7 @@
 """Compares what k labelled patients are enough for: with a pre-trained encoder, and with everything simpler.
 
 python -m experiments.studies.few_labels --pretrained=RUN[,RUN...] --labels=NAME=FILE,NAME=FILE,... [--sizes=16,64,256]
-    [--foretold=NAME=CODE,NAME=CODE,...] [--draws=10] [--most_labels=4] [--trained=scratch] [--trained_draws=3]
+    [--forecast=NAME=CODE,NAME=CODE,...] [--draws=10] [--most_labels=4] [--trained=scratch] [--trained_draws=3]
     [--workdir=DIR] [--config.KEY=VALUE ...]
 
 For each task, size k and draw, k patients of train have labels: whatever is chosen is chosen within them. All of
@@ -72,11 +72,11 @@ class Results:
             target.write(json.dumps({**line, "replicates": np.round(estimate.replicates, 6).tolist()}) + "\n")
 
 
-def of_run(config: ConfigDict, run: str, several: bool, foretold: tuple[str, ...] = ()) -> ConfigDict:
+def of_run(config: ConfigDict, run: str, several: bool, forecast: tuple[str, ...] = ()) -> ConfigDict:
     """Returns the recipe of a pre-trained run; of several, each has the data that it was trained on."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.pretrained, config.foretold.codes = run, foretold
+        config.pretrained, config.forecast.codes = run, forecast
         config.data.path = workdir.read_config(Path(run)).data.path if several else config.data.path
     return config
 
@@ -105,7 +105,7 @@ def measure_task(
     if (0, 0, AGE) not in results.found:
         ages = probing_features.ages(held_out.histories, held_out.labels.prediction_times)
         results.add(0, 0, AGE, rank(ages, held_out.labels))
-    if task.config.foretold.codes and (0, 0, FORECAST) not in results.found:
+    if task.config.forecast.codes and (0, 0, FORECAST) not in results.found:
         results.add(0, 0, FORECAST, rank(few_labels_run.forecast(task), held_out.labels))
     for size, draw, arm in todo:
         bar.set_postfix_str(f"{show(size)} patients, draw {draw}, {arm}")
@@ -125,9 +125,9 @@ def measure_task(
 def main() -> None:
     """Runs the command."""
     folder, sizes, runs = Path(FLAGS.workdir), read_sizes(FLAGS.sizes), FLAGS.pretrained
-    files, codes = dict(read_pairs("labels", FLAGS.labels)), read_pairs("foretold", FLAGS.foretold)
+    files, codes = dict(read_pairs("labels", FLAGS.labels)), read_pairs("forecast", FLAGS.forecast)
     if unknown := {name for name, _ in codes} - files.keys():
-        raise ValueError(f"--foretold: found {', '.join(sorted(unknown))}; expected names of --labels")
+        raise ValueError(f"--forecast: found {', '.join(sorted(unknown))}; expected names of --labels")
     if unknown := {*FLAGS.trained} - {SCRATCH, TUNED}:
         raise ValueError(f"--trained: found {', '.join(sorted(unknown))}; expected {SCRATCH}, {TUNED} or nothing")
     todo, found, held_out = planned(sizes), {name: [] for name in files}, {name: [] for name in files}
@@ -155,7 +155,7 @@ if __name__ == "__main__":
     FLAGS = flags.FLAGS
     flags.DEFINE_list("pretrained", None, "What experiments.pretrain wrote; of several, means.", required=True)
     flags.DEFINE_list("labels", None, "Names of tasks and their files of labels: NAME=FILE,NAME=FILE.", required=True)
-    flags.DEFINE_list("foretold", [], "Codes of the run's own forecast, scored without labels: NAME=CODE,NAME=CODE.")
+    flags.DEFINE_list("forecast", [], "Codes of the run's own forecast, scored without labels: NAME=CODE,NAME=CODE.")
     flags.DEFINE_list("sizes", ["16", "64", "256"], "Numbers of labelled patients, or all.")
     flags.DEFINE_integer("draws", 10, "Samples of patients of each size.", lower_bound=1)
     flags.DEFINE_integer("most_labels", 4, "Labels of each outcome that are taken of a patient.", lower_bound=1)

@@ -63,11 +63,11 @@ def read_task(config: ConfigDict, file: str, most: int, folder, say: Callable[[s
 
 
 def forecast(task: Task) -> np.ndarray:
-    """Returns what the pre-trained run expects of held-out patients before any label: the mean of `foretold.codes`."""
+    """Returns what the pre-trained run expects of held-out patients before any label: the mean of `forecast.codes`."""
     its = setup.build(task.config, task.prepared, task.splits, task.begun)
     width = task.config.model.hidden_dim
     read = probe_init.read_patients(task.config, its.model, its.initialize(jax.random.key(0)), task.splits["held_out"])
-    return read[:, width : width + len(task.config.foretold.ids)].mean(axis=1)
+    return read[:, width : width + len(task.config.forecast.ids)].mean(axis=1)
 
 
 def train_and_score(task: Task, rows: np.ndarray, draw: int, is_pretrained: bool, compiled: dict) -> np.ndarray:
@@ -84,7 +84,7 @@ def train_and_score(task: Task, rows: np.ndarray, draw: int, is_pretrained: bool
     if not is_pretrained:
         with config.unlocked():
             config.update(SCRATCH)
-            config.foretold.codes = config.foretold.ids = ()
+            config.forecast.codes = config.forecast.ids = ()
     drawn = sampling.take(task.splits["train"], rows)
     its = setup.build(config, task.prepared, {"train": drawn}, task.begun if is_pretrained else None)
     key = str((its.model, config.get("survival"), config.get("classification"), is_pretrained))

@@ -35,7 +35,7 @@ def cut_histories(patients: dataset.Patients, index: windows.VisitIndex, size: i
 
 def embed_histories(config, model, params, patients):
     """Returns the frozen embeddings of cut histories by pooling, each (n, D), and the next visit's codes (n, V)."""
-    index = windows.index_visits(patients, config.data.row_length, config.data.separators)
+    index = windows.index_visits(patients, config.data.row_length, config.data.use_sep)
     poolings = POOLINGS if model.config.sees_future else POOLINGS[1:]  # `cls` sees the first visit alone
     found, targets = {name: [] for name in poolings}, []
     for salt in range(1, CUTS + 1):

@@ -123,8 +123,8 @@ def test_features_of_few_patients_are_left_out(monkeypatch):
     found = encoder.encode(split.patients, split.times, TOKENS)
     np.testing.assert_allclose(found.codes.toarray().std(axis=0), 1, rtol=1e-6)
     spread = found.basic.std(axis=0)  # as they are, but for one factor
-    traits = data_histories.covariates_at(split.patients, split.times, TOKENS).std(axis=0)
-    np.testing.assert_allclose(spread / spread.max(), traits[encoder.varied] / traits.max(), rtol=1e-5)
+    covariates = data_histories.covariates_at(split.patients, split.times, TOKENS).std(axis=0)
+    np.testing.assert_allclose(spread / spread.max(), covariates[encoder.varied] / covariates.max(), rtol=1e-5)
     np.testing.assert_allclose(np.sqrt(np.mean(spread**2)), outcome_features.FREE, rtol=1e-6)
 
 

@@ -51,7 +51,7 @@ class MedsFolder:
             "path": str(self.root),
             "prepared_dir": str(self.prepared_dir),
             "visits": "auto",
-            "events_without_visit": "visits",
+            "events_without_visit": "group_by_day",
             "visit_gap_hours": 24.0,
             "codes_include": ("*",),
             "codes_exclude": ("MEDS_BIRTH",),
@@ -59,7 +59,7 @@ class MedsFolder:
             "min_patients": 2,
             "value_bins": 4,
             "row_length": 32,
-            "separators": True,
+            "use_sep": True,
         }
         return DataConfig(**{**settings, **changes})
 

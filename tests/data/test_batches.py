@@ -165,13 +165,13 @@ def test_evaluation_is_the_newest_window_in_a_fixed_order():
 def test_separators_can_be_left_out():
     patients = patients_of(*[{"visits": [[(10 + i, i)] for i in range(ROW_LENGTH - 1)]}] * 3)
     for found in (
-        next(batches.evaluation_batches(patients, ROW_LENGTH, 3, separators=False)),
-        next(batches.training_batches(patients, ROW_LENGTH, 3, seed=1, separators=False)),
+        next(batches.evaluation_batches(patients, ROW_LENGTH, 3, use_sep=False)),
+        next(batches.training_batches(patients, ROW_LENGTH, 3, seed=1, use_sep=False)),
     ):
         assert SEP not in found["codes"]
     for found in (next(batches.evaluation_batches(patients, ROW_LENGTH, 3)), next(stream(patients=patients))):
         assert SEP in found["codes"] and (found["codes"] == SEP).sum() == found["maskable"].sum()
-    (whole,) = batches.evaluation_batches(patients, ROW_LENGTH, 3, separators=False)
+    (whole,) = batches.evaluation_batches(patients, ROW_LENGTH, 3, use_sep=False)
     assert (whole["patient_ids"] == 1).all() and whole["maskable"][:, 1:].all()
 
 

@@ -19,7 +19,7 @@ NAMED = re.compile(r"\.parquet|\.PARQUET|/data\b|column '|data\.[a-z_]+|metadata
 def choose_config(rng: np.random.Generator, folder: MedsFolder):
     return folder.config(
         visits=str(rng.choice(["auto"] * 4 + ["day", "gap", "visit_id", "visit_id", "hadm_id"])),
-        events_without_visit=str(rng.choice(["visits", "leave_out"])),
+        events_without_visit=str(rng.choice(["group_by_day", "leave_out"])),
         min_patients=int(rng.choice([1, 2, 5])),
         value_bins=int(rng.choice([0, 4])),
         unique_codes_in_visit=bool(rng.random() < 0.5),

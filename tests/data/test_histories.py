@@ -229,9 +229,9 @@ def test_seconds_of_birth_do_not_move_events(tmp_path, meds_config, year, fracti
         assert found.codes.tolist() == expected
 
 
-@pytest.mark.parametrize("separators", [True, False])
+@pytest.mark.parametrize("use_sep", [True, False])
 @pytest.mark.parametrize("row_length", [16, 64])
-def test_the_newest_tokens_give_the_same_windows(bundled_train, row_length, separators):
+def test_the_newest_tokens_give_the_same_windows(bundled_train, row_length, use_sep):
     subjects = bundled_train.subject_ids[:150]
     predictions = times(*[15 * 525_960] * 150)
     whole, kept, _ = histories.histories_at(bundled_train, subjects, predictions)
@@ -243,7 +243,7 @@ def test_the_newest_tokens_give_the_same_windows(bundled_train, row_length, sepa
         for patients in (whole, cut):
             if mark:
                 patients = histories.append_prediction_token(patients, predictions[kept], row_length)
-            index = data_windows.index_visits(patients, row_length, separators)
+            index = data_windows.index_visits(patients, row_length, use_sep)
             windows = data_windows.newest_windows(index)
             columns.append(data_windows.build_columns(patients, index, windows, np.arange(len(kept)), 0))
         for name in columns[0]:
@@ -260,35 +260,35 @@ def test_a_visit_longer_than_the_newest_tokens_is_dated_by_the_one_before():
 
 
 @pytest.mark.parametrize("token", [SEP, MASK])
-@pytest.mark.parametrize("separators", [True, False])
-def test_a_marked_history_token_by_token(separators, token):
+@pytest.mark.parametrize("use_sep", [True, False])
+def test_a_marked_history_token_by_token(use_sep, token):
     patients = patients_of({"static": [20], "visits": [[(10, 0)], [(11, 2 * DAY), (12, 3 * DAY)]]})
     now = times(10 * DAY + 0.5)
     found = histories.append_prediction_token(histories.histories_at(patients, np.array([1]), now)[0], now, 32, token)
-    index = data_windows.index_visits(found, 32, separators)
+    index = data_windows.index_visits(found, 32, use_sep)
     columns = data_windows.build_columns(found, index, data_windows.newest_windows(index), np.arange(1), 0)
-    end = [SEP] if separators else []
+    end = [SEP] if use_sep else []
     assert columns["codes"].tolist() == [CLS, 20, 10, *end, 11, 12, *end, token, *end]
-    last = slice(-1 - separators, None)
+    last = slice(-1 - use_sep, None)
     assert set(columns["time_deltas"][last].tolist()) == {8.0} and set(columns["visit_ids"][last].tolist()) == {2}
     assert columns["maskable"].tolist() == [code >= 10 and code != 20 for code in columns["codes"]]
     np.testing.assert_allclose(columns["ages"][last] * 365.25, 10, rtol=1e-6)
     np.testing.assert_allclose(columns["dates"][last] * 365.25, 10, rtol=1e-6)
 
 
-@pytest.mark.parametrize("separators", [True, False])
+@pytest.mark.parametrize("use_sep", [True, False])
 @pytest.mark.parametrize("statics", [0, 2, 9])
-def test_a_mark_leaves_the_newest_codes_of_a_long_visit(separators, statics):
+def test_a_mark_leaves_the_newest_codes_of_a_long_visit(use_sep, statics):
     long_visit = [(10 + number, number) for number in range(60)]
     person = {"static": list(range(100, 100 + statics)), "visits": [[(9, 0)], long_visit]}
     patients = patients_of({"visits": [[(9, 0)]], "id": 1}, {**person, "id": 2})
     now = times(DAY, DAY)
     found = histories.append_prediction_token(histories.histories_at(patients, np.array([1, 2]), now)[0], now, 16)
-    rows = next(batches.evaluation_batches(found, 16, 2, separators))
+    rows = next(batches.evaluation_batches(found, 16, 2, use_sep))
     codes = rows["codes"][rows["patient_ids"] > 0].tolist()
     start = 16 - 1 - min(statics, 7) - 3
     assert [code for code in codes if 9 < code < 100] == list(range(70 - start, 70))
-    assert codes.count(9) == 1 + (not separators) and (rows["ages"] * 365.25 > 0.99).sum() == 2 + 2 * separators
+    assert codes.count(9) == 1 + (not use_sep) and (rows["ages"] * 365.25 > 0.99).sum() == 2 + 2 * use_sep
     assert found.subject_ids.tolist() == [1, 2] and np.diff(found.offsets).tolist() == [2, statics + 1 + start + 1]
 
 

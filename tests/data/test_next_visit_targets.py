@@ -106,18 +106,18 @@ LAYOUTS = [(9, True, 3), (16, True, 5), (16, False, 4), (33, False, 7), (50, Tru
 
 
 @pytest.mark.parametrize("cut", [False, True])
-@pytest.mark.parametrize(("row_length", "separators", "batch_size"), LAYOUTS)
-def test_every_example_is_predicted_once_from_its_past(row_length, separators, batch_size, cut):
+@pytest.mark.parametrize(("row_length", "use_sep", "batch_size"), LAYOUTS)
+def test_every_example_is_predicted_once_from_its_past(row_length, use_sep, batch_size, cut):
     """Some visits are longer than half a row, and in the short rows longer than a row."""
     patients = random_patients(row_length, 60, most_visits=20, most_codes=18, vocabulary=VOCAB_SIZE)
-    index = windows.index_visits(patients, row_length, separators)
+    index = windows.index_visits(patients, row_length, use_sep)
     examples = next_visit_targets.find_next_visits(patients, index, IS_TARGET)
     costs = np.diff(index.ends)
     longest = costs.max()
     assert longest > row_length // 2 - 20 * (row_length > 40) and (longest > row_length or row_length > 16)
     seen, unused = collections.Counter(), 0
     for batch, ends, which, _ in next_visit_targets.boundary_batches(patients, index, examples, batch_size, cut):
-        assert ends.shape == which.shape == (batch_size, row_length // (2 if separators else 1))
+        assert ends.shape == which.shape == (batch_size, row_length // (2 if use_sep else 1))
         assert batch["codes"].shape == (batch_size, row_length)
         unused += (which < 0).sum()
         for row, slot in np.argwhere(which >= 0):

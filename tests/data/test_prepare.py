@@ -259,7 +259,7 @@ def test_dates_are_those_of_the_events(meds):
     days = [timed[0][0] for timed in people.values()]
     assert patients.origins.tolist() == [round(day * 1440) for day in days]
     assert patients.has_birth.tolist() == [True, False, False, True]
-    index = windows.index_visits(patients, 32, separators=False)
+    index = windows.index_visits(patients, 32, use_sep=False)
     found = windows.build_columns(patients, index, windows.newest_windows(index), np.arange(len(patients)), 0)
     expected = []
     for timed in people.values():
@@ -444,7 +444,7 @@ def test_without_a_visit_column_nothing_is_left_out(meds, visits):
 
 
 def test_events_without_visit_has_two_choices(meds):
-    with pytest.raises(ValueError, match="data.events_without_visit: found 'drop'; expected visits or leave_out"):
+    with pytest.raises(ValueError, match="data.events_without_visit: found 'drop'; expected group_by_day or leave_out"):
         meds.config(events_without_visit="drop")
 
 
@@ -458,7 +458,7 @@ def test_second_preparation_writes_and_reads_nothing(cohort):
     first = prepare(cohort.config(), progress=lines.append)
     before = modified(cohort.prepared_dir)
     assert len(before) == 7 and len(lines) == 3
-    second = prepare(cohort.config(row_length=64, separators=False), progress=lines.append)
+    second = prepare(cohort.config(row_length=64, use_sep=False), progress=lines.append)
     assert modified(cohort.prepared_dir) == before and len(lines) == 3
     assert second == first
 
@@ -484,7 +484,7 @@ OTHER_KEYS = {
     "sex_codes": ("B=F",),
     "value_digits": 2,
 }
-UNRELATED_KEYS = {"row_length": 64, "separators": False, "prepared_dir": "elsewhere"}
+UNRELATED_KEYS = {"row_length": 64, "use_sep": False, "prepared_dir": "elsewhere"}
 
 
 def test_fingerprint_holds_every_key_that_matters(cohort, tmp_path):

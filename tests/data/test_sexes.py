@@ -32,8 +32,8 @@ def test_static_and_timed_codes_are_read_and_the_last_counts():
     patients = patients_of(*({"id": place, "visits": [[(5, 0)]], **kind} for place, kind in enumerate(kinds)))
     assert sexes.sexes(patients, tokens).tolist() == ["M", "F", "F", ""]
     times = np.full(4, np.datetime64("2000-01-11", "us"))
-    traits = histories.covariates_at(patients, times, tokens)[:, len(histories.AGE_KNOTS) :]
-    assert traits.tolist() == [[0, 1], [1, 0], [1, 0], [0, 0]]
+    covariates = histories.covariates_at(patients, times, tokens)[:, len(histories.AGE_KNOTS) :]
+    assert covariates.tolist() == [[0, 1], [1, 0], [1, 0], [0, 0]]
 
 
 @pytest.mark.parametrize("given", ["SEX//2=F", ("SEX//2",), ("SEX//2=W",), ("=F",)])

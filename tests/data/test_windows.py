@@ -19,10 +19,10 @@ def minutes_since_2000(moment: datetime.datetime) -> int:
 
 
 def newest(
-    patients, row_length: int, salt: int = data_windows.EVALUATION_SALT, separators: bool = True
+    patients, row_length: int, salt: int = data_windows.EVALUATION_SALT, use_sep: bool = True
 ) -> dict[str, np.ndarray]:
     """The columns of all patients' newest windows."""
-    index = data_windows.index_visits(patients, row_length, separators)
+    index = data_windows.index_visits(patients, row_length, use_sep)
     windows = data_windows.newest_windows(index)
     return data_windows.build_columns(patients, index, windows, np.arange(len(patients)), salt)
 
@@ -75,16 +75,16 @@ def test_ages_are_unknown_without_a_birth():
     assert found[:3].tolist() == [1, 1, 1] and np.isnan(found[3:]).all() and len(found) == 6
 
 
-@pytest.mark.parametrize("separators", [True, False])
+@pytest.mark.parametrize("use_sep", [True, False])
 @pytest.mark.parametrize("birth", [True, False])
-def test_dates_are_years_since_2000_with_or_without_a_birth(birth, separators):
+def test_dates_are_years_since_2000_with_or_without_a_birth(birth, use_sep):
     origin = datetime.datetime(1999, 11, 3, 7, 30)
     first, second, third = (origin + datetime.timedelta(minutes=minutes) for minutes in (0, 90 * DAY, 90 * DAY + 45))
     person = {"static": [20], "visits": [[(10, 0)], [(11, 90 * DAY), (12, 90 * DAY + 45)]], "birth": birth}
     patients = patients_of({**person, "origin": minutes_since_2000(origin)})
-    found = newest(patients, 16, separators=separators)
+    found = newest(patients, 16, use_sep=use_sep)
     moments = [first, first, first, first, second, third, third]
-    kept = [True, True, True, separators, True, True, separators]
+    kept = [True, True, True, use_sep, True, True, use_sep]
     expected = [minutes_since_2000(moment) for moment, keep in zip(moments, kept, strict=True) if keep]
     assert expected[0] < 0 < expected[-1]
     np.testing.assert_allclose(found["dates"] * YEAR, expected, atol=0.5)
@@ -129,12 +129,12 @@ def test_random_windows_are_what_a_loop_finds(row_length):
         assert 1 <= windows.lengths.min() and windows.lengths.max() <= row_length
 
 
-@pytest.mark.parametrize("separators", [True, False])
+@pytest.mark.parametrize("use_sep", [True, False])
 @pytest.mark.parametrize("row_length", [8, 13, 24, 60])
-def test_covering_windows_hold_every_visit_with_a_past(row_length, separators):
+def test_covering_windows_hold_every_visit_with_a_past(row_length, use_sep):
     """Each visit is added by one window; before it lies half a row, save a visit that did not fit, or all there is."""
     patients = random_patients(8, 120, most_visits=25, most_codes=9)
-    index = data_windows.index_visits(patients, row_length, separators)
+    index = data_windows.index_visits(patients, row_length, use_sep)
     windows, added = data_windows.covering_windows(index)
     owners = windows.patients
     assert (index.first_visit[owners] <= windows.start).all() and (windows.stop <= index.first_visit[owners + 1]).all()
@@ -195,7 +195,7 @@ def test_windows_until_are_of_the_patients_named():
 @pytest.mark.parametrize("row_length", [8, 13, 24])
 def test_windows_without_separators_use_the_room(row_length):
     patients = random_patients(2, 200, most_codes=12)
-    index = data_windows.index_visits(patients, row_length, separators=False)
+    index = data_windows.index_visits(patients, row_length, use_sep=False)
     by_patient = visits_by_patient(patients)
     found = [(data_windows.newest_windows(index), [len(visits) - 1 for visits in by_patient], 0)]
     for salt in (1, 2, 3):
@@ -232,7 +232,7 @@ def test_a_patient_without_separators_token_by_token():
     visits = [[(10, 0)], [(11, 2 * DAY), (UNK, 2 * DAY + 60)], [(12, 10 * DAY), (13, 10 * DAY + 5)]]
     patients = patients_of({"static": [20, 21], "visits": visits})
     # 8 tokens: [CLS], two static codes and five others, which just fit; three [SEP] do not.
-    found = newest(patients, 8, separators=False)
+    found = newest(patients, 8, use_sep=False)
     assert found["codes"].tolist() == [CLS, 20, 21, 10, 11, UNK, 12, 13]
     assert found["visit_ids"].tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
     assert found["positions"].tolist() == list(range(8))

@@ -24,7 +24,7 @@ JOINT = {
     "objective__name": "joint",
     "objective__time_to_event_weight": 1.0,
     "objective__min_patients": 3,
-    "objective__event_visits": 4,
+    "objective__queries_per_row": 4,
     "data__events_without_visit": "leave_out",
     "train__num_steps": 30,
 }
@@ -50,7 +50,7 @@ TINY = {
     "train.evaluate_every": EVALUATE_EVERY,
     "train.log_every": 1,
     "evaluation.batch_size": 4,
-    "evaluation.mask_draws": 2,
+    "evaluation.num_mask_samples": 2,
 }
 
 

@@ -54,7 +54,7 @@ def test_one_row_a_patient_with_what_is_known_of_them(last, workplace, deaths):
 
 def test_mean_pooling_is_the_mean_of_the_states_of_the_newest_window(last, run):
     (config, _, model, params), train, _ = run
-    index = data_windows.index_visits(train, config.data.row_length, config.data.separators)
+    index = data_windows.index_visits(train, config.data.row_length, config.data.use_sep)
     windows = data_windows.newest_windows(index)
     for patient in (0, 7):
         columns = data_windows.build_columns(train, index, windows, np.array([patient]), data_windows.EVALUATION_SALT)
@@ -109,7 +109,7 @@ def test_errors_are_one_line(workplace, whole, flag, message):
 def test_several_windows_of_short_histories_are_their_newest(run):
     (config, vocabulary, model, params), train, _ = run
     few = dataset.take(train, np.arange(len(train)) < 4)
-    short = data_windows.newest_windows(data_windows.index_visits(few, config.data.row_length, config.data.separators))
+    short = data_windows.newest_windows(data_windows.index_visits(few, config.data.row_length, config.data.use_sep))
     assert snapshots.windows_of(config, few, whole=False) is None
     given = (config, model, params, few)
     newest = patients.embed(*given, poolings=("mean", "rare"), vocabulary=vocabulary)
@@ -123,7 +123,7 @@ def test_several_windows_of_short_histories_are_their_newest(run):
 
 def test_weights_of_tokens_are_those_of_plain_loops(run):
     (config, vocabulary, *_), train, _ = run
-    index = data_windows.index_visits(train, config.data.row_length, config.data.separators)
+    index = data_windows.index_visits(train, config.data.row_length, config.data.use_sep)
     epoch = batches.evaluation_epoch(index)
     batch = batches.batch_of(train, index, epoch, 0, 4)
     rarity = patients.code_rarity(vocabulary)

@@ -73,7 +73,7 @@ def test_no_second_visit_is_one_line_before_training(tmp_path, objective, messag
 @pytest.mark.parametrize("first", [True, False])
 def test_events_that_all_came_before_are_none_ahead(tmp_path, first):
     config = config_of(tmp_path, "time_to_event", dict.fromkeys(PATIENTS, 4), codes=("CONDITION//A",) * 2)
-    config.objective.event_first = first
+    config.objective.first_event_only = first
     if not first:
         begin(config)
         return
@@ -84,7 +84,7 @@ def test_events_that_all_came_before_are_none_ahead(tmp_path, first):
 def test_rows_too_short_for_two_visits_are_told_as_such(tmp_path):
     many = tuple(f"CONDITION//{number}" for number in range(3))
     config = config_of(tmp_path, "next_visit", dict.fromkeys(PATIENTS, 3), many, **{"data.row_length": 8})
-    config.data.separators = True
+    config.data.use_sep = True
     _, trained, _ = begin(config)  # three tokens a visit, with [CLS]: two fit in a row of eight
     empty = [{"codes": np.zeros((2, 8), np.int32)}]
 

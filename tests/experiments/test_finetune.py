@@ -113,9 +113,9 @@ def test_predictions_for_the_same_times_are_those_of_the_evaluation(workplace, s
 def test_a_fine_tuned_run_is_loaded_in_one_call(survival_run):
     config, vocabulary, model, params = behrt_jax.load(survival_run[0])
     ones = np.ones((2, 5), np.int32)
-    traits = np.zeros((2, model.num_traits), np.float32)
-    logits = model.apply(params, 6 * ones, 50.0 * ones, 0 * ones, ones, traits=traits)
-    with pytest.raises(ValueError, match="traits: found none; expected \\(2, 1\\)"):
+    covariates = np.zeros((2, model.num_covariates), np.float32)
+    logits = model.apply(params, 6 * ones, 50.0 * ones, 0 * ones, ones, covariates=covariates)
+    with pytest.raises(ValueError, match="covariates: found none; expected \\(2, 1\\)"):
         model.apply(params, 6 * ones, 50.0 * ones, 0 * ones, ones)
     assert logits.shape == (2, model.num_labels) == (2, len(config.survival.edges))
     assert len(vocabulary) == config.model.vocab_size

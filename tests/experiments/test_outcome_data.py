@@ -61,7 +61,7 @@ def read(config) -> tuple[dict, list[str]]:
 def test_out_of_time(workplace, table):
     """Train is before 2011 and knows nothing of 2011 on; the test is after, of the patients it always had."""
     whole, _ = read(configure("survival", workplace, table))
-    splits, said = read(configure("survival", workplace, table, out_of_time__cutoff="2011-01-01"))
+    splits, said = read(configure("survival", workplace, table, temporal_split__cutoff="2011-01-01"))
     cutoff = np.datetime64("2011-01-01", "us")
     for split, found in splits.items():
         labels, all_labels = found.labels, whole[split].labels
@@ -98,7 +98,7 @@ def test_training_may_have_the_labels_of_fewer_patients(workplace, table):
 
 
 def test_every_label_is_in_a_split_or_counted(workplace, table):
-    config = configure("survival", workplace, table, out_of_time__cutoff="2011-01-01")
+    config = configure("survival", workplace, table, temporal_split__cutoff="2011-01-01")
     splits, said = read(config)
     left_out = sum(int(word.replace(",", "")) for line in said for word in numbers_left_out(line))
     assert sum(len(found.labels) for found in splits.values()) + left_out == table.height
@@ -114,7 +114,7 @@ def numbers_left_out(line: str) -> list[str]:
 
 
 def test_classes_out_of_time_end_a_window_before(workplace, table):
-    keys = {"out_of_time__cutoff": "2011-01-01", "out_of_time__gap_days": 730.0}
+    keys = {"temporal_split__cutoff": "2011-01-01", "temporal_split__outcome_window_days": 730.0}
     splits, said = read(configure("classification", workplace, binary(table), **keys))
     latest = {split: found.labels.prediction_times.max() for split, found in splits.items()}
     assert latest["train"] == latest["tuning"] == np.datetime64("2005-01-01")  # 2010 is within two years
@@ -125,17 +125,24 @@ def test_classes_out_of_time_end_a_window_before(workplace, table):
 @pytest.mark.parametrize(
     ("recipe", "cutoff", "gap", "message"),
     [
-        ("survival", "2011", 0.0, "out_of_time.cutoff: found 2011; expected a date such as 2015-01-01"),
-        ("survival", "2011-02-30", 0.0, "out_of_time.cutoff: found 2011-02-30"),
-        ("survival", "2011-01-01", -1.0, "out_of_time.gap_days: found -1; expected days above 0$"),
-        ("classification", "2011-01-01", 0.0, "out_of_time.gap_days: found 0; expected days above 0, the outcome's"),
-        ("survival", "1999-01-01", 0.0, "out_of_time.cutoff=1999-01-01: no label is left in train, tuning"),
-        ("survival", "2031-01-01", 0.0, "out_of_time.cutoff=2031-01-01: no label is left in held_out"),
+        ("survival", "2011", 0.0, "temporal_split.cutoff: found 2011; expected a date such as 2015-01-01"),
+        ("survival", "2011-02-30", 0.0, "temporal_split.cutoff: found 2011-02-30"),
+        ("survival", "2011-01-01", -1.0, "temporal_split.outcome_window_days: found -1; expected days above 0$"),
+        (
+            "classification",
+            "2011-01-01",
+            0.0,
+            "temporal_split.outcome_window_days: found 0; expected days above 0, the outcome's",
+        ),
+        ("survival", "1999-01-01", 0.0, "temporal_split.cutoff=1999-01-01: no label is left in train, tuning"),
+        ("survival", "2031-01-01", 0.0, "temporal_split.cutoff=2031-01-01: no label is left in held_out"),
     ],
 )
 def test_cutoffs_that_are_none(workplace, table, recipe, cutoff, gap, message):
     labels = table if recipe == "survival" else binary(table)
-    config = configure(recipe, workplace, labels, out_of_time__cutoff=cutoff, out_of_time__gap_days=gap)
+    config = configure(
+        recipe, workplace, labels, temporal_split__cutoff=cutoff, temporal_split__outcome_window_days=gap
+    )
     with pytest.raises(ValueError, match=message):
         read(config)
 

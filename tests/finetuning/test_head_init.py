@@ -17,14 +17,14 @@ def settings(loss="piecewise", num_causes=1):
 def test_a_survival_head_begins_at_the_rates_of_groups(loss):
     rng = np.random.default_rng(0)
     sex = rng.integers(2, size=4000)
-    traits = np.eye(2)[sex]
+    covariates = np.eye(2)[sex]
     until = rng.exponential(np.where(sex == 1, 800.0, 2400.0))
     days, events = np.minimum(until, 3000.0), (until < 3000.0).astype(int)
-    kernel, bias = head_init.init_survival_head(traits, days, events, settings(loss))
+    kernel, bias = head_init.init_survival_head(covariates, days, events, settings(loss))
     assert kernel.shape == (2, len(bias)) and kernel.dtype == bias.dtype == np.float32
     np.testing.assert_allclose(kernel[1] - kernel[0], np.log(3), atol=0.15)
     if loss == "piecewise":  # as many events are expected as there were
-        logits = (traits @ kernel + bias).reshape(len(days), 3)
+        logits = (covariates @ kernel + bias).reshape(len(days), 3)
         spent = np.diff(np.minimum(days[:, None], [0.0, 300.0, 1000.0, np.inf]), axis=1)
         assert (np.exp(logits) * spent).sum() == pytest.approx(events.sum(), rel=0.02)
 
@@ -65,15 +65,15 @@ def test_a_binary_head_begins_at_the_odds_of_groups(weights, mean):
 
 
 def test_classes_and_labels_begin_at_theirs():
-    traits, classes = np.eye(3)[np.arange(900) % 3], np.arange(900) % 3
+    covariates, classes = np.eye(3)[np.arange(900) % 3], np.arange(900) % 3
     kernel, bias = head_init.init_classification_head(
-        traits, classes, ClassificationConfig("multi_class", "none", 0.0), 3
+        covariates, classes, ClassificationConfig("multi_class", "none", 0.0), 3
     )
-    assert ((traits @ kernel + bias).argmax(axis=1) == classes).all()
+    assert ((covariates @ kernel + bias).argmax(axis=1) == classes).all()
     labels = np.stack([classes == 0, np.ones(900), np.where(classes == 1, np.nan, classes == 2)], axis=1)
     config = ClassificationConfig("multi_label", "none", 0.0)
-    kernel, bias = head_init.init_classification_head(traits, labels, config, 2)
-    logits = traits @ kernel + bias
+    kernel, bias = head_init.init_classification_head(covariates, labels, config, 2)
+    logits = covariates @ kernel + bias
     assert ((logits[:, 0] > 0) == (classes == 0)).all()
     assert (kernel[:, 1] == 0).all() and (logits[:, 1] > 5).all()  # everybody has it: nothing to tell apart
     assert (logits[classes == 2, 2] > 0).all() and (logits[classes == 0, 2] < 0).all()
@@ -82,26 +82,26 @@ def test_classes_and_labels_begin_at_theirs():
 @pytest.mark.parametrize("weights", ["none", "balanced"])
 def test_a_binary_head_beside_nothing_known_is_that_of_scikit_learn(weights):
     rng = np.random.default_rng(3)
-    traits, config = rng.standard_normal((200, 4)), ClassificationConfig("binary", weights, 0.0)
-    targets = (rng.random(200) < 1 / (1 + np.exp(1 - 2 * traits[:, 0]))).astype(float)
-    expected = head_init.init_classification_head(traits, targets, config, 2)
-    found = head_init.init_binary_head(traits, targets, config, np.zeros(200))
+    covariates, config = rng.standard_normal((200, 4)), ClassificationConfig("binary", weights, 0.0)
+    targets = (rng.random(200) < 1 / (1 + np.exp(1 - 2 * covariates[:, 0]))).astype(float)
+    expected = head_init.init_classification_head(covariates, targets, config, 2)
+    found = head_init.init_binary_head(covariates, targets, config, np.zeros(200))
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-3)
 
 
 def test_what_is_known_already_is_not_learned_again():
-    """Half of what matters is known: traits of the rest have its weight, those of what is known none."""
+    """Half of what matters is known: covariates of the rest have its weight, those of what is known none."""
     rng = np.random.default_rng(4)
-    traits = rng.standard_normal((20_000, 2))
-    known, truth = 1.5 * traits[:, 0], 1.5 * traits[:, 0] + 0.7 * traits[:, 1]
+    covariates = rng.standard_normal((20_000, 2))
+    known, truth = 1.5 * covariates[:, 0], 1.5 * covariates[:, 0] + 0.7 * covariates[:, 1]
     targets = (rng.random(20_000) < 1 / (1 + np.exp(1 - truth))).astype(float)
-    kernel, bias = head_init.init_binary_head(traits, targets, ClassificationConfig("binary", "none", 0.0), known)
+    kernel, bias = head_init.init_binary_head(covariates, targets, ClassificationConfig("binary", "none", 0.0), known)
     np.testing.assert_allclose([*kernel[:, 0], bias[0]], [0.0, 0.7, -1.0], atol=0.08)
     until = rng.exponential(1000 * np.exp(-truth))
     days, events = np.minimum(until, 1500.0), (until < 1500.0).astype(int)
-    kernel, bias = head_init.init_survival_head(traits, days, events, settings(), known)
+    kernel, bias = head_init.init_survival_head(covariates, days, events, settings(), known)
     np.testing.assert_allclose(kernel, [[0.0] * 3, [0.7] * 3], atol=0.08)
     spent = np.diff(np.minimum(days[:, None], [0.0, 300.0, 1000.0, np.inf]), axis=1)
-    expected = (np.exp(known[:, None] + traits @ kernel + bias) * spent).sum()
+    expected = (np.exp(known[:, None] + covariates @ kernel + bias) * spent).sum()
     assert expected == pytest.approx(events.sum(), rel=0.05)

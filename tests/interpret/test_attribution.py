@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("strict_jax", "quick_compilation")
 LENGTH = 16
 STEP = 1e-2
 PRETRAINED = BEHRTForPretraining(tiny.config(), ("mlm", "next_visit"))
-FINETUNED = BEHRTForSequenceClassification(tiny.config(), num_labels=2, num_traits=3)
+FINETUNED = BEHRTForSequenceClassification(tiny.config(), num_labels=2, num_covariates=3)
 
 
 def histories(masked: bool = False) -> dict[str, np.ndarray]:
@@ -55,7 +55,7 @@ def histories(masked: bool = False) -> dict[str, np.ndarray]:
     rows["maskable"] = rows["in_visit"] & (rows["codes"] > UNK)
     if masked:
         rows["codes"][:, 2] = MASK
-    return rows | {"target": np.array([20, 9, 21], np.int32), "traits": np.ones((3, 3), np.float32)}
+    return rows | {"target": np.array([20, 9, 21], np.int32), "covariates": np.ones((3, 3), np.float32)}
 
 
 def outcome(model, params, columns):
@@ -178,7 +178,7 @@ def by_hand(columns: dict, row: int, gone: list[int]) -> dict:
     kept = [place for place in range(LENGTH) if columns["patient_ids"][row, place] and place not in gone]
     found = {}
     for name, values in columns.items():
-        if name in ("target", "traits"):
+        if name in ("target", "covariates"):
             found[name] = values[row : row + 1]
             continue
         found[name] = np.zeros((1, LENGTH), values.dtype)

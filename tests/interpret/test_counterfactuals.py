@@ -118,7 +118,7 @@ def test_a_visit_without_codes_is_gone_and_a_mark_stays(patients):
 
 def test_what_is_added_and_removed_again_leaves_no_trace(columns):
     row = int(np.argmin(columns["patient_ids"].sum(axis=1)))  # with room
-    history = {name: values[row : row + 1] for name, values in columns.items()} | {"traits": np.ones((1, 13))}
+    history = {name: values[row : row + 1] for name, values in columns.items()} | {"covariates": np.ones((1, 13))}
     visit = int(history["visit_ids"].max() // 2)
     codes = [UNK + 7, UNK + 9]
     wider = counterfactuals.add_codes(history, codes, visit)

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from behrt_jax.labels.labels import Labels, check_learnable, match_subjects, out_of_time, read_labels
+from behrt_jax.labels.labels import Labels, check_learnable, match_subjects, read_labels, temporal_split
 from tests.data.handmade import START, SUBJECTS, assert_clear
 
 A, B, C = SUBJECTS[:3]
@@ -285,7 +285,7 @@ def test_out_of_time(split, kept, lasting, events, censored):
     """The cutoff is day 100: before it train learns what is known by then, from it on the test knows all."""
     labels = made("survival", ("a", "b"), range(5), (10, 50, 99, 100, 150), lasting=(90, 60, 1, 20, 30))
     labels = dataclasses.replace(labels, events=np.array([1, 1, 2, 2, 0], np.int32))
-    found, number = out_of_time(labels, split, days(100)[0])
+    found, number = temporal_split(labels, split, days(100)[0])
     assert found.subject_ids.tolist() == kept and number == censored
     assert found.days.tolist() == lasting and found.events.tolist() == events and found.events.dtype == np.int32
     assert labels.days.tolist() == [90, 60, 1, 20, 30]
@@ -293,7 +293,10 @@ def test_out_of_time(split, kept, lasting, events, censored):
 
 def test_a_gap_before_the_cutoff():
     labels = made("binary", ("x",), (1, 1, 1, 3), (69, 70, 71, 100), values=[[0], [1], [1], [1]])
-    kept = {split: out_of_time(labels, split, days(100)[0], gap_days=30)[0] for split in ("tuning", "held_out")}
+    kept = {
+        split: temporal_split(labels, split, days(100)[0], outcome_window_days=30)[0]
+        for split in ("tuning", "held_out")
+    }
     assert kept["tuning"].prediction_times.tolist() == days(69).tolist() and np.isnan(kept["tuning"].days).all()
     assert kept["held_out"].prediction_times.tolist() == days(100).tolist()
 

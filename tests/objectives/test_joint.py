@@ -89,7 +89,7 @@ def test_one_objective_alone_stays_as_it_is_and_weights_of_0_leave_one_out():
     assert combine({"mlm": (part, 1.0)}) is part
     assert combine({"mlm": (part, 2.0)}).weights == {"mlm/loss": 2.0}
     assert alone("next_visit").weights == {"next_visit/loss": 1.0, "next_visit/days_loss": 0.1}
-    model, two = joint(time_to_event_weight=0.0, days_weight=0.0)
+    model, two = joint(time_to_event_weight=0.0, time_gap_weight=0.0)
     assert model.objectives == ("mlm", "next_visit")
     assert {name for name, weight in two.weights.items() if weight} == {"mlm/loss", "next_visit/loss"}
     assert objective.weights.keys() == LOSSES.keys()
@@ -170,15 +170,15 @@ def test_a_tuning_score_is_the_mean_over_batches_weighted_by_targets():
         ({"mlm_weight": -1.0}, "objective.mlm_weight: found -1.0; expected 0 or more"),
         ({"next_visit_weight": -0.1}, "objective.next_visit_weight: found -0.1; expected 0 or more"),
         ({"time_to_event_weight": -2.0}, "objective.time_to_event_weight: found -2.0; expected 0 or more"),
-        ({"days_weight": -0.5}, "objective.days_weight: found -0.5; expected 0 or more"),
+        ({"time_gap_weight": -0.5}, "objective.time_gap_weight: found -0.5; expected 0 or more"),
         ({"mask_rate": 0.0}, "objective.mask_rate: found 0.0; expected more than 0 and at most 1"),
         ({"targets": "A//*"}, r"objective.targets: found 'A//\*'; expected a tuple of patterns"),
         ({"min_patients": 0}, "objective.min_patients: found 0; expected 1 or more"),
-        ({"event_visits": 0}, "objective.event_visits: found 0; expected 1 or more"),
-        ({"event_times": "now"}, "objective.event_times: found 'now'; expected one of visits, any"),
+        ({"queries_per_row": 0}, "objective.queries_per_row: found 0; expected 1 or more"),
+        ({"query_times": "now"}, "objective.query_times: found 'now'; expected one of after_visits, anytime"),
         (
-            {"name": "joint", "event_times": "any"},
-            "objective.event_times: found 'any'; expected 'visits' with objective.name=joint",
+            {"name": "joint", "query_times": "anytime"},
+            "objective.query_times: found 'anytime'; expected 'after_visits' with objective.name=joint",
         ),
         ({"event_edges": (0.0, 5.0)}, r"objective.event_edges: found \(0.0, 5.0\); expected days above 0 in ascending"),
         ({"event_edges": (9.0, 5.0)}, r"objective.event_edges: found \(9.0, 5.0\); expected days above 0"),

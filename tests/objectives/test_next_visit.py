@@ -29,15 +29,15 @@ CHANGEABLE = ("codes", "ages", "visit_ids", "positions", "time_deltas", "dates")
 pytestmark = pytest.mark.usefixtures("strict_jax", "quick_compilation")
 
 
-def packed(seed: int, separators: bool = True, rows: int = 4, length: int = LENGTH) -> dict[str, np.ndarray]:
+def packed(seed: int, use_sep: bool = True, rows: int = 4, length: int = LENGTH) -> dict[str, np.ndarray]:
     """Rows of several patients with some visits each, as training lays them out."""
     patients = random_patients(seed, 30, most_visits=5, most_codes=4, vocabulary=V)
-    index = index_visits(patients, length, separators)
+    index = index_visits(patients, length, use_sep)
     epoch = data_batches.training_epoch(patients, index, seed, 0)
     return device_columns(data_batches.batch_of(patients, index, epoch, 0, rows))
 
 
-def by_loop(batch: dict, separators: bool) -> list[list[tuple]]:
+def by_loop(batch: dict, use_sep: bool) -> list[list[tuple]]:
     """Returns for each row (end, days, places of the visit, target codes) of each visit that follows another."""
     found = []
     for row, owners in enumerate(batch["patient_ids"]):
@@ -53,16 +53,16 @@ def by_loop(batch: dict, separators: bool) -> list[list[tuple]]:
 
 
 @functools.cache
-def finder(separators: bool):
-    return jax.jit(lambda batch: next_visit.find_boundaries(batch, jnp.asarray(IS_TARGET), separators))
+def finder(use_sep: bool):
+    return jax.jit(lambda batch: next_visit.find_boundaries(batch, jnp.asarray(IS_TARGET), use_sep))
 
 
-def assert_as_by_loop(batch, separators):
-    found = jax.device_get(finder(separators)(batch))
-    room = batch["codes"].shape[1] // (2 if separators else 1)
+def assert_as_by_loop(batch, use_sep):
+    found = jax.device_get(finder(use_sep)(batch))
+    room = batch["codes"].shape[1] // (2 if use_sep else 1)
     num_targets = np.asarray(found.num_targets)
     total = 0
-    for row, boundaries in enumerate(by_loop(batch, separators)):
+    for row, boundaries in enumerate(by_loop(batch, use_sep)):
         used = len(boundaries)
         assert found.weights[row].tolist() == [1.0] * used + [0.0] * (room - used)
         assert not found.ends[row, used:].any() and not num_targets[row, used:].any()
@@ -100,9 +100,9 @@ def test_boundaries_by_hand():
     assert assert_as_by_loop(by_hand(), True) == 3
 
 
-@pytest.mark.parametrize("separators", [True, False])
-def test_boundaries_are_what_a_loop_finds(separators):
-    assert sum(assert_as_by_loop(packed(seed, separators), separators) for seed in range(6)) > 60
+@pytest.mark.parametrize("use_sep", [True, False])
+def test_boundaries_are_what_a_loop_finds(use_sep):
+    assert sum(assert_as_by_loop(packed(seed, use_sep), use_sep) for seed in range(6)) > 60
 
 
 def test_a_row_full_of_visits_has_room_for_all():
@@ -286,7 +286,7 @@ def test_both_losses_are_means_over_their_own_visits(history):
     rng = np.random.default_rng(0)
     shape = (4, LENGTH // 2)
     logits, days = rng.standard_normal((*shape, V)).astype(np.float32), rng.standard_normal(shape).astype(np.float32)
-    config = tiny.objective_config(name="next_visit", history=history, days_weight=0.25)
+    config = tiny.objective_config(name="next_visit", history=history, time_gap_weight=0.25)
     objective = next_visit.make_objective(scores_as_model(jnp.asarray(days)), config, True, IS_TARGET)
     assert objective.weights == {"next_visit/loss": 1.0, "next_visit/days_loss": 0.25}
     prepared = objective.prepare(batch, jax.random.key(2))

@@ -94,7 +94,12 @@ def test_a_changed_seed_is_another_config(tmp_path):
 
 @pytest.mark.parametrize(
     "overrides",
-    [{"data__path": "moved"}, {"data__prepared_dir": "moved"}, {"train__log_every": 1}, {"evaluation__mask_draws": 9}],
+    [
+        {"data__path": "moved"},
+        {"data__prepared_dir": "moved"},
+        {"train__log_every": 1},
+        {"evaluation__num_mask_samples": 9},
+    ],
 )
 def test_some_keys_may_change_between_a_run_and_its_resume(tmp_path, overrides):
     workdir.open_workdir(tmp_path, config(), vocabulary())
@@ -262,3 +267,38 @@ def test_what_is_set_from_the_data_is_not_blamed_where_the_data_changed(tmp_path
     longer = config(objective__event_edges=(2.0,), data__row_length=64)
     with pytest.raises(ValueError, match=r"belongs to another config \(data.row_length: \d+ there, 64 now\)"):
         workdir.open_workdir(tmp_path, longer, vocabulary(), {"data.path": "2"})
+
+
+def test_keys_of_older_runs_are_read_under_their_names_of_today():
+    older = {
+        "data": {"separators": False, "events_without_visit": "visits", "path": "d"},
+        "history": {"mark": False},
+        "foretold": {"codes": ["X"]},
+        "out_of_time": {"cutoff": "2015-01-01", "gap_days": 3.0},
+        "evaluation": {"mask_draws": 7},
+        "objective": {"event_times": "any", "event_first": True, "event_visits": 9, "days_weight": 0.5},
+    }
+    assert workdir.rename_keys(older) == {
+        "data": {"use_sep": False, "events_without_visit": "group_by_day", "path": "d"},
+        "history": {"prediction_token": False},
+        "forecast": {"codes": ["X"]},
+        "temporal_split": {"cutoff": "2015-01-01", "outcome_window_days": 3.0},
+        "evaluation": {"num_mask_samples": 7},
+        "objective": {
+            "query_times": "anytime",
+            "first_event_only": True,
+            "queries_per_row": 9,
+            "time_gap_weight": 0.5,
+        },
+    }
+    assert set(workdir.rename_keys({"objective": {"query_times": "after_visits"}})) == {"objective"}
+
+
+def test_an_older_workdir_goes_on_under_the_names_of_today(tmp_path):
+    workdir.open_workdir(tmp_path, config(), vocabulary())
+    stored = json.loads((tmp_path / "config.json").read_text())
+    stored["data"]["separators"] = stored["data"].pop("use_sep")
+    stored["evaluation"]["mask_draws"] = stored["evaluation"].pop("num_mask_samples")
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert workdir.open_workdir(tmp_path, config(), vocabulary()) is True
+    assert workdir.read_config(tmp_path).data.use_sep == config().data.use_sep

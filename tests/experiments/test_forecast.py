@@ -1,4 +1,4 @@
-"""Heads that read what a pre-trained run foretells: it is that run's own forecast, and labels say how far it counts."""
+"""Heads that read the forecast of a pre-trained run: it is that run's own, and labels say how far it counts."""
 
 import dataclasses
 
@@ -20,7 +20,13 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 @pytest.fixture(scope="module")
 def events(workplace):
     """A short run on first events at any time, as of configs/events.py."""
-    keys = {"name": "time_to_event", "event_first": True, "event_times": "any", "min_patients": 3, "event_visits": 8}
+    keys = {
+        "name": "time_to_event",
+        "first_event_only": True,
+        "query_times": "anytime",
+        "min_patients": 3,
+        "queries_per_row": 8,
+    }
     keys = {f"objective__{key}": value for key, value in keys.items()}
     keys |= {"model__causal": True, "data__visits": "day", "train__num_steps": 4, "train__evaluate_every": 2}
     done = workplace.run([*workplace.arguments("events", **keys), "--nobaselines"])
@@ -36,20 +42,20 @@ def code(events):
 
 @pytest.fixture(scope="module")
 def task(workplace, deaths, events, code):
-    config = tiny_config("survival", workplace, deaths, pretrained=str(events), **{"foretold.codes": (code,)})
+    config = tiny_config("survival", workplace, deaths, pretrained=str(events), **{"forecast.codes": (code,)})
     return config, setup.setup(config, lambda line: None)
 
 
 def test_what_is_foretold_is_the_forecast_of_the_pre_trained_run_at_the_prediction_time(task, events, code):
     config, built = task
-    assert config.model.pooling == "mean" and config.foretold.ids == (behrt_jax.load(events).vocabulary.ids[code],)
+    assert config.model.pooling == "mean" and config.forecast.ids == (behrt_jax.load(events).vocabulary.ids[code],)
     variables, found = built.initialize(jax.random.key(0)), built.splits["held_out"]
     read = probe_init.read_patients(config, built.model, variables, found)
     width = config.model.hidden_dim
-    assert read.shape == (len(found.labels), width + 1 + found.traits.shape[1])
-    np.testing.assert_array_equal(read[:, width + 1 :], found.traits)
+    assert read.shape == (len(found.labels), width + 1 + found.covariates.shape[1])
+    np.testing.assert_array_equal(read[:, width + 1 :], found.covariates)
     _, _, model, params = behrt_jax.load(events)
-    edges = np.array([0.0, *config.foretold.edges, np.inf])
+    edges = np.array([0.0, *config.forecast.edges, np.inf])
     spent = np.diff(np.minimum(edges, DAYS_FORETOLD))
 
     def forecast(columns):
@@ -58,7 +64,7 @@ def test_what_is_foretold_is_the_forecast_of_the_pre_trained_run_at_the_predicti
         numbers = range(1, 1 + columns["weights"].shape[1])
         ends = np.array([[np.flatnonzero(row == n)[-1] if (row == n).any() else 0 for n in numbers] for row in ids])
         log_rates = model.apply(params, *inputs, **named, visit_ends=ends, method="predict_events")
-        rates = np.exp(np.asarray(log_rates)[..., config.foretold.ids[0]])
+        rates = np.exp(np.asarray(log_rates)[..., config.forecast.ids[0]])
         return np.log(rates @ spent)[..., None]
 
     np.testing.assert_allclose(
@@ -80,8 +86,8 @@ def test_the_head_begins_at_what_labels_say_of_the_forecast(task, monkeypatch):
     variables, planted = built.initialize(jax.random.key(0)), {}
     width = config.model.hidden_dim
     for name, found in built.splits.items():
-        foretold = probe_init.read_patients(config, built.model, variables, found)[:, width]
-        ranks = foretold.argsort().argsort() / len(foretold)
+        forecasts = probe_init.read_patients(config, built.model, variables, found)[:, width]
+        ranks = forecasts.argsort().argsort() / len(forecasts)
         labels = dataclasses.replace(found.labels, days=9000.0 - 8900 * ranks, events=np.ones(len(ranks), np.int32))
         planted[name] = found._replace(labels=labels)
     monkeypatch.setattr(probe_init, "SCALES", (0.0,))
@@ -112,12 +118,12 @@ def test_what_cannot_be_foretold_is_an_error(workplace, deaths, joint, events, c
         dates.with_columns(boolean_value=pl.col("subject_id") % 2 == 1).write_parquet(files[0])
         dates.with_columns(boolean_value=pl.col("subject_id") % 3 == 1).write_parquet(files[1])
         recipe, labels = "classification", ",".join(map(str, files))
-    config = tiny_config(recipe, workplace, labels, pretrained=run, **{"foretold.codes": codes})
+    config = tiny_config(recipe, workplace, labels, pretrained=run, **{"forecast.codes": codes})
     messages = {
-        "not causal": "foretold.codes: pretrained=.* is trained on joint; expected a run of configs/events.py",
+        "not causal": "forecast.codes: pretrained=.* is trained on joint; expected a run of configs/events.py",
         "unknown code": "does not know CONDITION//NONE; expected codes that it knows",
-        "from scratch": "foretold.codes: found CONDITION.* without pretrained; expected a run of configs/events.py",
-        "several labels": "foretold.codes: found multilabel labels; expected one binary label, or times to an event",
+        "from scratch": "forecast.codes: found CONDITION.* without pretrained; expected a run of configs/events.py",
+        "several labels": "forecast.codes: found multilabel labels; expected one binary label, or times to an event",
     }
     with pytest.raises(ValueError, match=messages[wrong]):
         setup.setup(config, lambda line: None)
