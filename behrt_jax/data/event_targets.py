@@ -193,7 +193,7 @@ def age_rates(times: EventTimes, vocab_size: int, sample: int = 10_000) -> np.nd
 
 
 def insert_query_tokens(patients: Patients, seed: int, days: float = 365.25) -> Patients:
-    """Puts marks between visits, each a visit of its own of one `[SEP]`, as `histories.append_prediction_token` sets them.
+    """Inserts query tokens between visits, each a visit of one `[SEP]`, as `append_prediction_token` adds.
 
     Args:
       patients: a split.

@@ -176,7 +176,7 @@ def tuning_scorer(config: ConfigDict, task: FinetuningTask) -> Callable[[Any], d
 
 
 def adapt_objective(objective: Objective, scale: float) -> Objective:
-    """Returns an objective of `{"base": params, "factors": factors}`; `optimizer.layer_lr_scales` can freeze the base."""
+    """Returns an objective of `{"base": params, "factors": factors}`; `layer_lr_scales` can freeze the base."""
 
     def measure(params, prepared, dropout_key):
         return objective.measure(merge(params["base"], params["factors"], scale), prepared, dropout_key)

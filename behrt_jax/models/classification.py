@@ -76,7 +76,7 @@ class BEHRTForSequenceClassification(BEHRTWithHead):
         if (None if covariates is None else covariates.shape) != (expected if self.num_covariates else None):
             found = f"found {'none' if covariates is None else covariates.shape}; expected {expected}"
             made = (
-                "age and sex by data.at_times.covariates_at, or log risks by code_regression.load where a run has these"
+                "age and sex by data.histories.covariates_at, or log risks by code_regression.load where a run has these"
             )
             raise ValueError(f"covariates: {found}: at the prediction time {made}")
         known = [each for each in (log_counts, covariates) if each is not None]

@@ -77,8 +77,8 @@ def features(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> 
 def read(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inputs:
     """Describes histories as baselines read them: `features`, with age and sex as the model's head reads them.
 
-    `basic` is `histories.covariates_at`. In the place of bins of age, `codes` ends with the age in decades, which trees can
-    split anywhere.
+    `basic` is `histories.covariates_at`. In the place of bins of age, `codes` ends with the age in decades, which trees
+    can split anywhere.
     """
     found = features(patients, times, tokens)
     numbers = 2  # of visits, and of days since the last token

@@ -75,8 +75,9 @@ def make_optimizer(
       num_steps: updates in all.
       schedule: another than that of `make_schedule`.
       scales: maps parameters to a like tree of floats, or of a column of floats for the rows of one, by which the
-        learning rate of each is multiplied, such as a partial `layer_lr_scales`. Those of 0 never change, have no moments,
-        and their gradients do not count in clipping; rows of 0 do not change, and `stop_frozen_gradients` leaves no gradient.
+        learning rate of each is multiplied, such as a partial `layer_lr_scales`. Those of 0 never change, have no
+        moments, and their gradients do not count in clipping; rows of 0 do not change, and `stop_frozen_gradients`
+        leaves no gradient.
     """
     adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),

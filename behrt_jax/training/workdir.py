@@ -336,7 +336,7 @@ def _write_config(workdir: Path, config: ConfigDict) -> None:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Lists the keys, `KEYS_ALLOWED_TO_CHANGE` ones aside, in which two configs differ: `train.num_steps: 10 there, 20 now`."""
+    """Lists the keys in which two configs differ and may not: `train.num_steps: 10 there, 20 now`."""
     # A key that came later and is empty says what a run without it did: it can go on.
     before, after = (
         {key: value for key, value in _flat(each.to_dict()).items() if value not in ("", (), [])} for each in (old, new)
