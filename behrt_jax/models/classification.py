@@ -75,9 +75,7 @@ class BEHRTForSequenceClassification(BEHRTWithHead):
             covariates = jnp.zeros(expected)
         if (None if covariates is None else covariates.shape) != (expected if self.num_covariates else None):
             found = f"found {'none' if covariates is None else covariates.shape}; expected {expected}"
-            made = (
-                "age and sex by data.histories.covariates_at, or log risks by code_regression.load where a run has these"
-            )
+            made = "age and sex by histories.covariates_at, or log risks by code_regression.load where a run has these"
             raise ValueError(f"covariates: {found}: at the prediction time {made}")
         known = [each for each in (log_counts, covariates) if each is not None]
         return self.head(pooled, deterministic, jnp.concatenate(known, axis=-1) if known else None)
