@@ -1,1 +1,1 @@
-"""Commands: thin scripts, each run as `python -m experiments.NAME`."""
+"""Commands: thin scripts, run as `python -m experiments.NAME`."""

@@ -1,4 +1,4 @@
-"""What every command shares: flags, errors in one line, interrupts, and memory settings for long CPU runs."""
+"""Shared code of the commands: flags, one-line errors, interrupts, and memory settings for long CPU runs."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
 USER_ERROR = 2
-# glibc hands memory back to the system and asks for it again at every step; a step on CPU is faster where it keeps it.
+# By default glibc returns memory to the system and requests it again at each step; CPU steps are faster if it keeps it.
 KEEP_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "34359738368",
@@ -28,7 +28,7 @@ KEEP_MEMORY = {
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Parses the flags, runs a command and exits; a user's error is one line and exit status 2."""
+    """Parses the flags, runs a command and exits; a user's error prints one line and gives exit status 2."""
     signal.signal(signal.SIGTERM, exit_on_signal)
     try:
         _parse_flags()
@@ -51,7 +51,7 @@ def _parse_flags() -> None:
 
 
 def describe(error: Exception) -> str:
-    """Puts an error of the flags in our words; a config key that does not exist is named with the nearest that does."""
+    """Rewords an error of the flags; for an unknown config key, names the nearest existing one."""
     text = " ".join(str(error).split())
     if isinstance(error, AttributeError | KeyError):
         key = re.search(r"\w+", text)[0]  # pyright: ignore
@@ -64,18 +64,18 @@ def describe(error: Exception) -> str:
     if "--config=None" in text or "Failed loading config" in text:
         given = next((arg for arg in sys.argv if arg.startswith("--config=")), "--config")
         return f"{given}: expected a recipe that exists, such as --config=configs/small.py"
-    if isinstance(error, OSError) and error.errno and not error.filename:  # a write that does not say where
+    if isinstance(error, OSError) and error.errno and not error.filename:  # a failed write without a file name
         return f"{text}; check the space and the permissions of --workdir and data.prepared_dir"
     return text
 
 
 def default_workdir(flag: str | None) -> Path:
-    """Returns the workdir of `--workdir`, or runs/ and the recipe's name."""
+    """Returns the workdir given by `--workdir`, or runs/ and the recipe's name."""
     return Path(flag or Path("runs") / Path(flags.FLAGS["config"].config_filename).stem)  # pyright: ignore
 
 
 def resume_command(command: str, folder: Path) -> str:
-    """Returns the command line that was given, with the workdir where it was left to the default."""
+    """Returns the given command line, with the workdir added if it was left at its default."""
     given = sys.argv[1:]
     if not any(word.partition("=")[0] == "--workdir" for word in given):
         given = [*given, f"--workdir={folder}"]
@@ -83,7 +83,7 @@ def resume_command(command: str, folder: Path) -> str:
 
 
 def reexec_with_malloc_settings() -> None:
-    """Starts the command again with glibc told to keep memory; does nothing elsewhere or where it is set already."""
+    """Restarts the command with glibc settings that keep memory; does nothing without glibc or if already set."""
     if platform.libc_ver()[0] == "glibc" and not any(name in os.environ for name in KEEP_MEMORY):
         sys.stdout.flush()
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEEP_MEMORY})

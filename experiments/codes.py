@@ -1,9 +1,9 @@
-"""Shows what a model has learned of codes: nearest neighbours, and how far they share a group.
+"""Shows what code embeddings have learned: nearest neighbours, and how often they share a group.
 
 python -m experiments.codes --workdir=DIR [--data=DIR] [--query=TEXT] [--neighbours=10] [--diseases=FILE]
 
-With a query, a code or words of its description, prints the nearest codes. Without one, prints how often neighbours are
-of one group, beside baselines, and writes that and all neighbours to DIR/code_embeddings.json; see
+With a query (a code, or words of its description), prints the nearest codes. Without one, prints how often neighbours
+share a group, compared with baselines, and writes that and all neighbours to DIR/code_embeddings.json; see
 docs/code_embeddings.md.
 """
 

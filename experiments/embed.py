@@ -1,9 +1,9 @@
-"""Writes one embedding a patient, with age, sex, split and labels, as a Parquet file: docs/embeddings.md.
+"""Writes one embedding per patient, with age, sex, split and labels, to a Parquet file: docs/embeddings.md.
 
 python -m experiments.embed --workdir=DIR --output=FILE [--data=DIR] [--at=last|DATE] [--pooling=mean]
   [--windows=newest|all] [--labels=FILE,FILE]
 
-With a date, what happens on it or later is not read, and patients not yet born or already dead are left out.
+With a date, events on or after it are not read, and patients not yet born or already dead are left out.
 """
 
 from absl import flags

@@ -1,8 +1,8 @@
-"""Held-out metrics of a trained model beside its baselines, printed and written to `evaluation.json`.
+"""Evaluates a trained model and its baselines on held-out patients; prints the metrics and writes `evaluation.json`.
 
 python -m experiments.evaluate --workdir=DIR [--versus=DIR] [--data=DIR] [--split=held_out] [--nobaselines] [--plots]
 
-Of a fine-tuned model always the held-out patients, with figures, and `--versus=DIR,DIR` may name several runs.
+A fine-tuned model is always evaluated on held-out patients, with figures; `--versus=DIR,DIR` may name several runs.
 """
 
 from pathlib import Path

@@ -1,10 +1,10 @@
-"""Explains what a run says of held-out patients, and holds the explanations against the truth where it is known.
+"""Explains predictions for held-out patients, and compares the explanations with the truth if it is known.
 
 python -m experiments.explain --workdir=DIR [--data=DIR] [--compared=50] [--patients=3] [--show_patients]
 
-Of a pre-trained run a code of the last visit, or a masked one, is explained, of a fine-tuned run its outcome. On
-simulated data (`experiments.simulate`, `experiments.simulate_outcomes`) the table says how far each method finds what
-truly matters. `DIR/attributions.json` has a few example patients; docs/interpretability.md has its structure.
+For a pre-trained run, explains a code of the last visit or a masked code; for a fine-tuned run, its outcome. On
+simulated data (`experiments.simulate`, `experiments.simulate_outcomes`) the table shows how well each method finds the
+codes that truly matter. `DIR/attributions.json` has a few example patients; docs/interpretability.md has its structure.
 """
 
 import functools

@@ -1,9 +1,10 @@
-"""Measures what the embeddings of a run hold of diseases, beside bags of codes: docs/embeddings.md.
+"""Measures what the embeddings of a run encode about diseases, compared with bags of codes: docs/embeddings.md.
 
 python -m experiments.explore --workdir=DIR [--data=DIR] [--diseases=FILE] [--at=last|DATE] [--clusters=K]
   [--windows=all|newest] [--output=FILE]
 
-Everything is fitted on train, chosen on tuning and measured on held-out patients; `DIR/embedding_quality.json` has it.
+Everything is fitted on train, chosen on tuning and measured on held-out patients; results are written to
+`DIR/embedding_quality.json`.
 """
 
 import json

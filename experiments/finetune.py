@@ -1,4 +1,4 @@
-"""Fine-tunes BEHRT to labels, from a pre-trained run or from scratch; resumes where an earlier run stopped.
+"""Fine-tunes BEHRT on labels, from a pre-trained run or from scratch; resumes where an earlier run stopped.
 
 python -m experiments.finetune --config=configs/classification.py --config.labels=FILE --config.pretrained=WORKDIR
     [--workdir=DIR] [--nobaselines] [--config.freeze=encoder] [--config.lora.rank=8] [--config.KEY=VALUE ...]

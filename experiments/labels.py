@@ -1,4 +1,4 @@
-"""Makes labels of a task, shard by shard, and prints the counts at each step; docs/labels.md has formats and tasks.
+"""Makes the labels of a task, shard by shard, and prints the counts at each step; docs/labels.md has formats and tasks.
 
 python -m experiments.labels --task=configs/tasks/death.yaml --data=DIR --output=FILE.parquet
 """
@@ -15,7 +15,7 @@ from experiments import _cli
 
 
 def label(task_file: str, data: str, output: Path) -> None:
-    """Makes, counts and writes labels; a ValueError if there are none, and nothing is written then."""
+    """Makes, counts and writes labels; if there are none, raises a ValueError and writes nothing."""
     task = load_task(task_file)
     if output.suffix != ".parquet" or output.is_dir():
         raise ValueError(f"--output={output}: expected a file that ends in .parquet")

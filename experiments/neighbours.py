@@ -1,9 +1,9 @@
-"""Measures whether patients near each other share diseases, at several dates and over runs: docs/embeddings.md.
+"""Measures whether neighbouring patients share diseases, at several dates and over several runs: docs/embeddings.md.
 
 python -m experiments.neighbours --workdir=RUN[,RUN...] --at=DATE,DATE,... [--diseases=FILE] [--windows=all|newest]
   [--output=FILE]
 
-Of several runs, as of the folds of a cross-validation, each is measured on held-out patients of its own data.
+Several runs, such as the folds of a cross-validation, are each measured on held-out patients of their own data.
 """
 
 import collections

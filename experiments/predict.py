@@ -1,9 +1,9 @@
-"""Predicts with a fine-tuned model for patients of a MEDS data set, at prediction times.
+"""Predicts with a fine-tuned model for patients of a MEDS data set, at given prediction times.
 
 python -m experiments.predict --workdir=DIR --data=DIR --labels=FILE --output=FILE
 
-The file needs `subject_id` and `prediction_time` alone; outcomes are copied where it has them. Binary predictions are
-in the schema that meds-evaluation reads; classes, several labels and causes have a column each.
+The labels file needs only `subject_id` and `prediction_time`; outcomes are copied if it has them. Binary predictions
+have the schema that meds-evaluation reads; for several classes, labels or causes there is a column each.
 """
 
 from absl import flags

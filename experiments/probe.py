@@ -1,12 +1,12 @@
-"""Predicts an outcome from few labels: a frozen encoder's embeddings and counts of codes, beside age and sex.
+"""Predicts an outcome from few labels, by ridge regression on frozen embeddings, counts of codes, age and sex.
 
 python -m experiments.probe --workdir=DIR --labels=FILE [--sizes=16,64,256,all] [--draws=10] [--data=DIR]
     [--predict=FILE --output=FILE [--predict_data=DIR]]
 
 Fits ridge regressions to the labels of k patients of train, and weights blocks of features by cross-validation within
-the k (`behrt_jax.regression.ridge`), beside the same from counts, age and sex alone, and age alone. Draws `--draws`
-samples of patients for each size and scores all of held_out. With `--predict`, fits all labels of train and scores the
-subjects and prediction times of a file.
+the k (`behrt_jax.regression.ridge`). Compares with the same on counts, age and sex alone, and with age alone. Draws
+`--draws` samples of patients for each size and scores all of held_out. With `--predict`, fits all labels of train and
+scores the subjects and prediction times of a file.
 """
 
 from pathlib import Path

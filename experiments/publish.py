@@ -1,10 +1,10 @@
-"""Publishes the encoder of a pre-trained run: its best parameters and what `behrt_jax.load` needs, with a model card.
+"""Publishes the encoder of a pre-trained run: its best parameters, what `behrt_jax.load` needs, and a model card.
 
 python -m experiments.publish --workdir=runs/small --output=pretrained/synthea-small --patients=simulated
     --license=Apache-2.0 [--about=TEXT] [--hardware=TEXT] [--min_patients=11] [--overwrite]
 
-What stays behind: the optimizer's state, logs (whose file names hold the host's), absolute paths, comparisons with
-other runs. What goes out is printed at the end. docs/pretrained.md says what to think of.
+Not published: the optimizer's state, logs (whose file names hold the host's name), absolute paths, comparisons with
+other runs. What is published is printed at the end. docs/pretrained.md says what to consider.
 """
 
 from pathlib import Path

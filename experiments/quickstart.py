@@ -1,4 +1,4 @@
-"""The reference's quick start: the small model on a batch of random patients.
+"""Quick start of the reference implementation: the small model on a batch of random patients.
 
 python -m experiments.quickstart
 """

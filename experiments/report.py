@@ -1,4 +1,4 @@
-"""Writes one page about a run, for a browser, a phone or print; it loads nothing from anywhere: docs/report.md.
+"""Writes a self-contained report page about a run, for a browser, a phone or print: docs/report.md.
 
 python -m experiments.report --workdir=DIR [--output=FILE] [--data=DIR] [--diseases=FILE] [--show_patients]
 """

@@ -1,4 +1,4 @@
-"""Writes simulated patients with known truth as a MEDS data set; docs/simulator.md says how they come about.
+"""Writes simulated patients with known truth as a MEDS data set; docs/simulator.md describes the simulator.
 
 python -m experiments.simulate --patients=10000 --output=DIR [--seed=0] [--ceilings]
 """

@@ -1,8 +1,9 @@
-"""Writes labels whose truth a simulator knows, one prediction time a patient, for comparisons with few labels.
+"""Writes labels of simulated patients with known truth, one prediction time per patient, for studies with few labels.
 
 python -m experiments.simulate_labels --data=DIR --output=FOLDER [--seed=0]
 
-A label a disease, whether a visit finds it, from what came before; and times to death: docs/simulator.md.
+There is one label per disease, whether the patient has it at a visit, to predict from the history before the visit; and
+times to death: docs/simulator.md.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Draws survival outcomes of known hazard for the patients of any data set, one prediction time each; docs/labels.md.
+"""Draws survival outcomes with a known hazard for patients of any data set, one prediction time each; docs/labels.md.
 
 python -m experiments.simulate_outcomes --data=DIR --output=FILE.parquet [--seed=0] [--config.data.KEY=VALUE ...]
 
-The hazard depends on the order and timing of codes and on ages, which counts do not hold: docs/simulator.md.
+The hazard depends on the order and timing of codes and on ages, which counts do not capture: docs/simulator.md.
 """
 
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""What models without a sequence reach on the same targets."""
+"""Baselines that do not read sequences, on the same targets as the model."""

@@ -1,6 +1,6 @@
-"""What counting, a linear model and an MLP reach on the same hidden codes, fitted on train and tuned on tuning.
+"""Baselines for masked codes: counting, a linear model and an MLP, fitted on train and tuned on tuning.
 
-Each baseline sees the window that the model sees, with the same codes hidden.
+Each baseline reads the same window as the model, with the same codes masked.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,12 +20,12 @@ Predictor = Callable[[MaskedBatch], np.ndarray]
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 MAX_CODES = 2000
 AGE_BINS = np.arange(0, 100, 5)
-# Learning rates and dropout of the lowest loss on tuning of the bundled data: docs/choices.md.
+# Learning rates and dropout with the lowest loss on the tuning split of the bundled data: docs/choices.md.
 RECIPES = {
     "linear on visit, neighbours, history, age": MLPConfig(0.003),
     "MLP on visit, neighbours, history, age": MLPConfig(0.003, hidden=512, dropout=0.5),
 }
-NETWORK_STEPS = 4000  # at most, or as many as show a network what the model saw, if that is more
+NETWORK_STEPS = 4000  # at most; more if the model saw more codes in training (`model_steps`)
 CHECK_EVERY = 250
 PATIENCE = 4
 
@@ -41,16 +41,16 @@ def fit_baselines(
     """Fits every baseline.
 
     Args:
-      batches: starts one pass over unmasked training batches.
-      masked: starts an endless stream of masked training batches.
-      tuning: masked tuning batches, by whose loss strengths of smoothing and the length of training are chosen.
+      batches: function that starts one pass over unmasked training batches.
+      masked: function that starts an endless stream of masked training batches.
+      tuning: masked tuning batches; their loss selects the smoothing and the number of training steps.
       vocab_size: V.
-      progress: called with what is being fitted, and with each network that did not train to its end.
-      model_steps: batches of `masked` that hide as many codes as the model saw in training; a network that still
-        improves is not stopped before.
+      progress: called with each fitting step, and with each network that was stopped by its budget.
+      model_steps: number of batches of `masked` with as many masked codes as the model saw in training; a network that
+        still improves is not stopped earlier.
 
     Returns:
-      By name, a function from a masked batch to (n, V) log-probabilities of its hidden codes.
+      By name, a function from a masked batch to (n, V) log-probabilities of its masked codes.
     """
     progress("counting codes and neighbours")
     counts, following = count_codes(batches(), vocab_size)
@@ -68,17 +68,17 @@ def fit_baselines(
 
 
 def predict(predictor: Predictor, masked_batches: Iterable[MaskedBatch]) -> PerTargetScores:
-    """Scores a baseline at each hidden code."""
+    """Scores a baseline at each masked code."""
     return concatenate([score_log_probabilities(predictor(batch), batch) for batch in masked_batches])
 
 
 def choose(candidates: list[Predictor], tuning: list[MaskedBatch]) -> Predictor:
-    """Returns the candidate of lowest loss on tuning."""
+    """Returns the candidate with the lowest loss on tuning."""
     return min(candidates, key=lambda candidate: predict(candidate, tuning).values["loss"].mean())
 
 
 def count_codes(batches: Iterable[dict], vocab_size: int) -> tuple[np.ndarray, scipy.sparse.csr_array]:
-    """Counts maskable codes, (V,), and which token follows which in a patient, (V, V) sparse."""
+    """Counts maskable codes, (V,), and pairs of consecutive tokens of a patient, (V, V) sparse."""
     counts = np.zeros(vocab_size)
     following = scipy.sparse.csr_array((vocab_size, vocab_size))
     for batch in batches:
@@ -91,19 +91,19 @@ def count_codes(batches: Iterable[dict], vocab_size: int) -> tuple[np.ndarray, s
 
 
 def smoothed_frequency(counts: np.ndarray) -> np.ndarray:
-    """Returns the share of each code, (V,), a little above 0 for those that train lacks."""
+    """Returns the share of each code, (V,), slightly above 0 for codes that are not in train."""
     vocab_size = len(counts)
     return (counts + 1e-3 * (np.arange(vocab_size) >= FIRST_CODE_ID)) / (counts.sum() + 1e-3 * vocab_size)
 
 
 def most_frequent(frequency: np.ndarray) -> Predictor:
-    """Predicts the frequencies of train, whatever the patient."""
+    """Predicts the frequencies of train for every patient."""
     scores = _log(frequency)
     return lambda batch: np.broadcast_to(scores, (len(batch.labels), len(scores)))
 
 
 def own_most_frequent(frequency: np.ndarray, strength: float) -> Predictor:
-    """Predicts the visible codes of the patient's window, mixed with `strength` codes of train's frequencies."""
+    """Predicts shares of visible codes in the patient's window, smoothed by `strength` codes at train's frequencies."""
 
     def predictor(batch: MaskedBatch) -> np.ndarray:
         _, by_patient, groups = visible_counts(batch, len(frequency))
@@ -114,7 +114,7 @@ def own_most_frequent(frequency: np.ndarray, strength: float) -> Predictor:
 
 
 def bigram(frequency: np.ndarray, following: scipy.sparse.csr_array, strength: float) -> Predictor:
-    """Predicts from the tokens on both sides as if they were independent given the code."""
+    """Predicts from the two adjacent tokens as if they were independent given the code (naive Bayes)."""
     preceding = following.T.tocsr()
     maskable = frequency > 0
 
@@ -135,8 +135,8 @@ def visible_counts(batch: MaskedBatch, vocab_size: int):
     """Counts visible codes by visit and by patient.
 
     Returns:
-      (visits, V) and (patients, V) sparse counts, and for each hidden code the index of its (visit, patient, visit
-      before, visit after); a patient without a visit before or after has an empty last row for it.
+      (visits, V) and (patients, V) sparse counts, and for each masked code the index of its (visit, patient, visit
+      before, visit after); a missing visit before or after has the index of an empty last row.
     """
     columns = batch.batch
     real = columns["patient_ids"] > 0
@@ -165,13 +165,13 @@ def visible_counts(batch: MaskedBatch, vocab_size: int):
 
 
 def features(batch: MaskedBatch, vocab_size: int, num_codes: int) -> tuple[Features, np.ndarray]:
-    """Returns the inputs of the linear model and the MLP, one row for all hidden codes of a visit at one age.
+    """Returns the inputs of the linear model and the MLP, one row for all masked codes of a visit at one age.
 
-    Visible codes of the visit, of the visits before and after it, log counts in the patient's whole window, the age in
-    bins of five years; of the codes the `num_codes` most frequent.
+    The inputs are the visible codes of the visit and of the visits before and after it, log counts in the patient's
+    whole window, and the age in bins of five years. Only the `num_codes` most frequent codes are used.
 
     Returns:
-      (N, 4 * num_codes + 21) features and the row of each hidden code, (n,).
+      (N, 4 * num_codes + 21) features and the row of each masked code, (n,).
     """
     by_visit, by_patient, (own, patient, before, after) = visible_counts(batch, vocab_size)
     kept = slice(FIRST_CODE_ID, FIRST_CODE_ID + num_codes)
@@ -195,9 +195,9 @@ def fit_networks(
     recipes: dict[str, MLPConfig] | None = None,
     model_steps: int = 0,
 ) -> dict[str, Predictor]:
-    """Fits a multinomial logistic regression and an MLP on one stream of features, or what other `recipes` say.
+    """Fits a multinomial logistic regression and an MLP, or other `recipes`, on one stream of features.
 
-    Of more than `MAX_CODES` codes, only the most frequent are told apart; the others share what is left by frequency.
+    Only the `MAX_CODES` most frequent codes are predicted; the others share the remaining probability by frequency.
     `model_steps`: see `fit_baselines`.
     """
     vocab_size = len(frequency)
@@ -244,7 +244,7 @@ def fit_networks(
 
 
 def _one_hot(columns: np.ndarray, width: int) -> scipy.sparse.csr_array:
-    """Returns a 1 in each row, (n, width)."""
+    """Returns one-hot rows, (n, width)."""
     ones = np.ones(len(columns), np.float32)
     return scipy.sparse.csr_array((ones, columns, np.arange(len(columns) + 1)), shape=(len(columns), width))
 

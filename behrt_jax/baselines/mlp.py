@@ -1,6 +1,6 @@
 """Small networks for baselines on sparse features, trained side by side on one stream of mini-batches.
 
-The layer that reads features runs in scipy, where it costs what the sparse rows hold; the rest runs in JAX.
+The first layer runs in scipy, where its cost is proportional to the non-zero features; the rest runs in JAX.
 """
 
 import dataclasses
@@ -19,18 +19,18 @@ import scipy.sparse
 from behrt_jax.models.dropout import hash_bits
 
 CHUNK = 1024
-ROUND_UP = 128  # rows of a batch are padded to a multiple of it, so that few shapes are compiled
+ROUND_UP = 128  # batches are padded to a multiple of so many rows, so that few shapes are compiled
 AVERAGED_SHARE = 0.1  # of the steps so far
 TOLERANCE = 1e-3
 
 
 class MLPConfig(NamedTuple):
-    """How a network is made and trained.
+    """The size and the training of a network.
 
     Attributes:
       learning_rate: of Adam, constant.
-      hidden: units of the one hidden layer, of ReLU; 0 is a regression.
-      dropout: share of the hidden units left out in training.
+      hidden: units of the hidden layer (ReLU); 0 gives a linear model.
+      dropout: rate of the hidden units.
     """
 
     learning_rate: float
@@ -39,12 +39,12 @@ class MLPConfig(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """How long networks are trained.
+    """The rule for early stopping.
 
     Attributes:
-      max_steps: the budget; a network that still improves at its end is reported.
-      check_every: steps between two measurements of the tuning loss.
-      patience: a network is done once its last `patience` measurements lowered the loss by less than `TOLERANCE` of it.
+      max_steps: the budget; a network that still improves then is reported.
+      check_every: steps between evaluations of the tuning loss.
+      patience: stops a network once its last `patience` evaluations lowered the loss by less than `TOLERANCE` of it.
     """
 
     max_steps: int
@@ -54,11 +54,11 @@ class Schedule(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Sparse (N, D) features `own + groups @ shared`: what several rows share is stored and multiplied once.
+    """Sparse (N, D) features `own + groups @ shared`: features shared by several rows are stored and multiplied once.
 
     Attributes:
       own: (N, D) float32.
-      groups: (N, G) float32, 1 for the groups of each row; None if nothing is shared.
+      groups: (N, G) float32, 1 for the groups of each row; None without shared features.
       shared: (G, D) float32.
     """
 
@@ -79,19 +79,19 @@ class Features:
         return self.own @ weights + self.groups @ (self.shared @ weights)
 
     def transposed_matmul(self, values: np.ndarray) -> np.ndarray:
-        """Returns (D, K) for (N, K) values; of the gradient of a product, the gradient of its weights."""
+        """Returns (D, K) for (N, K) values: the gradient of the weights from the gradient of `features @ weights`."""
         if self.groups is None or self.shared is None:
             return self.own.T @ values
         return self.own.T @ values + self.shared.T @ (self.groups.T @ values)
 
 
 class Training(NamedTuple):
-    """A network in training.
+    """The training state of a network.
 
     Attributes:
-      params: by name; `first` are the weights that read features.
+      params: by name; `first` is the first layer's kernel.
       optimizer_state: of Adam.
-      average: the running average of the parameters, which is scored and kept.
+      average: the running average of the parameters, which is evaluated and returned.
     """
 
     params: dict
@@ -100,7 +100,7 @@ class Training(NamedTuple):
 
 
 def initial_params(width: int, hidden: int, bias: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns weights of a network of `width` inputs whose logits are `bias`, (T,), whatever the inputs."""
+    """Initialises a network of `width` inputs whose logits are `bias`, (T,), for any input."""
     bias = bias.astype(np.float32)
     if not hidden:
         return {"first": np.zeros((width, len(bias)), np.float32), "bias": bias}
@@ -120,8 +120,8 @@ def logits_of(rest: dict, read: jax.Array, dropout: float = 0.0, key: jax.Array 
     Args:
       rest: the parameters without `first`.
       read: (B, H), features times `first`.
-      dropout: share of the hidden units left out where a key is given.
-      key: of this step.
+      dropout: rate of the hidden units, applied only with a key.
+      key: random key of this step.
     """
     if "weights" in rest:
         read = jax.nn.relu(read + rest["hidden_bias"][None])
@@ -136,7 +136,7 @@ _logits = jax.jit(logits_of)
 
 
 def predict(params: dict, features: Features) -> np.ndarray:
-    """Returns (N, T) float32 logits of (N, D) features."""
+    """Computes (N, T) float32 logits of (N, D) features."""
     first, rest = _split(params)
     logits = np.empty((len(features), len(params["bias"])), np.float32)
     for start in range(0, len(logits), CHUNK):
@@ -154,22 +154,22 @@ def train_networks(
     schedule: Schedule,
     progress: Callable[[str], None] = lambda message: None,
 ) -> dict[str, dict]:
-    """Trains every network by Adam until its tuning loss no longer falls.
+    """Trains every network with Adam until its tuning loss no longer decreases.
 
-    The learning rate stays constant, as the end is not known before. The average of the parameters over the last tenth
-    of the steps stands in for a rate that falls to 0 (Polyak and Juditsky 1992).
+    The learning rate is constant, as the number of steps is not known in advance. Averaging the parameters over the
+    last tenth of the steps replaces a decay of the learning rate (Polyak and Juditsky 1992).
 
     Args:
       batches: features (B, D) and float32 targets (B, T), at least `schedule.max_steps` of them.
       recipes: of each network, by name.
-      bias: (T,) the logits to begin with, those of train's frequencies.
-      loss: (B,) of (B, T) logits and targets.
-      tuning_loss: of averaged parameters.
+      bias: (T,) the initial logits, those of train's frequencies.
+      loss: function from (B, T) logits and targets to (B,) losses.
+      tuning_loss: function from averaged parameters to their loss on tuning.
       schedule: when to stop.
-      progress: called with the losses at each check, and with each network that the budget stopped.
+      progress: called with the losses at each check, and with each network that was stopped by its budget.
 
     Returns:
-      By name, the averaged parameters of the lowest tuning loss seen.
+      By name, the averaged parameters with the lowest tuning loss.
     """
     steps = {name: make_step(recipe, loss) for name, recipe in recipes.items()}
     running, best, losses = {}, {}, {name: [] for name in recipes}
@@ -195,7 +195,7 @@ def train_networks(
 
 
 def is_flat(losses: list[float], patience: int) -> bool:
-    """Whether the last `patience` losses are below all before them by less than `TOLERANCE` of the lowest of those."""
+    """Returns whether the last `patience` losses lowered the minimum before them by less than `TOLERANCE` of it."""
     if len(losses) <= patience:
         return False
     before = min(losses[:-patience])
@@ -203,7 +203,7 @@ def is_flat(losses: list[float], patience: int) -> bool:
 
 
 def prefetch(items: Iterable) -> Iterator:
-    """Yields the items; the next one is made in a thread while the caller uses the last."""
+    """Yields the items; a thread prepares the next one while the caller uses the current one."""
     iterator = iter(items)
     with ThreadPoolExecutor(1) as worker:
         coming = worker.submit(next, iterator, None)
@@ -213,13 +213,13 @@ def prefetch(items: Iterable) -> Iterator:
 
 
 def begin(recipe: MLPConfig, width: int, bias: np.ndarray) -> Training:
-    """Returns a network of `width` inputs before its first step."""
+    """Initialises the training state of a network of `width` inputs."""
     params = initial_params(width, recipe.hidden, bias)
     return Training(params, optax.adam(recipe.learning_rate).init(params), jax.tree.map(jnp.array, params))
 
 
 def make_step(recipe: MLPConfig, loss: Callable[[jax.Array, jax.Array], jax.Array]):
-    """Returns a function (training, features, targets, number of the step) -> training, one step later."""
+    """Returns the training step: (training, features, targets, step number) -> training."""
     optimizer = optax.adam(recipe.learning_rate)
 
     @jax.jit
@@ -251,7 +251,7 @@ def make_step(recipe: MLPConfig, loss: Callable[[jax.Array, jax.Array], jax.Arra
 
 
 def _split(params: dict) -> tuple[np.ndarray, dict]:
-    """Returns the weights that read features, for scipy, and the other parameters."""
+    """Returns the first layer's kernel, for scipy, and the other parameters."""
     return np.asarray(params["first"]), {name: values for name, values in params.items() if name != "first"}
 
 

@@ -1,6 +1,6 @@
-"""What counting and models without a sequence reach on next visits, fitted on train and tuned on tuning.
+"""Baselines for next visits: counting, logistic regression and an MLP, fitted on train and tuned on tuning.
 
-Each baseline sees all that was recorded before the visit to predict began; the model sees what of it fits a row.
+Each baseline reads everything recorded before the target visit; the model reads the part of it that fits in a row.
 """
 
 import math
@@ -25,17 +25,17 @@ AGE_BINS = np.arange(0, 100, 5)
 AHEAD_DAYS = (0.04, 0.25, 1, 2, 4, 7, 10, 14, 21, 28, 35, 60, 90, 120, 180, 270, 350, 365, 380, 540, 730, 1096, 1826)
 DAYS_PER_YEAR = 365.25
 BATCH_SIZE = 512
-MAX_STEPS = 8000  # or as many as show a network what the model saw, if that is more
-CHECK_EVERY, PATIENCE = 200, 3  # steps; a pass over train, if that is longer
-# By the tuning split of the bundled data: for the MLP a learning rate of 0.002 with dropout 0.5 did better than 0.001
-# with 0.3; for the regression no other rate was tried. Counts that fade with a half-life of 8 visits, the only one
-# tried, are worth 0.03 to 0.04 of average precision to both.
+MAX_STEPS = 8000  # more if the model saw more visits in training (`model_examples`)
+CHECK_EVERY, PATIENCE = 200, 3  # in steps; CHECK_EVERY is at least one pass over train
+# Chosen on the tuning split of the bundled data. For the MLP, a learning rate of 0.002 with dropout 0.5 was better than
+# 0.001 with 0.3; no other rate was tried for the regression. Counts that decay with a half-life of 8 visits, the only
+# one tried, add 0.03 to 0.04 to the average precision of both.
 RECIPES = {"logistic regression": MLPConfig(0.003), "MLP": MLPConfig(0.002, hidden=512, dropout=0.5)}
 RECENT = 8.0
 
 
 class Split(NamedTuple):
-    """Patients, their visits, and which of them are predicted."""
+    """Patients, their visits, and the visits to predict."""
 
     patients: Patients
     index: VisitIndex
@@ -43,7 +43,7 @@ class Split(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The inputs of a fit: (N, D) sparse float32 features and (N, T) sparse bool targets."""
+    """Training data of a network: (N, D) sparse float32 features and (N, T) sparse bool targets."""
 
     features: scipy.sparse.csr_array
     targets: scipy.sparse.csr_array
@@ -62,18 +62,18 @@ def fit_baselines(
     """Fits every baseline.
 
     Args:
-      train: of more than `MAX_EXAMPLES` visits to predict, a random sample of so many is used.
-      tuning: chooses smoothing, decay and the length of training by its loss.
+      train: the split to fit; a random sample if it has more than `MAX_EXAMPLES` visits to predict.
+      tuning: its loss selects smoothing, decay and the number of training steps.
       vocab_size: V.
-      progress: called with what is being fitted, and with each network that did not train to its end.
-      model_examples: visits to predict that the model saw in training, each time counted; a network that still
-        improves is not stopped before.
+      progress: called with each fitting step, and with each network that was stopped by its budget.
+      model_examples: number of target visits that the model saw in training, with repeats; a network that still
+        improves is not stopped earlier.
 
     Returns:
       By name, a function from a split to (N, T) float32 probabilities.
 
     Raises:
-      ValueError: train or tuning has no visit to predict.
+      ValueError: train or tuning has no target visit.
     """
     for name, split in (("train", train), ("tuning", tuning)):
         if not len(split.examples):
@@ -101,13 +101,13 @@ def fit_with_time_known(
     progress: Callable[[str], None] = lambda message: None,
     model_examples: int = 0,
 ) -> dict[str, Predictor]:
-    """Fits the MLP where every model is given when the visit to predict begins; see `fit_baselines`."""
+    """Fits the MLP with the start time of the target visit as an input; see `fit_baselines`."""
     train, tuning = sample_examples(train, MAX_EXAMPLES), sample_examples(tuning, MAX_EXAMPLES)
     return fit_networks(train, tuning, vocab_size, progress, {"MLP": RECIPES["MLP"]}, True, model_examples)
 
 
 def sample_examples(split: Split, count: int, seed: int = 0) -> Split:
-    """Returns the split with a random sample of `count` visits to predict; all if there are no more."""
+    """Samples `count` visits to predict at random; all if there are no more."""
     examples = split.examples
     if len(examples) <= count:
         return split
@@ -116,12 +116,12 @@ def sample_examples(split: Split, count: int, seed: int = 0) -> Split:
 
 
 def choose(candidates: list[Predictor], tuning: Split) -> Predictor:
-    """Returns the candidate of lowest loss on tuning."""
+    """Returns the candidate with the lowest loss on tuning."""
     return min(candidates, key=lambda candidate: mean_loss(candidate(tuning), tuning.examples.targets))
 
 
 def mean_loss(probabilities: np.ndarray, targets: scipy.sparse.csr_array) -> float:
-    """Returns the binary cross-entropy in nats, summed over codes and averaged over visits."""
+    """Computes the binary cross-entropy in nats, summed over codes and averaged over visits."""
     rows = np.repeat(np.arange(len(probabilities)), np.diff(targets.indptr))
     likely = np.clip(probabilities, 1e-7, 1 - 1e-7)
     held = likely[rows, targets.indices].astype(np.float64)
@@ -135,16 +135,16 @@ def frequency(examples: NextVisits) -> np.ndarray:
 
 
 def last_targets(split: Split, vocab_size: int) -> scipy.sparse.csr_array:
-    """Returns which target codes of the last visit were recorded before each visit to predict, (N, T) sparse bool."""
+    """Returns the target codes of the last visit that were recorded before each target visit, (N, T) sparse bool."""
     codes = last_codes(split.patients, split.index, split.examples, vocab_size)
     return codes[:, split.examples.codes].astype(bool)
 
 
 def repeat_last(train: Split, vocab_size: int, strength: float) -> Predictor:
-    """Predicts each code by whether the last visit held it.
+    """Predicts each code from whether the last visit contained it.
 
-    The two chances of a code are smoothed by `strength` examples of the mean chance of a repeat over all codes, and of
-    the code's frequency.
+    The probability of a repeat is smoothed by `strength` examples at its mean over all codes, that of a new code by
+    `strength` examples at the code's frequency.
     """
     last, targets = last_targets(train, vocab_size).astype(np.float64), train.examples.targets.astype(np.float64)
     held, both, came = (np.asarray(table.sum(axis=0)).ravel() for table in (last, last.multiply(targets), targets))
@@ -163,7 +163,7 @@ def repeat_last(train: Split, vocab_size: int, strength: float) -> Predictor:
 
 
 def own_frequency(share: np.ndarray, vocab_size: int, half_life: float, strength: float) -> Predictor:
-    """Predicts the decayed share of past visits with each code, mixed with `strength` visits of train's frequencies."""
+    """Predicts decayed shares of past visits with each code, smoothed by `strength` visits at train's frequencies."""
 
     def predictor(split: Split) -> np.ndarray:
         past = past_codes(split.patients, split.index, split.examples, vocab_size, half_life)
@@ -175,15 +175,15 @@ def own_frequency(share: np.ndarray, vocab_size: int, half_life: float, strength
 
 
 def features_of(split: Split, vocab_size: int, time_known: bool = False) -> scipy.sparse.csr_array:
-    """Returns the inputs of regression and MLP, one row a visit to predict, (N, 4 V + 24) sparse float32.
+    """Returns the inputs of regression and MLP, one row per target visit, (N, 4 V + 24) sparse float32.
 
-    All is of what was recorded before the visit began: log counts of all codes over past visits, the same with visits
-    fading by a half-life of `RECENT`, codes of the last visit, static tokens, the age at the last recorded code in bins
-    of five years (the first for an unknown one), and the logs of the number of past visits, of the days between the
-    last two, and of those from the last one's start to the last recorded code.
+    They use only what was recorded before the target visit: log counts of all codes over past visits, the same with
+    visits decaying by a half-life of `RECENT`, codes of the last visit, static tokens, the age at the last recorded
+    code in bins of five years (the first if unknown), and the logs of the number of past visits, of the days between
+    the last two, and of the days from the start of the last one to the last recorded code.
 
-    With `time_known`, the age is that at the start of the visit to predict, and there are the days to it from the last
-    recorded code and from the last visit's start, as logs and in the bins of `AHEAD_DAYS`.
+    With `time_known`, the age is that at the start of the target visit. The days to it from the last recorded code and
+    from the start of the last visit are added, as logs and in the bins of `AHEAD_DAYS`.
     """
     known: Histories = describe_histories(split.patients, split.index, split.examples, vocab_size)
     recent = past_codes(split.patients, split.index, split.examples, vocab_size, RECENT)
@@ -208,7 +208,7 @@ def fit_networks(
     time_known: bool = False,
     model_examples: int = 0,
 ) -> dict[str, Predictor]:
-    """Fits the logistic regression and the MLP on one stream of features, or what other `recipes` say.
+    """Fits the logistic regression and the MLP, or other `recipes`, on one stream of features.
 
     `model_examples`: see `fit_baselines`.
     """
@@ -232,7 +232,7 @@ def train_on_tables(
     progress: Callable[[str], None] = lambda message: None,
     model_examples: int = 0,
 ) -> dict[str, dict]:
-    """Trains networks on the table of train until their loss on that of tuning is flat; returns their parameters.
+    """Trains networks on a table until their loss on `checks`, the table of tuning, is flat; returns their parameters.
 
     `model_examples`: see `fit_baselines`.
     """
@@ -252,12 +252,12 @@ def train_on_tables(
 
 
 def probabilities(params: dict, features: scipy.sparse.csr_array) -> np.ndarray:
-    """Returns (N, T) float32 probabilities of a network."""
+    """Computes (N, T) float32 probabilities of a network."""
     return scipy.special.expit(mlp.predict(params, Features(features)))
 
 
 def mini_batches(table: Table, size: int, seed: int = 0) -> Iterator[tuple[Features, np.ndarray]]:
-    """Yields features and dense float32 targets of `size` examples, forever, each pass in a new order."""
+    """Yields features and dense float32 targets of `size` examples, endlessly, reshuffled for each pass."""
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(table.features.shape[0])

@@ -1,4 +1,4 @@
-"""What is known before each visit to predict, in tables: for models that do not read a sequence."""
+"""Tables of features known before each target visit, for models that do not read sequences."""
 
 import dataclasses
 
@@ -13,12 +13,12 @@ from behrt_jax.data.windows import MINUTES_PER_DAY, MINUTES_PER_YEAR, VisitIndex
 
 CHUNK = 4096
 MICROSECONDS_PER_DAY = MINUTES_PER_DAY * MICROSECONDS
-FORGOTTEN = 16  # half-lives, after which a visit weighs 2**-16 and is left out
+FORGOTTEN = 16  # half-lives, after which a visit would weigh 2**-16 and is ignored
 
 
 @dataclasses.dataclass(frozen=True)
 class Histories:
-    """What was recorded before each of N visits to predict. The latest visit that began before it is the last one.
+    """Features recorded before each of N target visits. The "last visit" is the latest one that started before it.
 
     Attributes:
       counts: (N, V) sparse float32, the number of past visits with each code.
@@ -26,9 +26,9 @@ class Histories:
       statics: (N, V) sparse float32, 1 for the patient's static tokens.
       visits: (N,) the number of past visits, at least 1.
       ages: (N,) years at the last recorded code; NaN where birth is unknown.
-      days: (N,) days from the start of the visit before the last one to that of the last; 0 where there is none.
+      days: (N,) days from the start of the second-last visit to the start of the last; 0 with a single visit.
       since_start: (N,) days from the start of the last visit to the last recorded code.
-      ahead: (N,) days from the last recorded code to the start of the visit to predict.
+      ahead: (N,) days from the last recorded code to the start of the target visit.
     """
 
     counts: scipy.sparse.csr_array
@@ -45,7 +45,7 @@ class Histories:
 
 
 def describe_histories(patients: Patients, index: VisitIndex, examples: NextVisits, vocab_size: int) -> Histories:
-    """Describes what was recorded before each visit to predict.
+    """Computes features of what was recorded before each target visit.
 
     Args:
       patients: the split.
@@ -70,12 +70,12 @@ def describe_histories(patients: Patients, index: VisitIndex, examples: NextVisi
 
 
 def last_recorded(patients: Patients, examples: NextVisits, times: np.ndarray) -> np.ndarray:
-    """Returns when the last code before each visit to predict was recorded, (N,) int64 as `Patients.times`."""
+    """Returns the time of the last code recorded before each target visit, (N,) int64 as `Patients.times`."""
     timed = np.flatnonzero(patients.visits >= 0)
     whose, when = (
         np.concatenate(pair) for pair in ((examples.patients, patients.owners[timed]), (examples.starts, times[timed]))
     )
-    order = np.lexsort((when, whose))  # of one time, visits to predict come before codes
+    order = np.lexsort((when, whose))  # at equal times, target visits come before codes
     place = np.maximum.accumulate(np.where(order >= len(examples), np.arange(len(order)), 0))
     newest = np.empty(len(order), np.int64)
     newest[order] = when[order[place]]
@@ -85,7 +85,7 @@ def last_recorded(patients: Patients, examples: NextVisits, times: np.ndarray) -
 def past_codes(
     patients: Patients, index: VisitIndex, examples: NextVisits, vocab_size: int, half_life: float = np.inf
 ) -> scipy.sparse.csr_array:
-    """Adds up the codes that were recorded before each visit to predict, by visit; see `add_past`.
+    """Sums the codes that were recorded before each target visit, by visit; see `add_past`.
 
     Returns:
       (N, V) sparse float32.
@@ -98,13 +98,13 @@ def past_codes(
     weights = weights * (patients.codes[token] >= NUM_SPECIAL)
     late = scipy.sparse.csr_array((weights, (row, patients.codes[token])), shape=(len(examples), vocab_size))
     found = (add_past(codes, index, examples, half_life) - late).tocsr()
-    found.data[np.abs(found.data) < 1e-6] = 0  # what rounding leaves of codes that were all late
+    found.data[np.abs(found.data) < 1e-6] = 0  # rounding errors of codes that were all recorded too late
     found.eliminate_zeros()
     return found
 
 
 def last_codes(patients: Patients, index: VisitIndex, examples: NextVisits, vocab_size: int) -> scipy.sparse.csr_array:
-    """Returns which codes of the last visit were recorded before each visit to predict, (N, V) sparse float32."""
+    """Returns the codes of the last visit that were recorded before each target visit, (N, V) sparse float32."""
     codes = visit_codes(patients, index, vocab_size).astype(np.float32)
     row, token = examples.late
     last = examples.known - 1
@@ -120,7 +120,7 @@ def last_codes(patients: Patients, index: VisitIndex, examples: NextVisits, voca
 def add_past(
     codes: scipy.sparse.csr_array, index: VisitIndex, examples: NextVisits, half_life: float = np.inf
 ) -> scipy.sparse.csr_array:
-    """Adds up a table of visits over those that began before each visit to predict.
+    """Sums a table of visits over those that started before each target visit.
 
     Args:
       codes: (visits, C) sparse float32.
@@ -147,5 +147,5 @@ def add_past(
 
 
 def _reach(half_life: float) -> float:
-    """Returns how many visits back are not forgotten."""
+    """Returns the number of past visits that have a weight."""
     return np.ceil(FORGOTTEN * half_life)

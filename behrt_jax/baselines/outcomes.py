@@ -1,7 +1,7 @@
-"""What models without a sequence reach on outcomes after a prediction time, fitted on train and tuned on tuning.
+"""Baselines for outcomes after a prediction time: regressions and gradient boosting, tuned on the tuning split.
 
-Regressions and gradient boosting on tables made of histories at prediction times (see `data.histories`), as classes and
-as time to event. Each baseline sees the whole history, however long; BEHRT sees what fits a row.
+They read tables of features of histories at prediction times (see `data.histories`) and predict classes or time to
+event. Each baseline reads the whole history, however long; BEHRT reads the part of it that fits in a row.
 """
 
 import functools
@@ -22,12 +22,12 @@ from behrt_jax.regression import cox
 from behrt_jax.regression.code_regression import MAX_ROWS, NET_PENALTIES, sample
 from behrt_jax.regression.outcome_features import Inputs, fit_scaler
 
-# The budget: every setting that is tried on tuning, the most cautious first. The ranges were set by hand with an eye on
-# all five folds of death from landmarks of the bundled patients, so what is reached there is a little too good. Tried
-# and left out, as it measured no better there (single trials, no figures kept): boosted Poisson rates, the newest
-# values of 77 measurements beside the codes, and training on an index date every two years.
+# All settings tried on tuning, the most regularised first. The ranges were set by hand on all five folds of death from
+# landmarks of the bundled patients, so the scores there are slightly optimistic. Left out, as they were no better there
+# (single trials, no figures kept): boosted Poisson rates, adding the newest values of 77 measurements to the codes, and
+# training on an index date every two years.
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of logistic regression
-RIDGES = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)  # of Cox on age and sex; the weakest is next to none
+RIDGES = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)  # of Cox on age and sex; the weakest is almost none
 NET_RATIOS = (0.1, 0.5)  # L1 shares of the elastic net; penalties as in code_regression
 BOOSTING = ((0.02, 3),)  # learning rates and depths of gradient boosting
 TREES, CHECK_EVERY = 500, 20
@@ -35,13 +35,13 @@ TREE_SETTINGS = {"colsample_bynode": 0.1, "subsample": 0.5, "tree_method": "hist
 
 
 class Classified(NamedTuple):
-    """Histories at prediction times, N of them, and what followed.
+    """N histories at prediction times, with their classes or labels.
 
     Attributes:
-      patients: N rows, as `histories.histories_at` returns them, without marks.
+      patients: N rows, as `histories.histories_at` returns them, without prediction tokens.
       times: (N,) datetime64, the prediction times.
       classes: (N,) int from 0, or (N, T) bool for T labels at once.
-      embeddings: (N, D) of these histories, by a model that knows no outcome, if there is one.
+      embeddings: (N, D) of these histories, from a model that was not trained on outcomes, if there is one.
     """
 
     patients: Patients
@@ -51,13 +51,13 @@ class Classified(NamedTuple):
 
 
 class Followed(NamedTuple):
-    """Histories at prediction times, N of them, and how long each was followed.
+    """N histories at prediction times, with their follow-up.
 
     Attributes:
-      patients, times: as of `Classified`.
-      days: (N,) from the prediction to the event or the end of follow-up, above 0.
-      events: (N,) int; 0 where follow-up ended, else the cause, from 1 to K.
-      embeddings: as of `Classified`.
+      patients, times: as in `Classified`.
+      days: (N,) from the prediction time to the event or the end of follow-up, above 0.
+      events: (N,) int; 0 for censored, otherwise the cause, from 1 to K.
+      embeddings: as in `Classified`.
     """
 
     patients: Patients
@@ -68,7 +68,7 @@ class Followed(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A fit with one of the settings to choose from, its predictions of tuning, and whether no wider one is tried."""
+    """A fit with one of the settings, its predictions on tuning, and whether the setting is at the edge of the grid."""
 
     setting: str
     tuned: np.ndarray
@@ -77,17 +77,16 @@ class Candidate(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """What is said of N predictions: (N, K) log hazard ratios and (N, K, H) chances of each cause by each horizon.
+    """Predictions of time to event: (N, K) log hazard ratios and (N, K, H) cumulative incidence by cause and horizon.
 
-    The chances (cumulative incidence, Aalen and Johansen) take the other causes into account; of a single one they are
-    1 - S(t).
+    The cumulative incidence (Aalen and Johansen) accounts for the other causes; with a single one it is 1 - S(t).
     """
 
     risks: np.ndarray
     incidence: np.ndarray
 
 
-# Of patients, times, (horizons,) and embeddings, which only `BOOSTED` reads.
+# Arguments: patients, times, (horizons,) and embeddings, which only `BOOSTED` reads.
 Classifier = Callable[..., np.ndarray]
 Forecaster = Callable[..., Forecast]
 Progress = Callable[[str], None]
@@ -97,17 +96,17 @@ BOOSTED = "gradient boosting on codes and embeddings"
 def fit_classification(
     train: Classified, tuning: Classified, tokens: tuple[str, ...], progress: Progress = lambda message: None
 ) -> dict[str, Classifier]:
-    """Fits the baselines of classification, each setting of which is chosen by the cross-entropy of tuning.
+    """Fits the classification baselines and selects their settings by cross-entropy on tuning.
 
     Args:
-      train: of more than `MAX_ROWS` rows a random sample of so many is used.
-      tuning: chooses.
+      train: the data to fit; a random sample of `MAX_ROWS` rows if there are more.
+      tuning: the data that selects the settings.
       tokens: of the vocabulary, by id.
-      progress: called with each baseline and what was chosen for it.
+      progress: called with each baseline and its selected setting.
 
     Returns:
-      By name, a function from histories, their prediction times, and embeddings if there are some, to (N, K)
-      probabilities of the classes, or to (N, T) of the labels.
+      By name, a function from histories, their prediction times, and embeddings if there are any, to (N, K)
+      probabilities of the classes, or (N, T) of the labels.
 
     Raises:
       ValueError: all of train has one class, or train or tuning is empty.
@@ -154,20 +153,20 @@ def fit_classification(
 def fit_survival(
     train: Followed, tuning: Followed, tokens: tuple[str, ...], progress: Progress = lambda message: None
 ) -> dict[str, Forecaster]:
-    """Fits the baselines of time to event, each setting of which is chosen by the partial likelihood of tuning.
+    """Fits the time-to-event baselines and selects their settings by the partial likelihood on tuning.
 
-    Causes are fitted one by one, with follow-up ended by the others (cause-specific hazards); the hazard that risks
-    multiply is Breslow's of train.
+    Each cause is fitted separately, with follow-up censored at the others (cause-specific hazards). The baseline hazard
+    is Breslow's estimate on train.
 
     Args:
-      train: of more than `MAX_ROWS` rows a random sample of so many is used.
-      tuning: chooses.
+      train: the data to fit; a random sample of `MAX_ROWS` rows if there are more.
+      tuning: the data that selects the settings.
       tokens: of the vocabulary, by id.
-      progress: called with each baseline and what was chosen for it.
+      progress: called with each baseline and its selected setting.
 
     Returns:
       By name, a function from histories, their prediction times, (H,) horizons in days, and embeddings if there are
-      some, to a `Forecast`.
+      any, to a `Forecast`.
 
     Raises:
       ValueError: train lacks an event of a cause, or train or tuning is empty.
@@ -218,7 +217,7 @@ def fit_survival(
 def choose(
     name: str, candidates: Iterable[Candidate], loss: Callable[[np.ndarray], float], progress: Progress
 ) -> Candidate:
-    """Returns the candidate of lowest loss on tuning, of equal ones the first, and reports it and a grid too narrow."""
+    """Returns the first candidate with the lowest loss on tuning; reports it, and if it is at the edge of the grid."""
     losses = ((candidate, loss(candidate.tuned)) for candidate in candidates)
     best, lowest = min(losses, key=lambda pair: pair[1])
     edge = ", at the edge of the settings tried" if best.at_edge else ""
@@ -227,16 +226,16 @@ def choose(
 
 
 def _partial_loss(days: np.ndarray, happened: np.ndarray) -> Callable[[np.ndarray], float]:
-    """Returns minus the log partial likelihood an event, a function of (N,) log risks.
+    """Returns the negative log partial likelihood per event as a function of (N,) log risks.
 
-    Unlike a C-index it tells a regression from the same one shrunk towards nothing.
+    Unlike a C-index, it depends on the scale of the log risks, so it distinguishes a regression from a shrunken one.
     """
     likelihood, count = cox.PartialLikelihood(days, happened), max(int(happened.sum()), 1)
     return lambda log_risks: likelihood(log_risks)[0] / count
 
 
 def _leave_out(families: dict[str, Iterator], table: Inputs, progress: Progress) -> dict[str, Iterator]:
-    """Returns the families that have a column to read, and reports the others."""
+    """Returns the families that have input columns, and reports the others."""
     numbers = {name: table.basic.shape[1] for name in families}
     numbers |= {name: number + table.codes.shape[1] for name, number in numbers.items() if "age and sex" not in name}
     for name, number in numbers.items():
@@ -246,7 +245,7 @@ def _leave_out(families: dict[str, Iterator], table: Inputs, progress: Progress)
 
 
 def _inputs(encode: Callable, name: str, patients: Patients, times: np.ndarray, embeddings) -> Inputs:
-    """Returns what a baseline reads."""
+    """Returns the inputs of a baseline, with embeddings for `BOOSTED`."""
     inputs = encode(patients, times)
     return inputs if name != BOOSTED or embeddings is None else inputs.widened(embeddings)
 
@@ -259,7 +258,7 @@ def _logistic(table: Inputs, classes: np.ndarray, checks: Inputs, size: int, col
     for strength in STRENGTHS:
         model = LogisticRegression(C=strength, max_iter=1000)
         with warnings.catch_warnings():
-            # A regression that has not converged is a candidate like any other: tuning judges it.
+            # A regression that has not converged is a valid candidate: the tuning loss decides.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(columns(table), classes)
 
@@ -287,7 +286,7 @@ def _elastic_net(table: Inputs, days: np.ndarray, happened: np.ndarray, checks: 
             def predict(inputs: Inputs, weights=weights) -> np.ndarray:
                 return inputs.joined() @ weights
 
-            # The largest leaves next to nothing: there is more to try below the smallest alone.
+            # The largest penalty leaves almost no weights, so only the smallest is an edge of the grid.
             setting = f"penalty {penalty:.3g}, L1 share {ratio:g}"
             yield Candidate(setting, given @ weights, predict, place == len(NET_PENALTIES))
 
@@ -311,7 +310,7 @@ def _boosted_survival(table: Inputs, days: np.ndarray, happened: np.ndarray, che
 def _boosted(
     table: Inputs, labels: np.ndarray, checks: Inputs, objective: dict, finish: Callable = lambda margins: margins
 ) -> Iterator[Candidate]:
-    """Fits gradient boosting; each number of trees is a candidate. `finish` maps margins to what is predicted."""
+    """Fits gradient boosting; each number of trees is a candidate. `finish` maps margins to predictions."""
     train, given = (xgboost.DMatrix(each.joined(), label) for each, label in ((table, labels), (checks, None)))
     for rate, depth in BOOSTING:
         model = xgboost.train({**TREE_SETTINGS, **objective, "eta": rate, "max_depth": depth}, train, TREES)
@@ -326,7 +325,7 @@ def _boosted(
 
 
 def _spread(probabilities: np.ndarray, classes: np.ndarray, size: int) -> np.ndarray:
-    """Puts the columns of the classes that train has to their places among all, (N, K)."""
+    """Inserts columns of 0 for the classes that train lacks, (N, K)."""
     found = np.zeros((len(probabilities), size))
     found[:, classes] = probabilities
     return found

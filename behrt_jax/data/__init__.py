@@ -1,1 +1,1 @@
-"""From MEDS events to packed batches; imports nothing of the models."""
+"""Data pipeline from MEDS events to packed batches; imports nothing from the models."""

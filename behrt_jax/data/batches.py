@@ -1,4 +1,4 @@
-"""Batches: epochs of packed rows as a function of (seed, epoch), and one pass in a fixed order for evaluation."""
+"""Batches of packed rows: training epochs as a function of (seed, epoch), and one fixed-order pass for evaluation."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from behrt_jax.data.hashing import hash_integers
 
 @dataclasses.dataclass(frozen=True)
 class Epoch:
-    """One pass over a split: windows, rows, their order.
+    """One pass over a split: its windows, their rows and the order of rows.
 
     Attributes:
-      windows: what of each patient is seen.
-      plan: which patients share a row.
-      order: (rows,) the order in which rows come.
-      salt: what shuffles the codes of a moment.
+      windows: the visits of each patient that the epoch uses.
+      plan: which windows share a row.
+      order: (rows,) the order of rows.
+      salt: the hash key that orders codes recorded at the same time.
     """
 
     windows: data_windows.Windows
@@ -28,12 +28,12 @@ class Epoch:
     salt: int
 
     def num_batches(self, batch_size: int) -> int:
-        """Batches in the epoch; the last may be part empty."""
+        """Returns the number of batches in the epoch; the last one may be partly empty."""
         return -(-len(self.plan) // batch_size)
 
     @property
     def fill(self) -> float:
-        """Tokens of a row that are not padding, on average; divide by the row's length for a share."""
+        """Mean number of non-padding tokens per row; divide by the row length for a fraction."""
         return float(self.windows.lengths.sum() / max(len(self.plan), 1))
 
 
@@ -45,13 +45,13 @@ def training_epoch(
     newest: bool = False,
     weights: np.ndarray | None = None,
 ) -> Epoch:
-    """Plans an epoch of training: a random window of each patient, or the newest, packed, rows in random order.
+    """Plans a training epoch: packs each patient's random (or newest) window and shuffles the rows.
 
     `weights` of visits: see `windows.random_windows`.
     """
     salt = int(hash_integers(seed, epoch + 1).view(np.int64))
     if newest:
-        order = np.argsort(hash_integers(salt, np.arange(len(patients))), kind="stable")  # each epoch other row-mates
+        order = np.argsort(hash_integers(salt, np.arange(len(patients))), kind="stable")  # new row-mates each epoch
         windows = data_windows.windows_until(index, index.first_visit[1:][order], order)
     else:
         windows = data_windows.random_windows(index, patients.subject_ids, salt, weights)
@@ -60,7 +60,7 @@ def training_epoch(
 
 
 def evaluation_epoch(index: data_windows.VisitIndex, windows: data_windows.Windows | None = None) -> Epoch:
-    """Plans one pass over windows, in a fixed order; over each patient's newest if none are given."""
+    """Plans one pass over windows in a fixed order; uses each patient's newest window if none are given."""
     windows = data_windows.newest_windows(index) if windows is None else windows
     plan = packing.pack(windows.lengths, index.row_length)
     return Epoch(windows, plan, np.arange(len(plan)), data_windows.EVALUATION_SALT)
@@ -73,10 +73,10 @@ def batch_of(
 
     Returns:
       The columns of `windows.COLUMNS` as (B, L), `times` (B, L) int64 as `Patients.times` (-1 for `[CLS]` and static
-      tokens), and `patient_ids` (B, L) int32 (0 = padding, 1.. = which patient in the row). Of each window in the row,
-      as (B, P) int32 with -1 where there is none: `patient_index`, the row of `patients`, `window_index`, its place in
-      `epoch.windows`, and `window_starts`, the index of its first visit. P is the most windows that a row of this epoch
-      holds. Rows past the epoch's last are empty.
+      tokens), and `patient_ids` (B, L) int32 (0 = padding, 1.. = which patient in the row). For each window in a row,
+      (B, P) int32 with -1 for unused slots: `patient_index`, the row in `patients`; `window_index`, the index in
+      `epoch.windows`; and `window_starts`, the index of its first visit. P is the largest number of windows in a row of
+      this epoch. Rows past the epoch's last are empty.
     """
     rows = epoch.order[number * batch_size : (number + 1) * batch_size]
     counts = epoch.plan.offsets[rows + 1] - epoch.plan.offsets[rows]
@@ -112,18 +112,18 @@ def one_a_row(
     windows: data_windows.Windows | None = None,
     with_times: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Lays out windows of patients in a row of their own each, in order.
+    """Lays out windows one per row, in order.
 
     Args:
       patients: a split, or histories.
       row_length: L.
       use_sep: see `index_visits`.
-      windows: N of them; each patient's newest if not given.
+      windows: N windows; each patient's newest if not given.
       with_times: whether to return `times` too.
 
     Returns:
-      The columns of `batch_of` that models read, (N, L) each, and `in_visit`, True for the tokens of visits, `[SEP]`
-      too.
+      The columns of `batch_of` that models read, (N, L) each, and `in_visit`, True for the tokens of visits, including
+      `[SEP]`.
     """
     index = data_windows.index_visits(patients, row_length, use_sep)
     windows = data_windows.newest_windows(index) if windows is None else windows
@@ -136,7 +136,7 @@ def one_a_row(
 
 
 def visit_ends(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the row and the place of the last token of each visit of a packed batch, and the visit's index."""
+    """Returns the row and the column of each visit's last token in a packed batch, and the visit's index."""
     owners, visit_ids = batch["patient_ids"], batch["visit_ids"]
     next_owner, next_visit = (np.pad(values[:, 1:], ((0, 0), (0, 1))) for values in (owners, visit_ids))
     rows, places = np.nonzero((owners != 0) & ((owners != next_owner) | (visit_ids != next_visit)))
@@ -162,11 +162,11 @@ def training_batches(
     newest: bool = False,
     weights: np.ndarray | None = None,
 ) -> Iterator[dict]:
-    """Yields training batches without end, beginning with that of `start_step`; `use_sep`: see `index_visits`.
+    """Yields training batches endlessly, starting with that of `start_step`.
 
-    `newest` and `weights`: see `training_epoch`.
+    `use_sep`: see `index_visits`. `newest` and `weights`: see `training_epoch`.
 
-    Skipping to a step plans the epochs before it and lays out none of their rows, so a resume needs the step alone.
+    Skipping to a step plans the earlier epochs without building their rows, so resuming needs only the step.
     """
     index = data_windows.index_visits(patients, row_length, use_sep)
     first_step, number = 0, 0

@@ -1,4 +1,4 @@
-"""Counts of codes, and the static codes of patients."""
+"""Sparse tables of the codes of visits, static tokens of patients, and code counts of histories."""
 
 import numpy as np
 import scipy.sparse
@@ -10,14 +10,14 @@ from behrt_jax.data.windows import VisitIndex
 
 
 def static_tokens(patients: Patients, vocab_size: int) -> scipy.sparse.csr_array:
-    """Returns which static tokens each patient has, (patients, V) sparse float32; special tokens are left out."""
+    """Returns which static tokens each patient has, (patients, V) sparse float32, without special tokens."""
     where = (patients.visits < 0) & (patients.codes >= NUM_SPECIAL)
     entries = np.ones(int(where.sum()), np.float32), (patients.owners[where], patients.codes[where])
     return scipy.sparse.csr_array(entries, shape=(len(patients), vocab_size)).minimum(1).tocsr()
 
 
 def visit_codes(patients: Patients, index: VisitIndex, vocab_size: int) -> scipy.sparse.csr_array:
-    """Returns which codes each visit holds, (visits, V) sparse bool; special tokens are left out."""
+    """Returns which codes each visit has, (visits, V) sparse bool, without special tokens."""
     codes = patients.codes[patients.visits >= 0]
     kept = codes >= NUM_SPECIAL
     where = index.token_visits[kept], codes[kept]
@@ -25,7 +25,7 @@ def visit_codes(patients: Patients, index: VisitIndex, vocab_size: int) -> scipy
 
 
 def count_codes(histories: dataset.Patients, size: int, half_life: float = np.inf) -> np.ndarray:
-    """Counts codes and static tokens of histories, (N, V) float32; halved every `half_life` visits before the last."""
+    """Counts codes and static tokens of histories, (N, V) float32; code weights halve every `half_life` visits back."""
     kept = (histories.visits >= 0) & (histories.codes >= NUM_SPECIAL)
     owners = histories.owners
     last = histories.visits[np.maximum(histories.offsets[1:] - 1, 0)]

@@ -1,4 +1,4 @@
-"""What of a data set becomes tokens, checked once, and the fingerprint of a source and these choices."""
+"""Configuration of data preparation: validates the config section `data` and fingerprints it with the source files."""
 
 import dataclasses
 import hashlib
@@ -7,28 +7,29 @@ from pathlib import Path
 
 from behrt_jax.data import events, files, sexes
 
-FORMAT = 8  # of prepared data; a change prepares everything anew
+FORMAT = 8  # version of the prepared data; raising it makes every data set be prepared again
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What of a MEDS data set becomes tokens; the section `data` of a recipe.
+    """How a MEDS data set becomes tokens; the section `data` of a recipe.
 
     Attributes:
       path: the MEDS data set.
-      prepared_dir: where prepared data is cached, one folder a fingerprint.
-      visits: `auto`, `day`, `gap`, or the name of a visit column (see `visits.visit_column`).
-      events_without_visit: events that name no visit are a visit a day (`group_by_day`) or are left out (`leave_out`).
-      visit_gap_hours: the pause that starts a new visit with `visits="gap"`.
-      codes_include: codes or shell patterns of those that enter the sequence (see `events.matching_codes`).
-      codes_exclude: shell patterns of the codes that do not.
-      unique_codes_in_visit: keep only the first of a code's repeats within a visit.
-      min_patients: codes of fewer train patients become `[UNK]`.
+      prepared_dir: the cache of prepared data, one folder per fingerprint.
+      visits: `auto`, `day`, `gap`, or the name of a visit column (see `visits.visit_columns`).
+      events_without_visit: whether events that name no visit form one visit per day (`group_by_day`) or are left out
+        (`leave_out`).
+      visit_gap_hours: a pause longer than this starts a new visit with `visits="gap"`.
+      codes_include: codes to keep in the sequence, or shell patterns of them (see `events.matching_codes`).
+      codes_exclude: shell patterns of codes to leave out.
+      unique_codes_in_visit: whether to keep only a code's first occurrence within a visit.
+      min_patients: codes with fewer train patients become `[UNK]`.
       value_bins: quantile bins of numeric values; below 2, values are left out.
-      row_length: L, tokens a row; also the longest window of one patient.
+      row_length: L, tokens per row; also the longest window of one patient.
       use_sep: whether `[SEP]` ends each visit.
-      sex_codes: codes that record a sex beside the common forms, as `CODE=F` or `CODE=M` (see `sexes`).
-      value_digits: significant digits of the edges of these bins, each then of 10 patients or more; 0: exact quantiles.
+      sex_codes: codes that record a sex, in addition to the common forms, as `CODE=F` or `CODE=M` (see `sexes`).
+      value_digits: significant digits of bin edges, with at least 10 patients per bin; 0 keeps exact quantiles.
     """
 
     path: str
@@ -43,8 +44,8 @@ class DataConfig:
     value_bins: int
     row_length: int
     use_sep: bool
-    sex_codes: tuple[str, ...] = ()  # not among the keys of older runs
-    value_digits: int = 0  # as of runs that were trained before this key was
+    sex_codes: tuple[str, ...] = ()  # default for older runs, whose configs lack this key
+    value_digits: int = 0  # default for older runs, whose configs lack this key
 
     def __post_init__(self):
         for key in ("codes_include", "codes_exclude"):
@@ -60,10 +61,10 @@ class DataConfig:
                 raise ValueError(f"data.{key}: found {getattr(self, key)}; expected {lowest} or more")
 
     def fingerprint(self, fitted: str = "") -> str:
-        """A digest of the source's files and of the keys that shape prepared data.
+        """Returns a digest of the source files and of the config keys that affect prepared data.
 
         Args:
-          fitted: the fingerprint of a vocabulary from elsewhere, if one is used; then parents of codes matter too.
+          fitted: the fingerprint of a given vocabulary, if one is used; the digest then covers the parents of codes.
         """
         root = Path(self.path)
         beside = [events.SPLITS_FILE, *([events.CODES_FILE] if fitted else [])]

@@ -1,4 +1,4 @@
-"""Prepared patients as a tensorflow-datasets data set (array_record files, no TensorFlow needed) and in memory."""
+"""Prepared patients, stored as a tensorflow-datasets data set (array_record files, no TensorFlow) and in memory."""
 
 import contextlib
 import dataclasses
@@ -15,11 +15,11 @@ from behrt_jax.data.hashing import hash_integers
 
 TOKEN_COLUMNS = ("code", "visit", "minutes", "microseconds")
 TOKEN_FIELDS = ("codes", "visits", "minutes", "microseconds")  # of `Patients`, in the same order
-MICROSECONDS = 60_000_000  # a minute
+MICROSECONDS = 60_000_000  # per minute
 
 
 class PatientTokens(tfds.core.GeneratorBasedBuilder):
-    """One example a patient: what `Patients` holds of it, its tokens as rows of `TOKEN_COLUMNS`."""
+    """TFDS builder with one example per patient: the fields of `Patients`, with tokens as rows of `TOKEN_COLUMNS`."""
 
     VERSION = tfds.core.Version("1.0.0")
     examples: dict[str, Iterator[tuple[int, dict]]] = {}
@@ -42,11 +42,11 @@ class PatientTokens(tfds.core.GeneratorBasedBuilder):
 
 
 def write(folder: Path, examples: dict[str, Iterator[tuple[int, dict]]]) -> None:
-    """Writes the examples of each split, at least one a split, below `folder`.
+    """Writes the examples of each split, at least one per split, below `folder`.
 
     Args:
-      folder: a folder that exists.
-      examples: for each split, pairs of a subject id and what `PatientTokens` holds of the patient.
+      folder: an existing folder.
+      examples: for each split, pairs of a subject id and the patient's example for `PatientTokens`.
 
     Raises:
       OSError: the files cannot be written.
@@ -56,7 +56,7 @@ def write(folder: Path, examples: dict[str, Iterator[tuple[int, dict]]]) -> None
     try:
         with contextlib.redirect_stdout(io.StringIO()), _without_bars():
             builder.download_and_prepare()
-    except RuntimeError as error:  # what array_record raises for a full disk
+    except RuntimeError as error:  # raised by array_record when the disk is full
         raise OSError(str(error)) from error
     shutil.rmtree(folder / "downloads", ignore_errors=True)
 
@@ -72,16 +72,16 @@ def _without_bars():
 
 @dataclasses.dataclass(frozen=True)
 class Patients:
-    """The patients of one split, as one long array of tokens cut by offsets (CSR).
+    """The patients of one split, as flat token arrays with offsets (CSR).
 
     Attributes:
       subject_ids: (N,) int64, ascending.
       has_birth: (N,) bool; without a known birth, minutes count from the first event and ages are unknown.
-      origins: (N,) int32; where the minutes of each patient count from, in minutes since 2000-01-01T00:00.
+      origins: (N,) int32; the zero of each patient's minutes, in minutes since 2000-01-01T00:00.
       offsets: (N + 1,) int64; patient i has the tokens `offsets[i]:offsets[i + 1]`.
-      codes, visits, minutes, microseconds: (T,) int32; static tokens come first in a patient, with visit -1. Whole
-        minutes since birth, and the microseconds beyond them (0 to 59,999,999). Tokens of one visit that share a time
-        have no order.
+      codes, visits, minutes, microseconds: (T,) int32; each patient's static tokens come first, with visit -1. Times
+        are whole minutes since birth and the microseconds beyond them (0 to 59,999,999). Tokens of one visit that share
+        a time have no order.
     """
 
     subject_ids: np.ndarray
@@ -98,28 +98,28 @@ class Patients:
 
     @property
     def owners(self) -> np.ndarray:
-        """(T,) the patient of each token."""
+        """(T,) the index of each token's patient."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
     @property
     def times(self) -> np.ndarray:
-        """(T,) int64 microseconds since birth, in which tokens are compared; -1 for static tokens."""
+        """(T,) int64 recording times in microseconds since birth, for comparisons; -1 for static tokens."""
         times = self.minutes.astype(np.int64) * MICROSECONDS + self.microseconds
         return np.where(self.visits < 0, -1, times)
 
     @property
     def last_times(self) -> np.ndarray:
-        """(N,) int64 when the latest token of each patient was recorded, which may not stand last; -1 if none was."""
+        """(N,) int64 time of each patient's latest token, which may not be the last one; -1 if no token is timed."""
         latest = np.full(len(self), -1, np.int64)
         np.maximum.at(latest, self.owners, self.times)
         return latest
 
 
 def read(folder: Path, split: str) -> Patients:
-    """Reads a split of prepared data into memory, or `all` that there are, by ascending subject id.
+    """Reads a split of prepared data into memory, or `all` splits together, by ascending subject id.
 
     Raises:
-      ValueError: the split is not there, or its files are damaged.
+      ValueError: the split does not exist, or its files are damaged.
     """
     builder = PatientTokens(data_dir=folder, file_format="array_record")
     found = list(builder.info.splits)
@@ -147,7 +147,7 @@ def read(folder: Path, split: str) -> Patients:
 
 
 def sample(patients: Patients, max_patients: int) -> Patients:
-    """Returns at most `max_patients`, those with the lowest hash of their id; all if there are no more, or for 0."""
+    """Returns the `max_patients` patients with the lowest hashes of their ids; all if there are no more, or for 0."""
     if not 0 < max_patients < len(patients):
         return patients
     chosen = np.zeros(len(patients), bool)
@@ -156,7 +156,7 @@ def sample(patients: Patients, max_patients: int) -> Patients:
 
 
 def take(patients: Patients, chosen: np.ndarray) -> Patients:
-    """Returns the patients, or histories, that are chosen, (N,) bool."""
+    """Returns the patients or histories where `chosen`, (N,) bool, is True."""
     sizes = np.diff(patients.offsets)
     tokens = np.repeat(chosen, sizes)
     columns = {name: getattr(patients, name)[tokens] for name in TOKEN_FIELDS}

@@ -1,4 +1,4 @@
-"""Time-to-event targets: when each target code is next recorded after a visit, or how long it was not."""
+"""Time-to-event targets: days from a visit to the next event of each target code, or to censoring."""
 
 import dataclasses
 
@@ -12,27 +12,27 @@ from behrt_jax.data.vocabulary import SEP, round_edge
 from behrt_jax.data.windows import MINUTES_PER_DAY, MINUTES_PER_YEAR, VisitIndex, index_visits
 
 YEAR = MINUTES_PER_YEAR / MINUTES_PER_DAY  # days
-PRIOR = 2.0  # events that rates by age lean to the rate of all ages with
-SHORTEST = 1.0 / MINUTES_PER_DAY  # days; what comes at the same moment counts as a minute away
+PRIOR = 2.0  # pseudo-events that shrink rates by age to the rate over all ages
+SHORTEST = 1.0 / MINUTES_PER_DAY  # days; events in the same minute count as one minute away
 
 
 @dataclasses.dataclass(frozen=True)
 class EventTimes:
-    """The target codes of a split in an order in which the next one of a kind is found by bisection.
+    """Target events of a split, sorted so that binary search finds the next event of a code.
 
     Recording times of all patients are ranked together, by patient and time.
 
     Attributes:
       codes: (T,) ids of the target codes.
-      keys: (E,) ascending, one an event: its code and the rank of its time as one number.
-      minutes: (E,) when each happened.
+      keys: (E,) ascending, one per event: its code and the rank of its time as one number.
+      minutes: (E,) the time of each event.
       first_ranks: (patients + 1,) the rank of each patient's first time.
       end_ranks: (visits,) the rank of the time of each visit's last token.
-      ends: (visits,) the minute of it.
-      last: (patients,) when each patient was last known.
+      ends: (visits,) the minute of each visit's last token.
+      last: (patients,) the minute at which each patient's record ends.
       owners: (visits,) the patient of each visit.
       ages: (visits,) years at the end of each visit; NaN where birth is unknown.
-      weights: (visits,) what each counts for in training.
+      weights: (visits,) the training weight of each visit.
       first: whether only the first event of each code counts.
     """
 
@@ -49,11 +49,11 @@ class EventTimes:
     first: bool
 
     def after(self, visits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (n, T) float32 days from the ends of visits to each code's next record, and (n, T) bool, if it comes.
+        """Returns (n, T) float32 days from the ends of visits to each code's next event, and (n, T) bool, if it occurs.
 
-        What was recorded by the end of a visit is known there, also where it belongs to another visit. Where a code
-        does not come, days go to the last that is known of the patient. Above 0; but 0 with `first` for a code that the
-        patient had by then, which can teach nothing more.
+        Events recorded by the end of a visit are in its past, even if they belong to another visit. If a code does not
+        occur, days run to the end of the patient's record. Days are above 0, except with `first` for a code that the
+        patient already had: 0 days, so that it adds nothing to training.
         """
         owners, every = self.owners[visits], np.arange(len(self.codes))[None, :]
         place = np.searchsorted(self.keys, self._key(every, self.end_ranks[visits][:, None] + 1))
@@ -67,7 +67,7 @@ class EventTimes:
         return days.astype(np.float32), happened
 
     def spread(self, count: int) -> np.ndarray:
-        """Returns at most `count` visits, spread evenly over all by what they count for."""
+        """Returns at most `count` visits, evenly spaced by cumulative weight."""
         until = np.cumsum(self.weights)
         wanted = np.linspace(0, len(until) - 1, count) * (until[-1] / len(until))
         return np.unique(np.minimum(np.searchsorted(until, wanted, side="right"), len(until) - 1))
@@ -76,17 +76,17 @@ class EventTimes:
         return codes * (self.first_ranks[-1] + 1) + ranks
 
     def add(self, batch: dict[str, np.ndarray], num_visits: int, salt: int) -> dict[str, np.ndarray]:
-        """Adds events ahead to packed rows.
+        """Adds time-to-event targets to packed rows.
 
         Args:
-          batch: as `batches.batch_of` lays it out.
-          num_visits: K, visits a row, drawn by hash; fewer where a row holds fewer.
+          batch: a batch from `batches.batch_of`.
+          num_visits: K, visits per row, sampled by hash; fewer where a row holds fewer.
           salt: a function of (seed, step).
 
         Returns:
-          The batch with `event_ends` (B, K) int32, the place of each visit's last token, `event_weights` (B, K)
-          float32, what visits count for and 0 for the unused rest, `event_days` (B, K, T) float32 and `event_happened`
-          (B, K, T) bool, as `after` gives them.
+          The batch with `event_ends` (B, K) int32, the column of each visit's last token, `event_weights` (B, K)
+          float32, the weights of visits and 0 for unused slots, `event_days` (B, K, T) float32 and `event_happened`
+          (B, K, T) bool, both from `after`.
         """
         rows, places, visits = visit_ends(batch)
         order = np.lexsort((hash_integers(salt, visits), rows))
@@ -106,14 +106,14 @@ class EventTimes:
 def index_events(
     patients: Patients, index: VisitIndex, is_target: np.ndarray, first: bool = False, by_time: bool = False
 ) -> EventTimes:
-    """Puts the target codes of a split in order.
+    """Sorts the target events of a split.
 
     Args:
       patients: the split.
       index: its visits.
       is_target: (V,) bool.
       first: whether only the first event of each code counts.
-      by_time: whether visits count for the years until the next, one at most, in training; or alike.
+      by_time: whether a visit's training weight is the years until the next one, at most 1; else all weights are equal.
     """
     owners = index.owners
     timed = np.flatnonzero(patients.visits >= 0)
@@ -124,7 +124,7 @@ def index_events(
     ranks = np.empty(len(timed), np.int64)
     ranks[order] = np.cumsum(changes) - 1
     first_ranks = np.searchsorted(whose[changes], np.arange(len(patients) + 1))
-    places = np.cumsum(patients.visits >= 0) - 1  # of tokens among the timed ones
+    places = np.cumsum(patients.visits >= 0) - 1  # index of each token among the timed ones
     end_ranks = ranks[places[index.starts[1] - 1]]
     last = np.zeros(len(patients), np.int64)
     np.maximum.at(last, owners, ends)
@@ -144,13 +144,13 @@ def index_events(
 
 
 def fit_edges(times: EventTimes, num_bins: int, sample: int = 2000, digits: int = 0) -> tuple[float, ...]:
-    """Returns inner edges (days) of bins that hold about as many events each, from some visits of a split.
+    """Fits inner bin edges (days) so that bins hold about equally many events, on a sample of visits.
 
     Args:
-      times: of train.
-      num_bins: bins.
-      sample: visits looked at, spread evenly.
-      digits: significant digits that edges are rounded to, so that none is the time of one patient; 0: three decimals.
+      times: events of train.
+      num_bins: number of bins.
+      sample: number of visits to use, evenly spaced.
+      digits: significant digits to round edges to, so that no edge is a patient's exact time; 0 keeps three decimals.
     """
     days, happened = times.after(times.spread(sample))
     edges = np.quantile(days[happened], np.arange(1, num_bins) / num_bins) if happened.any() else np.zeros(0)
@@ -159,28 +159,28 @@ def fit_edges(times: EventTimes, num_bins: int, sample: int = 2000, digits: int 
 
 
 def log_rates(times: EventTimes, vocab_size: int, sample: int = 2000) -> np.ndarray:
-    """Returns the log of each code's rate a day over the events ahead of some visits, (V,) float32.
+    """Returns the log of each code's event rate per day after a sample of visits, (V,) float32.
 
-    Codes that are no target have the rate of a code without events.
+    Codes that are not targets get the rate of a code without events.
     """
     days, happened = times.after(times.spread(sample))
     longest = days.sum(axis=0).max()
     rates = np.full(vocab_size, 0.5 / longest, np.float64)
-    # Of codes that all had before, hardly any time is left to see them in.
+    # A code that every patient already had has almost no time at risk left.
     rates[times.codes] = (happened.sum(axis=0) + 0.5) / np.maximum(days.sum(axis=0), longest / 100)
     return np.log(rates).astype(np.float32)
 
 
 def age_rates(times: EventTimes, vocab_size: int, sample: int = 10_000) -> np.ndarray:
-    """Returns how far the log of each code's rate in the year after a visit at an age lies above that of all ages.
+    """Returns each code's log rate in the year after a visit, by age, minus its log rate over all ages.
 
     Args:
-      times: of train.
+      times: events of train.
       vocab_size: V.
-      sample: visits looked at, spread evenly.
+      sample: number of visits to use, evenly spaced.
 
     Returns:
-      (knots, V) float32 at each of `histories.AGE_KNOTS`, each drawn to 0 by `PRIOR` events; 0 for what is no target.
+      (knots, V) float32 at each of `histories.AGE_KNOTS`, shrunk to 0 by `PRIOR` pseudo-events; 0 for non-targets.
     """
     visits = times.spread(sample)
     days, happened = times.after(visits)
@@ -193,31 +193,32 @@ def age_rates(times: EventTimes, vocab_size: int, sample: int = 10_000) -> np.nd
 
 
 def insert_query_tokens(patients: Patients, seed: int, days: float = 365.25) -> Patients:
-    """Inserts query tokens between visits, each a visit of one `[SEP]`, as `append_prediction_token` adds.
+    """Inserts query tokens between visits, each a visit of one `[SEP]` like that of `append_prediction_token`.
 
     Args:
       patients: a split.
-      seed: with a patient's id and the visit before, says which pauses hold a mark and when, which is drawn evenly.
-      days: pauses of this length or longer hold a mark for sure, shorter ones with a chance in proportion.
+      seed: with the patient's id and the visit before, determines which pauses get a query token, and its time, which
+        is uniform over the pause.
+      days: pauses of at least this length always get a query token, shorter ones with a probability in proportion.
 
     Returns:
-      The patients with their visits numbered anew. A mark comes after all that happened before it, also
-      where visits overlap, and before the next visit.
+      The patients with renumbered visits. A query token comes after all earlier events, even where visits overlap, and
+      before the next visit.
     """
     index = index_visits(patients, 1)
     starts, owners = index.starts[0], index.owners
     begins, ends = (patients.minutes[places].astype(np.int64) for places in (starts, index.starts[1] - 1))
-    ends = np.maximum.accumulate(ends + owners * (1 << 40)) - owners * (1 << 40)  # of all visits up to each
+    ends = np.maximum.accumulate(ends + owners * (1 << 40)) - owners * (1 << 40)  # latest end of any visit so far
     pauses = np.flatnonzero((owners[1:] == owners[:-1]) & (begins[1:] > ends[:-1] + 1))
     key = hash_integers(patients.subject_ids[owners[pauses]], patients.visits[starts[pauses]])
     drawn = hash_fraction(key, seed, 0) * days * MINUTES_PER_DAY < begins[pauses + 1] - ends[pauses]
     pauses, key = pauses[drawn], key[drawn]
     at = ends[pauses] + 1 + (hash_fraction(key, seed, 1) * (begins[pauses + 1] - ends[pauses] - 1)).astype(np.int64)
 
-    before = starts[pauses + 1]  # the token that each mark is put before
+    before = starts[pauses + 1]  # the token that follows each query token
     marks = np.bincount(before, minlength=len(patients.codes))
     earlier = np.cumsum(marks)
-    # Of its patient: tokens come one number later for each mark before them. Static tokens keep -1.
+    # Each query token raises the visit numbers of its patient's later tokens by one. Static tokens keep -1.
     earlier = np.where(patients.visits >= 0, earlier - np.append(0, earlier)[patients.offsets[patients.owners]], 0)
     visits = patients.visits + earlier
     given = {"codes": SEP, "visits": visits[before] - 1, "minutes": at, "microseconds": 0}

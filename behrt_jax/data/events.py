@@ -1,6 +1,6 @@
-"""MEDS events: find, validate and read a data set, one shard at a time.
+"""Finds, validates and reads MEDS data sets, one shard at a time.
 
-A data set is a folder as the Medical Event Data Standard (MEDS 0.3-0.4) lays it out: `data/**/*.parquet` with
+A data set is a folder in the layout of the Medical Event Data Standard (MEDS 0.3-0.4): `data/**/*.parquet` with
 `subject_id, time, code, numeric_value`, sharded by subject, and `metadata/subject_splits.parquet`.
 """
 
@@ -20,7 +20,7 @@ BIRTH = "MEDS_BIRTH"
 DEATH = "MEDS_DEATH"
 SPLITS = ("train", "tuning", "held_out")
 SPLIT_SHARES = (0.70, 0.15, 0.15)
-LONGEST_HISTORY_DAYS = 365_250  # int32 minutes would hold four times that
+LONGEST_HISTORY_DAYS = 365_250  # int32 minutes could hold four times as many
 EPOCH = datetime.datetime(2000, 1, 1)
 LAST_YEAR = 6000  # int32 minutes from EPOCH reach 4,083 years either way
 YEARS = (datetime.datetime(1, 1, 1), datetime.datetime(LAST_YEAR + 1, 1, 1))
@@ -36,10 +36,10 @@ def find_shards(path: str | Path) -> list[Path]:
 
 
 def find_files(path: str | Path) -> files.ParquetFiles:
-    """Finds the shards of a MEDS data set by `files.find_parquet`, and counts what else lies there.
+    """Finds the shards of a MEDS data set by `files.find_parquet`, and counts the other files.
 
     Raises:
-      ValueError: the folder is missing or holds no parquet file under `data/`, or not all of it can be listed.
+      ValueError: the folder is missing or holds no parquet file under `data/`, or a folder in it cannot be listed.
     """
     root = Path(path)
     if not root.is_dir():
@@ -59,7 +59,7 @@ def read_shard(shard: Path, extra_columns: tuple[str, ...] = ()) -> pl.DataFrame
 
     Args:
       shard: a parquet file of MEDS events.
-      extra_columns: further columns to keep where the file has them, such as a visit column.
+      extra_columns: further columns to keep if the file has them, such as a visit column.
 
     Returns:
       `subject_id:Int64, time:Datetime[us] (null = static), code:String, numeric_value:Float32` and the extra
@@ -88,7 +88,7 @@ def read_shard(shard: Path, extra_columns: tuple[str, ...] = ()) -> pl.DataFrame
 
 
 class Kind(NamedTuple):
-    """What a column of events must be: its type here, in words, and which types of a file are read as that."""
+    """Type of an event column: its dtype, its name in errors, and which dtypes of a file can be cast to it."""
 
     dtype: pl.DataType
     words: str
@@ -96,7 +96,7 @@ class Kind(NamedTuple):
 
 
 def fits_int64(kind: pl.DataType) -> bool:
-    """Returns whether a column of this type holds integers that int64 can hold."""
+    """Returns whether a type is an integer type that fits int64."""
     return kind.is_integer() and kind not in (pl.UInt64, pl.Int128)
 
 
@@ -118,7 +118,7 @@ KINDS = {
 
 
 def _typed(shard: Path, found: pl.DataFrame, name: str) -> pl.Expr:
-    """Returns a column in its type; one without any value may have any type, or not be there."""
+    """Returns a column cast to its type; a column without values may have any type or be missing."""
     kind = KINDS[name]
     if name not in found.columns or found[name].null_count() == found.height:
         return pl.lit(None, kind.dtype)
@@ -130,7 +130,7 @@ def _typed(shard: Path, found: pl.DataFrame, name: str) -> pl.Expr:
 
 
 def _check_years(shard: Path, times: pl.Series) -> None:
-    """Checks times in the unit of the file: absurd ones would overflow in another."""
+    """Checks times in the unit of the file, since absurd ones would overflow in another."""
     per_second = {"ms": 10**3, "us": 10**6, "ns": 10**9}[times.dtype.time_unit]  # pyright: ignore
     seconds = [int((bound - UNIX_EPOCH).total_seconds()) for bound in YEARS]
     low, high = max(seconds[0] * per_second, -(2**63)), min(seconds[1] * per_second, 2**63) - 1
@@ -180,18 +180,18 @@ def birth_times(time: pl.Expr) -> pl.Expr:
 
 
 def read_metadata(file: Path) -> pl.DataFrame:
-    """Reads a table that lies beside the events; raises a ValueError where it cannot be read."""
+    """Reads a table under `metadata/`; raises a ValueError if it cannot be read."""
     return files.read_table(file)
 
 
 def read_codes(path: str | Path, column: str) -> pl.DataFrame:
-    """Reads what `metadata/codes.parquet` says of codes: their `description`, or their `parent_codes`.
+    """Reads one column of `metadata/codes.parquet`: the `description` or the `parent_codes` of codes.
 
     Returns:
-      `code:String` and the column, of codes of which it is known; no rows where the data set does not say it.
+      `code:String` and the column, for codes with a value; no rows if the data set has no such column or file.
 
     Raises:
-      ValueError: the file cannot be read, or a column of it is missing or of another type.
+      ValueError: the file cannot be read, or one of its columns is missing or of another type.
     """
     file, kinds = Path(path) / CODES_FILE, {"code": pl.String(), column: CODE_COLUMNS[column]}
     table = files.read_table(file) if files.find_table(file) else pl.DataFrame()
@@ -206,7 +206,7 @@ def read_codes(path: str | Path, column: str) -> pl.DataFrame:
 
 
 def read_splits(path: str | Path) -> pl.DataFrame | None:
-    """Reads `metadata/subject_splits.parquet` as `subject_id:Int64, split:String`; None where there is none.
+    """Reads `metadata/subject_splits.parquet` as `subject_id:Int64, split:String`; None if there is no such file.
 
     Raises:
       ValueError: the file cannot be read, lacks a column, or puts a subject in two splits.
@@ -220,7 +220,7 @@ def read_splits(path: str | Path) -> pl.DataFrame | None:
             raise ValueError(f"{file}: column '{name}' is missing (found {', '.join(splits.columns)})")
         if not fits(splits.schema[name]) and splits[name].null_count() < splits.height:
             raise ValueError(f"{file}: column '{name}' is {splits.schema[name]}; expected {wanted}; convert it")
-    # A row without a subject or a split says nothing.
+    # A row without a subject or a split carries no information.
     splits = (
         splits.select("subject_id", "split").drop_nulls().cast({"subject_id": pl.Int64, "split": pl.String}).unique()
     )
@@ -234,7 +234,7 @@ def splits_of_folders(path: str | Path, shards: list[Path]) -> dict[Path, str]:
     """Returns the split of each shard whose folder is named after one (`data/train/0.parquet`, `data/split=train/...`).
 
     Raises:
-      ValueError: a shard lies in the folder of a split and another in none, or in those of two.
+      ValueError: only some shards lie in the folder of a split, or a shard lies in the folders of two.
     """
     found = {}
     for shard in shards:
@@ -253,9 +253,9 @@ def splits_of_folders(path: str | Path, shards: list[Path]) -> dict[Path, str]:
 
 
 def make_splits(subject_ids: np.ndarray) -> pl.DataFrame:
-    """Assigns subjects to train, tuning and held_out (70/15/15) by a hash of their id alone.
+    """Assigns subjects to train, tuning and held_out (70/15/15) by a hash of their id.
 
-    The split of a subject never changes when others join the data set.
+    A subject's split does not change when other subjects are added to the data set.
     """
     bounds = np.cumsum(SPLIT_SHARES)[:-1]
     index = np.searchsorted(bounds, hash_fraction(subject_ids), side="right")
@@ -269,7 +269,7 @@ def check_disjoint(subjects: dict[Path, np.ndarray]) -> None:
       subjects: the distinct subject ids of each shard.
 
     Raises:
-      ValueError: a subject is in two shards (as when a shard was copied), or no shard holds an event.
+      ValueError: a subject is in two shards (for example because a shard was copied), or no shard holds an event.
     """
     ids = np.concatenate(list(subjects.values()))
     if not ids.size:
@@ -286,9 +286,9 @@ def check_disjoint(subjects: dict[Path, np.ndarray]) -> None:
 
 
 def matching_codes(codes: list[str], include: tuple[str, ...], exclude: tuple[str, ...]) -> list[str]:
-    """Returns the codes that match a pattern of `include` and none of `exclude` (shell patterns, case kept).
+    """Returns the codes that match a pattern of `include` and none of `exclude` (shell patterns, case-sensitive).
 
-    Brackets in a pattern match themselves too, as many codes hold some: a code matches itself.
+    Brackets in a pattern also match themselves, since many codes contain brackets and every code must match itself.
 
     >>> matching_codes(["LAB//1", "DIAGNOSIS//2"], ("*",), ("LAB//*",))
     ['DIAGNOSIS//2']

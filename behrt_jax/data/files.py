@@ -1,4 +1,4 @@
-"""Finds and reads Parquet files; data sets and folders of labels share this one rule of which files count."""
+"""Finds and reads Parquet files, by one rule for data sets and folders of labels."""
 
 import os
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from typing import NamedTuple
 import polars as pl
 
 SUFFIX = ".parquet"
-HIDDEN = (".", "_")  # begin the names of hidden and system files, such as ._0.parquet, _SUCCESS and _temporary/
-UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)  # what polars raises for a bad file
+HIDDEN = (".", "_")  # prefixes of hidden and system files, such as ._0.parquet, _SUCCESS and _temporary/
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)  # raised by polars for a bad file
 
 
 class ParquetFiles(NamedTuple):
@@ -17,8 +17,8 @@ class ParquetFiles(NamedTuple):
 
     Attributes:
       files: the files to read, sorted by path.
-      hidden: how many hidden or system files and folders were left out.
-      other: how many files of other kinds were left out.
+      hidden: number of hidden or system files and folders left out.
+      other: number of files of other kinds left out.
     """
 
     files: list[Path]
@@ -27,7 +27,7 @@ class ParquetFiles(NamedTuple):
 
 
 def find_parquet(folder: Path, suffix: str = SUFFIX) -> ParquetFiles:
-    """Finds the Parquet files below a folder, or those of another suffix, at any depth and through links.
+    """Finds the Parquet files (or those with another suffix) below a folder, at any depth and through links.
 
     A folder may be named like a file (`events.parquet/part-0.parquet`, as Spark writes).
 
@@ -41,7 +41,7 @@ def find_parquet(folder: Path, suffix: str = SUFFIX) -> ParquetFiles:
 
 
 def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    """Yields the files below a folder and the hidden folders, in order; skips links back to a folder above."""
+    """Yields the files and the hidden folders below a folder, in order; skips links to a parent folder."""
     real = os.path.realpath(folder)
     if real in above:
         return
@@ -66,7 +66,7 @@ def _broken(link: Path) -> ValueError:
 
 
 def find_table(path: Path) -> list[Path]:
-    """Returns the files of a table that is one file or a folder of shards; none where there is nothing at that path."""
+    """Returns the files of a table, which is one file or a folder of shards; an empty list if the path is missing."""
     if path.is_dir():
         return find_parquet(path).files
     if path.is_symlink() and not path.exists():
@@ -75,7 +75,7 @@ def find_table(path: Path) -> list[Path]:
 
 
 def read_table(path: Path) -> pl.DataFrame:
-    """Reads a table as `find_table` finds it; a ValueError where it cannot be read."""
+    """Reads a table that `find_table` finds; raises a ValueError if it cannot be read."""
     shards = find_table(path)
     if not shards:
         raise ValueError(f"{path}: no parquet file there; expected a file or a folder of *.parquet")
@@ -92,7 +92,7 @@ def read_table(path: Path) -> pl.DataFrame:
 
 
 def scan_parquet(file: Path) -> pl.LazyFrame:
-    """Scans exactly this file, whose name may hold `*`, `?` or `[`; without `glob=False` polars would expand them."""
+    """Scans exactly this file; `glob=False` keeps polars from expanding `*`, `?` or `[` in its name."""
     return pl.scan_parquet(file, glob=False, hive_partitioning=False)
 
 

@@ -1,4 +1,4 @@
-"""Integer hashes that make splits, shuffles and windows functions of (seed, epoch, patient) alone."""
+"""Integer hashes, which make splits, shuffles and windows deterministic functions of (seed, epoch, patient)."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def hash_integers(*keys: np.ndarray | int) -> np.ndarray:
-    """Mixes integer arrays (broadcast together) into uint64 hashes.
+    """Hashes integer arrays (broadcast together) to uint64.
 
     Each key goes through one round of the SplitMix64 finaliser (Steele, Lea and Flood 2014), so equal keys give equal
     hashes on every machine and the order of the keys matters.

@@ -11,7 +11,7 @@ from behrt_jax.data.sexes import SEXES, sexes
 from behrt_jax.data.vocabulary import SEP
 from behrt_jax.data.windows import MINUTES_PER_DAY, MINUTES_PER_YEAR
 
-ROWS = 512  # histories worked on at once
+ROWS = 512  # histories processed at once
 AGE_KNOTS = np.arange(0.0, 101.0, 10.0)  # years
 NUM_COVARIATES = len(AGE_KNOTS) + len(SEXES)
 
@@ -25,20 +25,20 @@ def histories_at(
     """Truncates histories at prediction times.
 
     A token is in the history if it was recorded before the prediction time, compared in microseconds. This is a filter
-    rather than a prefix, as visits may overlap. Visits are ordered by their start, so no remaining visit has lost one
-    before it.
+    rather than a prefix, as visits may overlap. Visits are ordered by their start, so if a visit remains, all visits
+    before it remain too.
 
     Args:
       patients: the split, by ascending subject id.
       subject_ids: (N,) int64, in any order, repeated for several predictions of a patient.
       prediction_times: (N,) datetime64.
-      include_at: whether tokens recorded at the very prediction time are in the history too.
+      include_at: whether tokens recorded exactly at the prediction time are in the history too.
 
     Returns:
-      The M histories as `Patients`, in the order given, with all static tokens; (M,) the predictions they belong to;
-      and the count `without_history`, predictions left out for want of a timed token before them (N - M). Subject ids
-      are neither ascending nor distinct now: windows and batches do not mind (the histories of a patient share what is
-      drawn by hash of the subject), but `dataset.sample` may take some histories of a patient only, and
+      The M histories as `Patients`, in the given order, with all static tokens; (M,) the predictions they belong to;
+      and the count `without_history` of predictions left out because no timed token precedes them (N - M). Subject ids
+      are then neither ascending nor distinct. Windows and batches support this (all histories of a patient share the
+      draws by subject hash), but `dataset.sample` may take only some histories of a patient, and
       `oracle.read_histories` and this function need ascending ids.
 
     Raises:
@@ -58,9 +58,9 @@ def histories_at(
 
 
 def truncate(patients: Patients, rows: np.ndarray, until: np.ndarray) -> tuple[Patients, np.ndarray]:
-    """Returns what was recorded of the patients in (N,) `rows` before (N,) `until`, as `histories_at` does.
+    """Returns the histories of the patients in (N,) `rows` before (N,) `until`, as `histories_at` does.
 
-    Times are those of `Patients.times`.
+    Times are in the unit of `Patients.times`.
     """
     times, parts = patients.times, []
     for start in range(0, max(len(rows), 1), ROWS):
@@ -77,10 +77,10 @@ def truncate(patients: Patients, rows: np.ndarray, until: np.ndarray) -> tuple[P
 
 
 def newest_visits(patients: Patients, most_tokens: int) -> Patients:
-    """Keeps the newest visits of each history, enough for so many tokens, the visit before, and static tokens.
+    """Keeps the newest visits of each history, enough for `most_tokens`, one visit before them, and static tokens.
 
-    The visit before dates the first of the others: newest windows of rows of L tokens are the same with
-    `most_tokens=L`.
+    The extra visit gives the time gap of the oldest visit kept, so with `most_tokens=L` the newest windows of L tokens
+    do not change.
     """
     starts, ends, owners = patients.offsets[:-1], patients.offsets[1:], patients.owners
     oldest = np.append(patients.visits, 0)[np.maximum(ends - most_tokens, starts)]
@@ -91,7 +91,7 @@ def newest_visits(patients: Patients, most_tokens: int) -> Patients:
 
 
 def times_since_birth(patients: Patients, rows: np.ndarray, prediction_times: np.ndarray) -> np.ndarray:
-    """Returns prediction times as `Patients.times` counts them, (N,) int64 microseconds, for the patients in `rows`.
+    """Converts prediction times to the unit of `Patients.times`, (N,) int64 microseconds, for the patients in `rows`.
 
     Raises:
       ValueError: a time is missing, or so late that it must be a placeholder.
@@ -114,14 +114,14 @@ def times_since_birth(patients: Patients, rows: np.ndarray, prediction_times: np
 def append_prediction_token(
     patients: Patients, prediction_times: np.ndarray, row_length: int, token: int = SEP
 ) -> Patients:
-    """Ends each history with a visit of one special token at the prediction time.
+    """Appends a visit of one special token at the prediction time to each history.
 
-    It tells the model how long ago the last visit was, by its `time_deltas`, and how old the patient is now, by its
-    `ages` and `dates`. It is never `maskable`. Of a last visit that would leave no room for it, the oldest tokens are
-    left out, as of any visit longer than a row; its start is then that of what is left.
+    Its `time_deltas` tell the model the time since the last visit, its `ages` and `dates` the patient's current age and
+    the date. It is never `maskable`. If the last visit leaves no room for it, that visit loses its oldest tokens, like
+    any visit longer than a row, and then starts at its first remaining token.
 
     Args:
-      patients: (M,) histories as `histories_at` returns them.
+      patients: (M,) histories from `histories_at`.
       prediction_times: (M,) datetime64.
       row_length: L.
       token: a special token, such as `[SEP]` or `[MASK]`.
@@ -132,7 +132,7 @@ def append_prediction_token(
     owners, ends = patients.owners, patients.offsets[1:]
     last_visits = patients.visits[ends - 1]
     statics = np.bincount(owners[patients.visits < 0], minlength=len(patients))
-    # What `index_visits` leaves for visits, less the mark, and a [SEP] for it and for the last visit.
+    # Room that `index_visits` leaves for visits, minus the prediction token, its [SEP] and that of the last visit.
     room = row_length - 1 - np.minimum(statics, row_length // 2 - 1) - 3
     fits = (ends[owners] - np.arange(len(owners)) <= room[owners]) | (patients.visits < last_visits[owners])
     sizes = np.bincount(owners[fits], minlength=len(patients))
@@ -149,23 +149,23 @@ def ages_at(patients: Patients, prediction_times: np.ndarray) -> np.ndarray:
 
 
 def covariates_at(patients: Patients, prediction_times: np.ndarray, tokens: tuple[str, ...]) -> np.ndarray:
-    """Describes age and sex at prediction times, as a linear layer can read them.
+    """Returns age and sex at prediction times as features for a linear layer.
 
     Args:
       patients: M histories.
       prediction_times: (M,) datetime64.
-      tokens: of the vocabulary, by id.
+      tokens: the tokens of the vocabulary, by id.
 
     Returns:
-      (M, NUM_TRAITS) float32: the age as shares of its two nearest `AGE_KNOTS`, so that a linear function of them is
-      piecewise linear in age, and one of `SEXES`; zeros for what is not known.
+      (M, NUM_COVARIATES) float32: interpolation weights of the age on its two nearest `AGE_KNOTS`, so that a linear
+      function of them is piecewise linear in age, and the sex one-hot over `SEXES`; zeros for unknown values.
     """
     shares, found = age_shares(ages_at(patients, prediction_times)), sexes(patients, tokens)
     return np.column_stack([shares, *(found == each for each in SEXES)]).astype(np.float32)
 
 
 def age_shares(ages: np.ndarray) -> np.ndarray:
-    """Returns (N, knots) shares of the two nearest of `AGE_KNOTS` in (N,) years; zeros for NaN."""
+    """Returns (N, knots) linear interpolation weights of (N,) ages in years on `AGE_KNOTS`; zeros for NaN."""
     apart = np.abs(np.clip(ages, AGE_KNOTS[0], AGE_KNOTS[-1])[:, None] - AGE_KNOTS)
     return np.nan_to_num(np.maximum(1 - apart / np.diff(AGE_KNOTS)[0], 0))
 
@@ -173,7 +173,7 @@ def age_shares(ages: np.ndarray) -> np.ndarray:
 def _tokens_before(
     patients: Patients, times: np.ndarray, rows: np.ndarray, until: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (n,) how many tokens of each row lie before its time, and (T,) the tokens; none without a timed one."""
+    """Returns (n,) the history size of each row at its time, 0 without a timed token, and (T,) the tokens."""
     starts, sizes = patients.offsets[rows], patients.offsets[rows + 1] - patients.offsets[rows]
     owners = np.repeat(np.arange(len(rows)), sizes)
     tokens = np.arange(len(owners)) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)

@@ -1,4 +1,4 @@
-"""What a data set says of itself and of its codes: descriptions, and whether its patients are synthetic."""
+"""Metadata of a MEDS data set: descriptions of codes, and whether its patients are synthetic."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,10 @@ from behrt_jax.data.vocabulary import Vocabulary
 
 
 def read_descriptions(data: str | Path, vocabulary: Vocabulary) -> list[str]:
-    """Returns what the tokens of a vocabulary mean, by id, after `metadata/codes.parquet` of a MEDS data set.
+    """Returns the descriptions of a vocabulary's tokens, by id, from `metadata/codes.parquet` of a MEDS data set.
 
-    A token with a value, such as `LAB//51087//Q7`, has the description of its code and `(Q7)`; those that have none are
-    empty, and all are where the data set describes no codes.
+    A token with a value, such as `LAB//51087//Q7`, has the description of its code and `(Q7)`. Tokens without a
+    description have an empty string, as do all tokens if the data set describes no codes.
 
     Raises:
       ValueError: the file cannot be read or is malformed.
@@ -25,12 +25,12 @@ def read_descriptions(data: str | Path, vocabulary: Vocabulary) -> list[str]:
     return found
 
 
-# What the programs are called that make patients up, in `etl_name` of a data set's metadata/dataset.json.
+# Values of `etl_name` in metadata/dataset.json for programs that simulate patients.
 SYNTHETIC = ("synthea", "behrt_jax.data.simulate")
 
 
 def is_synthetic(data: str | Path) -> bool:
-    """Whether `metadata/dataset.json` of a MEDS data set says by its `etl_name` that nobody is in it."""
+    """Returns whether `etl_name` in `metadata/dataset.json` of a MEDS data set is a program that simulates patients."""
     try:
         return json.loads((Path(data) / "metadata" / "dataset.json").read_text()).get("etl_name") in SYNTHETIC
     except (OSError, ValueError, AttributeError):
@@ -38,7 +38,7 @@ def is_synthetic(data: str | Path) -> bool:
 
 
 def check_allowed(data: str | Path, show_patients: bool) -> None:
-    """Raises a ValueError where patients may be real and nobody has said that they may be shown."""
+    """Raises a ValueError if patients may be real and `show_patients` is not set."""
     if not (show_patients or is_synthetic(data)):
         raise ValueError(
             f"{Path(data) / 'metadata' / 'dataset.json'}: etl_name is none of {', '.join(SYNTHETIC)}: patients may be "
@@ -47,11 +47,11 @@ def check_allowed(data: str | Path, show_patients: bool) -> None:
 
 
 class Names:
-    """What codes are called.
+    """Names and descriptions of tokens.
 
     Attributes:
-      tokens: of the vocabulary, by id.
-      descriptions: by code, as `metadata/codes.parquet` has them.
+      tokens: the tokens of the vocabulary, by id.
+      descriptions: by code, from `metadata/codes.parquet`.
     """
 
     def __init__(self, tokens: tuple[str, ...], data: str | Path):
@@ -59,6 +59,6 @@ class Names:
         self.descriptions = dict(events.read_codes(data, "description").iter_rows())
 
     def __call__(self, code: int) -> dict[str, str | None]:
-        """Returns `code` and `description` of a token; a value's bin is a part of the code."""
+        """Returns `code` and `description` of a token; `code` includes the bin of a value."""
         token = self.tokens[code]
         return {"code": token, "description": self.descriptions.get(token.partition("//Q")[0])}

@@ -1,4 +1,4 @@
-"""Next visits as examples: which visits are predicted from those before them, and the codes that each holds."""
+"""Next-visit prediction targets: the visits to predict from earlier ones, and the target codes of each."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -12,27 +12,27 @@ from behrt_jax.data.dataset import MICROSECONDS, Patients
 from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
 from behrt_jax.data.windows import MINUTES_PER_DAY, VisitIndex, covering_windows, ranges, windows_until
 
-CHUNK = 4096  # examples worked on at once
+CHUNK = 4096  # examples processed at once
 NEVER = np.iinfo(np.int64).max
 
 
 @dataclasses.dataclass(frozen=True)
 class NextVisits:
-    """Visits to predict, N of them: every visit with a target code but a patient's first such visit.
+    """N visits to predict: every visit with a target code, except each patient's first such visit.
 
-    A visit that begins at time T is predicted from what was recorded before T, also where visits overlap. Visits that
-    begin with the patient's first recorded code have no past and are left out.
+    A visit that starts at time T is predicted from the tokens recorded before T, even where visits overlap. Visits that
+    start with the patient's first recorded code have no past and are left out.
 
     Attributes:
       codes: (T,) ids of the target codes.
-      visits: (N,) index of each in the `VisitIndex`, ascending.
-      patients: (N,) whose each is, as a row of `Patients`.
-      starts: (N,) int64 when each begins, as `Patients.times`.
-      known: (N,) index after the last of the patient's visits that began before it.
-      late: (2, M) int64: an example, by its row here, and a token of its known visits that was recorded too late to be
-        known; of a code's repeats in a visit, the first alone.
-      targets: (N, T) sparse bool, the target codes in it.
-      first_times: (patients, T) int64 when each code was first recorded; `NEVER` where it was not.
+      visits: (N,) index of each visit in the `VisitIndex`, ascending.
+      patients: (N,) the patient of each visit, as a row of `Patients`.
+      starts: (N,) int64 start of each visit, as `Patients.times`.
+      known: (N,) index after the patient's last visit that started earlier.
+      late: (2, M) int64: the row of an example here, and a token of its known visits that was recorded at the example's
+        start or later, so must not be used; only the first if a code repeats in a visit.
+      targets: (N, T) sparse bool, the target codes of each visit.
+      first_times: (patients, T) int64 when each code was first recorded; `NEVER` if it was not.
     """
 
     codes: np.ndarray
@@ -48,11 +48,11 @@ class NextVisits:
         return len(self.visits)
 
     def seen_before(self) -> np.ndarray:
-        """Returns which codes were recorded before each visit began: (N, T) bool. The others are new if they come."""
+        """Returns which codes were recorded before each visit started, (N, T) bool; others are new if they occur."""
         return self.first_times[self.patients] < self.starts[:, None]
 
     def take(self, rows: np.ndarray) -> "NextVisits":
-        """Returns some examples, by ascending rows."""
+        """Returns the examples at `rows`, which are ascending."""
         places = np.full(len(self), -1)
         places[rows] = np.arange(len(rows))
         late = self.late[:, places[self.late[0]] >= 0]
@@ -61,15 +61,15 @@ class NextVisits:
 
 
 def target_codes(vocabulary: Vocabulary, patterns: tuple[str, ...], min_patients: int) -> np.ndarray:
-    """Returns which tokens are to be predicted, (V,) bool.
+    """Returns which tokens are prediction targets, (V,) bool.
 
     Args:
       vocabulary: fitted on train.
       patterns: shell patterns of code names.
-      min_patients: targets of fewer train patients are left out.
+      min_patients: codes with fewer train patients are not targets.
 
     Raises:
-      ValueError: nothing is left.
+      ValueError: no token is a target.
     """
     named = set(events.matching_codes(list(vocabulary.codes), patterns, ()))
     enough = [count >= min_patients for count in vocabulary.patients]
@@ -85,12 +85,12 @@ def target_codes(vocabulary: Vocabulary, patterns: tuple[str, ...], min_patients
 
 
 def find_next_visits(patients: Patients, index: VisitIndex, is_target: np.ndarray) -> NextVisits:
-    """Finds every visit that is to be predicted.
+    """Finds every visit to predict.
 
     Args:
       patients: the split.
       index: its visits.
-      is_target: (V,) bool, as `target_codes` gives it.
+      is_target: (V,) bool, from `target_codes`.
     """
     owners, times = index.owners, patients.times
     codes = np.flatnonzero(is_target)
@@ -102,7 +102,7 @@ def find_next_visits(patients: Patients, index: VisitIndex, is_target: np.ndarra
     found = np.flatnonzero(np.diff(held.indptr) > 0)
     found = found[np.diff(owners[found], prepend=-1) == 0]
     starts = times[index.starts[0]]
-    # Visits are in the order of their starts: those that began earlier end where the first of the same start stands.
+    # Visits are sorted by start, so earlier ones end where the first visit with the same start is.
     is_later = (np.diff(starts, prepend=-1) != 0) | (np.diff(owners, prepend=-1) != 0)
     known = np.maximum.accumulate(np.where(is_later, np.arange(len(starts)), 0))[found]
     has_past = known > index.first_visit[owners[found]]
@@ -142,15 +142,15 @@ def boundary_batches(
     Args:
       patients: the split.
       index: its visits.
-      examples: what is to be predicted.
+      examples: the visits to predict.
       batch_size: B.
-      cut: whether each example has a window of its own, from which all that was recorded since the visit began is
-        masked, for models whose visits see each other both ways; else rows hold it, and a causal model does not see it.
+      cut: whether each example has a separate window, in which all tokens recorded since the visit's start are masked,
+        as bidirectional models need; otherwise rows contain these tokens, which a causal model does not attend to.
 
     Yields:
-      The columns of packed rows; (B, K) the places of the last tokens recorded before visits to predict, 0 for unused
-      ones; (B, K) which of the examples each is, -1 for none; (B, K) float32 days from that token to the visit's start.
-      An example is in the row that holds more of its past.
+      The columns of packed rows; (B, K) columns of the last tokens recorded before visits to predict, 0 for unused
+      slots; (B, K) the index of each example, -1 for none; (B, K) float32 days from that token to the visit's start. An
+      example is in the row that holds more of its past.
     """
     visits = examples.visits
     if not len(visits):

@@ -1,4 +1,4 @@
-"""Packing: which sequences share a row, by best-fit-decreasing over a histogram of lengths."""
+"""Sequence packing: assigns sequences to rows by best-fit-decreasing over a histogram of lengths."""
 
 import dataclasses
 
@@ -7,10 +7,10 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Rows of sequences as one long array cut by offsets (CSR).
+    """Assignment of sequences to rows, as one flat array with offsets (CSR).
 
     Attributes:
-      members: (N,) sequences in the order in which rows hold them.
+      members: (N,) indices of sequences, row by row.
       offsets: (rows + 1,) row r holds `members[offsets[r]:offsets[r + 1]]`.
     """
 
@@ -22,10 +22,10 @@ class Plan:
 
 
 def pack(lengths: np.ndarray, row_length: int) -> Plan:
-    """Packs sequences into as few rows as best-fit-decreasing finds (Johnson 1973).
+    """Packs sequences into few rows by best-fit-decreasing (Johnson 1973).
 
-    Sequences of one length are interchangeable, so the plan is made for counts of each length: the cost grows with the
-    square of the row length, hardly with the number of sequences.
+    Sequences of equal length are interchangeable, so the plan uses only the count of each length. Its cost grows with
+    the square of the row length and hardly with the number of sequences.
 
     Args:
       lengths: (N,) tokens of each sequence, 1 to `row_length`.
@@ -43,7 +43,7 @@ def pack(lengths: np.ndarray, row_length: int) -> Plan:
     lengths = np.asarray(lengths, np.int64)
     if lengths.size and not 1 <= lengths.min() <= lengths.max() <= row_length:
         raise ValueError(f"lengths: found {lengths.min()} to {lengths.max()}; expected 1 to row_length={row_length}")
-    # rows_with[r] holds arrays of row numbers that have r tokens free.
+    # rows_with[r] holds arrays of the rows with r tokens free.
     rows_with: list[list[np.ndarray]] = [[] for _ in range(row_length + 1)]
     row_of = np.empty(len(lengths), np.int64)
     num_rows = 0
@@ -66,7 +66,7 @@ def pack(lengths: np.ndarray, row_length: int) -> Plan:
 
 
 def _fill(rows, free, size, sequences, placed, row_of, rows_with) -> int:
-    """Puts sequences of one size into rows with `free` tokens, filling each row before the next."""
+    """Puts sequences of one size into rows with `free` tokens left, filling each row before the next."""
     each = free // size
     taken = min(len(sequences) - placed, each * len(rows))
     row_of[sequences[placed : placed + taken]] = rows[np.arange(taken) // each]

@@ -1,4 +1,4 @@
-"""Preparation: a MEDS data set becomes a vocabulary and a TFDS data set of tokens, cached by a fingerprint."""
+"""Data preparation: turns a MEDS data set into a vocabulary and a TFDS data set of tokens, cached by fingerprint."""
 
 import collections
 import dataclasses
@@ -15,7 +15,7 @@ from behrt_jax.data import dataset, events, sexes, tokenize, vocabulary
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.tokenize import ShardStats, gather_shard_stats
 
-_SPLITS_CURES = {  # by whether splits are made, and whether they are those of folders
+_SPLITS_CURES = {  # keyed by (splits come from a hash, splits come from folders)
     (1, 0): "add patients or",
     (0, 1): "splits are those of the folders under data/; add patients, or write",
     (0, 0): "correct",
@@ -24,7 +24,7 @@ _SPLITS_CURES = {  # by whether splits are made, and whether they are those of f
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Prepared data: the folder, the vocabulary and what was counted on the way."""
+    """Prepared data: its folder, its vocabulary and a report of counts."""
 
     folder: Path
     vocabulary: vocabulary.Vocabulary
@@ -38,21 +38,22 @@ def prepare(
     progress: Callable[[str], None] = lambda message: None,
     add_codes: bool = False,
 ) -> Prepared:
-    """Prepares a data set, or finds it prepared.
+    """Prepares a data set, or loads it from the cache.
 
     Args:
       config: the data section of a recipe.
-      fitted: the vocabulary of a trained model, for other data than it was trained on; fitted on train if None.
-        Codes that it does not know are read as their nearest parent that it knows, or else as `[UNK]`.
-      splits: those that must have patients; others may be empty where `fitted` is given.
+      fitted: the vocabulary of a trained model, to apply it to other data; if None, a vocabulary is fitted on train.
+        Codes that it does not know become their nearest known ancestor, or else `[UNK]`.
+      splits: splits that must have patients; others may be empty if `fitted` is given.
       progress: called with a line for each stage.
-      add_codes: whether codes of train that `fitted` does not know are added to its end, as if it were fitted on them.
+      add_codes: whether to append codes of train that `fitted` does not know, as if it were fitted on them.
 
     Returns:
-      The prepared data; `report` counts what was read, left out and cut, and names patterns that match no code.
+      The prepared data; `report` counts what was read and left out, and lists patterns that match no code.
 
     Raises:
-      ValueError: the data set breaks the standard, or nothing is left of it or known; nothing is written then.
+      ValueError: the data set violates the standard, no event is left, or the vocabulary knows none of its codes;
+        nothing is written then.
     """
     vocabulary_used = fitted.fingerprint + "+" * add_codes if fitted else ""
     name = f"{Path(config.path).resolve().name}-{config.fingerprint(vocabulary_used)}"
@@ -70,7 +71,7 @@ def prepare(
 
 
 def _load(folder: Path) -> Prepared | None:
-    """Reads what `_prepare` wrote; None where there is nothing or it was cut short."""
+    """Loads the result of `_prepare`; None if it is missing or incomplete."""
     try:
         report = json.loads((folder / "report.json").read_text())
         return Prepared(folder, vocabulary.Vocabulary.load(folder / "vocabulary.json"), report)
@@ -79,7 +80,7 @@ def _load(folder: Path) -> Prepared | None:
 
 
 def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, progress, add_codes) -> Prepared:
-    """Reads the data set, then writes `folder` in one move."""
+    """Reads the data set, then writes `folder` atomically."""
     counts: collections.Counter = collections.Counter()
     known = used = fitted or vocabulary.EMPTY
     fit, kept = fitted is None or add_codes, frozenset(known.ids)
@@ -107,7 +108,7 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
 
 
 def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], survey: ShardStats, fitted, counts) -> dict:
-    """Writes prepared data beside `folder` and moves it there; returns the report."""
+    """Writes prepared data to a temporary folder, renames it to `folder`, and returns the report."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -138,7 +139,7 @@ def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], surv
 def _tokenized(
     survey: ShardStats, split: str, config: DataConfig, edges, kept: frozenset[str], counts=None, parents=None
 ) -> Iterator[pl.DataFrame]:
-    """Reads the shards of a split as tokens, one at a time."""
+    """Tokenizes the shards of a split, one at a time."""
     members = survey.splits.filter(pl.col("split") == split)
     named = survey.visits_named
     return (
@@ -152,7 +153,7 @@ def _first_examples(
     """Returns a generator of examples for each split that has any.
 
     Raises:
-      ValueError: a split that is needed has no patient with a code left.
+      ValueError: a needed split has no patient with a code left.
     """
     present = {}
     for split in events.SPLITS:
@@ -171,7 +172,7 @@ def _first_examples(
 def _examples(
     survey: ShardStats, split: str, config: DataConfig, fitted, kept, parents, counts
 ) -> Iterator[tuple[int, dict]]:
-    """Yields each patient of a split as tokens, and counts them."""
+    """Yields the subject id and example of each patient of a split, and updates `counts`."""
     says_sex = sexes.sex_tokens(fitted.tokens) > 0
     for found in _tokenized(survey, split, config, fitted.value_edges, kept, counts, parents):
         found = found.with_columns(code_id=fitted.encode(found["token"]))
@@ -186,11 +187,11 @@ def _examples(
 
 
 def describe_coverage(report: dict, split: str) -> str:
-    """Says what share of the events and patients of a split, or of `all`, a vocabulary from elsewhere knows.
+    """Describes the share of a split's events and patients that the vocabulary of a trained model knows.
 
     Args:
-      report: that of `prepare`.
-      split: its name.
+      report: the report of `prepare`.
+      split: the name of the split, or `all`.
     """
     splits = events.SPLITS if split == "all" else (split,)
     kinds = ("tokens", "backed_off", "unknown", "patients", "patients_known")

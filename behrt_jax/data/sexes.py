@@ -1,4 +1,4 @@
-"""Which codes record a patient's sex: one rule for everything that reads it."""
+"""Codes that record a patient's sex, by one rule for all readers."""
 
 import re
 
@@ -7,7 +7,7 @@ import numpy as np
 from behrt_jax.data.dataset import Patients
 
 SEXES = ("F", "M")
-# The last part of a code names the sex, an earlier one says that it does: GENDER//F, Gender/FEMALE, SEX//8532 (OMOP).
+# The last part of a code is the sex, and an earlier part is one of NAMES: GENDER//F, Gender/FEMALE, SEX//8532 (OMOP).
 NAMES = ("gender", "sex", "birthsex", "birth_sex", "sex_at_birth", "administrative_gender", "biological_sex")
 VALUES = {
     "F": ("f", "female", "woman", "8532", "248152002"),
@@ -31,7 +31,7 @@ def parse(given: tuple[str, ...]) -> dict[str, str]:
 
 
 def sex_of(code: str) -> str:
-    """Returns F or M where a code is one of the common forms, else an empty string."""
+    """Returns F or M if a code has one of the common forms, else an empty string."""
     parts = [re.sub(r"[ \-]", "_", part) for part in re.split(r"[/:|]+", code.lower())]
     if len(parts) == 1:
         parts = code.lower().rpartition("_")[::2]
@@ -42,9 +42,9 @@ def canonical(codes: list[str], given: tuple[str, ...], known: frozenset[str] = 
     """Maps codes that record a sex to `GENDER//F` and `GENDER//M`, so that a vocabulary has one token for each.
 
     Args:
-      codes: of the data.
-      given: `data.sex_codes`, beside the common forms.
-      known: tokens that stay as they are, of a vocabulary that was fitted to them.
+      codes: codes of the data.
+      given: `data.sex_codes`, in addition to the common forms.
+      known: tokens to leave unchanged, because a given vocabulary was fitted on them.
     """
     chosen = parse(given)
     found = {code: chosen.get(code) or sex_of(code) for code in codes if code not in known}
@@ -52,21 +52,21 @@ def canonical(codes: list[str], given: tuple[str, ...], known: frozenset[str] = 
 
 
 def sex_tokens(tokens: tuple[str, ...]) -> np.ndarray:
-    """Returns what each token of a vocabulary says, (V,) int: 0 nothing, else 1 + the place among `SEXES`."""
+    """Returns the sex that each token of a vocabulary records, (V,) int: 0 for none, else 1 + its index in `SEXES`."""
     return np.array([1 + SEXES.index(sex) if (sex := sex_of(token)) else 0 for token in tokens])
 
 
 def sexes(patients: Patients, tokens: tuple[str, ...]) -> np.ndarray:
     """Returns the sex of each patient by static and timed tokens, (patients,) str of `SEXES`; empty where unknown.
 
-    Of several the last recorded counts.
+    If a patient has several, the last recorded one counts.
 
     Args:
       patients: the split or histories.
-      tokens: of the vocabulary, by id.
+      tokens: the tokens of the vocabulary, by id.
     """
     said = sex_tokens(tokens)[patients.codes]
     rows = np.flatnonzero(said)
     found = np.zeros(len(patients), int)
-    found[patients.owners[rows]] = said[rows]  # in the order of tokens: a later one replaces an earlier one
+    found[patients.owners[rows]] = said[rows]  # in token order, so that later tokens overwrite earlier ones
     return np.array(["", *SEXES])[found]

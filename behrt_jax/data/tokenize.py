@@ -1,4 +1,4 @@
-"""Tokens: the events of a shard that are kept, in the order of the sequence."""
+"""Tokenizes the events of shards in sequence order, after a first pass that validates them and gathers statistics."""
 
 import collections
 import dataclasses
@@ -13,12 +13,12 @@ from behrt_jax.data.config import DataConfig
 
 
 def read_events(shard: Path, config: DataConfig) -> pl.DataFrame:
-    """Reads a shard with `visit_name:String`, the visit that each event names; null where it names none."""
+    """Reads a shard with `visit_name:String`, the visit that each event names, or null."""
     return visits.name_visits(events.read_shard(shard, visits.visit_columns(config.visits)), config.visits, shard)
 
 
 def select_codes(found: pl.DataFrame, config: DataConfig) -> pl.DataFrame:
-    """Keeps the events whose codes the patterns of the config keep."""
+    """Keeps the events whose codes pass the include and exclude patterns of the config."""
     names = found["code"].unique().to_list()
     return found.filter(pl.col("code").is_in(events.matching_codes(names, config.codes_include, config.codes_exclude)))
 
@@ -33,23 +33,23 @@ def tokenize(
     parents: dict[str, str] | None = None,
     known: frozenset[str] = frozenset(),
 ) -> pl.DataFrame:
-    """Reads one shard as tokens in sequence order.
+    """Reads one shard and returns its tokens in sequence order.
 
     Args:
       shard: a parquet file of MEDS events.
       config: the data section of a recipe.
       value_edges: bins of numeric values.
-      members: the subjects to keep, by `subject_id`.
+      members: the subjects to keep, in its column `subject_id`.
       visits_named: whether any event of the data set names its visit; if none does, calendar days are visits.
-      counts: if given, what was left out is added to it.
-      parents: tokens that are read as others, as `back_off.nearest_known_ancestors` gives them.
-      known: the tokens of a vocabulary from elsewhere, which stay as they are where they record a sex.
+      counts: if given, counts of events left out are added to it.
+      parents: a mapping from tokens to their replacements, from `vocabulary.nearest_known_ancestors`.
+      known: the tokens of a given vocabulary, which stay unchanged if they record a sex.
 
     Returns:
-      `subject_id, token, backed_off:Boolean (by parents), visit:Int32 (-1 for static rows), minutes:Int32 (since birth,
-      or since the first event where no birth is known), microseconds:Int32 (beyond the minute), has_birth:Boolean,
-      origin:Int32 (where minutes count from, in minutes since 2000)`, by subject, static rows first, then by visit and
-      time.
+      `subject_id, token, backed_off:Boolean (by parents), visit:Int32 (-1 for static rows), minutes:Int32
+      (since birth, or since the first event if birth is unknown), microseconds:Int32 (beyond the minute),
+      has_birth:Boolean, origin:Int32 (the zero of `minutes`, in minutes since 2000)`, sorted by subject, static rows
+      first, then by visit and time.
     """
     found = read_events(shard, config).join(members, on="subject_id", how="semi", maintain_order="left")
     birth = events.birth_times(pl.col("time"))
@@ -91,7 +91,7 @@ def tokenize(
 
 
 def split_patients(tokens: pl.DataFrame) -> Iterator[dict]:
-    """Yields each patient of `tokenize`'s result with `code_id` added, as `dataset.PatientTokens` holds it."""
+    """Yields an example for `dataset.PatientTokens` per patient, from the result of `tokenize` with `code_id` added."""
     matrix = tokens.select("code_id", *dataset.TOKEN_COLUMNS[1:]).to_numpy().astype(np.int32)
     subjects, starts = np.unique(tokens["subject_id"].to_numpy(), return_index=True)
     has_birth, origin = tokens["has_birth"].to_numpy(), tokens["origin"].to_numpy()
@@ -104,19 +104,19 @@ def split_patients(tokens: pl.DataFrame) -> Iterator[dict]:
         }
 
 
-MOST_SAMPLES = 16  # samples of numeric values, one a shard, that are held before they are merged
+MOST_SAMPLES = 16  # samples of numeric values, one per shard, to hold in memory before merging them
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardStats:
-    """What one pass over the validated shards found.
+    """Statistics from one pass over the validated shards.
 
     Attributes:
       splits: `subject_id, split` of every subject in the data.
-      shards: for each split, the shards that hold subjects of it.
-      samples: numeric values of the train split, for the fit of their bins.
+      shards: for each split, the shards that hold its subjects.
+      samples: numeric values of the train split, to fit their bins.
       visits_named: whether any event names its visit.
-      unmatched: patterns of the config that no code of the data matches.
+      unmatched: patterns of the config that match no code of the data.
     """
 
     splits: pl.DataFrame
@@ -127,7 +127,7 @@ class ShardStats:
 
 
 def gather_shard_stats(config: DataConfig, counts: collections.Counter, with_samples: bool) -> ShardStats:
-    """Validates every shard and counts its events."""
+    """Validates every shard and gathers its statistics; adds counts of files and events to `counts`."""
     shards, *left_out = events.find_files(config.path)
     counts.update(dict(zip(("hidden_files", "other_files"), left_out, strict=True)))
     listed = events.read_splits(config.path)
@@ -168,7 +168,7 @@ def gather_shard_stats(config: DataConfig, counts: collections.Counter, with_sam
 
 
 def _splits_of_shard(ids: np.ndarray, of_folder: str | None, listed: pl.DataFrame | None) -> pl.DataFrame:
-    """Returns the split of each subject: as listed, of the shard's folder, or else made from a hash."""
+    """Returns the split of each subject: from the splits file, else the shard's folder, else a hash."""
     if listed is not None:
         return pl.DataFrame({"subject_id": ids}).join(listed, on="subject_id", how="left", maintain_order="left")
     return (
@@ -179,7 +179,7 @@ def _splits_of_shard(ids: np.ndarray, of_folder: str | None, listed: pl.DataFram
 
 
 def _count_empty(config: DataConfig, columns: set[str]) -> int:
-    """Returns how many columns could name visits, where none of them does; a ValueError if the recipe names it."""
+    """Returns the number of visit columns, all of them empty; raises a ValueError if the recipe names one."""
     empty = columns.intersection(visits.visit_columns(config.visits))
     if empty and config.visits != "auto":
         raise ValueError(
@@ -190,7 +190,7 @@ def _count_empty(config: DataConfig, columns: set[str]) -> int:
 
 
 def _count_events(found: pl.DataFrame, splits: pl.DataFrame, counts: collections.Counter) -> None:
-    """Adds a shard's counts that no later choice of codes changes."""
+    """Adds the counts of a shard that do not depend on the selection of codes."""
     death = pl.col("time").filter(pl.col("code") == events.DEATH).min().over("subject_id")
     is_birth = (pl.col("code") == events.BIRTH) & pl.col("time").is_not_null()
     elsewhere = found.join(splits.filter(~pl.col("split").is_in(events.SPLITS)), on="subject_id", how="semi")

@@ -1,4 +1,4 @@
-"""Visits: which events belong together, and in which order."""
+"""Groups events into visits and orders them."""
 
 import polars as pl
 
@@ -7,7 +7,7 @@ NO_VISIT = ("", "nan", "none", "null", "nil", "na", "n/a", "#n/a", "<na>", "nat"
 
 
 def visit_columns(visits: str) -> tuple[str, ...]:
-    """Returns the columns that may name visits by the config key `data.visits`."""
+    """Returns the columns that may name visits, given the config key `data.visits`."""
     return {"auto": VISIT_COLUMNS, "day": (), "gap": ()}.get(visits, (visits,))
 
 
@@ -21,18 +21,18 @@ def check_column(columns: list[str], visits: str, source: object) -> None:
 
 
 def name_visits(events: pl.DataFrame, visits: str, source: object = "the data") -> pl.DataFrame:
-    """Adds `visit_name:String`, the visit that each timed event names: null where it names none.
+    """Adds `visit_name:String`, the visit that each timed event names, or null.
 
-    Every reader of visits uses this. Of the columns that may name visits, it takes the first in which a timed event of
-    the shard names one. A null, NaN, an empty text and words such as "null" and "N/A" name none.
+    Uses the first visit column in which a timed event of the shard names a visit. Null, NaN, empty text and words such
+    as "null" and "N/A" name none. All code that reads visits calls this function.
 
     Args:
       events: one validated shard with its visit columns.
       visits: the config key `data.visits`: `auto`, `day` or `gap` (no event names a visit then), or a column's name.
-      source: what has these columns, for the error.
+      source: the source of `events`, for the error.
 
     Raises:
-      ValueError: a column holds something else than numbers, text or dates.
+      ValueError: a column holds values other than numbers, text or dates.
     """
     for column in visit_columns(visits):
         if column in events.columns and events[column].null_count() < events.height:
@@ -44,7 +44,7 @@ def name_visits(events: pl.DataFrame, visits: str, source: object = "the data") 
 
 
 def _name(ids: pl.Expr, kind: pl.DataType, source: object) -> pl.Expr:
-    """Returns visit ids as text, null for what is no id."""
+    """Returns visit ids as text, null for values that are not ids."""
     if kind.is_float():
         return pl.when(ids.is_finite()).then(ids.cast(pl.String))
     if kind.base_type() in (pl.String, pl.Categorical, pl.Enum):
@@ -59,15 +59,15 @@ def _name(ids: pl.Expr, kind: pl.DataType, source: object) -> pl.Expr:
 
 
 def assign_visits(events: pl.DataFrame, visits: str, gap_hours: float) -> pl.DataFrame:
-    """Groups timed events to visits and orders them by the visit's start, then time.
+    """Groups timed events into visits and sorts them by the visit's start, then time.
 
     Args:
       events: one validated shard with `visit_name`; events that name no visit are grouped by calendar day.
-      visits: with `gap`, pauses begin visits.
-      gap_hours: a pause of more than this starts a new visit then.
+      visits: the config key `data.visits`; with `gap`, long pauses separate visits.
+      gap_hours: with `gap`, a pause longer than this starts a new visit.
 
     Returns:
-      The timed events with `visit:UInt32` (ascending in each subject, not yet contiguous after a later filter).
+      The timed events with `visit:UInt32`, ascending in each subject; a later filter may leave gaps in the numbers.
     """
     timed = events.filter(pl.col("time").is_not_null())
     if visits == "gap":
@@ -82,10 +82,9 @@ def assign_visits(events: pl.DataFrame, visits: str, gap_hours: float) -> pl.Dat
 
 
 def number_visits(events: pl.DataFrame) -> pl.DataFrame:
-    """Numbers the visits of each subject from 0, without holes, as `visit:Int32`.
+    """Numbers the visits of each subject from 0, without gaps, as `visit:Int32`.
 
-    Visits are ordered by the first of the events that are left, so that the time from one to the next is never
-    negative.
+    Visits are sorted by their first remaining event, so that the time from one to the next is never negative.
     """
     start = pl.col("time").min().over("subject_id", "visit")
     events = events.sort("subject_id", start, "visit", "time", maintain_order=True)

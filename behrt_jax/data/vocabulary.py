@@ -1,4 +1,4 @@
-"""The vocabulary: token ids by falling count, fitted on the train split alone, and quantile bins of numeric values."""
+"""The vocabulary: token ids by descending count and quantile bins of numeric values, fitted on the train split only."""
 
 import dataclasses
 import functools
@@ -16,18 +16,18 @@ SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]")
 PAD, CLS, SEP, MASK, UNK = range(len(SPECIAL_TOKENS))
 NUM_SPECIAL = len(SPECIAL_TOKENS)
 _VALUES_PER_CODE = 10_000
-MIN_BIN_PATIENTS = 10  # whose values a bin with rounded edges holds at least
+MIN_BIN_PATIENTS = 10  # minimum number of patients with values in a bin with rounded edges
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """Token ids: the special tokens, then codes by falling count in train.
+    """Token ids: the special tokens, then codes by descending count in train.
 
     Attributes:
       codes: the token of each id from `NUM_SPECIAL` on.
-      counts: occurrences of each in train, after repeats in a visit were removed.
-      patients: how many train patients have each.
-      value_edges: for codes whose numeric value becomes part of the token, the inner bin edges.
+      counts: occurrences of each token in train, after removing repeats in a visit.
+      patients: number of train patients with each token.
+      value_edges: the inner bin edges of codes whose numeric value becomes part of the token.
     """
 
     codes: tuple[str, ...]
@@ -40,22 +40,22 @@ class Vocabulary:
 
     @functools.cached_property
     def ids(self) -> dict[str, int]:
-        """Token to id, special tokens included."""
+        """The id of each token, including special tokens."""
         return {token: index for index, token in enumerate((*SPECIAL_TOKENS, *self.codes))}
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """Id to token, special tokens included."""
+        """All tokens by id, including special tokens."""
         return (*SPECIAL_TOKENS, *self.codes)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A SHA-256 over everything that gives ids their meaning; checkpoints are checked against it."""
+        """SHA-256 of everything that determines the meaning of ids; checkpoints are checked against it."""
         text = json.dumps([self.codes, self.counts, self.patients, self.value_edges], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def encode(self, tokens: pl.Series) -> pl.Series:
-        """Maps tokens to ids (int32); what is not in the vocabulary becomes `[UNK]`."""
+        """Maps tokens to ids (int32); unknown tokens become `[UNK]`."""
         return tokens.replace_strict(
             list(self.codes), list(range(NUM_SPECIAL, len(self))), default=UNK, return_dtype=pl.Int32
         )
@@ -72,7 +72,7 @@ class Vocabulary:
         """Reads a vocabulary that `save` wrote.
 
         Raises:
-          ValueError: the file is missing, is not such a vocabulary, or its content does not match its fingerprint.
+          ValueError: the file is missing, is not a vocabulary, or its content does not match its fingerprint.
         """
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -95,11 +95,11 @@ EMPTY = Vocabulary((), (), (), {})
 
 
 def sample_values(events: pl.DataFrame) -> pl.DataFrame:
-    """Returns numeric values per code for the fit of quantiles, at most 10,000 a code, chosen by a hash.
+    """Samples numeric values to fit quantiles, at most 10,000 per code, by a hash.
 
     Returns:
-      `code, values:List(Float32), subjects:List(Int64), hashes:List(UInt64), patients:UInt32`, one row a code;
-      `subjects` are those of the sampled values, `patients` counts those of all values.
+      `code, values:List(Float32), subjects:List(Int64), hashes:List(UInt64), patients:UInt32`, one row per code;
+      `subjects` are the subjects of the sampled values, `patients` counts the subjects of all values.
     """
     numeric = events.filter(pl.col("numeric_value").is_finite() & pl.col("time").is_not_null())
     subjects, times, values = (
@@ -118,7 +118,7 @@ def sample_values(events: pl.DataFrame) -> pl.DataFrame:
 
 
 def merge_samples(samples: list[pl.DataFrame]) -> pl.DataFrame:
-    """Merges the samples of shards, whose subjects are disjoint, to a sample of the same form and size."""
+    """Merges the samples of shards, whose subjects are disjoint, into one sample of the same form and size."""
     together = pl.concat(samples)
     values = (
         together.explode("values", "subjects", "hashes", empty_as_null=False)
@@ -137,11 +137,11 @@ def fit_value_edges(
     Equal edges are kept once, so a code with few distinct values has fewer bins.
 
     Args:
-      samples: what `sample_values` gave for each shard of the train split.
-      num_bins: quantile bins; below 2, none.
-      min_patients: codes with values of fewer train patients have no bins.
-      digits: significant digits that edges are rounded to, so that none is the exact value of a patient; neighbouring
-        bins are then merged until each holds values of `MIN_BIN_PATIENTS`, and of `min_patients`, or more. 0: exact
+      samples: the results of `sample_values` for the shards of the train split.
+      num_bins: number of quantile bins; below 2, none.
+      min_patients: codes with values from fewer train patients have no bins.
+      digits: significant digits to round edges to, so that no edge is a patient's exact value; neighbouring bins are
+        then merged until each holds values of at least `MIN_BIN_PATIENTS` and `min_patients` patients. 0 keeps exact
         quantiles.
     """
     samples = [sample for sample in samples if sample.height]
@@ -164,14 +164,14 @@ def fit_value_edges(
 
 
 def round_edge(edge: float, digits: int) -> float:
-    """Rounds to significant digits: 137.2 to 140 with two."""
+    """Rounds to `digits` significant digits: 137.2 to 140 with two."""
     return float(f"{edge:.{digits}g}")
 
 
 def coarsen_edges(
     edges: tuple[float, ...], values: np.ndarray, subjects: np.ndarray, digits: int, fewest: int
 ) -> tuple[float, ...]:
-    """Rounds edges, and merges neighbouring bins until each holds values of `fewest` subjects; () where none can."""
+    """Rounds edges and merges neighbouring bins until each holds values of `fewest` subjects; () if none can."""
     kept = sorted({round_edge(edge, digits) for edge in edges})
     bins = np.searchsorted(np.array(kept, np.float32), values, side="left")
     owners = np.unique(subjects, return_inverse=True)[1]
@@ -189,10 +189,10 @@ def coarsen_edges(
 
 
 def add_tokens(events: pl.DataFrame, value_edges: dict[str, tuple[float, ...]]) -> pl.DataFrame:
-    """Adds the column `token`: the code, or the code and its value's bin (`LAB//51087//Q7`) where edges are known.
+    """Adds the column `token`: the code, or the code and its value's bin (`LAB//51087//Q7`) if it has edges.
 
-    A value equal to an edge is in the bin below it. Edges are compared as float32, as values are stored: 0.7 is no
-    more than an edge of 0.7.
+    A value equal to an edge is in the bin below it. Edges are compared as float32, like the stored values, so that 0.7
+    equals an edge of 0.7.
     """
     codes = [code for code in events["code"].unique().to_list() if code in value_edges]
     if not codes:
@@ -211,7 +211,7 @@ def add_tokens(events: pl.DataFrame, value_edges: dict[str, tuple[float, ...]]) 
 
 
 def count_tokens(events: pl.DataFrame) -> pl.DataFrame:
-    """Counts the tokens of one shard: `token, count, patients`. Shards hold disjoint subjects, so counts add up."""
+    """Counts the tokens of one shard: `token, count, patients`. Subjects of shards are disjoint, so counts add up."""
     return events.group_by("token").agg(count=pl.len(), patients=pl.col("subject_id").n_unique())
 
 
@@ -221,16 +221,16 @@ def fit_vocabulary(
     min_patients: int,
     known: Vocabulary = EMPTY,
 ) -> Vocabulary:
-    """Builds the vocabulary from the counts of the train shards, or adds what another does not know to its end.
+    """Builds the vocabulary from the token counts of the train shards, or appends new tokens to a known one.
 
     Args:
-      counts: what `count_tokens` gave for each shard of the train split.
-      value_edges: of all codes.
-      min_patients: tokens of fewer train patients are left to `[UNK]`; also a privacy floor.
-      known: a vocabulary whose ids and counts are kept.
+      counts: the results of `count_tokens` for the shards of the train split.
+      value_edges: bin edges of all codes.
+      min_patients: tokens with fewer train patients become `[UNK]`; also a privacy threshold.
+      known: a vocabulary to extend; its ids and counts are kept.
 
     Raises:
-      ValueError: no token reaches the minimum, and none is known.
+      ValueError: no token reaches the minimum, and `known` is empty.
     """
     total = pl.concat(counts).group_by("token").agg(pl.col("count").sum(), pl.col("patients").sum())
     kept = total.filter(pl.col("patients") >= min_patients).sort("count", "token", descending=[True, False])
@@ -247,28 +247,28 @@ def fit_vocabulary(
 
 
 def nearest_known_ancestors(path: str | Path, known: Vocabulary) -> dict[str, str]:
-    """Finds what to read codes as that a vocabulary does not know.
+    """Maps codes that a vocabulary does not know to their nearest known ancestors.
 
-    Parents are those of `parent_codes` in `metadata/codes.parquet`, over any number of levels. Only a token without a
-    value stands for another code, as a value of one measurement says nothing of another.
+    Parents come from `parent_codes` in `metadata/codes.parquet`, over any number of levels. Only a token without a
+    value can replace another code, since a value of one measurement means nothing for another.
 
     Args:
       path: a MEDS data set.
       known: the vocabulary of a trained model.
 
     Returns:
-      Code to the nearest ancestor that is known; of several as near the most frequent one, then the first by name.
-      Empty where the data set names no parents.
+      A mapping from each code to its nearest known ancestor; ties go to the most frequent one, then to the first by
+      name. Empty if the data set has no parents.
 
     Raises:
-      ValueError: the file cannot be read, or a column of it is missing or of another type.
+      ValueError: the file cannot be read, or one of its columns is missing or of another type.
     """
     links = data_events.read_codes(path, "parent_codes").rename({"parent_codes": "parent"})
     links = links.explode("parent", empty_as_null=False).drop_nulls()
     nearest = pl.DataFrame({"parent": known.codes, "target": known.codes, "count": known.counts})
     links = links.join(nearest, left_on="code", right_on="parent", how="anti")
     found: dict[str, str] = {}
-    while nearest.height:  # one level further from the known codes each time; no code is reached twice
+    while nearest.height:  # breadth-first from the known codes; no code is reached twice
         reached = links.join(nearest, on="parent").sort("count", "target", descending=[True, False])
         reached = reached.unique("code", keep="first", maintain_order=True)
         found.update(zip(reached["code"], reached["target"], strict=True))

@@ -1,4 +1,4 @@
-"""Sequences: which window of whole visits of a patient is seen, and how it is laid out as columns of tokens."""
+"""Windows of whole visits: selects a window of each patient and lays it out as columns of tokens."""
 
 import dataclasses
 
@@ -25,15 +25,15 @@ COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class VisitIndex:
-    """Where the visits of a split lie in its tokens; made once by `index_visits`.
+    """Index of the visits in the tokens of a split, built once by `index_visits`.
 
     Attributes:
-      starts: (visits + 1,) index of each visit's first token; the last entry closes the last visit.
+      starts: (2, visits) index of each visit's first token, and the index after its last one.
       first_visit: (N + 1,) index of each patient's first visit.
-      static_counts: (N,) static tokens of each patient that are used.
-      statics_cut: (N,) further static tokens, left out for want of room.
+      static_counts: (N,) number of static tokens used per patient.
+      statics_cut: (N,) number of further static tokens, left out for lack of room.
       budgets: (N,) tokens of a row left for visits, after `[CLS]` and the static tokens.
-      ends: (visits + 1,) running count of visit tokens, with `use_sep` one `[SEP]` a visit included.
+      ends: (visits + 1,) cumulative count of visit tokens, including one `[SEP]` per visit with `use_sep`.
       row_length: L.
       use_sep: whether `[SEP]` ends each visit.
     """
@@ -54,21 +54,21 @@ class VisitIndex:
 
     @property
     def token_visits(self) -> np.ndarray:
-        """The visit of each token but the static ones, in the order of `Patients`."""
+        """(timed tokens,) the visit of each token that is not static, in the order of `Patients`."""
         starts, stops = self.starts
         return np.repeat(np.arange(len(starts)), stops - starts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Parts of patients that an epoch sees, W of them.
+    """W windows, each a range of consecutive visits of one patient.
 
     Attributes:
-      patients: (W,) whose each is.
+      patients: (W,) the patient of each window.
       start: (W,) index of the first visit.
       stop: (W,) index after the last visit.
-      skipped: (W,) oldest codes left out of a visit that is longer than a row (0 for all others).
-      lengths: (W,) tokens of the sequence, `[CLS]`, static tokens and any `[SEP]` included.
+      skipped: (W,) number of oldest codes left out of a visit that is longer than a row (0 for all others).
+      lengths: (W,) tokens of the sequence, including `[CLS]`, static tokens and any `[SEP]`.
     """
 
     patients: np.ndarray
@@ -79,12 +79,12 @@ class Windows:
 
 
 def index_visits(patients: Patients, row_length: int, use_sep: bool = True) -> VisitIndex:
-    """Finds the visits of all patients; static tokens take at most half a row.
+    """Indexes the visits of all patients; static tokens take at most half a row.
 
     Args:
       patients: the split.
       row_length: L.
-      use_sep: whether `[SEP]` ends each visit; without, windows use the room it leaves.
+      use_sep: whether `[SEP]` ends each visit; otherwise windows use its room for codes.
     """
     owners = patients.owners
     timed = np.flatnonzero(patients.visits >= 0)
@@ -92,7 +92,7 @@ def index_visits(patients: Patients, row_length: int, use_sep: bool = True) -> V
     changes |= np.diff(owners[timed], prepend=-1) != 0
     starts = timed[changes]
     first_visit = np.searchsorted(owners[starts], np.arange(len(patients) + 1))
-    # A visit ends where the next begins, or before the next patient's static tokens.
+    # A visit ends where the next one starts, or before the next patient's static tokens.
     stops = np.append(starts[1:], len(patients.codes))
     stops = np.minimum(stops, patients.offsets[owners[starts] + 1])
     statics = starts[first_visit[:-1]] - patients.offsets[:-1]
@@ -110,15 +110,15 @@ def index_visits(patients: Patients, row_length: int, use_sep: bool = True) -> V
 
 
 def newest_windows(index: VisitIndex) -> Windows:
-    """Returns each patient's newest whole visits that fit a row; of a visit longer than a row, its newest codes."""
+    """Returns each patient's newest whole visits that fit in a row; of a visit longer than a row, its newest codes."""
     return windows_until(index, index.first_visit[1:].copy())
 
 
 def random_windows(index: VisitIndex, subject_ids: np.ndarray, salt: int, weights: np.ndarray | None = None) -> Windows:
-    """Returns a window of whole visits for each patient, a function of (salt, subject).
+    """Samples a window of whole visits for each patient, as a function of (salt, subject).
 
-    The visit that must be in the window is drawn evenly, or by `weights` (visits,) of 0 or more; the window extends
-    from it to newer visits, then to older ones.
+    One visit of the window is sampled uniformly, or in proportion to `weights`, (visits,) of 0 or more. The window
+    extends from it to newer visits, then to older ones.
     """
     first, last = index.first_visit[:-1], index.first_visit[1:]
     if weights is None:
@@ -133,12 +133,12 @@ def random_windows(index: VisitIndex, subject_ids: np.ndarray, salt: int, weight
 
 
 def windows_until(index: VisitIndex, stop: np.ndarray, patients: np.ndarray | None = None) -> Windows:
-    """Extends windows that end before visit `stop` to older whole visits as far as a row allows.
+    """Returns windows that end before visit `stop` and extend to as many older whole visits as fit in a row.
 
     Args:
       index: the visits.
       stop: (W,) index after the last visit of each window.
-      patients: (W,) whose they are; if not given, one window a patient in order.
+      patients: (W,) the patient of each window; if not given, one window per patient, in order.
     """
     patients = np.arange(len(index.budgets)) if patients is None else patients
     first, budgets = index.first_visit[patients], index.budgets[patients]
@@ -150,13 +150,13 @@ def windows_until(index: VisitIndex, stop: np.ndarray, patients: np.ndarray | No
 
 
 def covering_windows(index: VisitIndex) -> tuple[Windows, np.ndarray]:
-    """Returns windows that together hold every visit, each with a past of about half a row where there is so much.
+    """Returns windows that together cover every visit, each with about half a row of past if there is that much.
 
-    A window ends about half a row after the one before it, so that the visits it adds find the other half filled with
-    what came before them, up to the one older visit that no longer fits. Patients without visits have no window.
+    Each window ends about half a row after the one before it. The other half of its row thus holds the past of the
+    visits that it adds, up to the one older visit that no longer fits. Patients without visits have no window.
 
     Returns:
-      The windows, and (W,) the index of the first visit that each adds: a visit is added by one window.
+      The windows, and (W,) the index of the first visit that each adds; every visit is added by exactly one window.
     """
     everyone = np.arange(len(index.budgets))
     done, last = index.first_visit[:-1].copy(), index.first_visit[1:]
@@ -178,7 +178,7 @@ def covering_windows(index: VisitIndex) -> tuple[Windows, np.ndarray]:
 
 
 def window_report(index: VisitIndex, windows: Windows) -> dict[str, int]:
-    """Counts what the windows leave out: patients cut, visits cut, codes of visits longer than a row, static codes."""
+    """Counts truncated patients, and the visits, codes of visits longer than a row and static codes left out."""
     all_visits = np.diff(index.first_visit)[windows.patients]
     seen = windows.stop - windows.start
     return {
@@ -199,26 +199,25 @@ def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def build_columns(patients: Patients, index: VisitIndex, windows: Windows, members: np.ndarray, salt: int):
     """Lays out the sequences of some windows, one after the other.
 
-    A sequence is `[CLS]`, the static tokens, then each visit's codes and, with `index.use_sep`, `[SEP]`. Codes of
-    one visit that share a time are ordered by a hash of (salt, subject, time, code), since any fixed order would give
-    masked codes away.
+    A sequence is `[CLS]`, the static tokens, then each visit's codes and, with `index.use_sep`, `[SEP]`. Codes of one
+    visit that share a time are ordered by a hash of (salt, subject, time, code), since a fixed order would leak the
+    masked codes.
 
     Args:
       patients: the split.
       index: its visits.
-      windows: what of patients is seen.
+      windows: the windows of the epoch.
       members: (n,) the windows to lay out.
       salt: `EVALUATION_SALT` or a function of (seed, epoch).
 
     Returns:
       The columns of `COLUMNS`, and `times`, int64 as `Patients.times` (-1 for `[CLS]` and static tokens), each
       `(windows.lengths[members].sum(),)`: ages in years (NaN where birth is unknown), dates in years since 1 January
-      2000 (below 0 before), visit_ids from 0 in the window, positions from 0 in the sequence in the order in which its
-      tokens were recorded (not in that of visits, where these overlap, so that no position depends on what was recorded
-      later), time_deltas in days since the start of the previous visit, time_ranks the rank of the recording time among
-      those of the window (from 1, tokens of one time share it; 0 for `[CLS]` and static tokens), maskable True for
-      codes of visits that the vocabulary knows. `[CLS]` and static tokens have the age and date of the window's first
-      visit, `[SEP]` those and the time of its visit's last code.
+      2000 (negative before), visit_ids from 0 in the window, positions from 0 in the sequence by recording time (not by
+      visit where visits overlap, so that no position depends on a later record), time_deltas in days since the start of
+      the previous visit, time_ranks the rank of the recording time in the window (from 1, equal for equal times; 0 for
+      `[CLS]` and static tokens), maskable True for codes of visits that the vocabulary knows. `[CLS]` and static tokens
+      have the age and date of the window's first visit, `[SEP]` the age, date and time of its visit's last code.
     """
     owners = windows.patients[members]
     lengths = windows.lengths[members]
@@ -227,7 +226,7 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
     columns: dict[str, np.ndarray] = {name: np.zeros(lengths.sum(), kind) for name, kind in COLUMNS.items()}
     columns["codes"][offsets] = CLS
 
-    # Everything below is about visits (one entry a visit in a window), then about their tokens.
+    # First come arrays with one entry per visit of a window, then arrays with one entry per token.
     visits_of = windows.stop[members] - windows.start[members]
     visit_owner = np.repeat(np.arange(len(members)), visits_of)
     visit_ids = ranges(np.zeros_like(visits_of), visits_of)
@@ -249,7 +248,7 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
     columns["maskable"][target] = patients.codes[source] >= NUM_SPECIAL
     columns["visit_ids"][target] = np.repeat(visit_ids, sizes)
     columns["time_deltas"][target] = np.repeat(gaps, sizes)
-    # Tokens that are not set below: [CLS] and static ones, and for their rank a time before all others.
+    # Defaults for [CLS] and static tokens, which are not set below; time -1 ranks them before all others.
     minutes = np.repeat(patients.minutes[index.starts[0][windows.start[members]]], lengths)
     minutes[target] = patients.minutes[source]
     times = np.full(len(owner), -1, np.int64)
@@ -264,7 +263,7 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
     columns["positions"], columns["time_ranks"] = _rank(owner, offsets, times)
     columns["times"] = times
     columns["ages"][:] = np.where(patients.has_birth[owners][owner], minutes / MINUTES_PER_YEAR, np.nan)
-    # The sum of two int32 may not fit one.
+    # The sum of two int32 may overflow int32.
     columns["dates"][:] = (patients.origins[owners].astype(np.int64)[owner] + minutes) / MINUTES_PER_YEAR
 
     statics = index.static_counts[owners]
@@ -273,13 +272,13 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
 
 
 def _exclusive_sums(values: np.ndarray, group_sizes: np.ndarray) -> np.ndarray:
-    """Returns for each group the sum of the values before it."""
+    """Returns the sum of all values before each group."""
     running = np.concatenate([[0], np.cumsum(values)])
     return running[np.cumsum(group_sizes) - group_sizes]
 
 
 def _shuffled(patients: Patients, source: np.ndarray, member: np.ndarray, owners: np.ndarray, salt: int) -> np.ndarray:
-    """Orders the tokens of each visit that share a time by hash; `source` lists tokens window by window."""
+    """Shuffles the tokens of each visit that share a time, by hash; `source` lists tokens window by window."""
     times = _times(patients, source)
     keys = hash_integers(salt, patients.subject_ids[owners[member]], times, patients.codes[source])
     starts = np.diff(times, prepend=-2) != 0
@@ -288,12 +287,12 @@ def _shuffled(patients: Patients, source: np.ndarray, member: np.ndarray, owners
 
 
 def _times(patients: Patients, tokens: np.ndarray) -> np.ndarray:
-    """Returns when some tokens, none of them static, were recorded: as `Patients.times`."""
+    """Returns the recording times of tokens, none of them static, as `Patients.times`."""
     return patients.minutes[tokens].astype(np.int64) * MICROSECONDS + patients.microseconds[tokens]
 
 
 def _rank(owner: np.ndarray, offsets: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the place of each token in its sequence by time, ties in their order, and the rank of its time from 0."""
+    """Returns each token's position in its sequence by time, ties in their order, and the rank of its time from 0."""
     order = np.lexsort((times, owner))
     places = np.empty(len(owner), np.int32)
     places[order] = np.arange(len(owner)) - offsets[owner[order]]

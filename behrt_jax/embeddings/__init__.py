@@ -1,1 +1,1 @@
-"""Embeddings of patients, at dates too, and of codes."""
+"""Embeddings of patients, optionally as of a date, and of codes."""

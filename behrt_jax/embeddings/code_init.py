@@ -1,4 +1,4 @@
-"""Where the embeddings of codes begin: at random, at a skip-gram of codes in visits, or at a user's table."""
+"""Initial code embeddings: random, from a skip-gram of codes in visits, or from a user's table."""
 
 import sys
 from collections.abc import Callable
@@ -21,7 +21,7 @@ SKIP_GRAM = "skip_gram"
 
 
 def check(config: ConfigDict) -> None:
-    """Raises a ValueError where the table that `code_init` names cannot be used, before anything else is done."""
+    """Raises a ValueError if the table named by `code_init` cannot be used, before any other work."""
     if config.code_init not in ("", SKIP_GRAM):
         read_table(Path(config.code_init), config.model.embedding_dim)
 
@@ -29,17 +29,17 @@ def check(config: ConfigDict) -> None:
 def make_rows(
     config: ConfigDict, vocabulary: Vocabulary, train: dataset.Patients, say: Callable[[str], None]
 ) -> np.ndarray | None:
-    """Makes the rows that the code table begins with; a function of the config and the train patients.
+    """Makes the initial rows of the code table; deterministic given the config and the train patients.
 
     Args:
       config: with `code_init`, and the seed.
       vocabulary: V tokens.
-      train: the patients that a skip-gram is trained on.
-      say: takes a line on how many codes begin with a row.
+      train: the patients to train a skip-gram on.
+      say: receives a message on how many codes have an initial row.
 
     Returns:
-      (V, D) float32 with mean 0 and variance 1 over all known rows, each feature with mean 0; NaN in the rows of tokens
-      that are to begin at random. None where all are.
+      (V, D) float32 with variance 1 over all known rows and mean 0 in each feature; NaN in the rows of tokens to
+      initialise at random. None if all tokens are.
 
     Raises:
       ValueError: the user's table cannot be used, or has no code of the vocabulary.
@@ -84,7 +84,7 @@ def _coverage(rows: np.ndarray, vocabulary: Vocabulary) -> str:
 
 
 def _narrow(rows: np.ndarray, known: np.ndarray, dim: int) -> np.ndarray:
-    """Keeps the `dim` directions of largest variance of rows that are wider (PCA)."""
+    """Reduces rows wider than `dim` to their `dim` directions of largest variance (PCA)."""
     if rows.shape[1] <= dim:
         return rows
     narrow = np.full((len(rows), dim), np.nan, np.float32)
@@ -95,7 +95,7 @@ def _narrow(rows: np.ndarray, known: np.ndarray, dim: int) -> np.ndarray:
 
 
 def place(variables: Any, rows: np.ndarray) -> Any:
-    """Returns variables whose code table begins with the known rows, as large as those at random."""
+    """Returns variables with the known rows in the code table, scaled like its random rows."""
     flat: dict[str, Any] = flatten_dict(variables, sep="/")
     (path,) = [path for path in flat if f"/{path}".endswith(CODE_TABLE)]
     known, table = np.isfinite(rows), flat[path]
@@ -104,7 +104,7 @@ def place(variables: Any, rows: np.ndarray) -> Any:
 
 
 def fit_skip_gram(config: ConfigDict, train: dataset.Patients, vocab_size: int) -> np.ndarray:
-    """Trains a skip-gram of codes in the visits of train patients, with progress; see `skip_gram.train`."""
+    """Trains a skip-gram on the codes in visits of train patients, with a progress bar; see `skip_gram.train`."""
     index = windows.index_visits(train, config.data.row_length, config.data.use_sep)
     every = 0.5 if sys.stderr.isatty() else 30.0
     width, steps = config.model.embedding_dim, skip_gram.NUM_STEPS
@@ -116,14 +116,14 @@ def read_table(file: Path, dim: int) -> tuple[list[str], np.ndarray]:
     """Reads a table of embeddings.
 
     Args:
-      file: Parquet with `code`, a string, each once, and `embedding`, lists of numbers of one width.
-      dim: the least width.
+      file: Parquet with `code`, unique strings, and `embedding`, lists of numbers of one width.
+      dim: the minimum width.
 
     Returns:
-      n codes and (n, width) float32.
+      n codes and their (n, width) float32 embeddings.
 
     Raises:
-      ValueError: it is not such a table.
+      ValueError: the file is not such a table.
     """
     where = f"code_init={file}"
     if not file.is_file():

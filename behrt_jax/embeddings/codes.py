@@ -1,4 +1,4 @@
-"""What the code table of a model has learned: nearest neighbours, and how far they share a group."""
+"""Code embeddings: nearest neighbours, how often they share a group, and a PPMI-SVD baseline."""
 
 from typing import Any
 
@@ -10,25 +10,25 @@ from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
 from behrt_jax.metrics.bootstrap import PerTargetScores
 from behrt_jax.models.embeddings import CODE_TABLE
 
-QUERIES_AT_A_TIME = 1024  # bounds the memory at this many times V
+QUERIES_AT_A_TIME = 1024  # bounds the memory to this many times V
 SMOOTHING = 0.75
 
 
 def code_table(params: Any) -> np.ndarray:
-    """Returns the (V, D) float32 embeddings of codes of a model's parameters, by id."""
+    """Returns the (V, D) float32 code embeddings in a model's parameters, by id."""
     flat: dict[str, Any] = flatten_dict(params, sep="/")
     (found,) = [leaf for path, leaf in flat.items() if f"/{path}".endswith(CODE_TABLE)]
     return np.asarray(found, np.float32)
 
 
 def find_codes(query: str, vocabulary: Vocabulary, descriptions: list[str]) -> list[int]:
-    """Finds codes by their name, or by words that are in their name or description, in any case and order.
+    """Finds codes by name, or by words in their name or description, in any case and order.
 
     Returns:
-      Ids, the most frequent first; only the one of that name where the query is a code.
+      Ids, the most frequent first; a single id if the query is the name of a code.
 
     Raises:
-      ValueError: there are none.
+      ValueError: no code matches.
     """
     if query in vocabulary.codes:
         return [vocabulary.ids[query]]
@@ -46,13 +46,13 @@ def find_codes(query: str, vocabulary: Vocabulary, descriptions: list[str]) -> l
 def nearest(
     table: np.ndarray, queries: np.ndarray | list[int], k: int, among: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the nearest codes by cosine; a code is no neighbour of itself.
+    """Finds the nearest codes by cosine similarity, excluding the query itself.
 
     Args:
       table: (V, D).
       queries: (n,) ids.
-      k: how many neighbours; fewer where there are not so many.
-      among: (m,) ids that can be neighbours; all codes if not given.
+      k: number of neighbours; fewer are returned if there are fewer codes.
+      among: (m,) ids of the candidate neighbours; all codes if not given.
 
     Returns:
       (n, k) ids, nearest first, and their (n, k) cosines.
@@ -71,10 +71,10 @@ def nearest(
 
 
 def agreement(table: np.ndarray, groups: np.ndarray, k: int) -> PerTargetScores:
-    """Measures which share of a code's k nearest neighbours is of its group, as Med2Vec (Choi et al. 2016) does.
+    """Measures the share of a code's k nearest neighbours that are in its group, as Med2Vec (Choi et al. 2016) does.
 
-    Only codes of a group take part, those that are alone in one aside. A code with fewer than k others in its group is
-    asked for as many neighbours as these, so that 1 can be reached.
+    Only codes in a group with other codes take part. For a code with fewer than k others in its group, only as many
+    neighbours are considered, so that 1 can be reached.
 
     Args:
       table: (V, D).
@@ -82,7 +82,7 @@ def agreement(table: np.ndarray, groups: np.ndarray, k: int) -> PerTargetScores:
       k: neighbours.
 
     Returns:
-      For each code that takes part, by id: its group as `patients`, so that intervals are over groups, and `precision`.
+      `precision` of each code that takes part, by id, with its group as `patients`, so that intervals are over groups.
     """
     codes, own, others = _members(groups)
     found, _ = nearest(table, codes, min(k, int(others.max())), among=codes)
@@ -93,13 +93,13 @@ def agreement(table: np.ndarray, groups: np.ndarray, k: int) -> PerTargetScores:
 
 
 def chance(groups: np.ndarray) -> PerTargetScores:
-    """Returns what `agreement` is on average for neighbours drawn at random."""
+    """Returns the expected `agreement` of random neighbours."""
     codes, own, others = _members(groups)
     return PerTargetScores(own, {"precision": others / (len(codes) - 1)})
 
 
 def _members(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the codes that are not alone in a group, their groups, and how many others each group holds."""
+    """Returns the codes in a group with others, their groups, and the number of others in each group."""
     sizes = np.bincount(groups[groups >= 0], minlength=1)
     codes = np.flatnonzero((groups >= 0) & (sizes[groups] > 1))
     if len(np.unique(groups[codes])) < 2:
@@ -108,17 +108,17 @@ def _members(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def ppmi_svd(held: scipy.sparse.csr_array, dim: int) -> np.ndarray:
-    """Embeds codes by how much more often than by chance they share visits: a baseline without a network.
+    """Embeds codes by co-occurrence in visits, a baseline without a network.
 
-    Positive pointwise mutual information with smoothed contexts, its largest singular vectors, each times the root of
-    its value (Levy, Goldberg and Dagan 2015).
+    Factorises positive pointwise mutual information with smoothed contexts: the largest singular vectors, each times
+    the square root of its singular value (Levy, Goldberg and Dagan 2015).
 
     Args:
-      held: (visits, V) which codes each visit holds.
+      held: (visits, V), the codes of each visit.
       dim: D.
 
     Returns:
-      (V, D) float32; zeros for what shares no visit with another, and in columns beyond the rank.
+      (V, D) float32; zeros for codes that share no visit with another, and in columns beyond the rank.
     """
     together = (held.T.astype(np.float64) @ held.astype(np.float64)).tocoo()
     apart = together.row != together.col
@@ -129,6 +129,6 @@ def ppmi_svd(held: scipy.sparse.csr_array, dim: int) -> np.ndarray:
     positive = information > 0
     matrix = scipy.sparse.csr_array((information[positive], (rows[positive], columns[positive])), shape=(size, size))
     most = min(dim, size - 1)
-    vectors, values, _ = scipy.sparse.linalg.svds(matrix, k=most, v0=np.ones(size))  # begins alike each time
-    vectors[np.diff(matrix.indptr) == 0] = 0.0  # rounding alone would give these a direction
+    vectors, values, _ = scipy.sparse.linalg.svds(matrix, k=most, v0=np.ones(size))  # fixed start, for reproducibility
+    vectors[np.diff(matrix.indptr) == 0] = 0.0  # otherwise rounding errors would give these a direction
     return np.pad(vectors * np.sqrt(values), ((0, 0), (0, dim - most))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Embeddings of patients: the pooled states of windows of their histories, from a frozen encoder."""
+"""Patient embeddings: the pooled hidden states of a frozen encoder over windows of their histories."""
 
 import functools
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from behrt_jax.models import inputs as models_inputs
 from behrt_jax.models import pooling as pools
 from behrt_jax.models.inputs import model_arguments
 
-HALF_LIVES = {"recent": 4.0, "newer": 1.0, "latest": 0.5}  # visits
-WEIGHTED = ("rare", *HALF_LIVES)  # poolings beside those of the model
-SLOTS = 32  # rows hold more or fewer patients; in such steps nearly all parts of a data set have one shape
-LEAST = 1e-6  # the weight of a special token, so that a history without a known code has an embedding too
+HALF_LIVES = {"recent": 4.0, "newer": 1.0, "latest": 0.5}  # in visits
+WEIGHTED = ("rare", *HALF_LIVES)  # poolings in addition to those of the model
+SLOTS = 32  # patients a row, rounded up to a multiple, so that nearly all parts of a data set have one shape
+LEAST = 1e-6  # weight of a special token, so that a history without a known code still has an embedding
 
 
 def embed(
@@ -34,18 +34,18 @@ def embed(
     """Embeds patients.
 
     Args:
-      config: of the run.
-      model: its model.
+      config: the run's config.
+      model: the run's model.
       params: its parameters.
       patients: M patients, or histories.
-      windows: of them, as `windows.windows_until` gives them; the newest of each if not given. What several windows
-        of one patient give is averaged, weighted by their tokens, or by the weights of these.
+      windows: windows of the patients, as from `windows.windows_until`; each patient's newest if not given. Embeddings
+        of several windows of a patient are averaged, weighted by the number or the total weight of their tokens.
       poolings: see `BEHRT.get_patient_embedding`; or those of `token_weights`, weighted means of the states.
-      vocabulary: of the model; for `rare`.
+      vocabulary: the model's vocabulary; needed for `rare`.
       advance: called after each batch.
 
     Returns:
-      By pooling, (M, D) float32.
+      (M, D) float32, by pooling.
     """
     index = data_windows.index_visits(patients, config.data.row_length, config.data.use_sep)
     epoch = batches.evaluation_epoch(index, windows)
@@ -68,7 +68,7 @@ def embed(
 
 @functools.partial(jax.jit, static_argnames=("model", "poolings", "most"))  # compiled once for all parts of a data set
 def _pool(model, params, columns, token_weights, poolings: tuple[str, ...], most: int):
-    """Returns by pooling (B, most, D) embeddings and (B, most) their weights."""
+    """Returns (B, most, D) embeddings and their (B, most) weights, by pooling."""
     inputs, named = model_arguments(columns)
     call = functools.partial(model.apply, params, *inputs, **named)
     members, found = pools.membership(columns["patient_ids"], most), {}
@@ -85,9 +85,9 @@ def _pool(model, params, columns, token_weights, poolings: tuple[str, ...], most
 
 
 def code_rarity(vocabulary: Vocabulary) -> np.ndarray:
-    """Returns how rare each token is, (V,) float32: log((1 + N) / (1 + n)) of n train patients who have it.
+    """Computes the rarity of each token, (V,) float32: log((1 + N) / (1 + n)) for n train patients with the token.
 
-    N is that of the code that most have. Special tokens are 0.
+    N is the number of patients with the most common code. Special tokens are 0.
     """
     patients = np.array(vocabulary.patients)
     return np.append(np.zeros(NUM_SPECIAL), np.log((1 + patients.max()) / (1 + patients))).astype(np.float32)
@@ -96,16 +96,16 @@ def code_rarity(vocabulary: Vocabulary) -> np.ndarray:
 def token_weights(
     batch: dict[str, np.ndarray], index: data_windows.VisitIndex, rarity: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Weights the tokens of packed rows, (B, L) float32 each.
+    """Computes weights for the tokens of packed rows, (B, L) float32 each.
 
     Args:
       batch: packed rows.
       index: the visits of their patients.
-      rarity: (V,), as `code_rarity` gives it.
+      rarity: (V,), from `code_rarity`.
 
     Returns:
-      `rare`: as in tf-idf, the n tokens of a code in a window of a patient add up to log(1 + n) times its rarity;
-      `recent`, `newer`, `latest`: halved with every one of `HALF_LIVES` visits before the patient's last.
+      `rare`: as in tf-idf, the weights of a code's n tokens in a window add up to log(1 + n) times its rarity;
+      `recent`, `newer`, `latest`: weights halve with every `HALF_LIVES` visits before the patient's last.
     """
     rows, places = np.nonzero(batch["patient_ids"])
     slots, codes = batch["patient_ids"][rows, places], batch["codes"][rows, places]

@@ -1,4 +1,4 @@
-"""Skip-gram of codes: what shares visits gets like embeddings, an objective of Med2Vec (Choi et al. 2016)."""
+"""Skip-gram of codes: codes that share visits get similar embeddings, as in Med2Vec (Choi et al. 2016)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,21 +13,21 @@ from behrt_jax.data.vocabulary import NUM_SPECIAL
 from behrt_jax.data.windows import VisitIndex
 
 NUM_STEPS = 2000
-BATCH_SIZE = 2048  # pairs an update
-SHARED_NEGATIVES = 256  # codes drawn an update that none of its pairs is expected to hold
-NEGATIVE_WEIGHT = 5.0  # they count as so many a pair
+BATCH_SIZE = 2048  # pairs per update
+SHARED_NEGATIVES = 256  # negatives drawn per update, shared by all its pairs
+NEGATIVE_WEIGHT = 5.0  # the shared negatives count as this many per pair
 LEARNING_RATE = 0.01
-SMOOTHING = 0.75  # power of a code's count by which it is drawn as a negative (Mikolov et al. 2013)
+SMOOTHING = 0.75  # negatives are drawn by counts to this power (Mikolov et al. 2013)
 SALT = 7919
 
 
 class Contexts(NamedTuple):
-    """Codes of visits and what is in the visit of each.
+    """Codes of visits, with the range of codes in the same visit.
 
     Attributes:
       codes: (T,) ids, visit by visit.
       first: (T,) index of the first code in the same visit.
-      last: (T,) index after the last.
+      last: (T,) index after the last code in the same visit.
     """
 
     codes: np.ndarray
@@ -36,7 +36,7 @@ class Contexts(NamedTuple):
 
 
 def find_contexts(patients: Patients, index: VisitIndex) -> Contexts:
-    """Finds the codes in the visit of each code."""
+    """Finds the range of codes in the same visit, for each code."""
     codes = patients.codes[patients.visits >= 0]
     kept = codes >= NUM_SPECIAL
     codes, visits = codes[kept], index.token_visits[kept]
@@ -45,13 +45,13 @@ def find_contexts(patients: Patients, index: VisitIndex) -> Contexts:
 
 
 def draw_pairs(contexts: Contexts, chances: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws (2, size) ids of codes and of another code of the visit of each.
+    """Draws pairs of codes from the same visit, (2, size) ids.
 
     Args:
       contexts: T codes.
-      chances: (T,) running sum of how often each is drawn, which ends in 1.
-      size: how many.
-      rng: draws.
+      chances: (T,) cumulative sampling probabilities, ending in 1.
+      size: number of pairs.
+      rng: random generator.
     """
     at = _draw(chances, size, rng)
     first, others = contexts.first[at], contexts.last[at] - contexts.first[at] - 1
@@ -64,7 +64,7 @@ def _running(weights: np.ndarray) -> np.ndarray:
 
 
 def _draw(chances: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    # Rounding may leave the last sum below 1; what then draws beyond it gets the last that can be drawn.
+    # Rounding may leave the last sum below 1; draws beyond it are clipped to the last code that can be drawn.
     return np.searchsorted(chances, np.minimum(rng.random(size), np.nextafter(chances[-1], 0)), side="right")
 
 
@@ -77,22 +77,22 @@ def train(
     num_steps: int = NUM_STEPS,
     progress: Callable[[int], object] = lambda step: None,
 ) -> np.ndarray:
-    """Trains skip-gram with negative sampling on codes of the same visit; a function of patients and seed.
+    """Trains a skip-gram with negative sampling on codes of the same visit; deterministic given patients and seed.
 
-    Codes are drawn by the square root of their counts, so that rare ones are seen too (Mikolov et al. 2013 drop
-    frequent words to the same end). The time does not grow with the number of patients.
+    Codes are drawn in proportion to the square root of their counts, so that rare codes are seen too (Mikolov et al.
+    2013 drop frequent words for the same reason). Run time does not grow with the number of patients.
 
     Args:
-      patients: those to train on: the train split.
+      patients: the patients to train on: the train split.
       index: their visits.
       vocab_size: V.
       dim: D.
-      seed: decides where it begins and what is drawn.
-      num_steps: updates.
+      seed: determines the initial tables and the draws.
+      num_steps: number of updates.
       progress: called with the number of each update.
 
     Returns:
-      (V, D) float32; NaN in the rows of tokens that share no visit with another.
+      (V, D) float32; NaN in the rows of tokens that share no visit with another code.
     """
     contexts = find_contexts(patients, index)
     counts = np.bincount(contexts.codes, minlength=vocab_size).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Patients at a moment: what was known of each at a date, or all of it, as the histories a model reads."""
+"""Snapshots of patients: their histories up to a date, or in full, as a model reads them."""
 
 import datetime
 from typing import NamedTuple
@@ -15,12 +15,12 @@ SINCE = np.datetime64("2000-01-01", "us")
 
 
 class Snapshot(NamedTuple):
-    """What was known of M patients.
+    """The histories of M patients up to given times.
 
     Attributes:
-      times: (M,) datetime64[us], what came strictly before them is known.
-      histories: whole.
-      rows: what the model reads; of a fine-tuned model with its mark at the end, as it was trained.
+      times: (M,) datetime64[us]; only events strictly before them are included.
+      histories: whole histories.
+      rows: what the model reads; for a fine-tuned model with its prediction token at the end, as in training.
     """
 
     times: np.ndarray
@@ -29,7 +29,7 @@ class Snapshot(NamedTuple):
 
 
 def read_date(text: str) -> np.datetime64 | None:
-    """Reads `--at`: a date, or None for `last`; a ValueError for anything else."""
+    """Parses `--at`: a date, or None for `last`; raises a ValueError for anything else."""
     if text == LAST:
         return None
     try:
@@ -45,17 +45,17 @@ def take_snapshot(
     lives: pl.DataFrame,
     whole: bool = False,
 ) -> tuple[Snapshot, dict[str, int]]:
-    """Finds what was known of patients strictly before a date, or just after their last event.
+    """Truncates histories strictly before a date, or just after their last event.
 
     Args:
-      config: of a run; a fine-tuned one's `history.prediction_token` ends what the model reads with a mark.
+      config: a run's config; with `history.prediction_token`, if fine-tuned, a prediction token ends what is read.
       patients: a split.
       at: the date; None for the end of each history.
-      lives: `subject_id, birth, death` as `finetuning.data.read_lives` gives them.
-      whole: whether the model reads all of a history, in several windows; else its newest tokens.
+      lives: `subject_id, birth, death`, from `labels.follow_up.read_lives`.
+      whole: whether the model reads whole histories, in several windows; else their newest tokens.
 
     Returns:
-      The patients, and how many were left out for each reason.
+      The snapshot, and the number of patients left out for each reason.
     """
     if at is None:
         ends = patients.origins.astype(np.int64) * dataset.MICROSECONDS + patients.last_times
@@ -79,6 +79,6 @@ def take_snapshot(
 
 
 def windows_of(config: ConfigDict, rows: dataset.Patients, whole: bool) -> windows.Windows | None:
-    """Returns the windows that together hold all of each history, or None for the newest of each."""
+    """Returns windows that together cover each whole history, or None for the newest window of each."""
     index = windows.index_visits(rows, config.data.row_length, config.data.use_sep)
     return windows.covering_windows(index)[0] if whole else None

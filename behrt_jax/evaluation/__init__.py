@@ -1,1 +1,1 @@
-"""Held-out metrics of a run beside baselines and the oracle."""
+"""Evaluation of a run on held-out patients, with baselines and the oracle."""

@@ -1,4 +1,4 @@
-"""A finished run, loaded to be scored: the model, its data, and the patients to score."""
+"""A finished run, loaded for evaluation: the model, its data, and the patients to score."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,17 +21,17 @@ class Run(NamedTuple):
     """A finished run and the patients to score.
 
     Attributes:
-      config: its recipe.
-      vocabulary: that of the model.
+      config: the run's config.
+      vocabulary: the model's vocabulary.
       trained: the model and its objectives.
-      params: of the best checkpoint.
+      params: parameters of the best checkpoint.
       source: the MEDS data set of the patients to score.
       split: the split to score.
-      train: its train split, on which baselines are fitted.
-      tuning: its tuning split, at most `evaluation.max_patients`.
-      patients: those to score, at most `evaluation.max_patients`.
-      say: takes lines on what is going on.
-      digests: of the inputs of training; see `digests.of_pretraining`.
+      train: the run's train split, on which baselines are fitted.
+      tuning: the run's tuning split, at most `evaluation.max_patients` patients.
+      patients: the patients to score, at most `evaluation.max_patients`.
+      say: receives progress messages.
+      digests: digests of the training inputs; see `digests.of_pretraining`.
     """
 
     config: ConfigDict
@@ -47,15 +47,15 @@ class Run(NamedTuple):
     digests: dict[str, str]
 
     def index(self, patients: dataset.Patients) -> windows.VisitIndex:
-        """Finds the visits of patients, as the run's rows hold them."""
+        """Indexes the visits of patients, with the run's row length and separators."""
         return windows.index_visits(patients, self.config.data.row_length, self.config.data.use_sep)
 
 
 def load_run(folder: Path, split: str, data: str | None, say: Callable[[str], None]) -> Run:
-    """Loads a run from its workdir, and its data.
+    """Loads a run from its workdir, together with its data.
 
     Raises:
-      ValueError: the workdir cannot be loaded, or its data is not what the model was trained with.
+      ValueError: the workdir cannot be loaded, or its data differs from the data of training.
     """
     config, vocabulary, _, params = workdir.load(folder)
     own = prepare(DataConfig(**config.data), progress=say)
@@ -82,7 +82,7 @@ def load_run(folder: Path, split: str, data: str | None, say: Callable[[str], No
 
 
 def check_comparable(run: Run, other: Run, folder: str) -> None:
-    """Raises a ValueError where another run, of `folder`, does not predict what a run predicts."""
+    """Raises a ValueError if `other`, the run in `folder`, does not predict the same targets as `run`."""
     if other.vocabulary.fingerprint != run.vocabulary.fingerprint:
         raise ValueError(f"--versus={folder}: has another vocabulary; expected a run of the same data")
     shared = set(run.trained.model.objectives) & set(other.trained.model.objectives)
@@ -101,16 +101,16 @@ def check_comparable(run: Run, other: Run, folder: str) -> None:
 def read_simulation(
     source: Path, vocabulary: Vocabulary, patients: dataset.Patients, index: windows.VisitIndex
 ) -> tuple[world.World, world.Histories]:
-    """Reads the world of simulated data, and what is seen of patients in it.
+    """Reads the world of a simulated data set and the observed histories of its patients.
 
     Args:
       source: the simulated data set.
-      vocabulary: of the model.
-      patients: prepared from it.
+      vocabulary: the model's vocabulary.
+      patients: patients prepared from it.
       index: their visits.
 
     Raises:
-      ValueError: the visits or the codes of the prepared data are not those of the simulation.
+      ValueError: the visits or codes of the prepared data differ from those of the simulation.
     """
     seen, lives = oracle.read_histories(source, patients.subject_ids), world.load_world(source)
     visits, cure = np.diff(index.first_visit), "train with data.events_without_visit=leave_out"
@@ -131,12 +131,12 @@ def read_simulation(
 
 
 def is_simulated(source: str | Path) -> bool:
-    """Whether a data set is simulated, so that an oracle knows its probabilities."""
+    """Returns whether a data set is simulated, so that the oracle knows its probabilities."""
     return (Path(source) / world.WORLD_FILE).exists()
 
 
 def score_oracle(run: Run, score: Callable[[], dict]) -> dict:
-    """Returns `{"oracle": score()}`; nothing for data that are not simulated, or, with a warning, that differ."""
+    """Returns `{"oracle": score()}`; empty if not simulated and, with a warning, if `score` raises a ValueError."""
     if not is_simulated(run.source):
         return {}
     run.say("asking the oracle")

@@ -1,4 +1,4 @@
-"""Masked codes of held-out patients: a run beside baselines on the same hidden codes, and the oracle's ceiling."""
+"""Masked-code evaluation: scores a run, baselines and the oracle on the same masked codes of held-out patients."""
 
 import itertools
 import math
@@ -18,11 +18,11 @@ BASELINE_BATCHES = 200
 
 
 def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True) -> dict:
-    """Scores a run and the baselines on the same hidden codes.
+    """Scores a run and the baselines on the same masked codes.
 
     Args:
-      run: the run.
-      other: a run of the same data, to compare with.
+      run: the run to score.
+      other: another run on the same data, to compare with.
       with_baselines: whether to fit baselines.
     """
     hidden = list(masked_batches(run, run.patients, run.config.evaluation.num_mask_samples))
@@ -49,7 +49,7 @@ def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True
 
 
 def ask_oracle(run: Run, hidden: list[scoring.MaskedBatch]) -> bootstrap.PerTargetScores:
-    """Scores what a model would say that knows the simulation, and the patients' whole histories."""
+    """Scores the oracle, which knows the simulation and the patients' whole histories, on the masked codes."""
     lives, seen = read_simulation(run.source, run.vocabulary, run.patients, run.index(run.patients))
     tokens = run.vocabulary.tokens
     column = {code: place for place, code in enumerate(lives.codes)}
@@ -69,33 +69,33 @@ def ask_oracle(run: Run, hidden: list[scoring.MaskedBatch]) -> bootstrap.PerTarg
 
 
 def training_batches(run: Run) -> Iterator[dict]:
-    """Yields batches of the train split without end."""
+    """Yields batches of the train split indefinitely."""
     length, use_sep = run.config.data.row_length, run.config.data.use_sep
     size = run.config.evaluation.batch_size
     return batches.training_batches(run.train, length, size, run.config.seed, use_sep=use_sep)
 
 
 def masked_training_batches(run: Run) -> Iterator[scoring.MaskedBatch]:
-    """Yields batches of the train split without end, codes hidden as in evaluation."""
+    """Yields batches of the train split indefinitely, masked as in evaluation."""
     return scoring.mask_batches(training_batches(run), run.config.evaluation.mask_rate, len(run.vocabulary), draws=1)
 
 
 def model_steps(run: Run) -> int:
-    """Returns how many of `masked_training_batches` hide as many codes as the model saw hidden in training."""
+    """Returns how many batches of `masked_training_batches` mask as many codes as training did."""
     train, settings = run.config.train, run.config.evaluation
     rows = train.num_steps * train.batch_size * run.config.objective.mask_rate / settings.mask_rate
     return math.ceil(rows / settings.batch_size)
 
 
 def masked_batches(run: Run, patients: Patients, draws: int) -> Iterator[scoring.MaskedBatch]:
-    """Yields the newest window of each patient, hidden codes drawn `draws` times."""
+    """Yields the newest window of each patient, with masks drawn `draws` times."""
     settings, data = run.config.evaluation, run.config.data
     plain = batches.evaluation_batches(patients, data.row_length, settings.batch_size, data.use_sep)
     return scoring.mask_batches(plain, settings.mask_rate, len(run.vocabulary), draws)
 
 
 def _visits(masked: scoring.MaskedBatch) -> np.ndarray:
-    """Returns the index of the visit of each hidden code: (n,)."""
+    """Returns the index of the visit of each masked code: (n,)."""
     rows, places = masked.targets
     slots = masked.batch["patient_ids"][rows, places] - 1
     return masked.batch["window_starts"][rows, slots] + masked.batch["visit_ids"][rows, places]

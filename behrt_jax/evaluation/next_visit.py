@@ -1,4 +1,4 @@
-"""Next visits of held-out patients: a run beside baselines, by kind of code, age and sex, and the oracle's ceiling."""
+"""Next-visit evaluation: scores a run, baselines and the oracle on held-out patients, by kind of code, age and sex."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,10 +22,10 @@ COMPARED = tuple(f"{multilabel.PREFIX}{metric}" for metric in METRICS)
 
 
 class Predictions(NamedTuple):
-    """What is said of the examples of tuning, for the threshold, and of the patients to score.
+    """Predictions for the tuning examples, to choose the threshold, and for the examples to score.
 
     Attributes:
-      tuning: (N, T) probabilities; None where the threshold is that of the scored examples.
+      tuning: (N, T) probabilities; None to choose the threshold on the scored examples.
       scored: (N, T) probabilities.
     """
 
@@ -34,18 +34,18 @@ class Predictions(NamedTuple):
 
 
 def score_next_visits(run: Run, other: Run | None = None, with_baselines: bool = True) -> dict:
-    """Scores a run and the baselines on the same next visits, from what was recorded before each began.
+    """Scores a run and the baselines on the same next visits, each predicted from the history before it.
 
-    Of a run that can be given when each visit begins (`objective.known_time_share`), also with it known to all that are
-    compared, as `next_visit_known_time/...`.
+    A run trained with known visit times (`objective.known_time_share`) is also scored with the start of each next visit
+    given to all models, as `next_visit_known_time/...`.
 
     Args:
-      run: the run.
-      other: a run of the same data, to compare with.
+      run: the run to score.
+      other: another run on the same data, to compare with.
       with_baselines: whether to fit baselines.
 
     Returns:
-      As `experiments.evaluate.evaluate_run`; nothing, and a line that says so, where no visit is to be predicted.
+      As `evaluation.pretrained.evaluate_run`; empty, with a message, if there is no visit to predict.
     """
     train, tuning, scored = (find_examples(run, patients) for patients in (run.train, run.tuning, run.patients))
     if not len(scored.examples):
@@ -72,7 +72,7 @@ def score_next_visits(run: Run, other: Run | None = None, with_baselines: bool =
 
 
 class Splits(NamedTuple):
-    """The examples of each split, and what came in those to score."""
+    """The next-visit examples of each split; `described` holds the outcomes and groups of the scored ones."""
 
     train: Split
     tuning: Split
@@ -83,7 +83,7 @@ class Splits(NamedTuple):
 def _compare(
     run: Run, other: Run | None, splits: Splits, with_baselines: bool, time_known: bool = False
 ) -> tuple[dict, np.ndarray]:
-    """Scores a run, another and the baselines with the same information; returns the result and the run's days."""
+    """Scores a run, another run and the baselines on the same inputs; returns the result and the run's days."""
     own, days = predict(run, splits.tuning, splits.scored, time_known)
     predictors = {}
     if with_baselines:
@@ -109,25 +109,25 @@ def _compare(
 
 
 def _renamed(entries: dict) -> dict:
-    """Returns entries under the name of next visits whose start is known."""
+    """Renames entries to those of next visits with a known start."""
     return {f"next_visit_known_time/{name.removeprefix(multilabel.PREFIX)}": entry for name, entry in entries.items()}
 
 
 def model_examples(run: Run, train: Split) -> int:
-    """Returns how many visits to predict the model saw in training, each time counted, if all rows were full."""
+    """Estimates how many next-visit examples the model saw in training, with repeats, if all rows were full."""
     settings = run.config.train
     tokens = settings.num_steps * settings.batch_size * run.config.data.row_length
     return round(tokens * len(train.examples) / max(len(train.patients.codes), 1))
 
 
 def find_examples(run: Run, patients: Patients) -> Split:
-    """Finds the visits of patients that are to be predicted."""
+    """Finds the visits of patients to predict."""
     index = run.index(patients)
     return Split(patients, index, next_visit_targets.find_next_visits(patients, index, run.trained.is_target))
 
 
 def predict(run: Run, tuning: Split | None, scored: Split, time_known: bool = False) -> tuple[Predictions, np.ndarray]:
-    """Returns a run's predictions for the examples of tuning, if given, and of those to score, and their days."""
+    """Returns a run's predictions for tuning, if given, and for the scored examples, and the days for the latter."""
     predictor = make_predictor(run.config, run.trained, run.params, time_known)
     probabilities, days = predictor(scored)
     return Predictions(tuning and predictor(tuning)[0], probabilities), days
@@ -136,7 +136,7 @@ def predict(run: Run, tuning: Split | None, scored: Split, time_known: bool = Fa
 def make_predictor(
     config: ConfigDict, trained: PretrainingTask, params, time_known: bool = False
 ) -> Callable[[Split], tuple[np.ndarray, np.ndarray]]:
-    """Returns a function from the examples of a split to their (N, T) probabilities and (N,) days."""
+    """Returns a function that maps the examples of a split to (N, T) probabilities and (N,) days."""
     cut = config.objective.history == "random_cut"
     step = scoring.make_predict_step(trained.model, np.flatnonzero(trained.is_target), causal=not cut)
 
@@ -148,7 +148,7 @@ def make_predictor(
 
 
 def describe(run: Run, split: Split) -> multilabel.Examples:
-    """Returns what came, and the parts of it to measure: kinds of code, age bands, sexes."""
+    """Returns the observed codes and the groups to measure: kinds of code, age bands, sexes."""
     patients, examples = split.patients, split.examples
     kinds = np.array([run.vocabulary.tokens[code].partition("//")[0] for code in examples.codes])
     ages = _minutes(split)[examples.visits - 1] / windows.MINUTES_PER_YEAR
@@ -158,7 +158,7 @@ def describe(run: Run, split: Split) -> multilabel.Examples:
 
 
 def measure(predictions: Predictions, tuning: Split, examples: multilabel.Examples) -> dict[str, bootstrap.Estimate]:
-    """Measures predictions, with the threshold of the best micro-F1 on tuning."""
+    """Computes the metrics of predictions, at the threshold with the best micro-F1 on tuning."""
     chosen = (predictions.scored, examples.targets)
     if predictions.tuning is not None:
         chosen = predictions.tuning, tuning.examples.targets
@@ -166,29 +166,29 @@ def measure(predictions: Predictions, tuning: Split, examples: multilabel.Exampl
 
 
 def days_before(split: Split) -> np.ndarray:
-    """Returns the days from the visit before each visit to predict, start to start: (N,)."""
+    """Returns the days from the start of the previous visit to the start of each visit to predict: (N,)."""
     minutes, visits = _minutes(split), split.examples.visits
     return (minutes[visits] - minutes[visits - 1]) / windows.MINUTES_PER_DAY
 
 
 def days_errors(split: Split, days: np.ndarray) -> bootstrap.PerTargetScores:
-    """Returns how far the log of 1 + the predicted days is from the truth."""
+    """Computes the absolute error of log(1 + days) at each visit to predict."""
     errors = np.abs(np.log1p(np.maximum(days, 0)) - np.log1p(days_before(split)))
     return bootstrap.PerTargetScores(split.examples.patients, {"log_days_error": errors})
 
 
 def ask_oracle(run: Run, split: Split, time_known: bool = False) -> Predictions:
-    """Returns what a model that knows the simulation would say, with or without the start of each visit to predict.
+    """Returns the oracle's predictions, with or without the start of each visit to predict.
 
     Raises:
-      ValueError: the visits of the prepared data are not those of the simulation.
+      ValueError: the visits of the prepared data differ from those of the simulation.
     """
     lives, seen = read_simulation(run.source, run.vocabulary, split.patients, split.index)
     columns = {code: place for place, code in enumerate(lives.codes)}
     wanted = np.array([columns.get(run.vocabulary.tokens[code], -1) for code in split.examples.codes])
     is_target = np.isin(np.arange(len(lives.codes)), wanted)
     found = oracle.next_visit_probabilities(lives, seen, is_target, time_known)
-    before = found[split.examples.visits - 1].astype(np.float32)  # what the simulation lacks cannot come
+    before = found[split.examples.visits - 1].astype(np.float32)  # codes that the simulation lacks have probability 0
     return Predictions(None, np.where(wanted >= 0, before[:, wanted], 0.0))
 
 

@@ -1,4 +1,4 @@
-"""What the baselines of outcomes say of held-out patients; one of them reads a pre-trained model's embeddings too."""
+"""Outcome baselines: their predictions for held-out patients, one of them from a pre-trained model's embeddings."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from behrt_jax.training import workdir
 def fit_baselines(
     config: ConfigDict, splits: dict[str, LabeledHistories], tokens, say
 ) -> dict[str, tuple[Predictions, dict]]:
-    """Fits every baseline; returns what each says of held-out patients, and its threshold, chosen on tuning."""
+    """Fits every baseline; returns its predictions for held-out patients, and its threshold, chosen on tuning."""
     parts = {name: (part.histories, part.labels.prediction_times) for name, part in splits.items()}
     train, tuning, held_out = (parts[name] for name in events.SPLITS)
     known = embed_splits(config, splits, tokens, say)
@@ -56,10 +56,10 @@ def fit_baselines(
 
 
 def predict_without_encoder(config: ConfigDict, splits: dict[str, LabeledHistories]) -> tuple[Predictions, dict]:
-    """Returns what the regression on codes of `history.regression` says of held-out patients without an encoder.
+    """Predicts for held-out patients from the code regression of `history.regression` alone, without an encoder.
 
-    It is the head's own input, put through what follows a model: so the row beside a run that has both tells what the
-    encoder adds.
+    The initial head turns the regression's output, its input, into logits, which are processed like a model's. The
+    difference to a run with both therefore shows what the encoder adds.
     """
     kernel, bias = setup.begin_head(config, splits["train"])
     logits = {name: part.covariates @ kernel + bias for name, part in splits.items()}
@@ -68,9 +68,9 @@ def predict_without_encoder(config: ConfigDict, splits: dict[str, LabeledHistori
 
 
 def embed_splits(config: ConfigDict, splits: dict[str, LabeledHistories], tokens, say) -> dict[str, np.ndarray | None]:
-    """Returns the (M, D) embeddings of each split by the run that fine-tuning began with; None where there is none.
+    """Embeds each split with the run that fine-tuning started from: (M, D), or None if there is no such run.
 
-    They are those before fine-tuning, which has seen the outcomes of train.
+    The encoder is used as it was before fine-tuning, because the fine-tuned one has seen the outcomes of train.
     """
     nothing = dict.fromkeys(splits)
     if not config.pretrained:

@@ -1,4 +1,4 @@
-"""Held-out metrics of a fine-tuned model beside its baselines: `evaluation.json`, predictions and figures."""
+"""Held-out metrics of a fine-tuned model and its baselines: `evaluation.json`, predictions and figures."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -26,8 +26,8 @@ from behrt_jax.training import digests, workdir
 from behrt_jax.training.workdir import EVALUATION_FILE, REPLICATES_FILE
 
 CURVE_POINTS = 50
-REGRESSION = "the regression on codes alone"  # that which the head reads beside the embedding
-WITHOUT_SPREAD = "survival/d_calibration_p"  # over resamples, so that differences of it would have no interval
+REGRESSION = "the regression on codes alone"  # an input of the head, next to the embedding
+WITHOUT_SPREAD = "survival/d_calibration_p"  # without spread over resamples, so differences have no interval
 
 
 def evaluate_run(
@@ -37,18 +37,19 @@ def evaluate_run(
     with_baselines: bool = True,
     say: Callable[[str], None] = print,
 ) -> dict:
-    """Scores the best checkpoint of a workdir and the baselines on held-out patients, and writes the result.
+    """Evaluates the best checkpoint of a workdir and the baselines on held-out patients, and writes the result.
 
     Args:
       folder: the workdir.
-      splits: its labelled histories; read anew if not given.
-      versus: workdirs of other runs of the same labels, scored as further baselines.
+      splits: its labelled histories; read from the data if not given.
+      versus: workdirs of other runs on the same labels, scored as further baselines.
       with_baselines: whether to fit baselines.
-      say: takes lines on what is going on.
+      say: receives progress messages.
 
     Returns:
-      As `experiments.evaluate.evaluate_run`; `oracle` and its difference under `versus` where labels have their truth,
-      and under `versus_oracle` the difference of each model to it: of `BEHRT`, and of the baselines by name.
+      As `evaluation.pretrained.evaluate_run`. If the true hazards of the labels are known, also `oracle`, the
+      difference to it under `versus`, and under `versus_oracle` the difference of each model to it: of `BEHRT`, and
+      of the baselines by name.
     """
     own = load(folder, splits, say)
     held_out, train = (own.splits[name].labels for name in ("held_out", "train"))
@@ -91,12 +92,12 @@ def evaluate_run(
 
 
 def subtract(own: dict[str, Estimate], other: dict[str, Estimate]) -> dict[str, dict[str, float]]:
-    """Returns the differences of metrics that have an interval."""
+    """Returns the differences of the metrics that have an interval."""
     return bootstrap.compare({name: each for name, each in own.items() if not name.startswith(WITHOUT_SPREAD)}, other)
 
 
 def ask_oracle(labels: Labels) -> SurvivalPredictions:
-    """Returns what is said of simulated outcomes by one who knows their hazard."""
+    """Returns the predictions of the oracle, which knows the hazard of simulated outcomes."""
     log_hazard, scale, shape = labels.truth.T[:, :, None]  # pyright: ignore[reportOptionalMemberAccess]
     return SurvivalPredictions(
         log_hazard, lambda days: -np.expm1(-np.exp(log_hazard) * (days / scale) ** shape)[:, None]
@@ -104,7 +105,7 @@ def ask_oracle(labels: Labels) -> SurvivalPredictions:
 
 
 def find_groups(found: LabeledHistories, tokens: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Returns the age bands and sexes of labelled histories, as `multilabel.group_cells` gives them."""
+    """Returns the age bands and sexes of labelled histories, in the format of `multilabel.group_cells`."""
     ages = histories.ages_at(found.histories, found.labels.prediction_times)
     return multilabel.group_cells(None, ages, sexes(found.histories, tokens))
 
@@ -112,7 +113,7 @@ def find_groups(found: LabeledHistories, tokens: tuple[str, ...]) -> dict[str, n
 def measure(
     config: ConfigDict, said: Predictions, labels: Labels, train: Labels, fitted: dict, groups: dict[str, np.ndarray]
 ) -> dict[str, Estimate]:
-    """Measures predictions of labels; `train` has the weights of censoring."""
+    """Computes the metrics of predictions; censoring weights are estimated on `train`."""
     patients = labels.subject_ids
     if isinstance(said, ClassPredictions):
         names = config.names if said.probabilities.ndim > 1 else ()
@@ -128,7 +129,7 @@ def measure(
 
 
 def curve_times(config: ConfigDict, train: Labels) -> np.ndarray:
-    """Returns the (T,) days at which survival curves are compared: the horizons, and quantiles of train's events."""
+    """Returns the (T,) days at which to compare survival curves: the horizons, and quantiles of train's event times."""
     shares = np.linspace(0, 1, CURVE_POINTS)
     days = np.quantile(train.days[train.events > 0], shares, method="inverted_cdf")
     return np.unique(np.concatenate([days, config.evaluation.horizons]))
@@ -142,7 +143,7 @@ def draw(
     folder: Path,
     say: Callable[[str], None] = print,
 ) -> list[Path]:
-    """Draws the figures of binary outcomes and of survival, beside the best-known baselines; returns the files."""
+    """Draws the figures of binary or survival outcomes for the run and the compared models; returns the files."""
     models, title = {"BEHRT": said, **compared}, ", ".join(config.names)
     fewest = 1 if is_synthetic(config.data.path) else MIN_PATIENTS
     if len(np.unique(labels.subject_ids)) < fewest:

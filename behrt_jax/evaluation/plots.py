@@ -1,4 +1,4 @@
-"""Figures of a run: the learning curve, and of its next visits the reliability and precision against recall."""
+"""Figures of a pre-trained run: the learning curve, and reliability and precision-recall curves of next visits."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ DPI = 150
 
 
 def draw(folder: Path, split: str, data: str | None = None) -> list[Path]:
-    """Draws what a workdir holds; returns the files, all below its folder `figures`."""
+    """Draws the figures of a workdir; returns the files, all in its folder `figures`."""
     target = folder / "figures"
     target.mkdir(exist_ok=True)
     files = [_draw_learning_curve(folder, target / "learning_curve.png")]
@@ -29,7 +29,7 @@ def draw(folder: Path, split: str, data: str | None = None) -> list[Path]:
 
 
 def _draw_learning_curve(folder: Path, file: Path) -> Path:
-    """Draws each loss over steps, in training and on tuning."""
+    """Draws each loss over steps, on train and tuning."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     names = sorted({name for line in lines for name in line if name.endswith("/loss") and "/" in name})
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
@@ -43,7 +43,7 @@ def _draw_learning_curve(folder: Path, file: Path) -> Path:
 
 
 def _draw_reliability(probabilities, targets, file: Path) -> Path:
-    """Draws the share of codes that came against their probability, in bins of as many predictions."""
+    """Draws the observed frequency of codes against their predicted probability, in bins of equal mass."""
     means, shares, _ = multilabel.reliability(probabilities, targets)
     figure, axes = _square()
     lowest = max(min(means.min(), shares[shares > 0].min(initial=1.0)), 1e-6)
@@ -54,7 +54,7 @@ def _draw_reliability(probabilities, targets, file: Path) -> Path:
 
 
 def _draw_precision_recall(probabilities, targets, file: Path) -> Path:
-    """Draws precision against recall over all visits and codes."""
+    """Draws the precision-recall curve over all visits and codes."""
     precision, recall, _ = multilabel.precision_recall(probabilities, targets)
     figure, axes = _square()
     axes.plot(recall, precision, linewidth=1.5)

@@ -1,4 +1,4 @@
-"""Figures of classified outcomes; bands and bars are 95% intervals over patients."""
+"""Figures of classification outcomes; bands and bars are 95% intervals over patients."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,10 +14,10 @@ from behrt_jax.metrics import classification
 from behrt_jax.metrics.bootstrap import LEVEL, divide
 
 DPI = 150
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe & Ito: for any colour vision
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe & Ito: safe for colour blindness
 LINES = ("-", "--", "-.", ":")
-LEAST: dict[str, Any] = {"color": "0.5", "linewidth": 1, "linestyle": (0, (1, 2))}  # what to be compared with
-RESAMPLES = 200  # a band needs fewer than a number
+LEAST: dict[str, Any] = {"color": "0.5", "linewidth": 1, "linestyle": (0, (1, 2))}  # reference lines
+RESAMPLES = 200  # a drawn band needs fewer than a reported interval
 
 
 def draw_classification(
@@ -28,15 +28,15 @@ def draw_classification(
     title: str,
     fewest: int = 1,
 ) -> list[Path]:
-    """Draws ROC, precision against recall, net benefit and reliability of binary predictions; returns the files.
+    """Draws ROC, precision-recall, net-benefit and reliability curves of binary predictions; returns the files.
 
     Args:
-      models: (N,) probabilities by name; the first has bands.
-      targets: (N,) bool, of both classes.
-      patients: (N,) int, who are resampled.
-      folder: where the figures go; it is made if needed.
-      title: of the task.
-      fewest: patients of a point of reliability.
+      models: (N,) probabilities by model name; the first model has bands.
+      targets: (N,) bool, with both classes present.
+      patients: (N,) int, the units of resampling.
+      folder: output folder; created if needed.
+      title: title of the task.
+      fewest: minimum number of patients per reliability bin.
     """
     targets, weights = np.asarray(targets, bool), row_weights(patients)
     share, grid = targets.mean(), np.linspace(0, 1, 101)
@@ -70,13 +70,13 @@ def draw_classification(
 
 
 def row_weights(patients: np.ndarray) -> np.ndarray:
-    """Returns how often each row comes: all once, then in each resample of patients, (1 + R, N) int."""
+    """Returns how often each row counts: once in the data, then in each resample of patients, (1 + R, N) int."""
     owners, weights = classification.patient_weights(patients, len(patients), seed=0)
     return weights[: RESAMPLES + 1, owners].astype(int)
 
 
 def draw_band(axes: Axes, grid: np.ndarray, curves: np.ndarray, place: int, label: str) -> None:
-    """Draws the first of (1 + R, T) curves where it is known, and a band of what the others, of resamples, give."""
+    """Draws the first of (1 + R, T) curves where it is defined, and a band from the others, which are its resamples."""
     known = ~np.isnan(curves[0])
     axes.plot(grid[known], curves[0, known], LINES[place % 4], color=COLORS[place % 6], label=label)
     if len(curves) > 1:
@@ -86,16 +86,16 @@ def draw_band(axes: Axes, grid: np.ndarray, curves: np.ndarray, place: int, labe
 def draw_points(
     tables: dict[str, tuple[np.ndarray, np.ndarray]], scores: dict[str, np.ndarray], labels: dict, file: Path
 ) -> list[Path]:
-    """Draws what was observed against predictions, and below how these lie; nothing without tables.
+    """Draws observed against predicted values, with a histogram of the predictions below.
 
     Args:
-      tables: for each model the (bins,) mean predictions and (1 + R, bins) observed shares; the first's have bars.
+      tables: for each model the (bins,) mean predictions and (1 + R, bins) observed shares; the first has error bars.
       scores: (N,) predictions of each model.
-      labels: title and labels of the axes.
-      file: to write.
+      labels: title and axis labels.
+      file: the file to write.
 
     Returns:
-      The file.
+      A list with the file; empty without tables.
     """
     if not tables:
         return []

@@ -1,4 +1,4 @@
-"""Figures of the time to an event; bands and bars are 95% intervals over patients."""
+"""Figures of time-to-event outcomes; bands and bars are 95% intervals over patients."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from behrt_jax.metrics.survival import calibration_table, cumulative_incidence
 RISK_GROUPS = ("lowest quarter of risk", "second", "third", "highest quarter")
 DAYS_PER_YEAR = 365.25
 POINTS = 120
-SHOWN = 0.95  # of rows are followed no longer than the axis is; past it curves rest on few
+SHOWN = 0.95  # share of rows whose follow-up ends within the time axis; beyond it few are left
 SURVIVAL_FILE, INCIDENCE_FILE = "kaplan_meier.png", "incidence_by_risk.png"
 
 
@@ -29,22 +29,22 @@ def draw_survival(
     cause: int = 1,
     fewest: int = 1,
 ) -> list[Path]:
-    """Draws quarters of risk, calibration at a horizon, and cumulative incidence; returns the files.
+    """Draws curves by quarter of risk, calibration at a horizon, and cumulative incidence; returns the files.
 
-    What is observed is the cumulative incidence of Aalen & Johansen (1978), which of a single event is 1 minus the
-    survival of Kaplan & Meier (1958). Quarters of risk are drawn by survival of a single event, else by incidence.
+    Observed incidence is the cumulative incidence of Aalen & Johansen (1978); for a single event it equals 1 minus the
+    survival of Kaplan & Meier (1958). Quarters of risk are drawn as survival for a single event, else as incidence.
 
     Args:
-      risks: (N,) cumulative incidence of the event by the horizon, by name of the model; the first's is split into
-        quarters, or fewer groups where they would be of too few patients, and has bars.
-      days: (N,) followed.
-      causes: (N,) int, 0 for censored, 1 to K for the event that came first.
-      patients: (N,) int, who are resampled.
-      horizon: days.
-      folder: where the figures go; it is made if needed.
-      names: K names of events.
-      cause: of which event.
-      fewest: patients that a curve or a point rests on; where fewer are followed, curves end.
+      risks: (N,) predicted cumulative incidence of the event by the horizon, by model name. The first model has error
+        bars, and its risks define the quarters; fewer groups are used if quarters would have too few patients.
+      days: (N,) days of follow-up.
+      causes: (N,) int, 0 for censored, 1 to K for the first event.
+      patients: (N,) int, the units of resampling.
+      horizon: in days.
+      folder: output folder; created if needed.
+      names: names of the K events.
+      cause: the event to draw, 1 to K.
+      fewest: minimum number of patients behind a curve or a point; curves end where fewer are followed.
     """
     weights, last, title = row_weights(patients), float(np.quantile(days, SHOWN)), names[cause - 1]
     unit, size = ("years", DAYS_PER_YEAR) if last > 2 * DAYS_PER_YEAR else ("days", 1.0)
@@ -84,13 +84,13 @@ def draw_survival(
 
 
 def _curve(days, causes, weights, grid, cause, patients, fewest) -> np.ndarray:
-    """Returns the (1 + R, T) incidence, NaN from where fewer than some patients are followed."""
+    """Returns the (1 + R, T) incidence; NaN where fewer than `fewest` patients are followed."""
     found = cumulative_incidence(days, causes, weights, grid, cause)
     return np.where(_followed(days, patients, weights[0] > 0, grid) >= fewest, found, np.nan) if fewest > 1 else found
 
 
 def _followed(days, patients, rows, times) -> np.ndarray:
-    """Counts the patients of some rows who are followed for each of (T,) times."""
+    """Counts the patients of some rows who are still followed at each of (T,) times."""
     owners = np.unique(patients[rows], return_inverse=True)[1]
     last = np.zeros(owners.max(initial=-1) + 1)
     np.maximum.at(last, owners, days[rows])
@@ -98,7 +98,7 @@ def _followed(days, patients, rows, times) -> np.ndarray:
 
 
 def _draw_groups(curves, grid, times, groups, labels, folder, is_single, patients, fewest) -> Path:
-    """Draws the (1 + R, T) incidence of each group of risk, as survival of a single event; returns the file."""
+    """Draws the (1 + R, T) incidence of each risk group, as survival for a single event; returns the file."""
     figure = Figure(figsize=(6.5, 5.5), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     for group, (name, incidence) in zip(np.unique(groups), curves.items(), strict=True):
@@ -115,7 +115,7 @@ def _draw_groups(curves, grid, times, groups, labels, folder, is_single, patient
 
 
 def _write_at_risk(axes: Axes, times, groups, ticks: list[float], patients, fewest: int) -> None:
-    """Writes how many rows of each group are still followed; nothing where they are of too few patients."""
+    """Writes the number of rows at risk in each group; leaves counts of too few patients blank."""
     for group in np.unique(groups):
         followed = _followed(times, patients, groups == group, ticks)
         for tick, number in zip(ticks, followed, strict=True):

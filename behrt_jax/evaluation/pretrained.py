@@ -1,4 +1,4 @@
-"""Held-out metrics of a pre-trained model beside its baselines."""
+"""Held-out metrics of a pre-trained model and its baselines."""
 
 import json
 from collections.abc import Callable
@@ -23,22 +23,22 @@ def evaluate_run(
     with_baselines: bool = True,
     say: Callable[[str], None] = print,
 ) -> dict:
-    """Scores the best checkpoint of a workdir and the baselines on the same targets, and writes the result.
+    """Evaluates the best checkpoint of a workdir and the baselines on the same targets, and writes the result.
 
     Args:
       folder: the workdir.
       split: `train`, `tuning` or `held_out`.
       data: another MEDS data set to score on, with the model's vocabulary; the run's own if None.
-      versus: the workdir of another run of the same data, scored as one more baseline.
+      versus: the workdir of another run on the same data, scored as one more baseline.
       with_baselines: whether to fit baselines.
-      say: takes lines on what is going on.
+      say: receives progress messages.
 
     Returns:
       `{"split", "patients", "train_patients", "evaluated", "metrics": {NAME: ENTRY}, "baselines": {BASELINE: {NAME:
       ENTRY}}, "versus": {BASELINE: {NAME: {"value", "low", "high"}}}}` with ENTRY `{"value", "low", "high", "n",
-      "patients"}`, where `versus` has the differences to each baseline, `n` counts what was measured and an entry's
-      `patients` whose it is, and `evaluated` is a digest of what was scored (`digests.of_evaluation`); with `data` its
-      folder's name, and for simulated data `oracle`.
+      "patients"}`. `versus` holds the differences to each baseline; in an entry, `n` counts the measured targets and
+      `patients` their patients; `evaluated` is a digest of the inputs (`digests.of_evaluation`). With `data` there is
+      also its folder's name, and for simulated data `oracle`.
     """
     run = load_run(folder, split, data, say)
     other = None if versus is None else load_run(Path(versus), split, data, say)

@@ -1,16 +1,16 @@
-"""Small cells: what is published or shown of real patients rests on enough of them that it tells of none."""
+"""Small-cell suppression: publishes and shows only results of enough real patients to identify none of them."""
 
 from behrt_jax.evaluation.tables import GROUPS
 
-MIN_PATIENTS = 11  # real patients that whatever is published or shown rests on; the US CMS's policy for small cells
+MIN_PATIENTS = 11  # fewest real patients behind a published or shown number; the small-cell policy of the US CMS
 
 
 def drop_small(result: dict, floor: int) -> tuple[dict, int]:
-    """Returns an evaluation without estimates of fewer patients than `floor`, and how many were left out.
+    """Returns an evaluation without estimates of fewer than `floor` patients, and how many were suppressed.
 
-    Where all that is left out of a metric's groups is of fewer than `floor` patients, the smallest group that remains
-    goes too: else what was left out could be computed from the rest. Groups of an evaluation that does not say how many
-    patients they have, as older ones, are left out.
+    If the suppressed groups of a metric together have fewer than `floor` patients, the smallest remaining group is
+    suppressed too: otherwise their values could be computed from the rest. Groups without a recorded number of
+    patients, as in older evaluations, are suppressed.
     """
     if floor <= 1:
         return result, 0
@@ -31,7 +31,7 @@ def drop_small(result: dict, floor: int) -> tuple[dict, int]:
 
 
 def small_names(patients: dict[str, int], floor: int) -> set[str]:
-    """Returns the estimates, by name with their patients, that are left out; see `drop_small`."""
+    """Returns the names of the estimates to suppress, given the patients of each; see `drop_small`."""
     small, families = {name for name, number in patients.items() if number < floor}, {}
     for name in patients:
         metric, _, group = name.rpartition("/")
@@ -46,12 +46,12 @@ def small_names(patients: dict[str, int], floor: int) -> set[str]:
 
 
 def format_count(number: int, floor: int) -> str:
-    """Writes a number of patients; a small one as `under 11`."""
+    """Formats a number of patients; a small one as `under 11`."""
     return f"under {floor}" if 0 < number < floor else f"{number:,}"
 
 
 def format_counts(counts: list[int], floor: int) -> list[str]:
-    """Writes how many patients each of some groups has; where the rest would tell a small number, one more is hidden.
+    """Formats the numbers of patients of groups; hides one more where the rest would reveal a small number.
 
     >>> format_counts([300, 40, 0, 2], 11)
     ['300', 'not shown', '0', 'under 11']

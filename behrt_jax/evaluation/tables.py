@@ -46,7 +46,7 @@ LOWER_IS_BETTER = ("loss", "brier")
 
 
 def format_result(result: dict) -> str:
-    """Lays out the result of an evaluation: a table for each objective, and one by group where there are groups."""
+    """Formats an evaluation as text: a table for each objective, and one by group if there are groups."""
     where = f"{result['split']} of {result['data']}" if "data" in result else result["split"]
     parts = [f"{where}: {result['patients']:,} patients, 95% intervals over patients"]
     parts += [_objective_table(result, objective) for objective in objectives(result)]
@@ -54,13 +54,13 @@ def format_result(result: dict) -> str:
 
 
 class Selected(NamedTuple):
-    """What is shown of an objective.
+    """The part of an evaluation that is shown for an objective.
 
     Attributes:
-      columns: labels by metric; the first sorts the baselines.
-      rows: entries by metric, by model: the oracle, where it is known, the run, then baselines from the best on.
-      best: the best baseline; empty where there is none.
-      counted: how many targets were scored.
+      columns: labels by metric; the first metric sorts the baselines.
+      rows: entries by metric, by model: the oracle if known, the run, then the baselines from best to worst.
+      best: the best baseline; empty if there is none.
+      counted: number of scored targets.
     """
 
     columns: dict[str, str]
@@ -70,12 +70,12 @@ class Selected(NamedTuple):
 
 
 def objectives(result: dict) -> list[str]:
-    """Returns the objectives that a result has metrics of."""
+    """Returns the objectives for which a result has metrics."""
     return [each for each in COLUMNS if any(name.startswith(f"{each}/") for name in result["metrics"])]
 
 
 def select(result: dict, objective: str) -> Selected:
-    """Selects what is shown of an objective."""
+    """Selects the columns and rows to show for an objective."""
     found = {f"{objective}/{name}": label for name, label in COLUMNS[objective].items()}
     columns = {name: label for name, label in found.items() if name in result["metrics"]}
     if not columns:  # competing risks have a C-index for each cause
@@ -119,7 +119,7 @@ def _objective_table(result: dict, objective: str) -> str:
 
 
 def _below_oracle(result: dict, selected: Selected) -> list[str]:
-    """Lays out how much less than the oracle each of several models reaches, where that is known."""
+    """Formats the difference of each model to the oracle, if it is known for several models."""
     known = {OWN if name == "BEHRT" else name: found for name, found in result.get("versus_oracle", {}).items()}
     rows = {name: known[name] for name in selected.rows if selected.columns.keys() & known.get(name, {}).keys()}
     return ["", *_grid("less the oracle", rows, selected.columns, signed=True)] if len(rows) > 1 else []
@@ -139,12 +139,12 @@ def _grid(header: str, rows: dict[str, dict], columns: dict[str, str], signed: b
 
 
 def format_cell(entry: dict) -> str:
-    """Writes a value with its interval: `0.617 [0.601, 0.633]`."""
+    """Formats a value with its interval: `0.617 [0.601, 0.633]`."""
     largest = max(-entry["low"], entry["high"])
     digits = 3 if largest < 2 else 2 if largest < 10 else 1
     return f"{entry['value']:.{digits}f} [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
 
 
 def format_signed(entry: dict) -> str:
-    """Writes a difference with its interval: `+0.012 [-0.003, +0.027]`."""
+    """Formats a difference with its interval: `+0.012 [-0.003, +0.027]`."""
     return f"{entry['value']:+.3f} [{entry['low']:+.3f}, {entry['high']:+.3f}]"

@@ -1,4 +1,4 @@
-"""Events ahead on held-out patients: the likelihood of a run's rates beside rates that are the same for everyone."""
+"""Time-to-event evaluation: the likelihood of a run's event rates, compared with rates shared by all patients."""
 
 import functools
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from behrt_jax.models import inputs
 from behrt_jax.objectives import time_to_event
 
 FITTED_VISITS = 5000
-Predictor = Callable[[dict], jax.Array]  # from columns to (B, K, bins, T) log rates
+Predictor = Callable[[dict], jax.Array]  # maps columns to (B, K, bins, T) log rates
 
 
 def score_events(run: Run, other: Run | None = None, with_baselines: bool = True) -> dict:
-    """Scores a run on events ahead of its visits, and the rates of train on the same visits.
+    """Scores a run's event rates after each visit, and the constant rates of train on the same visits.
 
     Args:
-      run: the run.
-      other: a run of the same data, to compare with.
+      run: the run to score.
+      other: another run on the same data, to compare with.
       with_baselines: whether to fit baselines.
     """
     edges = tuple(run.config.objective.event_edges)
@@ -46,7 +46,7 @@ def _predictor(run: Run) -> Predictor:
 def _outcomes(
     run: Run, edges: tuple[float, ...], predictors: dict[str, Predictor]
 ) -> dict[str, bootstrap.PerTargetScores]:
-    """Returns the loss of each at each visit, a mean over codes, on the newest windows of the patients."""
+    """Returns the loss of each predictor at each visit, averaged over codes, on the patients' newest windows."""
     config = run.config
     times = event_targets.index_events(
         run.patients, run.index(run.patients), run.trained.is_target, config.objective.first_event_only
@@ -66,7 +66,7 @@ def _outcomes(
 
 
 def _fit_rates(run: Run, edges: tuple[float, ...]) -> np.ndarray:
-    """Returns the log of events over exposure of each bin and target code in train, (bins, T)."""
+    """Estimates the log event rate, events over exposure, of each bin and target code on train: (bins, T)."""
     times = event_targets.index_events(
         run.train, run.index(run.train), run.trained.is_target, run.config.objective.first_event_only
     )

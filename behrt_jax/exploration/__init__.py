@@ -1,1 +1,1 @@
-"""What embeddings hold of diseases and codes."""
+"""Exploration of what embeddings encode about diseases and codes."""

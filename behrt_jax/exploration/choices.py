@@ -1,4 +1,4 @@
-"""Chooses the form of each representation, the best on tuning, and measures it on held-out patients."""
+"""Chooses the variant of each representation on tuning, and measures it on held-out patients."""
 
 import functools
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from behrt_jax.metrics import embeddings
 
 
 def measure(families: dict[str, list[Candidate]], groups: Groups) -> dict:
-    """Measures families of candidates, each the best of its candidates on tuning by the measure in question.
+    """Measures each family of representations by its best candidate on tuning, chosen for each measure.
 
     Args:
-      families: of candidates.
+      families: candidates by name of the representation.
       groups: the diseases of the patients, by split.
 
     Returns:
-      See docs/embeddings.md.
+      The results; docs/embeddings.md has their format.
     """
     measures = {"groups": score_groups, "retrieval": score_retrieval}
     scored = {name: functools.partial(function, groups) for name, function in measures.items()}
@@ -48,7 +48,7 @@ def measure(families: dict[str, list[Candidate]], groups: Groups) -> dict:
 
 
 def choose(candidates: list[Candidate], score: Callable, advance: Callable[[], object]) -> Candidate:
-    """Returns the candidate of the highest score on tuning."""
+    """Returns the candidate with the highest score on tuning."""
     scores = []
     for candidate in candidates:
         scores.append(score(candidate.make(), "tuning"))
@@ -57,7 +57,7 @@ def choose(candidates: list[Candidate], score: Callable, advance: Callable[[], o
 
 
 def _describe(groups: Groups) -> dict:
-    """Returns how many patients have each disease and how many this one alone, by split."""
+    """Counts the patients with each disease, and those with this disease alone, by split."""
     found = {}
     for split, each in groups.items():
         alone = embeddings.exclusive_groups(each.has)

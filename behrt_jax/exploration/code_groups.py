@@ -1,4 +1,4 @@
-"""Groups of codes that neighbours can be held to: parents, kinds, ICD, first words of descriptions, diseases."""
+"""Groups of codes to compare neighbours with: parents, kinds, ICD, first words of descriptions, diseases."""
 
 import re
 from pathlib import Path
@@ -11,11 +11,11 @@ from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
 from behrt_jax.exploration import disease_groups
 
 ICD_CODE = re.compile(r"ICD(?:-?(\d+)(?:CM|PCS)?(?://|/)|//(\d+)//)([0-9A-Z]{3}[0-9A-Z.]*)$")
-SIMULATED = re.compile(r"//SIM//(\w+)-\d+$")  # experiments.simulate names codes by the disease that truly makes them
+SIMULATED = re.compile(r"//SIM//(\w+)-\d+$")  # experiments.simulate names codes after the disease that causes them
 WORD = re.compile(r"[a-z]{5,}")
 # The first category of each chapter of ICD-9, numbered; E and V codes follow.
 ICD9_CHAPTERS = (1, 140, 240, 280, 290, 320, 390, 460, 520, 580, 630, 680, 710, 740, 760, 780, 800)
-# The last category of each range of ICD-10, with the chapter of ICD-9 on the same.
+# The last category of each range of ICD-10, with the matching chapter of ICD-9.
 ICD10_CHAPTERS = (
     *(("B99", 1), ("D49", 2), ("D89", 4), ("E89", 3), ("F99", 5), ("H95", 6), ("I99", 7), ("J99", 8), ("K95", 9)),
     *(("L99", 12), ("M99", 13), ("N99", 10), ("O9A", 11), ("P96", 15), ("Q99", 14), ("R99", 16), ("T88", 17)),
@@ -26,17 +26,17 @@ CHAPTER_E, CHAPTER_V = 18, 19
 def find_groups(
     vocabulary: Vocabulary, descriptions: list[str], data: str | Path, diseases: str | Path
 ) -> dict[str, np.ndarray]:
-    """Finds the groups that the names of codes and the metadata of their data set give.
+    """Finds groups of codes from their names and from the metadata of their data set.
 
     Args:
       vocabulary: V tokens.
-      descriptions: of each token, by id; empty where there is none.
-      data: the MEDS data set, for parents.
-      diseases: a file of groups such as configs/diseases.yaml.
+      descriptions: of each token, by id; empty if there is none.
+      data: the MEDS data set, for parent codes.
+      diseases: a file of disease groups such as configs/diseases.yaml.
 
     Returns:
-      By kind of group, (V,) int: the group of each token, -1 without one. Kinds with fewer than two groups of two or
-      more codes are left out.
+      By kind of group, (V,) int: the group of each token, -1 without one. Omits kinds with fewer than two groups of two
+      or more codes.
     """
     tokens = vocabulary.tokens[NUM_SPECIAL:]
     said = dict(zip(vocabulary.tokens, descriptions, strict=True))
@@ -61,7 +61,7 @@ def _number(labels: dict[str, str], vocabulary: Vocabulary) -> np.ndarray:
 
 
 def icd_category(code: str) -> str | None:
-    """Returns the version and first three characters of a diagnosis or procedure in ICD, None of another code.
+    """Returns the kind, version and first three characters of an ICD diagnosis or procedure; None for other codes.
 
     >>> icd_category("DIAGNOSIS//ICD//10//E875"), icd_category("CONDITION//ICD9CM//250.00")
     ('DIAGNOSIS 10 E87', 'CONDITION 9 250')
@@ -71,7 +71,7 @@ def icd_category(code: str) -> str | None:
 
 
 def icd_chapter(code: str) -> int | None:
-    """Returns the number of the chapter of a diagnosis in ICD-9, or that of ICD-9 for one in ICD-10; 18 is E, 19 V.
+    """Returns the ICD-9 chapter number of an ICD-9 or ICD-10 diagnosis; 18 for E codes, 19 for V codes.
 
     >>> icd_chapter("DIAGNOSIS//ICD//10//E875"), icd_chapter("DIAGNOSIS//ICD//9//25000")
     (3, 3)
@@ -88,7 +88,7 @@ def icd_chapter(code: str) -> int | None:
 
 
 def _parents(data: str | Path, vocabulary: Vocabulary) -> dict[str, str]:
-    """Returns the parent that each code shares with the fewest other codes of the vocabulary, of those with any."""
+    """Returns for each code the parent with the fewest codes of the vocabulary, among parents of two or more."""
     table = events.read_codes(data, "parent_codes").rename({"parent_codes": "parent"})
     links = table.filter(pl.col("code").is_in(vocabulary.codes))
     links = links.explode("parent", empty_as_null=False).drop_nulls().unique()
@@ -97,6 +97,6 @@ def _parents(data: str | Path, vocabulary: Vocabulary) -> dict[str, str]:
 
 
 def _diseases(file: str | Path, vocabulary: Vocabulary, said: dict[str, str]) -> dict[str, str]:
-    """Returns the first group of each code that a file of diseases names."""
+    """Returns for each code the first group in a file of diseases that contains it."""
     groups = disease_groups.match_codes(file, list(vocabulary.codes), said)
     return {code: name for name, codes in reversed(groups.items()) for code in codes}

@@ -1,4 +1,4 @@
-"""What a model has learned of codes: nearest neighbours, and how far they share a group."""
+"""Evaluation of code embeddings: nearest neighbours, and how often they share a group."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ MOST_MATCHES = 5
 
 
 def show_neighbours(loaded: workdir.Loaded, descriptions: list[str], query: str, k: int) -> str:
-    """Lays out the nearest codes of those that a query names, of the most frequent where it names many."""
+    """Formats the nearest neighbours of the codes that match a query, or of the most frequent ones if many match."""
     vocabulary = loaded.vocabulary
     found = code_embeddings.find_codes(query, vocabulary, descriptions)
     shown = found[:MOST_MATCHES]
@@ -39,10 +39,9 @@ def show_neighbours(loaded: workdir.Loaded, descriptions: list[str], query: str,
 
 
 def make_tables(loaded: workdir.Loaded, data: str) -> dict[str, np.ndarray]:
-    """Returns the run's table of codes and those of baselines of the same width; the fitted ones from train patients.
+    """Returns the code tables of the run and of baselines of the same width, some of them fitted to train patients.
 
-    Raises:
-      ValueError: the data gives another vocabulary than the run has.
+    Omits the fitted ones, with a message, if the data is missing or gives another vocabulary than the run has.
     """
     config, vocabulary, model, params = loaded
     own = code_embeddings.code_table(params)
@@ -64,7 +63,7 @@ def make_tables(loaded: workdir.Loaded, data: str) -> dict[str, np.ndarray]:
 
 
 def measure(tables: dict[str, np.ndarray], groups: dict[str, np.ndarray], k: int) -> dict[str, dict]:
-    """Measures how far neighbours share each kind of group: for the run, by chance, and for the other tables."""
+    """Measures how often neighbours share each kind of group: for the run, at chance, and for the other tables."""
     result = {}
     for name, labels in groups.items():
         found = {label: code_embeddings.agreement(table, labels, k) for label, table in tables.items()}
@@ -75,7 +74,7 @@ def measure(tables: dict[str, np.ndarray], groups: dict[str, np.ndarray], k: int
 
 
 def format_agreement(result: dict[str, dict], k: int) -> str:
-    """Lays out what `measure` found."""
+    """Formats the result of `measure` as text."""
     names = [OWN, *next(iter(result.values()))["baselines"]]
     first = max(map(len, result)) + 2
     lines = [f"share of the {k} nearest codes that are of the same group, 95% intervals over groups", ""]
@@ -92,7 +91,7 @@ def format_agreement(result: dict[str, dict], k: int) -> str:
 
 
 def list_neighbours(loaded: workdir.Loaded, descriptions: list[str], groups: dict[str, np.ndarray], k: int) -> dict:
-    """Returns each code's description, how many train patients have it, and its neighbours, as JSON's kinds."""
+    """Returns each code's description, number of train patients and neighbours, as JSON-serialisable values."""
     vocabulary, codes = loaded.vocabulary, range(NUM_SPECIAL, len(loaded.vocabulary))
     ids, cosines = code_embeddings.nearest(code_embeddings.code_table(loaded.params), [*codes], k)
     return {
@@ -110,7 +109,7 @@ def list_neighbours(loaded: workdir.Loaded, descriptions: list[str], groups: dic
 
 
 def write_report(folder: Path, loaded: workdir.Loaded, data: str, descriptions: list[str], k: int, diseases: str):
-    """Measures agreement, prints it, and writes it with all neighbours to the workdir in one move."""
+    """Measures agreement, prints it, and writes it with all neighbours to the workdir atomically."""
     groups = code_groups.find_groups(loaded.vocabulary, descriptions, data, diseases)
     result = measure(make_tables(loaded, data), groups, k) if groups else {}
     print(format_agreement(result, k) if groups else f"{data}: no two codes share a group; agreement is not measured")

@@ -1,4 +1,4 @@
-"""Groups of diseases: who has which, by codes as configs/diseases.yaml defines them, or by a simulator's truth."""
+"""Disease groups: which patients have which disease, by the codes of configs/diseases.yaml or by simulated truth."""
 
 import re
 from collections.abc import Callable
@@ -13,18 +13,18 @@ from ruamel.yaml.error import YAMLError
 from behrt_jax.data import events
 from behrt_jax.labels.follow_up import section_of
 
-TRUTH_FILE = "truth.parquet"  # of simulated patients
+TRUTH_FILE = "truth.parquet"  # true states of simulated patients
 STAGE = "stage_"
 KEYS, GROUP_KEYS = ("among", "groups"), ("codes", "descriptions")
 
 
 class DiseaseGroups(NamedTuple):
-    """Who has which disease at some time.
+    """Which patients have which disease at a given time.
 
     Attributes:
-      names: G of them.
-      has: (N, G) bool, whether the patient has it, by a code before the time, or by the truth of the last visit then.
-      later: (N, G) bool, whether a patient who does not have it gets it from the time on, as far as is recorded.
+      names: names of the G diseases.
+      has: (N, G) bool, whether the patient has it: by a code before the time, or by the true stage at the last visit.
+      later: (N, G) bool, whether a patient without it gets it at the time or later, as far as is recorded.
     """
 
     names: tuple[str, ...]
@@ -39,17 +39,17 @@ def read_groups(
     times: np.ndarray | None = None,
     say: Callable[[str], None] = print,
 ) -> DiseaseGroups:
-    """Finds who has which disease: of simulated patients their true stages, of others what codes say.
+    """Finds which patients have which disease: by true stages if they are simulated, else by codes.
 
     Args:
-      data: the folder of a MEDS data set, read a shard at a time; of simulated patients if `truth.parquet` is in it.
-      definitions: a YAML file as configs/diseases.yaml, not read for simulated patients.
-      subject_ids: (N,) int64, each once.
-      times: (N,) datetime64; what happens from then on is `later`; if not given, everything is before.
-      say: takes a line on the groups that no code of the data set is in; these are left out.
+      data: the folder of a MEDS data set, read one shard at a time; simulated if it holds `truth.parquet`.
+      definitions: a YAML file such as configs/diseases.yaml; not read for simulated patients.
+      subject_ids: (N,) int64, without repeats.
+      times: (N,) datetime64; events at or after them count as `later`. If not given, all events count as `has`.
+      say: receives a message on the groups without a code in the data set, which are left out.
 
     Raises:
-      ValueError: the file is not one of groups, or no group has a code.
+      ValueError: the file does not define groups, or no group has a code in the data set.
     """
     people = pl.DataFrame({"subject_id": np.asarray(subject_ids, np.int64), "row": np.arange(len(subject_ids))})
     until = None if times is None else np.asarray(times, "datetime64[us]")
@@ -99,15 +99,15 @@ def _coded(data: Path, definitions: Path, people: pl.DataFrame, earlier: pl.Expr
 def match_codes(
     definitions: str | Path, codes: list[str], descriptions: dict[str, str] | None = None
 ) -> dict[str, list[str]]:
-    """Returns which of some codes are in each group of a file of definitions.
+    """Returns the codes in each group of a file of definitions.
 
     Args:
-      definitions: a YAML file as configs/diseases.yaml.
-      codes: those of a data set.
-      descriptions: of codes, where they are known.
+      definitions: a YAML file such as configs/diseases.yaml.
+      codes: the codes of a data set.
+      descriptions: by code, if known.
 
     Raises:
-      ValueError: the file cannot be read, or a key or pattern of it is wrong.
+      ValueError: the file cannot be read, or one of its keys or patterns is invalid.
     """
     file, descriptions = Path(definitions), descriptions or {}
     if not file.is_file():
@@ -144,5 +144,5 @@ def _patterns(section: dict, key: str, where: str) -> tuple[str, ...]:
 
 
 def read_descriptions(root: Path) -> dict[str, str]:
-    """Returns what codes are called, as far as `metadata/codes.parquet` of a data set says it."""
+    """Reads the descriptions of codes, as far as `metadata/codes.parquet` of a data set has them."""
     return dict(events.read_codes(root, "description").iter_rows())

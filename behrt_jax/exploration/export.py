@@ -1,4 +1,4 @@
-"""Embeddings of patients with age, sex and labels, as a table."""
+"""Tables of patient embeddings with age, sex and labels."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ WINDOWS = ("newest", "all")
 
 
 def split_frames(found: workdir.Loaded, patients: dataset.Patients, split: str, at, lives, pooling: str, whole: bool):
-    """Yields tables of embeddings of a split, a chunk of patients each, and how many were left out and why."""
+    """Yields for each chunk of a split's patients: a table of embeddings, its size, and exclusions by reason."""
     config, tokens = found.config, found.vocabulary.tokens
     places = np.arange(len(patients))
     for start in range(0, len(patients), CHUNK):
@@ -38,10 +38,10 @@ def split_frames(found: workdir.Loaded, patients: dataset.Patients, split: str, 
 
 
 def read_outcomes(files: list[str]) -> list[pl.DataFrame]:
-    """Reads files of labels, each with its values under the file's name.
+    """Reads label files as tables; names their value columns after the files.
 
     Raises:
-      ValueError: a file cannot be read as labels, or two have one name.
+      ValueError: a file cannot be read as labels, or two files have the same name.
     """
     names = [Path(file).stem for file in files]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -62,7 +62,7 @@ def read_outcomes(files: list[str]) -> list[pl.DataFrame]:
 
 
 def add_outcomes(frame: pl.DataFrame, tables: list[pl.DataFrame]) -> pl.DataFrame:
-    """Adds of each file what it says of a patient at the latest prediction time up to that of the embedding."""
+    """Adds each table's values at the patient's latest prediction time up to the time of the embedding."""
     for table in tables:
         earlier = frame.select("subject_id", "time").join(table, on="subject_id")
         latest = earlier.filter(pl.col("prediction_time") <= pl.col("time")).sort("prediction_time")

@@ -1,4 +1,4 @@
-"""What is measured of representations: groups apart, neighbours alike, diseases read off, with their intervals."""
+"""Measures of representations, with intervals: separation of groups, diseases of neighbours, disease probes."""
 
 import numpy as np
 from tqdm import tqdm
@@ -10,14 +10,14 @@ from behrt_jax.metrics import embeddings as embedding_metrics
 from behrt_jax.metrics.bootstrap import PerTargetScores
 
 NEIGHBOURS = 10
-SMALLEST = 5  # patients with a disease, and without, in each split for a probe of it
-ALONE = 8  # patients of train with a disease alone, for it to be one of the exclusive groups
+SMALLEST = 5  # fewest patients with and without a disease in each split, to fit a probe for it
+ALONE = 8  # fewest train patients with a disease alone, for it to be an exclusive group
 CHANCE = "chance"
 Groups = dict[str, DiseaseGroups]
 
 
 def score_groups(groups: Groups, found: Splits, split: str) -> float:
-    """Returns the mean silhouette of patients of one disease or none."""
+    """Returns the mean silhouette of patients with one disease or none."""
     rows, labels = exclusive(groups, split)
     return float(embedding_metrics.cluster_scores(found[split][rows], labels)[0].mean())
 
@@ -28,9 +28,9 @@ def score_retrieval(groups: Groups, found: Splits, split: str) -> float:
 
 
 def exclusive(groups: Groups, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rows of patients of a split with one disease or none, and these exclusive groups.
+    """Returns the rows of a split's patients with one disease or none, and their exclusive groups.
 
-    Groups are those of `ALONE` patients of train or more, and of two of the split, the fewest a silhouette can be of.
+    A group needs at least `ALONE` patients in train, and two in the split, the fewest for which a silhouette exists.
     """
     train, labels = (embedding_metrics.exclusive_groups(groups[name].has) for name in ("train", split))
     found, counts = np.unique(train, return_counts=True)
@@ -46,20 +46,20 @@ def exclusive(groups: Groups, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def retrieve(groups: Groups, found: Splits, split: str) -> PerTargetScores:
-    """Measures the nearest train patients of those of a split."""
+    """Measures the diseases that patients of a split share with their nearest train patients."""
     near = embedding_metrics.nearest(found[split], found["train"], NEIGHBOURS)
     return embedding_metrics.retrieval(near, groups[split].has, groups["train"].has)
 
 
 def retrieve_at_random(groups: Groups) -> PerTargetScores:
-    """Measures all train patients as neighbours of the held-out ones, which is what neighbours at random give."""
+    """Measures all train patients as neighbours of held-out patients, the expectation of random neighbours."""
     own, train = groups["held_out"].has, groups["train"].has
     everyone = np.broadcast_to(np.arange(len(train)), (len(own), len(train)))
     return embedding_metrics.retrieval(everyone, own, train)
 
 
 def report_groups(best: dict[str, Splits], groups: Groups) -> dict:
-    """Returns how far apart held-out patients of different exclusive groups are; intervals resample patients."""
+    """Measures the separation of held-out patients by exclusive group; intervals resample patients."""
     rows, labels = exclusive(groups, "held_out")
     owners, weights = classification.patient_weights(rows, len(rows), seed=0)
     found, others = {}, {}
@@ -74,7 +74,7 @@ def report_groups(best: dict[str, Splits], groups: Groups) -> dict:
 
 
 def _compare(found: dict[str, dict[str, bootstrap.Estimate]]) -> dict:
-    """Returns the metrics of embeddings, of the other representations, and paired differences."""
+    """Returns the metrics of the embeddings and of the other representations, with paired differences."""
     own = found.pop(OWN)
     return {
         "metrics": bootstrap.summaries(own),
@@ -84,7 +84,7 @@ def _compare(found: dict[str, dict[str, bootstrap.Estimate]]) -> dict:
 
 
 def report_retrieval(best: dict[str, Splits], groups: Groups) -> dict:
-    """Returns whether the nearest train patients share the diseases of held-out ones, beside patients at random."""
+    """Measures how often held-out patients share diseases with their nearest train patients, and with random ones."""
     if not groups["held_out"].has.any():
         raise ValueError(
             "--diseases: no held-out patient has one of the diseases; name other groups, or use more patients"
@@ -96,7 +96,7 @@ def report_retrieval(best: dict[str, Splits], groups: Groups) -> dict:
 
 
 def report_probe(best: dict[str, Splits], groups: Groups) -> dict:
-    """Returns how well logistic regressions read each disease off, of those that all splits have enough patients of."""
+    """Measures how well logistic regressions predict each disease that has enough patients in all splits."""
     enough = [np.minimum(each.has.sum(axis=0), (~each.has).sum(axis=0)) >= SMALLEST for each in groups.values()]
     used = np.flatnonzero(np.all(enough, axis=0))
     if not len(used):
@@ -112,7 +112,7 @@ def report_probe(best: dict[str, Splits], groups: Groups) -> dict:
 
 
 def _areas(said: np.ndarray, has: np.ndarray, names: list[str]) -> dict[str, bootstrap.Estimate]:
-    """Returns the AUROC of each disease and their mean, on the data and on resamples of patients."""
+    """Returns the AUROC of each disease and its mean over diseases, on the data and on resamples of patients."""
     owners, weights = classification.patient_weights(np.arange(len(has)), len(has), seed=0)
     each = [classification.auroc(said[:, place], has[:, place], weights[:, owners]) for place in range(len(names))]
     found = {"auroc": classification.mean_over(each)}

@@ -1,4 +1,4 @@
-"""Whether patients near each other share diseases, at several dates and over runs."""
+"""Diseases shared by neighbouring patients, at several dates and over several runs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from behrt_jax.training import workdir
 
 
 class Date(NamedTuple):
-    """The patients known at a date: their diseases and ids, and the candidates of each representation."""
+    """The patients known at a date: their diseases, subject ids, and the candidates of each representation."""
 
     groups: measures.Groups
     subject_ids: dict[str, np.ndarray]
@@ -25,7 +25,7 @@ class Date(NamedTuple):
 
 
 def read_date(found: workdir.Loaded, diseases: str, date: str, whole: bool) -> Date:
-    """Reads and embeds the patients of a run's data at a date."""
+    """Reads and embeds the patients of a run's data as of a date."""
     print(f"{date}:")
     population = exploration_population.read_population(found, diseases, snapshots.read_date(date), whole)
     ids = {split: moment.rows.subject_ids for split, moment in population.moments.items()}
@@ -33,14 +33,14 @@ def read_date(found: workdir.Loaded, diseases: str, date: str, whole: bool) -> D
 
 
 def choose(dates: list[Date], family: str) -> list[Candidate]:
-    """Returns the candidate of a family that is best on tuning over all dates, as it is at each."""
+    """Returns the candidate of a family that is best on tuning over all dates, one instance per date."""
     same = list(zip(*(date.families[family] for date in dates), strict=True))
     scores = [retrieve(dates, each, "tuning").values["precision"].mean() for each in tqdm(same, desc=family)]
     return list(same[int(np.argmax(scores))])
 
 
 def retrieve(dates: list[Date], candidates: Sequence[Candidate], split: str) -> PerTargetScores:
-    """Measures the neighbours of a split at all dates, a candidate at each."""
+    """Measures the neighbours of a split's patients at all dates, with one candidate per date."""
     parts = [
         by_subject(date, split, measures.retrieve(date.groups, candidate.make(), split))
         for date, candidate in zip(dates, candidates, strict=True)
@@ -49,7 +49,7 @@ def retrieve(dates: list[Date], candidates: Sequence[Candidate], split: str) -> 
 
 
 def by_subject(date: Date, split: str, outcomes: PerTargetScores) -> PerTargetScores:
-    """Names patients as in the data, so that what one has at several dates is resampled together."""
+    """Replaces patient indices by subject ids, so that all dates of a patient are resampled together."""
     return outcomes._replace(patients=date.subject_ids[split][outcomes.patients])
 
 
@@ -57,10 +57,10 @@ def measure_run(dates: list[Date]) -> tuple[dict[str, PerTargetScores], dict[str
     """Measures the held-out patients of a run.
 
     Returns:
-      Outcomes by representation, and by chance; and which candidate was taken of each representation.
+      Scores by representation and at chance, and the name of the candidate chosen for each representation.
 
     Raises:
-      ValueError: no patient of tuning, or of held_out, has a disease.
+      ValueError: no patient of tuning, or none of held_out, has a disease.
     """
     for split in ("tuning", "held_out"):
         if not any(date.groups[split].has.any() for date in dates):

@@ -1,4 +1,4 @@
-"""The patients of a run, their histories at a date and their diseases."""
+"""The patients of a run, with their histories at a date and their diseases."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ POOLINGS = ("mean", *WEIGHTED)
 
 
 class Population(NamedTuple):
-    """The patients of each split and what is known of them: histories, diseases, lives, embeddings by pooling."""
+    """The patients of each split: histories, diseases, dates of birth and death, and embeddings by pooling."""
 
     moments: dict[str, snapshots.Snapshot]
     groups: dict[str, DiseaseGroups]
@@ -60,7 +60,7 @@ def read_population(found: workdir.Loaded, diseases: str, at, whole: bool) -> Po
 
 
 def _read_groups(data: str, diseases: str, known: dict[str, snapshots.Snapshot], at) -> dict[str, DiseaseGroups]:
-    """Reads the diseases of all patients at once, so that a shard is read once, and parts them again."""
+    """Reads the diseases of all patients together, so that each shard is read once, and returns them by split."""
     subjects = np.concatenate([moment.rows.subject_ids for moment in known.values()])
     times = None if at is None else np.concatenate([moment.times for moment in known.values()])
     all_groups = disease_groups.read_groups(data, diseases, subjects, times, print)
@@ -70,7 +70,7 @@ def _read_groups(data: str, diseases: str, known: dict[str, snapshots.Snapshot],
 
 
 def find_families(found: workdir.Loaded, population: Population) -> dict[str, list[made.Candidate]]:
-    """Returns the candidates of each representation that is compared."""
+    """Returns the candidates of each representation to compare."""
     histories = {split: moment.histories for split, moment in population.moments.items()}
     rarity = code_rarity(found.vocabulary)
     return {

@@ -1,4 +1,4 @@
-"""Representations of patients to compare: embeddings, and bags of codes and their principal components beside them."""
+"""Representations of patients to compare: embeddings, bags of codes, and principal components of the bags."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -15,41 +15,41 @@ from behrt_jax.metrics.embeddings import directions
 
 OWN, MEAN, BAG, PRINCIPAL = "embeddings", "embeddings, mean pooling", "bag of codes", "PCA of bag of codes"
 BOTH = "embeddings beside the bag"
-LENGTHS = (0.5, 1.0, 2.0)  # of embeddings beside bags of length 1
-Splits = dict[str, np.ndarray]  # (N, D) of each split
+LENGTHS = (0.5, 1.0, 2.0)  # norms of embeddings that are concatenated with bags of norm 1
+Splits = dict[str, np.ndarray]  # (N, D) by split
 
 
 class Candidate(NamedTuple):
-    """One way to make a representation, and what it gives for each split; the best on tuning is taken."""
+    """A named variant of a representation, and a function that computes it for each split."""
 
     name: str
     make: Callable[[], Splits]
 
 
 def of_embeddings(pooled: dict[str, Splits]) -> list[Candidate]:
-    """Returns the candidates of embeddings by pooling, as they are and around their mean."""
+    """Returns the candidates of embeddings: each pooling, with and without centring."""
     return [each for name, splits in pooled.items() for each in _centred_or_not(name, lambda splits=splits: splits)]
 
 
 def of_bags(histories: dict[str, dataset.Patients], rarity: np.ndarray, components: int = 0) -> list[Candidate]:
-    """Returns the candidates of bags of codes: counts weighted in eleven ways, as they are and around their mean.
+    """Returns the candidates of bags of codes: eleven weightings of counts, with and without centring.
 
     Args:
       histories: by split.
-      rarity: (V,), as `embeddings.code_rarity` gives it.
-      components: of how many principal components of train, in place of the (N, V) bags; 0 for the bags.
+      rarity: (V,), from `embeddings.patients.code_rarity`.
+      components: number of principal components of train to use in place of the (N, V) bags; 0 for the bags.
     """
     found = []
     for name, fading, weigh in _weightings(rarity):
         bags = functools.partial(_bags, histories, len(rarity), fading, weigh)
-        # Components take long to find and are kept; bags are large and soon made again.
+        # Components are slow to compute and are cached; bags are large and fast to recompute.
         make = functools.cache(functools.partial(_principal, bags, components)) if components else bags
         found += _centred_or_not(name, make)
     return found
 
 
 def of_both(embeddings: Candidate, bags: Candidate) -> list[Candidate]:
-    """Returns the candidates of embeddings and bags side by side, so that cosines of the two add up, by weight."""
+    """Returns candidates that concatenate embeddings and bags, which adds their cosines, for several weights."""
 
     def joined(length: float) -> Splits:
         own, codes = embeddings.make(), bags.make()
@@ -74,7 +74,7 @@ def _centred_or_not(name: str, make: Callable[[], Splits]) -> list[Candidate]:
 
 
 def _weightings(rarity: np.ndarray) -> Iterator[tuple[str, float, Callable[[np.ndarray], np.ndarray]]]:
-    """Yields ways to weigh codes: a name, the half-life of counts in visits, and what becomes of counts."""
+    """Yields weightings of codes: a name, the half-life of counts in visits, and a transform of the counts."""
     yield "counts", np.inf, lambda counts: counts
     yield "log counts", np.inf, np.log1p
     yield "presence", np.inf, lambda counts: counts > 0

@@ -1,4 +1,4 @@
-"""Subtypes: clusters of embeddings, whether they come again, their codes, and what becomes of their patients."""
+"""Subtypes: clusters of embeddings, their stability, their codes, and the survival of their patients."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from behrt_jax.regression import cox
 CHOICES = range(2, 11)
 DRAWS = 20
 CODES = 8
-FEWEST = 5  # patients with a code in a cluster, to be named
+FEWEST = 5  # fewest patients with a code in a cluster, for the code to be listed
 CURVE_POINTS = 40
 DENSE_DIMENSIONS, DENSE_MEMBERS = 10, 20
 
@@ -44,7 +44,7 @@ def describe(name: str, candidates: list[Candidate], population, found, at, clus
 
 
 def choose_clusters(splits: Splits, clusters: int) -> tuple[KMeans, int]:
-    """Fits k-means to train, with so many clusters; with 0 the number whose silhouette on tuning is best."""
+    """Fits k-means to train, with the given number of clusters; 0 chooses the best silhouette on tuning."""
     options = [clusters] if clusters else list(CHOICES)
     if (most := max(options)) >= len(splits["train"]):
         raise ValueError(f"--clusters={most}: expected fewer than the {len(splits['train']):,} patients of train")
@@ -65,7 +65,7 @@ def _others(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def _density(train: np.ndarray, held_out: np.ndarray) -> dict:
-    """Clusters train and held-out patients together by density, in few dimensions, as it finds none in many."""
+    """Clusters train and held-out patients together by density after PCA; in many dimensions HDBSCAN finds none."""
     fitted = PCA(min(DENSE_DIMENSIONS, *train.shape), random_state=0).fit(train)
     together = fitted.transform(np.concatenate([train, held_out]))
     labels = HDBSCAN(min_cluster_size=min(DENSE_MEMBERS, len(together) // 2), copy=True).fit_predict(together)[
@@ -80,7 +80,7 @@ def _density(train: np.ndarray, held_out: np.ndarray) -> dict:
 
 
 def _profiles(population, found, labels: dict[str, np.ndarray]) -> list[dict]:
-    """Describes each cluster by all patients: size, age, diseases, and the codes that tell it from the others."""
+    """Describes each cluster over all patients: size, age, diseases, and the codes that distinguish it."""
     tokens, moments = found.vocabulary.tokens, population.moments
     count = code_counts.count_codes
     presence = np.concatenate([count(moments[split].histories, len(tokens)) > 0 for split in labels])
@@ -119,7 +119,7 @@ def _ages(moment) -> np.ndarray:
 
 
 def _survival(population, labels: np.ndarray, at: np.datetime64) -> dict:
-    """Follows held-out patients from the date to death, by cluster: Kaplan-Meier curves and a log-rank test."""
+    """Computes survival of held-out patients after the date, by cluster: Kaplan-Meier curves and a log-rank test."""
     people = pl.DataFrame({"subject_id": population.moments["held_out"].rows.subject_ids, "cluster": labels})
     people = people.join(population.lives, on="subject_id", how="left", maintain_order="left")
     ends = people.select(pl.coalesce("death", "last")).to_series().to_numpy().astype("datetime64[us]")

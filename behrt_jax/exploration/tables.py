@@ -1,13 +1,13 @@
-"""Tables of the quality of embeddings, as experiments.explore prints them."""
+"""Tables of embedding quality, as experiments.explore and experiments.neighbours print them."""
 
 from behrt_jax.evaluation.tables import format_cell, format_signed
 from behrt_jax.exploration.representations import BOTH, OWN
 
-SHOWN = 4  # codes of a cluster
+SHOWN = 4  # codes listed per cluster
 
 
 def format_quality(result: dict) -> str:
-    """Lays out what `explore` measured."""
+    """Formats the result of experiments.explore as text."""
     patients = ", ".join(f"{number:,} {split}" for split, number in result["patients"].items())
     parts = [
         f"patients: {patients}; fitted on train, chosen on tuning, measured on held_out; 95% intervals over patients"
@@ -17,7 +17,7 @@ def format_quality(result: dict) -> str:
 
 
 def format_neighbours(result: dict) -> str:
-    """Lays out what `neighbours` measured."""
+    """Formats the result of experiments.neighbours as text."""
     number = result[OWN]["metrics"]["retrieval/precision"]["n"]
     header = f"held_out patients with a disease: {result['patients']:,}, {number:,} times in all "
     header += f"(runs: {len(result['workdir'])}); chosen on tuning; 95% intervals over patients"

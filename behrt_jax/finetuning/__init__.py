@@ -1,1 +1,1 @@
-"""Fine-tuning: labeled histories, the head and predictions."""
+"""Fine-tuning: labelled histories, heads and predictions."""

@@ -1,4 +1,4 @@
-"""The labels of a recipe and the data they belong to: which can be predicted, and what was known at each."""
+"""Reads the labels of a recipe, matches them to the data, and splits them into train, tuning and held-out."""
 
 import datetime
 from collections.abc import Callable
@@ -18,16 +18,16 @@ from behrt_jax.labels import labels as label_data
 from behrt_jax.labels.follow_up import read_lives
 from behrt_jax.labels.labels import Labels
 
-FEW = 10  # patients with an outcome, of whom resampling makes intervals that are too narrow
+FEW = 10  # patients with an outcome, below which bootstrap intervals are too narrow
 
 
 def read_splits(
     config: ConfigDict, vocabulary: Vocabulary | None, say: Callable[[str], None], add_codes: bool = False
 ) -> tuple[Prepared, dict[str, LabeledHistories]]:
-    """Reads the labels and the data of a config, the latter in a vocabulary from elsewhere if one is given.
+    """Reads the labels and the data of a config; the data uses the given vocabulary, if any.
 
     Raises:
-      ValueError: labels or data cannot be read or do not fit the config, or no label is left in a split.
+      ValueError: labels or data cannot be read or do not fit the config, or a split has no labels.
     """
     cutoff = read_cutoff(config)
     labels = label_data.read_labels(config.labels.split(",") if config.labels else (), say)
@@ -52,7 +52,7 @@ def read_splits(
 
 
 def read_cutoff(config: ConfigDict) -> np.datetime64 | None:
-    """Returns the date of an out-of-time split, or None; a ValueError if the keys of it are no date and no days."""
+    """Returns the cutoff date of `temporal_split`, or None; raises a ValueError if its keys are not a date and days."""
     chosen = config.temporal_split
     if not chosen.cutoff:
         return None
@@ -72,7 +72,7 @@ def read_cutoff(config: ConfigDict) -> np.datetime64 | None:
 def keep_side(
     config: ConfigDict, labels: Labels, split: str, cutoff: np.datetime64, say: Callable[[str], None]
 ) -> Labels:
-    """Returns the labels on a split's side of the cutoff, and says how many are left out, or censored there."""
+    """Keeps the labels on a split's side of the cutoff; reports how many are left out, or censored at the cutoff."""
     chosen = config.temporal_split
     kept, censored = label_data.temporal_split(labels, split, cutoff, chosen.outcome_window_days)
     gap = f"{chosen.outcome_window_days:g} days before " if chosen.outcome_window_days else ""
@@ -83,7 +83,7 @@ def keep_side(
 
 
 def keep_few(config: ConfigDict, labels: Labels, say: Callable[[str], None]) -> Labels:
-    """Returns the labels of at most `train.max_patients` patients, those with the lowest hash of their id."""
+    """Keeps the labels of at most `train.max_patients` patients, those with the lowest hash of their id."""
     patients, most = np.unique(labels.subject_ids), config.train.max_patients
     if not 0 < most < len(patients):
         return labels
@@ -93,19 +93,19 @@ def keep_few(config: ConfigDict, labels: Labels, say: Callable[[str], None]) -> 
 
 
 def kinds(config: ConfigDict) -> tuple[str, ...]:
-    """Returns the kinds of labels that a recipe takes."""
+    """Returns the kinds of labels that a recipe accepts."""
     return ("survival",) if "survival" in config else ("binary", "multiclass", "multilabel")
 
 
 def check_kind(config: ConfigDict, labels: Labels) -> None:
-    """Raises a ValueError where labels are not of the recipe's kind."""
+    """Raises a ValueError if labels are not of the kind of the recipe."""
     if labels.kind not in kinds(config):
         wanted = "survival" if labels.kind == "survival" else "classification"
         raise ValueError(f"labels: found {labels.kind} labels in {config.labels}; use --config=configs/{wanted}.py")
 
 
 def match(labels: Labels, lives: pl.DataFrame, say: Callable[[str], None]) -> Labels:
-    """Returns the labels of subjects who are in the data, born and alive, and says how many are left out and why."""
+    """Keeps the labels of subjects who are in the data, born and alive; reports how many are left out and why."""
     kept, left_out = label_data.match_subjects(labels, lives)
     if left_out:
         say("labels left out: " + ", ".join(f"{number:,} {reason}" for reason, number in left_out.items()))
@@ -113,14 +113,14 @@ def match(labels: Labels, lives: pl.DataFrame, say: Callable[[str], None]) -> La
 
 
 def report_rest(number: int, found: list[LabeledHistories], say: Callable[[str], None]) -> None:
-    """Says how many labels of a number have no history: no code that is kept came before, or the split is another."""
+    """Reports how many of `number` labels have no history: no known code before, or a patient of another split."""
     rest = number - sum(len(part.labels) for part in found)
     if rest:
         say(f"labels left out: {rest:,} without an event before that the model reads, or of patients in other splits")
 
 
 def warn_of_few(labels: Labels, say: Callable[[str], None]) -> None:
-    """Says of which outcomes held-out labels have none or few, or nothing else, so that metrics are left out."""
+    """Warns of outcomes with no or few held-out patients, or with only one class, as their metrics are omitted."""
     if lack := label_data.describe_lack(labels, "held_out"):
         events, classes = "C-index, AUC and calibration slope need events", "AUROC, AUPRC and slope need both classes"
         say(f"warning: {lack}; {events if labels.kind == 'survival' else classes}: left out, as are its figures")

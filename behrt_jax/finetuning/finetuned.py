@@ -1,4 +1,4 @@
-"""A fine-tuned run, loaded to be scored, and what another run says of the same labels."""
+"""Loads fine-tuned runs for evaluation, and scores a second run on the same labels."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from behrt_jax.training import workdir
 
 
 class FinetunedModel(NamedTuple):
-    """A fine-tuned run, loaded, with its labelled histories by split and the tokens of its vocabulary."""
+    """A loaded fine-tuned run, with its labelled histories by split and the tokens of its vocabulary."""
 
     config: ConfigDict
     tokens: tuple[str, ...]
@@ -25,10 +25,10 @@ class FinetunedModel(NamedTuple):
 
 
 def load(folder: Path, splits: dict[str, LabeledHistories] | None, say: Callable[[str], None]) -> FinetunedModel:
-    """Loads a fine-tuned run and, if they are not given, its labelled histories.
+    """Loads a fine-tuned run, and its labelled histories if none are given.
 
     Raises:
-      ValueError: the workdir cannot be loaded, or its data is not what the model was trained with.
+      ValueError: the workdir cannot be loaded, or its data is not the data that the model was trained with.
     """
     config, vocabulary, model, params = workdir.load(folder)
     if "objective" in config:
@@ -45,16 +45,16 @@ def load(folder: Path, splits: dict[str, LabeledHistories] | None, say: Callable
 def load_other(
     folder: Path, config: ConfigDict, mine: Labels, say: Callable[[str], None]
 ) -> tuple[FinetunedModel, dict]:
-    """Loads another run to compare with, and what was fitted after its training.
+    """Loads a second run to compare with, and the parameters fitted after its training.
 
     Args:
-      folder: its workdir.
-      config: of the run to compare it with.
-      mine: the held-out labels of that run.
-      say: takes lines on what is going on.
+      folder: workdir of the second run.
+      config: of the first run.
+      mine: held-out labels of the first run.
+      say: called with progress messages.
 
     Raises:
-      ValueError: it is of other labels, or was not fine-tuned to its end.
+      ValueError: the second run has other labels, or its fine-tuning was not completed.
     """
     other = load(folder, None, say)
     theirs = other.splits["held_out"].labels
@@ -66,7 +66,7 @@ def load_other(
 
 
 def score_other(folder: Path, own: FinetunedModel, say: Callable[[str], None]) -> tuple[Predictions, dict]:
-    """Returns what another run says of held-out patients, and what was fitted after its training; see `load_other`."""
+    """Computes the held-out predictions of a second run; returns them and its fitted parameters; see `load_other`."""
     other, fitted = load_other(folder, own.config, own.splits["held_out"].labels, say)
     logits = predict.score(other.config, other.model, other.params, other.splits["held_out"])
     return predict.predict(other.config, logits, fitted), fitted

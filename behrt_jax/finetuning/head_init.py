@@ -1,4 +1,4 @@
-"""Where a head begins: at what age and sex alone say of an outcome, so that training has only to add the codes."""
+"""Initialises the head from a regression on covariates, so that training starts at that baseline."""
 
 import numpy as np
 import scipy.special
@@ -8,7 +8,7 @@ from behrt_jax.objectives import classification, survival
 from behrt_jax.objectives.classification import ClassificationConfig
 from behrt_jax.objectives.survival import SurvivalConfig
 
-PRIOR = 4.0  # variance of a coefficient, as of a ridge
+PRIOR = 4.0  # prior variance of a coefficient (ridge)
 YEAR = 365.25
 
 
@@ -19,14 +19,14 @@ def init_survival_head(
     config: SurvivalConfig,
     offset: np.ndarray | float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fits the log rate of each cause to covariates (Poisson regression), alike in all bins of time.
+    """Fits the log rate of each cause to covariates (Poisson regression), with the same weights in all time bins.
 
     Args:
       covariates: (N, F) of the train split, F 0 or more.
       days: (N,).
       events: (N,).
       config: the section `survival`, with its edges.
-      offset: (N,) a log rate that is expected already, to which covariates add.
+      offset: (N,) log rate to which covariates add.
 
     Returns:
       (F, K) kernel and (K,) bias of the head, float32.
@@ -40,7 +40,7 @@ def init_survival_head(
         fits = [model.fit(covariates, (events == cause) / exposure, exposure).coef_ for cause in causes]
         parts = [np.stack(fits, axis=1)]
     kernel = np.repeat(parts[0], config.num_logits // config.num_causes, axis=1)
-    # As many events are expected in each bin as there were, of those who are still there.
+    # The expected number of events in each bin matches the observed number, among those at risk.
     spent = years[:, None] if config.loss == "cox" else survival.spent_in_bins(days, config)[0]
     spent = np.tile(spent, config.num_causes)
     risks = np.exp(covariates @ kernel + np.reshape(offset, (-1, 1)))
@@ -51,7 +51,7 @@ def init_survival_head(
 def init_binary_head(
     covariates: np.ndarray, targets: np.ndarray, config: ClassificationConfig, offset: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fits the log odds of a binary outcome to covariates, as `begin_classification`, beside what is expected already.
+    """Fits the log odds of a binary outcome to covariates, as `init_classification_head`, with an offset.
 
     Args:
       covariates: (N, F) of the train split.
@@ -83,9 +83,9 @@ def init_classification_head(
 
     Args:
       covariates: (N, F) of the train split, F 0 or more.
-      targets: (N,) classes, or (N, K) labels, NaN where not known.
+      targets: (N,) classes, or (N, K) labels, NaN where unknown.
       config: the section `classification`.
-      num_classes: of (N,) targets.
+      num_classes: number of classes of (N,) targets.
 
     Returns:
       (F, K) kernel and (K,) bias of the head, float32.

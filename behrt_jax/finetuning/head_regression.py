@@ -1,4 +1,4 @@
-"""The regression on codes whose log risk a head reads in the place of age and sex, with `history.regression`."""
+"""The regression on codes whose log risk replaces age and sex as a head input, with `history.regression`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from behrt_jax.training.workdir import REGRESSION_FILE
 def fit(
     config: ConfigDict, splits: dict[str, LabeledHistories], tokens: tuple[str, ...], say: Callable[[str], None]
 ) -> CodeRegression | None:
-    """Fits the regression that a recipe asks for: a log risk of each cause, label or class, one of a binary label."""
+    """Fits the regression of a recipe, if any: one log risk for each cause, label or class; one for a binary label."""
     if not config.history.regression:
         return None
     say("fitting a regression on codes, and once more without each fold of train")
@@ -27,7 +27,7 @@ def fit(
 
 
 def targets_of(labels: Labels) -> list[Target]:
-    """Returns each outcome of labels as a regression takes it."""
+    """Converts labels to one `Target` for each outcome."""
     everyone = np.ones(len(labels), bool)
     if labels.kind == "survival":
         causes = range(1, 1 + len(labels.names))
@@ -38,16 +38,16 @@ def targets_of(labels: Labels) -> list[Target]:
 
 
 def load(folder: Path, config: ConfigDict) -> CodeRegression | None:
-    """Loads the regression of a fine-tuned workdir; None where its recipe has none, as recipes of old have not."""
+    """Loads the regression of a fine-tuned workdir; None if its recipe has none, as in older recipes."""
     return code_regression.load(folder / REGRESSION_FILE) if config.history.get("regression") else None
 
 
 def add(
     splits: dict[str, LabeledHistories], regression: CodeRegression | None, tokens: tuple[str, ...]
 ) -> dict[str, LabeledHistories]:
-    """Makes what a regression says the covariates of labelled histories; `train` are those it was fitted to.
+    """Replaces the covariates of labelled histories by the log risks of a regression fitted to `train`.
 
-    Age and sex are among its features: beside it they would begin at what few labels say of them once more.
+    Age and sex are among its features: as separate covariates, they would be fitted to few labels a second time.
     """
     if regression is None:
         return splits

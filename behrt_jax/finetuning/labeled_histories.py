@@ -1,4 +1,4 @@
-"""Labelled histories: the labels of some patients, what was known at each, and the batches a model reads of them."""
+"""Labelled histories: labels of patients, the history before each prediction time, and batches of them."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -17,14 +17,14 @@ SLOTS = 32
 
 
 class LabeledHistories(NamedTuple):
-    """The labels of a split and what was known at each: M of them.
+    """M labels of a split and the histories before their prediction times.
 
     Attributes:
       labels: sorted by subject, then prediction time.
-      histories: whole, for baselines.
-      rows: what the model reads: the newest tokens that a row may hold and, with `history.prediction_token`, one
-        at the end.
-      covariates: (M, F) float32 age and sex, with `history.age_and_sex`; or what a regression on codes says, with
+      histories: complete histories, for baselines.
+      rows: the model's inputs: the newest tokens that fit in a row and, with `history.prediction_token`, that token at
+        the end.
+      covariates: (M, F) float32 age and sex, with `history.age_and_sex`; or log risks of a regression on codes, with
         `history.regression`; F is 0 without both.
     """
 
@@ -42,15 +42,15 @@ def find_histories(
     name: str,
     say: Callable[[str], None],
 ) -> LabeledHistories:
-    """Finds the labels of some patients and what was known at each, and says how many there are.
+    """Selects the labels of the given patients, truncates histories at their prediction times, and reports counts.
 
     Args:
-      config: its `history` and `data` say what was known and what a row holds.
+      config: `history` and `data` set what is in a history and the length of a row.
       patients: such as those of a split.
-      labels: of these patients and of others.
+      labels: of these and of other patients.
       tokens: of the vocabulary, by id.
-      name: of the patients.
-      say: takes lines of counts.
+      name: of the patients, for messages.
+      say: called with the counts.
     """
     mine = labels.take(np.flatnonzero(np.isin(labels.subject_ids, patients.subject_ids)))
     times, include_at = mine.prediction_times, config.history.include_at
@@ -65,7 +65,7 @@ def find_histories(
 
 
 def describe(labels: Labels) -> str:
-    """Says how many labels are of each outcome."""
+    """Describes the number of labels of each outcome."""
     names = labels.names
     if labels.kind == "times":
         return "outcomes not known"
@@ -79,7 +79,7 @@ def describe(labels: Labels) -> str:
 
 
 def describe_unknown(splits: dict[str, LabeledHistories], tokens: tuple[str, ...]) -> list[str]:
-    """Says of how many labelled patients age or sex is unknown; no lines where both are known of all."""
+    """Describes how many labelled patients have an unknown age or sex; no lines if none have."""
     ids = np.concatenate([found.histories.subject_ids for found in splits.values()])
     known = {
         "age": (np.concatenate([found.histories.has_birth for found in splits.values()]), "no MEDS_BIRTH"),
@@ -96,8 +96,8 @@ def describe_unknown(splits: dict[str, LabeledHistories], tokens: tuple[str, ...
 
 
 def add_labels(batch: dict[str, np.ndarray], labelled: LabeledHistories) -> dict[str, np.ndarray]:
-    """Adds what objectives of outcomes read, (B, P): `weights`, `targets` or `days` and `events`, and `covariates`."""
-    # Batches hold more or fewer histories a row; so many slots that nearly all have the same shape compile once.
+    """Adds the inputs of outcome objectives, (B, P): `weights`, `targets` or `days` and `events`, and `covariates`."""
+    # The number of histories in a row varies between batches; padding it gives nearly all batches one shape to compile.
     spare = -batch["patient_index"].shape[1] % SLOTS
     index, labels = np.pad(batch["patient_index"], ((0, 0), (0, spare)), constant_values=-1), labelled.labels
     of, found = np.maximum(index, 0), {"weights": (index >= 0).astype(np.float32)}
@@ -112,20 +112,20 @@ def add_labels(batch: dict[str, np.ndarray], labelled: LabeledHistories) -> dict
 
 
 def training_columns(config: ConfigDict, train: LabeledHistories, start_step: int) -> Iterator[dict]:
-    """Yields what the train step takes, beginning with the batch of `start_step`."""
+    """Yields the inputs of the train step, from the batch of `start_step` on."""
     length, size, use_sep = config.data.row_length, config.train.batch_size, config.data.use_sep
     stream = batches.training_batches(train.rows, length, size, config.seed, start_step, use_sep, newest=True)
     return (inputs.device_columns(add_labels(batch, train)) for batch in stream)
 
 
 def evaluation_batches(config: ConfigDict, found: LabeledHistories) -> Iterator[dict]:
-    """Yields each labelled history once, in a fixed order."""
+    """Yields batches with each labelled history once, in a fixed order."""
     sizes = (config.data.row_length, config.evaluation.batch_size, config.data.use_sep)
     return (add_labels(batch, found) for batch in batches.evaluation_batches(found.rows, *sizes))
 
 
 def read_each(config: ConfigDict, found: LabeledHistories, width: int, read: Callable[[dict], jax.Array]) -> np.ndarray:
-    """Returns what a function says of each labelled history, (M, width) float32; it maps a batch to (B, P, width)."""
+    """Applies a function from a batch to (B, P, width) to all labelled histories; returns (M, width) float32."""
     said = np.zeros((len(found.labels), width), np.float32)
     for batch in evaluation_batches(config, found):
         rows, slots = np.nonzero(batch["patient_index"] >= 0)

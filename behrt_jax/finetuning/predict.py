@@ -1,4 +1,4 @@
-"""What a fine-tuned model says of labelled histories: calibrated probabilities, or risks and survival curves."""
+"""Predictions of a fine-tuned model: calibrated probabilities, or risk scores and cumulative incidence."""
 
 import functools
 import json
@@ -22,13 +22,13 @@ from behrt_jax.training.workdir import FITTED_FILE
 
 
 class ClassPredictions(NamedTuple):
-    """What is said of the classes of M labelled histories: (M,) probabilities of a binary outcome, else (M, K)."""
+    """Predicted classes of M labelled histories: (M,) probabilities of a binary outcome, otherwise (M, K)."""
 
     probabilities: np.ndarray
 
 
 class SurvivalPredictions(NamedTuple):
-    """What is said of the time to an event, or to the first of C causes, after M labelled histories.
+    """Predicted time to an event, or to the first of C causes, for M labelled histories.
 
     Attributes:
       scores: (M, C) for each cause, higher is earlier.
@@ -43,17 +43,17 @@ Predictions = ClassPredictions | SurvivalPredictions
 
 
 def score(config: ConfigDict, model, params, found: LabeledHistories) -> np.ndarray:
-    """Returns the (M, K) float32 logits of labelled histories."""
+    """Computes the (M, K) float32 logits of labelled histories."""
     return labeled_histories.read_each(config, found, model.num_labels, functools.partial(_score, model, params))
 
 
-@functools.partial(jax.jit, static_argnames="model")  # here, so that it is compiled once for all runs of a model
+@functools.partial(jax.jit, static_argnames="model")  # here, to compile once for all runs of a model
 def _score(model, params, columns):
     return classification.score_patients(model, params, columns)
 
 
 def fit_afterwards(config: ConfigDict, logits: dict[str, np.ndarray], labels: dict[str, Labels]) -> dict:
-    """Fits what follows training, as JSON's kinds: calibration and thresholds on tuning, or Cox's baseline on train."""
+    """Fits calibration and thresholds on tuning, or the Cox baseline hazard on train; returns JSON types."""
     if "survival" in config:
         if config.survival.loss != "cox":
             return {}
@@ -73,14 +73,14 @@ def fit_afterwards(config: ConfigDict, logits: dict[str, np.ndarray], labels: di
 
 
 def targets_of(labels: Labels) -> np.ndarray:
-    """Returns the targets as metrics take them: (M,) bool, (M, K) bool, or (M,) classes."""
+    """Converts labels to the targets of metrics: (M,) bool, (M, K) bool, or (M,) classes."""
     if labels.kind == "multiclass":
         return labels.values[:, 0].astype(int)
     return labels.values[:, 0] > 0 if labels.kind == "binary" else labels.values > 0
 
 
 def predict(config: ConfigDict, logits: np.ndarray, fitted: dict) -> Predictions:
-    """Returns what logits say, with what was fitted after training."""
+    """Converts logits to predictions, with the parameters of `fit_afterwards`."""
     if "survival" in config:
         settings = SurvivalConfig(**config.survival)
         baseline = Baseline(*map(np.asarray, fitted["baseline"].values())) if "baseline" in fitted else None
@@ -93,10 +93,10 @@ def predict(config: ConfigDict, logits: np.ndarray, fitted: dict) -> Predictions
 
 
 def read_fitted(folder: Path) -> dict:
-    """Reads what `fit_afterwards` gave for a workdir.
+    """Reads the parameters of `fit_afterwards` from a workdir.
 
     Raises:
-      ValueError: it is not there, as fine-tuning did not come to its end.
+      ValueError: the file is missing, as fine-tuning was not completed.
     """
     file = folder / FITTED_FILE
     try:
@@ -106,14 +106,14 @@ def read_fitted(folder: Path) -> dict:
 
 
 def write(file: Path, config: ConfigDict, labels: Labels, said: Predictions, fitted: dict) -> None:
-    """Writes predictions as Parquet; binary ones in the schema that meds-evaluation reads.
+    """Writes predictions as Parquet; binary ones in the schema of meds-evaluation.
 
     Args:
       file: to write.
       config: of the run.
-      labels: what was predicted, with outcomes where they are known.
+      labels: the labels predicted, with outcomes where they are known.
       said: the predictions.
-      fitted: with the threshold of binary ones.
+      fitted: parameters of `fit_afterwards`, with the threshold for a binary outcome.
     """
     known = labels.kind != "times"
     columns = {"subject_id": labels.subject_ids, "prediction_time": labels.prediction_times}

@@ -1,4 +1,4 @@
-"""The pre-trained run that fine-tuning begins with."""
+"""Loads the pre-trained run that fine-tuning starts from."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ from behrt_jax.training import workdir
 OWN_KEYS = {
     "data": ("path", "prepared_dir", "sex_codes"),
     "model": ("dropout", "pooling"),
-}  # the others are the pre-trained run's
+}  # all other keys come from the pre-trained run
 
 
 def load_pretrained(config: ConfigDict) -> workdir.Loaded:
-    """Loads the run to begin with, and takes those of its keys that its parameters are bound to."""
+    """Loads the pre-trained run and copies the config keys that its parameters depend on."""
     found = workdir.load(config.pretrained)
     if "objective" not in found.config:
         raise ValueError(f"pretrained={config.pretrained}: was fine-tuned; expected a run of experiments.pretrain")
@@ -35,10 +35,10 @@ def load_pretrained(config: ConfigDict) -> workdir.Loaded:
 
 
 def add_forecast(config: ConfigDict, found: workdir.Loaded) -> None:
-    """Sets what a model needs that reads how soon its pre-trained run expects some codes.
+    """Sets the config of a model whose head reads the pre-trained run's forecasts of some codes.
 
     Raises:
-      ValueError: the run forecasts no events, or not after its last token; or a code is not in its vocabulary.
+      ValueError: the run was not trained on time to event with a causal model, or a code is not in its vocabulary.
     """
     objective, place = found.config.objective, f"pretrained={config.pretrained}"
     if "time_to_event" not in ObjectiveConfig(**objective).weights or not found.config.model.causal:
@@ -52,10 +52,10 @@ def add_forecast(config: ConfigDict, found: workdir.Loaded) -> None:
 
 
 def add_rows(found: workdir.Loaded, vocabulary: Vocabulary, path: str) -> workdir.Loaded:
-    """Returns the run with a row of the code table for each code that was added to the end of its vocabulary.
+    """Adds a row to the code table for each code that was added to the end of the vocabulary.
 
-    A row begins as that which the code would be read as if it were not added, so that training begins where it would
-    without: the row of its nearest known parent in the data set at `path`, or of `[UNK]`.
+    A new row copies the row that the code would use if it were not added: that of its nearest known parent in the data
+    set at `path`, or of `[UNK]`. So training starts as it would without added codes.
     """
     before, parents = found.vocabulary, data_vocabulary.nearest_known_ancestors(path, found.vocabulary)
     rows = [*range(len(before))]

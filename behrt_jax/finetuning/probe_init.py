@@ -1,4 +1,4 @@
-"""A head that begins at a probe: a regression on covariates, forecasts and embeddings of the encoder before training.
+"""Initialises the head from a linear probe on covariates, forecasts and embeddings of the pre-trained encoder.
 
 Fine-tuning from there changes the encoder less, and needs fewer labels (linear probing, then fine-tuning: Kumar et al.
 2022).
@@ -19,29 +19,29 @@ from behrt_jax.objectives import classification, survival
 from behrt_jax.objectives.classification import ClassificationConfig
 from behrt_jax.objectives.survival import SurvivalConfig
 
-# Of standardised embeddings beside the rest, before a ridge that is the same for all; 0 leaves them out.
+# Of standardised embeddings relative to other inputs, under a ridge that is the same for all; 0 leaves them out.
 SCALES = (0.0, 0.01, 0.03, 0.1, 0.3)
-FORECAST_SCALE = 0.25  # what forecasts add to being believed as they are, likewise scaled
-TRAITS = (1.0, 0.0)  # age and sex, and without
+FORECAST_SCALE = 0.25  # likewise, of forecasts: for deviations from their prior weights
+TRAITS = (1.0, 0.0)  # with and without covariates (age and sex)
 
 
 def init_head(config: ConfigDict, model, params: Any, splits: dict[str, LabeledHistories]) -> Any:
     """Sets the head of a model for binary outcomes or times to an event.
 
     Args:
-      config: its recipe.
+      config: the recipe.
       model: a `BEHRTForSequenceClassification`.
-      params: of it, or with LoRA's factors beside.
-      splits: `train`, to which the regressions are fitted, and `tuning`, by whose loss one is chosen: with embeddings
-        by one of `SCALES`, with covariates and without.
+      params: of the model, or such parameters with LoRA's factors.
+      splits: `train`, to which regressions are fitted, one for each of `SCALES` with and without covariates; and
+        `tuning`, whose loss selects one.
     """
     variables = params["base"] if config.lora.rank else params
     read = {name: read_patients(config, model, variables, splits[name]) for name in ("train", "tuning")}
-    # The last are covariates: forecasts come before them and are always read.
+    # Columns: embeddings, forecasts, covariates. Forecasts are always used.
     middle, size = read["train"].mean(axis=0), config.model.hidden_dim
     first = size + len(config.forecast.ids)
     standard = np.where(np.arange(len(middle)) < size, 1 / (read["train"].std(axis=0) + 1e-3), 1.0)
-    # A forecast is believed, in the mean of its codes, until labels say otherwise.
+    # The prior weights of forecasts give the mean over the codes; labels change them.
     believed = np.repeat([0.0, 1.0 / max(first - size, 1), 0.0], [size, first - size, len(middle) - first])
     heads = []
     for scale in SCALES:
@@ -61,7 +61,7 @@ def init_head(config: ConfigDict, model, params: Any, splits: dict[str, LabeledH
 
 
 def read_patients(config: ConfigDict, model, variables: Any, found: LabeledHistories) -> np.ndarray:
-    """Returns what the head reads of labelled histories, (M, D + E + F) float32: embeddings, forecasts, covariates."""
+    """Computes the head inputs of labelled histories, (M, D + E + F) float32: embeddings, forecasts, covariates."""
     width = config.model.hidden_dim + len(config.forecast.ids)
     read = labeled_histories.read_each(config, found, width, functools.partial(_read, model, variables))
     return np.concatenate([read, found.covariates], axis=1)

@@ -1,4 +1,4 @@
-"""Who of the labelled patients is taken, and which of their labels: draws by seed."""
+"""Samples labelled patients, and their labels, by seed or by hash."""
 
 import numpy as np
 import polars as pl
@@ -10,16 +10,16 @@ from behrt_jax.labels.labels import Labels
 
 
 def draw_rows(labels: Labels, size: int, *seeds: int, where: str = "train") -> np.ndarray:
-    """Returns the rows of `size` patients, of all if there are no more, among them some of each outcome.
+    """Samples the rows of `size` patients (all if there are no more) so that each outcome occurs at least twice.
 
     Args:
       labels: binary, or times to an event.
-      size: patients.
-      seeds: decide who is drawn.
-      where: what the labels are, for the error.
+      size: number of patients.
+      seeds: of the random draw.
+      where: name of the labels, for the error.
 
     Raises:
-      ValueError: no such patients were found.
+      ValueError: 1,000 draws gave no such patients.
     """
     patients = np.unique(labels.subject_ids)
     if size >= len(patients):
@@ -34,20 +34,20 @@ def draw_rows(labels: Labels, size: int, *seeds: int, where: str = "train") -> n
 
 
 def draw_splits(splits: dict[str, LabeledHistories], size: int, *seeds: int) -> dict[str, LabeledHistories]:
-    """Returns the labelled histories of `size` patients of train, and of as many of tuning."""
+    """Samples the labelled histories of `size` patients of train, and of as many of tuning."""
     drawn = {name: splits[name] for name in ("train", "tuning")}
     return {name: take(part, draw_rows(part.labels, size, *seeds, where=name)) for name, part in drawn.items()}
 
 
 def take(found: LabeledHistories, rows: np.ndarray) -> LabeledHistories:
-    """Returns some labelled histories: (m,) ascending indices."""
+    """Selects labelled histories by (m,) ascending indices."""
     chosen = np.isin(np.arange(len(found.labels)), rows)
     histories, read = (dataset.take(each, chosen) for each in (found.histories, found.rows))
     return LabeledHistories(found.labels.take(chosen), histories, read, found.covariates[chosen])
 
 
 def cap(labels: Labels, most: int) -> np.ndarray:
-    """Returns the rows of at most so many labels of each outcome a patient, by the hash of their time."""
+    """Returns the rows of at most `most` labels per patient and outcome, chosen by a hash of their time."""
     rank = hash_integers(labels.subject_ids, labels.prediction_times.astype(np.int64))
     rows = {"subject": labels.subject_ids, "outcome": labels.outcomes()[:, 0], "rank": rank, "row": range(len(rank))}
     return pl.DataFrame(rows).sort("rank").group_by("subject", "outcome").head(most)["row"].sort().to_numpy()

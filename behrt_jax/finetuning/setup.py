@@ -1,4 +1,4 @@
-"""What a recipe of fine-tuning trains: the model with its head, beginning where a pre-trained one stopped."""
+"""Builds a fine-tuning task from a config: data, model with a head, objective and initial parameters."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -32,14 +32,16 @@ KINDS = {"binary": "binary", "multiclass": "multi_class", "multilabel": "multi_l
 
 
 class FinetuningTask(NamedTuple):
-    """A model with a head for outcomes, and what it is trained for.
+    """A model with an outcome head, its data and its objective.
 
     Attributes:
       prepared, splits: the data, and labelled histories by split.
-      model, objective: of the parameters that `workdir.load` gives, LoRA's merged, and of those that are trained.
-      initialize, scales: functions from a key to these, and from these to factors of their learning rates.
-      regression: with `history.regression`; what it says is among the covariates of `splits`.
-      digests: of the labels, the histories and the pre-trained parameters; see `finetuning.setup.digest_inputs`.
+      model: takes the parameters that `workdir.load` returns, with LoRA's factors merged.
+      objective: takes the trained parameters, which with LoRA are `{"base", "factors"}`.
+      initialize: function from a random key to the trained parameters.
+      scales: function from the trained parameters to multipliers of their learning rates.
+      regression: with `history.regression`; its log risks are the covariates of `splits`.
+      digests: of the labels, the histories and the pre-trained parameters; see `digest_inputs`.
     """
 
     prepared: Prepared
@@ -53,7 +55,7 @@ class FinetuningTask(NamedTuple):
 
 
 def setup(config: ConfigDict, say: Callable[[str], None]) -> FinetuningTask:
-    """Reads labels and data and builds what the config asks for; a ValueError if nothing can be learned from them."""
+    """Reads labels and data and builds the task of a config; raises a ValueError if nothing can be learned."""
     if config.add_codes and not config.pretrained:
         raise ValueError("add_codes: found True without pretrained; expected a run whose vocabulary is added to")
     if config.forecast.codes and not config.pretrained:
@@ -67,26 +69,26 @@ def setup(config: ConfigDict, say: Callable[[str], None]) -> FinetuningTask:
     if config.forecast.codes and ((kind := labels.kind) not in ("binary", "survival") or len(labels.names) > 1):
         raise ValueError(f"forecast.codes: found {kind} labels; expected one binary label, or times to an event")
     digests = digest_inputs(splits, begun)
-    added = len(prepared.vocabulary) - len(begun.vocabulary) if begun else 0
+    num_new_codes = len(prepared.vocabulary) - len(begun.vocabulary) if begun else 0
     if begun:
         say(prepare.describe_coverage(prepared.report, "train"))
         begun = pretrained_runs.add_rows(begun, prepared.vocabulary, config.data.path)
     regression = head_regression.fit(config, splits, prepared.vocabulary.tokens, say)
     splits = head_regression.add(splits, regression, prepared.vocabulary.tokens)
-    built = build(config, prepared, splits, begun and begun.params, added)
+    built = build(config, prepared, splits, begun and begun.params, num_new_codes)
     return built._replace(regression=regression, digests=digests)
 
 
 def build(
-    config: ConfigDict, prepared: Prepared, splits: dict[str, LabeledHistories], begun: Any, added: int = 0
+    config: ConfigDict, prepared: Prepared, splits: dict[str, LabeledHistories], begun: Any, num_new_codes: int = 0
 ) -> FinetuningTask:
-    """Builds what a config asks for, and fills in the latter; `begun` are parameters, None from scratch."""
+    """Builds the task of a config and completes the config; `begun` are pre-trained parameters, None from scratch."""
     fill_in(config, splits["train"].labels, len(prepared.vocabulary))
     model = workdir.build_outcome_model(config)
     objective, first_head = make_objective(config, model, splits["train"]), begin_head(config, splits["train"])
     if config.lora.rank:
         objective = adapt_objective(objective, config.lora.scale)
-    rates = scales(config, added)
+    rates = scales(config, num_new_codes)
     if config.lora.rank or config.freeze != "none":
         objective = hold(objective, rates)
     start = functools.partial(initialize, config, model, begun, first_head)
@@ -94,7 +96,7 @@ def build(
 
 
 def fill_in(config: ConfigDict, train: Labels, vocab_size: int) -> None:
-    """Sets what the config takes from the labels of train and the vocabulary."""
+    """Sets the config keys that depend on the labels of train and on the vocabulary."""
     with config.unlocked():
         config.model.vocab_size, config.names = vocab_size, train.names
         if "classification" in config:
@@ -106,7 +108,7 @@ def fill_in(config: ConfigDict, train: Labels, vocab_size: int) -> None:
 
 
 def make_objective(config: ConfigDict, model, found: LabeledHistories) -> Objective:
-    """Returns the objective of a recipe for the labels of train."""
+    """Builds the objective of a recipe for the labels of train."""
     if "survival" in config:
         settings = SurvivalConfig(**config.survival)
         if settings.loss == "cox" and config.train.accumulate_steps > 1:
@@ -119,7 +121,7 @@ def make_objective(config: ConfigDict, model, found: LabeledHistories) -> Object
 
 
 def begin_head(config: ConfigDict, found: LabeledHistories) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the covariates' kernel and the bias of the initial head: a regression on the covariates of train."""
+    """Returns the covariate kernel and the bias of the initial head, from a regression on the covariates of train."""
     train = found.labels
     if "survival" in config:
         return head_init.init_survival_head(
@@ -131,14 +133,14 @@ def begin_head(config: ConfigDict, found: LabeledHistories) -> tuple[np.ndarray,
 
 
 def _targets(config: ConfigDict, labels: Labels) -> tuple[np.ndarray, int]:
-    """Returns the targets of a classification as its objective takes them, and the number of classes."""
+    """Returns the targets of a classification objective, and the number of classes."""
     kind = config.classification.kind
     targets = labels.values if kind == "multi_label" else labels.values[:, 0]
     return targets, len(labels.names) if kind == "multi_class" else 2
 
 
 def initialize(config: ConfigDict, model, begun: Any, head: tuple[np.ndarray, np.ndarray], key: jax.Array) -> Any:
-    """Makes what is trained: the pre-trained encoder's parameters, and a head that begins where age and sex get."""
+    """Initialises the trained parameters: the pre-trained encoder, and a head that starts at `head`."""
     variables = workdir.initialize(model, key)
     params = dict(variables["params"])
     if begun is not None:
@@ -153,14 +155,14 @@ def initialize(config: ConfigDict, model, begun: Any, head: tuple[np.ndarray, np
     return params
 
 
-def scales(config: ConfigDict, added: int = 0) -> Callable[[Any], Any]:
-    """Returns a function from parameters to factors of learning rates; rows of `added` codes always learn."""
+def scales(config: ConfigDict, num_new_codes: int = 0) -> Callable[[Any], Any]:
+    """Returns a function from parameters to multipliers of learning rates; new codes are never frozen."""
     freeze = "encoder" if config.lora.rank else config.freeze
-    return functools.partial(layer_lr_scales, decay=config.layer_decay, freeze=freeze, added=added)
+    return functools.partial(layer_lr_scales, decay=config.layer_decay, freeze=freeze, num_new_codes=num_new_codes)
 
 
 def hold(objective: Objective, scales: Callable[[Any], Any]) -> Objective:
-    """Returns the objective without gradients of what is frozen."""
+    """Stops the gradients of frozen parameters in an objective."""
 
     def measure(params, prepared, dropout_key):
         return objective.measure(stop_frozen_gradients(params, scales(params)), prepared, dropout_key)
@@ -169,14 +171,14 @@ def hold(objective: Objective, scales: Callable[[Any], Any]) -> Objective:
 
 
 def tuning_scorer(config: ConfigDict, task: FinetuningTask) -> Callable[[Any], dict[str, float]]:
-    """Returns a function from trained parameters to the objective's metrics on tuning."""
+    """Returns a function from trained parameters to the metrics of the objective on tuning."""
     step = scoring.make_tuning_step(task.objective)
     found = list(labeled_histories.evaluation_batches(config, task.splits["tuning"]))
     return lambda params: scoring.score_objective(step, task.objective, params, found)
 
 
 def adapt_objective(objective: Objective, scale: float) -> Objective:
-    """Returns an objective of `{"base": params, "factors": factors}`; `layer_lr_scales` can freeze the base."""
+    """Adapts an objective to `{"base": params, "factors": factors}` (LoRA); `layer_lr_scales` can freeze the base."""
 
     def measure(params, prepared, dropout_key):
         return objective.measure(merge(params["base"], params["factors"], scale), prepared, dropout_key)
@@ -185,11 +187,11 @@ def adapt_objective(objective: Objective, scale: float) -> Objective:
 
 
 def digest_inputs(splits: dict[str, LabeledHistories], pretrained: workdir.Loaded | None = None) -> dict[str, str]:
-    """Digests the inputs of fine-tuning, by config key: labels, what is known at each, and pre-trained parameters.
+    """Computes digests of the inputs of fine-tuning, by config key: labels, histories and pre-trained parameters.
 
     Args:
-      splits: the labels that are kept, with their histories.
-      pretrained: the run that fine-tuning begins with, if any.
+      splits: the labels in use, with their histories.
+      pretrained: the run that fine-tuning starts from, if any.
     """
     histories = {name: workdir.digest_patients(found.histories) for name, found in splits.items()}
     labels = {name: found.labels for name, found in splits.items()}

@@ -1,1 +1,1 @@
-"""What drives a prediction, and what if the history were another."""
+"""Attribution of predictions to tokens, and counterfactual histories."""

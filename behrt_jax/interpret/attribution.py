@@ -1,8 +1,8 @@
-"""Why a model says what it says: how much each token of a history moves one number that the model gives.
+"""Attribution: how much each token of a history changes one output of a model.
 
-Histories lie one a row, as `batches.one_a_row` lays them out, with `target`, (B,) int, where a code is asked for. A
-score is a function from such columns to (B,) numbers: `functools.partial(next_visit_odds, model, params)`, or any of
-one's own. Models stay as they are. docs/interpretability.md says what each method is worth.
+Histories have a row each, as laid out by `batches.one_a_row`, and `target`, (B,) int, if the output is that of a code.
+A score is a function from such columns to (B,) numbers: `functools.partial(next_visit_odds, model, params)`, or a
+custom one. The model is not modified. docs/interpretability.md says how far to trust each method.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Score = Callable[[Columns], jax.Array]
 
 
 def masked_odds(model, params, columns: Columns) -> jax.Array:
-    """Returns the (B,) log odds of the code `columns["target"]` behind the one `[MASK]` of each row."""
+    """Returns the (B,) log odds of the code `columns["target"]` at the only `[MASK]` of each row."""
     inputs, named = model_arguments(columns)
     places = masked_places(columns)[:, None]
     logits = model.apply(params, *inputs, **named, masked_positions=places)[:, 0]
@@ -32,7 +32,7 @@ def masked_odds(model, params, columns: Columns) -> jax.Array:
 
 
 def next_visit_odds(model, params, columns: Columns, causal: bool = True) -> jax.Array:
-    """Returns the (B,) log odds of the code `columns["target"]` at the visit after each row's last.
+    """Returns the (B,) log odds of the code `columns["target"]` at the visit after the last one of each row.
 
     `causal` is False for a model trained with `objective.history=random_cut`.
     """
@@ -43,7 +43,7 @@ def next_visit_odds(model, params, columns: Columns, causal: bool = True) -> jax
 
 
 def outcome_logits(model, params, columns: Columns) -> jax.Array:
-    """Returns the (B, K) logits of a fine-tuned model; a score is one of them, or a function of all of them.
+    """Returns the (B, K) logits of a fine-tuned model; a score selects one of them or combines them.
 
     `lambda columns: outcome_logits(model, params, columns)[:, 0]` is the log odds of a binary outcome and the log
     hazard of `survival.loss=cox`; `objectives.survival.log_hazard_by` maps the logits of any survival loss to the risk
@@ -55,12 +55,12 @@ def outcome_logits(model, params, columns: Columns) -> jax.Array:
 
 
 def masked_places(columns: Columns) -> jax.Array:
-    """Returns the (B,) place of the `[MASK]` of each row."""
+    """Returns the (B,) position of the `[MASK]` of each row."""
     return jnp.argmax(columns["codes"] == MASK, axis=1)
 
 
 def last_places(columns: Columns) -> jax.Array:
-    """Returns the (B,) place of the token of each row that was recorded last, the last of several."""
+    """Returns the (B,) position of the token of each row that was recorded last; of several, the last."""
     ranks = columns["time_ranks"] if "time_ranks" in columns else 0 * columns["patient_ids"]
     in_time = ranks * ranks.shape[1] + jnp.arange(ranks.shape[1])[None, :]
     return jnp.argmax(jnp.where(columns["patient_ids"] != 0, in_time, -1), axis=1)
@@ -71,21 +71,21 @@ def _one(logits: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def is_explained(columns: Columns) -> jax.Array:
-    """Returns which tokens are explained, (B, L) bool: codes, static ones too, and no special token but `[UNK]`."""
+    """Returns which tokens get attributions, (B, L) bool: codes, static ones too, and of special tokens `[UNK]`."""
     return (columns["codes"] >= UNK) & (columns["patient_ids"] != 0)
 
 
 def gated(score: Score, columns: Columns, gates: jax.Array, baseline: int = MASK) -> jax.Array:
-    """Returns (B,) scores with the code of each token as far as its gate is open.
+    """Returns (B,) scores with the code of each token interpolated between a baseline and itself.
 
-    The embedding of a token's code is replaced by baseline + gate x (code - baseline) while `score` runs, in whatever
-    module reads the code table; age, visit and time of the token stay.
+    Replaces the embedding of a token's code by baseline + gate x (code - baseline) while `score` runs, in any module
+    that reads the code table. The token's age, visit and time stay.
 
     Args:
-      score: of the columns.
+      score: a function of the columns.
       columns: (B, L) each.
-      gates: (B, L); 1 is the code, 0 the baseline. Those of tokens that are not explained are not read.
-      baseline: a token; `[MASK]`, which tells a pre-trained model that there is a code and not which.
+      gates: (B, L); 1 gives the code, 0 the baseline. Ignored for tokens without attributions.
+      baseline: a token id; `[MASK]` tells a pre-trained model that there is a code, but not which one.
     """
     hidden = jnp.where(is_explained(columns), baseline, columns["codes"])
 
@@ -105,18 +105,18 @@ def integrated_gradients(
 ) -> tuple[jax.Array, jax.Array]:
     """Attributes scores to tokens by integrated gradients (Sundararajan et al. 2017) on the embeddings of codes.
 
-    The path goes straight from all codes replaced by the baseline to the history itself, by the nodes of Gauss and
-    Legendre. Jit it: `jax.jit(functools.partial(integrated_gradients, score))(columns)`.
+    The path is straight, from all codes replaced by the baseline to the history itself, with Gauss-Legendre quadrature.
+    Jit it: `jax.jit(functools.partial(integrated_gradients, score))(columns)`.
 
     Args:
-      score: of the columns, each row on its own.
+      score: a function of the columns that treats each row on its own.
       columns: (B, L) each.
-      steps: nodes, each of which costs a gradient.
+      steps: number of quadrature nodes; each costs a gradient.
       baseline: see `gated`.
 
     Returns:
-      (B, L) float32, 0 for tokens that are not explained, and (B,) what the sum of a row misses of the score less that
-      of the baseline (by the axiom of completeness 0, but for the steps).
+      (B, L) float32 attributions, 0 for tokens without them; and the (B,) completeness gap: score minus baseline score
+      minus the sum of a row's attributions, which is 0 up to the quadrature error.
     """
     shape = columns["codes"].shape
     nodes, weights = np.polynomial.legendre.leggauss(steps)
@@ -128,23 +128,23 @@ def integrated_gradients(
 
 
 def gradient_times_input(score: Score, columns: Columns, baseline: int = MASK) -> jax.Array:
-    """Attributes scores to tokens by the gradient at the history times (code - baseline): (B, L), one gradient."""
+    """Attributes scores to tokens by the gradient at the history times (code - baseline): (B, L), with one gradient."""
     return jax.grad(lambda gates: gated(score, columns, gates, baseline).sum())(jnp.ones(columns["codes"].shape))
 
 
 def occlusion(score: Score, columns: Columns, units: jax.Array, num_units: int) -> jax.Array:
-    """Attributes scores to units of tokens, by how much a score falls without each: an exact what-if for every unit.
+    """Attributes scores to units of tokens by the drop of the score without each unit, an exact counterfactual.
 
-    Tokens are removed, not hidden: the history is laid out as if they had never been recorded (`remove_tokens`).
+    Tokens are removed, not masked: the history is laid out as if they had never been recorded (`remove_tokens`).
 
     Args:
-      score: of the columns.
+      score: a function of the columns.
       columns: (B, L) each.
-      units: (B, L) int, to which unit a token belongs; -1 for none. See `code_units` and `visit_units`.
-      num_units: U, above all units; the score is asked so often.
+      units: (B, L) int, the unit of each token; -1 for none. See `code_units` and `visit_units`.
+      num_units: U, larger than any unit; the score is evaluated once for each.
 
     Returns:
-      (B, L) float32, of each token that of its unit; 0 for those of none.
+      (B, L) float32, for each token the value of its unit; 0 for tokens without one.
     """
     without = jax.lax.map(lambda unit: score(remove_tokens(columns, units == unit)), jnp.arange(num_units))
     falls = (score(columns)[None] - without).T
@@ -152,15 +152,15 @@ def occlusion(score: Score, columns: Columns, units: jax.Array, num_units: int) 
 
 
 def code_units(columns: Columns) -> jax.Array:
-    """Numbers the explained tokens of each row from 0, (B, L) int32; -1 for the others."""
+    """Numbers the tokens of each row that get attributions from 0, (B, L) int32; -1 for the others."""
     explained = is_explained(columns)
     return jnp.where(explained, jnp.cumsum(explained, axis=1) - 1, -1)
 
 
 def visit_units(columns: Columns) -> jax.Array:
-    """Returns the visit of each token that lies in one, `[SEP]` too, (B, L) int32; -1 for the others.
+    """Returns the visit of each token in a visit, `[SEP]` included, (B, L) int32; -1 for the others.
 
-    A visit that holds no code but the `[MASK]` asked for, or none at all as the mark of a prediction time, is none.
+    Visits without a code other than the predicted `[MASK]`, such as that of a prediction token, do not count.
     """
     explained = is_explained(columns) & columns["in_visit"]
     visits, rows = columns["visit_ids"], jnp.arange(explained.shape[0])[:, None]
@@ -170,20 +170,20 @@ def visit_units(columns: Columns) -> jax.Array:
 
 
 def attention_to(model, params, columns: Columns, readers: jax.Array, **arguments) -> tuple[jax.Array, jax.Array]:
-    """Returns what the states that a head reads attend to: in the last layer, head by head, and by rollout.
+    """Returns the attention of the states that a head reads: in the last layer by attention head, and by rollout.
 
-    Attention is not an explanation: a weight says where a layer looked, not what it took from there, nor that the score
-    would change without it; large weights on tokens that change nothing are common (Jain and Wallace 2019).
+    Attention is not an explanation: a weight shows where a layer attends, not what it uses from there, nor that the
+    score would change without it; large weights on tokens without effect are common (Jain and Wallace 2019).
 
     Args:
       model: a Transformer, with or without a head.
       params: its parameters.
       columns: (B, L) each.
-      readers: (B, L) float, how much a head reads of each state, of sum 1: `read_from`.
-      **arguments: such as `causal=True`, with which next visits are predicted.
+      readers: (B, L) float, the weight with which a head reads each state, summing to 1: `read_from`.
+      **arguments: passed to the encoder, such as `causal=True` for next visits.
 
     Returns:
-      (B, H, L) and (B, L), of sum 1 each.
+      (B, H, L) and (B, L); each sums to 1 over tokens.
 
     Raises:
       ValueError: the model is an LSTM, which has no attention.
@@ -195,16 +195,16 @@ def attention_to(model, params, columns: Columns, readers: jax.Array, **argument
 
 
 def attention_rollout(weights: jax.Array, patient_ids: jax.Array) -> jax.Array:
-    """Follows attention through the layers (Abnar and Zuidema 2020): the product of (mean over heads + identity) / 2.
+    """Computes attention rollout (Abnar and Zuidema 2020): the product over layers of (mean over heads + identity) / 2.
 
     Args:
-      weights: (layers, B, H, L, L) from the query to the key, as `encode(..., capture_attention=True)` gives them. In
-        the hierarchical encoder visits attend, and only the rows of their first tokens mean anything.
+      weights: (layers, B, H, L, L) from query to key, as `encode(..., capture_attention=True)` returns them. In the
+        hierarchical encoder visits attend to visits, and only the rows of their first tokens are meaningful.
       patient_ids: (B, L), 0 for padding.
 
     Returns:
-      (B, L, L) from the query to the token it goes back to. Rows sum to 1; those of padding are 0, as are entries
-      between patients who share a row.
+      (B, L, L) from query to source token. Rows sum to 1; those of padding are 0, as are entries between patients who
+      share a row.
     """
     same = (patient_ids[:, :, None] == patient_ids[:, None, :]) & (patient_ids != 0)[:, None, :]
     own = jnp.eye(patient_ids.shape[1])[None] * same
@@ -215,7 +215,7 @@ def attention_rollout(weights: jax.Array, patient_ids: jax.Array) -> jax.Array:
 
 
 def read_from(columns: Columns, places: jax.Array | None = None) -> jax.Array:
-    """Returns (B, L) shares of the states that a head reads: those at (B,) places, or of all tokens alike (`mean`)."""
+    """Returns (B, L) weights of the states that a head reads: at (B,) positions, or equal for all tokens (`mean`)."""
     real = (columns["patient_ids"] != 0).astype(jnp.float32)
     if places is None:
         return real / jnp.maximum(real.sum(axis=1, keepdims=True), 1)

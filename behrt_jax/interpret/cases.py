@@ -1,4 +1,4 @@
-"""What is explained of a run: held-out histories in rows, and the number asked of each."""
+"""Attribution cases: held-out histories in rows, and the output to explain for each."""
 
 import functools
 from collections.abc import Callable
@@ -19,18 +19,18 @@ from behrt_jax.objectives.survival import SurvivalConfig
 
 
 class AttributionCase(NamedTuple):
-    """N histories and one number asked of each.
+    """N histories and one output to explain for each.
 
     Attributes:
       kind: `next_visit`, `mlm` or `outcome`.
-      columns: (N, L) each, as `batches.one_a_row` gives them, with `target` or `covariates`.
+      columns: (N, L) each, from `batches.one_a_row`, with `target` or `covariates`.
       visits: (N, L) int, the visit of each token in the index of `patients`; -1 outside visits.
       starts: the first token of each visit of the index.
-      patients: the data the rows are of.
-      owners: (N,) rows of `patients`.
-      score: of columns.
-      places: the state that a head reads; None for all alike.
-      arguments: of the encoder.
+      patients: the patients whose histories are in the rows.
+      owners: (N,) index in `patients` of each row.
+      score: a function of the columns.
+      places: a function from columns to the position of the state that a head reads; None if it reads all equally.
+      arguments: further arguments of the encoder.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class AttributionCase(NamedTuple):
 
 
 def make_case(kind: str, patients: Patients, index, windows, score, extra: dict, until=None, **rest) -> AttributionCase:
-    """Lays out windows of patients as a case, what was recorded before (N,) `until`; `extra` are more columns."""
+    """Lays out windows of patients as a case, with the tokens before the (N,) times `until`; `extra` adds columns."""
     columns = batches.one_a_row(patients, index.row_length, index.use_sep, windows, with_times=True) | extra
     times = columns.pop("times")
     if until is not None:
@@ -59,7 +59,7 @@ def make_case(kind: str, patients: Patients, index, windows, score, extra: dict,
 def make_next_visit_case(
     config, model, params, patients, index, visits: np.ndarray, targets: np.ndarray
 ) -> AttributionCase:
-    """Asks for the log odds of a code at each of (N,) visits of the index, from what was recorded before it began."""
+    """Makes a case of the log odds of a code at each of (N,) visits of the index, from the history before the visit."""
     causal = config.objective.history != "random_cut"
     score = functools.partial(attribution.next_visit_odds, model, params, causal=causal)
     windows = data_windows.windows_until(index, visits, index.owners[visits])
@@ -69,7 +69,7 @@ def make_next_visit_case(
 
 
 def last_targets(patients: Patients, index, is_target: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Returns each patient's last visit with a target code and visits before it, and one of these codes, by a hash."""
+    """Returns each patient's last visit, after the first, with a target code, and one of these codes, by a hash."""
     examples = next_visit_targets.find_next_visits(patients, index, is_target)
     last = np.flatnonzero(np.diff(examples.patients, append=-1) != 0)
     rows, places = examples.targets[last].nonzero()
@@ -80,7 +80,7 @@ def last_targets(patients: Patients, index, is_target: np.ndarray, seed: int = 0
 
 
 def make_masked_code_case(model, params, patients, index, is_hidden: np.ndarray, seed: int = 0) -> AttributionCase:
-    """Hides a code of each patient's newest visits, (V,) bool which may be, by a hash, and asks for its log odds."""
+    """Masks a code of each patient's newest visits, by a hash among `is_hidden`, (V,) bool, to explain its log odds."""
     owners = np.flatnonzero(np.diff(index.first_visit) > 0)
     windows = data_windows.windows_until(index, index.first_visit[owners + 1], owners)
     score = functools.partial(attribution.masked_odds, model, params)
@@ -96,13 +96,13 @@ def make_masked_code_case(model, params, patients, index, is_hidden: np.ndarray,
 
 
 def take(case: AttributionCase, rows: np.ndarray) -> AttributionCase:
-    """Returns some rows of a case, in any order and as often as they are named."""
+    """Returns some rows of a case, in any order and with repeats."""
     columns = {name: values[rows] for name, values in case.columns.items()}
     return case._replace(columns=columns, visits=case.visits[rows], owners=case.owners[rows])
 
 
 def make_outcome_case(config: ConfigDict, model, params, found, number: int = 0) -> AttributionCase:
-    """Asks for an outcome of labelled histories: a logit, or the log cumulative hazard by the last horizon."""
+    """Makes a case of an outcome of labelled histories: a logit, or the log cumulative hazard by the last horizon."""
     index = data_windows.index_visits(found.rows, config.data.row_length, config.data.use_sep)
 
     def score(columns):
@@ -118,7 +118,7 @@ def make_outcome_case(config: ConfigDict, model, params, found, number: int = 0)
 
 
 def distances(case: AttributionCase) -> np.ndarray:
-    """Returns how far each token lies from where a case asks, first in visits, then in tokens: (N, L)."""
+    """Returns the distance of each token from the explained position, first in visits, then in tokens: (N, L)."""
     visits, positions = case.columns["visit_ids"], case.columns["positions"]
     read = case.places or attribution.last_places
     places = np.asarray(read(case.columns))[:, None]

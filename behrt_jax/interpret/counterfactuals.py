@@ -1,6 +1,6 @@
-"""What if a patient's history were another: codes and visits taken out or put in.
+"""Counterfactual histories: removes or adds codes and visits.
 
-Histories lie one a row, (B, L) columns as `batches.one_a_row` lays them out.
+Histories have a row each: (B, L) columns, as laid out by `batches.one_a_row`.
 """
 
 from typing import Any
@@ -17,14 +17,14 @@ OF_TOKENS = (*COLUMNS, "patient_ids", "in_visit")
 
 
 def remove_tokens(columns: Columns, removed: jax.Array) -> Columns:
-    """Lays histories out as if some tokens had never been recorded; may be jitted, and takes one history a row.
+    """Lays histories out as if some tokens had never been recorded; takes one history per row and can be jitted.
 
-    What follows moves up, positions and visits are numbered anew, and days are counted since the visit that now comes
-    before. A visit that loses its last code goes with its `[SEP]`. `[CLS]` and static tokens get the age and date of
-    the first token that is left, `[SEP]` those of its visit's last one. Tokens older than the row do not move in.
+    Later tokens move up, positions and visits are renumbered, and days are counted from the visit that now precedes. A
+    visit that loses its last code is removed with its `[SEP]`. `[CLS]` and static tokens get the age and date of the
+    first remaining token, `[SEP]` those of the last token of its visit. Tokens older than the row do not move in.
 
     Args:
-      columns: (B, L) each, `in_visit` among them; arrays of other shapes, as `target` and `covariates`, are kept.
+      columns: (B, L) each, including `in_visit`; arrays of other shapes, such as `target` and `covariates`, are kept.
       removed: (B, L) bool.
     """
     inside, visits = columns["in_visit"], columns["visit_ids"]
@@ -37,7 +37,7 @@ def remove_tokens(columns: Columns, removed: jax.Array) -> Columns:
     is_code = columns["codes"] >= MASK
     emptied = in_visits_of(is_code) & ~in_visits_of(is_code & ~removed)
     kept = (columns["patient_ids"] != 0) & ~removed & ~emptied
-    order = jnp.argsort(~kept, axis=1)  # stable: what is kept stays in order
+    order = jnp.argsort(~kept, axis=1)  # stable, so that kept tokens stay in order
     kept = jnp.take_along_axis(kept, order, axis=1)
     days, first_days = columns["time_deltas"], _first(columns["time_deltas"], inside)
     gone = _begins(inside, visits) & ~in_visits_of(jnp.take_along_axis(kept, jnp.argsort(order, axis=1), axis=1))
@@ -50,7 +50,7 @@ def remove_tokens(columns: Columns, removed: jax.Array) -> Columns:
     inside, lost = moved["in_visit"], move(lost)
     begins = _begins(inside, moved["visit_ids"])
     moved["visit_ids"] = jnp.where(kept, jnp.maximum(jnp.cumsum(begins, axis=1) - 1, 0), 0).astype(visits.dtype)
-    before = jnp.where(begins, jnp.pad(lost[:, :-1], ((0, 0), (1, 0))), 0.0)  # lost before the visit before
+    before = jnp.where(begins, jnp.pad(lost[:, :-1], ((0, 0), (1, 0))), 0.0)  # days lost before the previous visit
     days = moved["time_deltas"] + jnp.where(inside, lost - jax.lax.cummax(before, axis=1), 0.0)
     begins_life = (first_days == 0)[:, None] & (moved["visit_ids"] == 0)
     moved["time_deltas"] = jnp.where(begins_life, 0.0, days)
@@ -64,7 +64,7 @@ def remove_tokens(columns: Columns, removed: jax.Array) -> Columns:
 
 
 def _in_time(ranks, used) -> tuple[jax.Array, jax.Array]:
-    """Returns the place of each token in the order of time, and its time's rank without holes, of (B, L) ranks."""
+    """Returns the position of each token in time order, and its time rank without gaps, from (B, L) ranks."""
     order = jnp.argsort(jnp.where(used, ranks, jnp.iinfo(jnp.int32).max), axis=1)
     ascending = jnp.take_along_axis(ranks, order, axis=1)
     dense = jnp.pad(jnp.cumsum(jnp.diff(ascending, axis=1) != 0, axis=1), ((0, 0), (1, 0)))
@@ -74,7 +74,7 @@ def _in_time(ranks, used) -> tuple[jax.Array, jax.Array]:
 
 
 def _begins(inside: jax.Array, visits: jax.Array) -> jax.Array:
-    """Returns which tokens are the first of a visit."""
+    """Returns which tokens start a visit."""
     before = jnp.pad(jnp.where(inside, visits, -1)[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     return inside & (visits != before)
 
@@ -84,25 +84,25 @@ def _first(values: jax.Array, inside: jax.Array) -> jax.Array:
 
 
 def remove_code(columns: Columns, code: int) -> Columns:
-    """Returns histories without a code, wherever it was recorded."""
+    """Removes all occurrences of a code from histories."""
     return remove_tokens(columns, jnp.asarray(columns["codes"]) == code)
 
 
 def remove_visit(columns: Columns, visit: int) -> Columns:
-    """Returns histories without a visit, numbered from 0 in the row."""
+    """Removes a visit, numbered from 0 in the row, from histories."""
     return remove_tokens(columns, (jnp.asarray(columns["visit_ids"]) == visit) & columns["in_visit"])
 
 
 def add_codes(columns: Columns, codes: list[int], visit: int) -> Columns:
-    """Returns one history with codes added at the end of a visit.
+    """Adds codes at the end of a visit of one history.
 
     Args:
       columns: (1, L) each.
-      codes: of the vocabulary.
+      codes: ids in the vocabulary.
       visit: numbered from 0 in the row.
 
     Raises:
-      ValueError: the row has no such visit, or no room.
+      ValueError: the row has no such visit, or not enough room.
     """
     columns = {name: np.asarray(values) for name, values in columns.items()}
     own = (columns["visit_ids"] == visit) & columns["in_visit"]
@@ -115,16 +115,16 @@ def add_codes(columns: Columns, codes: list[int], visit: int) -> Columns:
 
 
 def add_visit(columns: Columns, codes: list[int], days: float, use_sep: bool = True) -> Columns:
-    """Returns one history with a visit added, some days after its last, and before the mark of a prediction time.
+    """Adds a visit to one history, some days after its last visit and before the prediction token.
 
     Args:
       columns: (1, L) each.
-      codes: of the vocabulary, of the new visit.
-      days: from the start of the last visit that holds a code to the new one.
+      codes: ids in the vocabulary, the codes of the new visit.
+      days: from the start of the last visit with a code to the start of the new one.
       use_sep: the run's `data.use_sep`, whether `[SEP]` ends each visit.
 
     Raises:
-      ValueError: the row has no visit or no room, or the new one would come after the prediction time.
+      ValueError: the row has no visit or not enough room, or the new visit would be after the prediction time.
     """
     columns = {name: np.asarray(values) for name, values in columns.items()}
     held = np.flatnonzero((columns["codes"][0] >= MASK) & columns["in_visit"][0])
@@ -142,7 +142,7 @@ def add_visit(columns: Columns, codes: list[int], days: float, use_sep: bool = T
     new = {"codes": [*codes, SEP] if use_sep else codes, "time_deltas": days, **later}
     new["visit_ids"] = columns["visit_ids"][0, last] + 1
     by_then = (columns["patient_ids"][0] != 0) & (columns["dates"][0] <= later["dates"])
-    columns["time_ranks"] = 2 * columns["time_ranks"]  # so that the new visit's has room between others
+    columns["time_ranks"] = 2 * columns["time_ranks"]  # leaves room between ranks for that of the new visit
     new["time_ranks"] = columns["time_ranks"][0, by_then].max() + 1
     after = (np.arange(columns["codes"].shape[1]) >= end) & columns["in_visit"][0]
     columns["visit_ids"] = columns["visit_ids"] + after
@@ -151,7 +151,7 @@ def add_visit(columns: Columns, codes: list[int], days: float, use_sep: bool = T
 
 
 def _insert(columns: Columns, place: int, new: dict, like: int) -> Columns:
-    """Inserts tokens before a place: `new` has their columns, the others are those of the token `like`."""
+    """Inserts tokens before a position; columns that are not in `new` are copied from the token `like`."""
     size, length = len(new["codes"]), columns["codes"].shape[1]
     used = int((columns["patient_ids"] != 0).sum())
     if len(columns["codes"]) != 1 or used + size > length:

@@ -1,4 +1,4 @@
-"""Example patients for the report: a timeline, what a run predicts, and what drove it, as JSON."""
+"""Example patients for the report, as JSON: a timeline, the predictions of a run, and their drivers."""
 
 import json
 from collections.abc import Callable
@@ -21,19 +21,19 @@ from behrt_jax.models import inputs as models_inputs
 from behrt_jax.models.inputs import model_arguments
 from behrt_jax.training.workdir import ATTRIBUTIONS_FILE
 
-EXPLAINED, SHOWN = 3, 8  # codes whose drivers are told, and that are shown as predicted
-VISITS = (5, 40)  # that an example had better have
+EXPLAINED, SHOWN = 3, 8  # predicted codes with drivers, and predicted codes in all
+VISITS = (5, 40)  # preferred range of the number of visits of an example
 
 
 def choose(case: AttributionCase, number: int) -> AttributionCase:
-    """Chooses a number of rows by a hash of the subject, of a length that can be read as long as there are some."""
+    """Chooses rows by a hash of the subject; prefers histories of a readable length."""
     visits = case.columns["visit_ids"].max(axis=1) + 1
     unfit = (visits < VISITS[0]) | (visits > VISITS[1])
     return cases.take(case, np.lexsort((hash_integers(case.patients.subject_ids[case.owners]), unfit))[:number])
 
 
 def next_visits(run: Run, number: int) -> list[dict]:
-    """Returns example patients, with the codes predicted for their last visit from those before."""
+    """Returns example patients, with the codes predicted for their last visit from the earlier ones."""
     patients, is_target = run.patients, run.trained.is_target
     index = run.index(patients)
     visits, targets = cases.last_targets(patients, index, is_target)
@@ -46,7 +46,7 @@ def next_visits(run: Run, number: int) -> list[dict]:
 
 
 def masked_codes(run: Run, number: int) -> list[dict]:
-    """Returns example patients, with what is predicted behind a mask."""
+    """Returns example patients, with the codes predicted at a mask."""
     is_code = np.arange(len(run.vocabulary)) >= NUM_SPECIAL
     index = run.index(run.patients)
     case = choose(cases.make_masked_code_case(run.trained.model, run.params, run.patients, index, is_code), number)
@@ -54,7 +54,7 @@ def masked_codes(run: Run, number: int) -> list[dict]:
 
 
 def describe_codes(case: AttributionCase, run: Run, is_target: np.ndarray, came: list[set[int]]) -> list[dict]:
-    """Returns the rows of a case with the most likely codes, (V,) bool which may be, and the drivers of some."""
+    """Returns the rows of a case with the most likely codes among `is_target`, (V,) bool, and the drivers of some."""
     logits = np.where(is_target, code_logits(case, run.trained.model, run.params), -np.inf)
     chances = softmax(logits, axis=1) if case.kind == "mlm" else expit(logits)
     best = np.argsort(-logits, axis=1)[:, :SHOWN]
@@ -75,7 +75,7 @@ def describe_codes(case: AttributionCase, run: Run, is_target: np.ndarray, came:
 
 
 def code_logits(case: AttributionCase, model, params) -> np.ndarray:
-    """Returns the (N, V) logits of all codes where a case asks for one."""
+    """Returns the (N, V) logits of all codes at the explained position of each row."""
     columns = models_inputs.device_columns(case.columns)
     places = np.asarray(case.places(columns))[:, None]  # pyright: ignore
 
@@ -93,7 +93,7 @@ def code_logits(case: AttributionCase, model, params) -> np.ndarray:
 def outcomes(
     folder: Path, own: FinetunedModel, case: AttributionCase, number: int, data: str, say: Callable[[str], None]
 ) -> list[dict]:
-    """Returns example histories of a fine-tuned run, with the risk that it tells and what drove it."""
+    """Returns example histories of a fine-tuned run, with the predicted risk and its drivers."""
     case = choose(case, number)
     drivers = methods.explain(case, own.model, own.params, say)
     read = jax.jit(lambda params, columns: attribution.outcome_logits(own.model, params, columns))
@@ -113,7 +113,7 @@ def outcomes(
 
 
 def write(folder: Path, asked: str, data: str | Path, patients: list[dict]) -> Path:
-    """Writes the example patients of a run into its workdir."""
+    """Writes the example patients of a run to its workdir."""
     about = {"asked": asked, "split": "held_out", "synthetic": is_synthetic(data), "methods": methods.METHODS}
     file = folder / ATTRIBUTIONS_FILE
     file.write_text(json.dumps({**about, "patients": patients}, indent=1))

@@ -1,4 +1,4 @@
-"""Explains predictions for held-out patients, and compares the explanations with the truth where it is known."""
+"""Explains predictions for held-out patients, and compares the explanations with the truth if it is known."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ MEASURES = {"auroc": "AUROC", "spearman": "rank correlation, sizes", "pearson": 
 
 
 def ask_run(run: Run, most: int) -> tuple[AttributionCase, np.ndarray | None]:
-    """Asks a pre-trained run about some patients, and the oracle what matters; None where there is none."""
+    """Returns a case of some patients of a pre-trained run, and the oracle's effects; None if not simulated."""
     patients = dataset.sample(run.patients, most)
     index, model, params = run.index(patients), run.trained.model, run.params
     simulated = (run.source / world.WORLD_FILE).exists()
@@ -37,7 +37,7 @@ def ask_run(run: Run, most: int) -> tuple[AttributionCase, np.ndarray | None]:
 def compare(
     case: AttributionCase, truth: np.ndarray, scores: dict[str, np.ndarray], seed: int
 ) -> dict[str, bootstrap.PerTargetScores]:
-    """Measures each method against the truth, beside what knows nothing of the model."""
+    """Measures each method against the truth, with baselines that do not use the model."""
     plain = {
         "random": np.random.default_rng(seed).random(truth.shape),
         "nearest first": 1 / (1 + cases.distances(case)),
@@ -46,7 +46,7 @@ def compare(
 
 
 def table(found: dict[str, bootstrap.PerTargetScores]) -> str:
-    """Lays out a row for each method, with 95% intervals over patients."""
+    """Formats a row for each method, with 95% intervals over patients."""
     histories = len(next(iter(found.values())).patients)
     lines = [f"{f'{histories:,} histories':24}" + "".join(f"{label:>26}" for label in MEASURES.values())]
     for name, measured in found.items():
@@ -61,7 +61,7 @@ def table(found: dict[str, bootstrap.PerTargetScores]) -> str:
 def ask_finetuned(
     own: finetuned.FinetunedModel, most: int, with_truth: bool = True
 ) -> tuple[AttributionCase, np.ndarray | None]:
-    """Asks a fine-tuned run about held-out histories, and the truth beside its labels what matters."""
+    """Returns a case of held-out histories of a fine-tuned run, and the true effects; None if not known."""
     found = own.splits["held_out"]
     order = np.argsort(hash_integers(found.labels.subject_ids, np.arange(len(found.labels))), kind="stable")
     chosen = np.isin(np.arange(len(order)), order[:most])
@@ -80,7 +80,7 @@ def ask_finetuned(
 
 
 def report(case: AttributionCase, truth: np.ndarray | None, scores: dict[str, np.ndarray], seed: int) -> str:
-    """Returns the tables of a case: against the model's own changes, and against the truth where it is known."""
+    """Formats the tables of a case: agreement with the model's own changes, and with the truth if it is known."""
     own = np.where(scores["occlusion"] != 0, scores["occlusion"], np.nan)
     parts = ["against what the same model says without each code", table(compare(case, own, scores, seed))]
     if truth is not None:

@@ -1,4 +1,4 @@
-"""What truly matters in simulated histories, and how far scores of tokens agree with it."""
+"""True effects of codes in simulated histories, and the agreement of attributions with them."""
 
 from pathlib import Path
 
@@ -17,23 +17,23 @@ from behrt_jax.simulation import oracle
 from behrt_jax.simulation.outcome_files import read_truth
 from behrt_jax.simulation.world import Histories, World
 
-TOP = 5  # codes of a history that are to be found
-NOTHING = 1e-9  # an effect that is none, in nats
+TOP = 5  # codes of largest effect in a history, which attributions should find
+NOTHING = 1e-9  # effects up to this size, in nats, count as none
 CLIP = 1e-12
 
 
 def oracle_effects(
     case: AttributionCase, world: World, seen: Histories, index: VisitIndex, tokens: tuple[str, ...]
 ) -> np.ndarray:
-    """Returns how much the oracle's log odds of each target fall if a code had not been recorded: (N, L), else NaN.
+    """Computes the drop of the oracle's log odds of each target without a code: (N, L); NaN elsewhere.
 
-    The code of the encounter is left out: every visit has it, so that the world knows no history without.
+    The code of the encounter is left out: every visit has it, so no history of the world is without it.
 
     Args:
-      case: of next visits or masked codes.
-      world: that made the patients.
-      seen: what is seen of the case's patients, visit by visit as in `index`.
-      index: of the visits.
+      case: a case of next visits or masked codes.
+      world: the world that generated the patients.
+      seen: the observed histories of the case's patients, visit by visit as in `index`.
+      index: the index of the visits.
       tokens: of the vocabulary, by id.
     """
     columns = {code: place for place, code in enumerate(world.codes)}
@@ -73,13 +73,13 @@ def certain_codes(world: World) -> tuple[str, ...]:
 def hazard_effects(
     case: AttributionCase, rows: Patients, times: np.ndarray, file: Path, tokens: tuple[str, ...]
 ) -> np.ndarray:
-    """Returns how much the true log hazard falls if a code had not been recorded: (N, L), NaN outside visits.
+    """Computes the drop of the true log hazard without a code: (N, L); NaN outside visits.
 
     Args:
-      case: of outcomes that `experiments.simulate_outcomes` drew.
-      rows: the N whole histories, without marks, that the hazard is of.
-      times: (N,) of the predictions.
-      file: the truth beside the labels.
+      case: a case of outcomes drawn by `experiments.simulate_outcomes`.
+      rows: the N whole histories, without prediction tokens, which the hazard depends on.
+      times: (N,) prediction times.
+      file: the truth file next to the labels.
       tokens: of the vocabulary, by id.
     """
     hazard = read_truth(file)
@@ -99,24 +99,24 @@ def hazard_effects(
 
 
 def repeat(one: Patients, kept: np.ndarray) -> Patients:
-    """Returns a history (K, tokens) times, each with the tokens that are kept."""
+    """Repeats a history K times, each with the tokens marked in a row of `kept`, (K, tokens) bool."""
     columns = {name: np.tile(getattr(one, name), len(kept))[kept.ravel()] for name in TOKEN_FIELDS}
     subject = {name: np.repeat(getattr(one, name), len(kept)) for name in ("subject_ids", "has_birth", "origins")}
     return Patients(**subject, offsets=np.append(0, np.cumsum(kept.sum(axis=1))), **columns)
 
 
 def agreement(truth: np.ndarray, scores: np.ndarray, owners: np.ndarray) -> bootstrap.PerTargetScores:
-    """Measures in each history how scores agree with the truth.
+    """Measures the agreement of scores with the truth in each history.
 
     Args:
       truth: (N, L) effects; NaN where there is nothing to compare.
       scores: (N, L).
-      owners: (N,) whose the histories are.
+      owners: (N,) the patient of each history.
 
     Returns:
-      For each history `auroc`, how well the size of scores tells the `TOP` codes of most effect from the others,
-      `spearman` of sizes, and `pearson`, of the numbers themselves. Without histories of fewer than 2 `TOP` codes, or
-      in which fewer than `TOP` have an effect.
+      For each history `auroc`, of absolute scores for the `TOP` codes with the largest absolute effects; `spearman`,
+      of absolute values; and `pearson`, of signed values. Omits histories with fewer than 2 x `TOP` codes, or with
+      fewer than `TOP` codes that have an effect.
     """
     found, kept = {"auroc": [], "spearman": [], "pearson": []}, []
     for row, effects in enumerate(truth):

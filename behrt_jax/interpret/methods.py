@@ -1,4 +1,4 @@
-"""The scores of the tokens of a case by each method."""
+"""Attribution methods, applied to the tokens of a case."""
 
 import functools
 from collections.abc import Callable
@@ -19,11 +19,11 @@ METHODS = {
     "attention rollout": "where attention goes through all layers; says nothing of a code's effect",
     "attention, last layer": "mean of the heads; says nothing of a code's effect",
 }
-ROWS, BUCKET = 8, 64  # rows worked on at once; numbers of codes are rounded up, so that few shapes are compiled
+ROWS, BUCKET = 8, 64  # rows per batch; numbers of codes are rounded up to a multiple, so that few shapes are compiled
 
 
 def explain(case: AttributionCase, model, params, say: Callable[[str], None]) -> dict[str, np.ndarray]:
-    """Returns the scores of the tokens of a case by method, (N, L) each; says how complete integrated gradients are."""
+    """Returns the token scores of a case by method, (N, L) each; reports the completeness of integrated gradients."""
     units = np.asarray(attribution.code_units(case.columns))
     order, names = np.argsort(units.max(axis=1), kind="stable"), list(METHODS)
     if model.config.encoder == "lstm":
@@ -32,7 +32,7 @@ def explain(case: AttributionCase, model, params, say: Callable[[str], None]) ->
     gaps, spread = np.zeros(len(units)), np.zeros(len(units))
     read = _methods(case, model, params, names[3:])
     for start in tqdm.trange(0, len(order), ROWS, desc="explaining", unit="batch"):
-        chosen = np.resize(order[start : start + ROWS], ROWS)  # the last batch repeats some
+        chosen = np.resize(order[start : start + ROWS], ROWS)  # the last batch repeats some rows
         columns = {name: values[chosen] for name, values in inputs.device_columns(case.columns).items()}
         most = -(-int(units[chosen].max() + 1) // BUCKET) * BUCKET
         scores, (gap, change) = read(columns, units[chosen], max(most, 1))

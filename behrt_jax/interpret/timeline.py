@@ -1,4 +1,4 @@
-"""A patient's history as the report shows it, and whose histories may be shown."""
+"""A patient's history, as the report shows it."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from behrt_jax.interpret.cases import AttributionCase
 
 
 def timeline(case: AttributionCase, row: int, names: Names) -> dict[str, list]:
-    """Returns the tokens of a history that are explained and, with `[MASK]`, its visits."""
+    """Returns the visits of a history, and its tokens that have attributions or are `[MASK]`."""
     columns = {name: values[row] for name, values in case.columns.items() if name not in ("covariates", "target")}
     numbers = np.where(columns["in_visit"], columns["visit_ids"], -1)
     tokens = [
@@ -25,13 +25,13 @@ def timeline(case: AttributionCase, row: int, names: Names) -> dict[str, list]:
 
 
 def shown_tokens(case: AttributionCase, row: int) -> np.ndarray:
-    """Returns the places of the tokens that are explained, and of `[MASK]`."""
+    """Returns the positions of the tokens that have attributions, and of `[MASK]`."""
     columns = {name: case.columns[name][row : row + 1] for name in ("codes", "patient_ids")}
     return np.flatnonzero(np.asarray(attribution.is_explained(columns))[0] | (columns["codes"][0] == MASK))
 
 
 def told_drivers(drivers: dict[str, np.ndarray], row: int, places: np.ndarray) -> dict[str, list[float]]:
-    """Returns the scores of the tokens that are shown, by method."""
+    """Returns the scores of the shown tokens, by method."""
     return {name: [round(float(value), 5) for value in values[row, places]] for name, values in drivers.items()}
 
 

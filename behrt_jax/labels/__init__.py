@@ -1,1 +1,1 @@
-"""What is predicted: label files, tasks and follow-up."""
+"""Prediction labels: label files, tasks that make labels from MEDS events, and follow-up."""

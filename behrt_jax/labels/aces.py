@@ -1,4 +1,4 @@
-"""ACES tasks: cohorts and binary labels as a configuration of `es-aces` describes them (Xu et al. 2025)."""
+"""ACES tasks: cohorts and binary labels defined by a configuration of `es-aces` (Xu et al. 2025)."""
 
 import collections
 import contextlib
@@ -22,22 +22,22 @@ from behrt_jax.labels.aces_checks import EVENT_COLUMNS, MOST_DAYS, check_config,
 from behrt_jax.labels.follow_up import FollowUp, Made, count_dates, drop, parse_follow_up, section_of, subjects
 
 LABEL_SCHEMA = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us"), "boolean_value": pl.Boolean}
-MOST_CHARACTERS = 500  # of an error
+MOST_CHARACTERS = 500  # of an error message
 
 
 @dataclasses.dataclass(frozen=True)
 class AcesTask:
-    """A task file that ACES reads, and what our section in its `metadata` adds.
+    """An ACES task file, with the follow-up from our section in its `metadata`.
 
     Attributes:
-      description: in words.
+      description: the task in words.
       file: the task file.
-      config: what ACES makes of it.
-      predicates: the names of its events that are codes.
+      config: the configuration that ACES parsed.
+      predicates: names of the predicates that match codes.
       columns: further columns of the events that predicates read.
-      trigger: the predicate that begins each index date.
-      window: how long after the prediction time an outcome counts; None where the record's end does not matter.
-      follow_up: until when an outcome would be seen; None likewise.
+      trigger: the predicate whose events are index dates.
+      window: how long after the prediction time an outcome counts; None if negatives are not checked for censoring.
+      follow_up: the end of follow-up; None likewise.
     """
 
     description: str
@@ -51,15 +51,15 @@ class AcesTask:
 
 
 def parse_aces(task: dict[str, Any], file: Path, text: str) -> AcesTask:
-    """Reads a task file.
+    """Parses an ACES task file.
 
     Args:
-      task: what its YAML says.
+      task: its parsed YAML.
       file: the task file.
-      text: what it holds.
+      text: its content.
 
     Raises:
-      ValueError: ACES refuses it, or it does not say what the label and the prediction time are.
+      ValueError: ACES rejects it, or it does not define the label and the prediction time.
     """
     check_task(task, str(file))
     with _aces_log(collections.Counter()), _one_line(f"{file}: not a task that ACES reads"):
@@ -80,13 +80,13 @@ def parse_aces(task: dict[str, Any], file: Path, text: str) -> AcesTask:
 
 def _load(text: str) -> TaskExtractorConfig:
     with tempfile.TemporaryDirectory() as folder:
-        copied = Path(folder) / "task.yaml"  # the one ending that ACES takes
+        copied = Path(folder) / "task.yaml"  # the only suffix that ACES accepts
         copied.write_text(text, encoding="utf-8")
         return TaskExtractorConfig.load(copied)
 
 
 def _parse_metadata(metadata: Any, where: str) -> tuple[datetime.timedelta | None, FollowUp | None]:
-    """Returns the window of the outcome and the follow-up that our section says, None without one."""
+    """Returns the outcome window and the follow-up from our section of the metadata, both None without it."""
     if metadata is not None and not isinstance(metadata, dict):
         raise ValueError(f"{where}: expected keys such as follow_up; found {type(metadata).__name__}")
     if (given := (metadata or {}).get("follow_up")) is None:
@@ -106,15 +106,15 @@ def label_aces(shard: Path, events: pl.DataFrame, task: AcesTask) -> Made:
 
     Args:
       shard: the file, for errors.
-      events: what it holds, as `read_shard` returns it, with the columns of the task.
-      task: what to label.
+      events: its events from `read_shard`, with the columns of the task.
+      task: the task.
 
     Returns:
-      `subject_id, prediction_time, boolean_value`: dates at or after death, and negatives whose follow-up ends before
-      the outcome's window does, are left out and counted.
+      `subject_id, prediction_time, boolean_value`; index dates at or after death, and negatives whose follow-up ends
+      before their outcome window does, are left out and counted.
 
     Raises:
-      ValueError: ACES cannot run the task on these events, or it gives one prediction time both labels.
+      ValueError: ACES cannot run the task on these events, or a prediction time gets both labels.
     """
     details = collections.Counter()
     predicates, found = _run_aces(shard, events, task, details)
@@ -141,7 +141,7 @@ def label_aces(shard: Path, events: pl.DataFrame, task: AcesTask) -> Made:
 def _run_aces(
     shard: Path, events: pl.DataFrame, task: AcesTask, details: collections.Counter
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Returns the counts of predicates at each time, and the cohort; the latter is empty where none fits the task."""
+    """Returns the counts of predicates at each time, and the cohort, which may be empty."""
     if missing := [name for name in task.columns if name not in events.columns]:
         if events.height:
             raise ValueError(
@@ -149,12 +149,12 @@ def _run_aces(
                 "the data's columns, or of the keys of a predicate (code, value_min, ...)"
             )
         events = events.with_columns(pl.lit(None).alias(name) for name in missing)
-    # ACES reads a file, and by rules of its own; it gets what our reader has read, in the types of the standard.
+    # ACES reads files by different rules, so it gets a file of the events that our reader validated and typed.
     with tempfile.TemporaryDirectory() as folder, _aces_log(details):
         file = Path(folder) / "events.parquet"
         events.select({*EVENT_COLUMNS, *task.columns}).write_parquet(file)
         with _one_line(f"{task.file}: ACES cannot run this task on {shard}"):
-            # ACES changes the windows of a task when it runs it, so that each shard needs a fresh one.
+            # ACES modifies the windows of a config when it runs, so each shard needs a fresh copy.
             config = copy.deepcopy(task.config)
             source = types.SimpleNamespace(path=str(file), standard="meds")
             predicates = get_predicates_df(config, source)  # pyright: ignore[reportArgumentType]
@@ -163,12 +163,12 @@ def _run_aces(
 
 @contextlib.contextmanager
 def _one_line(what: str) -> Iterator[None]:
-    """Turns whatever ACES or a library of its own raises into a ValueError of one line."""
+    """Converts any exception of ACES or its dependencies to a ValueError of one line."""
     try:
         yield
     except (Exception, pl.exceptions.PanicException) as error:
         said = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-        text = " ".join(said.partition("Resolved plan")[0].split())  # polars goes on with its plan of the query
+        text = " ".join(said.partition("Resolved plan")[0].split())  # polars appends its query plan
         reason = text[:MOST_CHARACTERS] + "..." * (len(text) > MOST_CHARACTERS)
         raise ValueError(f"{what} ({reason or type(error).__name__}); docs/labels.md has an example") from error
 
@@ -182,21 +182,21 @@ def _unusable(task: AcesTask) -> dict[str, pl.Expr]:
         "at or after death": time >= pl.col("death"),
     }
     if task.follow_up is not None:
-        # Nothing more comes after death, so that a window which death cuts short is known to its end.
+        # No event follows death, so a window that death cuts short counts as fully observed.
         censored = pl.col("death").is_null() & (task.follow_up.end() < time + pl.lit(task.window))
         reasons["without the outcome, censored before its window ends"] = ~pl.col("boolean_value") & censored
     return reasons
 
 
 class _Exclusions(logging.Handler):
-    """Counts what each window excludes, which ACES says in its log alone; silent if its words change."""
+    """Counts the rows that each window excludes, which only ACES' log states; counts none if its wording changes."""
 
     def __init__(self, counts: collections.Counter):
         super().__init__(logging.INFO)
         self.counts, self.window = counts, ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Reads a line of the log."""
+        """Parses a line of the log."""
         text = record.getMessage()
         if found := re.match(r"Summarizing subtree rooted at '(.+)'", text):
             self.window = found[1].rpartition(".")[0] or found[1]

@@ -1,4 +1,4 @@
-"""Checks a configuration of ACES for what ACES takes amiss: in silence, without end, or with an error of Python's."""
+"""Checks an ACES configuration for mistakes that ACES ignores, loops on forever, or reports as a bare Python error."""
 
 import datetime
 import graphlib
@@ -11,18 +11,18 @@ import polars as pl
 from aces.config import PlainPredicateConfig, TaskExtractorConfig, WindowConfig
 
 EVENT_COLUMNS = ("subject_id", "time", "code", "numeric_value")
-# Names of ACES' own columns; a predicate of such a name would overwrite one.
+# Columns that ACES uses internally; a predicate with such a name would overwrite one.
 RESERVED = (*EVENT_COLUMNS, "timestamp", "timestamp_at_start", "timestamp_at_end", "window_name", "label")
 RESERVED = (*RESERVED, "index_timestamp", "trigger", "subtree_anchor_timestamp", "child_anchor_timestamp")
-MOST_DAYS = 365_250  # of a window; with more, times overflow
+MOST_DAYS = 365_250  # of a window; longer ones overflow times
 CODE = "a code, {regex: PATTERN} or {any: [CODE, CODE]}"
 
 
 def check_task(task: dict[str, Any], file: str) -> None:
-    """Checks that the YAML has the shape of a task, and that no predicate is made of itself, on which ACES never ends.
+    """Checks that the YAML has the structure of a task and no cyclic predicates, on which ACES does not terminate.
 
     Raises:
-      ValueError: it names the file and the key.
+      ValueError: a check fails; the message names the file and the key.
     """
     _check(task, "trigger", str, f"{file}: trigger", "the name of the predicate that begins an index date")
     graph = {}
@@ -50,7 +50,7 @@ def _check(section: dict[str, Any], key: str, kind: type | tuple[type, ...], whe
 
 
 def _entries(task: dict[str, Any], section: str, file: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the names and settings of a section."""
+    """Yields the name and settings of each entry of a section."""
     found = task.get(section, {})
     if not isinstance(found, dict):
         raise ValueError(
@@ -85,10 +85,10 @@ def _check_window(window: dict[str, Any], where: str) -> None:
 
 
 def check_config(config: TaskExtractorConfig, file: str) -> None:
-    """Checks the values of a task that ACES has read.
+    """Checks the values of a task that ACES has parsed.
 
     Raises:
-      ValueError: it names the file and the key.
+      ValueError: a check fails; the message names the file and the key.
     """
     for kind, name in (("label", config.label_window), ("index_timestamp", config.index_timestamp_window)):
         if not name:
@@ -110,7 +110,7 @@ def check_config(config: TaskExtractorConfig, file: str) -> None:
 
 
 def extra_columns(config: TaskExtractorConfig) -> tuple[str, ...]:
-    """Returns the columns of the events that predicates read beyond those of the standard."""
+    """Returns the columns of the events that predicates read, other than those of the standard."""
     named = (name for predicate in config.plain_predicates.values() for name in predicate.other_cols)
     return tuple(dict.fromkeys(named))
 

@@ -1,4 +1,4 @@
-"""Follow-up: when subjects are born, die and are last seen, and until when it is known what happens to them."""
+"""Follow-up: times of birth, death and the last event of subjects, and the end of their observation."""
 
 import collections
 import dataclasses
@@ -12,14 +12,14 @@ from behrt_jax.data.events import BIRTH, DEATH
 
 
 class Made(NamedTuple):
-    """Labels of a task and how they came about.
+    """Labels of a task, with counts of index dates and matched events.
 
     Attributes:
       labels: sorted rows in one of the formats of `behrt_jax.labels.labels`.
       counts: `patients`, `index dates`, `patients with index dates`.
-      dropped: index dates by the reason why they have no row.
-      details: the same where reasons overlap, so that they do not add up.
-      matched: events that match each pattern or predicate of the task.
+      dropped: number of index dates without a row, by reason.
+      details: the same for overlapping reasons, which do not add up.
+      matched: number of events that match each pattern or predicate of the task.
     """
 
     labels: pl.DataFrame
@@ -31,24 +31,24 @@ class Made(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FollowUp:
-    """The end of follow-up: the earliest of what is given.
+    """Rule for the end of follow-up, which is the earliest of the given times.
 
     Attributes:
       until: a date, or None.
-      last_event: whether it ends with the subject's last event too.
+      last_event: whether the subject's last event also ends follow-up.
     """
 
     until: datetime.datetime | None
     last_event: bool
 
     def end(self) -> pl.Expr:
-        """Returns the end of follow-up by the columns of `subjects`."""
+        """Returns the end of follow-up as an expression over the columns of `subjects`."""
         ends = [pl.lit(self.until, pl.Datetime("us"))] if self.until else []
         return pl.min_horizontal(*ends, *([pl.col("last")] if self.last_event else []))
 
 
 def parse_follow_up(section: dict[str, Any], where: str) -> FollowUp:
-    """Reads `until` and `last_event`; a ValueError if neither is given."""
+    """Parses `until` and `last_event`; raises a ValueError if neither is given."""
     until = as_time(section["until"], f"{where}.until") if section.get("until") else None
     last_event = section.get("last_event", False)
     if not isinstance(last_event, bool):
@@ -59,7 +59,7 @@ def parse_follow_up(section: dict[str, Any], where: str) -> FollowUp:
 
 
 def section_of(parent: Any, allowed: tuple[str, ...], where: str) -> dict[str, Any]:
-    """Returns a section of a task file; a ValueError names a key that none reads."""
+    """Returns a section of a task file; raises a ValueError that names unknown keys."""
     if not isinstance(parent, dict):
         raise ValueError(f"{where}: expected a section with keys such as {', '.join(allowed)}; found '{parent}'")
     if unknown := [str(key) for key in parent if key not in allowed]:
@@ -68,7 +68,7 @@ def section_of(parent: Any, allowed: tuple[str, ...], where: str) -> dict[str, A
 
 
 def as_time(value: Any, where: str) -> datetime.datetime:
-    """Returns a date of a task file as a time at midnight."""
+    """Returns a date of a task file as a datetime at midnight; a datetime without a time zone stays unchanged."""
     if isinstance(value, datetime.datetime) and value.tzinfo is None:
         return value
     if isinstance(value, datetime.datetime) or not isinstance(value, datetime.date):
@@ -77,7 +77,7 @@ def as_time(value: Any, where: str) -> datetime.datetime:
 
 
 def subjects(events: pl.DataFrame) -> pl.DataFrame:
-    """Returns `subject_id, birth, death, last` of a shard: null where unknown; `last` is the time of the last event."""
+    """Returns `subject_id, birth, death, last` of a shard, null where unknown; `last` is the time of the last event."""
     first = {"birth": BIRTH, "death": DEATH}
     times = {name: pl.col("time").filter(pl.col("code") == code).min() for name, code in first.items()}
     return events.group_by("subject_id").agg(**times, last=pl.col("time").max())
@@ -90,7 +90,7 @@ def count_dates(people: pl.DataFrame, dates: pl.DataFrame) -> collections.Counte
 
 
 def drop(rows: pl.DataFrame, reasons: dict[str, pl.Expr]) -> tuple[pl.DataFrame, collections.Counter]:
-    """Drops rows by one reason after the other, so that each is counted once; null is no reason."""
+    """Drops rows by one reason after the other, so that each row is counted once; null counts as False."""
     dropped = collections.Counter()
     for reason, holds in reasons.items():
         kept = rows.filter(~holds.fill_null(False))
@@ -100,5 +100,5 @@ def drop(rows: pl.DataFrame, reasons: dict[str, pl.Expr]) -> tuple[pl.DataFrame,
 
 
 def read_lives(path: str) -> pl.DataFrame:
-    """Reads when the subjects of a data set were born and died, as `follow_up.subjects` does."""
+    """Reads the times of birth, death and the last event of all subjects of a data set; see `subjects`."""
     return pl.concat(subjects(data_events.read_shard(shard)) for shard in data_events.find_shards(path))

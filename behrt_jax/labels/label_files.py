@@ -1,4 +1,4 @@
-"""Reads files of labels, Parquet or CSV, one or a folder of shards, as one table of plain columns."""
+"""Reads labels from a Parquet or CSV file, or a folder of shards, into one table of plain columns."""
 
 import csv
 import datetime
@@ -12,35 +12,35 @@ import polars as pl
 from behrt_jax.data.events import LAST_YEAR, is_text
 from behrt_jax.data.files import UNREADABLE, find_parquet, scan_parquet, unreadable
 
-VALUE_COLUMNS = {  # and the type of each
+VALUE_COLUMNS = {  # with the type of each
     "boolean_value": "boolean",
     "integer_value": "an integer",
     "float_value": "float",
     "categorical_value": "string",
 }
 SURVIVAL_COLUMNS = ("event_time", "event")
-TRUTH_COLUMNS = ("log_hazard", "weibull_scale", "weibull_shape")  # of simulated outcomes
+TRUTH_COLUMNS = ("log_hazard", "weibull_scale", "weibull_shape")  # true hazard of simulated outcomes
 KEYS = ["subject_id", "prediction_time"]
 TIME_COLUMNS = ("prediction_time", "event_time")
 TEXT_COLUMNS = ("categorical_value", "event")
 COLUMNS = (*KEYS, *VALUE_COLUMNS, *SURVIVAL_COLUMNS, *TRUTH_COLUMNS)
-NO_VALUE = ("na", "n/a", "<na>", "nan", "nat", "none", "null")  # how other programs write an empty cell
+NO_VALUE = ("na", "n/a", "<na>", "nan", "nat", "none", "null")  # spellings of an empty cell in other programs
 BOOLEANS = ("true", "false")
 NUMBER = r"[+-]?\d+(\.\d*)?"
-NO_CAUSE = rf"(?i)|{NUMBER}|" + "|".join((*NO_VALUE, *BOOLEANS))  # no name of a cause: empty, a number, a word for none
+NO_CAUSE = rf"(?i)|{NUMBER}|" + "|".join((*NO_VALUE, *BOOLEANS))  # not a cause: empty, a number, a word for none
 DATE = r"^(\d{4})(?:-(\d\d)-|/(\d\d)/)(\d\d)(?:[T ](\d\d:\d\d)(:\d\d)?(\.\d{1,9})?)?$"
 DATE_EXAMPLES = "dates with the year first and no time zone, such as 2025-12-31 or 2025-12-31 23:59:59"
 
 
 def read_label_files(source: Path, say: Callable[[str], None]) -> pl.DataFrame:
-    """Reads a Parquet or CSV file of labels, or a folder of shards of one of the two.
+    """Reads a Parquet or CSV file of labels, or a folder of Parquet or CSV shards.
 
     Args:
-      source: what to read.
-      say: called with a line of counts where files are left out or words are read as empty cells.
+      source: the file or folder.
+      say: called with a line of counts when files are left out or words are read as empty cells.
 
     Returns:
-      All columns: those of labels with null for empty cells, NaN and, in `event`, words such as NA; others all null.
+      All columns. In those of labels, empty cells, NaN and, in `event`, words such as NA are null; others are all null.
 
     Raises:
       ValueError: a file cannot be read, shards differ in their columns or types, or a date is ambiguous.
@@ -60,7 +60,7 @@ def read_label_files(source: Path, say: Callable[[str], None]) -> pl.DataFrame:
 
 
 def list_names(table: pl.DataFrame) -> str:
-    """Lists the columns of a table for an error, on one line whatever their names hold."""
+    """Lists the columns of a table for an error, on one line even if their names contain line breaks."""
     return ", ".join(" ".join(name.split()) for name in table.columns)
 
 
@@ -89,7 +89,7 @@ def _read_parquet(file: Path) -> pl.DataFrame:
 
 
 def _read_csv(file: Path) -> pl.DataFrame:
-    """Returns the columns, those of labels typed by what all their cells hold."""
+    """Reads a CSV file; columns of labels get a type that fits all their cells, others are null."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             rows = [row for row in csv.reader(opened, strict=True) if row]
@@ -99,7 +99,7 @@ def _read_csv(file: Path) -> pl.DataFrame:
     if not rows:
         raise ValueError(f"{file}: is empty; expected a line of column names, {', '.join(KEYS)} and a label")
     names = [name.strip() for name in rows.pop(0)]
-    if not {*KEYS} & {*names}:  # no list of what was found: without a line of names, it may be a patient's row
+    if not {*KEYS} & {*names}:  # the error omits the line, which may be a patient's row
         raise ValueError(f"{file}: the first line does not name columns; expected {', '.join(KEYS)} and a label")
     if uneven := sum(len(row) != len(names) for row in rows):
         raise ValueError(
@@ -114,7 +114,7 @@ def _read_csv(file: Path) -> pl.DataFrame:
 
 
 def _parse(file: Path, name: str, cells: Iterable[str]) -> pl.Series:
-    """Returns a CSV column as dates, text, or the first of integer, float and boolean that all its cells are."""
+    """Parses a CSV column to dates, text, or the first of integer, float and boolean that fits all its cells."""
     text = pl.Series(name, list(cells), pl.String).str.strip_chars()
     if name in TEXT_COLUMNS:
         return text
@@ -133,7 +133,7 @@ def _parse(file: Path, name: str, cells: Iterable[str]) -> pl.Series:
 
 
 def _parse_dates(file: Path, text: pl.Series) -> pl.Series:
-    """Parses ISO dates, also with slashes; a ValueError for any other form, of which day and month are a guess."""
+    """Parses ISO dates, also with slashes; raises a ValueError for other forms, where day and month are ambiguous."""
     parts = [text.str.extract(DATE, group) for group in range(1, 8)]
     year, month, slashed, day, hour, second, fraction = parts
     fraction = fraction.fill_null(".").str.pad_end(7, "0").str.head(7)
@@ -151,7 +151,7 @@ def _parse_dates(file: Path, text: pl.Series) -> pl.Series:
 
 
 def _clean(file: Path, table: pl.DataFrame, say: Callable[[str], None]) -> pl.DataFrame:
-    """Turns NaN and empty text to null, columns of a shard that say nothing to the type Null, and times to [us]."""
+    """Converts NaN and empty text to null, columns of a shard without values to the type Null, and times to [us]."""
     for column in table.iter_columns():
         if column.dtype.is_float():
             column = column.fill_nan(None)
@@ -167,14 +167,14 @@ def _clean(file: Path, table: pl.DataFrame, say: Callable[[str], None]) -> pl.Da
                     say(f"{file}: column 'event' says NA, none or the like in {number:,} rows; read as censored")
                 text = text.set(unset, None)
             column = text.set(word == "", None)
-        is_bool = column.name == "event" and column.dtype == pl.Boolean  # without a cause, which would be censoring
+        is_bool = column.name == "event" and column.dtype == pl.Boolean  # the type Null would mean all censored
         is_empty = column.null_count() == len(column) and (not is_bool or not len(column))
         table = table.with_columns(pl.lit(None).alias(column.name) if is_empty else column)
     return table
 
 
 def _clean_times(file: Path, column: pl.Series) -> pl.Series:
-    times = column.cast(pl.Datetime("us"), strict=False)  # null where they overflow
+    times = column.cast(pl.Datetime("us"), strict=False)  # null on overflow
     bounds = (datetime.datetime.min, datetime.datetime(LAST_YEAR + 1, 1, 1))
     absurd = column.is_not_null() & ~times.is_between(*bounds, closed="left").fill_null(False)
     if number := int(absurd.sum()):
@@ -186,7 +186,7 @@ def _clean_times(file: Path, column: pl.Series) -> pl.Series:
 
 
 def _check_shards(source: Path, shards: dict[Path, pl.DataFrame]) -> None:
-    """Checks that shards with rows have the same columns in use, and that these are of one kind."""
+    """Checks that all shards with rows have each column that is in use, and that its kind is the same in all."""
     filled = {file: table for file, table in shards.items() if table.height}
     for name in COLUMNS:
         kinds = {file: _kind(table[name].dtype) for file, table in filled.items() if name in table.columns}
@@ -203,7 +203,7 @@ def _check_shards(source: Path, shards: dict[Path, pl.DataFrame]) -> None:
 
 
 def _kind(dtype: pl.DataType) -> str:
-    """Names the types that go together."""
+    """Returns the kind of a type; types of one kind can be concatenated."""
     if dtype.is_numeric():
         return "number"
     is_time = dtype == pl.Date or (dtype.base_type() == pl.Datetime and getattr(dtype, "time_zone", None) is None)
@@ -211,7 +211,7 @@ def _kind(dtype: pl.DataType) -> str:
 
 
 def write_labels(labels: pl.DataFrame, output: Path) -> None:
-    """Writes the labels in one move."""
+    """Writes the labels to a Parquet file, atomically."""
     output.parent.mkdir(parents=True, exist_ok=True)
     handle, scratch = tempfile.mkstemp(prefix=f".{output.name}-", dir=output.parent)
     os.close(handle)

@@ -1,4 +1,4 @@
-"""Tables of labels: checks the columns and rows of one file, or folder of shards."""
+"""Tables of labels: validates the columns and rows of one file or folder of shards."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,17 +18,18 @@ from behrt_jax.labels.label_files import (
     read_label_files,
 )
 
-MAX_CLASSES = 50  # more distinct values than that are a quantity or an identifier
+MAX_CLASSES = 50  # a column with more distinct values is a quantity or an identifier
 
 
 class LabelTable(NamedTuple):
-    """A checked table of labels.
+    """A validated table of labels.
 
     Attributes:
       rows: `subject_id, prediction_time` and `value` (0 and 1, or indices of classes), or `event_time` and `event` (0
-        if censored, else 1 + which of the names) and, where known, their truth; sorted, each subject and time once.
-      kind: `binary`, `multiclass`, `survival`, or `times` where the table has no outcome.
-      names: of the label (the file's), the classes or the causes.
+        if censored, else 1 + the index in `names`) and, if present, `TRUTH_COLUMNS`; sorted, each subject and time
+        once.
+      kind: `binary`, `multiclass`, `survival`, or `times` if the table has no outcome.
+      names: the name of the label (that of the file), or the names of the classes or causes.
     """
 
     rows: pl.DataFrame
@@ -37,12 +38,12 @@ class LabelTable(NamedTuple):
 
 
 def read_label_table(file: Path, say: Callable[[str], None], with_outcomes: bool = True) -> LabelTable:
-    """Reads a Parquet or CSV file of labels, or a folder of shards of one of the two.
+    """Reads and validates a Parquet or CSV file of labels, or a folder of Parquet or CSV shards.
 
     Args:
-      file: what to read.
-      say: called with a line of counts where rows were sorted or repeated, files left out or words read as empty.
-      with_outcomes: whether there must be an outcome; if not, subjects and times alone will do.
+      file: the file or folder.
+      say: called with a line of counts when rows were out of order or repeated, files left out or words read as empty.
+      with_outcomes: whether an outcome is required; if not, subjects and times are enough.
 
     Raises:
       ValueError: see `behrt_jax.labels.labels.read_labels`.
@@ -62,7 +63,7 @@ def read_label_table(file: Path, say: Callable[[str], None], with_outcomes: bool
 
 
 def _column(file: Path, table: pl.DataFrame, name: str, expected: str) -> pl.Series:
-    """Returns a column without holes; a ValueError if it is missing or has some."""
+    """Returns a column; raises a ValueError if it is missing or has nulls."""
     if name not in table.columns:
         raise ValueError(f"{file}: column '{name}' is missing (found {list_names(table)}); expected {expected}")
     column = table[name]
@@ -94,7 +95,7 @@ def _as_times(file: Path, table: pl.DataFrame, name: str) -> pl.Series:
 
 
 def _value_column(file: Path, table: pl.DataFrame) -> tuple[dict[str, pl.Series], str, tuple[str, ...]]:
-    """Returns the one column of values that is in use as numbers, the kind of label, and the names."""
+    """Returns the only column with label values, as numbers, the kind of label, and the names."""
     used = [name for name in VALUE_COLUMNS if name in table.columns and table[name].null_count() < table.height]
     if len(used) != 1:
         found = ", ".join(used) or list_names(table)
@@ -155,7 +156,7 @@ def _event_columns(file: Path, table: pl.DataFrame) -> tuple[dict[str, pl.Series
 
 
 def _check_causes(file: Path, causes: pl.Series) -> None:
-    """Checks that the texts of a column of events name causes, or are true and false."""
+    """Checks that the texts of an event column are all names of causes, or all true and false."""
     booleans, numbers = (
         int(holds.sum()) for holds in (causes.str.to_lowercase().is_in(BOOLEANS), causes.str.contains(f"^{NUMBER}$"))
     )
@@ -170,11 +171,11 @@ def _check_causes(file: Path, causes: pl.Series) -> None:
 
 
 def _deduplicate(file: Path, table: pl.DataFrame, say: Callable[[str], None]) -> pl.DataFrame:
-    """Sorts, and drops rows that repeat another; a ValueError if two of one subject and time say different things."""
+    """Sorts rows and drops repeated ones; raises a ValueError if two of one subject and time have different labels."""
     subject, time = (pl.col(name) for name in KEYS)
     backward = (subject < subject.shift(1)) | ((subject == subject.shift(1)) & (time < time.shift(1)))
     unsorted = table.select(backward.sum()).item()
-    if unsorted and not file.is_dir():  # shards are in no order
+    if unsorted and not file.is_dir():  # shards have no order
         say(f"{file}: {unsorted:,} of {table.height:,} rows were out of order (by {', then '.join(KEYS)}); sorted")
     unique = table.unique().sort(KEYS)
     if repeated := table.height - unique.height:

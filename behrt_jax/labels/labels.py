@@ -1,7 +1,7 @@
-"""Labels: one outcome of one subject at one prediction time, read from files and checked; docs/labels.md.
+"""Reads and validates labels, the outcomes of subjects at prediction times; see docs/labels.md.
 
-Two formats are read, as Parquet or CSV, one file or a folder of shards: the MEDS label schema, which ACES writes
-(`subject_id, prediction_time`, then `boolean_value`, `integer_value`, `float_value` or `categorical_value`), and
+Two formats are supported, as Parquet or CSV, in one file or a folder of shards: the MEDS label schema, which ACES
+writes (`subject_id, prediction_time`, then `boolean_value`, `integer_value`, `float_value` or `categorical_value`), and
 time-to-event labels (`subject_id, prediction_time, event_time, event`).
 """
 
@@ -24,17 +24,17 @@ MICROSECONDS_A_DAY = 86_400e6
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """N labels, sorted by subject, then prediction time. What is known are the events before the prediction time.
+    """N labels, sorted by subject, then prediction time; models may use only events before the prediction time.
 
     Attributes:
-      kind: `binary`, `multiclass`, `multilabel`, `survival`, or `times`, whose outcomes are not known.
-      names: of the label (binary), the labels (multilabel), the classes, or the causes of an event.
+      kind: `binary`, `multiclass`, `multilabel`, `survival`, or `times` for prediction times without outcomes.
+      names: names of the label (binary), the labels (multilabel), the classes, or the causes of an event.
       subject_ids: (N,) int64.
       prediction_times: (N,) datetime64[us].
-      values: (N, K) float32: 0 or 1 of each label, or (N, 1) indices of classes; (N, 0) for other kinds.
+      values: (N, K) float32: 0 or 1 for each label, or (N, 1) indices of classes; (N, 0) for other kinds.
       days: (N,) float64 > 0, from the prediction time to the event or the end of follow-up; NaN for other kinds.
-      events: (N,) int32, 0 where follow-up ended without an event (censored), else 1 + which of `names`.
-      truth: (N, 3) of simulated outcomes: the log hazard, and the scale (days) and shape of the Weibull baseline.
+      events: (N,) int32, 0 if follow-up ended without an event (censored), else 1 + the index in `names`.
+      truth: (N, 3) for simulated outcomes: the log hazard, and the scale (days) and shape of the Weibull baseline.
     """
 
     kind: str
@@ -50,12 +50,12 @@ class Labels:
         return len(self.subject_ids)
 
     def take(self, rows: np.ndarray) -> "Labels":
-        """Returns some of the labels: (M,) indices or (N,) bool; whoever reorders them gives up the order."""
+        """Returns the labels at `rows`, (M,) indices or (N,) bool; they stay sorted only if `rows` keeps the order."""
         arrays = {k: v[rows] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
         return dataclasses.replace(self, **arrays)
 
     def outcomes(self) -> np.ndarray:
-        """Returns which of `names` each row has, (N, K) bool: labels, its class, or the cause of its event."""
+        """Returns which of `names` each row has, (N, K) bool: its labels, its class, or the cause of its event."""
         if self.kind in ("survival", "multiclass"):
             numbers = self.events - 1 if self.kind == "survival" else self.values[:, 0]
             return numbers[:, None] == np.arange(len(self.names))
@@ -63,19 +63,19 @@ class Labels:
 
 
 def read_labels(files: Sequence[str | Path], say: Callable[[str], None] = print, with_outcomes: bool = True) -> Labels:
-    """Reads labels; several files, each binary, become one multi-label task of the rows that all of them hold.
+    """Reads labels; several binary files become one multi-label task with the rows that all of them have.
 
     Args:
       files: Parquet or CSV files, or folders of shards.
-      say: called with a line of counts where rows were sorted, repeated or not in all files, and where files of a
-        folder were not read or words were read as empty.
-      with_outcomes: whether there must be an outcome; if not, one file of subjects and times alone will do.
+      say: called with a line of counts when rows were out of order, repeated or not in all files, and when files of a
+        folder were left out or words were read as empty.
+      with_outcomes: whether an outcome is required; if not, one file of subjects and times is enough.
 
     Returns:
-      The labels. 0 and 1 alone are binary; other integers and strings are classes, sorted.
+      The labels. Values of only 0 and 1 are binary; other integers and strings are classes, sorted.
 
     Raises:
-      ValueError: a file cannot be read, a column is missing, mistyped or has holes, labels contradict each other, an
+      ValueError: a file cannot be read, a column is missing, mistyped or has nulls, labels contradict each other, an
         event is not after its prediction time, or several files are not binary or share no row.
     """
     if not files:
@@ -124,20 +124,20 @@ def _join(files: list[Path], read: list[LabelTable], say: Callable[[str], None])
 
 
 def check_learnable(labels: Labels, where: str) -> None:
-    """Raises a ValueError if there is nothing to learn from labels; see `describe_lack`."""
+    """Raises a ValueError if a model cannot learn from the labels; see `describe_lack`."""
     if lack := describe_lack(labels, where):
         raise ValueError(f"labels: {lack}; use more patients, another task or another split")
 
 
 def describe_lack(labels: Labels, where: str) -> str:
-    """Says what labels lack to learn from them or to measure by them: rows, a second class, or an event of each cause.
+    """Describes what labels lack for training or evaluation: rows, a second class, or an event of each cause.
 
     Args:
-      labels: of some patients.
-      where: what they are, such as `train`.
+      labels: labels of some patients.
+      where: the name of this group, such as `train`.
 
     Returns:
-      The reason; "" where nothing is lacking.
+      The reason; "" if nothing is lacking.
     """
     size, counts = len(labels), labels.outcomes().sum(axis=0)
     if not size:
@@ -153,14 +153,14 @@ def describe_lack(labels: Labels, where: str) -> str:
 
 
 def match_subjects(labels: Labels, lives: pl.DataFrame) -> tuple[np.ndarray, collections.Counter]:
-    """Finds the labels that can be predicted: of subjects with data, born and alive at the prediction time.
+    """Finds the labels of subjects that have data and are alive at the prediction time.
 
     Args:
       labels: N labels.
       lives: `subject_id, birth, death` of the subjects with data, null where unknown; see `follow_up.subjects`.
 
     Returns:
-      The rows to keep, and how many were left out: `of unknown subjects`, `before birth`, `at or after death`.
+      The rows to keep, and counts of those left out: `of unknown subjects`, `before birth`, `at or after death`.
     """
     rows = pl.DataFrame({"subject_id": labels.subject_ids, "time": labels.prediction_times}).with_row_index("row")
     rows = rows.join(lives.with_columns(known=True), on="subject_id", how="left", maintain_order="left")
@@ -176,17 +176,18 @@ def match_subjects(labels: Labels, lives: pl.DataFrame) -> tuple[np.ndarray, col
 def temporal_split(
     labels: Labels, split: str, cutoff: np.datetime64, outcome_window_days: float = 0
 ) -> tuple[Labels, int]:
-    """Keeps the labels of a split with which the test lies later than the training.
+    """Keeps the labels of a split on its side of a cutoff date, so that the model is tested on later predictions.
 
-    Train and tuning keep the rows that are predicted before the cutoff, held_out those from it on. What comes after the
-    cutoff is not known at training: times to event are censored there. Whether a classification label was, its file
-    does not say; `outcome_window_days`, the length of the outcome's window, keeps training rows that far from it.
+    Train and tuning keep prediction times before the cutoff, held_out those from the cutoff on. Outcomes after the
+    cutoff must not be used in training, so times to event are censored there. A classification label does not have the
+    time of its outcome; `outcome_window_days`, the length of its outcome window, keeps training rows that far from the
+    cutoff.
 
     Args:
       labels: N labels of the split's patients.
-      split: which one.
+      split: the name of the split.
       cutoff: the date.
-      outcome_window_days: how long before the cutoff training rows end.
+      outcome_window_days: how many days before the cutoff training rows end.
 
     Returns:
       The labels kept, and how many of them were censored at the cutoff.

@@ -1,4 +1,4 @@
-"""Tasks: a task file and MEDS events become labels, shard by shard; docs/labels.md has the formats."""
+"""Label making: applies a task file to MEDS events, shard by shard; docs/labels.md has the formats."""
 
 import collections
 from collections.abc import Callable, Iterable, Sequence
@@ -15,10 +15,10 @@ from behrt_jax.labels.time_to_event import TimeToEventTask, label_time_to_event,
 
 
 def load_task(path: str | Path) -> AcesTask | TimeToEventTask:
-    """Reads a task file: ours if it has the key `time_to_event`, else a configuration of ACES.
+    """Reads a task file: a time-to-event task if it has the key `time_to_event`, else an ACES configuration.
 
     Raises:
-      ValueError: there is no such file, or it is not a task.
+      ValueError: the file does not exist, or is not a task.
     """
     file = Path(path)
     if not file.is_file():
@@ -26,14 +26,14 @@ def load_task(path: str | Path) -> AcesTask | TimeToEventTask:
     try:
         text = file.read_text(encoding="utf-8")
         task = YAML(typ="safe", pure=True).load(text)
-    except Exception as error:  # tags and dates that make no sense raise nearly anything
+    except Exception as error:  # invalid tags and dates raise many exception types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{file}: not a YAML file ({reason[-MOST_CHARACTERS:]}); correct it") from error
     if not isinstance(task, dict):
         raise ValueError(f"{file}: holds no keys; expected 'time_to_event', or 'predicates', 'trigger' and 'windows'")
     try:
         return parse_time_to_event(task, str(file)) if "time_to_event" in task else parse_aces(task, file, text)
-    except ValueError as error:  # a value that is repeated in it may be long
+    except ValueError as error:  # the message may quote a long value
         message = " ".join(str(error).split())
         raise ValueError(message[:MOST_CHARACTERS] + "..." * (len(message) > MOST_CHARACTERS)) from error
 
@@ -41,15 +41,15 @@ def load_task(path: str | Path) -> AcesTask | TimeToEventTask:
 def make_labels(
     task: AcesTask | TimeToEventTask, shards: Sequence[Path], track: Callable[[Iterable], Iterable] = iter
 ) -> Made:
-    """Makes labels; memory grows with one shard and the labels.
+    """Makes the labels of a task; holds one shard and the labels in memory.
 
     Args:
-      task: what to label.
-      shards: files of MEDS events, of which no two share a subject.
+      task: the task.
+      shards: files of MEDS events; no two share a subject.
       track: wraps the shards to show progress, as `tqdm.tqdm` does.
 
     Returns:
-      The labels of all shards, sorted, and the counts; the labels may be none.
+      The labels of all shards, sorted, and the counts; there may be no labels.
     """
     visits_named = isinstance(task, TimeToEventTask) and any(_read(shard)["visit_name"].count() for shard in shards)
     parts = []
@@ -62,17 +62,17 @@ def make_labels(
     totals = [collections.Counter() for _ in parts[0][1:]]
     for part in parts:
         for total, counted in zip(totals, part[1:], strict=True):
-            total.update(counted)  # keeps zeros, which + would not
+            total.update(counted)  # keeps zeros, unlike +
     return Made(labels, *totals)
 
 
 def _read(shard: Path) -> pl.DataFrame:
-    """Reads a shard with the names of its visits."""
+    """Reads a shard with `visit_name`; see `name_visits`."""
     return name_visits(read_shard(shard, visit_columns("auto")), "auto", shard)
 
 
 def summarize(made: Made) -> list[str]:
-    """Returns lines of counts: patients, index dates, what was dropped and why, rows and events."""
+    """Returns lines of counts: patients, index dates, dropped dates by reason, rows and outcomes."""
     counts, labels = made.counts, made.labels
     lines = [f"{counts['patients']:,} patients"]
     lines += [f"{counts['index dates']:,} index dates of {counts['patients with index dates']:,} patients"]
@@ -85,7 +85,7 @@ def summarize(made: Made) -> list[str]:
 
 
 def count_outcomes(labels: pl.DataFrame) -> list[str]:
-    """Returns lines of counts of the outcomes, with the patients they belong to."""
+    """Returns lines of counts: rows and patients by outcome."""
 
     def line(chosen: pl.DataFrame, what: str) -> str:
         share = chosen.height / labels.height

@@ -1,4 +1,4 @@
-"""Time-to-event tasks: index dates, who is at risk then, and what comes first: an event or the end of follow-up."""
+"""Time-to-event tasks: index dates of subjects at risk, and the first event or the end of follow-up after each."""
 
 import collections
 import dataclasses
@@ -16,22 +16,22 @@ from behrt_jax.labels.label_files import KEYS, NO_CAUSE
 
 INDEX_KINDS = ("dates", "codes", "visits")
 DAYS_A_YEAR = 365.25
-MOST = 100_000  # visits or years; far more than there are, and safe to compute with
+MOST = 100_000  # visits or years; above any real value, and without overflow
 
 
 @dataclasses.dataclass(frozen=True)
 class TimeToEventTask:
-    """A task file with `time_to_event`.
+    """A parsed task file with `time_to_event`.
 
     Attributes:
-      description: in words.
-      dates: index dates of every subject; or
-      codes: shell patterns of the events that are index dates; or, without both, visits' starts are.
-      min_visits: visits with an event before the index date.
-      min_age: years at the index date.
-      none_before: patterns of codes that none may have had before or at the index date.
+      description: the task in words.
+      dates: index dates of every subject.
+      codes: shell patterns of codes; their events are index dates. Without `dates` and `codes`, starts of visits are.
+      min_visits: minimum number of visits that start before the index date.
+      min_age: minimum age in years at the index date.
+      none_before: patterns of codes; subjects with one of them before or at the index date are excluded.
       events: patterns of the codes of each cause.
-      follow_up: its end, if no event comes before. Death ends it always.
+      follow_up: the end of follow-up if no event comes first. Death always ends it.
     """
 
     description: str
@@ -44,15 +44,15 @@ class TimeToEventTask:
     follow_up: FollowUp
 
     def patterns(self) -> tuple[str, ...]:
-        """Returns the patterns that a data set must have events of."""
+        """Returns all code patterns of the task, each of which should match events of the data."""
         return tuple(itertools.chain(self.codes, self.none_before, *self.events.values()))
 
 
 def parse_time_to_event(task: dict[str, Any], where: str) -> TimeToEventTask:
-    """Reads a task file.
+    """Parses a time-to-event task file.
 
     Raises:
-      ValueError: a key is unknown or missing, or its value makes no sense.
+      ValueError: a key is unknown or missing, or its value is invalid.
     """
     section_of(task, ("description", "metadata", "time_to_event"), where)
     where = f"{where}: time_to_event"
@@ -92,7 +92,7 @@ def _patterns(value: Any, where: str) -> tuple[str, ...]:
 
 
 def _causes(events: dict[Any, Any], where: str) -> dict[str, tuple[str, ...]]:
-    """Returns the patterns of each cause; each needs one, and a name that labels can hold."""
+    """Returns the patterns of each cause; raises a ValueError for a cause without patterns or with an invalid name."""
     for cause in events:
         if not isinstance(cause, str) or re.fullmatch(NO_CAUSE, cause.strip()):
             raise ValueError(f"{where}: '{cause}'; expected the name of a cause, such as death, that is no number")
@@ -118,8 +118,8 @@ def label_time_to_event(events: pl.DataFrame, task: TimeToEventTask, visits_name
     """Makes the labels of one shard.
 
     Args:
-      events: a shard as `name_visits` returns it.
-      task: what to label.
+      events: a shard from `name_visits`.
+      task: the task.
       visits_named: whether any event of the data set names its visit; if none does, calendar days are visits.
 
     Returns:
@@ -150,7 +150,7 @@ def _times(events: pl.DataFrame, codes: list[str]) -> pl.DataFrame:
 
 
 def _visits(events: pl.DataFrame, named: bool) -> pl.DataFrame:
-    """Returns `subject_id, time` of visits' first events, by time: of the visits that events name, or of days."""
+    """Returns `subject_id, time` of the first event of each visit (named by events, or else a day), sorted by time."""
     visit = pl.col("visit_name") if named else pl.col("time").dt.date()
     visits = events.with_columns(visit=visit).drop_nulls("visit").group_by("subject_id", "visit")
     return visits.agg(pl.col("time").min()).drop("visit").sort("time")
@@ -194,7 +194,7 @@ def _not_at_risk(task: TimeToEventTask) -> dict[str, pl.Expr]:
 
 
 def _first_events(rows: pl.DataFrame, occurrences: dict[str, pl.DataFrame]) -> pl.DataFrame:
-    """Returns the first event after each prediction time, or the end of follow-up; the first named cause wins ties."""
+    """Returns the first event after each prediction time, or the end of follow-up; the first cause listed wins ties."""
 
     def join_next(rows: pl.DataFrame, cause: str) -> pl.DataFrame:
         return rows.join_asof(

@@ -1,1 +1,1 @@
-"""Metrics with intervals over patients: arrays in, estimates out."""
+"""Metrics with bootstrap intervals over patients: arrays in, estimates out."""

@@ -1,4 +1,4 @@
-"""Metrics: masked sums and counts, merged and divided once, and bootstrap intervals over patients."""
+"""Bootstrap intervals over patients, and means from masked sums and counts that are merged and divided once."""
 
 import functools
 from typing import NamedTuple
@@ -21,17 +21,17 @@ def mean_metrics(sums: dict) -> dict[str, float]:
 
 
 def divide(above, below) -> np.ndarray:
-    """Divides arrays in float64; NaN where there is nothing to divide by."""
+    """Divides arrays in float64; NaN where the denominator is not above 0."""
     above, below = np.broadcast_arrays(np.asarray(above, np.float64), np.asarray(below, np.float64))
     return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
 
 
 class PerTargetScores(NamedTuple):
-    """What was measured at each target, with the patient it belongs to.
+    """Scores of each target, with the patient it belongs to.
 
     Attributes:
-      patients: (n,) int, which patient.
-      values: name to (n,) float; the loss in nats under `loss`.
+      patients: (n,) int, the patient of each target.
+      values: name to (n,) float; `loss` is in nats.
     """
 
     patients: np.ndarray
@@ -39,7 +39,7 @@ class PerTargetScores(NamedTuple):
 
 
 def concatenate(parts: list[PerTargetScores]) -> PerTargetScores:
-    """Joins outcomes of the same measurements."""
+    """Concatenates scores that have the same names."""
     names = parts[0].values
     return PerTargetScores(
         np.concatenate([part.patients for part in parts]),
@@ -48,13 +48,13 @@ def concatenate(parts: list[PerTargetScores]) -> PerTargetScores:
 
 
 class Estimate(NamedTuple):
-    """A metric and what it is on resampled patients.
+    """A metric on the data and on bootstrap resamples of patients.
 
     Attributes:
-      value: on the data itself.
-      replicates: (1000,) on each resample; NaN where one holds nothing to measure.
-      n: how much was measured.
-      patients: whose it was; 0 where it is not known.
+      value: the metric on the data itself.
+      replicates: (1000,) the metric on each resample; NaN where it is undefined.
+      n: number of items measured.
+      patients: number of patients they belong to; 0 if unknown.
     """
 
     value: float
@@ -74,17 +74,17 @@ def interval(value: float, replicates: np.ndarray) -> dict[str, float]:
 
 
 def difference(first: Estimate, second: Estimate) -> dict[str, float]:
-    """Returns how much higher the first estimate is, as `interval` does; both from the same resamples of patients."""
+    """Returns the `interval` of the first estimate minus the second; both must use the same resamples of patients."""
     return interval(first.value - second.value, first.replicates - second.replicates)
 
 
 def compare(first: dict[str, Estimate], second: dict[str, Estimate]) -> dict[str, dict[str, float]]:
-    """Returns the differences of all metrics that both have; see `difference`."""
+    """Returns the `difference` of every metric that both have."""
     return {name: difference(first[name], second[name]) for name in first if name in second}
 
 
 def resamples(num_patients: int, seed: int = 0) -> np.ndarray:
-    """Returns how often each patient is in each resample, (1000, num_patients), a function of both arguments."""
+    """Draws how often each patient is in each resample, (1000, num_patients), a function of both arguments."""
     rng = np.random.default_rng(seed)
     uniform = np.full(num_patients, 1.0 / num_patients)
     drawn = (rng.multinomial(num_patients, uniform) for _ in range(NUM_RESAMPLES))
@@ -92,7 +92,7 @@ def resamples(num_patients: int, seed: int = 0) -> np.ndarray:
 
 
 def estimate(outcomes: PerTargetScores, prefix: str, seed: int = 0) -> dict[str, Estimate]:
-    """Averages outcomes, on the data and on 1,000 resamples of whole patients; `loss` also as `perplexity`."""
+    """Averages scores on the data and on 1,000 resamples of whole patients; `loss` also as `perplexity`."""
     _, owners = np.unique(outcomes.patients, return_inverse=True)
     num_patients = int(owners.max()) + 1
     measured = [values.astype(np.float64) for values in outcomes.values.values()] + [np.ones(len(owners))]
@@ -112,41 +112,41 @@ def estimate(outcomes: PerTargetScores, prefix: str, seed: int = 0) -> dict[str,
 
 
 def summarize(outcomes: PerTargetScores, prefix: str, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Averages outcomes, with percentile bootstrap intervals over patients (Efron 1979).
+    """Averages scores, with percentile bootstrap intervals over patients (Efron 1979).
 
     Targets of one patient are not independent, so whole patients are drawn with replacement, 1,000 times.
 
     Args:
-      outcomes: at least one target.
+      outcomes: scores of at least one target.
       prefix: put before each name, as `mlm` in `mlm/accuracy`.
       seed: of the resamples.
 
     Returns:
-      Name to `{"value", "low", "high", "n", "patients"}` with 95% intervals, n targets of so many patients; `loss` also
-      as `perplexity`.
+      Name to `{"value", "low", "high", "n", "patients"}` with 95% intervals and the numbers of targets and patients;
+      `loss` also as `perplexity`.
     """
     return summaries(estimate(outcomes, prefix, seed))
 
 
 def summaries(estimates: dict[str, Estimate]) -> dict[str, dict[str, float]]:
-    """Returns the values of estimates with their intervals."""
+    """Returns the `summary` of each estimate."""
     return {name: found.summary() for name, found in estimates.items()}
 
 
 def paired(first: PerTargetScores, second: PerTargetScores, prefix: str, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Compares the outcomes of two models at the same targets.
+    """Compares two models at the same targets, by paired differences.
 
     Args:
-      first: of one model.
-      second: of another; its targets may be in another order.
+      first: scores of one model.
+      second: scores of the other model; its targets may be in another order.
       prefix: put before each name.
       seed: of the resamples.
 
     Returns:
-      Name to `{"value", "low", "high"}` of the first model's mean minus that of the second.
+      Name to `{"value", "low", "high"}` of the first model's mean minus the second's.
 
     Raises:
-      ValueError: the two are not of the same patients with as many targets each.
+      ValueError: the two differ in their patients or in the number of targets of a patient.
     """
     counts = [np.unique(outcomes.patients, return_counts=True) for outcomes in (first, second)]
     if not all(np.array_equal(*sides) for sides in zip(*counts, strict=True)):
@@ -155,7 +155,7 @@ def paired(first: PerTargetScores, second: PerTargetScores, prefix: str, seed: i
 
 
 def report(own: PerTargetScores, compared: dict[str, PerTargetScores], prefix: str) -> dict[str, dict]:
-    """Returns the `metrics` of a model, those of its `baselines` at the same targets, and `versus`, the differences."""
+    """Returns `metrics` of a model, `baselines` with theirs at the same targets, and `versus` with the differences."""
     return {
         "metrics": summarize(own, prefix),
         "baselines": {name: summarize(found, prefix) for name, found in compared.items()},

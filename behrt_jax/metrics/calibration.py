@@ -1,4 +1,4 @@
-"""Calibration of predicted probabilities, fitted on tuning: by a temperature or by isotonic regression."""
+"""Calibration of predicted probabilities by a temperature or isotonic regression, fitted on the tuning split."""
 
 from collections.abc import Callable
 
@@ -10,30 +10,31 @@ from sklearn.isotonic import IsotonicRegression
 from behrt_jax.metrics.classification import EPSILON, check
 
 METHODS = ("temperature", "isotonic")
-LOG_TEMPERATURES = (-1.6, 3.0)  # 0.2 to 20: classes that few rows part fully would ask for 0
+LOG_TEMPERATURES = (-1.6, 3.0)  # 0.2 to 20; without a bound, classes that are separable in a few rows give 0
 
 Calibrator = Callable[[np.ndarray], np.ndarray]
 
 
 def fit(probabilities: np.ndarray, targets: np.ndarray, method: str) -> tuple[Calibrator, dict]:
-    """Fits a calibration on tuning.
+    """Fits a calibration on the tuning split.
 
-    A temperature divides the logits (Guo et al. 2017), one of each label, or one of all classes; the order of rows
-    stays. Isotonic regression (Zadrozny & Elkan 2002) finds any rising curve, and wants some hundreds of positives; it
-    keeps off 0 and 1, by one row in two more than there are, as tuning cannot tell that a thing is never so.
+    A temperature divides the logits (Guo et al. 2017): one temperature for each label, or one for all classes. It keeps
+    the order of rows. Isotonic regression (Zadrozny & Elkan 2002) fits any increasing curve and needs some hundreds of
+    positives. Its values stay 1 / (N + 2) away from 0 and 1, as N rows cannot show that an outcome is impossible.
 
     Args:
       probabilities: (N,) binary, (N, K) multi-label or multi-class.
-      targets: (N,) bool binary; (N, K) bool multi-label; (N,) int multi-class, which takes a temperature alone.
+      targets: (N,) bool binary; (N, K) bool multi-label; (N,) int multi-class, for which only a temperature is allowed.
       method: "temperature" or "isotonic".
 
     Returns:
-      A function from probabilities to calibrated ones of the same shape, and its parameters, of JSON's kinds, from
-      which `from_dict` makes the function again. A label that all rows of tuning have, or none, stays as it is: among
-      the `labels` it is None.
+      A function from probabilities to calibrated ones of the same shape, and its parameters as JSON types, from which
+      `from_dict` rebuilds the function. A label that all rows have, or no row, is left uncalibrated: its entry in
+      `labels` is None.
 
     Raises:
-      ValueError: another method, isotonic for classes, or probabilities that are none or do not fit the targets.
+      ValueError: the method is unknown, or is isotonic for multi-class; or values are no probabilities or do not fit
+        the targets.
     """
     if method not in METHODS:
         raise ValueError(f"calibration is {method!r}; expected one of {', '.join(METHODS)}")
@@ -52,7 +53,7 @@ def fit(probabilities: np.ndarray, targets: np.ndarray, method: str) -> tuple[Ca
 
 
 def from_dict(parameters: dict) -> Calibrator:
-    """Returns the function of the parameters that `fit` gave; it raises ValueError for another number of labels."""
+    """Builds the function from the parameters of `fit`; it raises ValueError for another number of labels."""
     if parameters["method"] == "softmax":
         return lambda found: softmax(np.log(np.clip(found, EPSILON, 1)) / parameters["temperature"], axis=-1)
     apply_label = _apply_temperature if parameters["method"] == "temperature" else _apply_isotonic

@@ -1,9 +1,9 @@
 """Metrics of classification at prediction times, with bootstrap intervals over patients.
 
-Each resample is measured exactly: a patient drawn twice gives its rows twice the weight. What cannot be measured is
-left out, as all of a group of one class, or a slope where the predictions part the classes fully; a resample that lacks
-a class counts for the metrics that do without. The calibration error of resamples is higher than that of the data, as
-noise adds to distances: its interval need not have the value in its middle.
+Each resample is measured exactly: a patient drawn twice gives its rows twice the weight. Undefined metrics are omitted:
+all metrics of a group with one class, or the slope where predictions separate the classes perfectly. A resample that
+lacks a class still counts for the metrics that do not need it. The calibration error of resamples is higher than that
+of the data, as noise adds to distances, so the value need not be in the middle of its interval.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ CALIBRATION_BINS = 10
 NET_BENEFIT_THRESHOLDS = (0.05, 0.1, 0.2, 0.3)
 CELLS = 2_000_000  # resamples times rows worked on at once
 MAX_NEWTON_STEPS = 60
-TOLERANCE = 1e-4  # of the last step, whose error is about its square
+TOLERANCE = 1e-4  # of the last step; the error of Newton's method is about its square
 EPSILON = float(np.finfo(np.float32).eps)
 
 
@@ -35,24 +35,24 @@ def measure(
     """Measures the predictions of a binary, multi-label or multi-class model.
 
     Binary and multi-label: AUROC, average precision (`auprc`), Brier score, log loss, calibration slope (Cox 1958) and
-    error (equal-mass bins), F1, prevalence, and net benefit at some probabilities (Vickers & Elkin 2006); of several
-    labels the mean over those that can be measured. Multi-class: the mean of the one-vs-rest AUROCs, accuracy, log
-    loss, Brier score (0 to 2), and the calibration error of the likeliest class.
+    error (equal-mass bins), F1, prevalence, and net benefit at some probabilities (Vickers & Elkin 2006). With several
+    labels, each is the mean over the labels where it is defined. Multi-class: the mean of the one-vs-rest AUROCs,
+    accuracy, log loss, Brier score (0 to 2), and the calibration error of the most likely class.
 
     Args:
-      probabilities: (N,) binary, (N, K) else.
+      probabilities: (N,) binary, (N, K) otherwise.
       targets: (N,) bool binary; (N, K) bool multi-label; (N,) int of 0 to K - 1 multi-class.
-      patients: (N,) int, whose each row is.
-      threshold: a label is predicted from this probability on, one or (K,); see `best_threshold`.
+      patients: (N,) int, the patient of each row.
+      threshold: the lowest probability at which a label is predicted, one or (K,); see `best_threshold`.
       groups: bool masks of rows by name, (N,) or (N, 1); see `multilabel.group_cells`.
-      labels: K names; with them each label's or class's own metrics are given too, as `auroc/label=NAME`.
-      seed: of the resamples; with the same, those of two models are paired.
+      labels: K names; adds the metrics of each label or class, as `auroc/label=NAME`.
+      seed: of the resamples; two models measured with the same seed are paired.
 
     Returns:
       Estimates by name, as `classification/auroc` and `classification/auroc/sex=F`; n counts rows.
 
     Raises:
-      ValueError: these are no probabilities, or something does not fit the targets.
+      ValueError: values are no probabilities, or the inputs do not fit the targets.
     """
     probabilities, targets = check(probabilities, targets)
     owners, weights = patient_weights(patients, len(targets), seed)
@@ -76,7 +76,7 @@ def measure(
 
 
 def best_threshold(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Returns the cut of the highest F1 for each label, () of (N,) or (K,) of (N, K); 1 where none is positive."""
+    """Returns the threshold of the highest F1 for each label, () for (N,) or (K,) for (N, K); 1 without positives."""
     probabilities, targets = check(probabilities, targets)
     pairs = zip(np.atleast_2d(probabilities.T), np.atleast_2d(targets.T), strict=True)
     found = [multilabel.best_threshold(scores, wanted) for scores, wanted in pairs]
@@ -84,14 +84,14 @@ def best_threshold(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray
 
 
 def auroc(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns the area under the ROC curve of (N,) scores under each of (R, N) weights; a tie counts half."""
+    """Computes the area under the ROC curve of (N,) scores under each of (R, N) weights; a tie counts half."""
     positives, negatives = _by_score(scores, targets, weights)
     below = np.cumsum(negatives, axis=1) - negatives / 2
     return divide((positives * below).sum(axis=1), positives.sum(axis=1) * negatives.sum(axis=1))
 
 
 def average_precision(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns the step-wise average precision of (N,) scores under each of (R, N) weights; ties make one step."""
+    """Computes the step-wise average precision of (N,) scores under each of (R, N) weights; ties make one step."""
     positives, negatives = _by_score(-scores, targets, weights)
     hits = np.cumsum(positives, axis=1)
     precision = divide(hits, hits + np.cumsum(negatives, axis=1))
@@ -99,20 +99,20 @@ def average_precision(scores: np.ndarray, targets: np.ndarray, weights: np.ndarr
 
 
 def calibration_error(probabilities: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns the mean distance of probabilities from shares in equal-mass bins, under each of (R, N) weights."""
+    """Computes the mean distance of probabilities from shares in equal-mass bins, under each of (R, N) weights."""
     bins = equal_mass_bins(probabilities)
     excess = np.eye(CALIBRATION_BINS)[bins] * (probabilities - targets)[:, None]
     return divide(np.abs(weights @ excess).sum(axis=1), weights.sum(axis=1))
 
 
 def equal_mass_bins(scores: np.ndarray, num_bins: int = CALIBRATION_BINS) -> np.ndarray:
-    """Returns the bin, 0 to num_bins - 1 of rising scores, of each of (N,) scores; ties share one."""
+    """Assigns (N,) scores to equal-mass bins, numbered 0 to num_bins - 1 by ascending score; ties share a bin."""
     edges = np.quantile(scores, np.arange(1, num_bins) / num_bins)
     return np.searchsorted(edges, scores, side="left")
 
 
 def most_bins(scores: np.ndarray, patients: np.ndarray, fewest: int, most: int = CALIBRATION_BINS) -> int:
-    """Returns into how many equal-mass bins, at most `most`, scores split with `fewest` patients in each; 0: none."""
+    """Returns the largest number of equal-mass bins, up to `most`, with at least `fewest` patients each; 0 if none."""
     for number in range(most, 0, -1):
         bins = equal_mass_bins(scores, number)
         if all(len(np.unique(patients[bins == place])) >= fewest for place in np.unique(bins)):
@@ -121,7 +121,7 @@ def most_bins(scores: np.ndarray, patients: np.ndarray, fewest: int, most: int =
 
 
 def calibration_slope(probabilities: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns the slope of a logistic regression on the logits (Cox 1958); 1 is ideal, below 1 too extreme."""
+    """Computes the slope of a logistic regression on the logits (Cox 1958); 1 is ideal, below 1 is overconfident."""
 
     def logistic(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         fitted = expit(line)
@@ -142,19 +142,19 @@ def fit_slope(
       covariate: (N,).
       targets: (N,).
       weights: (R, N).
-      mean: from (R, N) linear predictors to the means and their derivatives.
+      mean: function from (R, N) linear predictors to the means and their derivatives.
 
     Returns:
-      (R,) slopes; NaN where there is none, as of separated classes.
+      (R,) slopes; NaN where there is none, as with separated classes.
     """
-    if len(weights) > 1:  # those of resamples are near that of all rows
+    if len(weights) > 1:  # slopes of resamples are close to the slope of all rows
         start = _newton(covariate, targets, np.ones_like(weights[:1]), mean, np.zeros((1, 2)))
         return _newton(covariate, targets, weights, mean, np.repeat(start, len(weights), axis=0))[:, 1]
     return _newton(covariate, targets, weights, mean, np.zeros((1, 2)))[:, 1]
 
 
 def _newton(covariate, targets, weights, mean, line) -> np.ndarray:
-    """Climbs from (R, 2) intercepts and slopes by steps of at most 1; NaN where that does not end."""
+    """Runs Newton's method from (R, 2) intercepts and slopes with steps of at most 1; NaN without convergence."""
     powers = np.stack([np.ones_like(covariate), covariate, covariate**2], axis=1)
     size = np.full(len(line), np.inf)
     for _ in range(MAX_NEWTON_STEPS):
@@ -171,13 +171,13 @@ def _newton(covariate, targets, weights, mean, line) -> np.ndarray:
         step = divide(sides, (curvature[:, 0] * curvature[:, 2] - curvature[:, 1] ** 2)[:, None])
         size = np.abs(step).max(axis=1)
         line = line + step / np.maximum(size, 1)[:, None]
-        if not (size > TOLERANCE).any():  # NaN where it has failed
+        if not (size > TOLERANCE).any():  # a step of NaN has failed
             break
     return np.where(size[:, None] <= TOLERANCE, line, np.nan)
 
 
 def _multi_label(scores, targets, cuts, labels) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Returns a function from (R, N) weights to each metric of each resample, the mean over labels."""
+    """Returns a function from (R, N) weights to each metric of each resample, averaged over labels."""
 
     def found(weights: np.ndarray) -> dict[str, np.ndarray]:
         each = [_binary(*one, weights) for one in zip(scores.T, targets.T, cuts, strict=True)]
@@ -199,7 +199,7 @@ def _binary(scores, targets, cut, weights) -> dict[str, np.ndarray]:
     precise = average_precision(scores, targets, weights)
     return {
         "auroc": auroc(scores, targets, weights),
-        "auprc": np.full_like(precise, np.nan) if targets.all() else precise,  # 1, whatever is said
+        "auprc": np.full_like(precise, np.nan) if targets.all() else precise,  # 1 for any prediction
         "calibration_slope": calibration_slope(scores, targets, weights),
         "calibration_error": calibration_error(scores, targets, weights),
         "f1": divide(2 * hits, either),
@@ -232,12 +232,12 @@ def _means(rows: dict[str, np.ndarray], weights: np.ndarray) -> dict[str, np.nda
 
 
 def _by_label(each: list[dict[str, np.ndarray]], labels: Sequence[str]) -> dict[str, np.ndarray]:
-    named = dict(zip(labels, each, strict=False))  # none are named, or all
+    named = dict(zip(labels, each, strict=False))  # either all or none are named
     return {f"{metric}/label={name}": values for name, one in named.items() for metric, values in one.items()}
 
 
 def _by_score(scores, targets, weights) -> tuple[np.ndarray, np.ndarray]:
-    """Adds up the weights of targets and of others at each distinct score, ascending, (R, distinct)."""
+    """Sums the weights of positives and of negatives at each distinct score, ascending, (R, distinct) each."""
     order = np.argsort(scores)
     starts = np.unique(scores[order], return_index=True)[1]
     ordered = weights[:, order]
@@ -248,10 +248,10 @@ def _by_score(scores, targets, weights) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns probabilities in float64 and targets in bool, or int of more classes.
+    """Returns probabilities as float64 and targets as bool, or as int for multi-class.
 
     Raises:
-      ValueError: these are no probabilities, or they do not fit the targets.
+      ValueError: values are no probabilities, or they do not fit the targets.
     """
     probabilities, targets = np.asarray(probabilities, np.float64), np.asarray(targets)
     wrong = int((~((probabilities >= 0) & (probabilities <= 1))).sum())
@@ -268,10 +268,10 @@ def check(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, n
 
 
 def patient_weights(patients: np.ndarray, num_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the place of each row's patient, (N,), and how often it is drawn: all once, then resamples, (1 + R, P).
+    """Returns each row's patient index, (N,), and bootstrap counts of patients, (1 + R, P); the first row is all ones.
 
     Raises:
-      ValueError: patients are not one a row.
+      ValueError: there is not one patient for each row.
     """
     if np.shape(patients) != (num_rows,):
         raise ValueError(f"{np.shape(patients)} patients do not fit {num_rows:,} rows")
@@ -280,7 +280,7 @@ def patient_weights(patients: np.ndarray, num_rows: int, seed: int) -> tuple[np.
 
 
 def parts(groups: dict[str, np.ndarray] | None, num_rows: int) -> dict[str, np.ndarray]:
-    """Returns the rows of all, under "", and of each group, under "/NAME"; (N,) bool."""
+    """Returns (N,) bool masks: all rows under "", and each group under "/NAME"."""
     masks = {f"/{name}": np.asarray(rows, bool).reshape(num_rows) for name, rows in (groups or {}).items()}
     return {"": np.ones(num_rows, bool), **masks}
 
@@ -288,7 +288,7 @@ def parts(groups: dict[str, np.ndarray] | None, num_rows: int) -> dict[str, np.n
 def replicate(
     function: Callable[[np.ndarray], dict[str, np.ndarray]], owners: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Calls a function of (r, N) weights of rows for a few resamples at a time; joins what it returns."""
+    """Applies a function of (r, N) row weights to a few resamples at a time and concatenates the results."""
     some = max(1, CELLS // len(owners))
     chunks = (weights[start : start + some] for start in range(0, len(weights), some))
     found = [function(chunk[:, owners].astype(np.float64)) for chunk in chunks]
@@ -296,7 +296,7 @@ def replicate(
 
 
 def estimates(found: dict[str, np.ndarray], prefix: str, part: str, owners: np.ndarray) -> dict[str, Estimate]:
-    """Names (1 + R,) values, the first of the data itself; leaves out what the data or all resamples cannot tell.
+    """Builds estimates from (1 + R,) values, the first on the data; omits those undefined on the data or all resamples.
 
     `owners`, (N,) int, are the patients of the rows that were measured.
     """
@@ -306,6 +306,6 @@ def estimates(found: dict[str, np.ndarray], prefix: str, part: str, owners: np.n
 
 
 def mean_over(values: list[np.ndarray]) -> np.ndarray:
-    """Returns the mean of (R,) values over those that are not NaN."""
+    """Averages (R,) arrays element-wise, ignoring NaN."""
     stacked = np.stack(values)
     return divide(np.nansum(stacked, axis=0), (~np.isnan(stacked)).sum(axis=0))

@@ -1,4 +1,4 @@
-"""How well embeddings of patients tell diseases apart: clusters, nearest neighbours, linear probes and subtypes."""
+"""Metrics of patient embeddings: clustering, nearest neighbours and linear probes of diseases, and subtypes."""
 
 from collections.abc import Callable
 
@@ -19,40 +19,40 @@ from behrt_jax.metrics.bootstrap import PerTargetScores, divide
 
 NO_DISEASE, SEVERAL = -1, -2
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
-MANY = 1024  # inputs, from which on a solver is slow that inverts a matrix of them
-CELLS = 20_000_000  # distances, or neighbours' diseases, held at once
+MANY = 1024  # inputs, above which a solver that inverts their matrix is slow
+CELLS = 20_000_000  # distances, or diseases of neighbours, in memory at once
 SMOOTHING = 0.5
 
 
 def directions(train: np.ndarray, centre: bool = True) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function that makes (N, D) embeddings unit vectors, by default around the mean of those of train.
+    """Returns a function that scales (N, D) embeddings to unit length, by default after subtracting the mean of train.
 
-    Distances between unit vectors order neighbours as the cosine does. Without their mean, which all share and which
-    says little (Mu & Viswanath 2018), the vectors of patients point in all directions.
+    Distances between unit vectors order neighbours as cosine similarity does. The mean is common to all patients and
+    carries little information (Mu & Viswanath 2018); without it, the vectors point in all directions.
     """
     middle = train.mean(axis=0) if centre else np.zeros(train.shape[1], train.dtype)
     return lambda embeddings: normalize(np.asarray(embeddings - middle, np.float64))
 
 
 def exclusive_groups(has: np.ndarray) -> np.ndarray:
-    """Turns (N, G) bool diseases into (N,) groups that exclude each other: the one disease a patient has.
+    """Converts (N, G) bool diseases to (N,) mutually exclusive groups: the only disease of each patient.
 
-    Patients without any are `NO_DISEASE`, those with several `SEVERAL`, who belong to no one group.
+    Patients without a disease get `NO_DISEASE`, those with several get `SEVERAL`; neither is a group.
     """
     number = has.sum(axis=1)
     return np.where(number == 1, has.argmax(axis=1), np.where(number == 0, NO_DISEASE, SEVERAL))
 
 
 def cluster_scores(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-    """Scores how well groups are apart by Euclidean distance.
+    """Scores how well groups are separated by Euclidean distance.
 
     Args:
       embeddings: (N, D).
-      labels: (N,) int, two groups or more of two members or more in all.
+      labels: (N,) int, at least two groups, not all of them of a single member.
 
     Returns:
-      (N,) the silhouette of each row, -1 to 1, whose mean is the score (Rousseeuw 1987); and `davies_bouldin`, lower
-      is better (1979), and `calinski_harabasz`, higher is better (1974), which grows with N.
+      (N,) silhouettes of the rows, -1 to 1, whose mean is the score (Rousseeuw 1987); and a dictionary with
+      `davies_bouldin` (1979), lower is better, and `calinski_harabasz` (1974), higher is better, which grows with N.
     """
     return silhouette_samples(embeddings, labels), {
         "davies_bouldin": float(davies_bouldin_score(embeddings, labels)),
@@ -61,11 +61,11 @@ def cluster_scores(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarr
 
 
 def resampled_silhouettes(embeddings: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Computes the mean silhouette of resampled rows, each resample from its own rows alone.
+    """Computes the mean silhouette of resampled rows, each resample from its rows only.
 
-    A row that is drawn several times is not its own neighbour: its mean distance to its group leaves out all of its
-    copies, whose distances of 0 would make groups look tighter than they are. A row that is alone in its group scores
-    0, as usual, and a group of which no row is drawn is no group.
+    The mean distance of a row to its group leaves out all copies of that row: their distances of 0 would make groups
+    look tighter than they are. A row that is alone in its group scores 0, as usual. A group without a drawn row does
+    not count.
 
     Args:
       embeddings: (N, D).
@@ -109,16 +109,17 @@ def nearest(queries: np.ndarray, gallery: np.ndarray, k: int) -> np.ndarray:
 
 
 def retrieval(near: np.ndarray, own: np.ndarray, gallery: np.ndarray) -> PerTargetScores:
-    """Measures whether neighbours share the diseases of the queries, of those queries that have any.
+    """Measures whether nearest neighbours share the diseases of the queries, for queries with a disease.
 
     Args:
-      near: (Q, k) rows of the gallery; all its rows give what neighbours drawn at random would.
+      near: (Q, k) rows of the gallery, the neighbours; all rows of the gallery give the scores of random neighbours.
       own: (Q, G) bool diseases of the queries.
-      gallery: (N, G) bool.
+      gallery: (N, G) bool diseases of the gallery.
 
     Returns:
-      For each query with a disease: `precision`, the share of the neighbours that have any of its diseases; `shared`,
-      the share that has one, in the mean over its diseases; `jaccard`, the diseases both have over those either has.
+      For each query with a disease: `precision`, the share of neighbours with any of its diseases; `shared`, the share
+      with a given disease of it, averaged over its diseases; `jaccard`, diseases that both have over those that either
+      has.
     """
     rows = np.flatnonzero(own.any(axis=1))
     values = {name: np.zeros(len(rows)) for name in ("precision", "shared", "jaccard")}
@@ -138,8 +139,8 @@ def probe(inputs: dict[str, np.ndarray], has: dict[str, np.ndarray], say: Callab
     """Fits a ridge logistic regression to each disease on train, its strength chosen by AUROC on tuning.
 
     Args:
-      inputs: (N, D) embeddings by `train`, `tuning` and `held_out`; scaled here by the deviations of train.
-      has: (N, G) bool by the same; each disease with patients with it and without in train and in tuning.
+      inputs: (N, D) embeddings by split: `train`, `tuning` and `held_out`; standardised here by train.
+      has: (N, G) bool diseases by split; train and tuning need patients with and without each disease.
       say: called after each disease.
 
     Returns:
@@ -160,15 +161,15 @@ def probe(inputs: dict[str, np.ndarray], has: dict[str, np.ndarray], say: Callab
 
 
 def fit_clusters(train: np.ndarray, clusters: int, seed: int = 0) -> KMeans:
-    """Fits k-means (the best of four starts) to (N, D) embeddings; `predict` gives the clusters of others."""
+    """Fits k-means (the best of four starts) to (N, D) embeddings; its `predict` assigns others to clusters."""
     return KMeans(clusters, n_init=4, random_state=seed).fit(train)
 
 
 def stability(train: np.ndarray, others: np.ndarray, clusters: int, draws: int, seed: int = 0) -> np.ndarray:
-    """Measures whether clusters come again: fits k-means to resamples of train, each beside the fit to all of it.
+    """Measures the stability of clusters: compares k-means fitted to resamples of train with the fit to all of it.
 
     Returns:
-      (draws,) adjusted Rand indices (Hubert & Arabie 1985) of the clusters of `others`, (M, D): 1 the same, 0 chance.
+      (draws,) adjusted Rand indices (Hubert & Arabie 1985) of clusters of `others`, (M, D): 1 if equal, 0 at chance.
     """
     rng, reference = np.random.default_rng(seed), fit_clusters(train, clusters, seed).predict(others)
     samples = (train[rng.integers(len(train), size=len(train))] for _ in range(draws))
@@ -177,15 +178,15 @@ def stability(train: np.ndarray, others: np.ndarray, clusters: int, draws: int, 
 
 
 def distinguishing_codes(presence: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores how much a code tells a cluster from the others.
+    """Scores how much more common each code is in a cluster than in the others.
 
     Args:
-      presence: (N, V) bool, which patient has which code.
+      presence: (N, V) bool, the codes of each patient.
       labels: (N,) int clusters from 0 to K - 1.
 
     Returns:
       (K, V) log odds ratios, with half a patient added to each cell, and (K, V) the same over their standard errors
-      (Woolf 1955), which orders codes by how sure the difference is.
+      (Woolf 1955), which ranks codes by how certain the difference is.
     """
     inside = np.stack([presence[labels == each].sum(axis=0) for each in range(labels.max() + 1)]).astype(float)
     sizes, total = np.bincount(labels)[:, None], presence.sum(axis=0)

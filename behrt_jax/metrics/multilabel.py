@@ -1,10 +1,10 @@
 """Metrics of next-visit prediction, many codes at once, with bootstrap intervals over patients.
 
-Ranking metrics of a resample come from histograms of scores by patient; those of the data itself are exact, and the
-resamples are shifted by the small difference between the two. A metric without anything to measure is left out.
+Ranking metrics of a resample come from histograms of scores by patient. On the data they are exact, and the
+resamples are shifted by the small difference between the two. Undefined metrics are omitted.
 
-Where few patients have a code, a resample may hold none or some of them twice: an interval of a mean over codes need
-not have the value in its middle.
+Where few patients have a code, a resample may contain none of them, or some of them twice. The value need not be in the
+middle of the interval of a mean over codes.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import scipy.sparse
 from behrt_jax.metrics.bootstrap import Estimate, divide, resamples
 
 PREFIX = "next_visit/"
-MIN_CELLS = 10  # positives, and for AUROC negatives, of a code that counts in a mean over codes
+MIN_CELLS = 10  # positives, and for AUROC negatives, that a code needs to count in a mean over codes
 CALIBRATION_BINS = 15
 MICRO_QUANTILES, MICRO_TOP, CODE_QUANTILES = 2000, 200, 48
 ROWS = 4096  # visits worked on at once
@@ -25,13 +25,13 @@ Targets = np.ndarray | scipy.sparse.csr_array
 
 
 class Examples(NamedTuple):
-    """Visits to predict, N of them, and what they hold of T codes.
+    """N visits to predict, with their patients and which of T codes they contain.
 
     Attributes:
       targets: (N, T) bool, dense or sparse.
-      patients: (N,) int, whose each is.
-      seen_before: (N, T) bool, which codes the patient had before.
-      cells: further parts of the table to measure by name, each bool that broadcasts to (N, T); see `group_cells`.
+      patients: (N,) int, the patient of each visit.
+      seen_before: (N, T) bool, codes that the patient had before.
+      cells: further parts of the table to measure, by name: bool masks that broadcast to (N, T); see `group_cells`.
     """
 
     targets: Targets
@@ -43,9 +43,9 @@ class Examples(NamedTuple):
 def group_cells(
     code_types: np.ndarray | None = None, ages: np.ndarray | None = None, sexes: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Returns parts of the table as `type=CONDITION`, `age=40-60` and `sex=F`.
+    """Returns masks of parts of the table by name, such as `type=CONDITION`, `age=40-60` and `sex=F`.
 
-    Types are (T,) str; ages (N,) years, of which NaN is in no band; sexes (N,) str, empty where unknown.
+    Types are (T,) str; ages (N,) years, where NaN is in no band; sexes (N,) str, empty where unknown.
     """
     cells = {}
     if code_types is not None:
@@ -62,20 +62,20 @@ def measure(probabilities: np.ndarray, examples: Examples, threshold: float, see
     """Measures the predictions of a model.
 
     Args:
-      probabilities: (N, T) float32, each code on its own.
-      examples: what came.
-      threshold: a code is predicted from this probability on; `best_threshold` of tuning.
-      seed: of the resamples; with the same, those of two models are paired.
+      probabilities: (N, T) float32, independent probabilities of the codes.
+      examples: the visits and their targets.
+      threshold: the lowest probability at which a code is predicted; `best_threshold` on the tuning split.
+      seed: of the resamples; two models measured with the same seed are paired.
 
     Returns:
       Estimates by name; n counts visits, positive cells (`micro_f1`, `average_precision*`) or codes (`macro_*`), and
-      `patients` whose visits, positive cells, or positive cells of these codes they are.
+      `patients` counts the patients of these visits, of the positive cells, or of the positive cells of these codes.
     """
     order = np.argsort(examples.patients, kind="stable")
     probabilities, targets = np.asarray(probabilities, np.float32)[order], _dense(examples.targets)[order]
     seen = np.asarray(examples.seen_before)[order]
     _, owners = np.unique(np.asarray(examples.patients)[order], return_inverse=True)
-    num_patients, cut = int(owners[-1]) + 1, np.float32(threshold)  # of the scores' kind, to be met exactly
+    num_patients, cut = int(owners[-1]) + 1, np.float32(threshold)  # the dtype of the scores
     weights = np.vstack([np.ones((1, num_patients)), resamples(num_patients, seed)]).astype(np.float32)
     given = {f"/{name}": cells if len(cells) == 1 else cells[order] for name, cells in examples.cells.items()}
     found = _ratios(probabilities, targets, seen, owners, weights, cut)
@@ -87,26 +87,26 @@ def measure(probabilities: np.ndarray, examples: Examples, threshold: float, see
 
 
 def best_threshold(probabilities: np.ndarray, targets: Targets) -> float:
-    """Returns the probability from which on predicting codes gives the highest micro-F1, of all cut points."""
+    """Returns the threshold of the highest micro-F1 over all cut points."""
     cuts, hits, chosen = _curve(np.asarray(probabilities, np.float32), _dense(targets))
     return float(cuts[np.argmax(2 * hits / (chosen + hits[0]))]) if len(cuts) else 1.0
 
 
 def average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Returns the exact step-wise average precision of (n,) scores, as scikit-learn does; ties make one step."""
+    """Computes the exact step-wise average precision of (n,) scores, as scikit-learn does; ties make one step."""
     _, hits, chosen = _curve(scores, targets)
     return float((-np.diff(hits, append=0) * hits / chosen).sum() / hits[0])
 
 
 def auroc(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Returns the exact area under the ROC curve of (n,) scores; a tie counts half."""
+    """Computes the exact area under the ROC curve of (n,) scores; a tie counts half."""
     positives, negatives = scores[targets], np.sort(scores[~targets])
     below = np.searchsorted(negatives, positives, "left") + np.searchsorted(negatives, positives, "right")
     return float(below.sum(dtype=np.float64) / 2 / len(positives) / len(negatives))
 
 
 def precision_recall(probabilities: np.ndarray, targets: Targets, points: int = 200) -> tuple[np.ndarray, ...]:
-    """Returns precision, recall and threshold, each (points or fewer,), at cuts even in the positives' ranks."""
+    """Returns precision, recall and threshold, each (points or fewer,), at cuts spaced evenly over the positives."""
     cuts, hits, chosen = _curve(probabilities, _dense(targets))
     kept = np.unique(np.searchsorted(-hits, -np.linspace(hits[0], 1, points), "right") - 1)
     return hits[kept] / chosen[kept], hits[kept] / hits[0], cuts[kept]
@@ -120,7 +120,7 @@ def reliability(probabilities: np.ndarray, targets: Targets) -> tuple[np.ndarray
 
 
 def hits_at(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
-    """Counts the targets among the k highest scores of each row, (N,); of tied scores the targets come last."""
+    """Counts the targets among the k highest scores of each row, (N,); targets rank last among tied scores."""
     k = min(k, scores.shape[1])
     lowest = np.partition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k, None]
     above, tied = scores > lowest, scores == lowest
@@ -133,7 +133,7 @@ def _dense(targets) -> np.ndarray:
 
 
 def _curve(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the distinct scores of targets, ascending, and how many targets and cells are at or above each."""
+    """Returns the distinct scores of targets, ascending, and the number of targets and of cells at or above each."""
     cuts = np.unique(scores[targets])
     places = np.searchsorted(cuts, scores, side="right")
     counts = (np.bincount(some.ravel(), minlength=len(cuts) + 1) for some in (places[targets], places))
@@ -142,7 +142,7 @@ def _curve(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _ratios(probabilities, targets, seen, owners, weights, threshold) -> dict[str, Estimate | None]:
-    """Measures whatever is one sum over visits divided by another."""
+    """Computes the metrics that are a ratio of two sums over visits."""
     totals = {}
     for start in range(0, len(owners), ROWS):
         rows = slice(start, start + ROWS)
@@ -172,7 +172,7 @@ def _ratios(probabilities, targets, seen, owners, weights, threshold) -> dict[st
 
 
 def _micro_average_precision(probabilities, targets, cells, owners, weights) -> Estimate | None:
-    """Measures the cells of a part of the table all together."""
+    """Computes the average precision over all cells of a part of the table."""
     cells = np.broadcast_to(cells, targets.shape)
     scores, hits = probabilities[cells], targets[cells]
     if not hits.any():
@@ -185,7 +185,7 @@ def _micro_average_precision(probabilities, targets, cells, owners, weights) -> 
 
 
 def _means_over_codes(probabilities, targets, owners, weights, threshold) -> dict[str, Estimate | None]:
-    """Measures each code of enough positives, then takes means over codes; in a resample, over those that came."""
+    """Averages metrics over the codes with enough positives; in a resample, over those codes that occur in it."""
     positives = targets.sum(axis=0)
     ranked = np.flatnonzero(positives >= MIN_CELLS)
     if not len(ranked):
@@ -204,10 +204,10 @@ def _means_over_codes(probabilities, targets, owners, weights, threshold) -> dic
 
 
 def _measure_code(column, wanted, owners, weights, threshold) -> tuple[np.ndarray, np.ndarray]:
-    """Measures the average precision, AUROC and F1 of one code: (3, 1 + resamples) by histograms and (3,) exact."""
+    """Computes average precision, AUROC and F1 of one code: (3, 1 + resamples) from histograms and (3,) exact."""
     some = _spread(np.sort(column[wanted]), CODE_QUANTILES)
     edges = np.unique(np.concatenate([some, np.nextafter(some, np.float32(np.inf)), [threshold]]))
-    # A bin of one score is a step of the curve; in one of many, precision is taken at its middle.
+    # A bin of one score is a step of the curve; in a bin of several scores, precision is taken at its middle.
     middle = np.append(0.5, np.where(np.isin(edges, some), 0.0, 0.5))
     hits, every = _count(owners, column, wanted, edges, weights)
     precision, area = _binned(hits, every, middle)
@@ -219,7 +219,7 @@ def _measure_code(column, wanted, owners, weights, threshold) -> tuple[np.ndarra
 
 
 def _count(owners, scores, hits, edges, weights) -> list[np.ndarray]:
-    """Counts positives and cells of each resample in bins that begin at edges, each (R, edges + 1) float32."""
+    """Counts positives and cells of each resample in bins that start at edges, each (R, edges + 1) float32."""
     shape = weights.shape[1], len(edges) + 1
     bins = np.searchsorted(edges, scores, side="right")
     bins += owners * shape[1]
@@ -228,9 +228,9 @@ def _count(owners, scores, hits, edges, weights) -> list[np.ndarray]:
 
 
 def _binned(hits: np.ndarray, every: np.ndarray, middle: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the average precision and the AUROC of (R, bins) positives and cells, bins of ascending scores.
+    """Returns the average precision and the AUROC of (R, bins) positives and cells, in bins of ascending scores.
 
-    Precision is taken at the bottom of a bin, or (0 to 1) further up.
+    `middle` is where in a bin precision is taken: 0 is its lower end, 1 its upper end.
     """
     above, chosen = (np.cumsum(table[:, ::-1], axis=1, dtype=np.float64)[:, ::-1] for table in (hits, every))
     negatives = every - hits
@@ -243,14 +243,14 @@ def _binned(hits: np.ndarray, every: np.ndarray, middle: np.ndarray | float = 0.
 
 
 def _calibration_error(probabilities, targets, owners, weights) -> Estimate | None:
-    """Measures the mean distance of probabilities from observed shares, over equal-mass bins of all cells."""
+    """Computes the mean distance of probabilities from observed shares, over equal-mass bins of all cells."""
     totals = np.tensordot(weights, calibration_table(probabilities, targets, owners), 1)
     errors = np.abs(totals[:, 0] - totals[:, 1]).sum(axis=1) / totals[:, 2].sum(axis=1)
     return _estimate(errors, errors[0], targets.size, int(owners[-1]) + 1)
 
 
 def calibration_table(probabilities, targets, owners, num_bins: int = CALIBRATION_BINS) -> np.ndarray:
-    """Adds up probabilities, targets and cells by patient and equal-mass bin: (patients, 3, bins)."""
+    """Sums probabilities, targets and cells by patient and equal-mass bin: (patients, 3, bins)."""
     ranks = np.arange(1, num_bins) * probabilities.size // num_bins
     edges = np.unique(np.partition(probabilities, ranks, axis=None)[ranks])
     bins = np.searchsorted(edges, probabilities, side="right") + owners[:, None] * num_bins
@@ -260,10 +260,10 @@ def calibration_table(probabilities, targets, owners, num_bins: int = CALIBRATIO
 
 
 def _spread(ordered: np.ndarray, count: int) -> np.ndarray:
-    """Picks at most `count` of ascending values at even ranks, the lowest and the highest among them."""
+    """Picks at most `count` of ascending values, spaced evenly by rank, with the lowest and the highest."""
     return ordered[np.unique(np.linspace(0, len(ordered) - 1, count).astype(int))]
 
 
 def _estimate(found: np.ndarray, value: float, n: int, patients: int) -> Estimate | None:
-    """Joins an exact value with (1 + resamples,) approximate ones, the first of them of the data itself."""
+    """Builds an estimate from an exact value and (1 + resamples,) approximate ones, the first of them on the data."""
     return Estimate(float(value), found[1:] + (value - found[0]), n, patients) if n else None

@@ -1,12 +1,12 @@
 """Metrics of time to event, with bootstrap intervals over patients.
 
-Each resample is measured exactly, on the weights of train's censoring: a patient drawn twice gives its rows twice the
-weight, and pairs of one patient count as often as they come. What cannot be measured is left out: without an event, or
-at a horizon that follow-up or the curves do not reach. Under competing risks `measure` takes the events of one cause
-and counts others as censoring: what it returns is of the hazard of that cause, and its curves must be too. A predicted
-cumulative incidence is compared with `cumulative_incidence`, as `calibration_table` does. The calibration errors and
-D-calibration of resamples are higher than those of the data, as noise adds to distances: their intervals need not hold
-the value.
+Each resample is measured exactly, with censoring weights from train: a patient drawn twice gives its rows twice the
+weight, and pairs of rows of one patient count in proportion. Undefined metrics are omitted: no events, or a horizon
+beyond follow-up or beyond the predicted curves. Under competing risks, `measure` takes the events of one cause and
+counts others as censoring: its metrics concern the hazard of that cause, and its curves must too. To assess a predicted
+cumulative incidence, compare it with `cumulative_incidence`, as `calibration_table` does. The calibration errors and
+D-calibration of resamples are higher than those of the data, as noise adds to distances, so an interval need not
+contain its value.
 """
 
 from collections.abc import Sequence
@@ -35,11 +35,11 @@ TINY = 1e-12
 
 
 class Followed(NamedTuple):
-    """How long N rows were followed, and what ended it.
+    """Follow-up of N rows: its length, and whether it ended with the event.
 
     Attributes:
       days: (N,) from the prediction time to the event or censoring, 0 or more.
-      events: (N,) bool, whether the event came; of one cause where there are several.
+      events: (N,) bool, whether the event occurred; one cause where there are several.
     """
 
     days: np.ndarray
@@ -47,18 +47,18 @@ class Followed(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Predicted survival; between its times, and from 1 at day 0, the hazard is constant.
+    """Predicted survival curves, 1 at day 0, with constant hazards between their times.
 
     Attributes:
-      times: (T,) days, rising, above 0.
-      survival: (N, T) probabilities, falling.
+      times: (T,) days, increasing, above 0.
+      survival: (N, T) probabilities, decreasing.
     """
 
     times: np.ndarray
     survival: np.ndarray
 
     def cumulative_hazard(self, days: np.ndarray) -> np.ndarray:
-        """Returns that of each row at (1, T') or (N, T') days, (N, T'); from the last time on it stays."""
+        """Returns cumulative hazards of the rows at (1, T') or (N, T') days, (N, T'); constant after the last time."""
         hazard = -np.log(np.clip(self.survival, TINY, 1))
         hazard, times = np.pad(hazard, ((0, 0), (1, 0))), np.append(0.0, self.times)
         days = np.clip(np.broadcast_to(days, (len(hazard), days.shape[1])), 0, times[-1])
@@ -80,26 +80,26 @@ def measure(
 ) -> dict[str, Estimate]:
     """Measures predictions of the time to an event.
 
-    Of the scores: `c_index` (Harrell et al. 1996), `c_index@H` of events before H days alone, `uno_c@H` (Uno et al.
-    2011), and `auc@H`, cumulative cases against dynamic controls (Uno et al. 2007), which takes the risk at H days
-    where there are curves. Of the curves: `integrated_brier` (Graf et al. 1999) and `calibration_slope` up to the
-    longest horizon, `observed_expected` events up to it, `calibration_error@H` in equal-mass bins of risk (observed by
-    Kaplan-Meier), and `d_calibration`, the statistic of Haider et al. (2020) on deciles, with `d_calibration_p`.
+    From the scores: `c_index` (Harrell et al. 1996), `c_index@H` for events before H days only, `uno_c@H` (Uno et al.
+    2011), and `auc@H`, cumulative cases against dynamic controls (Uno et al. 2007), which uses the risk at H days if
+    there are curves. From the curves: `integrated_brier` (Graf et al. 1999) and `calibration_slope` up to the
+    longest horizon, `observed_expected` events up to it, `calibration_error@H` in equal-mass bins of risk (observed
+    risks by Kaplan-Meier), `d_calibration`, the statistic of Haider et al. (2020) on deciles, and `d_calibration_p`.
 
-    The slope is that of a Poisson regression of events on the log of the cumulative hazard at the longest horizon,
-    with the hazard of the time followed as exposure (Crowson et al. 2016): 1 is ideal, below 1 the risks are too
+    The slope comes from a Poisson regression of events on the log of the cumulative hazard at the longest horizon, with
+    the cumulative hazard over follow-up as exposure (Crowson et al. 2016): 1 is ideal, below 1 the risks are too
     extreme. The p-value is that of the statistic over its design effect (Rao & Scott 1981), as rows of a patient are
-    not independent; it has no interval of its own.
+    not independent; it has no interval.
 
     Args:
       scores: (N,) higher is earlier.
-      followed: the rows.
-      patients: (N,) int, whose each row is.
-      train: rows of train, for the weights of censoring.
+      followed: follow-up of the rows.
+      patients: (N,) int, the patient of each row.
+      train: follow-up of rows of train, for the censoring weights.
       curves: predicted survival of the rows.
       groups: bool masks of rows by name, (N,) or (N, 1); see `multilabel.group_cells`.
-      horizons: days; those that follow-up or curves do not reach are left out.
-      seed: of the resamples; with the same, those of two models are paired.
+      horizons: in days; those beyond follow-up or the curves are omitted.
+      seed: of the resamples; two models measured with the same seed are paired.
 
     Returns:
       Estimates by name, as `survival/c_index@365` and `survival/c_index/sex=F`; n counts rows.
@@ -133,21 +133,21 @@ def measure(
 def measure_causes(
     scores: np.ndarray, days: np.ndarray, causes: np.ndarray, patients: np.ndarray, names: Sequence[str], seed: int = 0
 ) -> dict[str, Estimate]:
-    """Measures Harrell's C of each of several competing events, others' counted as censoring (cause-specific).
+    """Measures Harrell's C of each of several competing events, with the others as censoring (cause-specific).
 
     Args:
-      scores: (N, K) one column a cause; higher is earlier.
-      days: (N,) followed.
-      causes: (N,) int, 0 for censored, 1 to K for the event that came first.
-      patients: (N,) int, whose each row is.
-      names: K names of causes.
+      scores: (N, K) one column per cause; higher is earlier.
+      days: (N,) of follow-up.
+      causes: (N,) int, 0 for censored, 1 to K for the first event.
+      patients: (N,) int, the patient of each row.
+      names: of the K causes.
       seed: of the resamples.
 
     Returns:
-      Estimates as `survival/c_index/cause=NAME`; causes that never came are left out.
+      Estimates as `survival/c_index/cause=NAME`; causes that never occur are omitted.
 
     Raises:
-      ValueError: a cause is none of 0 to K, or the inputs do not fit together.
+      ValueError: a cause is not one of 0 to K, or the inputs do not fit together.
     """
     wrong = int((~np.isin(causes, np.arange(len(names) + 1))).sum())
     if wrong or np.shape(scores) != (len(days), len(names)):
@@ -164,15 +164,15 @@ def measure_causes(
 
 
 def concordance(events: np.ndarray, days: np.ndarray, scores: np.ndarray) -> float:
-    """Computes Harrell's C: how often, of two rows, that with the earlier event has the higher score.
+    """Computes Harrell's C: the share of comparable pairs where the row with the earlier event has the higher score.
 
     Args:
       events: (N,) bool.
       days: (N,) to the event or the end of follow-up.
-      scores: (N,) higher is earlier; of equal ones a half counts.
+      scores: (N,) higher is earlier; a tie counts half.
 
     Returns:
-      0 to 1; NaN where no two rows can be compared.
+      0 to 1; NaN without a comparable pair.
     """
     days, events = check(Followed(days, events), "rows")
     scores, concordant, comparable = np.asarray(scores), 0.0, 0
@@ -188,15 +188,15 @@ def concordance(events: np.ndarray, days: np.ndarray, scores: np.ndarray) -> flo
 def usable_horizons(
     followed: Followed, train: Followed, curves: Curves | None, horizons: Sequence[float]
 ) -> list[float]:
-    """Returns the horizons, rising, that some row outlives, with a chance above 0 in train, and that curves reach."""
+    """Returns the horizons, ascending, within follow-up and the curves, and where train still has uncensored rows."""
     last = min(train.days.max(), np.inf if curves is None else curves.times[-1])
     reached = [float(days) for days in sorted(horizons) if days <= last and days < followed.days.max()]
     return [days for days in reached if inverse_censoring(train, np.array([days]))[0] > 0]
 
 
 def inverse_censoring(train: Followed, days: np.ndarray | Sequence[float]) -> np.ndarray:
-    """Returns 1 over the chance to be uncensored at each time, by Kaplan-Meier on train; 0 where none is."""
-    order = np.lexsort((~train.events, train.days))  # of a day, events come before censoring
+    """Returns inverse probabilities of being uncensored at each time, by Kaplan-Meier on train; 0 if that is 0."""
+    order = np.lexsort((~train.events, train.days))  # on the same day, events come before censoring
     at_risk = np.arange(len(order), 0, -1)
     uncensored = np.cumprod(np.append(1.0, 1 - ~train.events[order] / at_risk))
     chance = uncensored[np.searchsorted(train.days[order], days, side="right")]
@@ -208,21 +208,21 @@ def cumulative_incidence(
 ) -> np.ndarray:
     """Computes the cumulative incidence of one of several competing events (Aalen & Johansen 1978).
 
-    Events of other causes end the time at risk without being censoring. With a single cause it is 1 minus the survival
-    of Kaplan & Meier (1958).
+    Events of other causes end the time at risk but are not censoring. With a single cause it is 1 minus the survival of
+    Kaplan & Meier (1958).
 
     Args:
-      days: (N,) followed.
-      causes: (N,) int, 0 for censored, else the event that came first; or (N,) bool, of a single cause.
-      weights: (R, N) how often each row counts.
-      times: (T,) days at which to return it.
-      cause: of which event.
+      days: (N,) of follow-up.
+      causes: (N,) int, 0 for censored, otherwise the first event; or (N,) bool for a single cause.
+      weights: (R, N) counts of the rows.
+      times: (T,) days at which to evaluate it.
+      cause: the event.
 
     Returns:
-      (R, T) float64; NaN where no row counts.
+      (R, T) float64; NaN where all weights are 0.
     """
     causes = np.asarray(causes).astype(int)
-    order = np.lexsort((causes == 0, days))  # of a day, events come before censoring
+    order = np.lexsort((causes == 0, days))  # on the same day, events come before censoring
     days, causes, ordered = days[order], causes[order], weights[:, order].astype(np.float64)
     at_risk = np.cumsum(ordered[:, ::-1], axis=1)[:, ::-1]
     hazard = np.where(at_risk > 0, ordered / np.maximum(at_risk, TINY), 0.0)
@@ -247,15 +247,15 @@ def calibration_table(
 
     Args:
       risk: (N,) predicted cumulative incidence at the horizon.
-      days: (N,) followed.
-      causes: (N,) as `cumulative_incidence` takes them.
-      weights: (R, N) how often each row counts.
+      days: (N,) of follow-up.
+      causes: (N,) as in `cumulative_incidence`.
+      weights: (R, N) counts of the rows.
       horizon: in days.
-      cause: of which event.
-      num_bins: the most bins; ties share one.
+      cause: the event.
+      num_bins: the largest number of bins; ties share a bin.
 
     Returns:
-      The mean risk, the observed incidence and the weight of each bin that holds rows, each (R, bins).
+      The mean risk, the observed incidence and the weight of each non-empty bin, each (R, bins).
     """
     bins = equal_mass_bins(risk, num_bins)
     kept = [bins == place for place in np.unique(bins)]
@@ -267,9 +267,9 @@ def calibration_table(
 
 
 def d_calibration_shares(followed: Followed, curves: Curves) -> np.ndarray:
-    """Returns how much of each row is in each decile of its predicted survival at its time, (N, 10).
+    """Returns the share of each row in each decile of its predicted survival at its time, (N, 10).
 
-    A censored row may still come to its event at any survival below that of its time: it is spread over these.
+    The event of a censored row may still occur at any lower survival, so it is spread over the deciles up to there.
     """
     survival = np.exp(-curves.cumulative_hazard(followed.days[:, None]))
     comes = followed.events & (followed.days <= curves.times[-1])
@@ -280,7 +280,7 @@ def d_calibration_shares(followed: Followed, curves: Curves) -> np.ndarray:
 
 
 def _concordances(scores, followed, owners, weights, importance, horizons) -> dict[str, np.ndarray]:
-    """Measures C indices: for each event, how many outlive it, and how many of them have a lower score."""
+    """Computes C indices: for each event, counts the rows that outlive it and those of them with a lower score."""
     order = np.argsort(owners, kind="stable")
     scores, days, events, importance = scores[order], followed.days[order], followed.events[order], importance[order]
     drawn, starts, owners = np.unique(owners[order], return_index=True, return_inverse=True)
@@ -318,7 +318,7 @@ def _aucs(scores, followed, importance, curves, horizons):
 
 
 def _calibration(followed, train, importance, curves, horizons):
-    """Returns a function from (R, N) weights to what is measured of curves up to the longest horizon."""
+    """Returns a function from (R, N) weights to the metrics of curves up to the longest horizon."""
     end = horizons[-1]
     brier = _integrated_brier(followed, train, importance, curves, end)
     comes = followed.events & (followed.days <= end)
@@ -346,7 +346,7 @@ def _calibration(followed, train, importance, curves, horizons):
 
 
 def _integrated_brier(followed, train, importance, curves, end) -> np.ndarray:
-    """Returns what each row adds to the integrated Brier score, (N,): the mean over times up to the end."""
+    """Returns the contribution of each row to the integrated Brier score, (N,): the mean over times up to the end."""
     grid = np.linspace(end / GRID, end, GRID)
     survival, days = np.exp(-curves.cumulative_hazard(grid[None])), followed.days[:, None]
     dead = followed.events[:, None] & (days <= grid)
@@ -357,7 +357,7 @@ def _integrated_brier(followed, train, importance, curves, end) -> np.ndarray:
 
 
 def _d_calibration(followed, curves, owners, weights) -> dict[str, np.ndarray]:
-    """Measures D-calibration: the statistic of each resample, and the p-value of that of the data."""
+    """Computes D-calibration: the statistic of each resample, and the p-value of the statistic of the data."""
     rows = d_calibration_shares(followed, curves)
 
     def found(given: np.ndarray) -> dict[str, np.ndarray]:
@@ -371,10 +371,10 @@ def _d_calibration(followed, curves, owners, weights) -> dict[str, np.ndarray]:
 
 
 def check(followed: Followed, what: str) -> Followed:
-    """Returns float64 days and bool events.
+    """Returns days as float64 and events as bool.
 
     Raises:
-      ValueError: days are negative or not finite, or the two are of other lengths.
+      ValueError: days are negative or not finite, events are not 0 or 1, or their shapes do not fit.
     """
     days, events = np.asarray(followed.days, np.float64), np.asarray(followed.events)
     if not len(days) or days.shape != events.shape or days.ndim != 1:

@@ -1,1 +1,1 @@
-"""The encoder and its heads, as Flax (linen) modules; imports nothing of the data."""
+"""The encoder and its heads as Flax (linen) modules; independent of the data package."""

@@ -1,4 +1,4 @@
-"""BEHRT: the embeddings and the encoder, what models with a head share, and encoding with any of them."""
+"""BEHRT: embeddings and encoder, the base class of models with a head, and `encode` for any of these models."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ class BEHRT(nn.Module):
     """BERT over a patient's visits and codes (Li et al. 2020), with pre-LN blocks.
 
     Attributes:
-      config: sizes and choices.
+      config: architecture.
     """
 
     config: BEHRTConfig
@@ -49,28 +49,28 @@ class BEHRT(nn.Module):
         deterministic: bool = True,
         causal: bool | None = None,
     ) -> jax.Array:
-        """Encodes tokens in the context of their patient.
+        """Computes the hidden state of each token in the context of its patient.
 
         Args:
           codes: (B, L) int token ids, 0 <= id < V.
           ages: (B, L) float years; NaN where unknown.
           visit_ids: (B, L) int visit numbers from 0.
-          attention_mask: (B, L) int; 0 for padding and 1 for tokens, or for packed rows `patient_ids`: tokens see the
-            tokens of their row with the same number.
-          positions: (B, L) int positions in the patient's sequence; the place in the row if not given.
-          time_deltas: (B, L) float days since the previous visit; read where `config.time_bins` is not 0.
-          dates: (B, L) float years since 1 January 2000; read where `config.date_encoding` is not `none`.
+          attention_mask: (B, L) int; 0 for padding and 1 for tokens, or `patient_ids` for packed rows: a token attends
+            only to tokens of its row with the same number.
+          positions: (B, L) int positions in the patient's sequence; the index in the row if not given.
+          time_deltas: (B, L) float days since the previous visit; used if `config.time_bins` is not 0.
+          dates: (B, L) float years since 1 January 2000; used if `config.date_encoding` is not `none`.
           time_ranks: (B, L) int rank of each token's recording time within its patient, equal for tokens of one time;
-            by it a causal model tells what came later. Without, a causal model goes by `visit_ids`.
-          deterministic: False draws dropout from the stream `dropout`.
-          causal: whether a token sees only what was recorded no later than itself; `config.causal` if not given. An
-            LSTM always does.
+            defines the order for a causal model. If not given, `visit_ids` define it.
+          deterministic: disables dropout; if False, dropout uses the RNG stream `dropout`.
+          causal: whether a token attends only to tokens recorded no later than itself; `config.causal` if not given.
+            An LSTM is always causal.
 
         Returns:
-          (B, L, D) hidden states; those of padding mean nothing.
+          (B, L, D) hidden states; those of padding are meaningless.
 
         Raises:
-          ValueError: see `inputs.check_inputs`; or a column that the config needs is not given.
+          ValueError: see `inputs.check_inputs`; or a column that the config requires is missing.
         """
         columns = {"ages": ages, "visit_ids": visit_ids, "attention_mask": attention_mask}
         columns |= {"time_deltas": time_deltas, "dates": dates, "time_ranks": time_ranks}
@@ -78,7 +78,7 @@ class BEHRT(nn.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(codes.shape[1]), codes.shape)
         x = self.embedding(codes, ages, visit_ids, positions, time_deltas, dates, deterministic)
-        # Attention reads differences of years alone, which dates give as well where birth is unknown.
+        # Rotary attention uses only differences of years, so dates can replace unknown ages.
         years = ages if dates is None else jnp.where(jnp.isnan(ages), dates, ages)
         causal = self.config.causal if causal is None else causal
         return self.encoder(x, attention_mask, visit_ids, positions, years, deterministic, causal, time_ranks)
@@ -94,23 +94,23 @@ class BEHRT(nn.Module):
         num_patients: int | None = None,
         **columns,
     ) -> jax.Array:
-        """Encodes patients: `model.apply(params, ..., method="get_patient_embedding")`.
+        """Computes patient embeddings: `model.apply(params, ..., method="get_patient_embedding")`.
 
         Args:
-          codes: (B, L); the others too, and `columns`, are as `__call__` takes them.
+          codes: (B, L); like the other inputs and `columns`, as in `__call__`.
           ages: (B, L).
           visit_ids: (B, L).
           attention_mask: (B, L).
-          pooling: `cls` (the first token), `last`, `mean`, `max`, or `attention`, whose weights are learned in a head.
-          num_patients: P, the most patients that a packed row holds; None for one patient a row.
+          pooling: `cls` (the first token), `last`, `mean`, `max`, or `attention` (weights learned with a head).
+          num_patients: P, the maximum number of patients in a packed row; None for one patient per row.
           **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `deterministic`.
 
         Returns:
           (B, D), or (B, P, D) with `num_patients`; zeros for a patient without tokens.
 
         Raises:
-          ValueError: an unknown pooling; `cls` where the first token cannot see later visits; `attention` without
-            parameters for it; or rows that hold more than `num_patients`.
+          ValueError: the pooling is unknown; it is `cls` but the first token cannot attend to later visits; it is
+            `attention` but has no parameters; or a row holds more than `num_patients` patients.
         """
         return self.pool(self(codes, ages, visit_ids, attention_mask, **columns), attention_mask, pooling, num_patients)
 
@@ -136,43 +136,43 @@ class BEHRT(nn.Module):
 
 
 class BEHRTWithHead(nn.Module):
-    """What the models with a head share: the encoder, and how to call it alone.
+    """Base class of models with a head: gives access to the encoder alone.
 
     Attributes:
-      config: sizes and choices.
+      config: architecture.
     """
 
     config: BEHRTConfig
 
     def encode(self, codes, ages, visit_ids, attention_mask, **columns) -> jax.Array:
-        """Returns the (B, L, D) hidden states of the encoder; arguments are as `BEHRT.__call__` takes them."""
+        """Returns the (B, L, D) hidden states of the encoder; arguments as in `BEHRT.__call__`."""
         return self.behrt(codes, ages, visit_ids, attention_mask, **columns)
 
     def get_patient_embedding(self, codes, ages, visit_ids, attention_mask, **arguments) -> jax.Array:
-        """Returns what `BEHRT.get_patient_embedding` does, by `config.pooling` if no other is given."""
+        """Calls `BEHRT.get_patient_embedding`, with `config.pooling` by default."""
         arguments = {"pooling": self.config.pooling, **arguments}
         return self.behrt.get_patient_embedding(codes, ages, visit_ids, attention_mask, **arguments)
 
 
 def encode(model, params, codes, ages, visit_ids, attention_mask, *, capture_attention: bool = False, **columns) -> Any:
-    """Encodes tokens with any of the models, on request with the attention weights of every layer and head.
+    """Encodes tokens with any of the models; optionally returns the attention weights of every layer and head.
 
     Args:
-      model: a `BEHRT`, or one with a head.
+      model: a `BEHRT`, or a model with a head.
       params: its variables.
-      codes: (B, L); the others too, and `columns`, are as `BEHRT.__call__` takes them.
+      codes: (B, L); like the other inputs and `columns`, as in `BEHRT.__call__`.
       ages: (B, L).
       visit_ids: (B, L).
       attention_mask: (B, L).
-      capture_attention: whether to return the weights too.
+      capture_attention: whether to return the attention weights as well.
       **columns: `positions`, `time_deltas`, `dates`, `time_ranks`.
 
     Returns:
       (B, L, D) hidden states; with `capture_attention`, also (num_layers, B, H, L, L) float32 weights, from the query
-      (last but one axis) to the key; in the hierarchical encoder a visit stands at the place of its first token.
+      (second-to-last axis) to the key. In the hierarchical encoder, a visit is at the index of its first token.
 
     Raises:
-      ValueError: the weights of an LSTM are asked for, which has none.
+      ValueError: attention weights of an LSTM are requested.
     """
     method = "__call__" if isinstance(model, BEHRT) else "encode"
     arguments = (params, codes, ages, visit_ids, attention_mask)

@@ -1,4 +1,4 @@
-"""BEHRT with a head for outcomes of patients."""
+"""BEHRT with a head for patient-level outcomes."""
 
 import functools
 
@@ -10,18 +10,19 @@ import numpy as np
 from behrt_jax.models.behrt import BEHRT, BEHRTWithHead
 from behrt_jax.models.heads import ClassificationHead, EventHead
 
-DAYS_FORETOLD = 365.25
+FORECAST_DAYS = 365.25
 
 
 class BEHRTForSequenceClassification(BEHRTWithHead):
     """BEHRT with a linear head on the pooled patient embedding, optionally concatenated with covariates and forecasts.
 
     Attributes:
-      num_labels: 1 for a binary outcome; the number of classes, or of outcomes that do not exclude each other. Logits
-        are for a sigmoid, a softmax, or a sigmoid each.
-      num_covariates: F, numbers given of each patient, as `data.histories.covariates_at` makes them of age and sex.
-      forecast_ids: E ids of codes; the head reads how often the pre-trained head for events expects each within a year.
-      event_edges: of that head, days that part its bins of time; read with `forecast_ids`.
+      num_labels: number of logits: 1 for a binary outcome (sigmoid), the number of classes (softmax), or the number of
+        labels of a multi-label outcome (one sigmoid each).
+      num_covariates: F, covariates per patient, such as age and sex from `data.histories.covariates_at`.
+      forecast_ids: E ids of codes; the head also reads the number of events of each within a year that the pre-trained
+        time-to-event head expects.
+      event_edges: inner edges (days) of the time bins of that head; used with `forecast_ids`.
     """
 
     num_labels: int = 1
@@ -50,23 +51,23 @@ class BEHRTForSequenceClassification(BEHRTWithHead):
         deterministic=True,
         **columns,
     ) -> jax.Array:
-        """Scores patients.
+        """Computes the logits of each patient.
 
         Args:
-          codes: (B, L); the others too, and `columns`, are as `BEHRT.__call__` takes them.
+          codes: (B, L); like the other inputs and `columns`, as in `BEHRT.__call__`.
           ages: (B, L).
           visit_ids: (B, L).
           attention_mask: (B, L).
-          covariates: (B, F) with `num_covariates`, or (B, P, F) with `num_patients` too.
-          num_patients: P, as `BEHRT.get_patient_embedding` takes it.
-          deterministic: False draws dropout from the stream `dropout`.
+          covariates: (B, F) if `num_covariates` is not 0, or (B, P, F) with `num_patients`.
+          num_patients: P, as in `BEHRT.get_patient_embedding`.
+          deterministic: disables dropout; if False, dropout uses the RNG stream `dropout`.
           **columns: `positions`, `time_deltas`, `dates`.
 
         Returns:
           (B, num_labels) logits, or (B, P, num_labels) with `num_patients`.
 
         Raises:
-          ValueError: covariates are not what `num_covariates` says.
+          ValueError: the shape of `covariates` does not match `num_covariates`.
         """
         arguments = {"num_patients": num_patients, "deterministic": deterministic, **columns}
         pooled, log_counts = self.forecast(codes, ages, visit_ids, attention_mask, **arguments)
@@ -83,18 +84,18 @@ class BEHRTForSequenceClassification(BEHRTWithHead):
     def forecast(
         self, codes, ages, visit_ids, attention_mask, *, num_patients=None, **columns
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Returns the patients' embeddings, and of the codes `forecast_ids` how often each is expected within a year.
+        """Computes patient embeddings, and the log expected number of events of each forecast code within a year.
 
         Args:
-          codes: (B, L); the others too, and `columns`, are as `BEHRT.__call__` takes them.
+          codes: (B, L); like the other inputs and `columns`, as in `BEHRT.__call__`.
           ages: (B, L).
           visit_ids: (B, L).
           attention_mask: (B, L).
-          num_patients: P, as `BEHRT.get_patient_embedding` takes it.
+          num_patients: P, as in `BEHRT.get_patient_embedding`.
           **columns: `positions`, `time_deltas`, `dates`, `deterministic`.
 
         Returns:
-          (B, D) or (B, P, D), and (B, E) or (B, P, E) float32 logs of expected numbers; None where E is 0.
+          (B, D) or (B, P, D) embeddings, and (B, E) or (B, P, E) float32 log expected counts; None if E is 0.
         """
         hidden = self.encode(codes, ages, visit_ids, attention_mask, **columns)
         pool = functools.partial(self.behrt.pool, attention_mask=attention_mask, num_patients=num_patients)
@@ -103,7 +104,7 @@ class BEHRTForSequenceClassification(BEHRTWithHead):
             return pooled, None
         state, age = pool(hidden, pooling="last"), pool(ages[..., None], pooling="last")[..., 0]
         edges = np.array([0.0, *self.event_edges, np.inf])
-        spent = np.diff(np.minimum(edges, DAYS_FORETOLD)).astype(np.float32)
+        spent = np.diff(np.minimum(edges, FORECAST_DAYS)).astype(np.float32)
         log_rates = self.time_to_event(state, age, self.behrt.embedding.attend)[..., np.array(self.forecast_ids)]
         spent = spent.reshape((1,) * (state.ndim - 1) + (-1, 1))
         return pooled, nn.logsumexp(log_rates, axis=-2, b=jnp.asarray(spent))

@@ -1,4 +1,4 @@
-"""What a model takes: sizes and choices of the architecture, checked once."""
+"""Configuration of the architecture, validated on construction."""
 
 import dataclasses
 from typing import Any
@@ -16,32 +16,31 @@ CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class BEHRTConfig:
-    """Sizes and choices of a BEHRT encoder; the section `model` of a recipe. The defaults are the reference's.
+    """Architecture of a BEHRT encoder: the section `model` of a recipe. Defaults follow the reference.
 
     Attributes:
-      vocab_size: V, special tokens included.
+      vocab_size: V, including special tokens.
       embedding_dim: width of the embedding tables; projected to `hidden_dim`.
       hidden_dim: D.
-      num_layers: encoder blocks.
+      num_layers: number of encoder blocks.
       num_heads: H; must divide `hidden_dim`.
       feedforward_dim: width of the feed-forward layer.
-      max_positions: rows of the table of `position_encoding="learned"`; later positions share the last.
-      max_visits: rows of the visit table; later visits share the last.
+      max_positions: rows of the table of `position_encoding="learned"`; later positions share the last row.
+      max_visits: rows of the visit table; later visits share the last row.
       max_age: years; with `age_encoding="bins"`, older ages share the last bin.
-      age_bin_size: years a bin.
+      age_bin_size: years per bin.
       age_encoding: `bins`, `time2vec` or `sinusoidal`.
-      date_encoding: `none`, or `time2vec` of the calendar date. Leave it out where dates were shifted to hide them.
+      date_encoding: `none`, or `time2vec` of the calendar date. Use `none` if dates were shifted for de-identification.
       position_encoding: `learned`, `sinusoidal` or `none`.
-      time_bins: rows of the table of days since the previous visit. 0 leaves it out.
-      time_bin_days: days a bin; 0 for logarithmic bins, two a doubling. The reference: 53 bins of 7 days.
-      rotary: what attention tells the distance of by rotating queries and keys: `none`, `positions` or `ages`, in whose
-        place dates serve where birth is unknown.
-      visit_bias: whether attention falls with the number of visits between two tokens, by a slope for each head.
-      causal: whether a token sees only what was recorded no later than itself.
-      encoder: `transformer` over codes, `hierarchical` (codes to visit vectors, a Transformer over visits), or `lstm`.
-      pooling: from tokens to the patient, in the heads for patients: `cls`, `last`, `mean`, `max` or `attention`.
-      dropout: share of activations dropped after the embeddings and in each residual branch.
-      dtype: of the matrix products in the blocks of a Transformer, `float32` or `bfloat16`; all else is float32.
+      time_bins: rows of the table of days since the previous visit; 0 disables it.
+      time_bin_days: days per bin; 0 for logarithmic bins, two per doubling. The reference uses 53 bins of 7 days.
+      rotary: rotary encoding of queries and keys by `positions` or `ages` (dates where birth is unknown), or `none`.
+      visit_bias: whether attention scores fall with the number of visits between two tokens, with one slope per head.
+      causal: whether a token attends only to tokens recorded no later than itself.
+      encoder: `transformer` over codes, `hierarchical` (a Transformer over visit vectors pooled from codes), or `lstm`.
+      pooling: how patient-level heads pool tokens: `cls`, `last`, `mean`, `max` or `attention`.
+      dropout: dropout rate after the embeddings and in each residual branch.
+      dtype: of the matrix products in Transformer blocks, `float32` or `bfloat16`; everything else is float32.
     """
 
     vocab_size: int
@@ -105,18 +104,18 @@ class BEHRTConfig:
 
     @classmethod
     def small(cls, vocab_size: int, **overrides: Any) -> "BEHRTConfig":
-        """The laptop tier: 506,624 parameters at vocabulary 1,000."""
+        """Returns the config for laptops: 506,624 parameters at vocabulary size 1,000."""
         sizes = {"embedding_dim": 64, "hidden_dim": 128, "num_layers": 2, "num_heads": 4}
         return cls(vocab_size, **{**sizes, "feedforward_dim": 512, "max_positions": 50, **overrides})
 
     @classmethod
     def medium(cls, vocab_size: int, **overrides: Any) -> "BEHRTConfig":
-        """The middle tier: 2,351,360 parameters at vocabulary 1,000."""
+        """Returns the middle-sized config: 2,351,360 parameters at vocabulary size 1,000."""
         sizes = {"embedding_dim": 128, "hidden_dim": 256, "num_layers": 4, "num_heads": 8}
         return cls(vocab_size, **{**sizes, "feedforward_dim": 512, "max_positions": 100, **overrides})
 
     @classmethod
     def large(cls, vocab_size: int, **overrides: Any) -> "BEHRTConfig":
-        """The tier for an A40 and up: 13,193,728 parameters at vocabulary 1,000."""
+        """Returns the config for GPUs from an A40 up: 13,193,728 parameters at vocabulary size 1,000."""
         sizes = {"embedding_dim": 256, "hidden_dim": 512, "num_layers": 6, "num_heads": 8}
         return cls(vocab_size, **{**sizes, "feedforward_dim": 1024, "max_positions": 200, **overrides})

@@ -1,4 +1,4 @@
-"""Dropout from an integer hash of the element's index: about free on CPU, where threefry is not."""
+"""Dropout from an integer hash of each element's index, which on CPU is much cheaper than threefry."""
 
 import flax.linen as nn
 import jax
@@ -6,10 +6,10 @@ import jax.numpy as jnp
 
 
 def hash_bits(key: jax.Array, size: int) -> jax.Array:
-    """Returns `size` pseudo-random uint32, a function of the key.
+    """Returns `size` pseudo-random uint32 that depend only on the key.
 
-    Two rounds of multiply and xor-shift (the low-bias constants of Wellons 2018) over a counter, with one word of the
-    key as the counter's start and one mixed in between the rounds.
+    Applies two rounds of multiply and xor-shift (the low-bias constants of Wellons 2018) to a counter. One word of the
+    key is the counter's start; one is mixed in between the rounds.
     """
     start, middle = jax.random.bits(key, (2,), jnp.uint32)
     bits = jax.lax.iota(jnp.uint32, size) + start
@@ -19,7 +19,7 @@ def hash_bits(key: jax.Array, size: int) -> jax.Array:
 
 
 class Dropout(nn.Module):
-    """Zeroes a share of the elements and scales the rest up (Srivastava et al. 2014); draws from the stream `dropout`.
+    """Dropout (Srivastava et al. 2014) from the RNG stream `dropout`; the kept elements are scaled up.
 
     Attributes:
       rate: share of elements dropped, 0 <= rate < 1.

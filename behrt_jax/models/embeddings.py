@@ -1,4 +1,4 @@
-"""What a token is: its code, how old the patient is, which visit it is in, where it stands, and when it was."""
+"""Token embeddings: code, age, visit, position, time since the previous visit, and calendar date."""
 
 import flax.linen as nn
 import jax
@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.dropout import Dropout
 
-# Codes begin larger than what is added to them; all at BERT's 0.02 learns far more slowly (docs/choices.md).
+# Codes start larger than the embeddings added to them; with BERT's 0.02 for all, learning is slower (docs/choices.md).
 CODE_INITIALIZER = nn.initializers.normal(0.1)
 INITIALIZER = nn.initializers.normal(0.02)
-SINE_SCALE = 0.03  # a sine of this amplitude is as large as a table that begins at 0.02
+SINE_SCALE = 0.03  # a sine of this amplitude is about as large as a table initialised with standard deviation 0.02
 
 
 class AgeEmbedding(nn.Module):
@@ -19,7 +19,7 @@ class AgeEmbedding(nn.Module):
     Attributes:
       dim: width.
       max_age: years; ages from here on share the last bin.
-      bin_size: years a bin.
+      bin_size: years per bin.
     """
 
     dim: int
@@ -28,7 +28,7 @@ class AgeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, ages: jax.Array) -> jax.Array:
-        """Maps (B, L) float ages in years to (B, L, dim); below 0 counts as 0, NaN is the age unknown."""
+        """Maps (B, L) float ages in years to (B, L, dim); negative ages count as 0, NaN as unknown."""
         last = int(self.max_age // self.bin_size)
         known = jnp.clip(jnp.nan_to_num(ages) // self.bin_size, 0, last).astype(jnp.int32)
         bins = jnp.where(jnp.isnan(ages), 0, known + 1)
@@ -36,11 +36,11 @@ class AgeEmbedding(nn.Module):
 
 
 class VisitEmbedding(nn.Module):
-    """Embeds the number of the visit.
+    """Embeds the visit number.
 
     Attributes:
       dim: width.
-      max_visits: rows of the table; later visits share the last.
+      max_visits: rows of the table; later visits share the last row.
     """
 
     dim: int
@@ -54,11 +54,11 @@ class VisitEmbedding(nn.Module):
 
 
 class PositionalEmbedding(nn.Module):
-    """Embeds the position in the patient's sequence by a learned table.
+    """Embeds the position in the patient's sequence with a learned table.
 
     Attributes:
       dim: width.
-      max_positions: rows of the table; later positions share the last.
+      max_positions: rows of the table; later positions share the last row.
     """
 
     dim: int
@@ -72,11 +72,11 @@ class PositionalEmbedding(nn.Module):
 
 
 class SinusoidalPositionalEncoding(nn.Module):
-    """Sines and cosines of the position, interleaved (Vaswani et al. 2017); fixed, without parameters.
+    """Interleaved sines and cosines of the position (Vaswani et al. 2017); has no parameters.
 
     Attributes:
       dim: width, even.
-      base: wavelengths go from 2 pi to 2 pi times this.
+      base: wavelengths range from 2 pi to 2 pi times `base`.
     """
 
     dim: int
@@ -91,14 +91,14 @@ class SinusoidalPositionalEncoding(nn.Module):
 
 
 class Time2Vec(nn.Module):
-    """Embeds a time as one line and many sines with learned frequencies and phases (Kazemi et al. 2019).
+    """Embeds a time as one linear feature and sines with learned frequencies and phases (Kazemi et al. 2019).
 
-    The sines begin with periods spread evenly, in ratios, from a quarter of a year to two centuries, and each feature
-    has an amplitude of its own, so that the sum with other embeddings begins in balance.
+    The initial periods are spaced geometrically from a quarter of a year to two centuries. Each feature has a learned
+    amplitude, initialised so that it is about as large as the embeddings it is added to.
 
     Attributes:
       dim: width.
-      scale: years that count as 1, which keeps the input of order 1.
+      scale: years that map to 1, which keeps the input of order 1.
     """
 
     dim: int
@@ -106,26 +106,26 @@ class Time2Vec(nn.Module):
 
     @nn.compact
     def __call__(self, years: jax.Array) -> jax.Array:
-        """Maps (B, L) float years (an age, or a date since 2000) to (B, L, dim); NaN has a vector of its own."""
+        """Maps (B, L) float years (an age, or a date since 2000) to (B, L, dim); NaN maps to a learned vector."""
         periods = jnp.geomspace(0.25, 200.0, self.dim - 1) / self.scale
         begin = jnp.concatenate([jnp.ones(1), 2 * jnp.pi / periods])
         frequencies = self.param("frequencies", lambda key: begin)
         phases = self.param("phases", nn.initializers.uniform(2 * jnp.pi), (self.dim,))
         amplitudes = self.param("amplitudes", nn.initializers.constant(SINE_SCALE), (self.dim,))
         unknown = self.param("unknown", INITIALIZER, (1, 1, self.dim))
-        finite = jnp.clip(jnp.nan_to_num(years), -1e4, 1e4)  # a NaN here would reach all patients of the row
+        finite = jnp.clip(jnp.nan_to_num(years), -1e4, 1e4)  # a NaN here would spread to all patients of the row
         angles = finite[..., None] / self.scale * frequencies[None, None] + phases[None, None]
         features = jnp.concatenate([angles[..., :1], jnp.sin(angles[..., 1:])], axis=-1)
         return jnp.where(jnp.isnan(years)[..., None], unknown, features * amplitudes[None, None])
 
 
 class TimeEmbedding(nn.Module):
-    """Embeds the days since the previous visit in bins, of equal width or two for each doubling.
+    """Embeds the days since the previous visit in bins, either of equal width or two per doubling.
 
     Attributes:
       dim: width.
-      num_bins: rows of the table; longer times share the last. 28 logarithmic bins tell days apart up to 33 years.
-      bin_days: days a bin; 0 for logarithmic bins.
+      num_bins: rows of the table; longer times share the last row. 28 logarithmic bins cover times up to 33 years.
+      bin_days: days per bin; 0 for logarithmic bins.
     """
 
     dim: int
@@ -134,19 +134,19 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, time_deltas: jax.Array) -> jax.Array:
-        """Maps (B, L) float days to (B, L, dim); below 0 counts as 0. The first logarithmic bin ends at 0.4 days."""
+        """Maps (B, L) float days to (B, L, dim); negative days count as 0. The first logarithmic bin ends at 0.4."""
         days = jnp.maximum(jnp.nan_to_num(time_deltas), 0.0)  # infinity // 7 would be NaN
-        # The small number keeps rounding from putting a whole power of two (8,191 days) below its bin.
+        # The small constant keeps rounding from putting an exact power of two (8,191 days) into the bin below.
         bins = days // self.bin_days if self.bin_days else jnp.floor(2.0 * jnp.log2(1.0 + days) + 1e-5)
         rows = jnp.clip(bins, 0, self.num_bins - 1).astype(jnp.int32)
         return nn.Embed(self.num_bins, self.dim, embedding_init=INITIALIZER, name="table")(rows)
 
 
 class BEHRTEmbedding(nn.Module):
-    """The sum of code, age, visit, position, time and date embeddings, normalised, and projected to the hidden width.
+    """The normalised sum of code, age, visit, position, time and date embeddings, projected to the hidden width.
 
     Attributes:
-      config: sizes and choices.
+      config: architecture.
     """
 
     config: BEHRTConfig
@@ -205,4 +205,4 @@ def _needed(name: str, values: jax.Array | None, unit: str, key: str) -> jax.Arr
     return values
 
 
-CODE_TABLE = "/behrt/embedding/codes/embedding"  # ends the path of the embeddings of codes, (V, D)
+CODE_TABLE = "/behrt/embedding/codes/embedding"  # path suffix of the (V, embedding_dim) code table

@@ -1,4 +1,4 @@
-"""The pre-LN Transformer encoder, in which patients who share a row never see each other."""
+"""The pre-LN Transformer encoder; patients who share a row never attend to each other."""
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ from behrt_jax.models.dropout import Dropout
 NEGATIVE = -1e30
 STEEPEST = 4.0
 ROTARY_BASE = 100.0
-ROTARY_STEPS_PER_YEAR = 12.0  # with rotary ages, a month turns as far as a position does
+ROTARY_STEPS_PER_YEAR = 12.0  # with rotary ages, a month rotates as far as one position does
 
 
 def attention_bias(
@@ -20,18 +20,18 @@ def attention_bias(
     causal: bool = False,
     time_ranks: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns what is added to attention scores: who may see whom, and how much nearer visits count.
+    """Returns the bias of attention scores: masks other patients, padding and the future, and penalises distance.
 
     Args:
       patient_ids: (B, L) ints; 0 is padding, equal numbers are one patient.
       visit_ids: (B, L) int visit numbers.
-      slopes: of each head, how much a score falls with each visit between query and key; all 0 for one bias.
-      causal: whether a token sees only what was recorded no later than itself.
-      time_ranks: (B, L) ints, the order of recording times within a patient; that of visits if not given.
+      slopes: for each head, the decrease of a score per visit between query and key; if all are 0, heads share a bias.
+      causal: whether a token attends only to tokens recorded no later than itself.
+      time_ranks: (B, L) ints, the order of recording times within a patient; `visit_ids` if not given.
 
     Returns:
-      (B, H, L, L) float32, or (B, 1, L, L) where all slopes are 0: minus slope times visit distance within a patient
-      (ALiBi, Press et al. 2022, on visits), and a large negative number for padding and for what may not be seen.
+      (B, H, L, L) float32, or (B, 1, L, L) if all slopes are 0: minus slope times visit distance within a patient
+      (ALiBi, Press et al. 2022, on visits), and a large negative number where attention is masked.
     """
     same = patient_ids[:, :, None] == patient_ids[:, None, :]
     allowed = same & (patient_ids[:, None, :] != 0)
@@ -46,7 +46,7 @@ def attention_bias(
 
 
 def visit_slopes(num_heads: int) -> tuple[float, ...]:
-    """Returns slopes from steep, which sees little but its own visit, in even ratios to 0, which sees all alike.
+    """Returns one slope per head, from steep (little beyond the own visit) geometrically to 0 (all visits alike).
 
     >>> visit_slopes(4)
     (4.0, 1.0, 0.25, 0.0)
@@ -55,14 +55,14 @@ def visit_slopes(num_heads: int) -> tuple[float, ...]:
 
 
 def rotation(places: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """Returns cosines and sines of the rotary encoding of places (Su et al. 2021), (B, 1, L, size // 2) each."""
+    """Returns cosines and sines of the rotary encoding (Su et al. 2021) of (B, L) places: (B, 1, L, size // 2) each."""
     frequencies = ROTARY_BASE ** (-jnp.arange(size // 2) / (size // 2))
     angles = places[:, None, :, None] * frequencies[None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x: jax.Array, cosines_and_sines: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates (B, H, L, size) queries or keys, the first half of their width against the second."""
+    """Rotates (B, H, L, size) queries or keys, pairing the first half of their width with the second."""
     cosines, sines = cosines_and_sines
     first, second = jnp.split(x, 2, axis=-1)
     turned = jnp.concatenate([first * cosines - second * sines, first * sines + second * cosines], axis=-1)
@@ -73,14 +73,14 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017) within patients; sows its weights (B, H, L, L).
 
     Attributes:
-      config: sizes and choices.
+      config: architecture.
     """
 
     config: BEHRTConfig
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array, rotary: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-        """Maps (B, L, D) to (B, L, D); `bias` and `rotary` are what `attention_bias` and `rotation` gave."""
+        """Maps (B, L, D) to (B, L, D), with `bias` from `attention_bias` and `rotary` from `rotation`."""
         rows, length, width = x.shape
         heads, dtype = self.config.num_heads, compute_dtype(self.config)
         qkv = nn.Dense(3 * width, dtype=dtype, name="qkv")(x).reshape(rows, length, 3, heads, width // heads)
@@ -95,10 +95,10 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two dense layers with GELU between.
+    """Two dense layers with a GELU in between.
 
     Attributes:
-      config: sizes and choices.
+      config: architecture.
     """
 
     config: BEHRTConfig
@@ -112,10 +112,10 @@ class FeedForward(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Attention and feed-forward, each on normalised input and added to the stream (pre-LN, Xiong et al. 2020).
+    """Attention and feed-forward layers, each on normalised input with a residual (pre-LN, Xiong et al. 2020).
 
     Attributes:
-      config: sizes and choices.
+      config: architecture.
     """
 
     config: BEHRTConfig
@@ -131,10 +131,10 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of blocks and a last normalisation.
+    """A stack of Transformer blocks and a final layer normalisation.
 
     Attributes:
-      config: sizes and choices.
+      config: architecture.
     """
 
     config: BEHRTConfig
@@ -157,7 +157,7 @@ class Encoder(nn.Module):
         bias = attention_bias(patient_ids, visit_ids, slopes, causal, time_ranks)
         rotary = None
         if config.rotary != "none":
-            years = jnp.clip(jnp.nan_to_num(years), -1e4, 1e4)  # a NaN here would reach all patients of the row
+            years = jnp.clip(jnp.nan_to_num(years), -1e4, 1e4)  # a NaN here would spread to all patients of the row
             places = positions if config.rotary == "positions" else years * ROTARY_STEPS_PER_YEAR
             rotary = rotation(places, config.hidden_dim // heads)
         for layer in range(config.num_layers):
@@ -166,14 +166,14 @@ class Encoder(nn.Module):
 
 
 class HierarchicalEncoder(nn.Module):
-    """Codes to visit vectors, a Transformer over visits, and each token's own vector on top of its visit's state.
+    """A Transformer over visit vectors pooled from codes; each token adds its own vector to its visit's state.
 
     A visit's vector is the mean of its tokens, as in the visit-level models of Choi et al. (2016) and Li et al. (2022).
-    The tokens of a visit must lie side by side. In a causal model the codes of a visit that were recorded at one time
-    have a vector of their own, so that no vector holds what was recorded later.
+    The tokens of a visit must be contiguous. In a causal model, each recording time within a visit has a separate
+    vector, so that no vector includes later records.
 
     Attributes:
-      config: sizes and choices.
+      config: architecture.
     """
 
     config: BEHRTConfig
@@ -191,13 +191,13 @@ class HierarchicalEncoder(nn.Module):
         time_ranks=None,
     ) -> jax.Array:
         """Maps (B, L, D) to (B, L, D); visits attend to those of equal, non-zero `patient_ids` (B, L)."""
-        del positions  # a visit's position is its number
+        del positions  # the visit number is the position of a visit
         starts, slots = visit_slots(patient_ids, visit_ids, time_ranks if causal else None)
         everywhere = jnp.arange(patient_ids.shape[1])[None, None, :]
         members = (slots[:, :, None] == everywhere) & (patient_ids != 0)[:, :, None]  # (B, L, visits)
         weights = members / jnp.maximum(members.sum(axis=1, keepdims=True), 1)
         visits = jnp.einsum("blv,bld->bvd", weights.astype(x.dtype), x)
-        # A visit stands where its first token does, with that token's patient, number and age; all else is padding.
+        # A visit is at the index of its first token, with that token's patient, number and age; the rest is padding.
         owners = jnp.where(starts, patient_ids, 0)
         encode = Encoder(self.config, name="visits")
         states = encode(visits, owners, visit_ids, visit_ids, years, deterministic, causal, time_ranks)
@@ -208,9 +208,9 @@ class HierarchicalEncoder(nn.Module):
 def visit_slots(
     patient_ids: jax.Array, visit_ids: jax.Array, time_ranks: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns which tokens begin a visit, (B, L) bool, and the place of the first token of each token's visit, (B, L).
+    """Returns whether each token starts a visit, (B, L) bool, and the index of the first token of its visit, (B, L).
 
-    Padding begins no visit; its place means nothing. With `time_ranks` a visit begins anew at each recording time.
+    Padding starts no visit; its index is meaningless. With `time_ranks`, each recording time starts a new visit.
     """
     changes = (jnp.diff(patient_ids, axis=1) != 0) | (jnp.diff(visit_ids, axis=1) != 0)
     if time_ranks is not None:
@@ -221,5 +221,5 @@ def visit_slots(
 
 
 def compute_dtype(config: BEHRTConfig):
-    """Returns the dtype of matrix products; None, that of their inputs, for float32, so that float64 works too."""
+    """Returns the dtype of matrix products; for float32 None (the dtype of the inputs), so that float64 works too."""
     return jnp.bfloat16 if config.dtype == "bfloat16" else None

@@ -1,4 +1,4 @@
-"""Heads: what turns hidden states into scores."""
+"""Heads that map hidden states to logits, days and event rates."""
 
 import math
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from behrt_jax.models.dropout import Dropout
 
 AGE_KNOTS = tuple(range(0, 101, 10))  # years
 GAP_DAYS = (0, 0.04, 0.25, 1, 2, 4, 7, 10, 14, 21, 28, 35, 60, 90, 120, 180, 270, 350, 365, 380, 540, 730, 1096, 1826)
-LOG_RATE = math.log(1 / 36_525.0)  # once in a hundred years, until training sets the rates of its data
+LOG_RATE = math.log(1 / 36_525.0)  # once in a hundred years; pre-training replaces it with the rates of its data
 
 
 class CodeHead(nn.Module):
-    """A dense layer, GELU and normalisation, then scores against the code table plus a bias (Devlin et al. 2019).
+    """A dense layer, GELU and layer normalisation, then scores against the code table (Devlin et al. 2019).
 
     Attributes:
-      config: sizes and choices.
+      config: architecture.
     """
 
     config: BEHRTConfig
@@ -33,11 +33,11 @@ class CodeHead(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """A dense layer on the patient embedding, after dropout, and on covariates that are known of the patient beside it.
+    """A dense layer on the patient embedding (after dropout) and optional covariates.
 
     Attributes:
-      config: sizes and choices.
-      num_labels: logits of a patient.
+      config: architecture.
+      num_labels: logits per patient.
     """
 
     config: BEHRTConfig
@@ -53,17 +53,17 @@ class ClassificationHead(nn.Module):
 
 
 class GapLayer(nn.Module):
-    """Adds to a state how many days after it the visit to predict begins, by a hidden layer on both.
+    """A residual MLP that conditions states on the number of days until the visit to predict.
 
     Attributes:
-      config: sizes and choices.
+      config: architecture.
     """
 
     config: BEHRTConfig
 
     @nn.compact
     def __call__(self, states: jax.Array, gaps: jax.Array) -> jax.Array:
-        """Maps (..., D) states and (...) days to (..., D); states stay as they are where days are NaN."""
+        """Maps (..., D) states and (...) days to (..., D); states are unchanged where days are NaN."""
         is_known, width = ~jnp.isnan(gaps)[..., None], self.config.hidden_dim
         low, high = (
             jax.lax.broadcast_to_rank(jnp.asarray(days, jnp.float32), gaps.ndim + 1)
@@ -76,7 +76,7 @@ class GapLayer(nn.Module):
 
 
 class DaysHead(nn.Module):
-    """The expected log(1 + days) to the next visit, which begins at four weeks."""
+    """A linear head for the expected log(1 + days) to the next visit; its bias starts at four weeks."""
 
     @nn.compact
     def __call__(self, states: jax.Array) -> jax.Array:
@@ -86,13 +86,13 @@ class DaysHead(nn.Module):
 
 
 class EventHead(nn.Module):
-    """Piecewise-constant rates of every code (MOTOR, Steinberg et al. 2024), low in rank: a query for each time bin.
+    """Piecewise-constant rates of every code (MOTOR, Steinberg et al. 2024), low-rank: one query per time bin.
 
-    Beside it each code has a rate by age, linear between `AGE_KNOTS`, which so low a rank could not hold.
+    Adds a log rate of each code by age, linear between `AGE_KNOTS`, which the low-rank part cannot represent.
 
     Attributes:
-      config: sizes and choices.
-      num_bins: bins of time.
+      config: architecture.
+      num_bins: number of time bins.
     """
 
     config: BEHRTConfig
@@ -100,7 +100,7 @@ class EventHead(nn.Module):
 
     @nn.compact
     def __call__(self, states: jax.Array, ages: jax.Array, score_codes: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """Maps (..., D) states and (...) ages (years, NaN if unknown) to (..., bins, V) float32 log rates a day."""
+        """Maps (..., D) states and (...) ages (years, NaN if unknown) to (..., bins, V) float32 log rates per day."""
         width = self.config.embedding_dim
         queries = nn.gelu(nn.Dense(self.num_bins * width, name="transform")(states))
         queries = nn.LayerNorm(name="norm")(queries.reshape(*states.shape[:-1], self.num_bins, width))
@@ -112,7 +112,7 @@ class EventHead(nn.Module):
 
 
 def age_shares(ages: jax.Array) -> jax.Array:
-    """Returns (..., knots) float32 shares of the two nearest of `AGE_KNOTS` in (...) years; zeros for NaN."""
+    """Returns (..., knots) float32 weights that interpolate (...) years between `AGE_KNOTS`; zeros for NaN."""
     knots = jax.lax.broadcast_to_rank(jnp.asarray(AGE_KNOTS, jnp.float32), ages.ndim + 1)
     apart = jnp.abs(jnp.clip(ages, AGE_KNOTS[0], AGE_KNOTS[-1])[..., None] - knots)
     return jnp.nan_to_num(jnp.maximum(1 - apart / (AGE_KNOTS[1] - AGE_KNOTS[0]), 0.0))

@@ -1,4 +1,4 @@
-"""What a model is given, checked at the door: shapes always, values where they are known (not while tracing)."""
+"""Model inputs: checks of shapes and (except while tracing) of values, and selection of batch columns."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,14 +11,14 @@ def check_inputs(config: BEHRTConfig, codes, positions, **columns) -> None:
     """Checks the arguments of a model.
 
     Args:
-      config: sizes and choices.
+      config: architecture.
       codes: (B, L) ints, 0 <= id < V.
       positions: (B, L) or None.
-      **columns: the other arguments by name; None where not given.
+      **columns: the other arguments by name; None if not given.
 
     Raises:
-      ValueError: an argument has another rank or shape than `codes`; codes are not ints or out of range; or rows
-        without `positions` are longer than a learned table of positions. The message names what was found.
+      ValueError: `codes` do not have two axes; the shape of an argument differs from that of `codes`; codes are not
+        ints or out of range; or rows without `positions` are longer than a learned position table.
     """
     if jnp.ndim(codes) != 2:
         raise ValueError(f"codes: found shape {jnp.shape(codes)}; expected (rows, length), such as codes[None] for one")
@@ -35,7 +35,7 @@ def check_inputs(config: BEHRTConfig, codes, positions, **columns) -> None:
         )
     if isinstance(codes, Tracer) or not codes.size:
         return
-    values = np.asarray(codes)  # jnp.min of an array that is known would be traced under jit
+    values = np.asarray(codes)  # under jit, jnp.min would be traced even for a concrete array
     lowest, highest = int(values.min()), int(values.max())
     if lowest < 0 or highest >= config.vocab_size:
         raise ValueError(
@@ -45,10 +45,10 @@ def check_inputs(config: BEHRTConfig, codes, positions, **columns) -> None:
 
 
 def count_patients(attention_mask, num_patients: int | None) -> int:
-    """Returns the number of patients a row has room for; 1 if not given.
+    """Returns the maximum number of patients per row; 1 if not given.
 
     Raises:
-      ValueError: rows hold more patients than that, as far as values are known.
+      ValueError: `num_patients` is below 1, or a row holds more patients (not checked while tracing).
     """
     if num_patients is not None and num_patients < 1:
         raise ValueError(f"num_patients: found {num_patients}; expected 1 or more")
@@ -63,13 +63,13 @@ def count_patients(attention_mask, num_patients: int | None) -> int:
 
 
 def model_arguments(batch: dict) -> tuple[tuple, dict]:
-    """Returns the positional and the keyword arguments that a batch of packed rows holds for a model."""
+    """Returns a model's positional and keyword arguments from a batch of packed rows."""
     columns = tuple(batch[name] for name in ("codes", "ages", "visit_ids", "patient_ids"))
     named = ("positions", "time_deltas", "dates", "time_ranks")
     return columns, {name: batch[name] for name in named if name in batch}
 
 
 def device_columns(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the columns that a model or an objective reads."""
+    """Returns the columns that a model or an objective reads, without host-only ones."""
     host_only = ("patient_index", "window_index", "window_starts", "times")
     return {name: values for name, values in batch.items() if name not in host_only}

@@ -1,6 +1,6 @@
 """Low-rank adaptation (LoRA, Hu et al. 2021) in parameter space: each adapted kernel is W + scale * A B.
 
-It knows nothing of the model: what is merged is applied as the parameters always are, at no cost in prediction.
+It is independent of the model: merged parameters are used like any others, at no extra cost in prediction.
 """
 
 import re
@@ -10,25 +10,25 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-# Queries, keys and values are one kernel: their updates share A, and each has its own columns of B.
+# Queries, keys and values share one kernel: their updates share A, and each has separate columns of B.
 KERNELS = r"/encoder/(.+/)?block_\d+/(attention|feedforward)/\w+/kernel$"
 
 
 def initialize(params: Any, rank: int, key: jax.Array, kernels: str = KERNELS) -> dict:
-    """Returns factors whose product is 0: A (inputs, rank) is random and B (rank, outputs) is 0.
+    """Initialises LoRA factors whose product is 0: A (inputs, rank) is random and B (rank, outputs) is 0.
 
     Args:
-      params: the variables of a model. Kernels of more than two axes are matrices of their first axis by the rest.
+      params: the variables of a model. Kernels with more than two axes count as matrices (first axis, rest).
       rank: from 1 to the smaller side of the smallest kernel.
-      key: a key used for this alone.
-      kernels: a regular expression found in the path of the kernels to adapt, such as `/params/.../qkv/kernel`; by
-        default every dense layer of the blocks of a Transformer.
+      key: a PRNG key, not used elsewhere.
+      kernels: a regular expression that the path of a kernel to adapt contains, such as `/params/.../qkv/kernel`; by
+        default every dense layer of Transformer blocks.
 
     Returns:
-      A tree like `params` of the chosen kernels alone, each `{"lora_a", "lora_b"}`.
+      A tree like `params` with only the chosen kernels, each `{"lora_a", "lora_b"}`.
 
     Raises:
-      ValueError: no kernel has such a path, or the rank does not fit one.
+      ValueError: no path matches, or the rank is too large or below 1.
     """
     flat: dict[tuple[str, ...], Any] = flatten_dict(params)
     chosen = [path for path in sorted(flat) if re.search(kernels, "/" + "/".join(path))]
@@ -45,9 +45,9 @@ def initialize(params: Any, rank: int, key: jax.Array, kernels: str = KERNELS) -
 
 
 def merge(params: Any, factors: dict, scale: float) -> Any:
-    """Returns params with W + scale * A B in place of each adapted kernel W; those of `initialize` change none.
+    """Returns params with each adapted kernel W replaced by W + scale * A B.
 
-    The scale is alpha / rank in the paper.
+    The factors of `initialize` leave W unchanged. The scale is alpha / rank in the paper.
     """
     flat: dict[tuple[str, ...], Any] = flatten_dict(params)
     parts: dict[tuple[str, ...], Any] = flatten_dict(factors)

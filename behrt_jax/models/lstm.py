@@ -1,4 +1,4 @@
-"""The LSTM encoder that survival models of EHR are compared with, on the same inputs and heads."""
+"""An LSTM encoder as baseline for the Transformer, with the same inputs and heads."""
 
 import functools
 
@@ -11,10 +11,10 @@ from behrt_jax.models.dropout import Dropout
 
 
 class LSTMEncoder(nn.Module):
-    """A stack of LSTM layers (Hochreiter and Schmidhuber 1997) that begin anew at each patient, and a normalisation.
+    """A stack of LSTM layers (Hochreiter and Schmidhuber 1997), reset at each patient, and a layer normalisation.
 
     Attributes:
-      config: sizes; `hidden_dim` and `num_layers` are those of the stack.
+      config: architecture; the stack has `num_layers` layers of width `hidden_dim`.
     """
 
     config: BEHRTConfig
@@ -31,14 +31,14 @@ class LSTMEncoder(nn.Module):
         causal: bool = True,
         time_ranks=None,
     ) -> jax.Array:
-        """Maps (B, L, D) to (B, L, D); a token's state depends on its patient's tokens up to it.
+        """Maps (B, L, D) to (B, L, D); a token's state depends on its patient's tokens up to and including it.
 
-        Tokens are read in the order of `time_ranks` (B, L), those of one time as they stand; without it, as they stand.
+        Tokens are read in the order of `time_ranks` (B, L), ties in row order; without `time_ranks`, in row order.
         """
-        del visit_ids, positions, years, causal  # it reads from the past to the future, whatever is asked
+        del visit_ids, positions, years, causal  # an LSTM always reads from past to future
         back = None
         if time_ranks is not None:
-            is_padding = patient_ids == 0  # last, so that each patient's tokens lie side by side
+            is_padding = patient_ids == 0  # sorted last; each patient's tokens become contiguous
             order = jnp.lexsort((time_ranks, patient_ids, is_padding.astype(jnp.int32)))
             back = jnp.argsort(order, axis=1)
             patient_ids = jnp.take_along_axis(patient_ids, order, axis=1)
@@ -48,7 +48,7 @@ class LSTMEncoder(nn.Module):
         for layer in range(self.config.num_layers):
             cell = nn.OptimizedLSTMCell(self.config.hidden_dim, name=f"layer_{layer}")
             start = (jnp.zeros_like(x[:, 0]), jnp.zeros_like(x[:, 0]))
-            cell(start, x[:, 0])  # makes the parameters; nn.scan needs a newer JAX than that for jax-metal
+            cell(start, x[:, 0])  # creates the parameters; nn.scan needs a newer JAX than jax-metal supports
             step = functools.partial(_step, *cell.unbind())
             _, states = jax.lax.scan(step, start, (x.swapaxes(0, 1), goes_on.swapaxes(0, 1)))
             x = Dropout(self.config.dropout)(states.swapaxes(0, 1), deterministic)

@@ -1,4 +1,4 @@
-"""From tokens to patients: the first token, the last, the mean, the maximum, or a learned weighting."""
+"""Pooling of token states to patient embeddings: first token, last token, mean, maximum, or attention."""
 
 import flax.linen as nn
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 
 def membership(patient_ids: jax.Array, num_patients: int) -> jax.Array:
-    """Returns which tokens are whose: (B, P, L) bool from (B, L) `patient_ids` (0 = padding, 1..P)."""
+    """Returns the (B, P, L) bool mask of each patient's tokens from (B, L) `patient_ids` (0 = padding, 1..P)."""
     return patient_ids[:, None, :] == jnp.arange(1, num_patients + 1)[None, :, None]
 
 
@@ -29,9 +29,9 @@ def pool_mean(hidden: jax.Array, members: jax.Array) -> jax.Array:
 
 
 def pool_max(hidden: jax.Array, members: jax.Array) -> jax.Array:
-    """Returns the largest of each patient's states, feature by feature: (B, P, D); zeros for one without tokens."""
+    """Returns the maximum of each patient's states per feature: (B, P, D); zeros for a patient without tokens."""
     lowest = jnp.finfo(hidden.dtype).min
-    # The gradient of max compares values that XLA may have rounded twice, and is NaN where none is the largest.
+    # Not `max`: its gradient compares values that XLA may have rounded twice, and is NaN if none equals the maximum.
     largest = jnp.where(members[..., None], hidden[:, None], lowest).argmax(axis=2)
     return _zero_if_empty(jnp.take_along_axis(hidden, largest, axis=1), members)
 
@@ -44,7 +44,7 @@ def _zero_if_empty(pooled: jax.Array, members: jax.Array) -> jax.Array:
 
 
 class AttentionPooling(nn.Module):
-    """The mean of a patient's states, weighted by a softmax of learned scores (Bahdanau et al. 2015, one vector)."""
+    """Mean of a patient's states weighted by a softmax of learned scores (Bahdanau et al. 2015, one query vector)."""
 
     @nn.compact
     def __call__(self, hidden: jax.Array, members: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""BEHRT with heads for what it is pre-trained on: masked codes, next visits, and events ahead."""
+"""BEHRT with the heads of its pre-training objectives: masked codes, next visits, and time to event."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from behrt_jax.models.heads import CodeHead, DaysHead, EventHead, GapLayer
 
 
 class BEHRTForMLM(BEHRTWithHead):
-    """BEHRT with a head that scores the code at masked positions; its output layer is the code table."""
+    """BEHRT with a masked-code head, whose output layer is tied to the code table."""
 
     def setup(self):
         """Declares the encoder and the head."""
@@ -16,14 +16,14 @@ class BEHRTForMLM(BEHRTWithHead):
         self.head = CodeHead(self.config)
 
     def __call__(self, codes, ages, visit_ids, attention_mask, *, masked_positions=None, **columns) -> jax.Array:
-        """Scores the vocabulary at masked positions.
+        """Computes the logits of the vocabulary at masked positions.
 
         Args:
-          codes: (B, L); the others too, and `columns`, are as `BEHRT.__call__` takes them.
+          codes: (B, L); like the other inputs and `columns`, as in `BEHRT.__call__`.
           ages: (B, L).
           visit_ids: (B, L).
           attention_mask: (B, L).
-          masked_positions: (B, K) int places in the row at which to score; all if not given.
+          masked_positions: (B, K) int indices of the masked tokens in the row; all tokens if not given.
           **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `deterministic`.
 
         Returns:
@@ -36,7 +36,7 @@ class BEHRTForMLM(BEHRTWithHead):
 
 
 class BEHRTForNextVisitPrediction(BEHRTWithHead):
-    """BEHRT with a head that scores which codes the next visit holds, each on its own (multi-label)."""
+    """BEHRT with a head for the codes of the next visit, one sigmoid per code (multi-label)."""
 
     def setup(self):
         """Declares the encoder and the head."""
@@ -46,20 +46,20 @@ class BEHRTForNextVisitPrediction(BEHRTWithHead):
     def __call__(
         self, codes, ages, visit_ids, attention_mask, *, visit_ends=None, num_patients=None, **columns
     ) -> jax.Array:
-        """Scores the vocabulary after the whole history, or after each of some visits.
+        """Computes the logits of the vocabulary after the whole history, or after each of some visits.
 
         Args:
-          codes: (B, L); the others too, and `columns`, are as `BEHRT.__call__` takes them.
+          codes: (B, L); like the other inputs and `columns`, as in `BEHRT.__call__`.
           ages: (B, L).
           visit_ids: (B, L).
           attention_mask: (B, L).
-          visit_ends: (B, K) int places in the row, the tokens after which to score; each token then sees only what was
-            recorded no later than itself, whatever `config.causal` says.
-          num_patients: P, as `BEHRT.get_patient_embedding` takes it; not read with `visit_ends`.
+          visit_ends: (B, K) int indices in the row of the tokens after which to predict; if given, each token attends
+            only to tokens recorded no later than itself, regardless of `config.causal`.
+          num_patients: P, as in `BEHRT.get_patient_embedding`; ignored with `visit_ends`.
           **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `deterministic`.
 
         Returns:
-          Logits, one for each code: (B, K, V) with `visit_ends`, else (B, V), or (B, P, V) with `num_patients`.
+          Logits of each code: (B, K, V) with `visit_ends`, else (B, V), or (B, P, V) with `num_patients`.
         """
         if visit_ends is None:
             state = self.get_patient_embedding(
@@ -72,12 +72,12 @@ class BEHRTForNextVisitPrediction(BEHRTWithHead):
 
 
 class BEHRTForPretraining(BEHRTWithHead):
-    """BEHRT with a head for each of the objectives that it is trained on.
+    """BEHRT with one head per pre-training objective.
 
     Attributes:
-      objectives: of `mlm`, `next_visit` and `time_to_event`.
-      event_bins: time bins of the rates of `time_to_event`.
-      time_known: whether `next_visit` can be given when the visit to predict begins.
+      objectives: any of `mlm`, `next_visit` and `time_to_event`.
+      event_bins: number of time bins of the `time_to_event` rates.
+      time_known: whether the `next_visit` head can be given the start time of the visit to predict.
     """
 
     objectives: tuple[str, ...] = ("mlm",)
@@ -98,7 +98,7 @@ class BEHRTForPretraining(BEHRTWithHead):
             self.time_to_event = EventHead(self.config, self.event_bins)
 
     def __call__(self, codes, ages, visit_ids, attention_mask, *, masked_positions=None, **columns) -> jax.Array:
-        """Scores the vocabulary at masked positions; see `BEHRTForMLM.__call__`.
+        """Computes the logits of the vocabulary at masked positions; see `BEHRTForMLM.__call__`.
 
         Raises:
           ValueError: the model has no head for masked codes.
@@ -111,22 +111,22 @@ class BEHRTForPretraining(BEHRTWithHead):
     def predict_next_visits(
         self, codes, ages, visit_ids, attention_mask, *, visit_ends, causal=True, gaps=None, **columns
     ):
-        """Scores which codes the next visit holds and when it comes: `apply(..., method="predict_next_visits")`.
+        """Predicts the codes of the next visit and the days to it: `apply(..., method="predict_next_visits")`.
 
         Args:
-          codes: (B, L); the others too, and `columns`, are as `BEHRT.__call__` takes them.
+          codes: (B, L); like the other inputs and `columns`, as in `BEHRT.__call__`.
           ages: (B, L).
           visit_ids: (B, L).
           attention_mask: (B, L).
-          visit_ends: (B, K) int places, the last token recorded before each visit to predict.
-          causal: whether a token sees only what was recorded no later than itself. Without, rows must end before the
-            visit to predict.
-          gaps: (B, K) float days from that token to the start of the visit to predict, NaN where the model is not to
-            know it; read by models with `time_known`. The days are always predicted without it.
+          visit_ends: (B, K) int indices in the row of the last token recorded before each visit to predict.
+          causal: whether a token attends only to tokens recorded no later than itself. If False, rows must end before
+            the visit to predict.
+          gaps: (B, K) float days from that token to the start of the visit to predict, NaN where the model must not
+            know it; used by models with `time_known`. The days are always predicted without it.
           **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `deterministic`.
 
         Returns:
-          (B, K, V) logits, one for each code, and (B, K) expected log(1 + days).
+          (B, K, V) logits of each code, and (B, K) expected log(1 + days).
 
         Raises:
           ValueError: the model has no head for next visits.
@@ -139,19 +139,19 @@ class BEHRTForPretraining(BEHRTWithHead):
         return self.next_visit(states, self.behrt.embedding.attend), days
 
     def predict_events(self, codes, ages, visit_ids, attention_mask, *, visit_ends, **columns) -> jax.Array:
-        """Predicts the rates of every code after some visits: `apply(..., method="predict_events")`.
+        """Predicts the event rates of every code after some visits: `apply(..., method="predict_events")`.
 
         Args:
-          codes: (B, L); the others too, and `columns`, are as `BEHRT.__call__` takes them.
+          codes: (B, L); like the other inputs and `columns`, as in `BEHRT.__call__`.
           ages: (B, L).
           visit_ids: (B, L).
           attention_mask: (B, L).
-          visit_ends: (B, K) int places, such as the last token of each visit; a token sees only what was recorded no
-            later than itself.
+          visit_ends: (B, K) int indices in the row, such as the last token of each visit; each token attends only to
+            tokens recorded no later than itself.
           **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `deterministic`.
 
         Returns:
-          (B, K, bins, V) float32 log of the rate a day in each bin of time since the end of the visit.
+          (B, K, bins, V) float32 log rates per day in each bin of the time since the end of the visit.
 
         Raises:
           ValueError: the model has no head for events.
@@ -162,7 +162,7 @@ class BEHRTForPretraining(BEHRTWithHead):
         return self.time_to_event(states, ages, self.behrt.embedding.attend)
 
     def score_all(self, codes, ages, visit_ids, attention_mask, **columns) -> tuple:
-        """Returns what every head gives at every token; `init(..., method="score_all")` makes all parameters."""
+        """Returns the outputs of every head at every token; `init(..., method="score_all")` creates all parameters."""
         places = jnp.broadcast_to(jnp.arange(codes.shape[1]), codes.shape)
         heads = {"mlm": self, "next_visit": self.predict_next_visits, "time_to_event": self.predict_events}
         rest = {"mlm": {}, "next_visit": {"visit_ends": places}, "time_to_event": {"visit_ends": places}}
@@ -178,5 +178,5 @@ class BEHRTForPretraining(BEHRTWithHead):
 
 
 def take_places(hidden: jax.Array, places: jax.Array) -> jax.Array:
-    """Takes the (B, K, D) states at (B, K) places of (B, L, D)."""
+    """Gathers the (B, K, D) states at (B, K) indices of (B, L, D)."""
     return jnp.take_along_axis(hidden, places[:, :, None], axis=1)

@@ -1,1 +1,1 @@
-"""What a model is trained for: each objective turns a batch into losses and metrics."""
+"""Training objectives: each turns a batch into losses and metrics."""

@@ -1,4 +1,4 @@
-"""What a train step minimises, and how several of it are trained together."""
+"""The objective that a train step minimises, and the weighted sum of several objectives."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,14 +9,14 @@ Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class Objective(NamedTuple):
-    """Losses as weighted means over targets, in two steps: what is drawn, and what a model says of it.
+    """Losses as weighted means over targets, in two steps: sample the targets, then score the model on them.
 
     Attributes:
-      prepare: (batch, key) -> arrays with the rows in front: the batch and its targets, with all randomness but
-        dropout's. They are drawn for the whole batch, and may be split by rows to save memory.
+      prepare: (batch, key) -> arrays with rows as first axis: the batch and its targets, with all randomness except
+        dropout. Targets are sampled for the whole batch; the arrays may be split by rows to save memory.
       measure: (params, prepared, dropout key or None) -> metrics as pairs (sum, count).
-      count: prepared -> the count of each metric in `weights`, which no parameter changes.
-      weights: of the metrics that are losses; `total` sums their weighted means.
+      count: prepared -> the count of each metric in `weights`; independent of the parameters.
+      weights: weight of each metric that is a loss; `total` sums their weighted means.
     """
 
     prepare: Callable[[dict[str, jax.Array], jax.Array], Any]
@@ -30,7 +30,7 @@ class Objective(NamedTuple):
 
 
 def combine(parts: dict[str, tuple[Objective, float]]) -> Objective:
-    """Returns one objective of several, each with its weight; one alone stays as it is."""
+    """Combines weighted objectives into one; returns a single objective of weight 1 unchanged."""
     if len(parts) == 1 and next(iter(parts.values()))[1] == 1.0:
         return next(iter(parts.values()))[0]
 

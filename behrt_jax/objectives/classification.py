@@ -1,4 +1,4 @@
-"""Outcomes of patients: one, one of several classes, or several that do not exclude each other."""
+"""The classification objective: binary, multi-class or multi-label outcomes of patients."""
 
 import dataclasses
 
@@ -19,9 +19,9 @@ class ClassificationConfig:
     """The section `classification` of a recipe.
 
     Attributes:
-      kind: `binary`, `multi_class` (one of K), or `multi_label` (K that do not exclude each other).
-      class_weights: `none`, or `balanced`: each class counts as much as another, however rare.
-      focal_gamma: how much less patients count who are told well already (Lin et al. 2017); 0 for cross-entropy.
+      kind: `binary`, `multi_class` (one of K), or `multi_label` (any of K).
+      class_weights: `none`, or `balanced`: all classes have the same total weight, however rare.
+      focal_gamma: focusing parameter of the focal loss (Lin et al. 2017); 0 gives cross-entropy.
     """
 
     kind: str
@@ -38,17 +38,17 @@ class ClassificationConfig:
 
 
 def balanced_weights(targets: np.ndarray, num_classes: int = 2) -> np.ndarray:
-    """Returns weights in inverse ratio to how often classes come, as scikit-learn's "balanced".
+    """Computes class weights inversely proportional to class frequencies, as scikit-learn's "balanced".
 
     Args:
-      targets: (N,) classes from 0, or (N, K) of 0, 1 and NaN where not known.
-      num_classes: of (N,) targets.
+      targets: (N,) classes from 0, or (N, K) of 0, 1 and NaN where unknown.
+      num_classes: number of classes of (N,) targets.
 
     Returns:
       (num_classes,) float32, or (K, 2) for the absence and the presence of each label.
 
     Raises:
-      ValueError: a class has no patient.
+      ValueError: a class has no patients.
     """
     if targets.ndim == 2:
         return np.stack([balanced_weights(column[~np.isnan(column)]) for column in targets.T.astype(np.float32)])
@@ -64,16 +64,16 @@ def balanced_weights(targets: np.ndarray, num_classes: int = 2) -> np.ndarray:
 def classification_losses(
     logits: jax.Array, targets: jax.Array, kind: str, class_weights: np.ndarray | None = None, gamma: float = 0.0
 ) -> jax.Array:
-    """Returns the focal loss (Lin et al. 2017) of each outcome in nats; with gamma 0, the cross-entropy.
+    """Computes the focal loss (Lin et al. 2017) of each outcome in nats; gamma 0 gives the cross-entropy.
 
-    All kinds are one: a target's probability is the sigmoid of its margin, which is how far its logit lies above 0, or
-    above those of all other classes together.
+    All kinds share one formula: the probability of a target is the sigmoid of its margin. The margin is the logit with
+    the sign of the target, or for `multi_class` the logit of the class minus the log-sum-exp of all other logits.
 
     Args:
       logits: (..., K); K = 1 for `binary`.
       targets: (...) 0 or 1 for `binary`, the class for `multi_class`; (..., K) of 0 and 1 for `multi_label`.
-      kind: of `CHOICES["kind"]`.
-      class_weights: (2,), (K,) and (K, 2) for the three kinds, as of `balanced_weights`; the alpha of the paper.
+      kind: one of `CHOICES["kind"]`.
+      class_weights: (2,), (K,) and (K, 2) for the three kinds, as from `balanced_weights`; alpha in the paper.
       gamma: 0 or more.
 
     Returns:
@@ -94,13 +94,13 @@ def classification_losses(
 
 
 def make_objective(model, config: ClassificationConfig, class_weights: np.ndarray | None = None) -> Objective:
-    """Returns the objective of patients' outcomes, whose loss is `classification/loss`.
+    """Returns the objective for patient outcomes, with the loss `classification/loss`.
 
-    It is a mean over labelled patients, and over known labels for `multi_label`, whose unknown targets are NaN. Class
-    weights raise the sum and not the count, so that a class weighs the same in every batch.
+    The loss is a mean over labelled patients, for `multi_label` over known labels (unknown targets are NaN). Class
+    weights change the sum but not the count, so that a class has the same weight in every batch.
 
     Args:
-      model: a `BEHRTForSequenceClassification`; batches also hold `targets` and `weights` of its patients.
+      model: a `BEHRTForSequenceClassification`; batches must also hold `targets` and `weights` of their patients.
       config: the section `classification`.
       class_weights: see `classification_losses`.
     """
@@ -123,7 +123,7 @@ def make_objective(model, config: ClassificationConfig, class_weights: np.ndarra
 
 
 def score_patients(model, params, batch: dict[str, jax.Array], dropout_key: jax.Array | None = None) -> jax.Array:
-    """Returns a `BEHRTForSequenceClassification`'s (B, P, K) logits; dropout is on where a key is given."""
+    """Computes the (B, P, K) logits of a `BEHRTForSequenceClassification`; a key enables dropout."""
     columns, named = model_arguments(batch)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     arguments = {**named, "num_patients": batch["weights"].shape[1], "deterministic": dropout_key is None}
@@ -133,20 +133,20 @@ def score_patients(model, params, batch: dict[str, jax.Array], dropout_key: jax.
 
 
 def probabilities(logits: np.ndarray, kind: str) -> np.ndarray:
-    """Maps (..., K) logits to probabilities: (...) of a `binary` outcome, else (..., K)."""
+    """Maps (..., K) logits to probabilities: (...) for a `binary` outcome, else (..., K)."""
     if kind == "multi_class":
         return scipy.special.softmax(logits, axis=-1)
     return scipy.special.expit(logits[..., 0] if kind == "binary" else logits)
 
 
 def initial_bias(targets: np.ndarray, kind: str, num_classes: int = 2) -> np.ndarray:
-    """Returns the (K,) float32 bias with which a head begins at the base rates of train.
+    """Returns the (K,) float32 bias that initialises a head at the base rates of train.
 
-    A class without a patient counts as half a one. Balanced classes need none: their bias begins at 0.
+    A class without patients counts as half a patient. Balanced classes need no bias; it starts at 0.
 
     Args:
-      targets: (N,), or (N, K) for `multi_label`, with NaN where not known.
-      kind: of `CHOICES["kind"]`.
+      targets: (N,), or (N, K) for `multi_label`, with NaN where unknown.
+      kind: one of `CHOICES["kind"]`.
       num_classes: K of `multi_class`.
     """
     classes = range(num_classes if kind == "multi_class" else 2)

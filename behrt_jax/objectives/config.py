@@ -1,4 +1,4 @@
-"""What a model is trained to predict: the section `objective` of a recipe, checked once."""
+"""Configuration of the pre-training objective: the section `objective` of a recipe, validated on construction."""
 
 import dataclasses
 
@@ -15,26 +15,26 @@ class ObjectiveConfig:
     """The section `objective` of a recipe.
 
     Attributes:
-      name: `mlm` (masked codes), `next_visit`, `time_to_event`, or `joint`: all whose weight is not 0.
-      mlm_weight: of the masked codes' loss in `joint`.
-      next_visit_weight: of the next visits' loss in `joint`.
-      time_to_event_weight: of the events' loss in `joint`.
-      mask_rate: share of the codes to hide, 0 < rate <= 1.
-      masking: what is hidden together: `codes` on their own, `spans` of neighbours, or whole `visits`.
-      mask_values: whether codes that carry a value are hidden too.
-      targets: shell patterns of the codes that next visits and events are about.
-      min_patients: targets of fewer train patients are left out.
-      history: what next visits are predicted from: causally before `every_visit`, or from a history cut at a
-        `random_cut`, a new one each time, in which codes see each other both ways. Either way from what was recorded
-        before the visit began.
-      known_time_share: share of the next visits in training whose start is given to the head, drawn anew each time; 0
-        leaves out what reads it. Above 0 a model can predict with and without knowing when the visit begins.
-      time_gap_weight: of the time to the next visit beside its codes; 0 leaves it out.
-      queries_per_row: visits a row after which events are predicted.
-      first_event_only: whether only the first event of each code counts, or the next.
-      query_times: when events are predicted: `after_visits`, which count alike; or `anytime`, with marks in the
-        pauses between visits and each time of a life counting alike; that for `time_to_event` alone.
-      event_edges: days that part the bins of events' rates, ascending; from quantiles of train if empty.
+      name: `mlm` (masked codes), `next_visit`, `time_to_event`, or `joint` (all with a weight above 0).
+      mlm_weight: weight of the masked-code loss in `joint`.
+      next_visit_weight: weight of the next-visit loss in `joint`.
+      time_to_event_weight: weight of the time-to-event loss in `joint`.
+      mask_rate: share of the codes to mask, 0 < rate <= 1.
+      masking: unit of masking: single `codes`, `spans` of neighbouring codes, or whole `visits`.
+      mask_values: whether codes that carry a value are masked too.
+      targets: shell patterns of the codes to predict in next visits and as events.
+      min_patients: target codes of fewer train patients are left out.
+      history: input of next-visit prediction: `every_visit` predicts every visit with causal attention; `random_cut`
+        cuts each history at a random visit, sampled anew each time, with bidirectional attention. Both use only what
+        was recorded before the visit began.
+      known_time_share: share of next visits in training for which the head is given the start time, sampled anew each
+        time. 0 builds no layer for it; above 0, a model can predict with or without the start time.
+      time_gap_weight: weight of the loss on the time to the next visit, relative to that on its codes; 0 disables it.
+      queries_per_row: number of visits per row after which events are predicted.
+      first_event_only: whether the target is the first event of each code ever, rather than the next one.
+      query_times: when events are predicted: `after_visits`, all weighted alike; or `anytime`, with query tokens
+        between visits and all time in a history weighted alike (only for `time_to_event`).
+      event_edges: ascending inner edges (days) of the bins of event rates; if empty, quantiles of train.
     """
 
     name: str
@@ -80,7 +80,7 @@ class ObjectiveConfig:
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weight of each objective that is trained."""
+        """The weight of each trained objective."""
         if self.name != "joint":
             return {self.name: 1.0}
         weights = {

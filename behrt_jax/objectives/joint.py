@@ -1,4 +1,4 @@
-"""The objective that a recipe asks for: one of them, or several together."""
+"""The pre-training objective of a recipe: a single one, or several combined."""
 
 import functools
 
@@ -17,15 +17,15 @@ def make_objective(
     has_value: np.ndarray | None = None,
     replacement: mlm.Replacement = mlm.TRAINING,
 ) -> Objective:
-    """Returns the objective that a recipe asks for.
+    """Builds the pre-training objective of a recipe.
 
     Args:
-      model: a `BEHRTForPretraining` with a head for each; for masked codes alone, a `BEHRTForMLM` will do.
+      model: a `BEHRTForPretraining` with a head for each objective; a `BEHRTForMLM` suffices for masked codes alone.
       config: the section `objective`.
       use_sep: whether `[SEP]` ends each visit of the batches.
-      is_target: (V,) bool, what next visits and events are about; all codes if not given.
-      has_value: (V,) bool, codes that carry a value; not read with `config.mask_values`.
-      replacement: what stands in the place of hidden codes.
+      is_target: (V,) bool, the target codes of next visits and events; all codes if not given.
+      has_value: (V,) bool, codes that carry a value; ignored with `config.mask_values`.
+      replacement: how masked codes are replaced.
     """
     is_target = np.ones(model.config.vocab_size, bool) if is_target is None else is_target
     makers = {

@@ -1,4 +1,4 @@
-"""Masked-code modelling: which codes are hidden, and how well they are told from the rest."""
+"""Masked-code modelling: samples the codes to mask and scores the model's predictions for them."""
 
 import math
 from typing import NamedTuple
@@ -17,13 +17,13 @@ MEAN_SPAN = 3.0  # tokens
 
 
 class Masked(NamedTuple):
-    """A batch with some codes hidden.
+    """A batch with some codes masked.
 
     Attributes:
-      inputs: (B, L) int32, `codes` with the chosen ones replaced.
-      positions: (B, K) int32, the chosen places in the row.
-      labels: (B, K) int32, the codes that were there.
-      weights: (B, K) float32, 1 for chosen places and 0 for the unused rest of K.
+      inputs: (B, L) int32, `codes` with the masked ones replaced.
+      positions: (B, K) int32, the masked indices in the row.
+      labels: (B, K) int32, the original codes.
+      weights: (B, K) float32, 1 for masked codes and 0 for unused slots.
     """
 
     inputs: jax.Array
@@ -33,7 +33,7 @@ class Masked(NamedTuple):
 
 
 class Replacement(NamedTuple):
-    """What stands in the place of a hidden code: `[MASK]`, a random code, or else the code itself.
+    """How masked codes are replaced: by `[MASK]`, by a random code, or else not at all.
 
     Attributes:
       masked: share replaced by `[MASK]`.
@@ -57,22 +57,21 @@ def mask_codes(
     replacement: Replacement = TRAINING,
     groups: jax.Array | None = None,
 ) -> Masked:
-    """Hides a share of the codes of each row (Devlin et al. 2019).
+    """Masks a share of the codes of each row (Devlin et al. 2019).
 
-    Each row hides `rate` of its maskable codes, rounded up or down at random so that the mean is exact. K, the room for
-    them, is fixed at `rate` of the row length, which no row can exceed: nothing overflows. With groups, K is twice
-    that, and a group is hidden whole or not at all: of groups in random order those whose middle comes within the
-    share.
+    In each row, `rate` of the maskable codes are masked, rounded up or down at random so that the mean is exact. K is
+    fixed at `rate` of the row length, which no row can exceed. With groups, K is twice that, and each group is masked
+    as a whole or not at all: in random order, those groups whose middle falls within the share.
 
     Args:
-      key: a key used for this batch alone.
+      key: a PRNG key, used only for this batch.
       codes: (B, L) int32.
       maskable: (B, L) bool; False for special and static tokens and for padding.
-      rate: share of the maskable codes to hide, 0 < rate <= 1.
+      rate: share of the maskable codes to mask, 0 < rate <= 1.
       vocab_size: V.
-      replacement: 80% `[MASK]`, 10% random, 10% kept in training; in evaluation `[MASK]` alone, so that a score counts
+      replacement: 80% `[MASK]`, 10% random, 10% kept in training; only `[MASK]` in evaluation, so that scores cover
         only codes that the model cannot see.
-      groups: (B, L) int32 from 0, as `visit_groups` or `span_groups` gives them; each code on its own if not given.
+      groups: (B, L) int32 from 0, from `visit_groups` or `span_groups`; each code is a group if not given.
 
     Returns:
       The batch with K = ceil(rate * L), or with groups twice that but at most L.
@@ -89,7 +88,7 @@ def mask_codes(
         chosen = jnp.arange(room)[None, :] < wanted
     else:
         chosen = _choose_groups(jnp.where(maskable, groups, length), positions, wanted)
-    chosen &= jnp.take_along_axis(maskable, positions, axis=1)  # rounding can want one more than there is
+    chosen &= jnp.take_along_axis(maskable, positions, axis=1)  # rounding can ask for one code too many
     labels = jnp.take_along_axis(codes, positions, axis=1)
     action = jax.random.uniform(action_key, positions.shape)
     random_codes = jax.random.randint(random_key, positions.shape, FIRST_CODE_ID, vocab_size)
@@ -101,40 +100,40 @@ def mask_codes(
 
 
 def _choose_groups(groups: jax.Array, positions: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Returns which of (B, K) places, group by group, belong to the groups whose middle comes before `wanted`."""
+    """Returns (B, K) bool: for positions sorted by group, whether the middle of their group is before `wanted`."""
     length, room = groups.shape[1], positions.shape[1]
     sizes = jax.vmap(lambda row: jnp.zeros(length + 1, jnp.int32).at[row].add(1))(groups)
     group = jnp.take_along_axis(groups, positions, axis=1)
     size = jnp.take_along_axis(sizes, group, axis=1)
     begins = jnp.pad(jnp.diff(group, axis=1) != 0, ((0, 0), (1, 0)), constant_values=True)
     first = jax.lax.cummax(jnp.where(begins, jnp.arange(room)[None, :], 0), axis=1)
-    # So a group ends before twice what is wanted: there is room for it.
+    # A chosen group therefore ends before twice `wanted`, within K.
     return first + (size - 1) / 2 < wanted
 
 
 def visit_groups(patient_ids: jax.Array, visit_ids: jax.Array) -> jax.Array:
-    """Numbers the visits of each row from 0: (B, L) int32; the number of padding means nothing."""
+    """Numbers the visits of each row from 0: (B, L) int32; the numbers of padding are meaningless."""
     starts, _ = visit_slots(patient_ids, visit_ids)
     return jnp.maximum(jnp.cumsum(starts, axis=1) - 1, 0)
 
 
 def span_groups(key: jax.Array, patient_ids: jax.Array) -> jax.Array:
-    """Cuts each row into spans of random length, three tokens in the mean, within patients (Joshi et al. 2020)."""
+    """Cuts each row into spans within patients, of random length with a mean of three tokens (Joshi et al. 2020)."""
     breaks = jax.random.bernoulli(key, 1 / MEAN_SPAN, (patient_ids.shape[0], patient_ids.shape[1] - 1))
     breaks |= jnp.diff(patient_ids, axis=1) != 0
     return jnp.cumsum(jnp.pad(breaks, ((0, 0), (1, 0))), axis=1)
 
 
 def masked_outcomes(logits: jax.Array, masked: Masked) -> dict[str, jax.Array]:
-    """Compares logits with the hidden codes, position by position.
+    """Scores logits against the masked codes at each position.
 
     Args:
       logits: (B, K, V).
-      masked: as `mask_codes` gave it.
+      masked: from `mask_codes`.
 
     Returns:
-      `loss` (nats), `accuracy`, `top5_accuracy` and `top20_accuracy` (0 or 1), each (B, K) float32; a tie counts
-      against the model.
+      `loss` (nats), `accuracy`, `top5_accuracy` and `top20_accuracy` (0 or 1), each (B, K) float32; ties
+      count as errors.
     """
     logits = logits.astype(jnp.float32)
     of_label = jnp.take_along_axis(logits, masked.labels[:, :, None], axis=-1)
@@ -145,7 +144,7 @@ def masked_outcomes(logits: jax.Array, masked: Masked) -> dict[str, jax.Array]:
 
 
 def make_objective(model, config: ObjectiveConfig, has_value=None, replacement: Replacement = TRAINING) -> Objective:
-    """Returns the objective of hidden codes, whose loss is `mlm/loss`; see `joint.make_objective`."""
+    """Returns the masked-code objective, with the loss `mlm/loss`; see `joint.make_objective`."""
 
     def prepare(batch, key):
         group_key, mask_key = jax.random.split(key)
@@ -169,7 +168,7 @@ def make_objective(model, config: ObjectiveConfig, has_value=None, replacement: 
 
 
 def score_masked(model, params, batch: dict[str, jax.Array], masked: Masked, dropout_key: jax.Array | None = None):
-    """Returns `masked_outcomes` of a model; dropout is on where a key is given."""
+    """Computes `masked_outcomes` of a model; a key enables dropout."""
     (_, *columns), named = model_arguments(batch)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     scored = {"masked_positions": masked.positions, "deterministic": dropout_key is None}

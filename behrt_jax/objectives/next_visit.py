@@ -1,4 +1,4 @@
-"""Next-visit prediction: which codes the visit after each visit holds, and in how many days it comes."""
+"""Next-visit prediction: the codes of the next visit, and the number of days until it."""
 
 from typing import NamedTuple
 
@@ -14,16 +14,16 @@ DAYS_PER_YEAR = 365.25
 
 
 class Boundaries(NamedTuple):
-    """The visits of a batch that are predicted, K a row at most: those that began after something was recorded.
+    """The visits to predict in a batch, at most K per row: those that start after a code of the patient was recorded.
 
     Attributes:
-      ends: (B, K) int32, the place of the last token recorded before each visit began; 0 for unused ones.
-      starts: (B, K) int32, the place of each visit's first token; 0 for unused ones.
-      slots: (B, L) int32, for each token of a visit to predict, which; K for all other tokens.
-      days: (B, K) float32, days from the start of the visit before to that of the visit to predict.
-      weights: (B, K) float32, 1 for visits to predict and 0 for the unused rest of K.
-      codes: (B, L) int32, what is in the row.
-      wanted: (B, L) bool, the tokens to predict: target codes of these visits, each once a visit.
+      ends: (B, K) int32, index of the last token recorded before each visit began; 0 for unused slots.
+      starts: (B, K) int32, index of each visit's first token; 0 for unused slots.
+      slots: (B, L) int32, the slot of the visit to predict of each token; K for tokens of no such visit.
+      days: (B, K) float32, days from the start of the previous visit to the start of the visit to predict.
+      weights: (B, K) float32, 1 for visits to predict and 0 for unused slots.
+      codes: (B, L) int32, the codes of the row.
+      wanted: (B, L) bool, the tokens to predict: target codes of these visits, each once per visit.
     """
 
     ends: jax.Array
@@ -36,23 +36,23 @@ class Boundaries(NamedTuple):
 
     @property
     def num_targets(self) -> jax.Array:
-        """(B, K) float32, how many target codes each visit to predict holds."""
+        """(B, K) float32, number of target codes in each visit to predict."""
         return self.add_up(self.wanted.astype(jnp.float32))
 
     def add_up(self, values: jax.Array) -> jax.Array:
-        """Adds up (B, L) values of tokens by visit to predict: (B, K)."""
+        """Sums (B, L) values of tokens by visit to predict: (B, K)."""
         room = self.ends.shape[1]
         add = jax.vmap(lambda slot, value: jnp.zeros(room, value.dtype).at[slot].add(value, mode="drop"))
         return add(self.slots, values)
 
 
 def find_boundaries(batch: dict[str, jax.Array], is_target: jax.Array, use_sep: bool) -> Boundaries:
-    """Finds the visits to predict, and the last token that was recorded before each began.
+    """Finds the visits to predict, and the last token recorded before each began.
 
     Args:
-      batch: the columns of packed rows; without `time_ranks`, a visit is recorded at one time.
+      batch: the columns of packed rows; without `time_ranks`, each visit counts as recorded at one time.
       is_target: (V,) bool, the codes to predict.
-      use_sep: whether `[SEP]` ends each visit; a visit then has two tokens at least, and K = L // 2, else K = L.
+      use_sep: whether `[SEP]` ends each visit; a visit then has at least two tokens, and K = L // 2, else K = L.
     """
     patients, visits, ranks = batch["patient_ids"], batch["visit_ids"], _time_ranks(batch)
     starts, first = visit_slots(patients, visits)
@@ -83,12 +83,12 @@ def find_boundaries(batch: dict[str, jax.Array], is_target: jax.Array, use_sep: 
 
 
 def _time_ranks(batch: dict[str, jax.Array]) -> jax.Array:
-    """Returns (B, L) ranks of recording times, from 1 for codes."""
+    """Returns (B, L) ranks of recording times, which start at 1 for codes."""
     return batch["time_ranks"] if "time_ranks" in batch else batch["visit_ids"] + 1
 
 
 def _last_before(patients: jax.Array, ranks: jax.Array, owners: jax.Array, until: jax.Array) -> jax.Array:
-    """Returns (B, K) places: of each of (B, K) owners the last token whose rank is below (B, K) `until`, 0 for none."""
+    """Returns (B, K) int32 indices of the last token of each owner whose rank is below `until`; 0 if there is none."""
     length = patients.shape[1]
     is_past = (patients[:, None, :] == owners[:, :, None]) & (ranks[:, None, :] < until[:, :, None])
     in_time = ranks * length + jnp.arange(length, dtype=ranks.dtype)[None, :]
@@ -96,7 +96,7 @@ def _last_before(patients: jax.Array, ranks: jax.Array, owners: jax.Array, until
 
 
 def _find_repeats(values: jax.Array) -> jax.Array:
-    """Returns which entries of each row of (B, L) stand earlier in it too."""
+    """Returns whether each entry of (B, L) repeats an earlier one of its row."""
     order = jnp.argsort(values, axis=1, stable=True)
     ordered = jnp.take_along_axis(values, order, axis=1)
     again = jnp.pad(ordered[:, 1:] == ordered[:, :-1], ((0, 0), (1, 0)))
@@ -104,11 +104,11 @@ def _find_repeats(values: jax.Array) -> jax.Array:
 
 
 def next_visit_losses(logits: jax.Array, boundaries: Boundaries, is_target: jax.Array) -> jax.Array:
-    """Compares scores with the codes of the next visit, without a dense table of targets.
+    """Computes the loss of the codes of next visits, without a dense array of targets.
 
     Args:
       logits: (B, K, V).
-      boundaries: as `find_boundaries` gives them.
+      boundaries: from `find_boundaries`.
       is_target: (V,) bool.
 
     Returns:
@@ -122,16 +122,16 @@ def next_visit_losses(logits: jax.Array, boundaries: Boundaries, is_target: jax.
 
 
 def cut_histories(key: jax.Array, batch: dict[str, jax.Array], boundaries: Boundaries):
-    """Cuts each patient's history at the start of a visit drawn evenly from those after its first in the row.
+    """Cuts each patient's history at the start of a visit sampled uniformly from all but the first in the row.
 
     Args:
-      key: a key used for this batch alone.
+      key: a PRNG key, used only for this batch.
       batch: the columns of packed rows.
       boundaries: of the whole rows.
 
     Returns:
-      The batch with `patient_ids` 0 for what was recorded from the start of the visit to predict on, so that nothing of
-      it can be seen, and the boundaries with the cuts alone.
+      The batch with `patient_ids` 0 for tokens recorded at or after the start of the visit to predict, so that none
+      of them is visible, and the boundaries with only the visits at the cuts.
     """
     patients, visits, ranks = batch["patient_ids"], batch["visit_ids"], _time_ranks(batch)
     rows, length = patients.shape
@@ -142,7 +142,7 @@ def cut_histories(key: jax.Array, batch: dict[str, jax.Array], boundaries: Bound
         jnp.take_along_axis(values, boundaries.starts, axis=1) for values in (patients, ranks, visits == cut)
     )
     is_cut &= boundaries.weights > 0
-    # Ranks are at most the row's length, so that a patient without a cut keeps all.
+    # Ranks are at most the row length, so a patient without a cut keeps all tokens.
     until = jax.vmap(lambda owner, rank: jnp.full(length + 1, length + 1).at[owner].min(rank))(
         owners, jnp.where(is_cut, ranks_then, length + 1)
     )
@@ -152,9 +152,9 @@ def cut_histories(key: jax.Array, batch: dict[str, jax.Array], boundaries: Bound
 
 
 def make_objective(model, config: ObjectiveConfig, use_sep: bool, is_target) -> Objective:
-    """Returns the objective of next visits; its losses are `next_visit/loss` and `next_visit/days_loss`.
+    """Returns the next-visit objective, with the losses `next_visit/loss` and `next_visit/days_loss`.
 
-    Visits without a target code are predicted by their day alone. See `joint.make_objective`.
+    For visits without a target code, only the days are predicted. See `joint.make_objective`.
     """
     is_target = jnp.asarray(is_target)
     every_visit = config.history == "every_visit"
@@ -190,15 +190,15 @@ def make_objective(model, config: ObjectiveConfig, use_sep: bool, is_target) -> 
 
 
 def days_ahead(batch: dict[str, jax.Array], boundaries: Boundaries) -> jax.Array:
-    """Returns (B, K) float32 days from the last token before each visit to predict to the visit's start."""
+    """Computes (B, K) float32 days from the last token before each visit to predict to the visit's start."""
     then, now = (jnp.take_along_axis(batch["dates"], place, axis=1) for place in (boundaries.ends, boundaries.starts))
     return jnp.maximum(now - then, 0.0) * DAYS_PER_YEAR
 
 
 def score_next_visits(model, params, batch, ends, causal: bool = True, dropout_key: jax.Array | None = None, gaps=None):
-    """Returns a `BEHRTForPretraining`'s logits (B, K, V) and log-days (B, K) of visits after the tokens at `ends`.
+    """Computes logits (B, K, V) and log-days (B, K) of the visits after `ends` with a `BEHRTForPretraining`.
 
-    Dropout is on where a key is given; `gaps` (B, K) are the days to the visits' start where the model is to know it.
+    A key enables dropout. `gaps` (B, K) are days to the start of the visits, NaN where the model must not know it.
     """
     columns, named = model_arguments(batch)
     rngs = None if dropout_key is None else {"dropout": dropout_key}

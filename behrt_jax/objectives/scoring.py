@@ -1,4 +1,4 @@
-"""Evaluation: the same hidden codes and the same next visits for a model and for every baseline."""
+"""Evaluation of models and baselines on identical masked codes and next visits."""
 
 import functools
 import itertools
@@ -16,11 +16,11 @@ from behrt_jax.objectives.base import Objective
 
 
 class MaskedBatch(NamedTuple):
-    """A packed batch and the codes that are hidden in it.
+    """A packed batch and its masked codes.
 
     Attributes:
       batch: numpy columns of packed rows, with `patient_index`.
-      masked: what is hidden, as numpy arrays.
+      masked: the masked codes, as numpy arrays.
     """
 
     batch: dict[str, np.ndarray]
@@ -28,18 +28,18 @@ class MaskedBatch(NamedTuple):
 
     @property
     def targets(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and places in the row of the hidden codes, each (n,)."""
+        """Row and index in the row of each masked code, (n,) each."""
         rows, slots = np.nonzero(self.masked.weights)
         return rows, np.asarray(self.masked.positions)[rows, slots]
 
     @property
     def labels(self) -> np.ndarray:
-        """(n,) the hidden codes."""
+        """(n,) the masked codes."""
         return np.asarray(self.masked.labels)[np.nonzero(self.masked.weights)]
 
     @property
     def patients(self) -> np.ndarray:
-        """(n,) the patient of each hidden code."""
+        """(n,) the patient of each masked code."""
         rows, places = self.targets
         return self.batch["patient_index"][rows, self.batch["patient_ids"][rows, places] - 1]
 
@@ -47,14 +47,14 @@ class MaskedBatch(NamedTuple):
 def mask_batches(
     batches: Iterable[dict], mask_rate: float, vocab_size: int, draws: int, seed: int = 0
 ) -> Iterator[MaskedBatch]:
-    """Hides codes in evaluation batches, several times over.
+    """Masks codes in evaluation batches, with several samples per batch.
 
     Args:
       batches: packed batches in a fixed order.
-      mask_rate: share of the codes hidden in each draw; always replaced by `[MASK]`.
+      mask_rate: share of the codes masked in each sample; always replaced by `[MASK]`.
       vocab_size: V.
-      draws: how often each batch is masked anew, to take the noise of the masks out of the result.
-      seed: with the batch's number and the draw, decides the masks.
+      draws: number of mask samples per batch, which reduces the noise of the masks in the result.
+      seed: determines the masks, with the batch number and the sample number.
     """
     for number, batch in enumerate(batches):
         for draw in range(draws):
@@ -63,21 +63,21 @@ def mask_batches(
             yield MaskedBatch(batch, jax.device_get(masked))
 
 
-@functools.partial(jax.jit, static_argnames=("mask_rate", "vocab_size"))  # here, so that it is compiled once
+@functools.partial(jax.jit, static_argnames=("mask_rate", "vocab_size"))  # at module level, so that it is compiled once
 def _mask(key, codes, maskable, mask_rate, vocab_size):
     return mlm.mask_codes(key, codes, maskable, mask_rate, vocab_size, mlm.EVALUATION)
 
 
 def make_score_step(model):
-    """Returns a jitted (params, columns, masked) -> outcomes a place, each (B, K)."""
+    """Returns a jitted (params, columns, masked) -> `masked_outcomes` of each masked code, (B, K) each."""
     return jax.jit(lambda params, columns, masked: mlm.score_masked(model, params, columns, masked))
 
 
 def score(score_step, params, masked_batches: Iterable[MaskedBatch]) -> PerTargetScores:
-    """Scores a model on hidden codes.
+    """Scores a model on masked codes.
 
     Returns:
-      `loss` (nats), `accuracy` and `top5_accuracy` at each hidden code, with its patient.
+      The `mlm.masked_outcomes` of each masked code, with its patient.
     """
     parts = []
     for masked_batch in masked_batches:
@@ -101,14 +101,14 @@ def make_predict_step(model, codes: np.ndarray, causal: bool):
 def predict_next_visits(
     predict_step, params, batches: Iterable[tuple], size: tuple[int, int], time_known: bool = False
 ):
-    """Predicts some visits.
+    """Predicts the codes and days of next visits.
 
     Args:
-      predict_step: as `make_predict_step` gives it.
+      predict_step: from `make_predict_step`.
       params: the variables of the model.
-      batches: as `next_visit_targets.boundary_batches` yields them.
-      size: (N, T), examples and target codes.
-      time_known: whether the model is given when each visit begins.
+      batches: from `next_visit_targets.boundary_batches`.
+      size: (N, T), numbers of examples and target codes.
+      time_known: whether the model is given the start time of each visit.
 
     Returns:
       (N, T) float32 probabilities and (N,) float32 days.
@@ -128,14 +128,14 @@ def make_tuning_step(objective: Objective):
 
 
 def score_objective(tuning_step, objective: Objective, params, batches: Iterable[dict], seed: int = 0):
-    """Returns the mean metrics of an objective over batches, and `loss`, what it minimises.
+    """Computes the mean metrics of an objective over batches, and the total `loss`.
 
     Args:
-      tuning_step: as `make_tuning_step` gives it.
+      tuning_step: from `make_tuning_step`.
       objective: the same objective.
       params: the variables of the model.
       batches: packed batches in a fixed order.
-      seed: with the batch's number, decides what is hidden.
+      seed: determines the sampled targets, with the batch number.
     """
     keys = (jax.random.fold_in(jax.random.key(seed), number) for number in itertools.count())
     sums = [tuning_step(params, device_columns(batch), key) for batch, key in zip(batches, keys, strict=False)]
@@ -144,7 +144,7 @@ def score_objective(tuning_step, objective: Objective, params, batches: Iterable
 
 
 def score_log_probabilities(log_probabilities: np.ndarray, masked_batch: MaskedBatch) -> PerTargetScores:
-    """Scores the predictions of a baseline, (n, V) log-probabilities, by the model's own measure."""
+    """Scores a baseline's (n, V) log-probabilities with the same metrics as the model."""
     labels = jnp.asarray(masked_batch.labels)[None, :]
     shaped = mlm.Masked(labels, labels, labels, jnp.ones(labels.shape))
     found = jax.device_get(mlm.masked_outcomes(jnp.asarray(log_probabilities)[None], shaped))

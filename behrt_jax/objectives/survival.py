@@ -1,6 +1,6 @@
-"""Time to one event or to the first of several: three losses under right censoring, and the risks that follow.
+"""Survival objectives with competing risks: three losses under right censoring, and the predicted risks.
 
-Labels are `days` above 0 from the prediction time to the event or to the end of what is known, and `events`: 0 where
+Labels are `days` above 0 from the prediction time to the event or to the end of follow-up, and `events`: 0 if
 censored, else the cause from 1 to C. Logits of a patient are (C, bins) flattened, or (C,) for `cox`.
 """
 
@@ -16,7 +16,7 @@ from behrt_jax.objectives.classification import NEGATIVE, score_patients
 from behrt_jax.objectives.time_to_event import LARGEST_LOG_RATE, event_losses, exposures
 
 LOSSES = ("discrete", "cox", "piecewise")
-CHUNK = 256  # patients whose steps of a baseline are held at once
+CHUNK = 256  # patients per chunk of the steps of a baseline hazard, to bound memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +24,12 @@ class SurvivalConfig:
     """The section `survival` of a recipe.
 
     Attributes:
-      loss: `discrete` (the hazard of each bin of time, Gensheimer and Narasimhan 2019), `cox` (partial likelihood with
-        Efron's ties; its risk sets are batches, which are not to be accumulated in parts), or `piecewise` (constant
-        rates in bins, as MOTOR).
-      num_bins: bins of time to fit where `edges` are not given.
-      edges: the last day of each bin, ascending; from quantiles of train's events (`fit_edges`) if empty.
-      num_causes: C, events of which the first ends the wait (competing risks).
+      loss: `discrete` (a hazard per time bin, Gensheimer and Narasimhan 2019), `cox` (partial likelihood with Efron's
+        ties; risk sets are batches, so gradients must not be accumulated over parts), or `piecewise` (constant rates in
+        bins, as in MOTOR).
+      num_bins: number of time bins to fit if `edges` are not given.
+      edges: the last day of each bin, ascending; if empty, quantiles of the event times of train (`fit_edges`).
+      num_causes: C, number of competing events.
     """
 
     loss: str
@@ -50,16 +50,16 @@ class SurvivalConfig:
 
     @property
     def num_logits(self) -> int:
-        """K, what a head gives for each patient."""
+        """K, the number of logits per patient."""
         return self.num_causes * (1 if self.loss == "cox" else len(self.edges))
 
 
 class Baseline(NamedTuple):
-    """The hazard of a patient whose Cox scores are 0.
+    """The baseline hazard of a Cox model: that of a patient with scores of 0.
 
     Attributes:
-      days: (T,) float64, when events came, ascending.
-      hazards: (T, C) float64, how much the cumulative hazard of each cause rises then.
+      days: (T,) float64, the event times, ascending.
+      hazards: (T, C) float64, the increase of the cumulative hazard of each cause at these times.
     """
 
     days: np.ndarray
@@ -67,15 +67,15 @@ class Baseline(NamedTuple):
 
 
 def fit_edges(days: np.ndarray, events: np.ndarray, num_bins: int) -> tuple[float, ...]:
-    """Returns the last day of each bin, so that each holds about as many events; the last ends with the last event.
+    """Returns the last day of each bin, with about equally many events in each; the last edge is the last event.
 
     Args:
       days: (N,) of the train split.
       events: (N,).
-      num_bins: there are fewer where many events share a day.
+      num_bins: number of bins; the result has fewer if many events share a day.
 
     Raises:
-      ValueError: days are not above 0, or there is no event.
+      ValueError: days are not above 0, or there are no events.
     """
     days = check_times(days, np.minimum(events, 1), 1)  # of any cause
     shares = np.arange(1, num_bins + 1) / num_bins
@@ -83,10 +83,10 @@ def fit_edges(days: np.ndarray, events: np.ndarray, num_bins: int) -> tuple[floa
 
 
 def check_times(days: np.ndarray, events: np.ndarray, num_causes: int) -> np.ndarray:
-    """Returns the (N,) days of a split to train on as float32; see the module for what is expected of them.
+    """Checks the labels of a split to train on (see the module) and returns the (N,) days as float32.
 
     Raises:
-      ValueError: days are NaN, infinite or not above 0, or causes are without an event or beyond C.
+      ValueError: days are NaN, infinite or not above 0; a cause has no events; or a cause is above C.
     """
     days, wrong = np.asarray(days, np.float32), ~(np.asarray(days) > 0) | ~np.isfinite(days)
     if wrong.any():
@@ -102,12 +102,12 @@ def check_times(days: np.ndarray, events: np.ndarray, num_causes: int) -> np.nda
 
 
 def discrete_losses(logits: jax.Array, days: jax.Array, events: jax.Array, edges: tuple[float, ...]) -> jax.Array:
-    """Returns the negative log-likelihood of the hazards of bins (nats).
+    """Computes the negative log-likelihood of discrete-time hazards (nats).
 
-    In a bin, a patient at risk has one of the causes or survives it: a softmax against 0. Whoever is censored has
-    survived whole bins and a share s of the last, which counts as 1 - s h: within a bin events are as likely on one day
-    as on another, in the loss as in the curves (`risks`). To count only whole bins would take everyone who is censored
-    out of those at risk and make every hazard too high. An event after the last edge is censored there.
+    In each bin, a patient at risk has an event of one cause or survives: a softmax over the causes and a logit of 0. A
+    censored patient survives whole bins and a share s of the last, with probability 1 - s h: events are uniform within
+    a bin, in the loss as in the curves (`risks`). Counting only whole bins would remove censored patients from the
+    risk set and bias every hazard upwards. An event after the last edge is censored there.
 
     Args:
       logits: (..., C, bins).
@@ -116,7 +116,7 @@ def discrete_losses(logits: jax.Array, days: jax.Array, events: jax.Array, edges
       edges: the last day of each bin.
 
     Returns:
-      (...) losses, which leave out the constant log width of the event's bin.
+      (...) losses, without the constant log width of the event's bin.
     """
     elapsed, last = elapsed_shares(days, edges)
     any_cause = jax.nn.logsumexp(logits, axis=-2)
@@ -128,7 +128,7 @@ def discrete_losses(logits: jax.Array, days: jax.Array, events: jax.Array, edges
 
 
 def elapsed_shares(days: jax.Array, edges: tuple[float, ...]) -> tuple[jax.Array, jax.Array]:
-    """Returns (..., bins) shares of each bin that pass by (...) days, and (..., bins) bool, in which bin they end."""
+    """Returns (..., bins) shares of each bin elapsed by (...) days, and (..., bins) bool, the bin they fall in."""
     spent, last = exposures(days, edges)
     widths = jnp.diff(jnp.asarray([0.0, *edges]))
     return spent[..., :-1] / jax.lax.broadcast_to_rank(widths, spent.ndim), last[..., :-1]
@@ -139,10 +139,10 @@ def _is_cause(events: jax.Array, num_causes: int) -> jax.Array:
 
 
 def piecewise_losses(log_rates: jax.Array, days: jax.Array, events: jax.Array, edges: tuple[float, ...]) -> jax.Array:
-    """Returns the negative log-likelihood of constant rates in bins, of which the last is open (nats).
+    """Computes the negative log-likelihood of constant rates in bins, the last of them open (nats).
 
     Args:
-      log_rates: (B, P, C, bins) log of the rate a day of each cause.
+      log_rates: (B, P, C, bins) log rate per day of each cause.
       days: (B, P).
       events: (B, P) int.
       edges: the last day of each bin.
@@ -156,18 +156,18 @@ def piecewise_losses(log_rates: jax.Array, days: jax.Array, events: jax.Array, e
 
 
 def cox_losses(scores: jax.Array, days: jax.Array, happened: jax.Array, labelled: jax.Array) -> jax.Array:
-    """Returns the negative log partial likelihood (Cox 1972) of each event with ties as Efron (1977) has them (nats).
+    """Computes the negative log partial likelihood (Cox 1972) of each event with Efron's (1977) ties (nats).
 
-    Of m events on one day, the one counted as number k, from 0, finds k / m of their hazards gone from the risk set.
+    For event k (from 0) of m events on one day, a share k / m of their hazards is removed from the risk set.
 
     Args:
       scores: (N,) log hazard ratios.
       days: (N,).
       happened: (N,) bool; other causes are censored.
-      labelled: (N,) bool, who is in the risk sets at all.
+      labelled: (N,) bool, whether a patient is in any risk set.
 
     Returns:
-      (N,); 0 for those without the event.
+      (N,); 0 for patients without the event.
     """
     happened = happened & labelled
     at_risk = (days[None, :] >= days[:, None]) & labelled[None, :]
@@ -183,13 +183,14 @@ def cox_losses(scores: jax.Array, days: jax.Array, happened: jax.Array, labelled
 
 
 def make_objective(model, config: SurvivalConfig) -> Objective:
-    """Returns the objective of the time to an event, whose loss is `survival/loss`.
+    """Returns the survival objective, with the loss `survival/loss`.
 
-    It is a mean over labelled patients, or for `cox` over events, each among all labelled patients of the batch.
+    The loss is a mean over labelled patients, or for `cox` over events, with the labelled patients of the batch as
+    risk set.
 
     Args:
-      model: a `BEHRTForSequenceClassification` with `config.num_logits` labels; batches hold `days`, `events` and
-        `weights` of its patients beside the columns.
+      model: a `BEHRTForSequenceClassification` with `config.num_logits` labels; batches must also hold `days`,
+        `events` and `weights` of their patients.
       config: the section `survival`, with its edges.
     """
 
@@ -208,7 +209,7 @@ def make_objective(model, config: SurvivalConfig) -> Objective:
 
 
 def survival_losses(logits, days, events, labelled, config: SurvivalConfig) -> jax.Array:
-    """Returns the (B, P) losses of (B, P, K) logits by `config.loss`; 0 where not labelled, whatever stands there."""
+    """Computes the (B, P) losses of (B, P, K) logits by `config.loss`; 0 for unlabelled patients."""
     days, events = jnp.where(labelled, days, 1.0), jnp.where(labelled, events, 0)
     logits = logits.reshape(*days.shape, config.num_causes, -1)
     if config.loss == "cox":
@@ -221,14 +222,14 @@ def survival_losses(logits, days, events, labelled, config: SurvivalConfig) -> j
 
 
 def spent_in_bins(days: np.ndarray, config: SurvivalConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (N, bins) days, or for `discrete` shares, that N spend in bins, and (N, bins) bool, where they end."""
+    """Returns (N, bins) days (shares for `discrete`) spent in each bin, and (N, bins) bool, the bin of the end."""
     times, is_piecewise = jnp.asarray(days), config.loss == "piecewise"
     spent, last = exposures(times, config.edges[:-1]) if is_piecewise else elapsed_shares(times, config.edges)
     return np.asarray(spent, np.float64), np.asarray(last)
 
 
 def initial_bias(days: np.ndarray, events: np.ndarray, config: SurvivalConfig) -> np.ndarray:
-    """Returns the bias with which a head begins at the base rates of train, as MOTOR does.
+    """Returns the bias that initialises a head at the base rates of train, as in MOTOR.
 
     Args:
       days: (N,) of the train split.
@@ -236,11 +237,11 @@ def initial_bias(days: np.ndarray, events: np.ndarray, config: SurvivalConfig) -
       config: the section `survival`, with its edges.
 
     Returns:
-      (K,) float32: for each cause and bin the log rate a day, or the log odds against surviving the bin; a bin without
-      an event counts half a one. Zeros for `cox`, whose baseline is fitted afterwards.
+      (K,) float32: for each cause and bin the log rate per day, or for `discrete` the log odds of an event against
+      survival; a bin without events counts as half an event. Zeros for `cox`, whose baseline is fitted afterwards.
 
     Raises:
-      ValueError: see `check_times`; or nobody of train is at risk in a bin.
+      ValueError: see `check_times`; or no train patient is at risk in a bin.
     """
     days = check_times(days, events, config.num_causes)
     if config.loss == "cox":
@@ -252,7 +253,7 @@ def initial_bias(days: np.ndarray, events: np.ndarray, config: SurvivalConfig) -
         raise ValueError(f"survival.edges: {found}; expected somebody at risk in every bin: leave later edges out")
     exposure = spent.sum(axis=0)
     if config.loss == "discrete":
-        exposure = np.where(last & (events > 0)[:, None], 0.0, spent).sum(axis=0)  # of survivors alone, for the odds
+        exposure = np.where(last & (events > 0)[:, None], 0.0, spent).sum(axis=0)  # survivors only, for the odds
     return (np.log(np.maximum(counts, 0.5)) - np.log(np.maximum(exposure, 0.5))).astype(np.float32).ravel()
 
 
@@ -274,17 +275,17 @@ def breslow(logits: np.ndarray, days: np.ndarray, events: np.ndarray) -> Baselin
 
 
 def risks(logits: np.ndarray, config: SurvivalConfig, horizons, baseline: Baseline | None = None) -> np.ndarray:
-    """Returns how likely each cause is to come first and by each horizon: the cumulative incidence.
+    """Computes the cumulative incidence: the probability that each cause comes first, by each horizon.
 
-    For one cause that is 1 - S(t). For several, what other causes take away is counted, so that their sum is 1 - S(t)
-    too. After the last edge of `discrete`, and after the last event of the baseline of `cox`, nothing more happens;
-    the last rate of `piecewise` goes on.
+    For one cause it is 1 - S(t). Causes compete, so the sum over several causes is 1 - S(t) too. No events occur after
+    the last edge of `discrete` or after the last event of the baseline of `cox`; the last rate of `piecewise`
+    continues.
 
     Args:
       logits: (N, K).
       config: the section `survival`, with its edges.
       horizons: (H,) days.
-      baseline: of `cox`, as `breslow` estimates it.
+      baseline: for `cox`, the estimate of `breslow`.
 
     Returns:
       (N, C, H) float64.
@@ -314,9 +315,9 @@ def risks(logits: np.ndarray, config: SurvivalConfig, horizons, baseline: Baseli
 
 
 def log_hazard_by(logits: jax.Array, config: SurvivalConfig, day: float) -> jax.Array:
-    """Returns the log of the cumulative hazard of any cause by a day, up to a constant for `cox`.
+    """Computes the log cumulative hazard of any cause by a day, up to a constant for `cox`.
 
-    It rises with the risk by that day, 1 - exp(-exp(.)), and is what the effects of codes are added up in.
+    It increases with the risk by that day, 1 - exp(-exp(.)), and is the scale on which effects of codes add up.
 
     Args:
       logits: (B, K).
@@ -324,7 +325,7 @@ def log_hazard_by(logits: jax.Array, config: SurvivalConfig, day: float) -> jax.
       day: above 0.
 
     Returns:
-      (B,) float32, which can be differentiated.
+      (B,) float32, differentiable.
     """
     logits, until = logits.reshape(len(logits), config.num_causes, -1), jnp.asarray([day], jnp.float32)
     if config.loss == "cox":
@@ -339,9 +340,9 @@ def log_hazard_by(logits: jax.Array, config: SurvivalConfig, day: float) -> jax.
 
 
 def _first_events(hazards: np.ndarray) -> np.ndarray:
-    """Maps rises of (N, C, ..., steps) cumulative hazards to how likely each cause comes first and in each step.
+    """Maps (N, C, ..., steps) increments of cumulative hazards to probabilities of a first event by cause and step.
 
-    Hazards rise evenly in a step, so that causes share what is lost in it by their hazards.
+    Hazards are constant within a step, so causes share the loss of survival in proportion to their hazards.
     """
     of_any = hazards.sum(axis=1, keepdims=True)
     before = np.exp(of_any - np.cumsum(of_any, axis=-1))
@@ -349,14 +350,15 @@ def _first_events(hazards: np.ndarray) -> np.ndarray:
 
 
 def survival_curve(logits: np.ndarray, config: SurvivalConfig, days, baseline: Baseline | None = None) -> np.ndarray:
-    """Returns S(t), how likely none of the causes has come by each of (T,) days: (N, T) float64; see `risks`."""
+    """Computes S(t), the probability of no event by each of (T,) days: (N, T) float64; see `risks`."""
     return 1.0 - risks(logits, config, days, baseline).sum(axis=1)
 
 
 def risk_scores(logits: np.ndarray, config: SurvivalConfig) -> np.ndarray:
     """Returns (N, C) scores that rank patients by risk, for the C-index.
 
-    For `cox` the log hazard ratio. Else the cumulative incidence averaged over the edges, which are quantiles of the
-    event times: over when pairs of patients are compared. One late horizon would tell those at high risk little apart.
+    For `cox`, the score is the log hazard ratio. Otherwise it is the cumulative incidence averaged over the edges,
+    which are quantiles of the event times, at which the C-index compares pairs of patients. A single late horizon
+    would hardly separate patients at high risk.
     """
     return logits if config.loss == "cox" else risks(logits, config, config.edges).mean(axis=-1)

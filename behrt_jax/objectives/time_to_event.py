@@ -11,14 +11,14 @@ LARGEST_LOG_RATE = 5.0  # a code every ten minutes; keeps the exponential finite
 
 
 def exposures(days: jax.Array, edges: tuple[float, ...]) -> tuple[jax.Array, jax.Array]:
-    """Cuts times to bins.
+    """Splits times into bins.
 
     Args:
-      days: (...) times to the event or to the end of what is known.
+      days: (...) times to the event or to the end of follow-up.
       edges: ascending inner edges; the last bin is open.
 
     Returns:
-      (..., bins) days spent in each bin and (..., bins) bool, the bin in which the time ends.
+      (..., bins) days spent in each bin, and (..., bins) bool, the bin in which the time ends.
     """
     low = jnp.asarray([0.0, *edges])
     high = jnp.asarray([*edges, jnp.inf])
@@ -29,11 +29,11 @@ def exposures(days: jax.Array, edges: tuple[float, ...]) -> tuple[jax.Array, jax
 
 
 def event_losses(log_rates: jax.Array, days: jax.Array, happened: jax.Array, edges: tuple[float, ...]) -> jax.Array:
-    """Returns the negative log-likelihood of piecewise-constant rates under right censoring (nats).
+    """Computes the negative log-likelihood of piecewise-constant rates under right censoring (nats).
 
     Args:
-      log_rates: (B, K, bins, T) log of the rate a day.
-      days: (B, K, T) above 0, to the event, or to the end of what is known of the patient.
+      log_rates: (B, K, bins, T) log rates per day.
+      days: (B, K, T) above 0, to the event or to the end of the patient's follow-up.
       happened: (B, K, T) bool.
       edges: ascending inner edges of the bins.
 
@@ -47,7 +47,10 @@ def event_losses(log_rates: jax.Array, days: jax.Array, happened: jax.Array, edg
 
 
 def score_events(model, params, batch, targets: np.ndarray, dropout_key: jax.Array | None = None) -> jax.Array:
-    """Returns a `BEHRTForPretraining`'s (B, K, bins, T) log rates of target codes after `event_ends` of a batch."""
+    """Computes (B, K, bins, T) log rates of target codes after the batch's `event_ends` with a `BEHRTForPretraining`.
+
+    A key enables dropout.
+    """
     columns, named = model_arguments(batch)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     arguments = {**named, "visit_ends": batch["event_ends"], "deterministic": dropout_key is None}
@@ -55,9 +58,9 @@ def score_events(model, params, batch, targets: np.ndarray, dropout_key: jax.Arr
 
 
 def make_objective(model, edges: tuple[float, ...], is_target: np.ndarray) -> Objective:
-    """Returns the objective of events, whose loss is `time_to_event/loss`, a mean over visits and codes.
+    """Returns the time-to-event objective, with the loss `time_to_event/loss`, a mean over visits and codes.
 
-    Batches hold what `data.events_ahead.EventTimes.add` adds to packed rows. See `joint.make_objective`.
+    Batches must hold the columns of `data.event_targets.EventTimes.add`. See `joint.make_objective`.
     """
     targets = np.flatnonzero(is_target)
 

@@ -1,1 +1,1 @@
-"""Predictions from few labels by a frozen encoder."""
+"""Few-label probing of a frozen encoder."""

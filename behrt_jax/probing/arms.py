@@ -1,6 +1,6 @@
-"""The arms of few labels that take no training of a network: what each reads, and the settings that it averages.
+"""Few-label methods without network training: their inputs, and the settings that each averages over.
 
-All are given the labels of k patients and nothing else of the outcome: what is chosen is chosen within the k.
+Each method sees the labels of k patients only: hyperparameters are also selected within these k.
 """
 
 import re
@@ -17,14 +17,14 @@ from behrt_jax.probing.table import RANDOM as RANDOM_ARM
 from behrt_jax.regression import ridge
 from behrt_jax.regression.ridge import Blocks, Outcome, Scorer
 
-BOOSTING_FROM = 256  # patients; with fewer there is little to grow trees on
+BOOSTING_FROM = 256  # patients; with fewer, trees have too little data
 STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
-EXPECTED_AGE = 1.0  # of log odds, or of the log rate, a standard deviation of age
-AGE_ALONE, SIMPLE = 16.0, 4.0  # prior weights of the first two of our settings; the others have 1
+EXPECTED_AGE = 1.0  # of log odds or log rate, per standard deviation of age
+AGE_ALONE, SIMPLE = 16.0, 4.0  # prior weights of the first two settings of `OURS`; the others have 1
 SETTINGS = {
     COUNTS_ARM: [{DEMOGRAPHICS: 1.0, COUNTS: each} for each in STRENGTHS],
     RANDOM_ARM: [{DEMOGRAPHICS: 1.0, RANDOM: each} for each in STRENGTHS],
-    # The expected age alone, age and sex; then the two kinds of features, alone and in equal parts.
+    # Age with its expected weight alone; age and sex; then each kind of features alone, and both in equal parts.
     OURS: [
         {},
         {DEMOGRAPHICS: 1.0},
@@ -40,17 +40,17 @@ FOLDS, FOLD_SALT = 4, 11
 
 
 def outcome_of(labels: Labels) -> Outcome:
-    """Returns the outcome of one binary label, or of times to one event, as regressions take it."""
+    """Converts one binary label, or times to one event, to the outcome of a regression."""
     survival = labels.kind == "survival"
     happened = labels.events > 0 if survival else labels.values[:, 0] > 0
     return Outcome(happened, labels.days if survival else None, labels.subject_ids)
 
 
 def fit(arm: str, blocks: Blocks, labels: Labels) -> Scorer:
-    """Fits a regression of an arm to labels and the blocks of their histories.
+    """Fits the regression of an arm to labels and the feature blocks of their histories.
 
-    Ours takes for granted what holds for nearly every outcome, until labels say otherwise: risk rises with age, by
-    `EXPECTED_AGE`, and the simplest settings are likelier to be the right ones, by `AGE_ALONE` and `SIMPLE`.
+    `OURS` has a prior that holds for nearly every outcome: risk rises with age, by `EXPECTED_AGE`, and the simplest
+    settings have higher prior weights, `AGE_ALONE` and `SIMPLE`.
     """
     settings = SETTINGS[arm]
     if arm != OURS:
@@ -62,7 +62,7 @@ def fit(arm: str, blocks: Blocks, labels: Labels) -> Scorer:
 
 
 def fit_and_score(arm: str, train: Blocks, held_out: Blocks, labels: Labels, rows: np.ndarray) -> np.ndarray:
-    """Fits an arm to some rows of train; returns its (M,) scores of held_out."""
+    """Fits an arm to the given rows of train; returns (M,) scores of held_out."""
     drawn, known = {name: values[rows] for name, values in train.items()}, labels.take(rows)
     if arm != BOOSTING:
         return fit(arm, drawn, known)(held_out)
@@ -71,12 +71,12 @@ def fit_and_score(arm: str, train: Blocks, held_out: Blocks, labels: Labels, row
 
 
 def boost(inputs: np.ndarray, wanted: np.ndarray, labels: Labels) -> np.ndarray:
-    """Fits gradient boosting, its depth and number of trees chosen by cross-validation; returns (M,) scores.
+    """Fits gradient boosting with depth and number of trees selected by cross-validation; returns (M,) scores.
 
     Args:
       inputs: (N, D) of the labels.
       wanted: (M, D) to score.
-      labels: N of them, of patients who are left out whole.
+      labels: N labels; all labels of a patient are in one fold.
     """
     happened, days, _ = outcome_of(labels)
     target = happened.astype(float) if days is None else np.where(happened, days, -days)

@@ -1,7 +1,7 @@
-"""What few labels are fitted to: blocks of features of histories, scaled by the patients of train without their labels.
+"""Feature blocks of histories for few-label probing, scaled without labels by the patients of train.
 
-All of train is scaled by, each patient at a random time of the record: how features spread is known of everybody, so
-the few who are labelled need not say it.
+The scaling uses all patients of train, each at a random time of the record: it needs no labels, so it is not estimated
+from the few labelled patients.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ TINY = 1e-6
 
 
 class Run(NamedTuple):
-    """A pre-trained run that reads histories: its recipe, model, parameters by block, and tokens by id."""
+    """A pre-trained run: its recipe, model, parameters by block, and tokens by id."""
 
     config: ConfigDict
     model: Any
@@ -37,16 +37,16 @@ class Run(NamedTuple):
 
 
 class Reader:
-    """Reads scaled features of histories by a pre-trained run, and keeps them in a folder, as embedding takes long."""
+    """Computes scaled features of histories with a pre-trained run; caches embeddings in a folder, as they are slow."""
 
     def __init__(self, found: workdir.Loaded, train: Patients, folder: Path, random: bool = True):
-        """Prepares to read.
+        """Initialises the reader.
 
         Args:
           found: the pre-trained run.
-          train: all patients of train, by whom features are scaled.
-          folder: where features are kept, each file named by a digest of all that it rests on.
-          random: whether to read a random encoder too, of the same recipe.
+          train: all patients of train, for the scaling of features.
+          folder: cache of embeddings; a file is named by a digest of everything that it depends on.
+          random: whether to add the embeddings of a random encoder of the same recipe.
         """
         params = {EMBEDDINGS: found.params}
         if random:
@@ -58,7 +58,7 @@ class Reader:
         self.unlabeled = train
 
     def blocks(self, histories: Patients, times: np.ndarray) -> Blocks:
-        """Returns the scaled features of M histories at their (M,) prediction times."""
+        """Computes the scaled features of M histories at their (M,) prediction times."""
         if self.scaling is None:
             self.scaling = fit_scaling(self._read(*at_random_times(self.unlabeled)))
         return self.scaling(self._read(histories, times))
@@ -78,24 +78,24 @@ class Reader:
 
 
 class Scaling(NamedTuple):
-    """By block, what is taken off features and what they are then multiplied by, (D,) each."""
+    """By block, what is subtracted from features and what they are then multiplied by, (D,) each."""
 
     centre: dict[str, np.ndarray]
     factor: dict[str, np.ndarray]
 
     def __call__(self, features: Blocks) -> Blocks:
-        """Returns scaled features."""
+        """Scales features."""
         return {name: (values - self.centre[name]) * self.factor[name] for name, values in features.items()}
 
 
 def embed_histories(run: Run, histories: Patients) -> Blocks:
-    """Embeds M histories with each of a run's parameters: the mean of the states of the newest tokens, (M, D)."""
+    """Embeds M histories with each of a run's parameters: the mean hidden state of the newest tokens, (M, D)."""
     rows = data_histories.newest_visits(histories, run.config.data.row_length)
     return {name: embed(run.config, run.model, params, rows)["mean"] for name, params in run.params.items()}
 
 
 def describe(run: Run, histories: Patients, times: np.ndarray) -> Blocks:
-    """Describes M histories at their prediction times: `demographics`, and `counts`, log counts of codes."""
+    """Computes features of M histories at their prediction times: `demographics`, and `counts`, log counts of codes."""
     return {DEMOGRAPHICS: demographics(histories, times, run.tokens), COUNTS: count_codes(run, histories)}
 
 
@@ -107,12 +107,12 @@ def ages(histories: Patients, times: np.ndarray) -> np.ndarray:
 
 
 def demographics(histories: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> np.ndarray:
-    """Returns age in years, then a piecewise linear basis of it and sex, as shares between 0 and 1."""
+    """Returns age in years, followed by a piecewise linear basis of age and by sex, with values between 0 and 1."""
     return np.column_stack([ages(histories, times), data_histories.covariates_at(histories, times, tokens)])
 
 
 def count_codes(run: Run, histories: Patients) -> np.ndarray:
-    """Returns the (M, V) log counts of codes in histories, and which static tokens they have."""
+    """Computes (M, V) log counts of codes in histories, with 1 for static tokens."""
     index = windows.index_visits(histories, run.config.data.row_length, run.config.data.use_sep)
     codes = visit_codes(histories, index, len(run.tokens)).astype(np.float32)
     sides = np.ones(codes.shape[0], np.float32), index.owners, np.arange(codes.shape[0] + 1)
@@ -123,9 +123,9 @@ def count_codes(run: Run, histories: Patients) -> np.ndarray:
 def fit_scaling(features: Blocks) -> Scaling:
     """Fits a scaling to features of all patients of train, without labels.
 
-    Age gets a variance of 1. Each other block gets a total variance of 1, but its features keep their proportions: a
-    rare code that was divided by its own deviation would be as large as a common one. Of age and sex the rest are
-    shares, which count a quarter: what they add to a straight line in age is seldom much.
+    Age gets a variance of 1. Each other block gets a total variance of 1, but its features keep their proportions:
+    dividing each code by its standard deviation would make a rare code as large as a common one. The other demographic
+    features are between 0 and 1 and are multiplied by 0.25, as they seldom add much to a linear effect of age.
     """
     centre = {name: values.mean(axis=0) for name, values in features.items()}
     factor = {}
@@ -139,7 +139,7 @@ def fit_scaling(features: Blocks) -> Scaling:
 
 
 def at_random_times(patients: Patients) -> tuple[Patients, np.ndarray]:
-    """Cuts each patient's history off at a random time of the record, a function of the id; returns (M,) times too."""
+    """Truncates each history at a random time, set by a hash of the id; returns M histories and (M,) times."""
     timed = patients.visits >= 0
     first, last = np.full(len(patients), np.iinfo(np.int64).max), np.zeros(len(patients), np.int64)
     np.minimum.at(first, patients.owners[timed], patients.minutes[timed])

@@ -1,4 +1,4 @@
-"""Predicts an outcome from few labels: a frozen encoder's embeddings and counts of codes, beside age and sex."""
+"""Predicts an outcome from few labels: frozen embeddings and code counts, with age and sex."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from behrt_jax.training import workdir
 
 
 def read_sizes(words: list[str]) -> list[int]:
-    """Returns the numbers of patients, ascending; `all` is a very large one."""
+    """Parses numbers of patients, in ascending order; `all` becomes a very large number."""
     wrong = [word for word in words if word != "all" and not (word.isdecimal() and int(word) > 1)]
     if wrong:
         raise ValueError(f"--sizes: found {', '.join(wrong)}; expected numbers of patients above 1, or all")
@@ -34,26 +34,26 @@ def read_sizes(words: list[str]) -> list[int]:
 
 
 def load(folder: str, data: str | None) -> workdir.Loaded:
-    """Loads a pre-trained run, to read its own data or another MEDS data set."""
+    """Loads a pre-trained run, with its data set or another MEDS data set."""
     found = workdir.load(Path(folder))
     if "objective" not in found.config:
         raise ValueError(f"--workdir={folder}: was fine-tuned; expected a run of experiments.pretrain")
     with found.config.unlocked():
-        # Histories as pre-training saw them: without a token at the prediction time.
-        found.config.history = ConfigDict({"include_at": False, "mark": False, "age_and_sex": True})
+        # Histories as in pre-training: without a prediction token.
+        found.config.history = ConfigDict({"include_at": False, "prediction_token": False, "age_and_sex": True})
         found.config.data.path = data or found.config.data.path
     found.config.lock()
     return found
 
 
 def read(found: workdir.Loaded, folder: Path, labels: Labels, split: str) -> LabeledHistories:
-    """Reads the labels that are of a split, or of `all`, and the histories at their prediction times."""
+    """Reads the labels of a split, or of `all`, and the histories at their prediction times."""
     patients = dataset.read(folder, split)
     return labeled_histories.find_histories(found.config, patients, labels, found.vocabulary.tokens, split, print)
 
 
 def read_labels(file: str, data: str, with_outcomes: bool = True) -> Labels:
-    """Reads a file of labels, without those that do not fit the data."""
+    """Reads a file of labels and leaves out those that do not fit the data."""
     labels = label_data.read_labels([file], print, with_outcomes)
     return labeled_data.match(labels, follow_up.read_lives(data), print)
 
@@ -61,7 +61,7 @@ def read_labels(file: str, data: str, with_outcomes: bool = True) -> Labels:
 def compare(
     reader: Reader, train: LabeledHistories, held_out: LabeledHistories, sizes: list[int], number: int
 ) -> pl.DataFrame:
-    """Scores held_out by each arm, from each size and draw: `patients, arm, draw, score`."""
+    """Scores held_out with each arm, size and draw: columns `patients, arm, draw, score`."""
     known, wanted = (reader.blocks(part.histories, part.labels.prediction_times) for part in (train, held_out))
     ages = features.ages(held_out.histories, held_out.labels.prediction_times)
     rows = [{"patients": 0, "arm": AGE, "draw": 0, "score": rank(ages, held_out.labels).value}]
@@ -77,7 +77,7 @@ def compare(
 
 
 def predict(reader: Reader, train: LabeledHistories, wanted: LabeledHistories) -> pl.DataFrame:
-    """Fits all labels of train and scores histories: a probability, or a score that is higher for earlier events."""
+    """Fits all labels of train and scores histories: probabilities, or scores that are higher for earlier events."""
     fitted = arms.fit(OURS, reader.blocks(train.histories, train.labels.prediction_times), train.labels)
     scores = fitted(reader.blocks(wanted.histories, wanted.labels.prediction_times))
     columns = {"subject_id": wanted.labels.subject_ids, "prediction_time": wanted.labels.prediction_times}

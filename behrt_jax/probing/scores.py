@@ -1,4 +1,4 @@
-"""The metric of few labels on all held-out labels: AUROC, or Harrell's C, on the data and on resampled patients."""
+"""The metric of few-label probing: AUROC or Harrell's C on all held-out labels, with bootstrap over patients."""
 
 import numpy as np
 
@@ -11,14 +11,14 @@ METRICS = {"binary": "AUROC", "survival": "C-index"}
 
 
 def check_kind(labels: Labels, flag: str) -> None:
-    """Raises a ValueError where labels are neither one binary label nor times to one event."""
+    """Raises a ValueError unless labels are one binary label or times to one event."""
     if labels.kind not in METRICS or len(labels.names) > 1:
         found = labels.kind if labels.kind not in METRICS else f"{len(labels.names)} causes of {labels.kind}"
         raise ValueError(f"{flag}: found {found} labels; expected one binary label, or times to an event")
 
 
 def rank(scores: np.ndarray, labels: Labels) -> Estimate:
-    """Measures how well (M,) scores order the outcomes of M labels; a higher score is a likelier or earlier outcome."""
+    """Measures how well (M,) scores rank M labels; higher scores are for likelier or earlier outcomes."""
     if labels.kind == "survival":
         followed = Followed(labels.days, labels.events > 0)
         return survival.measure(scores, followed, labels.subject_ids, followed, horizons=())["survival/c_index"]

@@ -1,4 +1,4 @@
-"""The table of few labels: what each arm reaches for each task and number of patients, and how far ours is above."""
+"""The results table of few-label probing: scores by task, number of patients and arm, and differences to ours."""
 
 import numpy as np
 
@@ -35,16 +35,17 @@ COMPARED = (COUNTS, AGE)
 
 
 def draws_of(found: Results, size: int, arm: str) -> list[Estimate]:
-    """Returns the draws of an arm with so many patients, in order; of one without a label its only estimate."""
+    """Returns the estimates of an arm at a size, ordered by draw; arms without labels have a single estimate."""
     size = 0 if arm in UNLABELED else size
     return [found[key] for key in sorted(found) if key[0] == size and key[2] == arm]
 
 
 def average(results: list[Results], size: int, arm: str) -> Estimate:
-    """Averages an arm, which each run has, over the draws of each run, then over runs.
+    """Averages an arm over the draws of each run, then over runs; each run must have the arm.
 
-    Replicates are those of a two-level bootstrap: each resamples the held-out patients, the same for all draws and
-    arms of a run, and the draws, the same for all arms with as many. Runs have other patients: theirs are independent.
+    Replicates come from a two-level bootstrap: each resamples the held-out patients, identically for all draws and arms
+    of a run, and the draws, identically for all arms with as many draws. Runs have different patients, so their
+    replicates are independent.
     """
     means, numbers = [], 0
     for run, found in enumerate(results):
@@ -60,11 +61,11 @@ def average(results: list[Results], size: int, arm: str) -> Estimate:
 
 
 def format_table(results: dict[str, list[Results]], counts: dict[str, str], sizes: list[int]) -> str:
-    """Lays out a table in Markdown, a row for each task and size, and counts the cells in which ours is above.
+    """Formats a Markdown table, one row per task and size, and counts the cells in which ours is better.
 
     Args:
-      results: by task, those of each run; `OURS` and `COMPARED` are among them.
-      counts: by task, what was measured, of how many patients.
+      results: by task, one `Results` per run, with the arms `OURS` and `COMPARED`.
+      counts: by task, the metric and the number of patients; see `count`.
       sizes: numbers of labelled patients, ascending.
     """
     cells = {
@@ -96,12 +97,12 @@ def format_table(results: dict[str, list[Results]], counts: dict[str, str], size
 
 
 def show(size: int) -> str:
-    """Writes a number of patients; one that no data set has is `all`."""
+    """Formats a number of patients; the largest integer is `all`."""
     return f"{size:,}" if size < np.iinfo(int).max else "all"
 
 
 def count(held_out: list[Labels]) -> str:
-    """Says what is measured, and of how many patients with the outcome."""
+    """Describes the metric and the numbers of patients, with the outcome and in all."""
     totals = np.zeros(2, int)
     for labels in held_out:
         ids = labels.subject_ids

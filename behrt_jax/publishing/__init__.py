@@ -1,1 +1,1 @@
-"""What makes an encoder fit to share."""
+"""Publication of pre-trained encoders: privacy checks, model card and files."""

@@ -1,4 +1,4 @@
-"""What of a run may be published: nothing of few patients, of other runs, or of the machine."""
+"""Checks before publication: no information on few patients, on other runs, or on the machine."""
 
 import json
 import platform
@@ -16,7 +16,7 @@ PATHS = ("path", "prepared_dir")
 
 
 def check_floor(vocabulary: Vocabulary, floor: int) -> None:
-    """Raises a ValueError where the vocabulary tells of codes of fewer patients than `floor`."""
+    """Raises a ValueError if the vocabulary has codes of fewer than `floor` patients."""
     if few := sum(patients < floor for patients in vocabulary.patients):
         raise ValueError(
             f"{workdir.VOCABULARY_FILE}: {few:,} codes are of fewer than {floor} train patients; expected {floor} or "
@@ -26,9 +26,9 @@ def check_floor(vocabulary: Vocabulary, floor: int) -> None:
 
 
 def check_value_edges(vocabulary: Vocabulary, floor: int) -> None:
-    """Raises a ValueError where edges of values' bins may be the values of real patients.
+    """Raises a ValueError if edges of value bins may be the values of real patients.
 
-    Tokens were made with these edges, so they cannot be rounded now: the model would read other bins than it learned.
+    Tokens were made with these edges, so they cannot be rounded now: the model would read other bins than in training.
     """
     known, fewest = dict(zip(vocabulary.codes, vocabulary.patients, strict=True)), max(floor, MIN_BIN_PATIENTS)
     exact = [
@@ -47,7 +47,7 @@ def check_value_edges(vocabulary: Vocabulary, floor: int) -> None:
 
 
 def check_splits(report: dict, floor: int) -> None:
-    """Raises a ValueError where a split, whose losses go out, has fewer patients than `floor`."""
+    """Raises a ValueError if a split, whose losses are published, has fewer than `floor` patients."""
     few = [split for split in events.SPLITS if report[f"patients/{split}"] < floor]
     if few:
         raise ValueError(
@@ -57,10 +57,10 @@ def check_splits(report: dict, floor: int) -> None:
 
 
 def read_evaluation(file: Path, floor: int) -> tuple[dict, int]:
-    """Reads an evaluation without comparisons with other runs and what is of few patients; returns how much that is.
+    """Reads an evaluation without other runs and small cells; also returns the number of estimates suppressed.
 
     Raises:
-      ValueError: there is none, or it is not of held-out patients, or of too few.
+      ValueError: there is no evaluation, or it is not of held-out patients, or of too few.
     """
     try:
         result = json.loads(file.read_text())
@@ -73,15 +73,15 @@ def read_evaluation(file: Path, floor: int) -> tuple[dict, int]:
         raise ValueError(
             f"{file}: is of {result['patients']:,} held-out patients; expected {floor} or more (--min_patients)"
         )
-    result.pop("evaluated", None)  # a digest of patients
+    result.pop("evaluated", None)  # a digest of patients' data
     parts = ("baselines", "versus", "versus_oracle")
-    for part in (part for part in parts if part in result):  # another run's name is its folder
+    for part in (part for part in parts if part in result):  # other runs are named by their folder
         result[part] = {name: found for name, found in result[part].items() if "/" not in name and "\\" not in name}
     return drop_small(result, floor)
 
 
 def without_places(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
-    """Returns the config with paths relative to here, or of a path elsewhere the last part alone; and what changed."""
+    """Makes paths in a config relative, or keeps only the last part of a path elsewhere; also returns the changes."""
     config, changed = config.copy_and_resolve_references(), []
     for key in PATHS:
         path = Path(config.data[key])
@@ -94,7 +94,7 @@ def without_places(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
 
 
 def check_anonymous(folder: Path) -> None:
-    """Raises a ValueError where a file names this machine, or a folder of it."""
+    """Raises a ValueError if a file contains the name of this machine or of one of its folders."""
     names = [name for name in (platform.node(), str(Path.home()), str(Path.cwd())) if len(name) > 5]
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         content = file.read_bytes()

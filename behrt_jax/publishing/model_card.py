@@ -1,4 +1,4 @@
-"""The card of a published encoder: sections as in Hugging Face's model cards (Mitchell et al. 2019)."""
+"""Model card of a published encoder, with the sections of Hugging Face's model cards (Mitchell et al. 2019)."""
 
 import collections
 import json
@@ -23,7 +23,7 @@ a patient was among them, or what they had, was not measured. Its vocabulary nam
 
 
 class Origin(NamedTuple):
-    """What a user says of an encoder: who the patients are, the licence, and where the data comes from."""
+    """The user's statement on an encoder: who the patients are, the licence, and where the data comes from."""
 
     patients: str
     license: str
@@ -31,7 +31,7 @@ class Origin(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a run says of itself."""
+    """The facts about a run that its card states."""
 
     config: ConfigDict
     vocabulary: Vocabulary
@@ -128,7 +128,7 @@ def _left_out(data: ConfigDict) -> str:
 
 
 def describe_cost(workdir: Path, config: ConfigDict, hardware: str) -> str:
-    """Says how long a run took at its median speed, and on what."""
+    """Describes how long a run took at its median speed, and on what hardware."""
     machine = workdir / MACHINE_FILE
     if not hardware and machine.exists():
         hardware = ", ".join(json.loads(machine.read_text()).values())

@@ -1,4 +1,4 @@
-"""Publishes the encoder of a run: its best parameters, what `behrt_jax.load` needs, and a model card."""
+"""Publishes the encoder of a run: its best parameters, the files that `behrt_jax.load` needs, and a model card."""
 
 import json
 import shutil
@@ -18,15 +18,15 @@ from behrt_jax.training.state import TrainState
 from behrt_jax.training.workdir import EVALUATION_FILE
 
 CARD = "README.md"
-COMMIT = "commit_success.txt"  # Orbax writes the path of the machine into it
-FLOORS = {"simulated": 1, "public": 1, "real": MIN_PATIENTS}  # of whatever goes out
+COMMIT = "commit_success.txt"  # Orbax writes a path of this machine into it
+FLOORS = {"simulated": 1, "public": 1, "real": MIN_PATIENTS}  # fewest patients behind any published number
 
 
 def load_best(folder: Path) -> tuple[workdir.Loaded, int, dict[str, float]]:
-    """Loads a pre-trained run with the step of its best checkpoint and its metrics on tuning.
+    """Loads a pre-trained run, the step of its best checkpoint and that checkpoint's metrics on tuning.
 
     Raises:
-      ValueError: the run is fine-tuned or cannot be loaded, or its best checkpoint is damaged or not evaluated.
+      ValueError: the run is fine-tuned or cannot be loaded, or its best checkpoint is damaged or was not evaluated.
     """
     found = workdir.load(folder)
     if "objective" not in found.config:
@@ -55,7 +55,7 @@ def write_parameters(folder: Path, params, step: int, metrics: dict[str, float])
 
 
 def publish(folder: Path, output: Path, origin: model_card.Origin, floor: int, hardware: str = "") -> list[str]:
-    """Writes what is published, in one move; returns lines on what goes out and what does not."""
+    """Writes the published folder once all checks pass; returns lines on what is published and what is left out."""
     found, step, metrics = load_best(folder)
     checks.check_floor(found.vocabulary, floor)
     if origin.patients == "real":

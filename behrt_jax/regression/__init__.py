@@ -1,1 +1,1 @@
-"""Regressions on counts of codes: Cox, ridge, and the features that they read."""
+"""Regressions on code counts: Cox and ridge regression, and their features."""

@@ -1,8 +1,8 @@
-"""A regression on counts of codes, whose log risk a head reads beside the embedding (wide and deep, Cheng et al. 2016).
+"""Sparse regression on code counts as a head input beside the embedding (wide and deep, Cheng et al. 2016).
 
-A mean over the tokens of a row cannot count, and few labels do not teach an encoder to; a sparse regression on whole
-histories can. It is fitted once more with the products of its strongest features. What train is told comes from
-regressions that have not seen the patient (stacking, Wolpert 1992), so that a head learns how far to believe it.
+Mean pooling over tokens cannot count, and few labels do not teach an encoder to; a sparse regression on whole histories
+can. It is fitted a second time with products of its strongest features. For train, log risks come from regressions
+fitted without the patient (stacking, Wolpert 1992), so that a head learns how much to trust them.
 """
 
 import functools
@@ -22,13 +22,13 @@ from behrt_jax.metrics import survival
 from behrt_jax.regression import cox
 from behrt_jax.regression.outcome_features import FREE, MIN_PATIENTS, FeatureScaler, fit_scaler
 
-NET_PENALTIES = np.geomspace(0.9, 0.003, 24)  # of the elastic net, of the largest that leaves a weight
-NET_RATIOS = (0.5, 0.9)  # L1 shares, which leave out what is not needed
-LASSO_PENALTIES = (0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02)  # of logistic regression, of the largest that leaves a weight
-MAX_ROWS = 20_000  # of train, as the elastic net needs them dense; of more a random sample is taken
-STRONGEST = 40  # features whose products are read
-CLIP = 3.0  # standard deviations, of features in products
-TAIL = 0.005  # share of train at either end whose log risks are cut off
+NET_PENALTIES = np.geomspace(0.9, 0.003, 24)  # of the elastic net, relative to the smallest that leaves no weight
+NET_RATIOS = (0.5, 0.9)  # L1 shares, for sparse weights
+LASSO_PENALTIES = (0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02)  # of logistic regression, relative likewise
+MAX_ROWS = 20_000  # of train, sampled at random, as the elastic net needs a dense matrix
+STRONGEST = 40  # features whose pairwise products become inputs
+CLIP = 3.0  # in standard deviations, of features in products
+TAIL = 0.005  # share of train at either end whose log risks are clipped
 FOLDS, FOLD_SALT = 5, 3
 
 
@@ -36,9 +36,9 @@ class Target(NamedTuple):
     """One outcome of N histories.
 
     Attributes:
-      known: (N,) bool, of which histories it is.
+      known: (N,) bool, whether the outcome is known.
       happened: (N,) bool.
-      days: (N,) to the event or the end of follow-up; None of outcomes without a time.
+      days: (N,) to the event or the end of follow-up; None for outcomes without a time.
     """
 
     known: np.ndarray
@@ -46,18 +46,18 @@ class Target(NamedTuple):
     days: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> "Target":
-        """Returns some rows."""
+        """Selects rows."""
         return Target(self.known[rows], self.happened[rows], None if self.days is None else self.days[rows])
 
 
 class Weights(NamedTuple):
-    """A linear function of D standardised features and I products of two, cut off at the far ends of train.
+    """A linear function of D standardised features and I products of two, clipped at the extremes of train.
 
     Attributes:
-      pairs: (I, 2) which features.
+      pairs: (I, 2) indices of the features in each product.
       pair_mean, pair_deviation: (I,) of the products.
       weights: (D + I,).
-      limits: (2,) the lowest and highest log risk that is told.
+      limits: (2,) the lowest and the highest log risk returned.
     """
 
     pairs: np.ndarray
@@ -67,7 +67,7 @@ class Weights(NamedTuple):
     limits: np.ndarray
 
     def log_risk(self, singles: np.ndarray) -> np.ndarray:
-        """Returns the (N,) log risk, of mean 0 in train, of (N, D) standardised features."""
+        """Computes the (N,) log risk, of mean 0 in train, from (N, D) standardised features."""
         products = (_multiply(singles, self.pairs) - self.pair_mean) / self.pair_deviation
         return np.clip(np.concatenate([singles, products], axis=1) @ self.weights, *self.limits)
 
@@ -76,9 +76,9 @@ class CodeRegression(NamedTuple):
     """Regressions of K outcomes on the same features.
 
     Attributes:
-      encoder: makes features of histories.
-      centre, scale: (D,) their means and standard deviations in train.
-      members: of each outcome, 1 + FOLDS: one of all of train, then one without each fold's patients.
+      encoder: computes features of histories.
+      centre, scale: (D,) what is subtracted from the features, and what they are then divided by.
+      members: for each outcome, 1 + FOLDS regressions: one on all of train, then one without each fold's patients.
     """
 
     encoder: FeatureScaler
@@ -89,13 +89,13 @@ class CodeRegression(NamedTuple):
     def log_risks(
         self, patients: Patients, times: np.ndarray, tokens: tuple[str, ...], is_train: bool = False
     ) -> np.ndarray:
-        """Returns the log risks of N histories, (N, K) float32; those of train by the members that have not seen them.
+        """Computes the log risks of N histories, (N, K) float32; for train, by the members fitted without the patient.
 
         Args:
-          patients: N rows, as `histories.histories_at` returns them, without marks.
+          patients: N rows, as `histories.histories_at` returns them, without prediction tokens.
           times: (N,) datetime64, the prediction times.
           tokens: of the vocabulary, by id.
-          is_train: whether members were fitted to these patients.
+          is_train: whether these are the patients that the regressions were fitted to.
         """
         table = self.encoder.encode(patients, times, tokens).joined()
         which = 1 + fold_of(patients.subject_ids) if is_train else np.zeros(len(times), int)
@@ -108,7 +108,7 @@ class CodeRegression(NamedTuple):
         return said
 
     def save(self, file: Path) -> None:
-        """Writes it, as arrays of numbers."""
+        """Writes it to an `.npz` file without pickled objects."""
         arrays = {f"encoder/{name}": values for name, values in self.encoder._asdict().items()}
         for outcome, own in enumerate(self.members):
             for member, weights in enumerate(own):
@@ -117,10 +117,10 @@ class CodeRegression(NamedTuple):
 
 
 def load(file: Path) -> CodeRegression:
-    """Reads what `CodeRegression.save` wrote.
+    """Reads a file of `CodeRegression.save`.
 
     Raises:
-      ValueError: the file is not there, or is something else.
+      ValueError: the file is missing, or is no such file.
     """
     try:
         with np.load(file, allow_pickle=False) as arrays:
@@ -144,15 +144,14 @@ def fit(
     tokens: tuple[str, ...],
     progress: Callable[[str], None] = lambda line: None,
 ) -> CodeRegression:
-    """Fits regressions: an elastic net Cox of times to an event, a logistic lasso of other outcomes.
+    """Fits the regressions: elastic net Cox for times to event, logistic lasso for other outcomes.
 
     Args:
-      train: histories, as `CodeRegression.log_risks` takes them, and prediction times; of more than `MAX_ROWS` a
-        random sample is used.
-      tuning: such histories, on which the penalties are chosen, by Harrell's C or AUROC; folds have the same.
-      targets: of each outcome, that of train and that of tuning.
+      train: histories, as in `CodeRegression.log_risks`, and prediction times; a random sample if more than `MAX_ROWS`.
+      tuning: likewise; selects the penalties by Harrell's C or AUROC, which the fits without a fold then share.
+      targets: for each outcome, its target in train and in tuning.
       tokens: of the vocabulary, by id.
-      progress: called with what was chosen.
+      progress: called with the selected setting of each outcome.
     """
     encoder = fit_scaler(*train, tokens)
     if not len(encoder.varied) + len(encoder.used):
@@ -163,7 +162,7 @@ def fit(
     rows, num_basic = sample(len(train[1]), MAX_ROWS), len(encoder.varied)
     singles = encoder.encode(*train, tokens).joined()[rows].toarray()
     centre, scale = singles.mean(axis=0), np.maximum(singles.std(axis=0), 1e-6)
-    scale[:num_basic] = FREE  # age and sex are scaled together already
+    scale[:num_basic] = FREE  # the encoder has already scaled age and sex together
     singles = (singles - centre) / scale
     checks = (encoder.encode(*tuning, tokens).joined().toarray() - centre) / scale
     own, members = fold_of(train[0].subject_ids)[rows], []
@@ -189,18 +188,18 @@ def fold_of(subject_ids: np.ndarray) -> np.ndarray:
 
 
 def sample(count: int, most: int) -> np.ndarray:
-    """Returns the places of at most `most` of `count` rows, in order, drawn at random."""
+    """Samples the indices of at most `most` of `count` rows at random, in ascending order."""
     return np.arange(count) if count <= most else np.sort(np.random.default_rng(0).choice(count, most, replace=False))
 
 
 def discordance(happened: np.ndarray, days: np.ndarray, risks: np.ndarray) -> float:
-    """Returns 1 - Harrell's C; a half where no two rows can be compared."""
+    """Computes 1 - Harrell's C; 0.5 without a comparable pair."""
     reached = survival.concordance(happened, days, risks)
     return 0.5 if np.isnan(reached) else 1.0 - reached
 
 
 def _fit(singles, num_basic: int, target, judge, chosen=(None, None)) -> tuple[Weights, tuple]:
-    """Fits features, then features and products, each by a setting that `judge` chooses where none is given."""
+    """Fits features, then features and products, each with the setting in `chosen` or the best one by `judge`."""
     unlimited = np.array([-np.inf, np.inf])
     none = Weights(np.zeros((0, 2), int), np.zeros(0), np.ones(0), np.zeros(singles.shape[1]), unlimited)
     alone, first = _choose(none, singles, num_basic, target, judge, chosen[0])
@@ -212,12 +211,12 @@ def _fit(singles, num_basic: int, target, judge, chosen=(None, None)) -> tuple[W
     wide = none._replace(pairs=pairs[kept], pair_mean=mean[kept], pair_deviation=deviation[kept])
     inputs = np.concatenate([singles, (products[:, kept] - mean[kept]) / deviation[kept]], axis=1)
     both, second = _choose(wide, inputs, num_basic, target, judge, chosen[1])
-    # A few odd histories would otherwise decide how far a head can believe all of them.
+    # Otherwise a few outlying histories would determine how much a head can trust all of them.
     return both._replace(limits=np.quantile(both.log_risk(singles), [TAIL, 1 - TAIL])), (first, second)
 
 
 def _choose(like: Weights, inputs: np.ndarray, num_basic: int, target: Target, judge, setting) -> tuple[Weights, Any]:
-    """Returns the weights of a setting, or those of the lowest loss, and the setting."""
+    """Returns the weights of a setting, or of the setting with the lowest loss, and that setting."""
     free = np.ones(inputs.shape[1])
     free[:num_basic] = FREE
     path = [(each, like._replace(weights=found * free)) for each, found in _path(inputs * free, target, setting)]
@@ -226,7 +225,7 @@ def _choose(like: Weights, inputs: np.ndarray, num_basic: int, target: Target, j
 
 
 def _path(inputs: np.ndarray, target: Target, last: tuple | None) -> Iterator[tuple[tuple, np.ndarray]]:
-    """Yields settings and weights, the most cautious first: all of them, or some of which the last is `last`."""
+    """Yields settings and weights, the strongest penalty first: all settings, or those that end with `last`."""
     if target.days is not None:
         ratios, count = ((last[0],), last[1] + 1) if last else (NET_RATIOS, len(NET_PENALTIES))
         for ratio in ratios:
@@ -239,17 +238,17 @@ def _path(inputs: np.ndarray, target: Target, last: tuple | None) -> Iterator[tu
     for share in shares:
         lasso = {"l1_ratio": 1.0, "solver": "liblinear", "max_iter": 200}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a candidate like any other
+            warnings.simplefilter("ignore", ConvergenceWarning)  # still a valid candidate
             yield (share,), LogisticRegression(C=1 / (largest * share), **lasso).fit(inputs, target.happened).coef_[0]
 
 
 def _is_last(setting: tuple) -> bool:
-    """Returns whether a setting of `_path` has the smallest of the penalties."""
+    """Returns whether a setting of `_path` has the smallest penalty."""
     return setting[-1] in (len(NET_PENALTIES) - 1, LASSO_PENALTIES[-1])
 
 
 def _multiply(singles: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Returns the products of (I, 2) pairs of features, clipped, (N, I)."""
+    """Computes products of (I, 2) pairs of clipped features, (N, I)."""
     return np.clip(singles[:, pairs[:, 0]], -CLIP, CLIP) * np.clip(singles[:, pairs[:, 1]], -CLIP, CLIP)
 
 

@@ -1,4 +1,4 @@
-"""Cox regression (1972) with a ridge or an elastic net, tied events by Efron's approximation, and the log-rank test."""
+"""Cox regression (1972) with a ridge or elastic net penalty and Efron's approximation for ties; the log-rank test."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,11 +8,11 @@ from scipy.stats import chi2
 
 Matrix = np.ndarray | scipy.sparse.csr_array
 TINY = np.finfo(np.float64).tiny
-TOLERANCE = 1e-3  # by how much a slope may exceed the L1 penalty before its feature joins the fit
+TOLERANCE = 1e-3  # relative excess of a gradient over the L1 penalty before its feature joins the fit
 
 
 class PartialLikelihood:
-    """Minus the log partial likelihood of N rows as a function of their log risks (Efron 1977).
+    """Negative log partial likelihood of N rows as a function of their log risks (Efron 1977).
 
     Args:
       days: (N,) to the event or the end of follow-up.
@@ -23,14 +23,14 @@ class PartialLikelihood:
         self._order = np.argsort(-days, kind="stable")
         later = -days[self._order]
         self._events = np.flatnonzero(events[self._order])
-        # A row's risk set is everything up to the last row of its own day.
+        # The risk set of a row is everything up to the last row of the same day.
         self._ends = np.searchsorted(later, later[self._events], side="right") - 1
         _, first, self._ties, counts = np.unique(self._ends, return_index=True, return_inverse=True, return_counts=True)
-        # The second of two tied events meets half of their risk, and so on.
+        # Efron: of two tied events, the second has half of their risk removed from its risk set, and so on.
         self._gone = (np.arange(len(self._ends)) - first[self._ties]) / counts[self._ties]
 
     def __call__(self, log_risks: np.ndarray) -> tuple[float, np.ndarray]:
-        """Returns the value and its (N,) gradient."""
+        """Computes the value and its (N,) gradient."""
         ordered = log_risks[self._order]
         shift = ordered.max()
         risks = np.exp(ordered - shift)
@@ -46,13 +46,13 @@ class PartialLikelihood:
 
 
 def fit_ridge(inputs: Matrix, days: np.ndarray, events: np.ndarray, ridge: float) -> np.ndarray:
-    """Fits Cox regression with the penalty `ridge / 2 * sum(weights ** 2)` on minus the log partial likelihood.
+    """Fits Cox regression with the penalty `ridge / 2 * sum(weights ** 2)` on the negative log partial likelihood.
 
     Args:
       inputs: (N, D).
       days: (N,) to the event or the end of follow-up.
       events: (N,) bool.
-      ridge: the penalty's strength.
+      ridge: strength of the penalty.
 
     Returns:
       (D,) weights of the log risk.
@@ -70,18 +70,18 @@ def fit_ridge(inputs: Matrix, days: np.ndarray, events: np.ndarray, ridge: float
 def fit_path(
     inputs: Matrix, days: np.ndarray, events: np.ndarray, ratio: float, shares: Sequence[float] | np.ndarray
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """Fits elastic net Cox regressions (Simon et al. 2011), each starting from the one before.
+    """Fits elastic net Cox regressions (Simon et al. 2011), each starting from the previous one.
 
-    They minimise minus the log partial likelihood over N, plus
+    They minimise the negative log partial likelihood over N, plus
     `penalty * (ratio * sum(abs(weights)) + (1 - ratio) / 2 * sum(weights ** 2))`. Features are screened by the strong
-    rule (Tibshirani et al. 2012) and those that it wrongly left out are added.
+    rule (Tibshirani et al. 2012), and those that it wrongly excludes are added.
 
     Args:
       inputs: (N, D).
       days: (N,) to the event or the end of follow-up.
       events: (N,) bool.
       ratio: the L1 share, above 0.
-      shares: falling penalties, as shares of the smallest that leaves all weights at 0.
+      shares: decreasing penalties, relative to the smallest that leaves all weights at 0.
 
     Yields:
       Each penalty and its (D,) weights.
@@ -110,7 +110,7 @@ def log_rank(days: np.ndarray, events: np.ndarray, groups: np.ndarray) -> tuple[
     Args:
       days: (N,) to the event or the end of follow-up.
       events: (N,) bool.
-      groups: (N,) labels, two or more different ones.
+      groups: (N,) labels, at least two distinct ones.
 
     Returns:
       The statistic and its p-value.
@@ -131,7 +131,7 @@ def log_rank(days: np.ndarray, events: np.ndarray, groups: np.ndarray) -> tuple[
 
 
 def _fit_net(inputs: Matrix, likelihood: PartialLikelihood, lasso: float, ridge: float, start: np.ndarray):
-    """Returns the weights of one elastic net: as differences of two positive parts, in which the L1 norm is linear."""
+    """Fits the weights of one elastic net as differences of two positive parts, in which the L1 norm is linear."""
     size, count = len(start), inputs.shape[0]
 
     def measure(parts: np.ndarray) -> tuple[float, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What baselines of outcomes know of histories at prediction times, as tables; see `baselines.outcomes`."""
+"""Tables of features of histories at prediction times, for outcome baselines and regressions."""
 
 from typing import NamedTuple
 
@@ -14,37 +14,37 @@ from behrt_jax.data.windows import MINUTES_PER_DAY
 HALF_LIVES = (90.0, 730.0)  # days
 RECENT = 730.5  # days
 AGE_BINS = np.arange(0, 100, 5)
-MIN_PATIENTS = 10  # of train, that a feature must tell apart from the others
-FREE = 10.0  # age and sex are so much larger than codes: penalties, which treat all features alike, hardly reach them
+MIN_PATIENTS = 10  # of train that must have a feature
+FREE = 10.0  # age and sex are scaled up relative to codes, so that penalties hardly shrink them
 
 
 class Inputs(NamedTuple):
-    """What is known at each prediction: (N, A) float64 age and sex, and (N, D) sparse float64 of the rest, scaled."""
+    """Features at each prediction time: (N, A) float64 age and sex, and (N, D) sparse float64 others, scaled."""
 
     basic: np.ndarray
     codes: scipy.sparse.csr_array
 
     def joined(self) -> scipy.sparse.csr_array:
-        """Returns all of it as (N, A + D) sparse."""
+        """Concatenates all features, (N, A + D) sparse."""
         return scipy.sparse.hstack([scipy.sparse.csr_array(self.basic), self.codes]).tocsr()
 
     def widened(self, embeddings: np.ndarray) -> "Inputs":
-        """Returns all of it with (N, D) embeddings."""
+        """Appends (N, D) embeddings to the features."""
         return self._replace(codes=scipy.sparse.hstack([self.codes, scipy.sparse.csr_array(embeddings)]).tocsr())
 
 
 def features(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inputs:
-    """Describes histories at their prediction times, unscaled.
+    """Computes features of histories at their prediction times, unscaled.
 
     Args:
-      patients: N rows, as `histories.histories_at` returns them, without marks.
+      patients: N rows, as `histories.histories_at` returns them, without prediction tokens.
       times: (N,) datetime64.
       tokens: of the vocabulary, by id.
 
     Returns:
-      Age in decades (0 where unknown) and a column for each `GENDER//...`; then log counts of all codes, the log of
-      counts that fade by each of `HALF_LIVES`, codes of the last `RECENT` days, static tokens, the age in bins of five
-      years (the first for an unknown one), and the logs of the number of visits and of the days since the last token.
+      `basic`: age in decades (0 where unknown) and a column for each `GENDER//...`. `codes`: log counts of all codes,
+      log counts that decay by each of `HALF_LIVES`, codes of the last `RECENT` days, static tokens, the age in bins of
+      five years (the first if unknown), and the logs of the number of visits and of the days since the last token.
     """
     shape = (len(patients), len(tokens))
     owners, timed = patients.owners, patients.visits >= 0
@@ -75,10 +75,10 @@ def features(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> 
 
 
 def read(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inputs:
-    """Describes histories as baselines read them: `features`, with age and sex as the model's head reads them.
+    """Computes the inputs of baselines: `features`, with age and sex as in the model's head.
 
-    `basic` is `histories.covariates_at`. In the place of bins of age, `codes` ends with the age in decades, which trees
-    can split anywhere.
+    `basic` is `histories.covariates_at`. Instead of bins of age, `codes` ends with the age in decades, which trees can
+    split anywhere.
     """
     found = features(patients, times, tokens)
     numbers = 2  # of visits, and of days since the last token
@@ -90,15 +90,15 @@ def read(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inpu
 
 
 class FeatureScaler(NamedTuple):
-    """Which columns of `read` are used and how they are scaled, fitted to train; (A,) of age and sex, (D,) of the rest.
+    """Selection and scaling of the columns of `read`, fitted to train: A of age and sex, D others.
 
     Attributes:
-      varied: (A,) int, which of `basic`.
-      centre: (A,) what is taken off them.
+      varied: (A,) int, selected columns of `basic`.
+      centre: (A,) what is subtracted from them.
       basic_scale: (A,) what they are then multiplied by.
-      used: (D,) int, which of `codes`.
+      used: (D,) int, selected columns of `codes`.
       code_scale: (D,) what they are multiplied by.
-      splines: whether age is read by splines; older runs read `features`, with a straight line.
+      splines: whether age is a piecewise linear basis; older runs use `features`, where age is linear.
     """
 
     varied: np.ndarray
@@ -109,18 +109,18 @@ class FeatureScaler(NamedTuple):
     splines: bool = True
 
     def encode(self, patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inputs:
-        """Returns the chosen columns of histories at their prediction times, scaled."""
+        """Computes the selected columns of histories at their prediction times, scaled."""
         found = (read if self.splines else features)(patients, times, tokens)
         basic = (found.basic[:, self.varied] - self.centre) * self.basic_scale
         return Inputs(basic, (found.codes[:, self.used] @ scipy.sparse.diags_array(self.code_scale)).tocsr())
 
 
 def fit_scaler(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> FeatureScaler:
-    """Chooses and scales the columns of `read` on train.
+    """Selects and scales the columns of `read` on train.
 
-    Columns that fewer than `MIN_PATIENTS` patients have, or that are the same in all rows, are left out; the others are
-    divided by their standard deviation. Age and sex are scaled together, by `FREE` times as much, so that a knot that
-    few are near is not larger than the others.
+    Columns that fewer than `MIN_PATIENTS` patients have, or that are constant, are left out; the others are divided by
+    their standard deviation. Age and sex share one scale, `FREE` times as large, so that a knot with few patients near
+    it is not larger than the others.
     """
     table = read(patients, times, tokens)
     _, subjects = np.unique(patients.subject_ids, return_inverse=True)

@@ -1,9 +1,9 @@
-"""Ridge regressions on blocks of features, for few labels: how far each block counts is weighted by cross-validation.
+"""Ridge regressions on blocks of features for few labels, averaged over block scales by cross-validation.
 
-A setting gives each block a factor; with a block scaled to a variance of 1, the factor is the standard deviation that
-its part of the score is expected to have. One regression is fitted for each setting. Their scores are averaged, each
-weighted by how likely it makes the outcomes of patients left out, times a prior weight: with a handful of labels no
-setting is clearly best. An average of linear scores is one linear score.
+A setting gives each block a factor: for a block scaled to a variance of 1, the prior standard deviation of its part of
+the score. One regression is fitted for each setting. Their scores are averaged with weights: a prior weight times the
+likelihood of the outcomes of left-out patients. With a handful of labels no setting is clearly best. An average of
+linear scores is a single linear score.
 
 References:
   Rad and Maleki (2020), A scalable estimate of the out-of-sample prediction error via approximate leave-one-out.
@@ -18,20 +18,20 @@ from scipy.special import expit
 
 Blocks = dict[str, np.ndarray]  # (N, D) each, of the same N rows
 
-RANK = 256  # directions of the features that are kept at most
+RANK = 256  # largest number of directions of the features
 NEWTON_STEPS, HALVINGS = 50, 30
 TOLERANCE = 1e-8  # of the loss, in nats, at which Newton's method stops
 INTERCEPT_PENALTY = 1e-4
-LARGEST = 30.0  # of a log rate, which keeps its exponential finite
+LARGEST = 30.0  # log rate, so that its exponential stays finite
 
 
 class Outcome(NamedTuple):
-    """What came of N rows.
+    """An outcome of N rows.
 
     Attributes:
       happened: (N,) bool.
-      days: (N,) to the event or the end of follow-up; None of outcomes without a time.
-      owners: (N,) whose each row is: patients are left out whole.
+      days: (N,) to the event or the end of follow-up; None for outcomes without a time.
+      owners: (N,) the patient of each row; all rows of a patient are left out together.
     """
 
     happened: np.ndarray
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What a regression is fitted to: (N,) outcomes as 0 or 1, exposures of rates or None, and scores to add to."""
+    """Data of a regression: (N,) outcomes as 0 or 1, exposures of rates or None, and offsets of the scores."""
 
     happened: np.ndarray
     exposure: np.ndarray | None
@@ -52,8 +52,8 @@ class Scorer(NamedTuple):
 
     Attributes:
       weights: (D,) by block.
-      bias: its constant.
-      shares: (S,) how far each setting counts; they add up to 1.
+      bias: the intercept.
+      shares: (S,) weights of the settings, which sum to 1.
     """
 
     weights: dict[str, np.ndarray]
@@ -61,7 +61,7 @@ class Scorer(NamedTuple):
     shares: np.ndarray
 
     def __call__(self, blocks: Blocks) -> np.ndarray:
-        """Returns the (M,) scores of M rows; blocks that no setting reads may be left out."""
+        """Computes the (M,) scores of M rows; blocks that no setting uses may be missing."""
         rows = len(next(iter(blocks.values())))
         return sum((blocks[name] @ weights for name, weights in self.weights.items()), np.full(rows, self.bias))
 
@@ -75,16 +75,16 @@ def fit(
 ) -> Scorer:
     """Fits a regression for each setting and averages them.
 
-    Logistic regression of outcomes without a time. Of times to an event, Poisson regression of the events with the
-    cumulative hazard of all rows (Nelson-Aalen) as exposure, which stands in for Cox's partial likelihood and gives
-    each row a likelihood of its own.
+    Uses logistic regression for outcomes without a time. For times to event, uses Poisson regression of the events with
+    the cumulative hazard of all rows (Nelson-Aalen) as exposure: it replaces Cox's partial likelihood and gives each
+    row a separate likelihood.
 
     Args:
-      blocks: features of N rows, scaled by what is known without labels.
+      blocks: features of N rows, scaled without labels.
       outcome: of the N rows.
-      settings: factors by block; a block that is not named, or has the factor 0, is not read.
-      prior: weights of the settings before any label, above 0; all alike if not given.
-      expected: (D,) weights of blocks before any label, towards which the ridge draws; 0 of those not named.
+      settings: factors by block; a block that is not named, or has the factor 0, is not used.
+      prior: prior weights of the settings, above 0; equal if not given.
+      expected: (D,) prior weights by block, towards which the ridge shrinks; 0 for blocks that are not named.
     """
     expected = expected or {}
     happened = outcome.happened.astype(np.float64)
@@ -107,14 +107,14 @@ def fit(
 
 
 def cumulative_hazard(days: np.ndarray, events: np.ndarray) -> np.ndarray:
-    """Returns the Nelson-Aalen cumulative hazard of all rows at the time of each, (N,)."""
+    """Computes the Nelson-Aalen cumulative hazard of all rows at the time of each row, (N,)."""
     times, places = np.unique(days, return_inverse=True)
     at_risk = len(days) - np.searchsorted(np.sort(days), times, side="left")
     return np.cumsum(np.bincount(places, events) / at_risk)[places]
 
 
 def _rotate(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns inputs in at most `RANK` directions, (N, R) and (R, D): a ridge leaves what no row has at 0."""
+    """Projects inputs on their top `RANK` directions: (N, R) and (R, D); outside these, ridge weights are 0."""
     left, sizes, right = np.linalg.svd(inputs, full_matrices=False)
     rank = min(int((sizes > 1e-6 * sizes.max(initial=0)).sum()), RANK)
     return left[:, :rank] * sizes[:rank], right[:rank]
@@ -123,7 +123,7 @@ def _rotate(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _fit_setting(
     blocks: Blocks, setting: dict[str, float], data: Data, groups: np.ndarray
 ) -> tuple[dict[str, np.ndarray], float, np.ndarray]:
-    """Returns the weights by block, the bias, and what each row's score would be without its patient, (N,)."""
+    """Fits a setting; returns the weights by block, the bias, and each row's score without its patient, (N,)."""
     names = [name for name, factor in setting.items() if factor > 0]
     parts = [np.zeros((len(data.happened), 0)), *(blocks[name] * setting[name] for name in names)]
     inputs, right = _rotate(np.concatenate(parts, axis=1))
@@ -135,7 +135,7 @@ def _fit_setting(
 
 
 def _newton(inputs: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
-    """Minimises loss and ridge; returns (D,) coefficients, the last of them the bias, and the (D, D) Hessian there."""
+    """Minimises loss and ridge; returns (D,) coefficients, with the bias last, and the (D, D) Hessian there."""
     penalty = np.append(np.ones(inputs.shape[1] - 1), INTERCEPT_PENALTY)
     found = np.zeros(inputs.shape[1])
     expected, _ = _moments(data.offset, data)
@@ -166,9 +166,9 @@ def _newton(inputs: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
 def _leave_out(
     inputs: np.ndarray, found: np.ndarray, hessian: np.ndarray, data: Data, groups: np.ndarray
 ) -> np.ndarray:
-    """Returns what each row's score would be if its patient were left out, (N,), by one Newton step.
+    """Computes the score of each row with its patient left out, (N,), by one Newton step.
 
-    `groups` are the rows of each patient, (P, m), filled up with N.
+    `groups` are the rows of each patient, (P, m), padded with N.
     """
     score = data.offset + inputs @ found
     mean, variance = _moments(score, data)
@@ -184,7 +184,7 @@ def _leave_out(
 
 
 def _group(owners: np.ndarray) -> np.ndarray:
-    """Returns the rows of each patient, (P, m), filled up with the number of rows."""
+    """Returns the rows of each patient, (P, m), padded with the number of rows."""
     _, places, counts = np.unique(owners, return_inverse=True, return_counts=True)
     groups = np.full((len(counts), counts.max()), len(owners))
     order = np.argsort(places, kind="stable")
@@ -199,7 +199,7 @@ def _losses(scores: np.ndarray, data: Data) -> np.ndarray:
 
 
 def _moments(scores: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the expected outcomes and their variances, (N,) each."""
+    """Computes the expected outcomes and their variances, (N,) each."""
     if data.exposure is None:
         mean = expit(scores)
         return mean, mean * (1 - mean)

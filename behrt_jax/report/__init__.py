@@ -1,1 +1,1 @@
-"""One self-contained page about a run."""
+"""A self-contained HTML report about a run."""

@@ -1,4 +1,4 @@
-"""Whether predicted probabilities can be taken at their word: predicted against observed, on held-out patients."""
+"""Calibration section of the report: predicted against observed frequencies on held-out patients."""
 
 import numpy as np
 import polars as pl
@@ -20,7 +20,7 @@ HOW = (
 
 
 def calibration(source: Source, scored: Scored) -> Section:
-    """Draws the reliability of each kind of prediction."""
+    """Makes the section with the reliability of each kind of prediction."""
     if source.is_pretrained:
         found = scored.reliabilities
         command = f"python -m experiments.report --workdir={source.folder} --data=DIR"
@@ -37,7 +37,7 @@ def calibration(source: Source, scored: Scored) -> Section:
 
 
 def _of_outcomes(source: Source) -> dict[str, Reliability | None]:
-    """Reads the held-out predictions of a fine-tuned run; None where they are of too few patients."""
+    """Computes the reliability of a fine-tuned run's held-out predictions; None where patients are too few."""
     file = source.folder / PREDICTIONS_FILE
     if not file.exists():
         return {}
@@ -96,7 +96,7 @@ def _draw(title: str, found: Reliability) -> Figure:
 
 
 def _errors(source: Source) -> list[Table | Text]:
-    """Lays out the metrics of calibration that evaluation has measured."""
+    """Tabulates the calibration metrics of the evaluation."""
     result = source.read_evaluation() or {"metrics": {}}
     rows = [
         [name.replace("/", ": ").replace("_", " "), format_cell(entry)]

@@ -1,4 +1,4 @@
-"""Map of the codes, by the rows of the code table, and the nearest neighbours of each."""
+"""Code section of the report: a map of the code embeddings, and the nearest neighbours of each code."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ NEIGHBOURS, LISTED = 8, 30
 
 
 class Codes(NamedTuple):
-    """Codes to look up: their names, kinds and counts, and their nearest neighbours with cosines in hundredths."""
+    """Codes to look up: their descriptions and names, and their nearest neighbours with cosines in hundredths."""
 
     anchor: str
     names: list[str]
@@ -29,10 +29,10 @@ class Codes(NamedTuple):
 
 
 def code_maps(source: Source) -> Section:
-    """Lays out the codes by the rows of the code table, with their nearest neighbours."""
+    """Makes the section with a map of the code embeddings and their nearest neighbours."""
     table = codes.code_table(source.params)
     enough = np.array(source.vocabulary.patients) >= source.floor
-    kept = NUM_SPECIAL + np.flatnonzero(enough)[:MOST_CODES]  # the most frequent come first
+    kept = NUM_SPECIAL + np.flatnonzero(enough)[:MOST_CODES]  # codes are sorted by frequency
     if not len(kept):
         return Section("codes", "Map of the codes", "", [Text(f"No code is of {source.floor} patients or more.")])
     kinds = [source.vocabulary.tokens[code].partition("//")[0] for code in kept]

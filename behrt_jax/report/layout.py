@@ -1,4 +1,4 @@
-"""Maps: points laid out on a plane by UMAP and t-SNE, and what they are coloured by."""
+"""Two-dimensional layouts of points by UMAP and t-SNE, and their colourings."""
 
 import warnings
 from typing import NamedTuple
@@ -9,19 +9,19 @@ from sklearn.manifold import TSNE
 
 from behrt_jax.evaluation.small_cells import MIN_PATIENTS
 
-SIDE = 400.0  # of the square that a map is drawn in
+SIDE = 400.0  # side of the square that a map is drawn in
 MARGIN = 8.0
-CELLS, SHOWN = 28, 0.8  # the most cells along a side, and the share of points that must be in cells that are shown
+CELLS, SHOWN = 28, 0.8  # the most cells along a side, and the least share of points in shown cells
 SHARES = ((0.1, 0.3, 0.5, 0.7), ("under 10%", "10-30%", "30-50%", "50-70%", "70% and more"))
 
 
 class Colouring(NamedTuple):
-    """What points are coloured by: (N,) values, NaN where unknown, in bands that begin at `edges`.
+    """Values to colour points by: (N,), NaN if unknown, in bands separated by `edges`.
 
     Attributes:
-      name: shown to choose by.
+      name: label of the colouring in the page's menu.
       values: (N,) float.
-      edges: between bands.
+      edges: boundaries between bands.
       labels: of the bands, one more than edges.
       is_kinds: whether the bands have no order.
     """
@@ -34,25 +34,25 @@ class Colouring(NamedTuple):
 
     @property
     def style(self) -> str:
-        """How the bands are coloured: `two` of them, `ordered` ones, or `kinds` without an order."""
+        """The colour scheme: `two` bands, `ordered` bands, or `kinds` without an order."""
         return "kinds" if self.is_kinds else "two" if len(self.labels) == 2 else "ordered"
 
     def bands(self) -> np.ndarray:
-        """Returns the band of each point, (N,) int; -1 where unknown."""
+        """Returns the band of each point, (N,) int; -1 if unknown."""
         return np.where(np.isnan(self.values), -1, np.digitize(self.values, self.edges))
 
 
 def lay_out(vectors: np.ndarray, seed: int, say) -> dict[str, np.ndarray]:
-    """Lays out (N, D) vectors by UMAP and t-SNE, each (N, 2) in a square of `SIDE`; a function of the seed."""
+    """Lays out (N, D) vectors by UMAP and t-SNE, each (N, 2) in a square of `SIDE`; deterministic given the seed."""
     if len(vectors) < 4:
         return {}
     say(f"UMAP of {len(vectors):,} points (the first use compiles for half a minute)")
-    with warnings.catch_warnings():  # that TensorFlow, which nothing here needs, is absent
+    with warnings.catch_warnings():  # umap warns that TensorFlow, which is not needed, is absent
         warnings.filterwarnings("ignore", message="Tensorflow not installed", category=ImportWarning)
         import umap
     neighbours = min(15, len(vectors) - 1)
     start = PCA(2, random_state=seed).fit_transform(vectors).astype(np.float32)
-    start *= 10 / np.maximum(np.abs(start).max(), 1e-9)  # the scale at which UMAP begins
+    start *= 10 / np.maximum(np.abs(start).max(), 1e-9)  # the scale of UMAP's own initialisation
     chosen = {"n_neighbors": neighbours, "init": start, "random_state": seed, "n_jobs": 1}
     found = {"UMAP": umap.UMAP(**chosen).fit_transform(vectors)}
     say(f"t-SNE of {len(vectors):,} points")
@@ -62,7 +62,7 @@ def lay_out(vectors: np.ndarray, seed: int, say) -> dict[str, np.ndarray]:
 
 
 def fit_square(points: np.ndarray) -> np.ndarray:
-    """Moves and scales points to fill a square of `SIDE`, each axis on its own; the second axis points up."""
+    """Scales points to fill a square of `SIDE`, each axis on its own; the second axis points up."""
     low, high = points.min(axis=0), points.max(axis=0)
     scale = (SIDE - 2 * MARGIN) / np.maximum(high - low, 1e-9)
     centred = (points - (low + high) / 2) * scale
@@ -70,15 +70,15 @@ def fit_square(points: np.ndarray) -> np.ndarray:
 
 
 def gather(points: np.ndarray, colourings: list[Colouring]) -> tuple[np.ndarray, np.ndarray, list[Colouring]]:
-    """Gathers points in the cells of a grid, so that no single one is shown.
+    """Aggregates points in the cells of a grid, so that no single point is shown.
 
     Args:
       points: (N, 2) in the square.
       colourings: of the points.
 
     Returns:
-      (C, 2) the middle of each cell's points, (C,) how many it holds, of cells with `MIN_PATIENTS` or more, and the
-      colourings by their means; those of 0 and 1 by their shares. The grid is the finest that shows most points.
+      For cells with `MIN_PATIENTS` points or more: the (C, 2) mean of a cell's points, their (C,) number, and the
+      colourings by mean, or by share for values of 0 and 1. The grid is the finest that shows most points (`SHOWN`).
     """
     for side in range(CELLS, 0, -1):
         cell = (np.clip(points / SIDE, 0, 0.999) * side).astype(int) @ [1, side]

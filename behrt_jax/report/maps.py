@@ -1,4 +1,4 @@
-"""Maps of patients, by what the model makes of them."""
+"""Patient section of the report: maps of the patient embeddings."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -24,12 +24,12 @@ VISIT_BANDS = ((10.0, 30.0, 100.0, 300.0), ("under 10", "10-29", "30-99", "100-2
 
 
 class PointMap(NamedTuple):
-    """Points to draw, and what they are coloured by.
+    """Points to draw, with the bands of a colouring.
 
     Attributes:
-      title: of the map.
-      points: of each point its place in the square, its radius, and the band of the first colouring.
-      summary: what it shows, in words.
+      title: title of the map.
+      points: for each point its coordinates in the square, its radius, and its band in the first colouring.
+      summary: description of the map.
     """
 
     title: str
@@ -38,14 +38,14 @@ class PointMap(NamedTuple):
 
 
 class Maps(NamedTuple):
-    """Maps of the same things, coloured together.
+    """Several maps of the same points, with shared colourings.
 
     Attributes:
-      anchor: names the group of maps.
+      anchor: HTML anchor of the group of maps.
       maps: each of all points.
-      colourings: by name: the labels and the style of the bands, and of each map the band of each point.
-      hover: of each map, a line for each point; or one list for all of them.
-      table: how many there are of each band.
+      colourings: by name: the labels and the style of the bands, and for each map the band of each point.
+      hover: for each map, a text for each point; or one list for all maps.
+      table: number of points in each band.
     """
 
     anchor: str
@@ -57,7 +57,7 @@ class Maps(NamedTuple):
 
 
 def patient_maps(source: Source, diseases: Path) -> Section:
-    """Lays out the patients of all splits by their embeddings."""
+    """Makes the section with maps of the patients of all splits, by their embeddings."""
     everyone = source.patients("all")
     patients = dataset.sample(everyone, MOST_PATIENTS)
     source.say(f"embedding {len(patients):,} patients")
@@ -82,7 +82,7 @@ def patient_maps(source: Source, diseases: Path) -> Section:
 
 
 def colour_patients(source: Source, patients: dataset.Patients, diseases: Path) -> list[Colouring]:
-    """Returns what patients are coloured by: age, sex, diseases, visits."""
+    """Returns the colourings of patients: age, sex, visits, diseases."""
     last = patients.last_times / (MICROSECONDS * MINUTES_PER_YEAR)
     sex = sexes(patients, source.vocabulary.tokens)
     visits = [len(np.unique(each[each >= 0])) for each in np.split(patients.visits, patients.offsets[1:-1])]
@@ -103,7 +103,7 @@ def colour_patients(source: Source, patients: dataset.Patients, diseases: Path) 
 
 
 def make_maps(layouts: dict[str, np.ndarray], colourings: list[Colouring], shows_patients: bool, what: str) -> Maps:
-    """Joins layouts of the same points, named in the plural, with their colours; not shown singly, by cells."""
+    """Combines layouts of points, named by the plural `what`, with colourings; by cells if not shown singly."""
     rows, floor = [], 1 if shows_patients else MIN_PATIENTS
     for given in colourings:
         counts = [int((given.bands() == place).sum()) for place in range(-1, len(given.labels))]

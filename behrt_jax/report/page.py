@@ -1,4 +1,4 @@
-"""One page about a run, for a browser, a phone or print, that loads nothing from anywhere."""
+"""The report page about a run, for a browser, a phone or print; it loads no external resources."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def find_sections(source: Source, data: str | None, diseases: Path) -> list[Section]:
-    """Makes the sections of a report; where one cannot be made, it says why."""
+    """Makes the sections of a report; reports why if one cannot be made."""
     scored = Scored({}, {})
     if source.is_pretrained and source.prepared is not None:
         try:
@@ -40,7 +40,7 @@ def find_sections(source: Source, data: str | None, diseases: Path) -> list[Sect
 
 
 def attempt(source: Source, anchor: str, title: str, make: Callable[[], Section]) -> Section:
-    """Makes a section; one that says what is wrong where that is a user's error."""
+    """Makes a section; on a user's error, reports it and returns a section that says the part is missing."""
     try:
         return make()
     except (ValueError, OSError) as error:
@@ -51,7 +51,7 @@ def attempt(source: Source, anchor: str, title: str, make: Callable[[], Section]
 
 
 def render(source: Source, sections: list[Section]) -> str:
-    """Lays out the page; all text from files is escaped."""
+    """Renders the page as HTML; all text from files is escaped."""
     loader = FileSystemLoader(TEMPLATES)
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     assets = {name: Markup((TEMPLATES / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
@@ -70,8 +70,8 @@ def render(source: Source, sections: list[Section]) -> str:
 
 
 def in_script(value) -> Markup:
-    """Writes a value as JSON that can stand in a script element, whatever text is in it."""
-    text = json.dumps(value, use_sep=(",", ":"), ensure_ascii=False)
+    """Encodes a value as JSON that is safe in a script element, whatever text it holds."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     for each in "<>&\u2028\u2029":
         text = text.replace(each, f"\\u{ord(each):04x}")
     return Markup(text)

@@ -1,4 +1,4 @@
-"""The parts that a report is made of; templates/report.html lays out each kind."""
+"""Building blocks of a report; templates/report.html renders each kind."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Drawing
 from behrt_jax.evaluation.plots_classification import COLORS
 
 STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "report",  # so that the same numbers give the same file
+    "svg.hashsalt": "report",  # so that the same numbers give the same file bytes
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -33,7 +33,7 @@ class Table(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A picture as a data URI, what it shows in words, and its numbers."""
+    """An image as a data URI, with a summary in words and a table of its numbers."""
 
     source: str
     caption: str
@@ -50,7 +50,7 @@ class Text(NamedTuple):
 
 
 class Missing(NamedTuple):
-    """What a section lacks, and the command that makes it."""
+    """A note on missing content, with the command that makes it."""
 
     text: str
     command: str = ""
@@ -67,7 +67,7 @@ class Section(NamedTuple):
 
 
 def draw(caption: str, summary: str, table: Table, paint, size: tuple[float, float] = (4.6, 3.3)) -> Figure:
-    """Draws a figure; `paint` takes the axes."""
+    """Draws a figure as SVG; `paint` draws on the axes."""
     with rc_context(STYLE):
         drawing, stream = Drawing(figsize=size, layout="constrained"), io.BytesIO()
         paint(drawing.subplots())

@@ -1,4 +1,4 @@
-"""Example patients: their visits, what the run predicts next, and what drove it."""
+"""Example section of the report: patients with their visits, the run's predictions, and the drivers of these."""
 
 from typing import NamedTuple
 
@@ -14,9 +14,9 @@ RARE = {SPECIAL_TOKENS[UNK]: "a code too rare to be told"}
 
 
 class Timeline(NamedTuple):
-    """Some visits of a patient, oldest first: when each was, and its codes; and tables of predictions and drivers.
+    """Some visits of a patient, oldest first, with times and codes; and tables of predictions and drivers.
 
-    They are the newest, or those around a code that was hidden.
+    The visits are the newest, or those around a masked code.
     """
 
     title: str
@@ -27,7 +27,7 @@ class Timeline(NamedTuple):
 
 
 def examples(source: Source) -> Section:
-    """Shows example patients, where they may be shown and have been explained."""
+    """Makes the section of example patients, if they may be shown and have been explained."""
     found = source.read_json(ATTRIBUTIONS_FILE)
     command = f"python -m experiments.explain --workdir={source.folder}"
     if found is not None and not source.may_show(found["synthetic"]):
@@ -60,7 +60,7 @@ def _timeline(patient: dict, found: dict) -> Timeline:
 
 
 def _predictions(patient: dict, caption: str) -> Table:
-    """Lays out the likeliest codes and whether they came, or the probability of an outcome, or its risk by day."""
+    """Tabulates the most likely codes and whether they occurred, or an outcome's probability or its risk by day."""
     rows, header = [], ["predicted", "probability"]
     for each in patient["predictions"]:
         if "risk_by_day" in each:
@@ -75,7 +75,7 @@ def _predictions(patient: dict, caption: str) -> Table:
 
 
 def format_chance(probability: float) -> str:
-    """Writes a probability in percent.
+    """Formats a probability in percent.
 
     >>> [format_chance(each) for each in (0.004, 0.257, 0.999)]
     ['under 1%', '26%', 'over 99%']

@@ -1,4 +1,4 @@
-"""How good embeddings of patients and of codes are beside baselines, as other commands have measured it."""
+"""Quality of patient and code embeddings compared with baselines, as measured by other commands."""
 
 from behrt_jax.evaluation.tables import format_cell, format_signed
 from behrt_jax.report.parts import Missing, Table, Text
@@ -14,7 +14,7 @@ MEASURES = {
 
 
 def of_patients(source: Source) -> list:
-    """Lays out the measures of experiments.explore: a table each."""
+    """Tabulates the measures of experiments.explore, one table each."""
     result = source.read_json(EMBEDDING_QUALITY_FILE)
     if result is None:
         command = f"python -m experiments.explore --workdir={source.folder}"
@@ -27,7 +27,7 @@ def of_patients(source: Source) -> list:
 
 
 def of_codes(source: Source) -> list:
-    """Lays out how often neighbours of a code are of its group, as experiments.codes measured it."""
+    """Tabulates how often neighbours of a code share its group, as measured by experiments.codes."""
     result = source.read_json(CODE_EMBEDDINGS_FILE)
     if result is None:
         command = f"python -m experiments.codes --workdir={source.folder}"
@@ -37,11 +37,11 @@ def of_codes(source: Source) -> list:
 
 
 def _patients(entry: dict) -> int:
-    return entry.get("patients") or entry["n"]  # of older runs: a value a patient
+    return entry.get("patients") or entry["n"]  # older runs have one value per patient
 
 
 def _compare(label: str, metric: str, found: dict) -> Table:
-    """Lays out a metric of this run and of baselines, with paired differences."""
+    """Tabulates a metric of this run and of baselines, with paired differences."""
     rows = [["this run", format_cell(found["metrics"][metric]), ""]]
     for name, own in found["baselines"].items():
         if metric in own:

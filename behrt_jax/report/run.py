@@ -1,4 +1,4 @@
-"""What was trained on what."""
+"""Section of the report on the model, its data and its settings."""
 
 import collections
 from pathlib import Path
@@ -25,7 +25,7 @@ MODEL_KEYS = {
 
 
 def describe(source: Source) -> Section:
-    """Says what was trained on what."""
+    """Makes the section on the model, its data and its settings."""
     config = source.config
     sizes = source.read_json(PARAMETERS_FILE) or {"all": sum(leaf.size for leaf in jax.tree.leaves(source.params))}
     rows = [["trained on", training_goal(source)], ["parameters", f"{sizes['all']:,}"]]
@@ -38,14 +38,14 @@ def describe(source: Source) -> Section:
     said, *tables = _describe_data(source)
     parts: list = [said, Table("The model", ["what", "value"], rows), *tables, _count_kinds(source)]
     flat = [[key, str(value)] for key, value in sorted(_flatten(config.to_dict()).items())]
-    hidden = ("data.path", "data.prepared_dir", "labels", "pretrained")  # where files lie is nobody else's business
+    hidden = ("data.path", "data.prepared_dir", "labels", "pretrained")  # paths of this machine are private
     flat = [[key, Path(value).name if key in hidden else value] for key, value in flat]
     parts.append(Table("Every setting of the run", ["key", "value"], flat, note="folded"))
     return Section("run", "What was trained on what", "", parts)
 
 
 def training_goal(source: Source) -> str:
-    """Says in words what the model was trained to predict."""
+    """Describes in words what the model was trained to predict."""
     names = {"mlm": "hidden codes", "next_visit": "the next visit", "time_to_event": "the time to every code"}
     if source.is_pretrained:
         return " and ".join(names[each] for each in source.model.objectives)
@@ -77,7 +77,7 @@ def _describe_data(source: Source) -> list:
         found["patients of unknown sex"] = counts["patients_without_sex"]
     missing = []
     for what, number in found.items():
-        patients = found.get(what.removeprefix("events of "), number)  # whose events they are
+        patients = found.get(what.removeprefix("events of "), number)  # the patients of these events
         enough = patients >= source.floor or "files" in what
         missing.append([what, f"{number:,}" if enough else f"of fewer than {source.floor}, not shown"])
     splits = Table("Patients and codes of each split", ["", *events.SPLITS], rows)
@@ -85,7 +85,7 @@ def _describe_data(source: Source) -> list:
 
 
 def _count_kinds(source: Source) -> Table:
-    """Counts the codes of the vocabulary by the part of the name before the first //."""
+    """Counts the codes of the vocabulary by prefix, the part of the name before the first //."""
     codes, numbers = collections.Counter(), collections.Counter()
     vocabulary, few = source.vocabulary, 0
     for code, count, patients in zip(vocabulary.codes, vocabulary.counts, vocabulary.patients, strict=True):

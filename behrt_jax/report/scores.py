@@ -1,4 +1,4 @@
-"""What an evaluation found: tables, paired differences, and groups of patients."""
+"""Result sections of the report: metrics, paired differences, and groups of patients."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from behrt_jax.report.scoring import Scored
 from behrt_jax.report.source import Source
 
 LOWER_IS_BETTER = (*tables.LOWER_IS_BETTER, "perplexity", "calibration_error", "log_days_error")
-NEITHER = ("calibration_slope", "calibration_intercept", "d_calibration_p")  # best at a value between
+NEITHER = ("calibration_slope", "calibration_intercept", "d_calibration_p")  # best at an intermediate value
 UNITS = {
     "mlm": "hidden codes",
     "next_visit": "visits to predict",
@@ -22,7 +22,7 @@ GROUP_NAMES = {"sex": "sex", "age": "age, years", "type": "kind of code"}
 
 
 def headline(source: Source) -> list:
-    """Says the first metric of each objective beside the best baseline, in a sentence."""
+    """Returns a sentence for each objective: its first metric, compared with the best baseline."""
     result = source.read_evaluation()
     if result is None:
         return [_missing(source)]
@@ -42,7 +42,7 @@ def headline(source: Source) -> list:
 
 
 def held_out(source: Source) -> Section:
-    """Lays out the metrics beside baselines, and the differences to them."""
+    """Makes the section with the metrics of the run and the baselines, and their differences."""
     result, parts = source.read_evaluation(), []
     if result is None or not result["metrics"]:
         missing = _missing(source) if result is None else _hidden(source)
@@ -70,7 +70,7 @@ def held_out(source: Source) -> Section:
 
 
 def groups(source: Source, scored: Scored) -> Section:
-    """Lays out the first metric by sex, age band and kind of code."""
+    """Makes the section with the first metric by sex, age band and kind of code."""
     result, parts = source.read_evaluation(), []
     if result is None:
         return Section("groups", "By sex and age", "", [_missing(source)])
@@ -103,7 +103,7 @@ def groups(source: Source, scored: Scored) -> Section:
 
 
 def judge(metric: str, difference: dict) -> str:
-    """Says whether a difference can be told from none: `better`, `worse` or `cannot be told apart`."""
+    """Judges a difference by its interval: `better`, `worse` or `cannot be told apart`; else empty."""
     if metric.endswith(NEITHER):
         return ""
     if difference["low"] <= 0 <= difference["high"]:
@@ -112,13 +112,13 @@ def judge(metric: str, difference: dict) -> str:
 
 
 def _enough(found: dict[str, dict], floor: int) -> dict[str, dict]:
-    """Returns the groups of enough patients."""
+    """Returns the groups with enough patients."""
     small = small_names({f"/{name}": each["run"]["patients"] for name, each in found.items()}, floor)
     return {name: each for name, each in found.items() if f"/{name}" not in small}
 
 
 def _cell(entry: dict) -> str:
-    return format_cell(entry).replace(", ", ",\u00a0")  # so that an interval stays in one line
+    return format_cell(entry).replace(", ", ",\u00a0")  # keeps an interval on one line
 
 
 def _cells(found: dict, selected: Selected) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a pre-trained run says of hidden codes and next visits of held-out patients, for the report."""
+"""Scores for the report: a pre-trained run's predictions of masked codes and next visits of held-out patients."""
 
 from typing import NamedTuple
 
@@ -14,11 +14,11 @@ from behrt_jax.metrics.bootstrap import PerTargetScores
 from behrt_jax.models import inputs
 from behrt_jax.models.inputs import model_arguments
 
-MOST_CELLS = 20_000_000  # of visits times codes; of more, the newest visits
+MOST_CELLS = 20_000_000  # most visits times codes; of more, the last visits are used
 
 
 class Reliability(NamedTuple):
-    """Predictions in bins of equal mass: what was predicted, what was observed with its interval, and how many."""
+    """Predictions in bins of equal mass: mean prediction, observed frequency with its interval, and count."""
 
     predicted: np.ndarray
     observed: np.ndarray
@@ -28,11 +28,11 @@ class Reliability(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What is scored for the report.
+    """Scores for the report.
 
     Attributes:
       reliabilities: by title.
-      hidden_groups: the accuracy at hidden codes, as `tables.select_groups` gives groups: `{"sex=F": {"run": entry}}`.
+      hidden_groups: the accuracy at masked codes, in the format of `tables.select_groups`: `{"sex=F": {"run": entry}}`.
     """
 
     reliabilities: dict[str, Reliability]
@@ -40,7 +40,7 @@ class Scored(NamedTuple):
 
 
 class Guesses(NamedTuple):
-    """The likeliest code at each of n hidden ones: its probability, whether it is right, the patient, their age."""
+    """The most likely code at each of n masks: its probability, whether it is right, the patient, and their age."""
 
     probabilities: np.ndarray
     right: np.ndarray
@@ -49,13 +49,13 @@ class Guesses(NamedTuple):
 
 
 def reliability(probabilities: np.ndarray, came: np.ndarray, owners: np.ndarray, floor: int = 1) -> Reliability | None:
-    """Compares probabilities with what came, in the most bins that each hold enough patients; None where none do.
+    """Compares probabilities with outcomes, in as many bins as have enough patients each; None if no binning has.
 
     Args:
       probabilities: (N, T) float32.
-      came: (N, T) bool.
+      came: (N, T) bool, whether each code occurred.
       owners: (N,) int from 0, the patient of each row.
-      floor: the fewest patients of a bin.
+      floor: minimum number of patients per bin.
     """
     for most in range(multilabel.CALIBRATION_BINS, 0, -1):
         table = multilabel.calibration_table(probabilities, came, owners, most)
@@ -72,7 +72,7 @@ def reliability(probabilities: np.ndarray, came: np.ndarray, owners: np.ndarray,
 
 
 def guess_hidden(run: Run) -> Guesses:
-    """Asks a run for the codes that evaluation hides."""
+    """Predicts the codes that evaluation masks."""
 
     @jax.jit
     def guess(params, columns, masked):
@@ -90,7 +90,7 @@ def guess_hidden(run: Run) -> Guesses:
 
 
 def score(run: Run, floor: int = 1) -> Scored:
-    """Scores what the report shows beside an evaluation, in bins of `floor` patients or more."""
+    """Computes the scores that the report shows in addition to the evaluation, in bins of `floor` patients or more."""
     found, groups = {}, {}
     if "mlm" in run.trained.model.objectives:
         guesses = guess_hidden(run)
@@ -110,7 +110,7 @@ def score(run: Run, floor: int = 1) -> Scored:
 
 
 def _by_group(run: Run, guesses: Guesses) -> dict[str, dict]:
-    """Returns the accuracy at hidden codes by age band and sex."""
+    """Returns the accuracy at masked codes by age band and sex."""
     sex = sexes(run.patients, run.vocabulary.tokens)[guesses.patients]
     found = {}
     for name, cell in multilabel.group_cells(None, guesses.ages, sex).items():

@@ -1,4 +1,4 @@
-"""What a report is about: a run, and as far as they can be read, the patients of its data."""
+"""The source of a report: a run and, if they can be read, the patients of its data."""
 
 import json
 from collections.abc import Callable
@@ -23,18 +23,18 @@ class Source(NamedTuple):
     """A run to report on.
 
     Attributes:
-      folder: its workdir.
-      config: its recipe.
-      vocabulary: that of the model.
+      folder: the run's workdir.
+      config: the run's config.
+      vocabulary: the model's vocabulary.
       model: the model.
-      params: of the best checkpoint.
-      data: the MEDS data set whose patients are drawn.
-      prepared: that data set in the run's vocabulary; None where it cannot be read.
-      about: what the data set says of itself.
-      descriptions: of the codes, by id; empty where there is none.
+      params: parameters of the best checkpoint.
+      data: the MEDS data set with the patients to show.
+      prepared: that data set in the run's vocabulary; None if it cannot be read.
+      about: metadata of the data set.
+      descriptions: of the codes, by id; empty if there is none.
       is_synthetic: whether the data set is known to be simulated.
-      show_patients: whether to show single patients; None: those who are known to be simulated.
-      say: takes lines on what is going on.
+      show_patients: whether to show single patients; None to show only patients known to be simulated.
+      say: receives progress messages.
     """
 
     folder: Path
@@ -56,21 +56,21 @@ class Source(NamedTuple):
         return "objective" in self.config
 
     def may_show(self, is_synthetic: bool) -> bool:
-        """Whether single patients may be shown who are, or are not, known to be simulated."""
+        """Returns whether single patients may be shown, given whether they are known to be simulated."""
         return is_synthetic if self.show_patients is None else self.show_patients
 
     @property
     def floor(self) -> int:
-        """The fewest patients that what is shown may rest on: 1 where single ones may be shown."""
-        known = self.is_synthetic and is_synthetic(self.config.data.path)  # the data that is drawn, and the run's own
+        """The fewest patients behind any shown number: 1 if single patients may be shown."""
+        known = self.is_synthetic and is_synthetic(self.config.data.path)  # the shown data, and the run's own
         return 1 if self.may_show(known) else MIN_PATIENTS
 
     def read_evaluation(self) -> dict | None:
-        """Reads the evaluation without what is of fewer patients than `floor`; None where there is none."""
+        """Reads the evaluation without estimates of fewer than `floor` patients; None if there is no evaluation."""
         result = self.read_json(EVALUATION_FILE)
         if result is None:
             return None
-        is_other = "data" in result and not self.show_patients  # of patients that nothing is known of
+        is_other = "data" in result and not self.show_patients  # of patients not known to be simulated
         return drop_small(result, MIN_PATIENTS if is_other else self.floor)[0]
 
     def patients(self, split: str) -> dataset.Patients:
@@ -84,14 +84,14 @@ class Source(NamedTuple):
         return dataset.read(self.prepared.folder, split)
 
     def name(self, code: int) -> str:
-        """Returns what a code means, or its name where there is no description."""
+        """Returns the description of a code, or its name if there is none."""
         return self.descriptions[code] or self.vocabulary.tokens[code]
 
     def read_json(self, name: str) -> dict | None:
-        """Reads a file of the workdir; None where it is not there.
+        """Reads a JSON file of the workdir; None if it does not exist.
 
         Raises:
-          ValueError: it is not JSON.
+          ValueError: the file is not JSON.
         """
         file = self.folder / name
         try:
@@ -105,9 +105,9 @@ def load(folder: Path, data: str | None, show_patients: bool | None, say: Callab
 
     Args:
       folder: the workdir.
-      data: a MEDS data set whose patients are drawn; the run's own if None.
-      show_patients: whether to show single patients; if None, only where the data set is known to be simulated.
-      say: takes lines on what is going on.
+      data: a MEDS data set with the patients to show; the run's own if None.
+      show_patients: whether to show single patients; if None, only if the data set is known to be simulated.
+      say: receives progress messages.
 
     Raises:
       ValueError: the workdir cannot be loaded.

@@ -1,4 +1,4 @@
-"""How the losses fell in training, and what it cost."""
+"""Training sections of the report: learning curves, and the cost of training."""
 
 import struct
 from pathlib import Path
@@ -17,7 +17,7 @@ REPORT_ON_RUN = "python -m experiments.report --workdir=RUN"
 
 
 def curves(source: Source) -> Section:
-    """Draws each loss in training and on tuning."""
+    """Makes the section with the learning curve of each loss, on train and tuning."""
     lines = metrics_writer.read_metrics(source.folder)
     found = sorted({name for line in lines for name in line if name == "loss" or name.endswith("/loss")})
     names = [name for name in found if "/" in name] or found
@@ -59,7 +59,7 @@ def _draw_curve(lines: list[dict], name: str) -> Figure:
 
 
 def cost(source: Source) -> Section:
-    """Says what training took, as far as its files tell."""
+    """Makes the section on the cost of training, as far as the workdir's files record it."""
     lines = metrics_writer.read_metrics(source.folder)
     speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
     sessions = session_seconds(source.folder)
@@ -78,7 +78,7 @@ def cost(source: Source) -> Section:
 
 
 def last_step(folder: Path, lines: list[dict]) -> int:
-    """Returns the last step that is logged; of a published model, which has no log, that of its parameters."""
+    """Returns the last logged step; for a published model, which has no log, the step of its parameters."""
     if lines:
         return max(line["step"] for line in lines)
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
@@ -88,7 +88,7 @@ def last_step(folder: Path, lines: list[dict]) -> int:
 
 
 def session_seconds(folder: Path) -> list[float]:
-    """Returns how long each part of a training took, from the TensorBoard files of a workdir."""
+    """Returns the duration of each training session in seconds, from the TensorBoard files of a workdir."""
     found = []
     for file in sorted((folder / "tensorboard").glob("events.out.tfevents.*")):
         content, place, times = file.read_bytes(), 0, []
@@ -103,7 +103,7 @@ def session_seconds(folder: Path) -> list[float]:
 
 
 def format_time(seconds: float) -> str:
-    """Writes a time in words.
+    """Formats a duration in words.
 
     >>> format_time(3725)
     '1 h 2 min'

@@ -1,4 +1,4 @@
-"""Writes simulated patients and measures what the oracle reaches on them."""
+"""Writes simulated patients and measures the performance of the oracle on them."""
 
 import shutil
 import tempfile
@@ -16,7 +16,7 @@ from behrt_jax.simulation.world import load_world, make_world
 
 
 def write_patients(output: Path, patients: int, seed: int) -> str:
-    """Writes a data set in one move and returns a line of counts; a ValueError if something is in the way."""
+    """Writes a data set atomically and returns a line of counts; raises a ValueError if `output` is not empty."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output={output}: exists and is not an empty directory; name another, or remove it")
     world = make_world(seed)
@@ -34,7 +34,7 @@ def write_patients(output: Path, patients: int, seed: int) -> str:
 
 
 def ceilings(folder: Path, seed: int) -> str:
-    """Returns what the oracle and counting reach on held-out patients."""
+    """Returns the scores of the oracle and of counting on held-out patients, as text."""
     world, splits = load_world(folder), pl.read_parquet(folder / events.SPLITS_FILE).sort("subject_id")
     train, held_out = (
         oracle.read_histories(folder, splits.filter(split=name)["subject_id"]) for name in ("train", "held_out")

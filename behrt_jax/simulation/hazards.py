@@ -1,7 +1,7 @@
-"""Survival outcomes with a known hazard of order, age and timing, drawn on top of any population's histories.
+"""Simulated survival outcomes for any population's histories, with a known hazard of order, age and timing of codes.
 
-What the hazard is made of is in no table of counts, so that the outcomes tell what a model of sequences is worth beside
-a regression on counts, and how far both stay below the truth.
+No table of counts holds the features of the hazard. The outcomes therefore show what a sequence model adds to a
+regression on counts, and how far both stay below the truth.
 """
 
 from typing import NamedTuple
@@ -15,17 +15,17 @@ from behrt_jax.data.vocabulary import NUM_SPECIAL
 from behrt_jax.data.windows import MINUTES_PER_DAY, MINUTES_PER_YEAR
 
 KINDS = ("order", "age", "recency")
-MIN_SHARE = 0.15  # of histories in which a rule must differ from its commonest value
-CODE_SHARES = (0.05, 0.9)  # of histories that must hold a code for it to be in a rule
+MIN_SHARE = 0.15  # least share of histories in which a rule differs from its most common value
+CODE_SHARES = (0.05, 0.9)  # range of the share of histories that hold a code, for it to be used in a rule
 ORDER_DAYS = 365.0
 AGE_YEARS = 20.0
-RECENCY_DAYS = (60.0, 365.0)  # between which a window begins; it ends at four times that
+RECENCY_DAYS = (60.0, 365.0)  # range of the start of a window; it ends at four times the start
 MAX_TRIES = 2000
-DAY, YEAR = MICROSECONDS * MINUTES_PER_DAY, MICROSECONDS * MINUTES_PER_YEAR  # in `Patients.times`
+DAY, YEAR = MICROSECONDS * MINUTES_PER_DAY, MICROSECONDS * MINUTES_PER_YEAR  # in units of `Patients.times`
 
 
 class Rule(NamedTuple):
-    """A function of a history, as `evaluate_rule` computes it.
+    """A function of a history, computed by `evaluate_rule`.
 
     Attributes:
       kind: `order`: 1 if the first code of `second` came after the first code of `first`, within `high` days, else 0;
@@ -56,7 +56,7 @@ class Hazard(NamedTuple):
     """A log relative hazard: the weighted sum of R standardised rules.
 
     Attributes:
-      rules: R of them.
+      rules: the R rules.
       coefficients: (R,).
       centres, scales: (R,) means and standard deviations of the rules' values in the population.
     """
@@ -73,14 +73,14 @@ class Hazard(NamedTuple):
 
 
 class TrueOutcomes(NamedTuple):
-    """Times to an event of N histories, and the truth behind them.
+    """Times to an event for N histories, with their true hazards.
 
     Attributes:
       days: (N,) float64, to the event or to censoring.
-      events: (N,) bool, whether the event came first.
-      log_hazard: (N,) true log relative hazard, of mean 0.
-      hazard: what it is made of.
-      scale: days at which the cumulative hazard of `log_hazard` 0 is 1.
+      events: (N,) bool, whether the event came before censoring.
+      log_hazard: (N,) true log relative hazard, with mean 0.
+      hazard: the rules that `log_hazard` is computed from.
+      scale: days at which the cumulative hazard is 1 for a `log_hazard` of 0.
       shape: of the Weibull baseline.
     """
 
@@ -92,7 +92,7 @@ class TrueOutcomes(NamedTuple):
     shape: float
 
     def survival(self, times: np.ndarray) -> np.ndarray:
-        """Returns the true survival of each row at (T,) days, (N, T)."""
+        """Returns the true survival probability of each row at (T,) days, (N, T)."""
         return np.exp(-np.exp(self.log_hazard)[:, None] * (np.asarray(times) / self.scale) ** self.shape)
 
 
@@ -108,25 +108,25 @@ def simulate_outcomes(
     shape: float = 1.0,
     censored: float = 0.3,
 ) -> TrueOutcomes:
-    """Draws times to an event under proportional hazards, a function of the arguments.
+    """Draws times to an event under proportional hazards; deterministic given the arguments.
 
-    Times are Weibull (Bender et al. 2005); censoring is exponential and independent of all else. For competing events
-    draw twice, with two seeds and `censored=0`, and keep the earlier.
+    Times are Weibull (Bender et al. 2005); censoring is exponential and independent of all else. For competing events,
+    draw twice with different seeds and `censored=0`, and keep the earlier event.
 
     Args:
-      patients: N histories, as `histories.histories_at` returns them; one a patient, as each draws its own outcome.
+      patients: N histories, from `histories.histories_at`; one per patient, as each draws its own outcome.
       times: (N,) datetime64, the prediction times.
       tokens: of the vocabulary, by id.
-      seed: of all that is drawn.
-      num_rules: how many rules there are, of each kind in turn.
-      group_size: codes in each group of a rule.
-      spread: standard deviation of the log hazard; 0 is an event that nothing predicts.
+      seed: seed of all random draws.
+      num_rules: number of rules; their kinds alternate.
+      group_size: number of codes in each group of a rule.
+      spread: standard deviation of the log hazard; 0 gives an unpredictable event.
       scale: days at which the baseline cumulative hazard is 1.
-      shape: of the Weibull baseline; 1 is a constant hazard, above 1 a rising one.
-      censored: expected share of rows that are censored, 0 or more and below 1.
+      shape: of the Weibull baseline; 1 gives a constant hazard, above 1 a rising one.
+      censored: expected share of censored rows, at least 0 and below 1.
 
     Raises:
-      ValueError: a size or share is out of its range, or the histories are too alike for such rules.
+      ValueError: a size or share is out of range, or the histories are too similar for such rules.
     """
     _check(num_rules, group_size, spread, scale, shape, censored)
     hazard = draw_hazard(patients, times, tokens, seed, num_rules, group_size, spread)
@@ -147,13 +147,13 @@ def draw_hazard(
     group_size: int,
     spread: float,
 ) -> Hazard:
-    """Draws rules that vary in the population, and coefficients of either sign and about the same size.
+    """Draws rules that vary in the population, with coefficients of random sign and similar size.
 
-    Common codes are drawn more often than rare ones. Rules that have one value in nearly all histories are drawn anew.
+    Common codes are drawn more often than rare ones. Rules with the same value in nearly all histories are redrawn.
     The arguments are those of `simulate_outcomes`.
 
     Raises:
-      ValueError: too few codes are in enough histories, or no rule varies.
+      ValueError: too few codes occur in enough histories, or no rule varies.
     """
     rng, holders = np.random.default_rng([seed, 0]), _share_of_holders(patients, len(tokens))
     codes = np.flatnonzero((holders >= CODE_SHARES[0]) & (holders <= CODE_SHARES[1]))
@@ -185,7 +185,7 @@ def draw_hazard(
 def evaluate_rule(rule: Rule, patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> np.ndarray:
     """Returns the value of a rule for N histories at their prediction times: (N,) float64.
 
-    Codes of a group that `tokens` lacks are in no history. Without a known birth nothing was recorded at any age.
+    Codes that are missing from `tokens` occur in no history. Without a known birth, no code has an age.
     """
     first, owners = _is_in(rule.first, patients, tokens), patients.owners
     if rule.kind == "order":
@@ -205,7 +205,7 @@ def evaluate_rule(rule: Rule, patients: Patients, times: np.ndarray, tokens: tup
 def _draw_rule(
     kind: str, drawn: np.ndarray, size: int, patients: Patients, tokens: tuple[str, ...], rng: np.random.Generator
 ) -> Rule:
-    """Draws the bounds of a rule on codes that were drawn."""
+    """Draws the bounds of a rule for the drawn codes."""
     first, second = (tuple(tokens[code] for code in np.sort(part)) for part in (drawn[:size], drawn[size:]))
     if kind == "order":
         return Rule(kind, first, second, 0.0, ORDER_DAYS)
@@ -218,12 +218,12 @@ def _draw_rule(
 
 
 def _is_in(codes: tuple[str, ...], patients: Patients, tokens: tuple[str, ...]) -> np.ndarray:
-    """Returns which tokens of the histories, static ones aside, are of some codes: (T,) bool."""
+    """Returns which tokens of the histories, except static ones, are among some codes: (T,) bool."""
     return np.isin(tokens, codes)[patients.codes] & (patients.visits >= 0)
 
 
 def _earliest(patients: Patients, chosen: np.ndarray) -> np.ndarray:
-    """Returns when the first chosen token of each history was recorded: (N,); far in the future if there is none."""
+    """Returns the time of the first chosen token of each history: (N,); far in the future if there is none."""
     far = np.iinfo(np.int64).max // 4
     found = np.full(len(patients), far)
     np.minimum.at(found, patients.owners[chosen], patients.times[chosen])
@@ -231,14 +231,14 @@ def _earliest(patients: Patients, chosen: np.ndarray) -> np.ndarray:
 
 
 def _share_of_holders(patients: Patients, num_tokens: int) -> np.ndarray:
-    """Returns the share of histories that hold each code, static tokens aside; 0 for special tokens."""
+    """Returns the share of histories that hold each code, without static tokens; 0 for special tokens."""
     timed = (patients.visits >= 0) & (patients.codes >= NUM_SPECIAL)
     pairs = np.unique(patients.owners[timed].astype(np.int64) * num_tokens + patients.codes[timed])
     return np.bincount(pairs % num_tokens, minlength=num_tokens) / len(patients)
 
 
 def _censoring_rate(until_event: np.ndarray, share: float) -> float:
-    """Returns the rate a day at which an expected share of rows is censored before its event; tiny for a share of 0."""
+    """Returns the daily censoring rate that gives an expected share of censored rows; tiny for a share of 0."""
     tiny = 1e-12 / until_event.max()
     if share == 0:
         return tiny

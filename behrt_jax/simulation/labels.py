@@ -1,4 +1,4 @@
-"""Labels whose truth a simulator knows, one prediction time a patient, for comparisons with few labels."""
+"""Labels of simulated patients with known truth, one prediction time per patient, for studies with few labels."""
 
 from pathlib import Path
 
@@ -12,21 +12,21 @@ from behrt_jax.metrics import survival
 from behrt_jax.simulation import oracle, simulator
 from behrt_jax.simulation import world as worlds
 
-INDEX_CHANCE = 0.1  # of each visit after the first to be the index, unless an earlier one is
+INDEX_CHANCE = 0.1  # probability of each visit after the first to be the index, unless an earlier one is
 MAX_COMPARED = 1000  # held-out patients for the bound of Harrell's C, whose memory grows with their square
 MONTH = pl.duration(seconds=worlds.SECONDS_PER_MONTH)
 
 
 def choose_visits(truth: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """Chooses the index visit of each patient: the first, after the first of all, that a hash picks; by patient.
+    """Chooses the index visit of each patient: the first one selected by a hash, excluding the very first; by patient.
 
-    Whether a visit is the index depends on nothing that comes after it: a draw among all visits of a patient would
-    favour those after which few came, so that the choice itself would tell of an early death. Patients none of whose
-    visits is picked are left out.
+    Whether a visit is the index does not depend on later events. A draw among all visits of a patient would favour
+    visits with few later ones, so that the choice itself would reveal an early death. Patients without a selected
+    visit are left out.
 
     Args:
-      truth: what `simulator.write` says of visits.
-      seed: decides which.
+      truth: the truth table of `simulator.write`, a row per visit.
+      seed: determines the selected visits.
     """
     later = truth.filter(pl.col("visit") > 0).sort("subject_id", "visit")
     drawn = hash_fraction(seed, later["subject_id"].to_numpy(), later["visit"].to_numpy())
@@ -34,15 +34,15 @@ def choose_visits(truth: pl.DataFrame, seed: int) -> pl.DataFrame:
 
 
 def make_labels(data: str, seed: int) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
-    """Returns labels by name, and the index visits that they are of, with what the oracle says of each.
+    """Returns labels by name, and their index visits with the oracle's predictions.
 
-    The oracle knows what a model is given at the index: sex, the visits before, the time of the index and that there is
-    a visit then, so that the patient is alive and observed; not its codes. `oracle_NAME` is the probability that the
-    visit finds a disease, `oracle_death` orders times to death (`oracle.expected_months`, negative). A time to death is
-    censored when the patient leaves, at a rate that is the same for all.
+    The oracle knows what a model is given at the index: sex, the earlier visits, the time of the index, and that there
+    is a visit, so that the patient is alive and observed; not its codes. `oracle_NAME` is the probability that the
+    patient has the disease at the visit; `oracle_death` ranks times to death (negative `oracle.expected_months`). Times
+    to death are censored when the patient leaves observation, at a rate that is the same for all.
 
     Raises:
-      ValueError: the folder is no simulated data set, or was written without the end of follow-up.
+      ValueError: the folder is not a simulated data set, or was written without the end of follow-up.
     """
     world, file = worlds.load_world(data), Path(data) / simulator.TRUTH_FILE
     truth = pl.read_parquet(file)
@@ -63,7 +63,7 @@ def make_labels(data: str, seed: int) -> tuple[dict[str, pl.DataFrame], pl.DataF
 
 
 def measure_oracle(found: pl.DataFrame, name: str, visits: pl.DataFrame, data: str) -> str:
-    """Returns how well the oracle orders the held-out patients of a label."""
+    """Describes how well the oracle ranks the held-out patients of a label."""
     splits = pl.read_parquet(Path(data) / events.SPLITS_FILE).filter(split="held_out")
     known = found.join(visits, on=KEYS, maintain_order="left").join(splits, on="subject_id", how="semi")
     said = known[f"oracle_{name}"].to_numpy()
@@ -77,7 +77,7 @@ def measure_oracle(found: pl.DataFrame, name: str, visits: pl.DataFrame, data: s
 
 
 def bound_concordance(visits: pl.DataFrame, data: str) -> float:
-    """Returns `oracle.best_concordance` of index visits, or of the first `MAX_COMPARED` of them."""
+    """Returns `oracle.best_concordance` for the index visits, or for the first `MAX_COMPARED` of them."""
     visits, world = visits.sort("subject_id").head(MAX_COMPARED), worlds.load_world(data)
     histories = oracle.read_histories(data, visits["subject_id"])
     rows = histories.first_visits() + visits["visit"].to_numpy()

@@ -1,8 +1,8 @@
-"""What a perfect model would say of simulated patients: exact posteriors by forward-backward.
+"""Oracle for simulated patients: exact posterior probabilities by forward-backward.
 
 The oracle knows the world's probabilities and sees what a model sees: sex, the months of age of visits, and codes. It
-does not see states, nor when or why observation ended; what is said of a whole history knows that no visit followed.
-Everything that is said of a visit from its past is computed row by row, so that the future cannot change it by a bit.
+does not see states, nor when or why observation ended; predictions from a whole history know that no visit followed.
+Predictions from the past of a visit are computed row by row, so that the future cannot change a single bit of them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,22 +15,22 @@ from behrt_jax.data import events
 from behrt_jax.simulation import world as worlds
 from behrt_jax.simulation.world import MAX_MONTHS, Histories, World
 
-_CHUNK = 16  # hidden codes worked on at a time: what stays in a core's cache
-_EDGE = 1e-14  # chances are kept this far from 0 and 1, whose odds are 0 and infinite
+_CHUNK = 16  # masked codes processed at a time, so that they stay in a core's cache
+_EDGE = 1e-14  # probabilities are kept this far from 0 and 1, whose odds are 0 and infinite
 
 
 def read_histories(folder: str | Path, subject_ids: Iterable[int]) -> Histories:
-    """Reads what is seen of some patients of a simulated data set.
+    """Reads the observed histories of some patients of a simulated data set.
 
     Args:
-      folder: what `simulator.write` wrote.
+      folder: a folder written by `simulator.write`.
       subject_ids: N ids, ascending; patient i is the i-th of them.
 
     Returns:
       Their histories, with the codes of the folder's world. Death is not read.
 
     Raises:
-      ValueError: the folder is no simulated data set, the ids do not ascend, or one has no visit in it.
+      ValueError: the folder is not a simulated data set, the ids do not ascend, or a subject has no visit.
     """
     world, subjects = worlds.load_world(folder), np.asarray(list(subject_ids), np.int64)
     if (np.diff(subjects) <= 0).any():
@@ -55,19 +55,19 @@ def read_histories(folder: str | Path, subject_ids: Iterable[int]) -> Histories:
 def next_visit_probabilities(
     world: World, histories: Histories, targets: np.ndarray, time_known: bool = False
 ) -> np.ndarray:
-    """Returns the probability of each code at the next visit, from sex and the visits so far: (V, C).
+    """Returns the probability of each code at the next visit, given sex and the visits so far: (V, C).
 
-    Given that there is a next visit and that it has at least one of the targets.
+    Conditions on a next visit with at least one of the targets.
 
     Args:
-      world: the world they live in.
-      histories: what is seen.
+      world: the patients' world.
+      histories: observed histories.
       targets: (C,) bool.
-      time_known: whether the month of the next visit is known too, as it is to a model that is asked at that time; a
-        patient's last visit, which has no next one in the histories, then gets NaN.
+      time_known: whether the month of the next visit is known too, as to a model that is given this time; the rows of
+        last visits, which have no next one in the histories, are then NaN.
 
     Raises:
-      ValueError: `targets` has none.
+      ValueError: no entry of `targets` is True.
     """
     if not targets.any():
         raise ValueError("targets: found no code; expected one or more to be True")
@@ -84,17 +84,18 @@ def next_visit_probabilities(
 
 
 def masked_probabilities(world: World, histories: Histories, hidden: np.ndarray) -> np.ndarray:
-    """Returns the probability of each code behind a mask, from all that is seen of the patient: (V, C).
+    """Returns the probability of each code at a mask, given all that is observed of the patient: (V, C).
 
-    How many codes of a visit are hidden is seen; which, is not. So all masks of a visit have the same distribution.
+    The number of masked codes of a visit is known, but not which they are. All masks of a visit therefore have the same
+    distribution.
 
     Args:
-      world: the world they live in.
-      histories: what is seen but for the hidden codes, which are not read.
-      hidden: (V, C) bool, codes that are masked; visits without one get zeros.
+      world: the patients' world.
+      histories: observed histories; their masked codes are not read.
+      hidden: (V, C) bool, the masked codes; visits without one get zeros.
 
     Raises:
-      ValueError: a code is hidden that was not recorded.
+      ValueError: a masked code was not recorded.
     """
     if (hidden & ~histories.codes).any():
         raise ValueError("hidden: holds codes that are not in histories.codes; expected a part of those")
@@ -102,19 +103,19 @@ def masked_probabilities(world: World, histories: Histories, hidden: np.ndarray)
     found = np.zeros(hidden.shape)
     for rows, odds, before in _behind_masks(world, histories.codes, hidden):
         after = _sums_before(odds[..., ::-1], len(before))[::-1, ..., ::-1]
-        others = (before * after).sum(axis=0)  # no division takes a code out of a sum: that would lose digits
+        others = (before * after).sum(axis=0)  # sums without each code; a division would lose precision
         weights = smoothed[rows] / (odds * before[-1]).sum(axis=2) / len(before)
         found[rows] = _by_row(weights, odds * others)
     return found
 
 
 def death_risks(world: World, histories: Histories, months: int) -> np.ndarray:
-    """Returns the risk of death within some months of each visit, observed or not, from the visits so far: (V,)."""
+    """Returns the risk of death within some months of each visit, observed or not, given the visits so far: (V,)."""
     return (filter_states(world, histories) * visit_risks(world, histories, months)).sum(axis=1)
 
 
 def visit_risks(world: World, histories: Histories, months: int) -> np.ndarray:
-    """Returns the risk of death within some months of each visit, in each state: (V, S)."""
+    """Returns the risk of death within some months of each visit, given each state: (V, S)."""
     risks = np.zeros((len(world.visit), 2, MAX_MONTHS + 1 + months))
     at = tuple(grid.ravel() for grid in np.indices(risks.shape[1:]))
     dies = world.dies(*at)
@@ -125,11 +126,11 @@ def visit_risks(world: World, histories: Histories, months: int) -> np.ndarray:
 
 
 def expected_months(world: World, sex: np.ndarray, month: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """Returns for how many months each of n people can be compared with another, on average: (n,).
+    """Returns the expected number of months for which each of n people can be compared with another: (n,).
 
-    A month counts if they live through it, by the chance that neither of two people left observation before. Less of it
-    is the score that orders times to death best: of two people, that with fewer months is likely to die first while
-    both are observed. Arguments as for `survival_curves`.
+    A month counts if the person survives it, weighted by the probability that neither of two people left observation
+    before. Its negative is the best score to rank times to death: of two people, the one with fewer months is more
+    likely to die first while both are observed. Arguments as for `survival_curves`.
     """
     sexes, counted = np.arange(2), (1 - world.leave[0]) ** 2
     expected = np.zeros((len(world.visit), 2, MAX_MONTHS + 1))
@@ -141,30 +142,30 @@ def expected_months(world: World, sex: np.ndarray, month: np.ndarray, states: np
 
 
 def best_concordance(world: World, sex: np.ndarray, month: np.ndarray, states: np.ndarray) -> float:
-    """Returns what Harrell's C of times to death of n people is below, on average, whatever orders them.
+    """Returns an upper bound on the expected Harrell's C of any score for times to death of n people.
 
-    Follow-up ends at death, on leaving, or at the oldest age. Of any two people, which of them is more likely to be
-    seen to die first is known exactly; no score can do better than to be right about each pair. Arguments as for
+    Follow-up ends at death, on leaving, or at the oldest age. For any two people it is known exactly which one is more
+    likely to be observed to die first; no score can do better than to rank each pair accordingly. Arguments as for
     `survival_curves`; memory grows with the square of n.
     """
     left = MAX_MONTHS + 1 - month
     curves = survival_curves(world, sex, month, states, int(left.max()))
     later = np.arange(1, curves.shape[1])
-    observed = (later <= left[:, None]) * (1 - world.leave[0]) ** (later - 1)  # until the month before
+    observed = (later <= left[:, None]) * (1 - world.leave[0]) ** (later - 1)  # through the previous month
     first = (-np.diff(curves, axis=1) * observed) @ (curves[:, 1:] * observed).T  # (n, n), that one dies before another
     pairs = np.triu_indices(len(first), 1)
     return float(np.maximum(first, first.T)[pairs].sum() / (first + first.T)[pairs].sum())
 
 
 def survival_curves(world: World, sex: np.ndarray, month: np.ndarray, states: np.ndarray, months: int) -> np.ndarray:
-    """Returns the probability to be alive 0 to `months` months later, observed or not: (n, months + 1).
+    """Returns the probability of being alive 0 to `months` months later, observed or not: (n, months + 1).
 
     Args:
-      world: the world they live in.
-      sex: (n,) of people who are alive at a month of age.
-      month: (n,) that month.
-      states: (n, S) distributions of their states then.
-      months: beyond the oldest age the rates of the oldest year go on.
+      world: the patients' world.
+      sex: (n,) of people alive at a month of age.
+      month: (n,) that month of age.
+      states: (n, S) distributions of their states in that month.
+      months: number of months; beyond the oldest age, the rates of the oldest year apply.
     """
     alive, curves = states.T, np.ones((len(sex), months + 1))
     for step in range(1, months + 1):
@@ -174,12 +175,12 @@ def survival_curves(world: World, sex: np.ndarray, month: np.ndarray, states: np
 
 
 def filter_states(world: World, histories: Histories, likelihoods: np.ndarray | None = None) -> np.ndarray:
-    """Returns the distribution of the state at each visit given its patient's visits up to and with it: (V, S).
+    """Returns the distribution of the state at each visit given its patient's visits up to and including it: (V, S).
 
     Args:
-      world: the world they live in.
-      histories: what is seen.
-      likelihoods: (V, S), as `code_likelihoods` gives them; taken from it if not given.
+      world: the patients' world.
+      histories: observed histories.
+      likelihoods: (V, S), from `code_likelihoods`; computed if not given.
     """
     return _filter(world, histories, likelihoods)[1]
 
@@ -187,13 +188,13 @@ def filter_states(world: World, histories: Histories, likelihoods: np.ndarray | 
 def states_before(world: World, histories: Histories) -> np.ndarray:
     """Returns the distribution of the state at each visit given all earlier visits and its own month: (V, S).
 
-    That there is a visit, and so that the patient lives and is observed, is known; its codes are not.
+    It is known that there is a visit, so that the patient is alive and observed; its codes are not known.
     """
     return _filter(world, histories, None)[0]
 
 
 def _filter(world: World, histories: Histories, likelihoods: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the distributions of the state at each visit before and after its codes are read: (V, S) each."""
+    """Returns the distributions of the state at each visit before and after observing its codes: (V, S) each."""
     likelihoods = code_likelihoods(world, histories.codes) if likelihoods is None else likelihoods
     begin = histories.month[histories.first_visits()]
     states = worlds.state_priors(world)[:, histories.sex, begin]
@@ -202,7 +203,7 @@ def _filter(world: World, histories: Histories, likelihoods: np.ndarray | None) 
         states[:, going] = world.advance(states[:, going], *at) * world.stays(*at)
         owner = histories.owner[visits]
         came = states[:, owner] * np.where(begin[owner] < month, world.visit[:, None], 1.0)
-        before[visits] = _normal(np.ascontiguousarray(came.T))  # rows are added up alike, however many there are
+        before[visits] = _normal(np.ascontiguousarray(came.T))  # contiguous: row sums do not depend on their number
         after[visits] = _normal(came.T * likelihoods[visits])
         states[:, going] *= 1 - world.visit[:, None]
         states[:, owner] = after[visits].T
@@ -210,7 +211,7 @@ def _filter(world: World, histories: Histories, likelihoods: np.ndarray | None) 
 
 
 def code_likelihoods(world: World, codes: np.ndarray, hidden: np.ndarray | None = None) -> np.ndarray:
-    """Returns the probability of what is seen of each visit in each state, up to a factor a visit: (V, S)."""
+    """Returns the likelihood of each visit's observed codes in each state, up to a factor per visit: (V, S)."""
     odds = _odds(world)
     hidden = np.zeros_like(codes) if hidden is None else hidden
     log = _by_row(codes & ~hidden, np.log(odds).T) - np.log1p(odds).sum(axis=1)
@@ -220,7 +221,7 @@ def code_likelihoods(world: World, codes: np.ndarray, hidden: np.ndarray | None 
 
 
 def _smooth_states(world: World, histories: Histories, likelihoods: np.ndarray) -> np.ndarray:
-    """Returns the distribution of the state at each visit given the whole history and its end: (V, S)."""
+    """Returns the distribution of the state at each visit given the whole history and that no visit follows: (V, S)."""
     none = np.zeros((len(world.visit), 1))
     silence = np.stack([chance[..., 0] for chance in _expectations(world, none, 1.0)][::-1], axis=2)
     later = silence[:, histories.sex, histories.month[histories.last_visits()]]
@@ -235,7 +236,7 @@ def _smooth_states(world: World, histories: Histories, likelihoods: np.ndarray) 
 
 
 def _next_visit_states(world: World, histories: Histories) -> np.ndarray:
-    """Returns the probability that there is a next visit and finds the patient in a state: (V, S)."""
+    """Returns the joint probability of a next visit and of each state at it: (V, S)."""
     filtered, sexes = filter_states(world, histories), histories.sex[histories.owner]
     found = np.zeros_like(filtered)
     reach = _expectations(world, np.eye(len(world.visit)), 0.0)
@@ -247,9 +248,9 @@ def _next_visit_states(world: World, histories: Histories) -> np.ndarray:
 
 
 def _expectations(world: World, visited: np.ndarray, silent: float) -> Iterator[np.ndarray]:
-    """Yields what is to be expected in each state of a month, from the oldest month back: (S, 2, n) by sex.
+    """Yields expectations in each state of a month, from the oldest month back: (S, 2, n) by sex.
 
-    Of (S, n) functions `visited` of the state at the next visit, and of `silent` where no visit follows.
+    Expectations are of (S, n) functions `visited` of the state at the next visit, and of `silent` if no visit follows.
     """
     sexes, comes = np.arange(2), world.visit[:, None, None]
     expected = np.full((len(visited), 2, visited.shape[1]), silent)
@@ -267,7 +268,7 @@ def _odds(world: World) -> np.ndarray:
 
 
 def _behind_masks(world: World, codes: np.ndarray, hidden: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yields some visits with k masks each, the odds of their codes (n, S, C), 0 if seen, and `_sums_before` of k."""
+    """Yields visits with k masks each, the odds of their codes (n, S, C), 0 if observed, and `_sums_before` of k."""
     odds, counts = _odds(world), hidden.sum(axis=1)
     for count in np.unique(counts[counts > 0]):
         rows = np.flatnonzero(counts == count)
@@ -277,7 +278,7 @@ def _behind_masks(world: World, codes: np.ndarray, hidden: np.ndarray) -> Iterat
 
 
 def _sums_before(odds: np.ndarray, count: int) -> np.ndarray:
-    """Returns the sums of all products of 0 to `count` - 1 odds of the codes before each code: (count, n, S, C)."""
+    """Returns elementary symmetric sums, of degree 0 to `count` - 1, of the odds before each code: (count, n, S, C)."""
     sums = np.zeros((count, *odds.shape))
     sums[0] = 1.0
     for size in range(1, count):
@@ -286,9 +287,9 @@ def _sums_before(odds: np.ndarray, count: int) -> np.ndarray:
 
 
 def _by_month(histories: Histories, backward: bool = False) -> Iterator[tuple]:
-    """Yields each month of age with its visits, the patients seen before it and not last before it, and `at`.
+    """Yields each month of age with its visits, the patients with an earlier visit and one in it or later, and `at`.
 
-    From birth on, or from the oldest back. `at` holds the sex of those patients and, as often, the month.
+    Runs from birth on, or backward from the oldest age. `at` holds the sex of those patients, and the month repeated.
     """
     begin, end = histories.month[histories.first_visits()], histories.month[histories.last_visits()]
     order = np.argsort(histories.month, kind="stable")
@@ -300,7 +301,7 @@ def _by_month(histories: Histories, backward: bool = False) -> Iterator[tuple]:
 
 
 def _by_row(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Multiplies (n, S) rows by a matrix, each on its own: one product of all can differ in the last bits with n."""
+    """Multiplies (n, S) rows by a matrix, each on its own: one product of all depends on n in the last bits."""
     return np.matmul(rows[:, None, :], matrix)[:, 0]
 
 

@@ -1,4 +1,4 @@
-"""Survival outcomes of known hazard as label files, one prediction time a patient, and the truth beside them."""
+"""Label files of survival outcomes with a known hazard, one prediction time per patient, and a file of the truth."""
 
 import datetime
 import json
@@ -27,8 +27,8 @@ HAZARD_FLAGS = ("num_rules", "group_size", "spread", "scale", "shape", "censored
 
 
 def choose_times(data: str, min_visits: int, seed: int, say: Callable[[str], None]) -> Labels:
-    """Chooses a prediction time of each patient: the start of a visit, each as likely, with enough visits before."""
-    index, ends = {"visits": True}, {"until": datetime.datetime.max}  # outcomes need no follow-up
+    """Chooses a prediction time for each patient: the start of a random visit with enough earlier visits."""
+    index, ends = {"visits": True}, {"until": datetime.datetime.max}  # simulated outcomes need no follow-up
     section = {"index": index, "require": {"min_visits": min_visits}, "events": {"death": events.DEATH}}
     task = parse_time_to_event({"time_to_event": {**section, "follow_up": ends}}, "prediction times")
     made = make_labels(task, events.find_shards(data))
@@ -49,7 +49,7 @@ def choose_times(data: str, min_visits: int, seed: int, say: Callable[[str], Non
 def read_histories(
     config: ConfigDict, times: Labels, say: Callable[[str], None]
 ) -> tuple[Labels, Patients, tuple[str, ...]]:
-    """Returns the prediction times that have a history, the whole histories in the same order, and the tokens by id."""
+    """Returns the prediction times with a history, the whole histories in the same order, and the tokens by id."""
     prepared = prepare(DataConfig(**config.data), None, progress=say)
     tokens, patients = prepared.vocabulary.tokens, dataset.read(prepared.folder, "all")
     times = times.take(np.flatnonzero(np.isin(times.subject_ids, patients.subject_ids)))
@@ -62,7 +62,7 @@ def read_histories(
 
 
 def to_table(times: Labels, truth: TrueOutcomes) -> pl.DataFrame:
-    """Lays the outcomes out as labels, with three columns of truth."""
+    """Formats the outcomes as a table of labels, with three columns of truth."""
     elapsed = np.maximum(np.rint(truth.days * MICROSECONDS_A_DAY), 1).astype("timedelta64[us]")
     columns = {"subject_id": times.subject_ids, "prediction_time": times.prediction_times}
     columns |= {"event_time": times.prediction_times + elapsed, "event": truth.events}
@@ -71,17 +71,17 @@ def to_table(times: Labels, truth: TrueOutcomes) -> pl.DataFrame:
 
 
 def write_truth(file: Path, hazard: Hazard) -> None:
-    """Writes what the log hazard is made of, from which `experiments.explain` has the effect of each code."""
+    """Writes the rules of the log hazard, from which `experiments.explain` computes the effect of each code."""
     known = {"rules": [rule._asdict() for rule in hazard.rules]}
     known |= {name: getattr(hazard, name).tolist() for name in ("coefficients", "centres", "scales")}
     file.write_text(json.dumps(known, indent=1))
 
 
 def read_truth(file: Path) -> Hazard:
-    """Reads what `write_truth` wrote.
+    """Reads a hazard that `write_truth` wrote.
 
     Raises:
-      ValueError: the file holds something else, such as the features of earlier versions.
+      ValueError: the file has other content, such as the features of earlier versions.
     """
     try:
         known = json.loads(file.read_text())
@@ -96,7 +96,7 @@ def read_truth(file: Path) -> Hazard:
 
 
 def summarize(table: pl.DataFrame, truth: TrueOutcomes) -> list[str]:
-    """Returns lines of counts, of what matters, and of what knowing the truth reaches."""
+    """Returns lines with counts, the rules of the hazard, and Harrell's C of the true log hazard."""
     hazard = truth.hazard
     lines = [f"{table.height:,} rows of {table['subject_id'].n_unique():,} patients", *tasks.count_outcomes(table)]
     lines += ["log hazard: the sum of these rules, each in standard deviations (the mean of its value in brackets):"]

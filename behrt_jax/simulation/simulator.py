@@ -1,4 +1,4 @@
-"""Simulated patients with known truth, written as a MEDS data set."""
+"""Simulator of patients with known truth, written as a MEDS data set."""
 
 import dataclasses
 import json
@@ -24,12 +24,12 @@ _CHUNK = 4096  # visits whose codes are drawn at a time
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Simulated(Histories):
-    """Histories with what lies behind them.
+    """Simulated histories with their truth.
 
     Attributes:
       state: (V,) the true state at each visit.
       end: (N,) month of age of death or of leaving; after the last visit.
-      died: (N,) bool, whether it was death.
+      died: (N,) bool, whether the end was death.
     """
 
     state: np.ndarray
@@ -38,13 +38,13 @@ class Simulated(Histories):
 
 
 def simulate(world: World, num_patients: int, seed: int) -> Simulated:
-    """Draws histories, a function of (world, num_patients, seed).
+    """Draws histories; deterministic given (world, num_patients, seed).
 
-    Each patient enrols at an age drawn evenly from `START_MONTHS`, in a state drawn from that of the living of the age,
-    and is seen from a visit in that month until death, leaving, or the oldest age.
+    Each patient enrols at an age drawn uniformly from `START_MONTHS`, in a state drawn from the distribution among the
+    living of that age, and is observed from a visit in that month until death, leaving, or the oldest age.
 
     Raises:
-      ValueError: there is to be no patient.
+      ValueError: `num_patients` is below 1.
     """
     if num_patients < 1:
         raise ValueError(f"num_patients: found {num_patients}; expected 1 or more")
@@ -59,7 +59,7 @@ def simulate(world: World, num_patients: int, seed: int) -> Simulated:
 
 
 def _follow(world: World, rng: np.random.Generator, sex, start, state) -> tuple[np.ndarray, ...]:
-    """Follows everyone month by month from the visit of enrolment: owner, month and state of visits; end and died."""
+    """Simulates all patients by month from enrolment; returns owner, month and state of visits, end and died."""
     stages = worlds.stages_of(len(world.diseases))[state].T
     end, died = np.full(len(sex), worlds.MAX_MONTHS + 1), np.zeros(len(sex), bool)
     present = np.arange(len(sex))
@@ -83,13 +83,13 @@ def _follow(world: World, rng: np.random.Generator, sex, start, state) -> tuple[
 
 
 def _draw(rng: np.random.Generator, distributions: np.ndarray) -> np.ndarray:
-    """Draws a row of each column of (S, n) distributions: (n,)."""
+    """Draws a row index from each column of (S, n) distributions: (n,)."""
     running = np.cumsum(distributions, axis=0)
     return (running < rng.random(running.shape[1]) * running[-1]).sum(axis=0)
 
 
 def select(histories: Simulated, patients: np.ndarray) -> Simulated:
-    """Keeps the patients at ascending places (n,), numbered anew."""
+    """Selects the patients at ascending indices (n,), and renumbers them."""
     visits = np.isin(histories.owner, patients)
     kept = {name: getattr(histories, name)[visits] for name in ("month", "codes", "state")}
     kept.update({name: getattr(histories, name)[patients] for name in ("sex", "end", "died")})
@@ -99,8 +99,8 @@ def select(histories: Simulated, patients: np.ndarray) -> Simulated:
 def write(folder: str | Path, world: World, histories: Simulated, seed: int, progress: Callable = lambda done: 0):
     """Writes a MEDS 0.4 data set, and with it `world.npz` and `truth.parquet`; overwrites files of the same names.
 
-    The subject id is the patient's place + 1, and `seed` decides the birth dates. `progress` is called with the number
-    of patients written so far.
+    The subject id is the patient's index + 1, and `seed` determines the birth dates. `progress` is called with the
+    number of patients written so far.
     """
     folder, count = Path(folder), len(histories.sex)
     births = FIRST_BIRTH + np.random.default_rng([seed, 2]).integers(0, BIRTH_SPREAD_DAYS, count).astype("m8[D]")
@@ -163,11 +163,11 @@ def _to_events(world: World, histories: Simulated, subject_ids: np.ndarray, birt
 
 
 def _to_truth(world: World, histories: Simulated, subject_ids: np.ndarray, births: np.ndarray) -> pl.DataFrame:
-    """Returns what lies behind each visit, a row each.
+    """Returns the truth table, one row per visit.
 
-    `subject_id, time, visit` (number from 0), `stage_DISEASE` (0 none, 1 early, 2 late), the risk of death within 12
-    months: `death_risk_state` given the true state, `death_risk_seen` given sex and the visits so far; and how
-    follow-up ends: `months_left` until death, leaving or the oldest age, and whether it is death, `dies`.
+    Columns are `subject_id, time, visit` (number from 0); `stage_DISEASE` (0 none, 1 early, 2 late); the risk of death
+    within 12 months given the true state, `death_risk_state`, and given sex and the visits so far, `death_risk_seen`;
+    `months_left` until death, leaving or the oldest age; and `dies`, whether follow-up ends in death.
     """
     risks = visit_risks(world, histories, RISK_MONTHS)
     stages = worlds.stages_of(len(world.diseases))[histories.state]

@@ -1,8 +1,8 @@
-"""A world of simulated patients in which every probability is known: diseases with stages, visits, codes, death.
+"""The world of simulated patients: all probabilities of diseases with stages, visits, codes and death.
 
-A patient is a hidden Markov chain in months of age. Each disease is in a stage (none, early, late), and all stages
-together are the state. `simulator` draws patients from a world, `oracle` inverts it exactly; docs/simulator.md has the
-equations.
+A patient is a hidden Markov chain over months of age. Each disease is in a stage (none, early, late), and the stages of
+all diseases form the state. `simulator` draws patients from a world, `oracle` inverts it exactly; docs/simulator.md has
+the equations.
 """
 
 import dataclasses
@@ -19,23 +19,23 @@ SECONDS_PER_MONTH = 2_629_800  # 30.4375 days
 SEXES = ("F", "M")
 DISEASES = ("diabetes", "asthma", "heart", "depression", "kidney", "migraine")
 WORLD_FILE = "world.npz"
-NUM_CODES = (40, 50)  # that any visit can have; of each disease, a quarter of them shared with the next
+NUM_CODES = (40, 50)  # codes of any visit; codes of each disease, a quarter of them shared with the next disease
 _KINDS = ("CONDITION", "PROCEDURE", "MEDICATION")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class World:
-    """Every probability of a simulated population; D diseases, S = 3^D states, C codes, Y years of age.
+    """All probabilities of a simulated population; D diseases, S = 3^D states, C codes, Y years of age.
 
-    States count in base 3: state s has disease d in stage `s // 3**(D - 1 - d) % 3`.
+    States are numbered in base 3: state s has disease d in stage `s // 3**(D - 1 - d) % 3`.
 
     Attributes:
       diseases: D names.
       codes: C names.
-      moves: (D, 3, 3, 2, Y) probability a month from stage to stage, by sex (0 F, 1 M) and year of age.
-      death: (S, 2, Y) probability a month to die.
-      leave: (1,) probability a month to leave observation.
-      visit: (S,) probability a month of a visit.
+      moves: (D, 3, 3, 2, Y) monthly probability of moving from stage to stage, by sex (0 F, 1 M) and year of age.
+      death: (S, 2, Y) monthly probability of death.
+      leave: (1,) monthly probability of leaving observation.
+      visit: (S,) monthly probability of a visit.
       emission: (S, C) probability of each code at a visit; codes are independent given the state.
     """
 
@@ -48,9 +48,9 @@ class World:
     emission: np.ndarray
 
     def advance(self, states: np.ndarray, sex: np.ndarray, month: np.ndarray, backward: bool = False) -> np.ndarray:
-        """Moves (S, n) distributions of the state on to the months of age (n,), each column on its own.
+        """Advances (S, n) distributions of the state by a month, to the months of age (n,), each column on its own.
 
-        With `backward`, takes (S, n) functions of the state to their expectation a month before.
+        With `backward`, maps (S, n) functions of the state to their expectation a month before.
         """
         moves = np.ascontiguousarray(self.moves[..., sex, years_of(month)])
         moves = moves.swapaxes(1, 2) if backward else moves
@@ -60,23 +60,23 @@ class World:
         return states.reshape(len(self.visit), -1)
 
     def dies(self, sex: np.ndarray, month: np.ndarray) -> np.ndarray:
-        """Returns the probability of death in each state in the months of age: (S, n)."""
+        """Returns the probability of death in each state at the months of age: (S, n)."""
         return self.death[:, sex, years_of(month)]
 
     def stays(self, sex: np.ndarray, month: np.ndarray) -> np.ndarray:
-        """Returns the probability neither to die nor to leave in each state in the months of age: (S, n)."""
+        """Returns the probability of neither dying nor leaving in each state at the months of age: (S, n)."""
         return (1 - self.dies(sex, month)) * (1 - self.leave)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Histories:
-    """What is seen of N patients with V visits in all; each has one visit or more.
+    """Observed histories of N patients with V visits in total; each has one visit or more.
 
     Attributes:
       sex: (N,) 0 F, 1 M.
       owner: (V,) patient of each visit, ascending.
-      month: (V,) its month of age, ascending within a patient.
-      codes: (V, C) bool, what was recorded.
+      month: (V,) month of age of each visit, ascending within a patient.
+      codes: (V, C) bool, the recorded codes.
     """
 
     sex: np.ndarray
@@ -85,21 +85,21 @@ class Histories:
     codes: np.ndarray
 
     def first_visits(self) -> np.ndarray:
-        """Returns the place of each patient's first visit: (N,)."""
+        """Returns the index of each patient's first visit: (N,)."""
         return np.searchsorted(self.owner, np.arange(len(self.sex)))
 
     def last_visits(self) -> np.ndarray:
-        """Returns the place of each patient's last visit: (N,)."""
+        """Returns the index of each patient's last visit: (N,)."""
         return np.searchsorted(self.owner, np.arange(len(self.sex)), side="right") - 1
 
 
 def years_of(month: np.ndarray | int) -> np.ndarray:
-    """Returns the year of age that months are in; the oldest for all beyond."""
+    """Returns the year of age of each month; the oldest year for all later months."""
     return np.minimum(month // MONTHS_PER_YEAR, MAX_YEARS - 1)
 
 
 def state_of(stages: np.ndarray) -> np.ndarray:
-    """Returns the states of (D, n) stages: (n,)."""
+    """Returns the state numbers of (D, n) stages: (n,)."""
     return STAGES ** np.arange(len(stages))[::-1] @ stages
 
 
@@ -127,14 +127,14 @@ def state_priors(world: World) -> np.ndarray:
 
 
 def make_world(seed: int, num_diseases: int = 4) -> World:
-    """Draws a world of 1 to 6 diseases, all of it from the seed; work grows with 3^D.
+    """Draws a world of 1 to 6 diseases, determined by the seed; cost grows with 3^D.
 
     Onset rises with age and differs between the sexes; late stages bring more visits, other codes and more deaths;
-    every second disease can also get better. Codes are shared between neighbouring diseases and between
-    stages, so that no code alone tells a state.
+    every second disease can also improve. Neighbouring diseases and stages share codes, so that no single code
+    identifies a state.
 
     Raises:
-      ValueError: the number of diseases is out of its range.
+      ValueError: the number of diseases is out of range.
     """
     if not 1 <= num_diseases <= len(DISEASES):
         raise ValueError(f"num_diseases: found {num_diseases}; expected 1 to {len(DISEASES)}")
@@ -151,7 +151,7 @@ def make_world(seed: int, num_diseases: int = 4) -> World:
 
 
 def _draw_moves(rng: np.random.Generator, recovers: bool) -> np.ndarray:
-    """Draws the monthly moves of one disease: (3, 3, 2, Y)."""
+    """Draws the monthly stage transitions of one disease: (3, 3, 2, Y)."""
     moves = np.zeros((STAGES, STAGES, 2, MAX_YEARS))
     for sex in range(2):
         middle, width = rng.uniform(25, 60), rng.uniform(8, 15)
@@ -164,17 +164,17 @@ def _draw_moves(rng: np.random.Generator, recovers: bool) -> np.ndarray:
 
 
 def _stage_terms(rng: np.random.Generator, count: int, early: list[float], late: list[float]) -> np.ndarray:
-    """Draws a term of each disease in each stage, 0 without disease: (D, 3)."""
+    """Draws a term for each disease and stage, 0 without disease: (D, 3)."""
     return rng.uniform([0.0, early[0], late[0]], [0.0, early[1], late[1]], (count, STAGES))
 
 
 def _sum_over(terms: np.ndarray, stages: np.ndarray) -> np.ndarray:
-    """Adds up the (D, 3, ...) terms of the diseases of each state: (S, ...)."""
+    """Sums the (D, 3, ...) terms over the diseases of each state: (S, ...)."""
     return np.stack([terms[disease][stages[:, disease]] for disease in range(len(terms))]).sum(axis=0)
 
 
 def _draw_codes(rng, names, stages) -> tuple[tuple[str, ...], np.ndarray]:
-    """Draws the codes and their emission (S, C): a noisy-or of what is common and what each disease brings."""
+    """Draws the codes and their emission (S, C): a noisy-or of common codes and the codes of each disease."""
     num_common, num_own = NUM_CODES
     common = 0.005 + 0.25 * rng.beta(0.25, 4.0, num_common)
     absent = np.zeros((len(names), STAGES, num_common + len(names) * num_own))
@@ -193,9 +193,9 @@ def _draw_codes(rng, names, stages) -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def _draw_chances(rng: np.random.Generator, count: int, num_core: int) -> np.ndarray:
-    """Draws the chances of codes in the early and the late stage: (2, count); half the core of one is of the other."""
+    """Draws code probabilities in the early and late stage, (2, count); the stages share half of their core codes."""
     chances = rng.beta(0.15, 15.0, (2, count))
-    order = rng.permutation(count // 2)  # where also the codes shared with the neighbour are
+    order = rng.permutation(count // 2)  # this half also holds the codes shared with the neighbour
     for stage in range(2):
         core = order[stage * (num_core // 2) :][:num_core]
         chances[stage, core] = rng.uniform(0.3, 0.95, num_core)
@@ -203,15 +203,15 @@ def _draw_chances(rng: np.random.Generator, count: int, num_core: int) -> np.nda
 
 
 def save_world(folder: str | Path, world: World) -> None:
-    """Writes `world.npz` in a folder."""
+    """Writes `world.npz` to a folder."""
     np.savez_compressed(Path(folder) / WORLD_FILE, **vars(world))
 
 
 def load_world(folder: str | Path) -> World:
-    """Reads the world that `save_world` wrote in a folder.
+    """Reads the world that `save_world` wrote to a folder.
 
     Raises:
-      ValueError: there is no such file, it cannot be read, or an array is missing in it.
+      ValueError: the file is missing, cannot be read, or lacks an array.
     """
     file = Path(folder) / WORLD_FILE
     cure = "give a folder that experiments.simulate wrote, or simulate again"

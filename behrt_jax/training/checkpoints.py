@@ -1,4 +1,4 @@
-"""Checkpoints: Orbax steps, the newest two and the best kept; a damaged one gives way to the one before."""
+"""Orbax checkpoints: keeps the two newest and the best one, and falls back to another if one is damaged."""
 
 import functools
 import json
@@ -17,21 +17,21 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from behrt_jax.training.state import TrainState
 
 NEWEST_KEPT = 2
-FILES = "files.json"  # the size of each file of a step, to tell a damaged one before Orbax stumbles over it
+FILES = "files.json"  # the size of each file of a step, to detect damage before Orbax fails on it
 
 
 class Checkpoints:
     """The checkpoints of a workdir.
 
     Attributes:
-      folder: where Orbax keeps one folder a step.
-      metric: the name of the tuning metric by which the best is chosen; lower is better.
+      folder: where Orbax keeps one folder per step.
+      metric: the name of the tuning metric that selects the best checkpoint; lower is better.
     """
 
     def __init__(self, folder: Path, metric: str):
-        """Opens the folder, and makes it if there is none."""
+        """Opens the folder, or creates it."""
         self.folder, self.metric = Path(folder).resolve(), metric
-        for name in ("absl", "asyncio"):  # Orbax tells of every file; its errors are raised as well
+        for name in ("absl", "asyncio"):  # Orbax logs every file, and raises the errors it logs
             logging.getLogger(name).setLevel(logging.CRITICAL)
         _quiet_threads()
         keep = [
@@ -49,16 +49,16 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, ascending."""
+        """Returns the steps that have a checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
-        """Saves a state under its step, with tuning metrics where there are some.
+        """Saves a state under its step, with tuning metrics if given.
 
-        A state whose `opt_state` is None is saved as parameters alone: to be loaded, not to go on from.
+        A state whose `opt_state` is None is saved as parameters only: it can be loaded, but training cannot resume.
 
         Raises:
-          OSError: it could not be written; the checkpoints before it stay.
+          OSError: the checkpoint could not be written; earlier checkpoints are kept.
         """
         parts = {"params": state.params}
         if state.opt_state is not None:
@@ -75,25 +75,25 @@ class Checkpoints:
         self.record_sizes(step)
 
     def record_sizes(self, step: int) -> None:
-        """Notes the size of each file of a step, by which damage is told."""
+        """Records the size of each file of a step, to detect damage later."""
         (self.folder / str(step) / FILES).write_text(json.dumps(self._list_files(step)))
 
     def best(self) -> tuple[int, dict[str, float]] | None:
-        """Returns the step of lowest tuning loss and its metrics; None where none was evaluated."""
+        """Returns the step of lowest tuning loss and its metrics; None if no step was evaluated."""
         step = self._manager.best_step()
         return None if step is None else (step, dict(self._manager.metrics(step)))
 
     def restore_newest(self, like: TrainState, warn: Callable[[str], None]) -> TrainState | None:
-        """Restores the newest state that can be read; None where there is none.
+        """Restores the newest readable state; returns None if there are no checkpoints.
 
-        Damaged checkpoints after it are removed, so that the run which goes on from it can save those steps again.
+        Removes damaged checkpoints of later steps, so that the resumed run can save those steps again.
 
         Args:
-          like: a state, or its shapes, that the restored one must equal in structure.
-          warn: called with a line for each checkpoint passed over.
+          like: a state, or its shapes, with the structure of the state to restore.
+          warn: called with a message for each checkpoint skipped.
 
         Raises:
-          ValueError: there are checkpoints but none can be read, or they are of another model.
+          ValueError: there are checkpoints but none can be read, or they belong to another model.
         """
         rest = {"step": like.step, "opt_state": like.opt_state}
         found = self._restore(list(reversed(self.steps())), {"params": like.params, "rest": rest}, warn)
@@ -103,15 +103,15 @@ class Checkpoints:
         for step in self.steps():
             if step > state.step:
                 self._manager.delete(step)
-        # Training donates the state; memory that restored arrays share must not be (under jax 0.5.0 it crashes).
+        # Training donates the state; without a copy, restored arrays may share memory, which crashes under jax 0.5.0.
         return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
 
     def restore_best(self, like: Any, warn: Callable[[str], None]) -> Any | None:
-        """Restores the parameters of lowest tuning loss; the newest where none was evaluated or the best is damaged.
+        """Restores the parameters of lowest tuning loss; the newest if none was evaluated or the best is damaged.
 
         Args:
           like: parameters, or their shapes.
-          warn: called with a line for each checkpoint passed over.
+          warn: called with a message for each checkpoint skipped.
 
         Raises:
           ValueError: as `restore_newest`.
@@ -148,10 +148,10 @@ class Checkpoints:
         return {str(file.relative_to(root)): file.stat().st_size for file in files}
 
     def _find_damage(self, step: int) -> str | None:
-        """Says which file of a checkpoint is missing or cut short; None where all is well or nothing is known."""
+        """Describes the first missing or truncated file of a checkpoint; None if there is none or sizes are unknown."""
         try:
             listed = json.loads((self.folder / str(step) / FILES).read_text())
-        except (OSError, ValueError):  # a kill came before it was written
+        except (OSError, ValueError):  # the process was killed before the sizes were written
             return None
         found = self._list_files(step)
         for name, size in listed.items():
@@ -160,7 +160,7 @@ class Checkpoints:
         return None
 
     def _stored_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        """Returns the shape of each parameter as its metadata tells; empty where that is damaged too."""
+        """Returns the shape of each parameter from the checkpoint's metadata; empty if that is damaged too."""
         try:
             with ocp.StandardCheckpointer() as reader:
                 stored = reader.metadata(self.folder / str(step) / "params")
@@ -171,13 +171,13 @@ class Checkpoints:
         return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for pending writes."""
         self._manager.close()
 
 
 @functools.cache  # once a process
 def _quiet_threads() -> None:
-    """Hides what threads of Orbax print, even later, about an error that it raises in the caller's thread as well."""
+    """Hides the output of Orbax threads about errors that Orbax also raises in the caller's thread."""
     show_thread, show_ignored = threading.excepthook, sys.unraisablehook
 
     def of_thread(arguments):
@@ -192,13 +192,13 @@ def _quiet_threads() -> None:
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Returns shape, type and device of an array; shapes without a device go to the first, wherever they were saved."""
+    """Returns shape, dtype and sharding of an array; the first device if it has none, wherever it was saved."""
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def shape_mismatch(found: dict[str, tuple[int, ...]], like: Any) -> str | None:
-    """Names the first parameter whose shape is not that of `like`, or None; nothing found is no mismatch."""
+    """Describes the first parameter whose shape differs from `like`; None if all agree or `found` is empty."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(like):
         name = jax.tree_util.keystr(path)
         if found and found.get(name) != leaf.shape:

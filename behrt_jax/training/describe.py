@@ -1,4 +1,4 @@
-"""What the commands say of data: what a data set holds and what is left out of it."""
+"""Descriptions of a data set that commands print: what it holds and what is left out."""
 
 from ml_collections import ConfigDict
 
@@ -8,7 +8,7 @@ from behrt_jax.recipes import default
 
 
 def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
-    """Says in one line what was found, and in further lines what was left out."""
+    """Describes in one line what was found, and in further lines what was left out."""
     counts = prepared.report
     tokens = sum(counts[f"tokens/{split}"] for split in events.SPLITS)
     unknown = sum(counts[f"unknown/{split}"] for split in events.SPLITS)
@@ -38,7 +38,7 @@ def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
 
 
 def describe_unmatched(config: ConfigDict, prepared: Prepared) -> list[str]:
-    """Says which patterns of a recipe match no code of the data; the defaults are made for many kinds of data."""
+    """Lists patterns of a recipe that match no code, except default ones, which cover many kinds of data."""
     targets = () if config.objective.name == "mlm" else config.objective.targets
     codes = list(prepared.vocabulary.codes)
     unmatched = {
@@ -55,7 +55,7 @@ def describe_unmatched(config: ConfigDict, prepared: Prepared) -> list[str]:
 
 
 def left_out(counts: dict) -> dict[str, int]:
-    """Returns what preparing data left out, by what it is."""
+    """Returns the number of items that data preparation left out, by kind; omits zeros."""
     found = {
         "hidden or system files": counts["hidden_files"],
         "files that are not *.parquet": counts["other_files"],
@@ -71,7 +71,7 @@ def left_out(counts: dict) -> dict[str, int]:
 
 
 def describe_rows(patients: dataset.Patients, row_length: int, use_sep: bool, seed: int) -> str:
-    """Says how full the packed rows of train are and what does not fit a row."""
+    """Describes how full the packed rows of train are, and what does not fit in a row."""
     index = windows.index_visits(patients, row_length, use_sep)
     fill = batches.training_epoch(patients, index, seed, 0).fill / row_length
     cut = windows.window_report(index, windows.newest_windows(index))

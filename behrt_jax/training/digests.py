@@ -1,4 +1,4 @@
-"""Digests of what runs and evaluations were made from, so that results of inputs that changed are not taken for new."""
+"""Digests of the inputs of runs and evaluations, which detect results that are out of date."""
 
 import json
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ from behrt_jax.training.checkpoints import Checkpoints
 
 
 def of_pretraining(config: ConfigDict, train: Patients, tuning: Patients) -> dict[str, str]:
-    """Digests the inputs of pre-training, by config key: the patients, and the table that codes begin with.
+    """Digests the inputs of pre-training by config key: the patients, and the table of initial code embeddings.
 
     Args:
       config: the recipe.
-      train: the patients to train on, as `task.begin` returns them.
+      train: the patients to train on, from `pretraining.setup`.
       tuning: the patients to tune on.
     """
     found = {"data.path": of_patients(train, tuning)}
@@ -33,7 +33,7 @@ def of_patients(*splits: Patients) -> str:
 
 
 def of_evaluation(folder: Path, digests: Mapping[str, str], *scored: Patients) -> str:
-    """Digests what an evaluation is of: labels, patients of the run, its best checkpoint, and the patients scored."""
+    """Digests the inputs of an evaluation: labels and patients of the run, best checkpoint, and evaluated patients."""
     digests = {key: digests[key] for key in ("labels", "data.path") if key in digests}
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
     best = checkpoints.best()
@@ -42,9 +42,9 @@ def of_evaluation(folder: Path, digests: Mapping[str, str], *scored: Patients) -
 
 
 def is_current(file: Path, evaluated: str) -> bool:
-    """Whether an evaluation is of held-out patients and has the digest that `of_evaluation` gives; older have none."""
+    """Returns whether an evaluation is of held-out patients and its digest, if any (older files have none), matches."""
     try:
         result = json.loads(file.read_text())
-    except ValueError:  # cut short
+    except ValueError:  # truncated
         return False
     return result["split"] == "held_out" and result.get("evaluated", evaluated) == evaluated

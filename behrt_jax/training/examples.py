@@ -1,4 +1,4 @@
-"""Counts the examples of each objective in each split before training, which cannot learn or measure without any."""
+"""Counts of the examples of each objective per split, checked before training, which needs at least one of each."""
 
 import itertools
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ CHUNK = 500  # patients
 
 
 def carries_value(vocabulary: Vocabulary) -> np.ndarray:
-    """Returns which tokens hold a bin of a numeric value, (V,) bool."""
+    """Returns (V,) bool: whether each token includes a bin of a numeric value."""
     special = np.zeros(NUM_SPECIAL, bool)
     return np.append(special, [code.rpartition("//Q")[0] in vocabulary.value_edges for code in vocabulary.codes])
 
@@ -42,9 +42,9 @@ def count(
       config: the recipe.
       model: a `BEHRTForPretraining`.
       vocabulary: V tokens.
-      is_target: (V,) bool, what next visits and events are about.
-      patients: the split, for training on events at any time marked by `pretraining.mark`.
-      training: whether codes that carry a value are left out with `objective.mask_values=False`, as in training.
+      is_target: (V,) bool, the target codes of next visits and events.
+      patients: the split; with `objective.query_times="anytime"`, from `pretraining.mark`.
+      training: whether to leave out codes that carry a value if `objective.mask_values=False`, as in training.
     """
     counts = {}
     for name in model.objectives:
@@ -64,7 +64,7 @@ def _count_codes(vocabulary: Vocabulary, patients: Patients, with_values: bool) 
 
 
 def _count_next_visits(config: ConfigDict, is_target: np.ndarray, patients: Patients) -> int:
-    """Counts what `next_visit_targets.find_next_visits` finds, without what is known at each."""
+    """Counts the examples of `next_visit_targets.find_next_visits`, without building their inputs."""
     index = pretraining.index(config, patients)
     owners, starts = index.owners, patients.times[index.starts[0]]
     held = code_counts.visit_codes(patients, index, len(is_target))[:, np.flatnonzero(is_target)]
@@ -74,7 +74,7 @@ def _count_next_visits(config: ConfigDict, is_target: np.ndarray, patients: Pati
 
 
 def _count_event_visits(config: ConfigDict, is_target: np.ndarray, patients: Patients) -> int:
-    """Counts the visits to predict events from; none where no event comes after any patient's first visit."""
+    """Counts the visits to predict events from; 0 if no patient has an event after the first visit."""
     times = pretraining.find_times(config, patients, is_target)
     firsts = pretraining.index(config, patients).first_visit[:-1]
     chunks = np.array_split(firsts, -(-len(firsts) // CHUNK))
@@ -86,11 +86,11 @@ def check(config: ConfigDict, counts: dict[str, int], split: str) -> None:
 
     Args:
       config: the recipe.
-      counts: as `count` returns them, or of the batches of the split.
+      counts: from `count`, or of the batches of the split.
       split: its name.
 
     Raises:
-      ValueError: it has none of one; the message names it.
+      ValueError: an objective has no examples; the message names it.
     """
     for name in (name for name, number in counts.items() if not number):
         joint = config.objective.name == "joint"
@@ -103,9 +103,9 @@ def check(config: ConfigDict, counts: dict[str, int], split: str) -> None:
 
 
 def check_batches(config: ConfigDict, objective: Objective, batches: Iterable[dict], split: str, seed: int = 0) -> None:
-    """Checks that the rows of a split hold examples too, drawn as `scoring.score_objective` draws them; see `check`.
+    """Checks that the rows of a split hold examples, sampled as in `scoring.score_objective`; see `check`.
 
-    Examples may be lost where rows are short; only as many batches are read as it takes to find one of each.
+    Short rows may lose examples. Reads batches only until each objective has one example.
     """
     step = jax.jit(lambda columns, key: objective.count(objective.prepare(columns, key)))
     found: dict[str, float] = {}
@@ -119,5 +119,5 @@ def check_batches(config: ConfigDict, objective: Objective, batches: Iterable[di
 
 
 def describe(split: str, counts: dict[str, int]) -> str:
-    """Says how many examples a split has, and which objectives have none."""
+    """Describes the number of examples of each objective in a split."""
     return f"examples of {split}: " + ", ".join(f"{number:,} {NAMES[name]}" for name, number in counts.items())

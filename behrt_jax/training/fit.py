@@ -1,4 +1,4 @@
-"""Training a workdir to its end, as every command that trains does it: progress, metrics, checkpoints, interrupts."""
+"""Runs training to completion with progress, metric logging, checkpoints and resumption."""
 
 import json
 import os
@@ -27,22 +27,22 @@ def resume_and_fit(
     evaluated: Callable[[], str],
     resume_with: str,
 ) -> int | None:
-    """Goes on from the newest checkpoint of a workdir to the end of training, and says so.
+    """Resumes training from the newest checkpoint of a workdir, if any, and runs it to completion.
 
     Args:
       config: the recipe.
       folder: the workdir.
-      objective: what is minimised.
-      optimizer: as `optimizer.make_optimizer` gives it.
-      current: the state to begin with where there is no checkpoint; donated.
-      columns: a function from a step to the stream of batches from there on.
+      objective: the objective to minimise.
+      optimizer: from `optimizer.make_optimizer`.
+      current: the initial state if there is no checkpoint; donated.
+      columns: maps a step to the stream of batches that starts at it.
       evaluate: maps parameters to metrics on tuning.
-      evaluated: returns the digest of the evaluation that is to follow, as `digests.of_evaluation` does.
-      resume_with: the command or call that goes on after an interrupt.
+      evaluated: returns the digest of the evaluation that follows, from `digests.of_evaluation`.
+      resume_with: the command or call that resumes training after an interrupt.
 
     Returns:
-      The exit status, where the run was interrupted or was finished and evaluated before; None where it is to be
-      evaluated now.
+      The exit status if the run was interrupted, or was already finished and evaluated; None if the caller must
+      evaluate it now.
     """
     settings = loop.TrainConfig(**config.train)
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
@@ -66,21 +66,21 @@ def resume_and_fit(
 
 
 def fit(config, folder, objective, optimizer, current, columns, evaluate, checkpoints, losses) -> int | None:
-    """Trains a workdir to the end.
+    """Trains from a state to completion.
 
     Args:
-      config: its recipe.
+      config: the recipe.
       folder: the workdir.
-      objective: what is minimised.
-      optimizer: as `optimizer.make_optimizer` gives it.
-      current: the state to begin with; donated.
-      columns: what the train step takes, beginning with the batch of the state's step.
+      objective: the objective to minimise.
+      optimizer: from `optimizer.make_optimizer`.
+      current: the initial state; donated.
+      columns: batches for the train step, starting with that of the state's step.
       evaluate: maps parameters to metrics on tuning.
-      checkpoints: those of the workdir.
-      losses: of earlier evaluations on tuning, oldest first.
+      checkpoints: the checkpoints of the workdir.
+      losses: tuning losses of earlier evaluations, oldest first.
 
     Returns:
-      The signal that interrupted it, or None.
+      The signal that interrupted training, or None.
     """
     train_config = loop.TrainConfig(**config.train)
     train_step = loop.make_train_step(objective, optimizer, config.seed, train_config.accumulate_steps)
@@ -88,7 +88,7 @@ def fit(config, folder, objective, optimizer, current, columns, evaluate, checkp
     (folder / MACHINE_FILE).write_text(json.dumps(describe_machine()))
     log_file = metrics_writer.MetricsWriter(folder, done)
 
-    # A terminal shows a bar that moves; a log file gets a line now and then.
+    # Log files are updated less often than terminals, to keep them short.
     every = 0.5 if sys.stderr.isatty() else 30.0
     bar = tqdm(total=train_config.num_steps, initial=done, unit="step", dynamic_ncols=True, mininterval=every)
     with bar, Interrupt() as interrupt:
@@ -118,8 +118,7 @@ def fit(config, folder, objective, optimizer, current, columns, evaluate, checkp
                 advance=lambda step: bar.update(step - bar.n),
                 interrupted=interrupt,
                 tuning_losses=losses,
-                judge_start="objective"
-                not in config,  # a head begins at a regression; labels may be too few to add to it
+                evaluate_initial="objective" not in config,  # fine-tuning may not improve its head's regression
             )
         except loop.TrainingDivergedError as error:
             last = checkpoints.steps()
@@ -137,7 +136,7 @@ def fit(config, folder, objective, optimizer, current, columns, evaluate, checkp
 
 
 def describe_machine() -> dict[str, str]:
-    """Says what this process runs on, without the machine's name."""
+    """Describes the hardware and software of this process, without the machine's name."""
     return {
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processor": f"{os.cpu_count()} cores, {platform.system()} on {platform.machine()}",

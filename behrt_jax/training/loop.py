@@ -1,4 +1,4 @@
-"""The train step, and the loop around it: evaluate, save, next batch, step, log."""
+"""The train step, and the training loop: update, log, evaluate, save, and stop early."""
 
 import dataclasses
 import functools
@@ -21,13 +21,13 @@ class TrainConfig:
     """The section `train` of a recipe.
 
     Attributes:
-      num_steps: updates in all.
-      batch_size: B, rows an update.
-      accumulate_steps: parts into which a batch is cut to save memory; must divide `batch_size`.
+      num_steps: total number of updates.
+      batch_size: B, rows per update.
+      accumulate_steps: number of parts of a batch for gradient accumulation; must divide `batch_size`.
       evaluate_every: steps between evaluations on tuning, each followed by a checkpoint.
       log_every: steps between lines of training metrics.
-      max_patients: of the train split; of a larger one, those with the lowest hash of their id; 0 takes all.
-      patience: stop after this many evaluations without a better tuning loss; 0 never stops early.
+      max_patients: maximum number of train patients, those with the lowest hash of their id; 0 takes all.
+      patience: evaluations without a better tuning loss before training stops; 0 never stops early.
     """
 
     num_steps: int
@@ -51,7 +51,7 @@ class TrainConfig:
 
 
 class TrainingDivergedError(ValueError):
-    """The loss is no longer a finite number."""
+    """A loss or parameter is NaN or infinite."""
 
 
 def make_train_step(
@@ -60,11 +60,11 @@ def make_train_step(
     """Returns a jitted (state, batch) -> (state, metrics); the state is donated.
 
     Args:
-      objective: what is minimised.
-      optimizer: as `optimizer.make_optimizer` gives it.
-      seed: with the step, decides masks and dropout.
-      accumulate_steps: parts of the batch whose gradients are summed before the update. Targets are drawn and counted
-        for the whole batch, so that the update is the same however they fall on parts.
+      objective: the objective to minimise.
+      optimizer: from `optimizer.make_optimizer`.
+      seed: determines masks and dropout, with the step.
+      accumulate_steps: parts of the batch whose gradients are summed before the update. Targets are sampled and counted
+        for the whole batch, so that the update does not depend on their distribution over parts.
     """
 
     def part_gradients(params, part, counts, dropout_key):
@@ -95,7 +95,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
         grads, metrics = gradients(state.params, batch, step_keys(seed, state.step))
         state = state.apply(optimizer, grads)
-        # The loss is that of the parameters before the update; their norm after it tells whether they may be saved.
+        # The loss is of the parameters before the update; the norm shows whether those after it are finite.
         metrics["gradient_norm"] = (optax.tree.norm(grads), jnp.ones(()))
         metrics["parameter_norm"] = (optax.tree.norm(state.params), jnp.ones(()))
         return state, metrics
@@ -105,11 +105,11 @@ def make_train_step(
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """How a run of the loop ended.
+    """The result of the training loop.
 
     Attributes:
       state: the state after the last update.
-      reason: `finished`, `stopped_early` or `interrupted`.
+      reason: why the loop ended: `finished`, `stopped_early` or `interrupted`.
     """
 
     state: TrainState
@@ -129,23 +129,23 @@ def train(
     advance: Callable[[int], object] = lambda step: None,
     interrupted: Callable[[], bool] = lambda: False,
     tuning_losses: list[float] | None = None,
-    judge_start: bool = False,
+    evaluate_initial: bool = False,
 ) -> TrainResult:
-    """Runs updates until `num_steps`, an early stop or an interrupt; the last state is always evaluated or saved.
+    """Runs updates until `num_steps`, an early stop or an interrupt; always evaluates or saves the last state.
 
     Args:
-      state: where to begin; donated.
-      train_step: as `make_train_step` gives it.
-      batches: begins with the batch of `state.step`; the tokens of a batch are counted where `patient_ids` is not 0.
-      config: lengths and intervals.
+      state: the initial state; donated.
+      train_step: from `make_train_step`.
+      batches: starts with the batch of `state.step`; tokens are counted where `patient_ids` is not 0.
+      config: the section `train`.
       evaluate: maps parameters to metrics on tuning.
-      watch: the name of the tuning loss that early stopping watches.
-      save: keeps a state, with its tuning metrics or None when interrupted.
+      watch: the name of the tuning loss for early stopping.
+      save: saves a state, with its tuning metrics, or None if interrupted.
       log: takes (step, split, metrics by name).
       advance: called with the step after each update.
-      interrupted: asked after each update.
+      interrupted: called after each update; True stops the loop.
       tuning_losses: losses of earlier evaluations, oldest first, for early stopping after a resume.
-      judge_start: whether what training begins with is evaluated and saved too, as it may be the best.
+      evaluate_initial: whether to evaluate and save the initial state too, as it may be the best.
 
     Raises:
       TrainingDivergedError: a loss or the parameters are NaN or infinite; no state is saved after that.
@@ -161,7 +161,7 @@ def train(
         save(state, tuning)
         losses.append(tuning[watch])
 
-    if judge_start and step == 0 and not losses:
+    if evaluate_initial and step == 0 and not losses:
         judge()
     tokens, since = 0, time.perf_counter()
     while step < config.num_steps:
@@ -191,12 +191,12 @@ def train(
 
 
 def is_exhausted(losses: list[float], patience: int) -> bool:
-    """Whether the last `patience` losses brought nothing better than the best before them; never for patience 0."""
+    """Returns whether none of the last `patience` losses is below the best before them; False for patience 0."""
     return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
 
 
 def check_finite(metrics: list[dict], first_step: int) -> list[dict]:
-    """Returns the metrics of consecutive steps; raises if a sum of one is NaN or infinite."""
+    """Returns the metrics of consecutive steps; raises a `TrainingDivergedError` if a sum is NaN or infinite."""
     for number, sums in enumerate(metrics):
         for name, (total, _) in sums.items():
             if not np.isfinite(total):

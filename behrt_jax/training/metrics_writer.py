@@ -1,4 +1,4 @@
-"""Where metrics go: `metrics.jsonl`, one JSON object a line, and TensorBoard files."""
+"""Metric logging to `metrics.jsonl`, one JSON object per line, and to TensorBoard files."""
 
 import json
 import math
@@ -8,14 +8,14 @@ from tensorboardX import SummaryWriter
 
 
 class MetricsWriter:
-    """Appends metrics to a workdir; on a resume, what came after the resumed step is taken out first.
+    """Appends metrics to a workdir; on resumption, first removes those after the resumed step.
 
     Attributes:
       file: `metrics.jsonl`; each line holds `step`, `split` and metrics by name.
     """
 
     def __init__(self, workdir: Path, step: int):
-        """Opens the workdir to go on after `step`."""
+        """Opens the workdir to append metrics after `step`."""
         self.file = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
         scratch = self.file.with_suffix(".tmp")
@@ -24,7 +24,7 @@ class MetricsWriter:
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        """Adds one line and its TensorBoard scalars."""
+        """Writes one line and its TensorBoard scalars."""
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with self.file.open("a") as file:
             file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
@@ -33,12 +33,12 @@ class MetricsWriter:
                 self._board.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        """Writes out what is pending."""
+        """Flushes and closes the TensorBoard file."""
         self._board.close()
 
 
 def read_metrics(workdir: Path) -> list[dict]:
-    """Reads the lines of `metrics.jsonl`; a last line cut short by a kill is left out."""
+    """Reads the lines of `metrics.jsonl`, without a last line that is incomplete because the process was killed."""
     file = workdir / "metrics.jsonl"
     if not file.exists():
         return []
@@ -47,6 +47,6 @@ def read_metrics(workdir: Path) -> list[dict]:
 
 
 def read_series(workdir: Path, split: str, name: str, last_step: int) -> list[float]:
-    """Returns the values of one metric on one split, in order, up to and with `last_step`."""
+    """Returns the values of one metric on one split, in order, up to and including `last_step`."""
     lines = (line for line in read_metrics(workdir) if line["split"] == split and line["step"] <= last_step)
     return [line[name] for line in lines if line.get(name) is not None]

@@ -1,4 +1,4 @@
-"""AdamW with warm-up, cosine decay, decay on matrices only, clipping by global norm, and rates by layer."""
+"""AdamW with warm-up, cosine decay, weight decay of matrices only, global-norm clipping, and layer-wise rates."""
 
 import dataclasses
 import re
@@ -21,11 +21,11 @@ class OptimizerConfig:
     """The section `optimizer` of a recipe.
 
     Attributes:
-      learning_rate: the peak.
+      learning_rate: the peak learning rate.
       warmup_share: share of the run in which the learning rate rises linearly, 0 <= share < 1.
-      weight_decay: decoupled decay of matrices (Loshchilov and Hutter 2019); vectors are not decayed.
-      b2: decay of the second moment.
-      clip_norm: the largest global norm of a gradient.
+      weight_decay: decoupled weight decay of matrices (Loshchilov and Hutter 2019); vectors are not decayed.
+      b2: decay rate of the second moment.
+      clip_norm: maximum global norm of the gradient.
     """
 
     learning_rate: float
@@ -68,16 +68,16 @@ def make_optimizer(
     schedule: optax.Schedule | None = None,
     scales: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
-    """Returns the optimizer of a run.
+    """Builds the optimizer of a run.
 
     Args:
       config: the section `optimizer`.
-      num_steps: updates in all.
-      schedule: another than that of `make_schedule`.
-      scales: maps parameters to a like tree of floats, or of a column of floats for the rows of one, by which the
-        learning rate of each is multiplied, such as a partial `layer_lr_scales`. Those of 0 never change, have no
-        moments, and their gradients do not count in clipping; rows of 0 do not change, and `stop_frozen_gradients`
-        leaves no gradient.
+      num_steps: total number of updates.
+      schedule: replaces `make_schedule`.
+      scales: maps parameters to a tree of learning-rate factors of the same structure, such as a partial
+        `layer_lr_scales`: floats, or a column of floats for the rows of a parameter. Parameters of scale 0 never
+        change, have no moments, and their gradients do not count in clipping. Rows of scale 0 never change;
+        `stop_frozen_gradients` removes their gradients.
     """
     adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
@@ -101,20 +101,20 @@ def make_optimizer(
     return optax.chain(split, optax.stateless(scale_by))
 
 
-def layer_lr_scales(params: Any, decay: float = 1.0, freeze: str = "none", added: int = 0) -> Any:
-    """Returns what the learning rate of each parameter is multiplied by: a tree of floats, or of a column of them.
+def layer_lr_scales(params: Any, decay: float = 1.0, freeze: str = "none", num_new_codes: int = 0) -> Any:
+    """Returns learning-rate factors per parameter: a tree of floats, or of columns of floats.
 
-    Heads, attention pooling and the last normalisation have 1, the last block `decay`, the one before it its square,
-    and so on to the embeddings (layer-wise decay, Howard and Ruder 2018; Clark et al. 2020).
+    Heads, attention pooling and the last normalisation have 1, the last block `decay`, the one before it `decay`
+    squared, and so on to the embeddings (layer-wise decay, Howard and Ruder 2018; Clark et al. 2020).
 
     Args:
-      params: the variables of a model with a head, or such a tree with LoRA's factors beside it.
-      decay: 0 < decay <= 1; 1 is none.
-      freeze: `none`; or `encoder`, 0 for all but heads, attention pooling and LoRA's factors.
-      added: so many of the last rows of the code table are trained though the encoder is frozen.
+      params: the variables of a model with a head, or such a tree together with LoRA factors.
+      decay: 0 < decay <= 1; 1 disables the decay.
+      freeze: `none`; or `encoder`, 0 for all but heads, attention pooling and LoRA factors.
+      num_new_codes: number of last rows of the code table that are trained even if the encoder is frozen.
 
     Raises:
-      ValueError: another `decay` or `freeze`.
+      ValueError: an invalid `decay` or `freeze`.
     """
     if not 0 < decay <= 1:
         raise ValueError(f"layer_decay: found {decay}; expected more than 0 and at most 1")
@@ -131,8 +131,8 @@ def layer_lr_scales(params: Any, decay: float = 1.0, freeze: str = "none", added
         rate = 1.0 if layer is None else decay ** (num_layers - layer)
         if not (freeze == "encoder" and is_encoder):
             return rate
-        if added and path.endswith(CODE_TABLE):
-            return np.float32(rate) * (np.arange(len(leaf)) >= len(leaf) - added)[:, None]
+        if num_new_codes and path.endswith(CODE_TABLE):
+            return np.float32(rate) * (np.arange(len(leaf)) >= len(leaf) - num_new_codes)[:, None]
         return 0.0
 
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
@@ -142,7 +142,7 @@ def layer_lr_scales(params: Any, decay: float = 1.0, freeze: str = "none", added
 
 
 def stop_frozen_gradients(params: Any, scales: Any) -> Any:
-    """Returns params through which no gradient reaches those of scale 0, so that none is computed for them."""
+    """Stops the gradients of parameters and rows of scale 0, so that none is computed for frozen parameters."""
 
     def hold(leaf, scale):
         if np.all(scale):
@@ -154,5 +154,5 @@ def stop_frozen_gradients(params: Any, scales: Any) -> Any:
 
 
 def count_trained(leaf: jax.Array, scale: float | np.ndarray) -> int:
-    """Returns how many numbers of a parameter are trained under its scale of `layer_lr_scales`."""
+    """Returns the number of trained elements of a parameter, given its scale from `layer_lr_scales`."""
     return leaf.size * int(np.count_nonzero(scale)) // np.size(scale)

@@ -1,4 +1,4 @@
-"""What a recipe trains: the model with its heads, the objective, its batches, and its metrics on tuning."""
+"""The pre-training task of a recipe: model and heads, objective, batches, and metrics on tuning."""
 
 import dataclasses
 import functools
@@ -27,13 +27,13 @@ EVENT_BINS = 8
 
 
 class PretrainingTask(NamedTuple):
-    """A model and what it is trained for.
+    """A model and its pre-training objective.
 
     Attributes:
       model: with a head for each objective.
-      objective: what training minimises.
-      tuning_objective: the same on fixed targets, codes hidden one by one at `evaluation.mask_rate`.
-      is_target: (V,) bool, what next visits and events are about; nothing for masked codes alone.
+      objective: the objective to minimise.
+      tuning_objective: the same on fixed targets, with single codes masked at `evaluation.mask_rate`.
+      is_target: (V,) bool, the target codes of next visits and events; all False for masked codes alone.
       vocabulary: V tokens.
     """
 
@@ -45,7 +45,7 @@ class PretrainingTask(NamedTuple):
 
 
 def make_task(config: ConfigDict, vocabulary: Vocabulary) -> PretrainingTask:
-    """Builds what a config asks for; its `model.vocab_size` and `objective.event_edges` are set."""
+    """Builds the task of a config whose `model.vocab_size` and `objective.event_edges` are set."""
     settings = ObjectiveConfig(**config.objective)
     is_target = _find_targets(settings, vocabulary)
     model = workdir.build_model(config)
@@ -63,13 +63,13 @@ def make_task(config: ConfigDict, vocabulary: Vocabulary) -> PretrainingTask:
 def setup(
     config: ConfigDict, say: Callable[[str], None] = lambda line: None
 ) -> tuple[Prepared, dataset.Patients, PretrainingTask]:
-    """Prepares the data of a config, fills in what the config takes from it, and builds what it asks for.
+    """Prepares the data of a config, sets the config values that depend on it, and builds the task.
 
     Returns:
       The prepared data, the patients to train on, and the task.
 
     Raises:
-      ValueError: the data cannot be used, or has no example of an objective to train on.
+      ValueError: the data cannot be used, or has no examples of an objective.
     """
     prepared = prepare(DataConfig(**config.data), progress=say)
     train = dataset.sample(dataset.read(prepared.folder, "train"), config.train.max_patients)
@@ -88,7 +88,7 @@ def setup(
 def count_examples(
     config: ConfigDict, task: PretrainingTask, patients: dataset.Patients, split: str, say: Callable[[str], None]
 ) -> None:
-    """Says how many examples of each objective a split has; a ValueError where train or tuning has none of one."""
+    """Reports the examples of each objective in a split; raises a ValueError if train or tuning has none of one."""
     counts = examples.count(config, task.model, task.vocabulary, task.is_target, patients, split == "train")
     say(examples.describe(split, counts))
     if split == "held_out":
@@ -107,7 +107,7 @@ def _find_targets(settings: ObjectiveConfig, vocabulary: Vocabulary) -> np.ndarr
 def initialize(
     config: ConfigDict, task: PretrainingTask, train: dataset.Patients, say: Callable[[str], None] = lambda line: None
 ) -> Callable:
-    """Returns a function from a key to the variables; heads begin at the rates of train, codes as `code_init` says."""
+    """Returns a function from a key to the variables; heads start at the rates of train, codes as in `code_init`."""
     begun = code_init.make_rows(config, task.vocabulary, train, say)
     held = code_counts.visit_codes(train, index(config, train), len(task.is_target))
     shares = (held.sum(axis=0) + 0.5) / (held.shape[0] + 1.0)
@@ -134,7 +134,7 @@ def initialize(
 def training_columns(
     config: ConfigDict, task: PretrainingTask, train: dataset.Patients, start_step: int
 ) -> Iterator[dict]:
-    """Yields what the train step takes, beginning with the batch of `start_step`."""
+    """Yields the batches for the train step, starting with that of `start_step`."""
     length, size, use_sep = config.data.row_length, config.train.batch_size, config.data.use_sep
     times = find_times(config, train, task.is_target) if "time_to_event" in task.model.objectives else None
     weights = times.weights if times and config.objective.query_times == "anytime" else None
@@ -149,7 +149,7 @@ def tuning_scorer(
     """Returns a function from parameters to the objective's metrics on the newest window of each patient.
 
     Raises:
-      ValueError: tuning has no example of an objective, so that its loss would be no number.
+      ValueError: tuning has no examples of an objective, so that its loss would be undefined.
     """
     length, size, use_sep = config.data.row_length, config.evaluation.batch_size, config.data.use_sep
     step = scoring.make_tuning_step(task.tuning_objective)
@@ -172,28 +172,28 @@ def tuning_scorer(
 def mark(
     config: ConfigDict, patients: dataset.Patients, say: Callable[[str], None] = lambda line: None
 ) -> dataset.Patients:
-    """Puts marks in pauses between visits where events are predicted at any time, and says how many."""
+    """Inserts query tokens between visits if `objective.query_times` is `anytime`, and reports their number."""
     if config.objective.query_times != "anytime":
         return patients
     marked = event_targets.insert_query_tokens(patients, config.seed)
     added = len(marked.codes) - len(patients.codes)
-    say(f"{added:,} marks lie in pauses between visits, to predict events from, and count as visits below")
+    say(f"Inserted {added:,} query tokens between visits; the figures below count them as visits.")
     return marked
 
 
 def index(config: ConfigDict, patients: dataset.Patients) -> windows.VisitIndex:
-    """Finds the visits of patients by a recipe's rows."""
+    """Indexes the visits of patients for the rows of a recipe."""
     return windows.index_visits(patients, config.data.row_length, config.data.use_sep)
 
 
 def find_times(config: ConfigDict, patients: dataset.Patients, is_target: np.ndarray) -> event_targets.EventTimes:
-    """Puts the target codes of patients, marked or not, in order as a recipe has it."""
+    """Indexes the times of target codes of patients, with or without query tokens, by the settings of a recipe."""
     first, by_time = config.objective.first_event_only, config.objective.query_times == "anytime"
     return event_targets.index_events(patients, index(config, patients), is_target, first, by_time)
 
 
 def adder(config: ConfigDict, times: event_targets.EventTimes | None, seed: int) -> Callable[[dict, int], dict]:
-    """Returns what adds events ahead to the batch of a step; nothing without `times`."""
+    """Returns a function that adds event targets to the batch of a step; without `times`, it changes nothing."""
     if times is None:
         return lambda batch, step: batch
     add = functools.partial(times.add, num_visits=config.objective.queries_per_row)

@@ -1,4 +1,4 @@
-"""What training carries from step to step, and the random keys of a step."""
+"""The training state, and the random keys of each step."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ import optax
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that a checkpoint needs; randomness is a function of (seed, step).
+    """The state saved in a checkpoint; random keys are not part of it, as they depend only on (seed, step).
 
     Attributes:
-      step: () int32, updates done.
+      step: () int32, number of updates done.
       params: the variables of the model.
       opt_state: the state of the optimizer.
     """
@@ -28,12 +28,12 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def create_state(initialize, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """Makes the state before the first step.
+    """Creates the state before the first step.
 
     Args:
       initialize: maps a key to the variables of a model.
-      optimizer: as `optimizer.make_optimizer` gives it.
-      seed: decides the initial parameters.
+      optimizer: from `optimizer.make_optimizer`.
+      seed: determines the initial parameters.
     """
 
     @jax.jit
@@ -46,6 +46,6 @@ def create_state(initialize, optimizer: optax.GradientTransformation, seed: int)
 
 def step_keys(seed: int, step: jax.Array) -> dict[str, jax.Array]:
     """Returns the keys of a step by name: `masking` and `dropout`, a function of (seed, step)."""
-    # The key of the seed itself made the initial parameters; steps begin at 1 so that none reuses it.
+    # The seed's key initialised the parameters, so step 0 must not reuse it.
     key = jax.random.fold_in(jax.random.key(seed), step + 1)
     return dict(zip(("masking", "dropout"), jax.random.split(key), strict=True))

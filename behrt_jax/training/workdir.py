@@ -1,4 +1,4 @@
-"""A workdir: the config and the vocabulary beside the checkpoints, checked on resume, loaded in one call."""
+"""The workdir of a run: config, vocabulary and checkpoints; checks them on resumption and loads the model."""
 
 import dataclasses
 import functools
@@ -27,20 +27,20 @@ from behrt_jax.training.checkpoints import Checkpoints
 
 CONFIG_FILE = "config.json"
 VOCABULARY_FILE = "vocabulary.json"
-DIGESTS_FILE = "digests.json"  # of the inputs that a run began with, each under the config key that names it
+DIGESTS_FILE = "digests.json"  # of the inputs of a run, each under its config key
 EVALUATION_FILE = "evaluation.json"
-PARAMETERS_FILE = "parameters.json"  # how many there are, and are trained
-MACHINE_FILE = "machine.json"  # what the newest part of the training ran on
-FITTED_FILE = "fitted.json"  # calibration and thresholds of tuning; of Cox, the baseline hazard of train
+PARAMETERS_FILE = "parameters.json"  # numbers of all and of trained parameters
+MACHINE_FILE = "machine.json"  # hardware and software of the latest part of training
+FITTED_FILE = "fitted.json"  # calibration and thresholds from tuning; for Cox, the baseline hazard of train
 REGRESSION_FILE = "regression.npz"
-REPLICATES_FILE = "replicates.npz"  # of every metric, of every model: "MODEL: METRIC"
+REPLICATES_FILE = "replicates.npz"  # of every metric of every model, keys "MODEL: METRIC"
 CODE_EMBEDDINGS_FILE = "code_embeddings.json"
 EMBEDDING_QUALITY_FILE = "embedding_quality.json"
 ATTRIBUTIONS_FILE = "attributions.json"
 CHECKPOINTS = "checkpoints"
-TUNING_LOSS = "loss"  # the weighted sum of the losses that are trained
-# Keys that may change between a run and its resume: where data lies, and what is only shown or measured at the end.
-# The size of the vocabulary is not a choice; vocabularies are compared by their fingerprints.
+TUNING_LOSS = "loss"  # the weighted sum of the trained losses
+# Keys that may change when a run resumes: locations of data, and settings of logging and evaluation only.
+# The vocabulary size follows from the vocabulary, which is compared by its fingerprint.
 KEYS_ALLOWED_TO_CHANGE = (
     "data.path",
     "data.prepared_dir",
@@ -48,7 +48,7 @@ KEYS_ALLOWED_TO_CHANGE = (
     "evaluation.num_mask_samples",
     "model.vocab_size",
 )
-# Keys that are set from the data and the labels: where these changed, that is what to say.
+# Keys set from the data and the labels: if these changed, the error names the changed input first.
 SET_FROM_DATA = (
     "names",
     "classification.kind",
@@ -59,7 +59,7 @@ SET_FROM_DATA = (
 )
 
 
-# Of workdirs from before version 0.2: to be dropped at version 1.0. Sections come before their keys.
+# Old names in workdirs from before version 0.2; to be dropped at version 1.0. Sections come before their keys.
 RENAMED_KEYS = {
     "foretold": "forecast",
     "out_of_time": "temporal_split",
@@ -80,7 +80,7 @@ RENAMED_VALUES = {
 
 
 class Loaded(NamedTuple):
-    """What `load` gives: `config, vocabulary, model, params`."""
+    """The result of `load`: `config, vocabulary, model, params`."""
 
     config: ConfigDict
     vocabulary: Vocabulary
@@ -92,17 +92,17 @@ def load(workdir: str | Path) -> Loaded:
     """Loads a model from its workdir, with the parameters of lowest tuning loss.
 
     Args:
-      workdir: what `experiments.pretrain` or `experiments.finetune` wrote.
+      workdir: the workdir of `experiments.pretrain` or `experiments.finetune`.
 
     Returns:
-      `(config, vocabulary, model, params)`; `model.apply(params, codes, ages, visit_ids, attention_mask)` gives the
-      logits of masked codes where the model was trained on them, `method="predict_next_visits"` those of next visits;
-      of a fine-tuned model, the logits of its outcomes (see `objectives.classification` and `objectives.survival`).
-      With `time_deltas=` (days since the previous visit) too where `config.model.time_bins` is not 0, and `dates=`
-      (years since 2000) where `config.model.date_encoding` is not `none`.
+      `(config, vocabulary, model, params)`. `model.apply(params, codes, ages, visit_ids, attention_mask)` returns the
+      logits of masked codes if the model was trained on them, `method="predict_next_visits"` those of next visits; for
+      a fine-tuned model, the logits of its outcomes (see `objectives.classification` and `objectives.survival`). Pass
+      `time_deltas=` (days since the previous visit) too if `config.model.time_bins` is not 0, and `dates=` (years since
+      2000) if `config.model.date_encoding` is not `none`.
 
     Raises:
-      ValueError: the workdir lacks a file, or holds no checkpoint that can be read.
+      ValueError: the workdir lacks a file, or holds no readable checkpoint.
     """
     workdir = Path(workdir)
     config = read_config(workdir)
@@ -118,7 +118,7 @@ def load(workdir: str | Path) -> Loaded:
 
 
 def restore_params(workdir: Path, config: ConfigDict, model: nn.Module, warn: Callable[[str], None] = print) -> Any:
-    """Restores the best parameters of a workdir for its model, LoRA's changes merged; see `load`."""
+    """Restores the best parameters of a workdir for its model, with LoRA factors merged; see `load`."""
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
         raise ValueError(
@@ -140,7 +140,7 @@ def restore_params(workdir: Path, config: ConfigDict, model: nn.Module, warn: Ca
 
 
 def build_model(config: ConfigDict) -> BEHRTForPretraining:
-    """Builds the model of a recipe, whose `model.vocab_size` is set, with a head for each of its objectives."""
+    """Builds the pre-training model of a recipe whose `model.vocab_size` is set, with a head for each objective."""
     objective = ObjectiveConfig(**config.objective)
     bins = len(objective.event_edges) + 1
     time_known = objective.known_time_share > 0
@@ -148,13 +148,13 @@ def build_model(config: ConfigDict) -> BEHRTForPretraining:
 
 
 def build_outcome_model(config: ConfigDict) -> BEHRTForSequenceClassification:
-    """Builds the model of a recipe of fine-tuning, with what is set from its labels, with a head for outcomes."""
+    """Builds the model of a fine-tuning recipe whose label-dependent values are set, with a head for outcomes."""
     if "survival" in config:
         num_labels = SurvivalConfig(**config.survival).num_logits
     else:
         num_labels = 1 if config.classification.kind == "binary" else len(config.names)
     num_covariates = histories.NUM_COVARIATES if config.history.age_and_sex else 0
-    if config.history.get("regression"):  # not among the keys of older runs
+    if config.history.get("regression"):  # older runs lack this key
         num_covariates = (
             1 if "classification" in config and config.classification.kind == "binary" else len(config.names)
         )
@@ -164,7 +164,7 @@ def build_outcome_model(config: ConfigDict) -> BEHRTForSequenceClassification:
 
 @functools.partial(jax.jit, static_argnames="model")
 def initialize(model: nn.Module, key: jax.Array) -> Any:
-    """Makes the variables of a model, with those of all its heads."""
+    """Initialises the variables of a model, including those of all its heads."""
     ints = jax.numpy.zeros((1, 2), "int32")
     days = ints.astype("float32")
     method = "score_all" if isinstance(model, BEHRTForPretraining) else "__call__"
@@ -172,10 +172,10 @@ def initialize(model: nn.Module, key: jax.Array) -> Any:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """Reads the config of a workdir, locked.
+    """Reads the config of a workdir and locks it.
 
     Raises:
-      ValueError: there is none, or it is not JSON.
+      ValueError: the config is missing or is not JSON.
     """
     file = workdir / CONFIG_FILE
     try:
@@ -183,17 +183,17 @@ def read_config(workdir: Path) -> ConfigDict:
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{file}: not the config of a workdir ({error}); expected one that pretrain wrote") from error
     if "data" in config:
-        config.data.value_digits = config.data.get("value_digits", 0)  # not among the keys of older runs
+        config.data.value_digits = config.data.get("value_digits", 0)  # older runs lack this key
         config.data.sex_codes = config.data.get("sex_codes", ())
     if "objective" in config:
-        # Keys that older runs lack, and what these runs did.
+        # Keys that older runs lack, with the value equivalent to what those runs did.
         for key, default in (("first_event_only", False), ("query_times", "after_visits"), ("known_time_share", 0.0)):
             config.objective[key] = config.objective.get(key, default)
     return config.lock()
 
 
 def rename_keys(config: dict) -> dict:
-    """Returns the config of a workdir with the keys and values of today, where it has those of before version 0.2."""
+    """Replaces keys and values of a config from before version 0.2 with the current ones."""
     for old, new in RENAMED_KEYS.items():
         *sections, key = old.split(".")
         node = config
@@ -208,7 +208,7 @@ def rename_keys(config: dict) -> dict:
 
 
 def digest(*values: Any) -> str:
-    """Computes a SHA-256 digest of arrays, texts and numbers, and of dicts, sequences and dataclasses of them.
+    """Computes a SHA-256 digest of arrays, strings and numbers, and of dicts, sequences and dataclasses of them.
 
     The order of keys in a dict does not matter; dtypes, shapes and the order of everything else do.
     """
@@ -234,9 +234,9 @@ def digest(*values: Any) -> str:
 
 
 def digest_patients(patients: Patients) -> str:
-    """Computes a digest of patients, or of histories in their order, in which the order of a patient's tokens is free.
+    """Computes a digest of patients or histories that does not depend on the order of tokens within a patient.
 
-    Tokens of a visit that share a time have no order, so files that list them otherwise give the same digest.
+    Tokens of a visit with the same time have no order, so files that list them differently have the same digest.
     """
     columns = (patients.owners, patients.codes, patients.visits, patients.minutes, patients.microseconds)
     with np.errstate(over="ignore"):
@@ -248,13 +248,13 @@ def digest_patients(patients: Patients) -> str:
 def check_digests(
     workdir: Path, config: ConfigDict, digests: Mapping[str, str], say: Callable[[str], None] = print
 ) -> None:
-    """Checks that the inputs of a run are those that it began with.
+    """Checks that the inputs of a run have not changed since it started.
 
     Args:
       workdir: of the run.
       config: its recipe.
-      digests: of inputs as they are now, by the config key that names each, such as `labels`.
-      say: takes a line where the workdir has no digest to compare with, as older ones.
+      digests: of the current inputs, by config key, such as `labels`.
+      say: called with a message if the workdir has no digest to compare with, as in older runs.
 
     Raises:
       ValueError: an input has changed; the message names the keys.
@@ -282,21 +282,21 @@ def open_workdir(
     digests: Mapping[str, str] | None = None,
     say: Callable[[str], None] = print,
 ) -> bool:
-    """Makes a workdir, or checks that an existing one is of the same config, vocabulary and inputs.
+    """Creates a workdir, or checks that an existing one has the same config, vocabulary and inputs.
 
     Args:
       workdir: the folder.
       config: the recipe.
       vocabulary: fitted, or of the pre-trained run.
       digests: of the inputs of the run; see `check_digests`.
-      say: takes a line where an older workdir has no digests.
+      say: called with a message if an older workdir has no digests.
 
     Returns:
-      True if the workdir was there.
+      True if the workdir already existed.
 
     Raises:
       ValueError: the workdir belongs to another config, vocabulary or inputs; the message names the keys.
-      OSError: there is no space or no permission to write it.
+      OSError: the workdir cannot be written, for lack of space or permission.
     """
     if (workdir / CONFIG_FILE).exists():
         differing = differences(read_config(workdir), config)
@@ -309,7 +309,7 @@ def open_workdir(
         check_digests(workdir, config, digests or {}, say)
         _refuse(workdir, differing)
         if read_config(workdir).to_dict() != config.to_dict():
-            _write_config(workdir, config)  # so that evaluation finds data that has moved
+            _write_config(workdir, config)  # so that evaluation finds data that was moved
         return True
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -336,8 +336,8 @@ def _write_config(workdir: Path, config: ConfigDict) -> None:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Lists the keys in which two configs differ and may not: `train.num_steps: 10 there, 20 now`."""
-    # A key that came later and is empty says what a run without it did: it can go on.
+    """Lists the keys that differ between two configs but must not: `train.num_steps: 10 there, 20 now`."""
+    # An empty value of a new key stands for the behaviour of runs without the key, which may therefore resume.
     before, after = (
         {key: value for key, value in _flat(each.to_dict()).items() if value not in ("", (), [])} for each in (old, new)
     )

@@ -1,10 +1,10 @@
-"""Changes one choice of a recipe at a time, and writes what that does to tuning metrics as a table.
+"""Ablations: changes one choice of a recipe at a time, and tabulates the effect on tuning metrics.
 
 python -m experiments.studies.ablations [--group=model|training] [--workdir=runs/ablations] [--jobs=2]
 
 `model` varies the encoder of configs/small.py, `training` the objectives and the optimizer of configs/joint.py.
 
-A run that is in the workdir's results.jsonl already is not made again.
+A run that is already in the workdir's results.jsonl is not repeated.
 """
 
 import json
@@ -24,7 +24,7 @@ METRICS = {"accuracy": "masked-code accuracy", "next_visit": "next-visit average
 
 
 def run_all(folder: Path, pending: list[tuple[str, int]], num_steps: int, jobs: int) -> None:
-    """Makes runs in processes of their own, `jobs` at a time, each on its share of the cores."""
+    """Executes runs in separate processes, `jobs` at a time, each on its share of the cores."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     shares = [cores[job::jobs] for job in range(jobs)]
 
@@ -49,14 +49,14 @@ def run_all(folder: Path, pending: list[tuple[str, int]], num_steps: int, jobs: 
 
 
 def read_results(folder: Path, num_steps: int) -> dict[tuple[str, int], dict]:
-    """Reads the results of runs of a length, by variant and seed."""
+    """Reads the results of the runs with `num_steps` steps, by variant and seed."""
     file = folder / "results.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return {(line["variant"], line["seed"]): line for line in lines if line["num_steps"] == num_steps}
 
 
 def format_tables(results: dict[tuple[str, int], dict], num_steps: int, group: str = "model") -> str:
-    """Lays out means and ranges over seeds: a table of the variants, and one of poolings in the recipe's model."""
+    """Formats means and ranges over seeds: a table of the variants, and one of poolings in the recipe's model."""
     seeds = sorted({seed for name, seed in results if name in GROUPS[group]})
     head = [f"{len(seeds)} seeds, {num_steps} steps: mean [lowest, highest]", ""]
     lines = [*head, "| | parameters | " + " | ".join(METRICS.values()) + " |", "|---|---|" + "---|" * len(METRICS)]

@@ -1,8 +1,8 @@
 """One run of `experiments.studies.ablations`: trains a variant and prints its tuning metrics as a line of JSON.
 
-The next-visit figure is that of the model's head for next visits, at every visit, where it has one. Where it is trained
-on masked codes alone, it is that of a linear probe: logistic regressions, one a code, from the frozen embedding of a
-patient's history up to a random visit, for the codes of the next one.
+The next-visit metric is that of the model's next-visit head, at every visit, if it has one. For a model trained on
+masked codes alone, it is that of a linear probe: one logistic regression per code, from the frozen embedding of a
+patient's history up to a random visit, for the codes of the next visit.
 """
 
 import itertools
@@ -38,7 +38,7 @@ def pretrain(config, trained, patients):
 
 
 def score_masked(config, model, params, tuning: dataset.Patients) -> dict[str, float]:
-    """Scores a model on hidden codes of the tuning split."""
+    """Scores a model on masked codes of the tuning split."""
     settings = config.evaluation
     plain = batches.evaluation_batches(tuning, config.data.row_length, settings.batch_size, config.data.use_sep)
     masked = scoring.mask_batches(plain, settings.mask_rate, config.model.vocab_size, draws=2)
@@ -47,7 +47,7 @@ def score_masked(config, model, params, tuning: dataset.Patients) -> dict[str, f
 
 
 def score_head(config, trained: pretraining.PretrainingTask, params, tuning: dataset.Patients) -> float:
-    """Returns the micro average precision of a model's head for next visits on the tuning split."""
+    """Returns the micro average precision of a model's next-visit head on the tuning split."""
     index = windows.index_visits(tuning, config.data.row_length, config.data.use_sep)
     examples = next_visit_targets.find_next_visits(tuning, index, trained.is_target)
     scores, _ = make_predictor(config, trained, params)(Split(tuning, index, examples))

@@ -1,10 +1,10 @@
-"""What fine-tuning in full, low-rank changes (LoRA) and a frozen encoder reach, train and cost, one after another.
+"""Compares full fine-tuning, LoRA and a frozen encoder: metrics, trained parameters and step time.
 
 python -m experiments.studies.adaptations --labels=FILE --pretrained=WORKDIR
     [--config=configs/survival.py] [--workdir=DIR]
 
-Each is run with each of `--learning_rates`; the table has the one of lowest tuning loss. What is finished is not run
-again.
+Each is run with each of `--learning_rates`; the table has the run with the lowest tuning loss. Finished runs are not
+repeated.
 """
 
 import json
@@ -29,7 +29,7 @@ ALL_STEPS = 2**62
 
 
 def run_variant(folder: Path, name: str, rate: str) -> dict:
-    """Fine-tunes in one way at one learning rate; returns what the table needs."""
+    """Fine-tunes one variant at one learning rate; returns the values for the table."""
     own = folder / f"{name.replace(', rank ', '-').replace(' ', '-').lower()}-{rate}"
     keys = {"labels": FLAGS.labels, "pretrained": FLAGS.pretrained, "optimizer.learning_rate": rate}
     given = [f"--config.{key}={value}" for key, value in keys.items()] + [f"--config.{each}" for each in FLAGS.set]
@@ -43,7 +43,7 @@ def run_variant(folder: Path, name: str, rate: str) -> dict:
 
 
 def format_markdown(found: dict[str, dict]) -> str:
-    """Lays out the table in Markdown; times are those of a step, as a ratio to full fine-tuning."""
+    """Formats the table in Markdown; step times are relative to full fine-tuning."""
     metrics = next(iter(found.values()))["metrics"]
     labels = {f"{part}/{name}": label for part, columns in COLUMNS.items() for name, label in columns.items()}
     columns = {name: label for name, label in labels.items() if name in metrics}

@@ -1,10 +1,10 @@
-"""Cross-validates fine-tuning by patient, with pre-training inside each fold, beside baselines, LSTM and from scratch.
+"""Cross-validates fine-tuning by patient, with pre-training in each fold; also baselines, LSTM and BEHRT from scratch.
 
 python -m experiments.studies.cross_validate --labels=FILE [--config=configs/survival.py] [--data=DIR] [--workdir=DIR]
 
-Each fold's patients are held out once: the vocabulary, pre-training, fine-tuning and baselines see only the others, of
-whom a seventh tune. What is finished is not made again; `--only=0,1` makes some folds alone, say on other machines, and
-the same command without it then checks that all rest on the same labels and data, and makes the table.
+Each fold's patients are held out once: the vocabulary, pre-training, fine-tuning and baselines see only the others, a
+seventh of them for tuning. Finished runs are not repeated. `--only=0,1` runs only some folds, for example on other
+machines; the same command without it then checks that all folds use the same labels and data, and makes the table.
 """
 
 import json
@@ -26,14 +26,14 @@ from experiments.studies.results import call
 
 FOLD_SALT, TUNING_SALT, TUNING_SHARE = 1, 2, 0.15
 MODELS = {"scratch": "BEHRT from scratch", "lstm": "LSTM", "behrt": "BEHRT"}
-# The reference's LSTM, as configs/lstm.py has it.
+# The reference's LSTM, as in configs/lstm.py.
 LSTM_KEYS = ("encoder=lstm", "hidden_dim=256", "rotary=none", "visit_bias=False", "time_bins=28")
 LSTM = [f"--config.model.{key}" for key in LSTM_KEYS]
 LSTM_SURVIVAL = ["--config.survival.loss=discrete"]
 
 
 def write_view(data: Path, folder: Path, fold: int, folds: int) -> Path:
-    """Writes a MEDS data set that links to the events of another and holds a fold's patients out."""
+    """Writes a MEDS data set that links to the events of another and holds out a fold's patients."""
     view = folder / "data"
     (view / "metadata").mkdir(parents=True, exist_ok=True)
     beside = data / "metadata"
@@ -50,12 +50,12 @@ def write_view(data: Path, folder: Path, fold: int, folds: int) -> Path:
 
 
 def fold_of(subject_ids: np.ndarray, folds: int) -> np.ndarray:
-    """Returns the fold of each subject, a function of its id alone."""
+    """Returns the fold of each subject, determined by its id alone."""
     return np.floor(folds * hash_fraction(FOLD_SALT, subject_ids)).astype(int)
 
 
 def run_fold(folder: Path, view: Path) -> None:
-    """Trains and evaluates everything of one fold, unless that is done."""
+    """Trains and evaluates all models of a fold, unless already done."""
     own = {name: folder / name for name in ("pretrained", *MODELS)}
     shared = [f"--config.data.path={view}", *(f"--config.{each}" for each in FLAGS.set)]
     pretrain = [f"--config={FLAGS.pretrain}", f"--config.train.num_steps={FLAGS.pretrain_steps}", *shared]
@@ -69,7 +69,7 @@ def run_fold(folder: Path, view: Path) -> None:
 
 
 def read_fold(folder: Path, fold: int) -> dict[str, dict[str, Estimate]]:
-    """Reads what each model reached in a fold, by metric; resamples of folds are made independent of each other."""
+    """Reads the metrics of each model in a fold; permutes resamples so that folds are independent of each other."""
     result = json.loads((folder / "behrt" / EVALUATION_FILE).read_text())
     replicates = np.load(folder / "behrt" / REPLICATES_FILE)
     order = np.random.default_rng(fold).permutation(bootstrap.NUM_RESAMPLES)
@@ -85,7 +85,7 @@ def read_fold(folder: Path, fold: int) -> dict[str, dict[str, Estimate]]:
 
 
 def average(found: list[dict[str, dict[str, Estimate]]]) -> dict[str, dict[str, Estimate]]:
-    """Averages what all folds have of models and metrics."""
+    """Averages over folds the models and metrics that all folds have."""
     together = {}
     for model, metric in [(name, metric) for name, own in found[0].items() for metric in own]:
         parts = [fold[model][metric] for fold in found if metric in fold.get(model, {})]
@@ -97,7 +97,7 @@ def average(found: list[dict[str, dict[str, Estimate]]]) -> dict[str, dict[str, 
 
 
 def format_markdown(found: dict[str, dict[str, Estimate]]) -> str:
-    """Lays out a table in Markdown: models from best to worst, and how far the best of ours are above each."""
+    """Formats a table in Markdown: models from best to worst, and the difference of our best models to each."""
     objective = next(iter(found["BEHRT"])).partition("/")[0]
     labels = {f"{objective}/{name}": label for name, label in COLUMNS[objective].items()}
     columns = {name: label for name, label in labels.items() if name in found["BEHRT"]}

@@ -1,10 +1,10 @@
-"""Cross-validates the baselines of outcomes alone, on the folds of cross_validate, without any BEHRT.
+"""Cross-validates the outcome baselines alone, without BEHRT, on the folds of cross_validate.
 
 python -m experiments.studies.cross_validate_baselines --labels=FILE [--config=configs/survival.py] [--data=DIR]
     [--workdir=DIR] [--compare_to=DIR]
 
-`--compare_to` names the workdir of another such run, say of an older version, and adds the paired differences to it.
-Baselines that read a pre-trained run's embeddings are not among them.
+`--compare_to` names the workdir of another such run, for example of an older version, and adds the paired differences
+to it. Baselines that read a pre-trained run's embeddings are not included.
 """
 
 import json
@@ -27,7 +27,7 @@ REPLICATES_FILE, VALUES_FILE = "replicates.npz", "values.json"
 
 
 def measure_fold(config, fold: int, say) -> dict[str, dict[str, Estimate]]:
-    """Fits and measures the baselines of a fold; resamples of folds are made independent of each other."""
+    """Fits and measures the baselines of a fold; permutes resamples so that folds are independent of each other."""
     prepared, splits = data.read_splits(config, None, say)
     setup.fill_in(config, splits["train"].labels, len(prepared.vocabulary))
     order, found = np.random.default_rng(fold).permutation(bootstrap.NUM_RESAMPLES), {}
@@ -38,7 +38,7 @@ def measure_fold(config, fold: int, say) -> dict[str, dict[str, Estimate]]:
 
 
 def read(folder: Path) -> dict[str, dict[str, Estimate]]:
-    """Reads the estimates that a run of this command wrote."""
+    """Reads the estimates written by a run of this command."""
     values, found = json.loads((folder / VALUES_FILE).read_text()), {}
     with np.load(folder / REPLICATES_FILE) as arrays:
         for key, (value, number) in values.items():
@@ -56,7 +56,7 @@ def write(folder: Path, found: dict[str, dict[str, Estimate]]) -> None:
 
 
 def format_markdown(found: dict[str, dict[str, Estimate]], other: dict[str, dict[str, Estimate]]) -> str:
-    """Formats a table in Markdown: a row a baseline, and its difference from the same baseline of another run."""
+    """Formats a table in Markdown: a row per baseline, and its difference from the same baseline of another run."""
     objective = next(iter(next(iter(found.values())))).partition("/")[0]
     names = {f"{objective}/{name}": label for name, label in COLUMNS[objective].items()}
     columns = {name: label for name, label in names.items() if all(name in own for own in found.values())}

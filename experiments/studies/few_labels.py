@@ -1,12 +1,12 @@
-"""Compares what k labelled patients are enough for: with a pre-trained encoder, and with everything simpler.
+"""Compares predictions learned from k labelled patients: with a pre-trained encoder, and with simpler models.
 
 python -m experiments.studies.few_labels --pretrained=RUN[,RUN...] --labels=NAME=FILE,NAME=FILE,... [--sizes=16,64,256]
     [--forecast=NAME=CODE,NAME=CODE,...] [--draws=10] [--most_labels=4] [--trained=scratch] [--trained_draws=3]
     [--workdir=DIR] [--config.KEY=VALUE ...]
 
-For each task, size k and draw, k patients of train have labels: whatever is chosen is chosen within them. All of
-held_out are scored. Several runs, as of the folds of experiments.studies.cross_validate, are each compared on their own
-held-out patients. The same command goes on where it was stopped; sizes, draws, tasks and runs may be added later.
+For each task, size k and draw, k patients of train have labels, and all choices are made within them. All of held_out
+are scored. Several runs, such as the folds of experiments.studies.cross_validate, are each compared on their own
+held-out patients. The same command resumes where it stopped; sizes, draws, tasks and runs may be added later.
 """
 
 import json
@@ -38,7 +38,7 @@ FEATURES_FOLDER = "features"
 
 
 def recipe() -> ConfigDict:
-    """Returns the recipes of classification and survival in one, of which each task takes its own."""
+    """Returns one config with the recipes of classification and survival; each task uses its own part."""
     config = default.get_finetune_config("classification")
     with config.unlocked():
         config.survival = default.get_finetune_config("survival").survival
@@ -47,14 +47,14 @@ def recipe() -> ConfigDict:
 
 
 class Results:
-    """What is measured of a task: estimates by size, draw and arm, each a line of a file.
+    """The measurements of a task: estimates by size, draw and arm, each a line of a file.
 
     Attributes:
       found: the estimates.
     """
 
     def __init__(self, folder: Path):
-        """Reads what earlier commands measured; a last line that a kill cut short is removed."""
+        """Reads earlier measurements; removes a last line that was cut short by a kill."""
         self.file, self.found = folder / RESULTS_FILE, {}
         lines = self.file.read_text().splitlines(keepends=True) if self.file.exists() else []
         if lines and not lines[-1].endswith("\n"):
@@ -73,7 +73,7 @@ class Results:
 
 
 def of_run(config: ConfigDict, run: str, several: bool, forecast: tuple[str, ...] = ()) -> ConfigDict:
-    """Returns the recipe of a pre-trained run; of several, each has the data that it was trained on."""
+    """Returns the recipe for a pre-trained run; if there are several, with the run's own training data."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.pretrained, config.forecast.codes = run, forecast
@@ -82,7 +82,7 @@ def of_run(config: ConfigDict, run: str, several: bool, forecast: tuple[str, ...
 
 
 def read_pairs(flag: str, words: list[str]) -> list[tuple[str, str]]:
-    """Reads NAME=VALUE words."""
+    """Parses NAME=VALUE words."""
     if wrong := [word for word in words if not all(word.partition("="))]:
         raise ValueError(f"--{flag}: found {', '.join(wrong)}; expected NAME=VALUE, separated by commas")
     return [(word.partition("=")[0], word.partition("=")[2]) for word in words]
@@ -99,7 +99,7 @@ def planned(sizes: list[int]) -> list[tuple[int, int, str]]:
 def measure_task(
     task: few_labels_run.Task, results: Results, todo: list, reader: Reader, compiled: dict, bar: tqdm
 ) -> None:
-    """Measures what is missing of a task: arms without a label, then those that need some."""
+    """Measures the missing results of a task: arms without labels first, then those that need labels."""
     train, held_out = task.splits["train"], task.splits["held_out"]
     features = None
     if (0, 0, AGE) not in results.found:

@@ -1,4 +1,4 @@
-"""A task of few labels: its labelled histories, what is read of them, and networks trained on drawn patients."""
+"""A few-label task: its labelled histories, the pre-trained forecast, and networks trained on sampled patients."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +21,8 @@ from behrt_jax.training import loop, workdir
 from behrt_jax.training.optimizer import OptimizerConfig, make_optimizer
 from behrt_jax.training.state import TrainState
 
-# From scratch all layers learn alike, and as long whatever the number of labels: nothing is spent on choosing a step.
+# From scratch, all layers have the same learning rate. No labels are spent on choosing the number of steps, which is
+# the same for any number of labels.
 SCRATCH = {"layer_decay": 1.0}
 
 
@@ -35,14 +36,14 @@ class Task(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What is compiled once for all trainings of the same model and objective."""
+    """The parts that are compiled once for all trainings of the same model and objective."""
 
     optimizer: optax.GradientTransformation
     train: Callable
 
 
 def read_task(config: ConfigDict, file: str, most: int, folder, say: Callable[[str], None]) -> Task:
-    """Reads a task, with at most `most` labels of each outcome a patient, and notes its recipe in a folder."""
+    """Reads a task, with at most `most` labels of each outcome per patient, and records its recipe in a folder."""
     labels = label_data.read_labels([file], lambda line: None)
     scores.check_kind(labels, f"--labels={file}")
     if config.history.regression:
@@ -63,7 +64,7 @@ def read_task(config: ConfigDict, file: str, most: int, folder, say: Callable[[s
 
 
 def forecast(task: Task) -> np.ndarray:
-    """Returns what the pre-trained run expects of held-out patients before any label: the mean of `forecast.codes`."""
+    """Returns the pre-trained run's forecast for held-out patients, without labels: the mean over `forecast.codes`."""
     its = setup.build(task.config, task.prepared, task.splits, task.begun)
     width = task.config.model.hidden_dim
     read = probe_init.read_patients(task.config, its.model, its.initialize(jax.random.key(0)), task.splits["held_out"])
@@ -74,11 +75,11 @@ def train_and_score(task: Task, rows: np.ndarray, draw: int, is_pretrained: bool
     """Trains a network end to end on some labels of train, all steps of the recipe, and scores held_out.
 
     Args:
-      task: what is predicted.
-      rows: of train, the labels to learn from.
-      draw: decides the random weights and the order.
-      is_pretrained: whether to begin with the pre-trained encoder; else with a random one, by the recipe `SCRATCH`.
-      compiled: steps of earlier trainings, to which those of this one are added.
+      task: the task to predict.
+      rows: rows of train, the labels to learn from.
+      draw: determines the random weights and the order.
+      is_pretrained: whether to start from the pre-trained encoder; else from a random one, with the recipe `SCRATCH`.
+      compiled: compiled steps of earlier trainings; those of this one are added.
     """
     config = task.config.copy_and_resolve_references()
     if not is_pretrained:
@@ -89,11 +90,11 @@ def train_and_score(task: Task, rows: np.ndarray, draw: int, is_pretrained: bool
     its = setup.build(config, task.prepared, {"train": drawn}, task.begun if is_pretrained else None)
     key = str((its.model, config.get("survival"), config.get("classification"), is_pretrained))
     if "classification" in config and config.classification.class_weights != "none":
-        key += str((config.labels, rows.tobytes()))  # the objective's weights are those of the labels
+        key += str((config.labels, rows.tobytes()))  # the objective's weights depend on the labels
     steps = compiled.get(key) or compiled.setdefault(key, make_steps(config, its))
-    # Steps have the keys that fold in 1, 2, ...; here is 0.
+    # Training steps fold in 1, 2, ...; initialisation folds in 0.
     params = its.initialize(jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 0), draw))
-    # A copy, as training donates what it begins with; from numpy, as arrays bound to a device are compiled for anew.
+    # Copied, as training donates its initial parameters; via numpy, as arrays bound to a device trigger recompilation.
     params = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), params)
     current = TrainState(jnp.zeros((), jnp.int32), params, steps.optimizer.init(params))
     columns = labeled_histories.training_columns(config, drawn, 0)
@@ -110,7 +111,7 @@ def train_and_score(task: Task, rows: np.ndarray, draw: int, is_pretrained: bool
 
 
 def make_steps(config: ConfigDict, task: setup.FinetuningTask) -> Steps:
-    """Returns the optimizer and the jitted step of a model, its objective and its recipe."""
+    """Returns the optimizer and the jitted training step for a model, its objective and its recipe."""
     settings = loop.TrainConfig(**config.train)
     optimizer = make_optimizer(OptimizerConfig(**config.optimizer), settings.num_steps, scales=task.scales)
     return Steps(optimizer, loop.make_train_step(task.objective, optimizer, config.seed, settings.accumulate_steps))

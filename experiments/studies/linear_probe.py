@@ -1,4 +1,4 @@
-"""A linear probe of a frozen encoder: logistic regressions from the embedding of a cut history to the next visit."""
+"""Linear probe of a frozen encoder: logistic regressions from embeddings of truncated histories to the next visit."""
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,17 @@ from behrt_jax.data.hashing import hash_fraction
 from behrt_jax.embeddings.patients import embed
 from experiments.studies.variants import POOLINGS
 
-CUTS = 4  # histories of each patient
+CUTS = 4  # histories per patient
 PROBE_STEPS = 200
 PROBE_LEARNING_RATE = 0.02
 PROBE_DECAY = 1e-4
 
 
 def cut_histories(patients: dataset.Patients, index: windows.VisitIndex, size: int, salt: int):
-    """Draws a visit of each patient but the first: what was recorded before it, and its codes.
+    """Truncates the history of each patient before a random visit other than the first.
 
     Returns:
-      M histories, those of patients with something recorded before the visit; (M, V) bool; and (M,) the visits.
+      M histories of patients with something recorded before the visit; the (M, V) bool codes and the (M,) index of it.
     """
     first, last = index.first_visit[:-1], index.first_visit[1:]
     following = first + 1 + np.floor(hash_fraction(salt, patients.subject_ids) * (last - first - 1)).astype(np.int64)
@@ -34,7 +34,7 @@ def cut_histories(patients: dataset.Patients, index: windows.VisitIndex, size: i
 
 
 def embed_histories(config, model, params, patients):
-    """Returns the frozen embeddings of cut histories by pooling, each (n, D), and the next visit's codes (n, V)."""
+    """Returns frozen embeddings of truncated histories by pooling, each (n, D), and the next visit's codes (n, V)."""
     index = windows.index_visits(patients, config.data.row_length, config.data.use_sep)
     poolings = POOLINGS if model.config.sees_future else POOLINGS[1:]  # `cls` sees the first visit alone
     found, targets = {name: [] for name in poolings}, []
@@ -48,7 +48,7 @@ def embed_histories(config, model, params, patients):
 
 
 def probe(train_features, train_targets, features, targets) -> float:
-    """Fits logistic regressions on the train features; returns the micro average precision on the others."""
+    """Fits logistic regressions on the train features; returns the micro average precision on the other features."""
     mean, deviation = train_features.mean(axis=0), train_features.std(axis=0) + 1e-6
     inputs, wanted = jnp.asarray((train_features - mean) / deviation), jnp.asarray(train_targets, jnp.float32)
     rate = (train_targets.sum(axis=0) + 0.5) / (len(train_targets) + 1)

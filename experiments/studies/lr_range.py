@@ -1,4 +1,4 @@
-"""Learning-rate range test (Smith 2017): the loss while the rate rises from step to step, and the rates that hold.
+"""Learning-rate range test (Smith 2017): the loss while the rate rises at every step, and the usable range of rates.
 
 python -m experiments.studies.lr_range --config=configs/small.py [--num_steps=200] [--output=lr_range.png]
 """
@@ -23,10 +23,10 @@ ROWS = 12
 
 
 def measure(config, num_steps: int, lowest: float, highest: float) -> tuple[np.ndarray, np.ndarray]:
-    """Trains while the learning rate rises by the same factor each step.
+    """Trains while the learning rate rises by the same factor at each step.
 
     Returns:
-      (n,) learning rates and (n,) losses, smoothed and freed of their start at zero; it ends early at NaN.
+      (n,) learning rates and (n,) losses, smoothed and corrected for their start at zero; ends early at NaN.
     """
     _, patients, trained = pretraining.setup(config, say=print)
     rates = np.geomspace(lowest, highest, num_steps)
@@ -49,7 +49,7 @@ def measure(config, num_steps: int, lowest: float, highest: float) -> tuple[np.n
 
 
 def advise(rates: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
-    """Returns the rate at which the loss falls fastest a decade, and that from which it has risen by half."""
+    """Returns the rate at which the loss falls fastest per decade, and the rate from which it has risen by half."""
     best = int(np.nanargmin(losses))
     steepest = int(np.argmin(np.gradient(losses[: best + 1], np.log(rates[: best + 1])))) if best > 1 else best
     beyond = np.flatnonzero(~(losses[best:] < DIVERGED * losses[best]))
@@ -57,7 +57,7 @@ def advise(rates: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
 
 
 def draw(rates: np.ndarray, losses: np.ndarray, output: str) -> None:
-    """Writes the curve as a picture."""
+    """Writes the curve as an image."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.semilogx(rates, losses)

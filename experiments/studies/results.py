@@ -1,9 +1,9 @@
-"""The results table of the README: one recipe on several populations, each beside its baselines and the LSTM.
+"""Results table of the README: one recipe on several populations, compared with baselines and the LSTM.
 
 python -m experiments.studies.results --populations=bundled,simulated,mimic=DIR [--config=...] [--workdir=...]
 
 `bundled` is the data in the repository, `simulated` is written by experiments.simulate (10,000 patients, seed 0), any
-other NAME=DIR is a MEDS data set. Runs and evaluations that are finished are not made again.
+other NAME=DIR is a MEDS data set. Finished runs and evaluations are not repeated.
 """
 
 import json
@@ -20,21 +20,21 @@ from experiments import _cli
 LSTM = "configs/lstm.py"
 SIMULATED_PATIENTS = 10_000
 OVERRIDES = {
-    # Deaths are left out, for the oracle does not see them; with so many patients nothing overfits.
+    # Deaths are left out because the oracle does not see them; with so many patients no model overfits.
     "simulated": ["--config.data.codes_exclude=('MEDS_BIRTH','MEDS_DEATH')", "--config.model.dropout=0.0"],
     "mimic": ["--config.train.num_steps=600", "--config.train.evaluate_every=50", "--config.train.patience=4"],
 }
 
 
 def call(module: str, *arguments: str) -> None:
-    """Runs a command of this package and raises a ValueError where it fails."""
+    """Runs a command of this package and raises a ValueError if it fails."""
     print(f"python -m experiments.{module} {shlex.join(arguments)}", flush=True)
     if status := subprocess.run([sys.executable, "-m", f"experiments.{module}", *arguments]).returncode:
         raise ValueError(f"experiments.{module} failed with status {status}; its error is above")
 
 
 def run_population(folder: Path, population: str, config: str) -> tuple[str, dict]:
-    """Trains and evaluates on one population, unless that is done; returns its name and the evaluation."""
+    """Trains and evaluates on one population, unless already done; returns its name and the evaluation."""
     name, _, path = population.partition("=")
     workdir, overrides = folder / name, list(OVERRIDES.get(name, []))
     if name == "simulated" and not path:
@@ -46,7 +46,7 @@ def run_population(folder: Path, population: str, config: str) -> tuple[str, dic
     elif name != "bundled":
         raise ValueError(f"--populations: found {population}; expected bundled, simulated or NAME=DIR")
     lstm, file = folder / f"{name}-lstm", workdir / "evaluation.json"
-    for recipe, target in ((LSTM, lstm), (config, workdir)):  # nothing where they are finished on the same data
+    for recipe, target in ((LSTM, lstm), (config, workdir)):  # does nothing if finished on the same data
         call("pretrain", f"--config={recipe}", f"--workdir={target}", "--nobaselines", *overrides)
     if str(lstm) not in json.loads(file.read_text())["baselines"]:
         call("evaluate", f"--workdir={workdir}", f"--versus={lstm}")
@@ -56,7 +56,7 @@ def run_population(folder: Path, population: str, config: str) -> tuple[str, dic
 
 
 def format_markdown(results: dict[str, dict]) -> str:
-    """Lays out each objective as a table in Markdown: the oracle, the run, and baselines from best to worst."""
+    """Formats each objective as a table in Markdown: the oracle, the run, and baselines from best to worst."""
     parts = []
     for objective, labels in COLUMNS.items():
         columns = {f"{objective}/{name}": label for name, label in labels.items()}

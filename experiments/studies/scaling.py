@@ -1,11 +1,11 @@
-"""Learning curves: held-out losses against train patients, with a fit of what more patients are worth.
+"""Scaling curves: held-out losses by number of train patients, with a power-law fit.
 
 python -m experiments.studies.scaling --config=configs/small.py --sizes=100,200,400 [--workdir=DIR] [--config.KEY=...]
 python -m experiments.studies.scaling --config=configs/medium.py --sizes=... --workdir=DIR2 --versus=DIR
 
-Each size is a run of experiments.pretrain in a folder of its own, made once. A size beyond the train patients of the
-data is refused; the fit is on the patients that each run was trained on, as its evaluation says. `--versus` takes the
-curve of another recipe and says how many patients that one would need for the losses of this one.
+Each size is a run of experiments.pretrain in its own folder, made once. A size above the number of train patients is
+refused; the fit uses the number of patients that each run was trained on, from its evaluation. `--versus` reads the
+curve of another recipe and reports how many patients that recipe would need for the losses of this one.
 """
 
 import json
@@ -31,14 +31,15 @@ METRICS = ("mlm/loss", "mlm/accuracy", "next_visit/loss", "next_visit/average_pr
 
 
 def power_law(patients, floor, height, exponent):
-    """A loss that falls to a floor: `floor + height * patients ** -exponent`."""
+    """Returns a loss that falls to a floor: `floor + height * patients ** -exponent`."""
     return floor + height * np.asarray(patients, float) ** -exponent
 
 
 def fit_power_law(patients: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fits floor, height and exponent, all at least 0; returns them and their standard errors.
 
-    Raises a ValueError for fewer than four sizes, and where no fit is found.
+    Raises:
+      ValueError: there are fewer than four sizes, or the fit does not converge.
     """
     if len(patients) < 4:
         raise ValueError(f"--sizes: found {len(patients)}; expected four or more, to fit three numbers and their error")
@@ -51,13 +52,13 @@ def fit_power_law(patients: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray,
 
 
 def patients_for(loss: float, fit: np.ndarray) -> float:
-    """Returns the patients at which a fit comes to a loss; infinite at its floor and below."""
+    """Returns the number of patients at which a fit reaches a loss; infinite at its floor and below."""
     floor, height, exponent = fit
     return float((height / (loss - floor)) ** (1 / exponent)) if loss > floor and exponent else float("inf")
 
 
 def compare(results: dict[int, dict], other: dict[int, dict]) -> str:
-    """Says how many patients the recipe of another curve needs for the losses of this one."""
+    """Reports how many patients the recipe of another curve needs for the losses of this one."""
     lines = []
     shared = set.intersection(*(set(found["metrics"]) for found in (*results.values(), *other.values())))
     for name in (name for name in METRICS if name.endswith("loss") and name in shared):
@@ -74,7 +75,7 @@ def _values(results: dict[int, dict], name: str, key: str = "value") -> np.ndarr
 
 
 def read_curve(folder: Path) -> dict[int, dict]:
-    """Reads the finished runs of a curve by the patients they were trained on; a ValueError where there are none."""
+    """Reads the finished runs of a curve by their number of train patients; raises a ValueError if there are none."""
     found = by_patients([read_run(file.parent) for file in sorted(folder.glob(f"[0-9]*/{EVALUATION_FILE}"))])
     if not found:
         raise ValueError(f"--versus={folder}: holds no finished run; expected what this command wrote")
@@ -82,10 +83,10 @@ def read_curve(folder: Path) -> dict[int, dict]:
 
 
 def read_run(folder: Path) -> dict:
-    """Reads the evaluation of a run; `train_patients`, which older ones lack, is then counted in its data.
+    """Reads the evaluation of a run; counts `train_patients`, which older evaluations lack, in its data.
 
     Raises:
-      ValueError: it is not of the held-out patients of its own data.
+      ValueError: the evaluation is not of the held-out patients of the run's own data.
     """
     result = json.loads((folder / EVALUATION_FILE).read_text())
     if result["split"] != "held_out" or "data" in result:
@@ -103,7 +104,7 @@ def count_train(config) -> int:
 
 
 def by_patients(results: list[dict]) -> dict[int, dict]:
-    """Returns evaluations by the patients that each run was trained on, ascending; of equal ones the last."""
+    """Returns evaluations by their number of train patients, ascending; keeps the last of equal ones."""
     found = {result["train_patients"]: result for result in results}
     if repeated := len(results) - len(found):
         print(f"{repeated} runs were trained on as many patients as another and are left out")
@@ -111,14 +112,14 @@ def by_patients(results: list[dict]) -> dict[int, dict]:
 
 
 def read_sizes(words: list[str], available: int) -> list[int]:
-    """Returns the sizes in ascending order, each once.
+    """Parses the sizes; returns them in ascending order, without repeats.
 
     Args:
       words: the sizes.
-      available: the train patients of the data.
+      available: the number of train patients in the data.
 
     Raises:
-      ValueError: one is no number of patients, or more than there are.
+      ValueError: a size is not a number of patients, or exceeds `available`.
     """
     wrong = [word for word in words if not word.isdecimal() or not int(word)]
     if wrong:
@@ -131,7 +132,7 @@ def read_sizes(words: list[str], available: int) -> list[int]:
 
 
 def run_size(folder: Path, size: int, arguments: list[str]) -> dict:
-    """Makes the run of one size, which does nothing where it is finished and its inputs are the same, and reads it."""
+    """Runs one size, unless it is finished with the same inputs, and reads its evaluation."""
     own = folder / str(size)
     given = ["--nobaselines", f"--workdir={own}", *arguments, f"--config.train.max_patients={size}"]
     print(f"{size:,} patients: python -m experiments.pretrain {shlex.join(given)}", flush=True)
@@ -142,7 +143,7 @@ def run_size(folder: Path, size: int, arguments: list[str]) -> dict:
 
 
 def describe(results: dict[int, dict]) -> str:
-    """Lays out the held-out metrics by size as a table, and the fit of each loss."""
+    """Formats the held-out metrics by size as a table, and the fit of each loss."""
     metrics = [name for name in METRICS if all(name in found["metrics"] for found in results.values())]
     lines = ["| train patients | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
     for size, found in results.items():
@@ -161,7 +162,7 @@ def describe(results: dict[int, dict]) -> str:
 
 
 def draw(results: dict[int, dict], file: Path) -> None:
-    """Draws each loss against patients with its interval."""
+    """Draws each loss with its interval against the number of patients."""
     names = [name for name in next(iter(results.values()))["metrics"] if name in METRICS and name.endswith("loss")]
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):

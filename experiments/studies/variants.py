@@ -1,4 +1,4 @@
-"""The choices that `experiments.studies.ablations` varies, each as overrides of a recipe."""
+"""The variants of `experiments.studies.ablations`, each as overrides of a recipe."""
 
 from ml_collections import ConfigDict
 

@@ -150,7 +150,7 @@ def test_a_fine_tuned_model_reads_a_mark_at_the_moment(run, at):
     config = found.config.copy_and_resolve_references()
     plain, _ = snapshots.take_snapshot(config, train, at, lives)
     with config.unlocked():
-        config.history = {"mark": True, "include_at": False, "age_and_sex": False}
+        config.history = {"prediction_token": True, "include_at": False, "age_and_sex": False}
     marked, _ = snapshots.take_snapshot(config, train, at, lives)
     np.testing.assert_array_equal(plain.times, marked.times)
     times = marked.rows.origins.astype(np.int64) * dataset.MICROSECONDS + marked.rows.last_times

@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+import behrt_jax
+from behrt_jax.recipes import small
+
 NEEDS_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/sys is of Linux")
 # Name: (overrides of a tiny run by the workdir "whole", further flags; None in their place: no other flags at all;
 # what the message must hold).
@@ -16,30 +19,6 @@ CASES = {
     "unknown section": (["--config.trian.num_steps=3"], r"config\.trian.*: no such config key"),
     "wrong type": (["--config.train.num_steps=many"], r"num_steps.*many"),
     "hidden_dim": (["--config.model.hidden_dim=15"], r"model\.hidden_dim: 15 is not divisible by model\.num_heads=2"),
-    "mask rate": (["--config.objective.mask_rate=0.0"], r"objective\.mask_rate: found 0\.0; expected more than 0"),
-    "warm-up": (["--config.optimizer.warmup_share=1.0"], r"optimizer\.warmup_share: found 1\.0"),
-    "accumulation": (
-        ["--config.train.accumulate_steps=3"],
-        r"train\.accumulate_steps: found 3 with train\.batch_size=2",
-    ),
-    "max patients": (["--config.train.max_patients=-1"], r"train\.max_patients: found -1; expected 0 or more"),
-    "objective": (
-        ["--config.objective.name=masked"],
-        r"objective\.name: found 'masked'; expected one of mlm, next_visit, time_to_event, joint",
-    ),
-    "no weight": (
-        [
-            "--config.objective.name=joint",
-            "--config.objective.mlm_weight=0.0",
-            "--config.objective.next_visit_weight=0.0",
-        ],
-        r"objective\.name: found joint with all weights 0; expected one of them above 0",
-    ),
-    "edges": (
-        ["--config.objective.event_edges=(30.0, 10.0)"],
-        r"objective\.event_edges: found \(30\.0, 10\.0\); expected days above 0 in ascending order",
-    ),
-    "no days": (["--config.objective.event_edges=('soon',)"], r"objective\.event_edges"),
     "no targets": (
         ["--config.objective.name=next_visit", "--config.objective.targets=('NOTHING//*', 'NONE//*')"],
         r"objective\.targets: none of the \d+ codes .*such as \w+//.*matches \('NOTHING//\*', 'NONE//\*'\) in 5 train",
@@ -81,6 +60,29 @@ CASES = {
         r"full_checkpoint/checkpoints: checkpoint 10 could not be written; free some space \(.*File too large",
     ),
 }
+# Settings of a recipe and what the message must hold; seen without a command.
+SETTINGS = {
+    "mask rate": ({"objective.mask_rate": 0.0}, r"objective\.mask_rate: found 0\.0; expected more than 0"),
+    "warm-up": ({"optimizer.warmup_share": 1.0}, r"optimizer\.warmup_share: found 1\.0"),
+    "accumulation": (
+        {"train.accumulate_steps": 3, "train.batch_size": 2},
+        r"train\.accumulate_steps: found 3 with train\.batch_size=2",
+    ),
+    "max patients": ({"train.max_patients": -1}, r"train\.max_patients: found -1; expected 0 or more"),
+    "objective": (
+        {"objective.name": "masked"},
+        r"objective\.name: found 'masked'; expected one of mlm, next_visit, time_to_event, joint",
+    ),
+    "no weight": (
+        {"objective.name": "joint", "objective.mlm_weight": 0.0, "objective.next_visit_weight": 0.0},
+        r"objective\.name: found joint with all weights 0; expected one of them above 0",
+    ),
+    "edges": (
+        {"objective.event_edges": (30.0, 10.0)},
+        r"objective\.event_edges: found \(30\.0, 10\.0\); expected days above 0 in ascending order",
+    ),
+    "no days": ({"objective.event_edges": ("soon",)}, r"objective\.event_edges"),
+}
 LIMITS = {"no space for the data": 4096, "no space for the workdir": 1024}
 SHOWS_TRACEBACK = "with traceback"
 NOISY = "no space for a checkpoint"  # callbacks of Orbax's store may still print when their event loop is gone
@@ -120,9 +122,21 @@ def test_bad_input_ends_with_one_line(name, outcomes):
 
 
 def test_what_is_wrong_with_the_config_is_said_before_anything_is_read(outcomes):
-    config = ("mask rate", "warm-up", "accumulation", "max patients", "objective", "no weight", "edges", "no days")
-    for name in ("unknown key", "no recipe", "hidden_dim", *config):
+    for name in ("unknown key", "no recipe", "hidden_dim"):
         assert outcomes[name][1] == ""
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_out_of_range_are_refused_before_anything_is_read(name, tmp_path):
+    settings, message = SETTINGS[name]
+    config, lines = small.get_config(), []
+    for key, value in settings.items():
+        section, _, own = key.partition(".")
+        config[section][own] = value
+    config.data.path = str(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=message):
+        behrt_jax.pretrain(config, tmp_path / "run", say=lines.append)
+    assert not lines and not (tmp_path / "run").exists()
 
 
 def test_nothing_half_written_is_left(workplace, outcomes):

@@ -12,7 +12,9 @@ import pytest
 
 import behrt_jax
 from behrt_jax.data import dataset
+from behrt_jax.data.config import DataConfig
 from behrt_jax.data.events import SPLITS_FILE
+from behrt_jax.data.prepare import prepare
 from behrt_jax.finetuning import head_regression, labeled_histories, predict, setup
 from behrt_jax.labels import labels as label_data
 from tests.experiments.conftest import ROOT, TINY, Workplace, assert_same_end, evaluation_of, metrics_of
@@ -124,7 +126,7 @@ def test_a_fine_tuned_run_is_loaded_in_one_call(survival_run):
 def test_nothing_after_the_prediction_time_moves_a_prediction(workplace, survival_run, deaths):
     config, vocabulary, model, params = behrt_jax.load(survival_run[0])
     labels = label_data.read_labels([deaths], lambda line: None)
-    prepared = setup.outcome_data.prepare(setup.outcome_data.DataConfig(**config.data))
+    prepared = prepare(DataConfig(**config.data))
     regression = head_regression.load(survival_run[0], config)
     patients = dataset.read(prepared.folder, "train")
 

@@ -9,7 +9,7 @@ import pytest
 
 import behrt_jax
 from behrt_jax.finetuning import labeled_histories, probe_init, setup
-from behrt_jax.models.classification import DAYS_FORETOLD
+from behrt_jax.models.classification import FORECAST_DAYS
 from behrt_jax.models.inputs import model_arguments
 from experiments.studies import few_labels_run
 from tests.experiments.test_finetune import tiny_config
@@ -56,7 +56,7 @@ def test_what_is_foretold_is_the_forecast_of_the_pre_trained_run_at_the_predicti
     np.testing.assert_array_equal(read[:, width + 1 :], found.covariates)
     _, _, model, params = behrt_jax.load(events)
     edges = np.array([0.0, *config.forecast.edges, np.inf])
-    spent = np.diff(np.minimum(edges, DAYS_FORETOLD))
+    spent = np.diff(np.minimum(edges, FORECAST_DAYS))
 
     def forecast(columns):
         inputs, named = model_arguments(columns)

@@ -252,7 +252,7 @@ def with_codes():
 @pytest.mark.parametrize("freeze", ["none", "encoder"])
 def test_added_rows_of_the_code_table_learn_though_the_encoder_is_frozen(freeze):
     """Nothing else of the encoder moves, neither by decay nor where it has a gradient."""
-    scales = functools.partial(layer_lr_scales, decay=0.5, freeze=freeze, added=2)
+    scales = functools.partial(layer_lr_scales, decay=0.5, freeze=freeze, num_new_codes=2)
     found = flatten_dict(scales(with_codes()), sep="/")[f"params{CODE_TABLE}"]
     np.testing.assert_array_equal(np.broadcast_to(found, (6, 1))[:, 0], [0.125 * (freeze == "none")] * 4 + [0.125] * 2)
     after, _ = run(scales, with_codes(), weight_decay=0.5)
