@@ -42,7 +42,7 @@ def with_columns(cohort, columns: dict[str, pl.Expr], number: int | None = None)
 def read_by_all(cohort) -> list:
     """What each reader makes of a data set: visits of each token, index dates."""
     found = []
-    for left_out in ("visits", "leave_out"):
+    for left_out in ("group_by_day", "leave_out"):
         prepared = prepare(cohort.config(events_without_visit=left_out))
         found += [(dataset.read(prepared.folder, split).visits.tolist()) for split in events.SPLITS]
         found.append({name: prepared.report[name] for name in ("visits", "events_without_visit")})

@@ -50,7 +50,7 @@ thread.start()
 thread.join()
 """
 )
-SAVE = "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path; from tests import test_load; "
+SAVE = "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path; from tests.training import test_load; "
 
 
 SAVE += "test_load.save_tiny(Path(sys.argv[1])); import jax; print(jax.device_count())"
