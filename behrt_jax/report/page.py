@@ -27,7 +27,7 @@ def find_sections(source: Source, data: str | None, diseases: Path) -> list[Sect
         except ValueError as error:
             source.say(f"warning: held-out patients are not scored: {error}")
     return [
-        attempt(source, "run", "What was trained on what", lambda: run.describe(source)),
+        attempt(source, "run", "Model and data", lambda: run.describe(source)),
         attempt(source, "results", "Results on held-out patients", lambda: scores.held_out(source)),
         attempt(source, "calibration", "Calibration", lambda: calibration(source, scored)),
         attempt(source, "groups", "By sex and age", lambda: scores.groups(source, scored)),
@@ -35,7 +35,7 @@ def find_sections(source: Source, data: str | None, diseases: Path) -> list[Sect
         attempt(source, "codes", "Map of the codes", lambda: codes.code_maps(source)),
         attempt(source, "examples", "Example patients", lambda: patients.examples(source)),
         attempt(source, "curves", "Learning curves", lambda: curves(source)),
-        attempt(source, "cost", "What training took", lambda: cost(source)),
+        attempt(source, "cost", "Training cost", lambda: cost(source)),
     ]
 
 

@@ -41,7 +41,7 @@ def describe(source: Source) -> Section:
     hidden = ("data.path", "data.prepared_dir", "labels", "pretrained")  # paths of this machine are private
     flat = [[key, Path(value).name if key in hidden else value] for key, value in flat]
     parts.append(Table("Every setting of the run", ["key", "value"], flat, note="folded"))
-    return Section("run", "What was trained on what", "", parts)
+    return Section("run", "Model and data", "", parts)
 
 
 def training_goal(source: Source) -> str:

@@ -74,7 +74,7 @@ def cost(source: Source) -> Section:
         *map(list, machine.items()),
     ]
     note = "Wall time is from the opening of the TensorBoard files to their last entry, pauses between them left out."
-    return Section("cost", "What training took", note, [Table("Cost of training", ["what", "value"], rows)])
+    return Section("cost", "Training cost", note, [Table("Cost of training", ["what", "value"], rows)])
 
 
 def last_step(folder: Path, lines: list[dict]) -> int:
