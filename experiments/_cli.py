@@ -56,14 +56,16 @@ def describe(error: Exception) -> str:
     if isinstance(error, AttributeError | KeyError):
         key = re.search(r"\w+", text)[0]  # pyright: ignore
         paths = (arg.partition("=")[0] for arg in sys.argv)
-        given = next((found[0] for path in paths if (found := re.match(rf"--config\.([\w.]+\.)?{key}\b", path))), key)
+        argument = next(
+            (match[0] for path in paths if (match := re.match(rf"--config\.([\w.]+\.)?{key}\b", path))), key
+        )
         near = re.search(r'Did you mean "(\w+)"', text)
-        return f"{given}: no such config key" + (
-            f"; did you mean {given.rpartition('.')[0]}.{near[1]}?" if near else ""
+        return f"{argument}: no such config key" + (
+            f"; did you mean {argument.rpartition('.')[0]}.{near[1]}?" if near else ""
         )
     if "--config=None" in text or "Failed loading config" in text:
-        given = next((arg for arg in sys.argv if arg.startswith("--config=")), "--config")
-        return f"{given}: expected a recipe that exists, such as --config=configs/small.py"
+        argument = next((arg for arg in sys.argv if arg.startswith("--config=")), "--config")
+        return f"{argument}: expected a recipe that exists, such as --config=configs/small.py"
     if isinstance(error, OSError) and error.errno and not error.filename:  # a failed write without a file name
         return f"{text}; check the space and the permissions of --workdir and data.prepared_dir"
     return text
@@ -76,10 +78,10 @@ def default_workdir(flag: str | None) -> Path:
 
 def resume_command(command: str, folder: Path) -> str:
     """Returns the given command line, with the workdir added if it was left at its default."""
-    given = sys.argv[1:]
-    if not any(word.partition("=")[0] == "--workdir" for word in given):
-        given = [*given, f"--workdir={folder}"]
-    return f"python -m experiments.{command} {shlex.join(given)}"
+    arguments = sys.argv[1:]
+    if not any(word.partition("=")[0] == "--workdir" for word in arguments):
+        arguments = [*arguments, f"--workdir={folder}"]
+    return f"python -m experiments.{command} {shlex.join(arguments)}"
 
 
 def reexec_with_malloc_settings() -> None:

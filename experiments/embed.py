@@ -18,8 +18,8 @@ from experiments import _cli
 
 def main() -> None:
     """Runs the command."""
-    given = {name: getattr(FLAGS, name) for name in ("data", "at", "pooling", "windows", "labels")}
-    embed(FLAGS.workdir, FLAGS.output, **given)
+    options = {name: getattr(FLAGS, name) for name in ("data", "at", "pooling", "windows", "labels")}
+    embed(FLAGS.workdir, FLAGS.output, **options)
 
 
 if __name__ == "__main__":

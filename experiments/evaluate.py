@@ -17,10 +17,10 @@ from experiments import _cli
 
 def main() -> None:
     """Runs the command."""
-    given = {"split": FLAGS.split, "data": FLAGS.data, "versus": FLAGS.versus, "baselines": FLAGS.baselines}
-    found = evaluate(FLAGS.workdir, **given, figures=FLAGS.plots)
-    print(found.table())
-    for file in (Path(FLAGS.workdir) / EVALUATION_FILE, *found.figures):
+    options = {"split": FLAGS.split, "data": FLAGS.data, "versus": FLAGS.versus, "baselines": FLAGS.baselines}
+    evaluation = evaluate(FLAGS.workdir, **options, figures=FLAGS.plots)
+    print(evaluation.table())
+    for file in (Path(FLAGS.workdir) / EVALUATION_FILE, *evaluation.figures):
         print(f"written: {file}")
 
 

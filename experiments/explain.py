@@ -37,11 +37,11 @@ def main() -> None:
         make = interpret_examples.next_visits if "next_visit" in model.objectives else interpret_examples.masked_codes
         ask, examples = functools.partial(ask_run, run), functools.partial(make, run)
     else:
-        own = finetuned.load(folder, None, print)
-        model, params = own.model, own.params
-        ask = functools.partial(ask_finetuned, own)
-        make = functools.partial(interpret_examples.outcomes, folder, own)
-        examples = lambda number: make(ask_finetuned(own, number, False)[0], number, source, print)  # noqa: E731
+        loaded = finetuned.load(folder, None, print)
+        model, params = loaded.model, loaded.params
+        ask = functools.partial(ask_finetuned, loaded)
+        make = functools.partial(interpret_examples.outcomes, folder, loaded)
+        examples = lambda number: make(ask_finetuned(loaded, number, False)[0], number, source, print)  # noqa: E731
     if FLAGS.compared:
         case, truth = ask(FLAGS.compared)
         print(report(case, truth, methods.explain(case, model, params, print), FLAGS.seed))

@@ -24,22 +24,22 @@ from experiments import _cli
 def main() -> None:
     """Runs the command."""
     folder, at = Path(FLAGS.workdir), snapshots.read_date(FLAGS.at)
-    found = workdir.load(folder)
-    with found.config.unlocked():
-        found.config.data.path = FLAGS.data or found.config.data.path
-    population = read_population(found, FLAGS.diseases, at, FLAGS.windows == "all")
-    families = find_families(found, population)
+    loaded = workdir.load(folder)
+    with loaded.config.unlocked():
+        loaded.config.data.path = FLAGS.data or loaded.config.data.path
+    population = read_population(loaded, FLAGS.diseases, at, FLAGS.windows == "all")
+    families = find_families(loaded, population)
     result = {
         "workdir": str(folder),
-        "data": found.config.data.path,
+        "data": loaded.config.data.path,
         "at": FLAGS.at,
         "windows": FLAGS.windows,
-        "dimensions": found.config.model.hidden_dim,
-        "patients": {split: len(moment.histories) for split, moment in population.moments.items()},
+        "dimensions": loaded.config.model.hidden_dim,
+        "patients": {split: len(snapshot.histories) for split, snapshot in population.moments.items()},
         **choices.measure(families, population.groups),
     }
     result["subtypes"] = subtypes.describe(
-        result["chosen"]["groups"][made.OWN], families[made.OWN], population, found, at, FLAGS.clusters
+        result["chosen"]["groups"][made.OWN], families[made.OWN], population, loaded, at, FLAGS.clusters
     )
     output = Path(FLAGS.output) if FLAGS.output else folder / EMBEDDING_QUALITY_FILE
     output.write_text(json.dumps(result, indent=1, allow_nan=False))

@@ -14,8 +14,8 @@ from experiments import _cli
 def main() -> int:
     """Runs the command."""
     folder = _cli.default_workdir(FLAGS.workdir)
-    again = _cli.resume_command("finetune", folder)
-    run = finetune(FLAGS.config, folder, versus=FLAGS.versus, baselines=FLAGS.baselines, resume_with=again)
+    command = _cli.resume_command("finetune", folder)
+    run = finetune(FLAGS.config, folder, versus=FLAGS.versus, baselines=FLAGS.baselines, resume_with=command)
     if run.evaluation:
         print(f"next: python -m experiments.predict --workdir={folder} --data=DIR --labels=FILE --output=FILE")
     return run.status

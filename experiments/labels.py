@@ -19,14 +19,14 @@ def label(task_file: str, data: str, output: Path) -> None:
     task = load_task(task_file)
     if output.suffix != ".parquet" or output.is_dir():
         raise ValueError(f"--output={output}: expected a file that ends in .parquet")
-    made = make_labels(task, find_shards(data), lambda shards: tqdm.tqdm(shards, unit=" shards", desc="labelling"))
-    print("\n".join([f"{task_file}: {task.description}", *summarize(made)]))
-    if not made.labels.height:
+    result = make_labels(task, find_shards(data), lambda shards: tqdm.tqdm(shards, unit=" shards", desc="labelling"))
+    print("\n".join([f"{task_file}: {task.description}", *summarize(result)]))
+    if not result.labels.height:
         raise ValueError(
             f"{task_file}: no labels come of {data} (the counts above say where they are lost); check that the task's "
             "codes are those of the data"
         )
-    write_labels(made.labels, output)
+    write_labels(result.labels, output)
     print(f"wrote {output}")
 
 

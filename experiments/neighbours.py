@@ -27,10 +27,10 @@ def main() -> None:
     parts, chosen = collections.defaultdict(list), {}
     for run in FLAGS.workdir:
         print(f"{run}:")
-        found = workdir.load(Path(run))
-        dates = [read_date(found, FLAGS.diseases, date, FLAGS.windows == "all") for date in FLAGS.at]
-        outcomes, chosen[run] = measure_run(dates)
-        for family, each in outcomes.items():
+        loaded = workdir.load(Path(run))
+        dates = [read_date(loaded, FLAGS.diseases, date, FLAGS.windows == "all") for date in FLAGS.at]
+        scores, chosen[run] = measure_run(dates)
+        for family, each in scores.items():
             parts[family].append(each)
     joined = {family: bootstrap.concatenate(each) for family, each in parts.items()}
     result = {"workdir": FLAGS.workdir, "at": FLAGS.at, "windows": FLAGS.windows, "chosen": chosen}

@@ -13,8 +13,8 @@ from experiments import _cli
 def main() -> int:
     """Runs the command."""
     folder = _cli.default_workdir(FLAGS.workdir)
-    again = _cli.resume_command("pretrain", folder)
-    run = pretrain(FLAGS.config, folder, baselines=FLAGS.baselines, resume_with=again)
+    command = _cli.resume_command("pretrain", folder)
+    run = pretrain(FLAGS.config, folder, baselines=FLAGS.baselines, resume_with=command)
     if run.evaluation:
         print(f"next: python -m experiments.evaluate --workdir={folder} --split=tuning")
         print(f"in Python: config, vocabulary, model, params = behrt_jax.load('{folder}')")

@@ -30,20 +30,20 @@ def main() -> None:
     sizes = read_sizes(FLAGS.sizes)
     if bool(FLAGS.predict) != bool(FLAGS.output):
         raise ValueError("--predict and --output: found one without the other; expected both, or neither")
-    found = load(FLAGS.workdir, FLAGS.data)
-    labels = read_labels(FLAGS.labels, found.config.data.path)
+    loaded = load(FLAGS.workdir, FLAGS.data)
+    labels = read_labels(FLAGS.labels, loaded.config.data.path)
     check_kind(labels, f"--labels={FLAGS.labels}")
-    folder = prepare(DataConfig(**found.config.data), found.vocabulary, progress=print).folder
-    train = read(found, folder, labels, "train")
+    folder = prepare(DataConfig(**loaded.config.data), loaded.vocabulary, progress=print).folder
+    train = read(loaded, folder, labels, "train")
     label_data.check_learnable(train.labels, "train")
-    reader = Reader(found, dataset.read(folder, "train"), Path(FLAGS.features), random=False)
+    reader = Reader(loaded, dataset.read(folder, "train"), Path(FLAGS.features), random=False)
     if FLAGS.predict:
-        wanted = read_wanted(found, FLAGS.predict, FLAGS.predict_data or found.config.data.path)
-        predict(reader, train, wanted).write_parquet(FLAGS.output)
-        number = len(np.unique(wanted.labels.subject_ids))
-        print(f"written: {FLAGS.output}, {len(wanted.labels):,} predictions of {number:,} patients")
+        queries = read_wanted(loaded, FLAGS.predict, FLAGS.predict_data or loaded.config.data.path)
+        predict(reader, train, queries).write_parquet(FLAGS.output)
+        number = len(np.unique(queries.labels.subject_ids))
+        print(f"written: {FLAGS.output}, {len(queries.labels):,} predictions of {number:,} patients")
         return
-    held_out = read(found, folder, labels, "held_out")
+    held_out = read(loaded, folder, labels, "held_out")
     label_data.check_learnable(held_out.labels, "held_out")
     table = compare(reader, train, held_out, sizes, FLAGS.draws)
     print(f"held out: {METRICS[labels.kind]}, mean [lowest, highest] of {FLAGS.draws} draws of patients")

@@ -12,8 +12,8 @@ from experiments import _cli
 
 def main() -> None:
     """Runs the command."""
-    given = {name: getattr(FLAGS, name) for name in ("data", "diseases", "show_patients")}
-    write_report(FLAGS.workdir, FLAGS.output, **given)
+    options = {name: getattr(FLAGS, name) for name in ("data", "diseases", "show_patients")}
+    write_report(FLAGS.workdir, FLAGS.output, **options)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from experiments import _cli
 
 def main() -> None:
     """Runs the command."""
-    made, visits = make_labels(FLAGS.data, FLAGS.seed)
+    tables, visits = make_labels(FLAGS.data, FLAGS.seed)
     print(f"{visits.height:,} patients, one index visit each")
-    for name, found in made.items():
+    for name, table in tables.items():
         file = Path(FLAGS.output) / f"{name}.parquet"
-        label_files.write_labels(found, file)
-        print("\n".join([f"{name}: {found.height:,} of {visits.height:,} patients", *tasks.count_outcomes(found)]))
-        print(f"  the oracle on held_out: {measure_oracle(found, name, visits, FLAGS.data)}")
+        label_files.write_labels(table, file)
+        print("\n".join([f"{name}: {table.height:,} of {visits.height:,} patients", *tasks.count_outcomes(table)]))
+        print(f"  the oracle on held_out: {measure_oracle(table, name, visits, FLAGS.data)}")
         print(f"  written: {file}")
 
 

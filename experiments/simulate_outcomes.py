@@ -27,13 +27,13 @@ from experiments import _cli
 
 def main() -> None:
     """Runs the command."""
-    config, output, drawn = FLAGS.config, Path(FLAGS.output), {name: getattr(FLAGS, name) for name in HAZARD_FLAGS}
+    config, output, options = FLAGS.config, Path(FLAGS.output), {name: getattr(FLAGS, name) for name in HAZARD_FLAGS}
     if output.suffix != ".parquet" or output.is_dir():
         raise ValueError(f"--output={output}: expected a file that ends in .parquet")
     config.data.path = FLAGS.data
-    chosen = choose_times(FLAGS.data, FLAGS.min_visits, FLAGS.seed, print)
-    times, patients, tokens = read_histories(config, chosen, print)
-    truth = simulate_outcomes(patients, times.prediction_times, tokens, FLAGS.seed, **drawn)
+    index_times = choose_times(FLAGS.data, FLAGS.min_visits, FLAGS.seed, print)
+    times, patients, tokens = read_histories(config, index_times, print)
+    truth = simulate_outcomes(patients, times.prediction_times, tokens, FLAGS.seed, **options)
     table = to_table(times, truth)
     print("\n".join(summarize(table, truth)))
     label_files.write_labels(table, output)

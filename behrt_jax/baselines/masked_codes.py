@@ -107,8 +107,8 @@ def own_most_frequent(frequency: np.ndarray, strength: float) -> Predictor:
 
     def predictor(batch: MaskedBatch) -> np.ndarray:
         _, by_patient, groups = visible_counts(batch, len(frequency))
-        seen = by_patient[groups[1]].toarray()
-        return _log((seen + strength * frequency) / (seen.sum(axis=1, keepdims=True) + strength))
+        counts = by_patient[groups[1]].toarray()
+        return _log((counts + strength * frequency) / (counts.sum(axis=1, keepdims=True) + strength))
 
     return predictor
 
@@ -157,11 +157,11 @@ def visible_counts(batch: MaskedBatch, vocab_size: int):
     index = np.full(real.shape, -1)
     index[real] = np.arange(real.sum())
     target = index[batch.targets]
-    of_visit = np.append(patient[np.flatnonzero(np.diff(visit, prepend=-1))], [-1, -1])
-    own, nothing = visit[target], visit[-1] + 1
-    before = np.where(of_visit[own - 1] == patient[target], own - 1, nothing)
-    after = np.where(of_visit[own + 1] == patient[target], own + 1, nothing)
-    return table(visit, timed), table(patient, seen), (own, patient[target], before, after)
+    visit_patient = np.append(patient[np.flatnonzero(np.diff(visit, prepend=-1))], [-1, -1])
+    target_visit, missing_visit = visit[target], visit[-1] + 1
+    before = np.where(visit_patient[target_visit - 1] == patient[target], target_visit - 1, missing_visit)
+    after = np.where(visit_patient[target_visit + 1] == patient[target], target_visit + 1, missing_visit)
+    return table(visit, timed), table(patient, seen), (target_visit, patient[target], before, after)
 
 
 def features(batch: MaskedBatch, vocab_size: int, num_codes: int) -> tuple[Features, np.ndarray]:
@@ -173,14 +173,14 @@ def features(batch: MaskedBatch, vocab_size: int, num_codes: int) -> tuple[Featu
     Returns:
       (N, 4 * num_codes + 21) features and the row of each masked code, (n,).
     """
-    by_visit, by_patient, (own, patient, before, after) = visible_counts(batch, vocab_size)
-    kept = slice(FIRST_CODE_ID, FIRST_CODE_ID + num_codes)
-    by_visit, by_patient = by_visit[:, kept].minimum(1), by_patient[:, kept].log1p()
+    by_visit, by_patient, (visit, patient, before, after) = visible_counts(batch, vocab_size)
+    columns = slice(FIRST_CODE_ID, FIRST_CODE_ID + num_codes)
+    by_visit, by_patient = by_visit[:, columns].minimum(1), by_patient[:, columns].log1p()
     ages = np.nan_to_num(batch.batch["ages"][batch.targets], nan=-1.0)
     bins = np.searchsorted(AGE_BINS, ages, side="right")
     num_bins = len(AGE_BINS) + 1
-    _, first, rows = np.unique(own * num_bins + bins, return_index=True, return_inverse=True)
-    visits = [by_visit[which[first]] for which in (own, before, after)]
+    _, first, rows = np.unique(visit * num_bins + bins, return_index=True, return_inverse=True)
+    visits = [by_visit[index[first]] for index in (visit, before, after)]
     blocks = [*visits, _empty(len(first), num_codes), _one_hot(bins[first], num_bins)]
     shared = [_empty(by_patient.shape[0], 3 * num_codes), by_patient, _empty(by_patient.shape[0], num_bins)]
     groups = _one_hot(patient[first], by_patient.shape[0])
@@ -218,29 +218,30 @@ def fit_networks(
     checks = [(*features(batch, vocab_size, num_codes), labels_of(batch)) for batch in tuning]
 
     def tuning_loss(params) -> float:
-        scores = [_normalized(mlp.predict(params, inputs))[rows, wanted] for inputs, rows, wanted in checks]
+        scores = [_normalized(mlp.predict(params, inputs))[rows, labels] for inputs, rows, labels in checks]
         return -float(np.concatenate(scores).mean())
 
-    known = frequency[FIRST_CODE_ID : FIRST_CODE_ID + num_codes]
-    bias = _log(np.append(known, max(1 - known.sum(), 1e-6)))
+    shares = frequency[FIRST_CODE_ID : FIRST_CODE_ID + num_codes]
+    bias = _log(np.append(shares, max(1 - shares.sum(), 1e-6)))
     schedule = Schedule(max(NETWORK_STEPS, model_steps), CHECK_EVERY, PATIENCE)
     examples = map(example, masked())
-    fitted = mlp.train_networks(examples, recipes or RECIPES, bias, loss, tuning_loss, schedule, progress)
-    rest = np.where(np.arange(vocab_size) >= FIRST_CODE_ID + num_codes, frequency, 0.0)
-    rest = _log(rest / max(rest.sum(), 1e-12))
+    networks = mlp.train_networks(examples, recipes or RECIPES, bias, loss, tuning_loss, schedule, progress)
+    rare_shares = np.where(np.arange(vocab_size) >= FIRST_CODE_ID + num_codes, frequency, 0.0)
+    # In logs, to be added to the score of "another code".
+    rare_shares = _log(rare_shares / max(rare_shares.sum(), 1e-12))
 
     def predictor(params) -> Predictor:
         def predict_codes(batch: MaskedBatch) -> np.ndarray:
             inputs, rows = features(batch, vocab_size, num_codes)
             scores = _normalized(mlp.predict(params, inputs))[rows]
-            full = scores[:, -1:] + rest[None, :]
+            full = scores[:, -1:] + rare_shares[None, :]
             full[:, FIRST_CODE_ID : FIRST_CODE_ID + num_codes] = scores[:, :-1]
             full[:, :FIRST_CODE_ID] = _log(np.zeros(()))
             return full
 
         return predict_codes
 
-    return {name: predictor(params) for name, params in fitted.items()}
+    return {name: predictor(params) for name, params in networks.items()}
 
 
 def _one_hot(columns: np.ndarray, width: int) -> scipy.sparse.csr_array:

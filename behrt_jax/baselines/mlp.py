@@ -19,7 +19,7 @@ import scipy.sparse
 from behrt_jax.models.dropout import hash_bits
 
 CHUNK = 1024
-ROUND_UP = 128  # batches are padded to a multiple of so many rows, so that few shapes are compiled
+ROUND_UP = 128  # batches are padded to a multiple of this number of rows, so that few shapes are compiled
 AVERAGED_SHARE = 0.1  # of the steps so far
 TOLERANCE = 1e-3
 
@@ -172,24 +172,26 @@ def train_networks(
       By name, the averaged parameters with the lowest tuning loss.
     """
     steps = {name: make_step(recipe, loss) for name, recipe in recipes.items()}
-    running, best, losses = {}, {}, {name: [] for name in recipes}
+    networks, best, losses = {}, {}, {name: [] for name in recipes}
     for number, (features, targets) in zip(range(1, schedule.max_steps + 1), prefetch(batches), strict=False):
         if number == 1:
-            running = {name: begin(recipe, features.own.shape[1], bias) for name, recipe in recipes.items()}
-        for name, training in running.items():
-            running[name] = steps[name](training, features, targets, number)
+            networks = {name: begin(recipe, features.own.shape[1], bias) for name, recipe in recipes.items()}
+        for name, training in networks.items():
+            networks[name] = steps[name](training, features, targets, number)
         if number % schedule.check_every and number != schedule.max_steps:
             continue
-        for name, training in running.items():
+        for name, training in networks.items():
             losses[name].append(tuning_loss(training.average))
             if name not in best or losses[name][-1] <= min(losses[name]):
                 best[name] = jax.device_get(training.average)
-        reached = ", ".join(f"{name} {losses[name][-1]:.3f}" for name in running)
-        progress(f"step {number:,} of at most {schedule.max_steps:,}: {reached}")
-        running = {name: training for name, training in running.items() if not is_flat(losses[name], schedule.patience)}
-        if not running:
+        summary = ", ".join(f"{name} {losses[name][-1]:.3f}" for name in networks)
+        progress(f"step {number:,} of at most {schedule.max_steps:,}: {summary}")
+        networks = {
+            name: training for name, training in networks.items() if not is_flat(losses[name], schedule.patience)
+        }
+        if not networks:
             break
-    for name in running:
+    for name in networks:
         progress(f"{name}: stopped at its budget of {schedule.max_steps:,} steps while its tuning loss still fell")
     return best
 
@@ -206,9 +208,9 @@ def prefetch(items: Iterable) -> Iterator:
     """Yields the items; a thread prepares the next one while the caller uses the current one."""
     iterator = iter(items)
     with ThreadPoolExecutor(1) as worker:
-        coming = worker.submit(next, iterator, None)
-        while (item := coming.result()) is not None:
-            coming = worker.submit(next, iterator, None)
+        future = worker.submit(next, iterator, None)
+        while (item := future.result()) is not None:
+            future = worker.submit(next, iterator, None)
             yield item
 
 
@@ -243,8 +245,8 @@ def make_step(recipe: MLPConfig, loss: Callable[[jax.Array, jax.Array], jax.Arra
         first, rest = _split(training.params)
         count = len(features)
         read = _pad_rows(features @ first, ROUND_UP)
-        grads, of_read = gradients(rest, read, _pad_rows(targets, ROUND_UP), count, number)
-        grads["first"] = features.transposed_matmul(np.asarray(of_read)[:count])
+        grads, read_grads = gradients(rest, read, _pad_rows(targets, ROUND_UP), count, number)
+        grads["first"] = features.transposed_matmul(np.asarray(read_grads)[:count])
         return update(training.params, grads, training.optimizer_state, training.average, number)
 
     return step

@@ -85,11 +85,11 @@ def fit_baselines(
     share = frequency(train.examples)
     progress("counting")
     repeats = [repeat_last(train, vocab_size, strength) for strength in STRENGTHS]
-    own = [own_frequency(share, vocab_size, half_life, k) for half_life in HALF_LIVES for k in STRENGTHS]
+    frequencies = [own_frequency(share, vocab_size, half_life, k) for half_life in HALF_LIVES for k in STRENGTHS]
     return {
         "frequency": lambda split: np.tile(share.astype(np.float32), (len(split.examples), 1)),
         "repeat last visit": choose(repeats, tuning),
-        "own frequency with decay": choose(own, tuning),
+        "own frequency with decay": choose(frequencies, tuning),
         **fit_networks(train, tuning, vocab_size, progress, model_examples=model_examples),
     }
 
@@ -123,10 +123,10 @@ def choose(candidates: list[Predictor], tuning: Split) -> Predictor:
 def mean_loss(probabilities: np.ndarray, targets: scipy.sparse.csr_array) -> float:
     """Computes the binary cross-entropy in nats, summed over codes and averaged over visits."""
     rows = np.repeat(np.arange(len(probabilities)), np.diff(targets.indptr))
-    likely = np.clip(probabilities, 1e-7, 1 - 1e-7)
-    held = likely[rows, targets.indices].astype(np.float64)
-    absent = np.log1p(-likely).sum(dtype=np.float64)
-    return float(-(absent + (np.log(held) - np.log1p(-held)).sum()) / len(likely))
+    estimates = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    present = estimates[rows, targets.indices].astype(np.float64)
+    log_absent = np.log1p(-estimates).sum(dtype=np.float64)
+    return float(-(log_absent + (np.log(present) - np.log1p(-present)).sum()) / len(estimates))
 
 
 def frequency(examples: NextVisits) -> np.ndarray:
@@ -147,17 +147,19 @@ def repeat_last(train: Split, vocab_size: int, strength: float) -> Predictor:
     `strength` examples at the code's frequency.
     """
     last, targets = last_targets(train, vocab_size).astype(np.float64), train.examples.targets.astype(np.float64)
-    held, both, came = (np.asarray(table.sum(axis=0)).ravel() for table in (last, last.multiply(targets), targets))
-    mean = both.sum() / max(held.sum(), 1)
-    repeated = (both + strength * mean) / (held + strength)
-    share = came / len(train.examples)
-    begun = (came - both + strength * share) / (len(train.examples) - held + strength)
+    last_counts, both_counts, target_counts = (
+        np.asarray(table.sum(axis=0)).ravel() for table in (last, last.multiply(targets), targets)
+    )
+    mean = both_counts.sum() / max(last_counts.sum(), 1)
+    repeat_rate = (both_counts + strength * mean) / (last_counts + strength)
+    share = target_counts / len(train.examples)
+    new_rate = (target_counts - both_counts + strength * share) / (len(train.examples) - last_counts + strength)
 
     def predictor(split: Split) -> np.ndarray:
-        found = np.tile(begun.astype(np.float32), (len(split.examples), 1))
+        predictions = np.tile(new_rate.astype(np.float32), (len(split.examples), 1))
         rows, codes = last_targets(split, vocab_size).nonzero()
-        found[rows, codes] = repeated[codes]
-        return found
+        predictions[rows, codes] = repeat_rate[codes]
+        return predictions
 
     return predictor
 
@@ -167,8 +169,8 @@ def own_frequency(share: np.ndarray, vocab_size: int, half_life: float, strength
 
     def predictor(split: Split) -> np.ndarray:
         past = past_codes(split.patients, split.index, split.examples, vocab_size, half_life)
-        every = scipy.sparse.csr_array(np.ones((len(split.index.owners), 1), np.float32))
-        visits = add_past(every, split.index, split.examples, half_life).toarray() + np.float32(strength)
+        ones = scipy.sparse.csr_array(np.ones((len(split.index.owners), 1), np.float32))
+        visits = add_past(ones, split.index, split.examples, half_life).toarray() + np.float32(strength)
         return (past[:, split.examples.codes].toarray() + (strength * share).astype(np.float32)) / visits
 
     return predictor
@@ -185,14 +187,14 @@ def features_of(split: Split, vocab_size: int, time_known: bool = False) -> scip
     With `time_known`, the age is that at the start of the target visit. The days to it from the last recorded code and
     from the start of the last visit are added, as logs and in the bins of `AHEAD_DAYS`.
     """
-    known: Histories = describe_histories(split.patients, split.index, split.examples, vocab_size)
+    histories: Histories = describe_histories(split.patients, split.index, split.examples, vocab_size)
     recent = past_codes(split.patients, split.index, split.examples, vocab_size, RECENT)
-    ages, numbers = known.ages, [known.visits, known.days, known.since_start]
-    ahead = (known.ahead, known.ahead + known.since_start) if time_known else ()
+    ages, numbers = histories.ages, [histories.visits, histories.days, histories.since_start]
+    ahead = (histories.ahead, histories.ahead + histories.since_start) if time_known else ()
     if time_known:
-        ages = ages + known.ahead / DAYS_PER_YEAR
+        ages = ages + histories.ahead / DAYS_PER_YEAR
     bins = np.searchsorted(AGE_BINS, np.nan_to_num(ages, nan=-1.0), side="right")
-    blocks = [known.counts.log1p(), recent.log1p(), known.last, known.statics]
+    blocks = [histories.counts.log1p(), recent.log1p(), histories.last, histories.statics]
     blocks += [np.eye(len(AGE_BINS) + 1, dtype=np.float32)[bins]]
     blocks += [np.eye(len(AHEAD_DAYS) + 1, dtype=np.float32)[np.searchsorted(AHEAD_DAYS, days)] for days in ahead]
     blocks += [np.log1p(np.stack([*numbers, *ahead], axis=1)).astype(np.float32)]
@@ -214,15 +216,15 @@ def fit_networks(
     """
     progress("features")
     table = Table(features_of(train, vocab_size, time_known), train.examples.targets)
-    used = np.unique(table.features.indices)
-    table = table._replace(features=table.features[:, used])
-    checks = Table(features_of(tuning, vocab_size, time_known)[:, used], tuning.examples.targets)
-    fitted = train_on_tables(table, checks, recipes or RECIPES, progress, model_examples)
+    columns = np.unique(table.features.indices)
+    table = table._replace(features=table.features[:, columns])
+    checks = Table(features_of(tuning, vocab_size, time_known)[:, columns], tuning.examples.targets)
+    networks = train_on_tables(table, checks, recipes or RECIPES, progress, model_examples)
 
     def predictor(params) -> Predictor:
-        return lambda split: probabilities(params, features_of(split, vocab_size, time_known)[:, used])
+        return lambda split: probabilities(params, features_of(split, vocab_size, time_known)[:, columns])
 
-    return {name: predictor(params) for name, params in fitted.items()}
+    return {name: predictor(params) for name, params in networks.items()}
 
 
 def train_on_tables(

@@ -72,13 +72,13 @@ def describe_histories(patients: Patients, index: VisitIndex, examples: NextVisi
 def last_recorded(patients: Patients, examples: NextVisits, times: np.ndarray) -> np.ndarray:
     """Returns the time of the last code recorded before each target visit, (N,) int64 as `Patients.times`."""
     timed = np.flatnonzero(patients.visits >= 0)
-    whose, when = (
+    owners, timestamps = (
         np.concatenate(pair) for pair in ((examples.patients, patients.owners[timed]), (examples.starts, times[timed]))
     )
-    order = np.lexsort((when, whose))  # at equal times, target visits come before codes
+    order = np.lexsort((timestamps, owners))  # at equal times, target visits come before codes
     place = np.maximum.accumulate(np.where(order >= len(examples), np.arange(len(order)), 0))
     newest = np.empty(len(order), np.int64)
-    newest[order] = when[order[place]]
+    newest[order] = timestamps[order[place]]
     return newest[: len(examples)]
 
 
@@ -97,10 +97,10 @@ def past_codes(
     weights = np.where(ago < _reach(half_life), np.exp2(-ago / half_life, dtype=np.float32), 0)
     weights = weights * (patients.codes[token] >= NUM_SPECIAL)
     late = scipy.sparse.csr_array((weights, (row, patients.codes[token])), shape=(len(examples), vocab_size))
-    found = (add_past(codes, index, examples, half_life) - late).tocsr()
-    found.data[np.abs(found.data) < 1e-6] = 0  # rounding errors of codes that were all recorded too late
-    found.eliminate_zeros()
-    return found
+    counts = (add_past(codes, index, examples, half_life) - late).tocsr()
+    counts.data[np.abs(counts.data) < 1e-6] = 0  # rounding errors of codes that were all recorded too late
+    counts.eliminate_zeros()
+    return counts
 
 
 def last_codes(patients: Patients, index: VisitIndex, examples: NextVisits, vocab_size: int) -> scipy.sparse.csr_array:
@@ -112,9 +112,9 @@ def last_codes(patients: Patients, index: VisitIndex, examples: NextVisits, voca
     kept &= patients.codes[token] >= NUM_SPECIAL
     row, token = row[kept], token[kept]
     late = (np.ones(len(row), np.float32), (row, patients.codes[token]))
-    found = (codes[last] - scipy.sparse.csr_array(late, shape=(len(examples), vocab_size))).tocsr()
-    found.eliminate_zeros()
-    return found
+    known_codes = (codes[last] - scipy.sparse.csr_array(late, shape=(len(examples), vocab_size))).tocsr()
+    known_codes.eliminate_zeros()
+    return known_codes
 
 
 def add_past(

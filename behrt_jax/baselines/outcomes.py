@@ -112,42 +112,42 @@ def fit_classification(
       ValueError: all of train has one class, or train or tuning is empty.
     """
     if train.classes.ndim == 2:
-        labels = []
+        classifiers = []
         for label in range(train.classes.shape[1]):
             progress(f"label {label + 1} of {train.classes.shape[1]}")
-            own = [split._replace(classes=split.classes[:, label].astype(int)) for split in (train, tuning)]
-            labels.append(fit_classification(own[0], own[1], tokens, progress))
+            splits = [split._replace(classes=split.classes[:, label].astype(int)) for split in (train, tuning)]
+            classifiers.append(fit_classification(splits[0], splits[1], tokens, progress))
         return {
-            name: lambda *known, name=name: np.stack([fitted[name](*known)[:, 1] for fitted in labels], axis=1)
-            for name in labels[0]
+            name: lambda *known, name=name: np.stack([models[name](*known)[:, 1] for models in classifiers], axis=1)
+            for name in classifiers[0]
         }
     _check(train, tuning)
-    found = np.unique(train.classes)
-    if len(found) < 2:
+    classes = np.unique(train.classes)
+    if len(classes) < 2:
         raise ValueError(f"train: all {len(train.classes):,} rows have one class; expected rows of two or more")
     encode = functools.partial(fit_scaler(train.patients, train.times, tokens).encode, tokens=tokens)
     rows = sample(len(train.classes), MAX_ROWS)
     table, checks = _rows(encode(train.patients, train.times), rows), encode(tuning.patients, tuning.times)
-    wanted, size = train.classes[rows], 1 + max(train.classes.max(), tuning.classes.max())
+    targets, size = train.classes[rows], 1 + max(train.classes.max(), tuning.classes.max())
 
     def loss(tuned: np.ndarray) -> float:
         return float(-np.log(np.maximum(tuned[np.arange(len(tuned)), tuning.classes], 1e-7)).mean())
 
     families = {
-        "logistic regression on age and sex": _logistic(table, wanted, checks, size, _only_basic),
-        "logistic regression on codes": _logistic(table, wanted, checks, size, Inputs.joined),
-        "gradient boosting": _boosted_classes(table, wanted, checks, size),
+        "logistic regression on age and sex": _logistic(table, targets, checks, size, _only_basic),
+        "logistic regression on codes": _logistic(table, targets, checks, size, Inputs.joined),
+        "gradient boosting": _boosted_classes(table, targets, checks, size),
     }
     families = _leave_out(families, table, progress)
     if train.embeddings is not None and tuning.embeddings is not None:
-        wide = table.widened(train.embeddings[rows]), wanted, checks.widened(tuning.embeddings)
+        wide = table.widened(train.embeddings[rows]), targets, checks.widened(tuning.embeddings)
         families[BOOSTED] = _boosted_classes(*wide, size)
-    chosen = {name: choose(name, candidates, loss, progress) for name, candidates in families.items()}
+    choices = {name: choose(name, candidates, loss, progress) for name, candidates in families.items()}
 
     def classify(name, patients, times, embeddings=None):
-        return chosen[name].predict(_inputs(encode, name, patients, times, embeddings))
+        return choices[name].predict(_inputs(encode, name, patients, times, embeddings))
 
-    return {name: functools.partial(classify, name) for name in chosen}
+    return {name: functools.partial(classify, name) for name in choices}
 
 
 def fit_survival(
@@ -173,18 +173,18 @@ def fit_survival(
     """
     _check(train, tuning)
     causes = range(1, 1 + max(int(train.events.max()), 1))
-    lacking = [cause for cause in causes if not (train.events == cause).any()]
-    if lacking:
+    missing_causes = [cause for cause in causes if not (train.events == cause).any()]
+    if missing_causes:
         raise ValueError(
-            f"train: none of {len(train.events):,} rows has an event of cause {lacking[0]}; expected some of each "
-            "cause from 1 on"
+            f"train: none of {len(train.events):,} rows has an event of cause {missing_causes[0]}; expected some of "
+            "each cause from 1 on"
         )
     encode = functools.partial(fit_scaler(train.patients, train.times, tokens).encode, tokens=tokens)
     rows = sample(len(train.days), MAX_ROWS)
     table, checks = _rows(encode(train.patients, train.times), rows), encode(tuning.patients, tuning.times)
-    days, fitted = train.days[rows], {}
+    days, models = train.days[rows], {}
     for cause in causes:
-        happened, later = train.events[rows] == cause, tuning.events == cause
+        happened, tuning_happened = train.events[rows] == cause, tuning.events == cause
         families = {
             "Cox on age and sex": _cox(table, days, happened, checks),
             "Cox on codes": _elastic_net(table, days, happened, checks),
@@ -198,20 +198,20 @@ def fit_survival(
             families[BOOSTED] = _boosted_survival(*wide)
         for name, candidates in families.items():
             label = name if len(causes) == 1 else f"{name}, cause {cause}"
-            best = choose(label, candidates, _partial_loss(tuning.days, later), progress)
-            fitted.setdefault(name, []).append((best.predict, best.predict(tables[name])))
+            best = choose(label, candidates, _partial_loss(tuning.days, tuning_happened), progress)
+            models.setdefault(name, []).append((best.predict, best.predict(tables[name])))
     config = SurvivalConfig("cox", 1, (), len(causes))
     baselines = {
-        name: survival.breslow(np.stack([log_risks for _, log_risks in own], axis=1), days, train.events[rows])
-        for name, own in fitted.items()
+        name: survival.breslow(np.stack([log_risks for _, log_risks in fits], axis=1), days, train.events[rows])
+        for name, fits in models.items()
     }
 
     def forecast(name, patients, times, horizons, embeddings=None):
         inputs = _inputs(encode, name, patients, times, embeddings)
-        log_risks = np.stack([predict(inputs) for predict, _ in fitted[name]], axis=1)
+        log_risks = np.stack([predict(inputs) for predict, _ in models[name]], axis=1)
         return Forecast(log_risks, survival.risks(log_risks, config, horizons, baselines[name]))
 
-    return {name: functools.partial(forecast, name) for name in fitted}
+    return {name: functools.partial(forecast, name) for name in models}
 
 
 def choose(
@@ -279,7 +279,7 @@ def _cox(table: Inputs, days: np.ndarray, happened: np.ndarray, checks: Inputs) 
 
 
 def _elastic_net(table: Inputs, days: np.ndarray, happened: np.ndarray, checks: Inputs) -> Iterator[Candidate]:
-    dense, given = table.joined().toarray(), checks.joined()
+    dense, tuning_inputs = table.joined().toarray(), checks.joined()
     for ratio in NET_RATIOS:
         for place, (penalty, weights) in enumerate(cox.fit_path(dense, days, happened, ratio, NET_PENALTIES), start=1):
 
@@ -288,17 +288,17 @@ def _elastic_net(table: Inputs, days: np.ndarray, happened: np.ndarray, checks: 
 
             # The largest penalty leaves almost no weights, so only the smallest is an edge of the grid.
             setting = f"penalty {penalty:.3g}, L1 share {ratio:g}"
-            yield Candidate(setting, given @ weights, predict, place == len(NET_PENALTIES))
+            yield Candidate(setting, tuning_inputs @ weights, predict, place == len(NET_PENALTIES))
 
 
 def _boosted_classes(table: Inputs, classes: np.ndarray, checks: Inputs, size: int) -> Iterator[Candidate]:
-    found, labels = np.unique(classes, return_inverse=True)
-    several = {"objective": "multi:softprob", "num_class": len(found)}
-    settings = several if len(found) > 2 else {"objective": "binary:logistic"}
+    class_ids, labels = np.unique(classes, return_inverse=True)
+    multiclass = {"objective": "multi:softprob", "num_class": len(class_ids)}
+    settings = multiclass if len(class_ids) > 2 else {"objective": "binary:logistic"}
 
     def finish(margins: np.ndarray) -> np.ndarray:
         margins = margins if margins.ndim == 2 else np.stack([np.zeros_like(margins), margins], axis=1)
-        return _spread(scipy.special.softmax(margins, axis=1), found, size)
+        return _spread(scipy.special.softmax(margins, axis=1), class_ids, size)
 
     yield from _boosted(table, labels, checks, settings, finish)
 
@@ -311,7 +311,7 @@ def _boosted(
     table: Inputs, labels: np.ndarray, checks: Inputs, objective: dict, finish: Callable = lambda margins: margins
 ) -> Iterator[Candidate]:
     """Fits gradient boosting; each number of trees is a candidate. `finish` maps margins to predictions."""
-    train, given = (xgboost.DMatrix(each.joined(), label) for each, label in ((table, labels), (checks, None)))
+    train, tuning = (xgboost.DMatrix(each.joined(), label) for each, label in ((table, labels), (checks, None)))
     for rate, depth in BOOSTING:
         model = xgboost.train({**TREE_SETTINGS, **objective, "eta": rate, "max_depth": depth}, train, TREES)
 
@@ -321,14 +321,14 @@ def _boosted(
 
         for trees in range(CHECK_EVERY, TREES + 1, CHECK_EVERY):
             setting = f"learning rate {rate:g}, depth {depth}, {trees} trees"
-            yield Candidate(setting, predict(given, trees), functools.partial(predict, trees=trees), trees == TREES)
+            yield Candidate(setting, predict(tuning, trees), functools.partial(predict, trees=trees), trees == TREES)
 
 
 def _spread(probabilities: np.ndarray, classes: np.ndarray, size: int) -> np.ndarray:
     """Inserts columns of 0 for the classes that train lacks, (N, K)."""
-    found = np.zeros((len(probabilities), size))
-    found[:, classes] = probabilities
-    return found
+    all_probabilities = np.zeros((len(probabilities), size))
+    all_probabilities[:, classes] = probabilities
+    return all_probabilities
 
 
 def _rows(inputs: Inputs, rows: np.ndarray) -> Inputs:

@@ -85,8 +85,8 @@ def batch_of(
     row_of = np.repeat(np.arange(len(rows)), counts)
     lengths = epoch.windows.lengths[members]
     before = np.cumsum(lengths) - lengths
-    starts_of_row = before[np.cumsum(counts) - counts]
-    offset = row_of * index.row_length + before - starts_of_row[row_of]
+    row_starts = before[np.cumsum(counts) - counts]
+    offset = row_of * index.row_length + before - row_starts[row_of]
 
     columns = data_windows.build_columns(patients, index, epoch.windows, members, epoch.salt)
     target = np.repeat(offset - before, lengths) + np.arange(lengths.sum())
@@ -96,11 +96,11 @@ def batch_of(
         batch[name] = np.zeros(shape[0] * shape[1], values.dtype)
         batch[name][target] = values
         batch[name] = batch[name].reshape(shape)
-    most = int(np.diff(epoch.plan.offsets).max(initial=1))
-    of_slots = {"patient_index": epoch.windows.patients, "window_starts": epoch.windows.start}
-    of_slots["window_index"] = np.arange(len(epoch.windows.start))
-    for name, values in of_slots.items():
-        batch[name] = np.full((batch_size, most), -1, np.int32)
+    max_windows = int(np.diff(epoch.plan.offsets).max(initial=1))
+    slot_values = {"patient_index": epoch.windows.patients, "window_starts": epoch.windows.start}
+    slot_values["window_index"] = np.arange(len(epoch.windows.start))
+    for name, values in slot_values.items():
+        batch[name] = np.full((batch_size, max_windows), -1, np.int32)
         batch[name][row_of, slots] = values[members]
     return batch
 
@@ -131,16 +131,16 @@ def one_a_row(
     plan = packing.Plan(order, np.arange(len(order) + 1))
     batch = batch_of(patients, index, Epoch(windows, plan, order, data_windows.EVALUATION_SALT), 0, len(order))
     columns = {name: batch[name] for name in (*data_windows.COLUMNS, "patient_ids", *["times"] * with_times)}
-    inside = (columns["positions"] > index.static_counts[windows.patients][:, None]) & (columns["patient_ids"] != 0)
-    return {**columns, "in_visit": inside}
+    in_visit = (columns["positions"] > index.static_counts[windows.patients][:, None]) & (columns["patient_ids"] != 0)
+    return {**columns, "in_visit": in_visit}
 
 
 def visit_ends(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the row and the column of each visit's last token in a packed batch, and the visit's index."""
     owners, visit_ids = batch["patient_ids"], batch["visit_ids"]
     next_owner, next_visit = (np.pad(values[:, 1:], ((0, 0), (0, 1))) for values in (owners, visit_ids))
-    rows, places = np.nonzero((owners != 0) & ((owners != next_owner) | (visit_ids != next_visit)))
-    return rows, places, batch["window_starts"][rows, owners[rows, places] - 1] + visit_ids[rows, places]
+    rows, columns = np.nonzero((owners != 0) & ((owners != next_owner) | (visit_ids != next_visit)))
+    return rows, columns, batch["window_starts"][rows, owners[rows, columns] - 1] + visit_ids[rows, columns]
 
 
 def number_in_rows(rows: np.ndarray) -> np.ndarray:
@@ -169,13 +169,13 @@ def training_batches(
     Skipping to a step plans the earlier epochs without building their rows, so resuming needs only the step.
     """
     index = data_windows.index_visits(patients, row_length, use_sep)
-    first_step, number = 0, 0
+    first_step, epoch_number = 0, 0
     while True:
-        epoch = training_epoch(patients, index, seed, number, newest, weights)
+        epoch = training_epoch(patients, index, seed, epoch_number, newest, weights)
         steps = epoch.num_batches(batch_size)
-        for batch in range(max(start_step - first_step, 0), steps):
-            yield batch_of(patients, index, epoch, batch, batch_size)
-        first_step, number = first_step + steps, number + 1
+        for batch_number in range(max(start_step - first_step, 0), steps):
+            yield batch_of(patients, index, epoch, batch_number, batch_size)
+        first_step, epoch_number = first_step + steps, epoch_number + 1
 
 
 def evaluation_batches(patients: Patients, row_length: int, batch_size: int, use_sep: bool = True) -> Iterator[dict]:

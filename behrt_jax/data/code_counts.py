@@ -11,8 +11,8 @@ from behrt_jax.data.windows import VisitIndex
 
 def static_tokens(patients: Patients, vocab_size: int) -> scipy.sparse.csr_array:
     """Returns which static tokens each patient has, (patients, V) sparse float32, without special tokens."""
-    where = (patients.visits < 0) & (patients.codes >= NUM_SPECIAL)
-    entries = np.ones(int(where.sum()), np.float32), (patients.owners[where], patients.codes[where])
+    kept = (patients.visits < 0) & (patients.codes >= NUM_SPECIAL)
+    entries = np.ones(int(kept.sum()), np.float32), (patients.owners[kept], patients.codes[kept])
     return scipy.sparse.csr_array(entries, shape=(len(patients), vocab_size)).minimum(1).tocsr()
 
 
@@ -20,16 +20,16 @@ def visit_codes(patients: Patients, index: VisitIndex, vocab_size: int) -> scipy
     """Returns which codes each visit has, (visits, V) sparse bool, without special tokens."""
     codes = patients.codes[patients.visits >= 0]
     kept = codes >= NUM_SPECIAL
-    where = index.token_visits[kept], codes[kept]
-    return scipy.sparse.csr_array((np.ones(len(where[0]), bool), where), shape=(len(index.owners), vocab_size))
+    cells = index.token_visits[kept], codes[kept]
+    return scipy.sparse.csr_array((np.ones(len(cells[0]), bool), cells), shape=(len(index.owners), vocab_size))
 
 
 def count_codes(histories: dataset.Patients, size: int, half_life: float = np.inf) -> np.ndarray:
     """Counts codes and static tokens of histories, (N, V) float32; code weights halve every `half_life` visits back."""
     kept = (histories.visits >= 0) & (histories.codes >= NUM_SPECIAL)
     owners = histories.owners
-    last = histories.visits[np.maximum(histories.offsets[1:] - 1, 0)]
-    weights = np.exp2(-(last[owners] - histories.visits) / half_life)
+    last_visits = histories.visits[np.maximum(histories.offsets[1:] - 1, 0)]
+    weights = np.exp2(-(last_visits[owners] - histories.visits) / half_life)
     entries = weights[kept], (owners[kept], histories.codes[kept])
     table = scipy.sparse.csr_array(entries, shape=(len(histories), size)) + static_tokens(histories, size)
     return table.toarray().astype(np.float32)

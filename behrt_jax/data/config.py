@@ -53,12 +53,12 @@ class DataConfig:
                 raise ValueError(f"data.{key}: found one string; expected a tuple of patterns, such as ('LAB//*',)")
         sexes.parse(self.sex_codes)
         if self.events_without_visit not in ("group_by_day", "leave_out"):
-            found = repr(self.events_without_visit)
-            raise ValueError(f"data.events_without_visit: found {found}; expected group_by_day or leave_out")
+            value = repr(self.events_without_visit)
+            raise ValueError(f"data.events_without_visit: found {value}; expected group_by_day or leave_out")
         bounds = {"visit_gap_hours": 0.0, "min_patients": 1, "value_bins": 0, "row_length": 8, "value_digits": 0}
-        for key, lowest in bounds.items():
-            if getattr(self, key) < lowest:
-                raise ValueError(f"data.{key}: found {getattr(self, key)}; expected {lowest} or more")
+        for key, minimum in bounds.items():
+            if getattr(self, key) < minimum:
+                raise ValueError(f"data.{key}: found {getattr(self, key)}; expected {minimum} or more")
 
     def fingerprint(self, fitted: str = "") -> str:
         """Returns a digest of the source files and of the config keys that affect prepared data.
@@ -67,10 +67,10 @@ class DataConfig:
           fitted: the fingerprint of a given vocabulary, if one is used; the digest then covers the parents of codes.
         """
         root = Path(self.path)
-        beside = [events.SPLITS_FILE, *([events.CODES_FILE] if fitted else [])]
-        found = [*events.find_shards(root), *(file for name in beside for file in files.find_table(root / name))]
-        sources = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in found]
+        tables = [events.SPLITS_FILE, *([events.CODES_FILE] if fitted else [])]
+        source_files = [*events.find_shards(root), *(file for name in tables for file in files.find_table(root / name))]
+        sources = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in source_files]
         keys = dataclasses.asdict(self)
-        for unrelated in ("path", "prepared_dir", "row_length", "use_sep"):
-            del keys[unrelated]
+        for key in ("path", "prepared_dir", "row_length", "use_sep"):
+            del keys[key]
         return hashlib.sha256(json.dumps([FORMAT, sources, keys, fitted], sort_keys=True).encode()).hexdigest()[:16]

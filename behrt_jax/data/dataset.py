@@ -122,14 +122,14 @@ def read(folder: Path, split: str) -> Patients:
       ValueError: the split does not exist, or its files are damaged.
     """
     builder = PatientTokens(data_dir=folder, file_format="array_record")
-    found = list(builder.info.splits)
-    if split not in (*found, "all"):
+    splits = list(builder.info.splits)
+    if split not in (*splits, "all"):
         raise ValueError(
-            f"{folder}: split '{split}' is not in the prepared data (found {', '.join(found) or 'none'}); use one of "
+            f"{folder}: split '{split}' is not in the prepared data (found {', '.join(splits) or 'none'}); use one of "
             "these, or other data"
         )
     try:
-        sources = [builder.as_data_source(name) for name in (found if split == "all" else [split])]
+        sources = [builder.as_data_source(name) for name in (splits if split == "all" else [split])]
         examples = sorted(itertools.chain(*sources), key=lambda example: example["subject_id"])
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(
@@ -142,7 +142,7 @@ def read(folder: Path, split: str) -> Patients:
         has_birth=np.array([example["has_birth"] for example in examples], bool),
         origins=np.array([example["origin"] for example in examples], np.int32),
         offsets=np.cumsum([0, *(len(example["tokens"]) for example in examples)]),
-        **{name: np.ascontiguousarray(tokens[:, place]) for place, name in enumerate(TOKEN_FIELDS)},
+        **{name: np.ascontiguousarray(tokens[:, column]) for column, name in enumerate(TOKEN_FIELDS)},
     )
 
 

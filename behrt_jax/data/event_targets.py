@@ -55,22 +55,22 @@ class EventTimes:
         occur, days run to the end of the patient's record. Days are above 0, except with `first` for a code that the
         patient already had: 0 days, so that it adds nothing to training.
         """
-        owners, every = self.owners[visits], np.arange(len(self.codes))[None, :]
-        place = np.searchsorted(self.keys, self._key(every, self.end_ranks[visits][:, None] + 1))
-        happened = place < np.searchsorted(self.keys, self._key(every, self.first_ranks[owners + 1][:, None]))
-        until = np.broadcast_to(self.last[owners][:, None], happened.shape).copy()
-        until[happened] = self.minutes[place[happened]]
-        days = np.maximum((until - self.ends[visits][:, None]) / MINUTES_PER_DAY, SHORTEST)
+        owners, targets = self.owners[visits], np.arange(len(self.codes))[None, :]
+        next_event = np.searchsorted(self.keys, self._key(targets, self.end_ranks[visits][:, None] + 1))
+        happened = next_event < np.searchsorted(self.keys, self._key(targets, self.first_ranks[owners + 1][:, None]))
+        minutes = np.broadcast_to(self.last[owners][:, None], happened.shape).copy()
+        minutes[happened] = self.minutes[next_event[happened]]
+        days = np.maximum((minutes - self.ends[visits][:, None]) / MINUTES_PER_DAY, SHORTEST)
         if self.first:
-            seen = place > np.searchsorted(self.keys, self._key(every, self.first_ranks[owners][:, None]))
-            days[seen], happened[seen] = 0.0, False
+            has_prior = next_event > np.searchsorted(self.keys, self._key(targets, self.first_ranks[owners][:, None]))
+            days[has_prior], happened[has_prior] = 0.0, False
         return days.astype(np.float32), happened
 
     def spread(self, count: int) -> np.ndarray:
         """Returns at most `count` visits, evenly spaced by cumulative weight."""
-        until = np.cumsum(self.weights)
-        wanted = np.linspace(0, len(until) - 1, count) * (until[-1] / len(until))
-        return np.unique(np.minimum(np.searchsorted(until, wanted, side="right"), len(until) - 1))
+        cumulative = np.cumsum(self.weights)
+        levels = np.linspace(0, len(cumulative) - 1, count) * (cumulative[-1] / len(cumulative))
+        return np.unique(np.minimum(np.searchsorted(cumulative, levels, side="right"), len(cumulative) - 1))
 
     def _key(self, codes, ranks):
         return codes * (self.first_ranks[-1] + 1) + ranks
@@ -88,19 +88,19 @@ class EventTimes:
           float32, the weights of visits and 0 for unused slots, `event_days` (B, K, T) float32 and `event_happened`
           (B, K, T) bool, both from `after`.
         """
-        rows, places, visits = visit_ends(batch)
+        rows, columns, visits = visit_ends(batch)
         order = np.lexsort((hash_integers(salt, visits), rows))
-        rows, places, visits = rows[order], places[order], visits[order]
+        rows, columns, visits = rows[order], columns[order], visits[order]
         slots = number_in_rows(rows)
-        rows, places, visits, slots = (found[slots < num_visits] for found in (rows, places, visits, slots))
+        rows, columns, visits, slots = (values[slots < num_visits] for values in (rows, columns, visits, slots))
         shape = (len(batch["codes"]), num_visits)
         ends, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
         days = np.ones((*shape, len(self.codes)), np.float32)
         happened = np.zeros(days.shape, bool)
-        ends[rows, slots], weights[rows, slots] = places, self.weights[visits]
+        ends[rows, slots], weights[rows, slots] = columns, self.weights[visits]
         days[rows, slots], happened[rows, slots] = self.after(visits)
-        new = {"event_ends": ends, "event_weights": weights, "event_days": days, "event_happened": happened}
-        return {**batch, **new}
+        targets = {"event_ends": ends, "event_weights": weights, "event_days": days, "event_happened": happened}
+        return {**batch, **targets}
 
 
 def index_events(
@@ -119,26 +119,26 @@ def index_events(
     timed = np.flatnonzero(patients.visits >= 0)
     ends = patients.minutes[index.starts[1] - 1].astype(np.int64)
     order = np.lexsort((patients.times[timed], patients.owners[timed]))
-    whose, when = patients.owners[timed][order], patients.times[timed][order]
-    changes = (np.diff(whose, prepend=-1) != 0) | (np.diff(when, prepend=-1) != 0)
+    sorted_owners, sorted_times = patients.owners[timed][order], patients.times[timed][order]
+    changes = (np.diff(sorted_owners, prepend=-1) != 0) | (np.diff(sorted_times, prepend=-1) != 0)
     ranks = np.empty(len(timed), np.int64)
     ranks[order] = np.cumsum(changes) - 1
-    first_ranks = np.searchsorted(whose[changes], np.arange(len(patients) + 1))
-    places = np.cumsum(patients.visits >= 0) - 1  # index of each token among the timed ones
-    end_ranks = ranks[places[index.starts[1] - 1]]
-    last = np.zeros(len(patients), np.int64)
-    np.maximum.at(last, owners, ends)
-    kept = is_target[patients.codes[timed]]
-    minutes = patients.minutes[timed][kept].astype(np.int64)
-    number = np.cumsum(is_target) - 1
+    first_ranks = np.searchsorted(sorted_owners[changes], np.arange(len(patients) + 1))
+    timed_index = np.cumsum(patients.visits >= 0) - 1  # index of each token among the timed ones
+    end_ranks = ranks[timed_index[index.starts[1] - 1]]
+    record_ends = np.zeros(len(patients), np.int64)
+    np.maximum.at(record_ends, owners, ends)
+    is_event = is_target[patients.codes[timed]]
+    minutes = patients.minutes[timed][is_event].astype(np.int64)
+    target_index = np.cumsum(is_target) - 1
     ages = np.where(patients.has_birth[owners], ends / MINUTES_PER_YEAR, np.nan)
     weights = np.ones(len(ends))
     if by_time:
-        until = np.append(ends[1:], 0) * np.append(owners[1:] == owners[:-1], False)
-        weights = np.clip((until - ends) / MINUTES_PER_YEAR, 0.0, 1.0)
+        next_ends = np.append(ends[1:], 0) * np.append(owners[1:] == owners[:-1], False)
+        weights = np.clip((next_ends - ends) / MINUTES_PER_YEAR, 0.0, 1.0)
     codes, keys = np.flatnonzero(is_target), np.zeros(0, np.int64)
-    times = EventTimes(codes, keys, minutes, first_ranks, end_ranks, ends, last, owners, ages, weights, first)
-    keys = times._key(number[patients.codes[timed][kept]], ranks[kept])
+    times = EventTimes(codes, keys, minutes, first_ranks, end_ranks, ends, record_ends, owners, ages, weights, first)
+    keys = times._key(target_index[patients.codes[timed][is_event]], ranks[is_event])
     order = np.argsort(keys, kind="stable")
     return dataclasses.replace(times, keys=keys[order], minutes=minutes[order])
 
@@ -187,9 +187,9 @@ def age_rates(times: EventTimes, vocab_size: int, sample: int = 10_000) -> np.nd
     happened &= days <= YEAR
     days, shares = np.minimum(days, YEAR), age_shares(times.ages[visits]).astype(np.float32)
     expected = shares.T @ days * (happened.sum(axis=0) / np.maximum(days.sum(axis=0), YEAR))
-    found = np.zeros((shares.shape[1], vocab_size), np.float32)
-    found[:, times.codes] = np.log((shares.T @ happened.astype(np.float32) + PRIOR) / (expected + PRIOR))
-    return found
+    log_ratios = np.zeros((shares.shape[1], vocab_size), np.float32)
+    log_ratios[:, times.codes] = np.log((shares.T @ happened.astype(np.float32) + PRIOR) / (expected + PRIOR))
+    return log_ratios
 
 
 def insert_query_tokens(patients: Patients, seed: int, days: float = 365.25) -> Patients:
@@ -210,19 +210,21 @@ def insert_query_tokens(patients: Patients, seed: int, days: float = 365.25) -> 
     begins, ends = (patients.minutes[places].astype(np.int64) for places in (starts, index.starts[1] - 1))
     ends = np.maximum.accumulate(ends + owners * (1 << 40)) - owners * (1 << 40)  # latest end of any visit so far
     pauses = np.flatnonzero((owners[1:] == owners[:-1]) & (begins[1:] > ends[:-1] + 1))
-    key = hash_integers(patients.subject_ids[owners[pauses]], patients.visits[starts[pauses]])
-    drawn = hash_fraction(key, seed, 0) * days * MINUTES_PER_DAY < begins[pauses + 1] - ends[pauses]
-    pauses, key = pauses[drawn], key[drawn]
-    at = ends[pauses] + 1 + (hash_fraction(key, seed, 1) * (begins[pauses + 1] - ends[pauses] - 1)).astype(np.int64)
+    keys = hash_integers(patients.subject_ids[owners[pauses]], patients.visits[starts[pauses]])
+    has_query = hash_fraction(keys, seed, 0) * days * MINUTES_PER_DAY < begins[pauses + 1] - ends[pauses]
+    pauses, keys = pauses[has_query], keys[has_query]
+    minutes = (
+        ends[pauses] + 1 + (hash_fraction(keys, seed, 1) * (begins[pauses + 1] - ends[pauses] - 1)).astype(np.int64)
+    )
 
-    before = starts[pauses + 1]  # the token that follows each query token
-    marks = np.bincount(before, minlength=len(patients.codes))
-    earlier = np.cumsum(marks)
+    next_tokens = starts[pauses + 1]  # the token that follows each query token
+    query_counts = np.bincount(next_tokens, minlength=len(patients.codes))
+    shifts = np.cumsum(query_counts)
     # Each query token raises the visit numbers of its patient's later tokens by one. Static tokens keep -1.
-    earlier = np.where(patients.visits >= 0, earlier - np.append(0, earlier)[patients.offsets[patients.owners]], 0)
-    visits = patients.visits + earlier
-    given = {"codes": SEP, "visits": visits[before] - 1, "minutes": at, "microseconds": 0}
+    shifts = np.where(patients.visits >= 0, shifts - np.append(0, shifts)[patients.offsets[patients.owners]], 0)
+    visits = patients.visits + shifts
+    query = {"codes": SEP, "visits": visits[next_tokens] - 1, "minutes": minutes, "microseconds": 0}
     columns = {"visits": visits} | {name: getattr(patients, name) for name in TOKEN_FIELDS if name != "visits"}
-    columns = {name: np.insert(values, before, given[name]).astype(np.int32) for name, values in columns.items()}
-    added = np.bincount(owners[pauses], minlength=len(patients))
-    return dataclasses.replace(patients, offsets=patients.offsets + np.append(0, np.cumsum(added)), **columns)
+    columns = {name: np.insert(values, next_tokens, query[name]).astype(np.int32) for name, values in columns.items()}
+    num_queries = np.bincount(owners[pauses], minlength=len(patients))
+    return dataclasses.replace(patients, offsets=patients.offsets + np.append(0, np.cumsum(num_queries)), **columns)

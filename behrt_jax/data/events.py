@@ -45,13 +45,13 @@ def find_files(path: str | Path) -> files.ParquetFiles:
     if not root.is_dir():
         raise ValueError(f"{root}: no such directory; data.path must name a MEDS data set (a folder with data/)")
     folder = root / "data"
-    found = files.find_parquet(folder) if folder.is_dir() else files.ParquetFiles([], 0, 0)
-    if not found.files:
+    listing = files.find_parquet(folder) if folder.is_dir() else files.ParquetFiles([], 0, 0)
+    if not listing.files:
         raise ValueError(
-            f"{root}: no *.parquet file under {folder} ({found.hidden} hidden or system files, {found.other} of other "
-            "kinds); expected MEDS shards there"
+            f"{root}: no *.parquet file under {folder} ({listing.hidden} hidden or system files, {listing.other} of "
+            "other kinds); expected MEDS shards there"
         )
-    return found
+    return listing
 
 
 def read_shard(shard: Path, extra_columns: tuple[str, ...] = ()) -> pl.DataFrame:
@@ -69,20 +69,20 @@ def read_shard(shard: Path, extra_columns: tuple[str, ...] = ()) -> pl.DataFrame
       ValueError: the file cannot be read, a column is missing or mistyped, or its rows break the standard.
     """
     try:
-        scanned = files.scan_parquet(shard)
-        columns = scanned.collect_schema().names()
-        number = scanned.select(pl.len()).collect().item()
-        found = scanned.select([name for name in dict.fromkeys((*KINDS, *extra_columns)) if name in columns]).collect()
+        scan = files.scan_parquet(shard)
+        columns = scan.collect_schema().names()
+        num_rows = scan.select(pl.len()).collect().item()
+        table = scan.select([name for name in dict.fromkeys((*KINDS, *extra_columns)) if name in columns]).collect()
     except files.UNREADABLE as error:
         raise files.unreadable(shard, error) from error
-    if not number:  # then nothing can be missing or mistyped
+    if not num_rows:  # then nothing can be missing or mistyped
         return pl.DataFrame(schema={name: kind.dtype for name, kind in KINDS.items()})
     for name in ("subject_id", "time", "code"):
         if name not in columns:
-            wanted = KINDS[name].words
-            raise ValueError(f"{shard}: column '{name}' is missing (found {', '.join(columns)}); expected {wanted}")
-    events = found.with_columns(**{name: _typed(shard, found, name) for name in KINDS})
-    events = events.select(*KINDS, *(name for name in found.columns if name not in KINDS))
+            expected = KINDS[name].words
+            raise ValueError(f"{shard}: column '{name}' is missing (found {', '.join(columns)}); expected {expected}")
+    events = table.with_columns(**{name: _typed(shard, table, name) for name in KINDS})
+    events = events.select(*KINDS, *(name for name in table.columns if name not in KINDS))
     _check_rows(shard, events)
     return events
 
@@ -134,43 +134,43 @@ def _check_years(shard: Path, times: pl.Series) -> None:
     per_second = {"ms": 10**3, "us": 10**6, "ns": 10**9}[times.dtype.time_unit]  # pyright: ignore
     seconds = [int((bound - UNIX_EPOCH).total_seconds()) for bound in YEARS]
     low, high = max(seconds[0] * per_second, -(2**63)), min(seconds[1] * per_second, 2**63) - 1
-    absurd = len(times) - times.null_count() - int(times.to_physical().is_between(low, high).sum())
-    if absurd:
+    num_absurd = len(times) - times.null_count() - int(times.to_physical().is_between(low, high).sum())
+    if num_absurd:
         raise ValueError(
-            f"{shard}: column 'time' is not in the years 1 to {LAST_YEAR:,} in {absurd} rows (a placeholder such as "
-            "9999-12-31?); correct or remove them"
+            f"{shard}: column 'time' is not in the years 1 to {LAST_YEAR:,} in {num_absurd} rows (a placeholder such "
+            "as 9999-12-31?); correct or remove them"
         )
 
 
 def _check_rows(shard: Path, events: pl.DataFrame) -> None:
     for name in ("code", "subject_id"):
-        if missing := events[name].null_count():
+        if num_missing := events[name].null_count():
             raise ValueError(
-                f"{shard}: column '{name}' is null in {missing} of {events.height} rows; drop or fill them"
+                f"{shard}: column '{name}' is null in {num_missing} of {events.height} rows; drop or fill them"
             )
     if not events["subject_id"].is_sorted():
         raise ValueError(f"{shard}: column 'subject_id' is not sorted; sort the shard by subject_id, then time")
     same_subject = pl.col("subject_id") == pl.col("subject_id").shift(1)
     previous = pl.col("time").shift(1)
     backward = (pl.col("time") < previous) | (pl.col("time").is_null() & previous.is_not_null())
-    unsorted = events.select((same_subject & backward).sum()).item()
-    if unsorted:
+    num_unsorted = events.select((same_subject & backward).sum()).item()
+    if num_unsorted:
         raise ValueError(
-            f"{shard}: column 'time' goes backwards within a subject in {unsorted} rows; "
+            f"{shard}: column 'time' goes backwards within a subject in {num_unsorted} rows; "
             "sort the shard by subject_id, then time (static rows, with a null time, first)"
         )
-    early = events.filter(pl.col("time") < birth_times(pl.col("time")))
-    if early.height:
+    early_events = events.filter(pl.col("time") < birth_times(pl.col("time")))
+    if early_events.height:
         raise ValueError(
-            f"{shard}: {early.height} events of {early['subject_id'].n_unique()} subjects lie before {BIRTH}; "
-            "expected no event before birth; correct the birth times or remove the events"
+            f"{shard}: {early_events.height} events of {early_events['subject_id'].n_unique()} subjects lie before "
+            f"{BIRTH}; expected no event before birth; correct the birth times or remove the events"
         )
     since_first = pl.col("time") - pl.col("time").min().over("subject_id")
-    late = events.select((since_first > pl.duration(days=LONGEST_HISTORY_DAYS)).sum()).item()
-    if late:
+    num_late = events.select((since_first > pl.duration(days=LONGEST_HISTORY_DAYS)).sum()).item()
+    if num_late:
         raise ValueError(
-            f"{shard}: column 'time' is more than 1,000 years after the subject's first in {late} rows (a placeholder "
-            "such as 9999-12-31?); correct or remove them"
+            f"{shard}: column 'time' is more than 1,000 years after the subject's first in {num_late} rows (a "
+            "placeholder such as 9999-12-31?); correct or remove them"
         )
 
 
@@ -197,11 +197,11 @@ def read_codes(path: str | Path, column: str) -> pl.DataFrame:
     table = files.read_table(file) if files.find_table(file) else pl.DataFrame()
     if column not in table.columns or not table[column].count():
         return pl.DataFrame(schema=kinds)
-    for name, wanted in kinds.items():
+    for name, expected in kinds.items():
         kind = table.schema.get(name)
-        if kind not in (wanted, pl.List(pl.Null)) and not (wanted == pl.String and kind and is_text(kind)):
-            found = kind or "missing"
-            raise ValueError(f"{file}: column '{name}' is {found}; expected {wanted}; correct it, or remove the file")
+        if kind not in (expected, pl.List(pl.Null)) and not (expected == pl.String and kind and is_text(kind)):
+            dtype = kind or "missing"
+            raise ValueError(f"{file}: column '{name}' is {dtype}; expected {expected}; correct it, or remove the file")
     return table.select(pl.col(name).cast(kind) for name, kind in kinds.items()).drop_nulls()
 
 
@@ -215,18 +215,18 @@ def read_splits(path: str | Path) -> pl.DataFrame | None:
     if not files.find_table(file):
         return None
     splits = read_metadata(file)
-    for name, fits, wanted in (("subject_id", fits_int64, "int64"), ("split", is_text, "string")):
+    for name, fits, expected in (("subject_id", fits_int64, "int64"), ("split", is_text, "string")):
         if name not in splits.columns:
             raise ValueError(f"{file}: column '{name}' is missing (found {', '.join(splits.columns)})")
         if not fits(splits.schema[name]) and splits[name].null_count() < splits.height:
-            raise ValueError(f"{file}: column '{name}' is {splits.schema[name]}; expected {wanted}; convert it")
+            raise ValueError(f"{file}: column '{name}' is {splits.schema[name]}; expected {expected}; convert it")
     # A row without a subject or a split carries no information.
     splits = (
         splits.select("subject_id", "split").drop_nulls().cast({"subject_id": pl.Int64, "split": pl.String}).unique()
     )
-    doubled = splits.height - splits["subject_id"].n_unique()
-    if doubled:
-        raise ValueError(f"{file}: {doubled} subjects are in two splits; each must be in one of {', '.join(SPLITS)}")
+    conflicts = splits.height - splits["subject_id"].n_unique()
+    if conflicts:
+        raise ValueError(f"{file}: {conflicts} subjects are in two splits; each must be in one of {', '.join(SPLITS)}")
     return splits
 
 
@@ -236,20 +236,20 @@ def splits_of_folders(path: str | Path, shards: list[Path]) -> dict[Path, str]:
     Raises:
       ValueError: only some shards lie in the folder of a split, or a shard lies in the folders of two.
     """
-    found = {}
+    splits = {}
     for shard in shards:
         folders = shard.relative_to(path).parts[:-1]
         names = {name for folder in folders if (name := folder.removeprefix("split=")) in SPLITS}
         if len(names) > 1:
             raise ValueError(f"{shard}: lies in the folders of two splits; expected one, or a file {SPLITS_FILE}")
-        found.update(dict.fromkeys([shard] if names else [], *names))
-    if found and len(found) < len(shards):
-        other = next(shard for shard in shards if shard not in found)
+        splits.update(dict.fromkeys([shard] if names else [], *names))
+    if splits and len(splits) < len(shards):
+        other_shard = next(shard for shard in shards if shard not in splits)
         raise ValueError(
-            f"{other}: lies in no folder of a split ({', '.join(SPLITS)}) but other shards do; name its folder after "
-            f"its split, or write a file {SPLITS_FILE}"
+            f"{other_shard}: lies in no folder of a split ({', '.join(SPLITS)}) but other shards do; name its folder "
+            f"after its split, or write a file {SPLITS_FILE}"
         )
-    return found
+    return splits
 
 
 def make_splits(subject_ids: np.ndarray) -> pl.DataFrame:
@@ -274,7 +274,7 @@ def check_disjoint(subjects: dict[Path, np.ndarray]) -> None:
     ids = np.concatenate(list(subjects.values()))
     if not ids.size:
         raise ValueError(f"{next(iter(subjects))}: the data set is empty: its {len(subjects)} shards hold no event")
-    owners = np.repeat(np.arange(len(subjects)), [len(found) for found in subjects.values()])
+    owners = np.repeat(np.arange(len(subjects)), [len(shard_ids) for shard_ids in subjects.values()])
     order = np.argsort(ids, kind="stable")
     repeated = np.flatnonzero(ids[order][1:] == ids[order][:-1])
     if repeated.size:
@@ -297,8 +297,8 @@ def matching_codes(codes: list[str], include: tuple[str, ...], exclude: tuple[st
     """
 
     def matcher(patterns: tuple[str, ...]) -> Callable[[str], bool]:
-        readings = {*patterns, *(pattern.replace("[", "[[]") for pattern in patterns)}
-        return lambda code: any(fnmatch.fnmatchcase(code, reading) for reading in readings)
+        variants = {*patterns, *(pattern.replace("[", "[[]") for pattern in patterns)}
+        return lambda code: any(fnmatch.fnmatchcase(code, variant) for variant in variants)
 
-    included, excluded = matcher(include), matcher(exclude)
-    return [code for code in codes if included(code) and not excluded(code)]
+    is_included, is_excluded = matcher(include), matcher(exclude)
+    return [code for code in codes if is_included(code) and not is_excluded(code)]

@@ -34,16 +34,16 @@ def find_parquet(folder: Path, suffix: str = SUFFIX) -> ParquetFiles:
     Raises:
       ValueError: a folder cannot be listed, or a link points to nothing.
     """
-    found = list(_walk(folder, ()))
-    visible = [path for path in found if not path.name.startswith(HIDDEN)]
+    paths = list(_walk(folder, ()))
+    visible = [path for path in paths if not path.name.startswith(HIDDEN)]
     files = [path for path in visible if path.suffix.lower() == suffix and path.is_file()]
-    return ParquetFiles(files, len(found) - len(visible), len(visible) - len(files))
+    return ParquetFiles(files, len(paths) - len(visible), len(visible) - len(files))
 
 
 def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
     """Yields the files and the hidden folders below a folder, in order; skips links to a parent folder."""
-    real = os.path.realpath(folder)
-    if real in above:
+    real_path = os.path.realpath(folder)
+    if real_path in above:
         return
     try:
         names = sorted(os.listdir(folder))
@@ -54,7 +54,7 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
         if name.startswith(HIDDEN):
             yield path
         elif path.is_dir():
-            yield from _walk(path, (*above, real))
+            yield from _walk(path, (*above, real_path))
         elif not path.exists():
             raise _broken(path)
         else:

@@ -46,15 +46,15 @@ def histories_at(
     """
     subject_ids = np.asarray(subject_ids, np.int64)
     rows = np.searchsorted(patients.subject_ids, subject_ids)
-    unknown = int((patients.subject_ids[np.minimum(rows, len(patients) - 1)] != subject_ids).sum())
-    if unknown:
+    num_unknown = int((patients.subject_ids[np.minimum(rows, len(patients) - 1)] != subject_ids).sum())
+    if num_unknown:
         raise ValueError(
-            f"subject_id: {unknown:,} of {len(rows):,} predictions are of subjects that are not among the "
+            f"subject_id: {num_unknown:,} of {len(rows):,} predictions are of subjects that are not among the "
             f"{len(patients):,} patients of the split; leave them out first"
         )
     until = times_since_birth(patients, rows, prediction_times) + include_at
-    found, kept = truncate(patients, rows, until)
-    return found, kept, collections.Counter(without_history=len(rows) - len(kept))
+    histories, predictions = truncate(patients, rows, until)
+    return histories, predictions, collections.Counter(without_history=len(rows) - len(predictions))
 
 
 def truncate(patients: Patients, rows: np.ndarray, until: np.ndarray) -> tuple[Patients, np.ndarray]:
@@ -67,13 +67,13 @@ def truncate(patients: Patients, rows: np.ndarray, until: np.ndarray) -> tuple[P
         chunk = slice(start, start + ROWS)
         parts.append(_tokens_before(patients, times, rows[chunk], until[chunk]))
     sizes, tokens = (np.concatenate(part) for part in zip(*parts, strict=True))
-    kept = np.flatnonzero(sizes)
-    found = Patients(
-        **{name: getattr(patients, name)[rows[kept]] for name in ("subject_ids", "has_birth", "origins")},
-        offsets=np.append(0, np.cumsum(sizes[kept])),
+    nonempty = np.flatnonzero(sizes)
+    histories = Patients(
+        **{name: getattr(patients, name)[rows[nonempty]] for name in ("subject_ids", "has_birth", "origins")},
+        offsets=np.append(0, np.cumsum(sizes[nonempty])),
         **{name: getattr(patients, name)[tokens] for name in TOKEN_FIELDS},
     )
-    return found, kept
+    return histories, nonempty
 
 
 def newest_visits(patients: Patients, most_tokens: int) -> Patients:
@@ -97,15 +97,15 @@ def times_since_birth(patients: Patients, rows: np.ndarray, prediction_times: np
       ValueError: a time is missing, or so late that it must be a placeholder.
     """
     times = np.asarray(prediction_times).astype("datetime64[us]")
-    missing = int(np.isnat(times).sum())
-    if missing:
-        raise ValueError(f"prediction_time: missing in {missing:,} of {len(times):,} rows; fill or remove them")
+    num_missing = int(np.isnat(times).sum())
+    if num_missing:
+        raise ValueError(f"prediction_time: missing in {num_missing:,} of {len(times):,} rows; fill or remove them")
     since_2000 = (times - np.datetime64(events.EPOCH, "us")).astype(np.int64)
     since_birth = since_2000 - patients.origins[rows].astype(np.int64) * MICROSECONDS
-    late = int((since_birth > events.LONGEST_HISTORY_DAYS * MINUTES_PER_DAY * MICROSECONDS).sum())
-    if late:
+    num_late = int((since_birth > events.LONGEST_HISTORY_DAYS * MINUTES_PER_DAY * MICROSECONDS).sum())
+    if num_late:
         raise ValueError(
-            f"prediction_time: more than 1,000 years after the subject's birth or first event in {late:,} of "
+            f"prediction_time: more than 1,000 years after the subject's birth or first event in {num_late:,} of "
             f"{len(times):,} rows (a placeholder such as 9999-12-31?); correct or remove them"
         )
     return since_birth
@@ -136,9 +136,9 @@ def append_prediction_token(
     room = row_length - 1 - np.minimum(statics, row_length // 2 - 1) - 3
     fits = (ends[owners] - np.arange(len(owners)) <= room[owners]) | (patients.visits < last_visits[owners])
     sizes = np.bincount(owners[fits], minlength=len(patients))
-    places = np.cumsum(sizes)
-    marks = {"codes": token, "visits": last_visits + 1, "minutes": minutes, "microseconds": microseconds}
-    columns = {name: np.insert(getattr(patients, name)[fits], places, value) for name, value in marks.items()}
+    positions = np.cumsum(sizes)
+    token_values = {"codes": token, "visits": last_visits + 1, "minutes": minutes, "microseconds": microseconds}
+    columns = {name: np.insert(getattr(patients, name)[fits], positions, value) for name, value in token_values.items()}
     return dataclasses.replace(patients, offsets=np.append(0, np.cumsum(sizes + 1)), **columns)
 
 
@@ -160,14 +160,14 @@ def covariates_at(patients: Patients, prediction_times: np.ndarray, tokens: tupl
       (M, NUM_COVARIATES) float32: interpolation weights of the age on its two nearest `AGE_KNOTS`, so that a linear
       function of them is piecewise linear in age, and the sex one-hot over `SEXES`; zeros for unknown values.
     """
-    shares, found = age_shares(ages_at(patients, prediction_times)), sexes(patients, tokens)
-    return np.column_stack([shares, *(found == each for each in SEXES)]).astype(np.float32)
+    shares, patient_sexes = age_shares(ages_at(patients, prediction_times)), sexes(patients, tokens)
+    return np.column_stack([shares, *(patient_sexes == sex for sex in SEXES)]).astype(np.float32)
 
 
 def age_shares(ages: np.ndarray) -> np.ndarray:
     """Returns (N, knots) linear interpolation weights of (N,) ages in years on `AGE_KNOTS`; zeros for NaN."""
-    apart = np.abs(np.clip(ages, AGE_KNOTS[0], AGE_KNOTS[-1])[:, None] - AGE_KNOTS)
-    return np.nan_to_num(np.maximum(1 - apart / np.diff(AGE_KNOTS)[0], 0))
+    distances = np.abs(np.clip(ages, AGE_KNOTS[0], AGE_KNOTS[-1])[:, None] - AGE_KNOTS)
+    return np.nan_to_num(np.maximum(1 - distances / np.diff(AGE_KNOTS)[0], 0))
 
 
 def _tokens_before(

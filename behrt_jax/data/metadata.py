@@ -16,13 +16,13 @@ def read_descriptions(data: str | Path, vocabulary: Vocabulary) -> list[str]:
     Raises:
       ValueError: the file cannot be read or is malformed.
     """
-    said = dict(events.read_codes(data, "description").iter_rows())
-    found = []
+    code_descriptions = dict(events.read_codes(data, "description").iter_rows())
+    descriptions = []
     for token in vocabulary.tokens:
-        code, _, place = token.rpartition("//")
-        has_value = token not in said and code in vocabulary.value_edges and code in said
-        found.append(f"{said[code]} ({place})" if has_value else said.get(token, ""))
-    return found
+        code, _, bin_id = token.rpartition("//")
+        has_value = token not in code_descriptions and code in vocabulary.value_edges and code in code_descriptions
+        descriptions.append(f"{code_descriptions[code]} ({bin_id})" if has_value else code_descriptions.get(token, ""))
+    return descriptions
 
 
 # Values of `etl_name` in metadata/dataset.json for programs that simulate patients.

@@ -71,17 +71,19 @@ def target_codes(vocabulary: Vocabulary, patterns: tuple[str, ...], min_patients
     Raises:
       ValueError: no token is a target.
     """
-    named = set(events.matching_codes(list(vocabulary.codes), patterns, ()))
-    enough = [count >= min_patients for count in vocabulary.patients]
-    chosen = np.zeros(len(vocabulary), bool)
-    chosen[NUM_SPECIAL:] = [code in named and kept for code, kept in zip(vocabulary.codes, enough, strict=True)]
-    if not chosen.any():
+    matches = set(events.matching_codes(list(vocabulary.codes), patterns, ()))
+    is_frequent = [count >= min_patients for count in vocabulary.patients]
+    is_target = np.zeros(len(vocabulary), bool)
+    is_target[NUM_SPECIAL:] = [
+        code in matches and frequent for code, frequent in zip(vocabulary.codes, is_frequent, strict=True)
+    ]
+    if not is_target.any():
         examples = ", ".join(vocabulary.codes[:3])
         raise ValueError(
             f"objective.targets: none of the {len(vocabulary.codes)} codes in the vocabulary (such as {examples}) "
             f"matches {patterns} in {min_patients} train patients or more; name patterns of your data's codes"
         )
-    return chosen
+    return is_target
 
 
 def find_next_visits(patients: Patients, index: VisitIndex, is_target: np.ndarray) -> NextVisits:
@@ -94,21 +96,21 @@ def find_next_visits(patients: Patients, index: VisitIndex, is_target: np.ndarra
     """
     owners, times = index.owners, patients.times
     codes = np.flatnonzero(is_target)
-    held = visit_codes(patients, index, len(is_target))[:, codes]
+    visit_targets = visit_codes(patients, index, len(is_target))[:, codes]
     first_times = np.full((len(patients), len(codes)), NEVER)
     tokens = np.flatnonzero((patients.visits >= 0) & is_target[patients.codes])
     columns = np.cumsum(is_target) - 1
     np.minimum.at(first_times, (patients.owners[tokens], columns[patients.codes[tokens]]), times[tokens])
-    found = np.flatnonzero(np.diff(held.indptr) > 0)
-    found = found[np.diff(owners[found], prepend=-1) == 0]
+    visits = np.flatnonzero(np.diff(visit_targets.indptr) > 0)
+    visits = visits[np.diff(owners[visits], prepend=-1) == 0]
     starts = times[index.starts[0]]
     # Visits are sorted by start, so earlier ones end where the first visit with the same start is.
     is_later = (np.diff(starts, prepend=-1) != 0) | (np.diff(owners, prepend=-1) != 0)
-    known = np.maximum.accumulate(np.where(is_later, np.arange(len(starts)), 0))[found]
-    has_past = known > index.first_visit[owners[found]]
-    found, known = found[has_past], known[has_past]
-    late = _late_tokens(patients, index, times, starts[found], index.first_visit[owners[found]], known)
-    return NextVisits(codes, found, owners[found], starts[found], known, late, held[found], first_times)
+    known = np.maximum.accumulate(np.where(is_later, np.arange(len(starts)), 0))[visits]
+    has_past = known > index.first_visit[owners[visits]]
+    visits, known = visits[has_past], known[has_past]
+    late = _late_tokens(patients, index, times, starts[visits], index.first_visit[owners[visits]], known)
+    return NextVisits(codes, visits, owners[visits], starts[visits], known, late, visit_targets[visits], first_times)
 
 
 def _late_tokens(
@@ -116,9 +118,9 @@ def _late_tokens(
 ) -> np.ndarray:
     """Returns which tokens of visits `first` to `known` were recorded at (N,) `until` or later: (2, M)."""
     timed = np.flatnonzero(patients.visits >= 0)
-    _, places = np.unique(np.stack([index.token_visits, patients.codes[timed]]), axis=1, return_index=True)
-    tokens = timed[np.sort(places)]  # the first of each code in each visit
-    begins = np.searchsorted(tokens, index.starts[0])
+    _, positions = np.unique(np.stack([index.token_visits, patients.codes[timed]]), axis=1, return_index=True)
+    tokens = timed[np.sort(positions)]  # the first of each code in each visit
+    token_starts = np.searchsorted(tokens, index.starts[0])
     ends = times[index.starts[1] - 1]
     parts = [np.zeros((2, 0), np.int64)]
     for start in range(0, len(until), CHUNK):
@@ -126,10 +128,10 @@ def _late_tokens(
         sizes = known[chunk] - first[chunk]
         row = np.repeat(np.arange(start, start + len(sizes)), sizes)
         visit = ranges(first[chunk], sizes)
-        goes_on = ends[visit] >= until[row]
-        row, visit = row[goes_on], visit[goes_on]
-        sizes = np.append(begins, len(tokens))[visit + 1] - begins[visit]
-        row, token = np.repeat(row, sizes), tokens[ranges(begins[visit], sizes)]
+        overlaps = ends[visit] >= until[row]
+        row, visit = row[overlaps], visit[overlaps]
+        sizes = np.append(token_starts, len(tokens))[visit + 1] - token_starts[visit]
+        row, token = np.repeat(row, sizes), tokens[ranges(token_starts[visit], sizes)]
         parts.append(np.stack([row, token])[:, times[token] >= until[row]])
     return np.concatenate(parts, axis=1)
 
@@ -156,9 +158,9 @@ def boundary_batches(
     if not len(visits):
         return
     if cut:
-        windows, added = windows_until(index, visits, examples.patients), visits - 1
+        windows, first_added = windows_until(index, visits, examples.patients), visits - 1
     else:
-        windows, added = covering_windows(index)
+        windows, first_added = covering_windows(index)
     epoch = batches.evaluation_epoch(index, windows)
     shape = (batch_size, index.row_length // (2 if index.use_sep else 1))
     for number in range(epoch.num_batches(batch_size)):
@@ -166,17 +168,17 @@ def boundary_batches(
         rows, slots = np.nonzero(batch["window_index"] >= 0)
         window = batch["window_index"][rows, slots]
         # A window predicts the visits that follow those it adds.
-        first, last = (np.searchsorted(visits, visit + 1) for visit in (added[window], windows.stop[window]))
+        first, last = (np.searchsorted(visits, visit + 1) for visit in (first_added[window], windows.stop[window]))
         example = ranges(first, last - first)
         row, owner = np.repeat(rows, last - first), np.repeat(slots + 1, last - first)
-        of_patient = batch["patient_ids"][row] == owner[:, None]
-        is_past = of_patient & (batch["times"][row] < examples.starts[example][:, None])
-        place = np.where(is_past, batch["positions"][row], -1).argmax(axis=1)
+        same_patient = batch["patient_ids"][row] == owner[:, None]
+        is_past = same_patient & (batch["times"][row] < examples.starts[example][:, None])
+        column = np.where(is_past, batch["positions"][row], -1).argmax(axis=1)
         if cut:
-            hidden = np.nonzero(of_patient & ~is_past)
-            batch["patient_ids"][row[hidden[0]], hidden[1]] = 0
+            future = np.nonzero(same_patient & ~is_past)
+            batch["patient_ids"][row[future[0]], future[1]] = 0
         slot = batches.number_in_rows(row)
-        ends, which, gaps = np.zeros(shape, np.int32), np.full(shape, -1), np.zeros(shape, np.float32)
-        minutes = (examples.starts[example] - batch["times"][row, place]) / MICROSECONDS
-        ends[row, slot], which[row, slot], gaps[row, slot] = place, example, minutes / MINUTES_PER_DAY
-        yield batch, ends, which, gaps
+        ends, example_ids, gaps = np.zeros(shape, np.int32), np.full(shape, -1), np.zeros(shape, np.float32)
+        minutes = (examples.starts[example] - batch["times"][row, column]) / MICROSECONDS
+        ends[row, slot], example_ids[row, slot], gaps[row, slot] = column, example, minutes / MINUTES_PER_DAY
+        yield batch, ends, example_ids, gaps

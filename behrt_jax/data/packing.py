@@ -50,32 +50,35 @@ def pack(lengths: np.ndarray, row_length: int) -> Plan:
     by_length = np.argsort(-lengths, kind="stable")
     sizes, firsts = np.unique(-lengths[by_length], return_index=True)
     for size, sequences in zip(-sizes, np.split(by_length, firsts)[1:], strict=True):
-        placed = 0
+        num_placed = 0
         for free in range(size, row_length + 1):
-            if placed == len(sequences) or not rows_with[free]:
+            if num_placed == len(sequences) or not rows_with[free]:
                 continue
             rows = np.concatenate(rows_with[free])
-            placed = _fill(rows, free, size, sequences, placed, row_of, rows_with)
-        if placed < len(sequences):
-            needed = -(-(len(sequences) - placed) // (row_length // size))
-            rows = np.arange(num_rows, num_rows + needed)
-            num_rows += needed
-            _fill(rows, row_length, size, sequences, placed, row_of, rows_with)
+            num_placed = _fill(rows, free, size, sequences, num_placed, row_of, rows_with)
+        if num_placed < len(sequences):
+            num_new = -(-(len(sequences) - num_placed) // (row_length // size))
+            rows = np.arange(num_rows, num_rows + num_new)
+            num_rows += num_new
+            _fill(rows, row_length, size, sequences, num_placed, row_of, rows_with)
     members = np.argsort(row_of, kind="stable")
     return Plan(members, np.searchsorted(row_of[members], np.arange(num_rows + 1)))
 
 
 def _fill(rows, free, size, sequences, placed, row_of, rows_with) -> int:
     """Puts sequences of one size into rows with `free` tokens left, filling each row before the next."""
-    each = free // size
-    taken = min(len(sequences) - placed, each * len(rows))
-    row_of[sequences[placed : placed + taken]] = rows[np.arange(taken) // each]
-    full, rest = divmod(taken, each)
+    per_row = free // size
+    num_placed = min(len(sequences) - placed, per_row * len(rows))
+    row_of[sequences[placed : placed + num_placed]] = rows[np.arange(num_placed) // per_row]
+    num_full, remainder = divmod(num_placed, per_row)
     rows_with[free] = []
-    for left, some in ((free - each * size, rows[:full]), (free - rest * size, rows[full:][:1] if rest else rows[:0])):
-        if some.size:
-            rows_with[left].append(some)
-    untouched = rows[full + (1 if rest else 0) :]
-    if untouched.size:
-        rows_with[free].append(untouched)
-    return placed + taken
+    for free_left, row_group in (
+        (free - per_row * size, rows[:num_full]),
+        (free - remainder * size, rows[num_full:][:1] if remainder else rows[:0]),
+    ):
+        if row_group.size:
+            rows_with[free_left].append(row_group)
+    unused_rows = rows[num_full + (1 if remainder else 0) :]
+    if unused_rows.size:
+        rows_with[free].append(unused_rows)
+    return placed + num_placed

@@ -55,8 +55,8 @@ def prepare(
       ValueError: the data set violates the standard, no event is left, or the vocabulary knows none of its codes;
         nothing is written then.
     """
-    vocabulary_used = fitted.fingerprint + "+" * add_codes if fitted else ""
-    name = f"{Path(config.path).resolve().name}-{config.fingerprint(vocabulary_used)}"
+    vocab_fingerprint = fitted.fingerprint + "+" * add_codes if fitted else ""
+    name = f"{Path(config.path).resolve().name}-{config.fingerprint(vocab_fingerprint)}"
     folder = Path(config.prepared_dir) / name
     prepared = _load(folder)
     if prepared is None:
@@ -82,29 +82,29 @@ def _load(folder: Path) -> Prepared | None:
 def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, progress, add_codes) -> Prepared:
     """Reads the data set, then writes `folder` atomically."""
     counts: collections.Counter = collections.Counter()
-    known = used = fitted or vocabulary.EMPTY
-    fit, kept = fitted is None or add_codes, frozenset(known.ids)
+    base_vocab = vocab = fitted or vocabulary.EMPTY
+    fit, known_tokens = fitted is None or add_codes, frozenset(base_vocab.ids)
     progress(f"reading {config.path}")
-    survey = gather_shard_stats(config, counts, with_samples=fit and config.value_bins > 1)
+    stats = gather_shard_stats(config, counts, with_samples=fit and config.value_bins > 1)
     needed = needed if fitted else tuple(dict.fromkeys(("train", *needed)))
     for split in needed:
-        if not survey.shards[split]:
+        if not stats.shards[split]:
             raise ValueError(
                 f"{config.path}: split '{split}' has no patient; expected some in each of {', '.join(needed)}; "
                 f"{_SPLITS_CURES[counts['splits_made'], counts['splits_of_folders']]} {events.SPLITS_FILE}"
             )
     if fit:
         progress("fitting the vocabulary on the train split")
-        edges = vocabulary.fit_value_edges(survey.samples, config.value_bins, config.min_patients, config.value_digits)
-        edges = {code: own for code, own in edges.items() if code not in known.ids} | known.value_edges
-        parts = [vocabulary.count_tokens(found) for found in _tokenized(survey, "train", config, edges, kept)]
-        used = vocabulary.fit_vocabulary(parts, edges, config.min_patients, known)
-    parents = vocabulary.nearest_known_ancestors(config.path, used) if known.codes else {}
+        edges = vocabulary.fit_value_edges(stats.samples, config.value_bins, config.min_patients, config.value_digits)
+        edges = {code: values for code, values in edges.items() if code not in base_vocab.ids} | base_vocab.value_edges
+        parts = [vocabulary.count_tokens(tokens) for tokens in _tokenized(stats, "train", config, edges, known_tokens)]
+        vocab = vocabulary.fit_vocabulary(parts, edges, config.min_patients, base_vocab)
+    parents = vocabulary.nearest_known_ancestors(config.path, vocab) if base_vocab.codes else {}
     if add_codes:
-        counts["codes_added"] = len(used) - len(known)
+        counts["codes_added"] = len(vocab) - len(base_vocab)
     progress("writing the prepared data")
-    examples = _first_examples(survey, config, used, kept, parents, needed, counts)
-    return Prepared(folder, used, _write(folder, config, examples, survey, used, counts))
+    examples = _first_examples(stats, config, vocab, known_tokens, parents, needed, counts)
+    return Prepared(folder, vocab, _write(folder, config, examples, stats, vocab, counts))
 
 
 def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], survey: ShardStats, fitted, counts) -> dict:
@@ -115,10 +115,10 @@ def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], surv
         dataset.write(scratch, examples)
         kinds = ("patients", "patients_known", "tokens", "backed_off", "unknown")
         counts.update({f"{kind}/{split}": 0 for kind in kinds for split in events.SPLITS})
-        tokens_left, unknown = (sum(counts[f"{kind}/{split}"] for split in events.SPLITS) for kind in kinds[2::2])
-        if 0 < tokens_left == unknown:
+        num_tokens, num_unknown = (sum(counts[f"{kind}/{split}"] for split in events.SPLITS) for kind in kinds[2::2])
+        if 0 < num_tokens == num_unknown:
             raise ValueError(
-                f"{config.path}: the vocabulary knows the code of none of the {tokens_left:,} events that are left; "
+                f"{config.path}: the vocabulary knows the code of none of the {num_tokens:,} events that are left; "
                 "expected codes as the model was trained on; name parents that it knows in the column parent_codes of "
                 f"{events.CODES_FILE}, fine-tune with add_codes=True, or train from scratch"
             )
@@ -141,9 +141,10 @@ def _tokenized(
 ) -> Iterator[pl.DataFrame]:
     """Tokenizes the shards of a split, one at a time."""
     members = survey.splits.filter(pl.col("split") == split)
-    named = survey.visits_named
+    visits_named = survey.visits_named
     return (
-        tokenize.tokenize(shard, config, edges, members, named, counts, parents, kept) for shard in survey.shards[split]
+        tokenize.tokenize(shard, config, edges, members, visits_named, counts, parents, kept)
+        for shard in survey.shards[split]
     )
 
 
@@ -173,15 +174,15 @@ def _examples(
     survey: ShardStats, split: str, config: DataConfig, fitted, kept, parents, counts
 ) -> Iterator[tuple[int, dict]]:
     """Yields the subject id and example of each patient of a split, and updates `counts`."""
-    says_sex = sexes.sex_tokens(fitted.tokens) > 0
-    for found in _tokenized(survey, split, config, fitted.value_edges, kept, counts, parents):
-        found = found.with_columns(code_id=fitted.encode(found["token"]))
-        counts[f"tokens/{split}"] += found.height
-        counts[f"backed_off/{split}"] += found["backed_off"].sum()
-        counts[f"unknown/{split}"] += int((found["code_id"] == vocabulary.UNK).sum())
-        for example in tokenize.split_patients(found):
+    records_sex = sexes.sex_tokens(fitted.tokens) > 0
+    for tokens in _tokenized(survey, split, config, fitted.value_edges, kept, counts, parents):
+        tokens = tokens.with_columns(code_id=fitted.encode(tokens["token"]))
+        counts[f"tokens/{split}"] += tokens.height
+        counts[f"backed_off/{split}"] += tokens["backed_off"].sum()
+        counts[f"unknown/{split}"] += int((tokens["code_id"] == vocabulary.UNK).sum())
+        for example in tokenize.split_patients(tokens):
             counts[f"patients/{split}"] += 1
-            counts["patients_without_sex"] += not says_sex[example["tokens"][:, 0]].any()
+            counts["patients_without_sex"] += not records_sex[example["tokens"][:, 0]].any()
             counts[f"patients_known/{split}"] += vocabulary.UNK not in example["tokens"][:, 0]
             yield example["subject_id"], example
 
@@ -195,11 +196,11 @@ def describe_coverage(report: dict, split: str) -> str:
     """
     splits = events.SPLITS if split == "all" else (split,)
     kinds = ("tokens", "backed_off", "unknown", "patients", "patients_known")
-    number, backed_off, unknown, patients, whole = (sum(report[f"{kind}/{part}"] for part in splits) for kind in kinds)
-    own = number - backed_off - unknown
-    added = f"; {report['codes_added']:,} codes were added to it" if "codes_added" in report else ""
+    total, backed_off, unknown, patients, whole = (sum(report[f"{kind}/{part}"] for part in splits) for kind in kinds)
+    known = total - backed_off - unknown
+    suffix = f"; {report['codes_added']:,} codes were added to it" if "codes_added" in report else ""
     return (
-        f"{'warning: ' if 2 * unknown > number else ''}coverage of {split}: the vocabulary knows {own / number:.2%} of "
-        f"events by their own code and {backed_off / number:.2%} by a parent code; {unknown / number:.2%} are [UNK]; "
-        f"it knows every event of {whole / patients:.1%} of patients{added}"
+        f"{'warning: ' if 2 * unknown > total else ''}coverage of {split}: the vocabulary knows {known / total:.2%} of "
+        f"events by their own code and {backed_off / total:.2%} by a parent code; {unknown / total:.2%} are [UNK]; "
+        f"it knows every event of {whole / patients:.1%} of patients{suffix}"
     )

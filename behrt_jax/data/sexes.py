@@ -23,10 +23,10 @@ def parse(given: tuple[str, ...]) -> dict[str, str]:
       ValueError: an entry is not of this form.
     """
     pairs = [entry.rpartition("=") for entry in given]
-    wrong = [entry for entry, (code, _, sex) in zip(given, pairs, strict=True) if not code or sex not in SEXES]
-    if isinstance(given, str) or wrong:
-        found = given if isinstance(given, str) else ", ".join(wrong)
-        raise ValueError(f"data.sex_codes: found {found}; expected a tuple such as ('SEX//2=F', 'SEX//1=M')")
+    invalid = [entry for entry, (code, _, sex) in zip(given, pairs, strict=True) if not code or sex not in SEXES]
+    if isinstance(given, str) or invalid:
+        value = given if isinstance(given, str) else ", ".join(invalid)
+        raise ValueError(f"data.sex_codes: found {value}; expected a tuple such as ('SEX//2=F', 'SEX//1=M')")
     return {code: sex for code, _, sex in pairs}
 
 
@@ -46,9 +46,9 @@ def canonical(codes: list[str], given: tuple[str, ...], known: frozenset[str] = 
       given: `data.sex_codes`, in addition to the common forms.
       known: tokens to leave unchanged, because a given vocabulary was fitted on them.
     """
-    chosen = parse(given)
-    found = {code: chosen.get(code) or sex_of(code) for code in codes if code not in known}
-    return {code: f"GENDER//{sex}" for code, sex in found.items() if sex}
+    sex_codes = parse(given)
+    code_sexes = {code: sex_codes.get(code) or sex_of(code) for code in codes if code not in known}
+    return {code: f"GENDER//{sex}" for code, sex in code_sexes.items() if sex}
 
 
 def sex_tokens(tokens: tuple[str, ...]) -> np.ndarray:
@@ -65,8 +65,9 @@ def sexes(patients: Patients, tokens: tuple[str, ...]) -> np.ndarray:
       patients: the split or histories.
       tokens: the tokens of the vocabulary, by id.
     """
-    said = sex_tokens(tokens)[patients.codes]
-    rows = np.flatnonzero(said)
-    found = np.zeros(len(patients), int)
-    found[patients.owners[rows]] = said[rows]  # in token order, so that later tokens overwrite earlier ones
-    return np.array(["", *SEXES])[found]
+    token_sexes = sex_tokens(tokens)[patients.codes]
+    positions = np.flatnonzero(token_sexes)
+    patient_sexes = np.zeros(len(patients), int)
+    # In token order, so that later tokens overwrite earlier ones.
+    patient_sexes[patients.owners[positions]] = token_sexes[positions]
+    return np.array(["", *SEXES])[patient_sexes]

@@ -51,29 +51,29 @@ def tokenize(
       has_birth:Boolean, origin:Int32 (the zero of `minutes`, in minutes since 2000)`, sorted by subject, static rows
       first, then by visit and time.
     """
-    found = read_events(shard, config).join(members, on="subject_id", how="semi", maintain_order="left")
+    shard_events = read_events(shard, config).join(members, on="subject_id", how="semi", maintain_order="left")
     birth = events.birth_times(pl.col("time"))
-    found = found.with_columns(
+    shard_events = shard_events.with_columns(
         has_birth=birth.is_not_null(),
         began=pl.coalesce(birth, pl.col("time").min().over("subject_id")).dt.truncate("1m"),
     )
-    static = found.filter(pl.col("time").is_null()).with_columns(visit=pl.lit(None, pl.UInt32))
-    subjects, without_visit = found["subject_id"].n_unique(), 0
+    static_events = shard_events.filter(pl.col("time").is_null()).with_columns(visit=pl.lit(None, pl.UInt32))
+    num_subjects, num_without_visit = shard_events["subject_id"].n_unique(), 0
     if visits_named and config.events_without_visit == "leave_out":
-        named = found.filter(pl.col("time").is_null() | pl.col("visit_name").is_not_null())
-        without_visit, found = found.height - named.height, named
-    timed = visits.assign_visits(found, config.visits, config.visit_gap_hours)
-    kept_timed, kept_static = select_codes(timed, config), select_codes(static, config)
+        named_events = shard_events.filter(pl.col("time").is_null() | pl.col("visit_name").is_not_null())
+        num_without_visit, shard_events = shard_events.height - named_events.height, named_events
+    timed_events = visits.assign_visits(shard_events, config.visits, config.visit_gap_hours)
+    kept_timed, kept_static = select_codes(timed_events, config), select_codes(static_events, config)
     tokens = vocabulary.add_tokens(visits.number_visits(kept_timed), value_edges)
     static_tokens = kept_static.with_columns(visit=pl.lit(-1, pl.Int32), token=pl.col("code"))
-    since = pl.col("time") - pl.col("began")
-    minutes = since.dt.total_minutes().fill_null(0).cast(pl.Int32).alias("minutes")
-    beyond = since.dt.total_microseconds() % dataset.MICROSECONDS
-    microseconds = beyond.fill_null(0).cast(pl.Int32).alias("microseconds")
+    elapsed = pl.col("time") - pl.col("began")
+    minutes = elapsed.dt.total_minutes().fill_null(0).cast(pl.Int32).alias("minutes")
+    remainder = elapsed.dt.total_microseconds() % dataset.MICROSECONDS
+    microseconds = remainder.fill_null(0).cast(pl.Int32).alias("microseconds")
     origin = (pl.col("began") - events.EPOCH).dt.total_minutes().cast(pl.Int32).alias("origin")
     columns = ("subject_id", "token", "visit", minutes, microseconds, "has_birth", origin)
     merged = pl.concat([static_tokens.select(columns), tokens.select(columns)]).sort("subject_id", maintain_order=True)
-    parents, read = parents or {}, merged.height
+    parents, num_read = parents or {}, merged.height
     token, names = pl.col("token"), merged["token"].unique().to_list()
     merged = merged.with_columns(token=token.replace(sexes.canonical(names, config.sex_codes, known)))
     merged = merged.with_columns(token=token.replace(parents), backed_off=token.is_in(list(parents)))
@@ -81,11 +81,11 @@ def tokenize(
         merged = merged.unique(["subject_id", "visit", "token"], keep="first", maintain_order=True)
     with_visits = merged.filter(pl.col("visit").max().over("subject_id") >= 0)
     if counts is not None:
-        counts["events_without_visit"] += without_visit
-        counts["events_left_out_by_pattern"] += found.height - read
-        counts["repeats_left_out"] += read - merged.height
+        counts["events_without_visit"] += num_without_visit
+        counts["events_left_out_by_pattern"] += shard_events.height - num_read
+        counts["repeats_left_out"] += num_read - merged.height
         counts["events_of_patients_without_codes"] += merged.height - with_visits.height
-        counts["patients_without_codes"] += subjects - with_visits["subject_id"].n_unique()
+        counts["patients_without_codes"] += num_subjects - with_visits["subject_id"].n_unique()
         counts["visits"] += with_visits.filter(pl.col("visit") >= 0).select("subject_id", "visit").unique().height
     return with_visits
 
@@ -128,29 +128,29 @@ class ShardStats:
 
 def gather_shard_stats(config: DataConfig, counts: collections.Counter, with_samples: bool) -> ShardStats:
     """Validates every shard and gathers its statistics; adds counts of files and events to `counts`."""
-    shards, *left_out = events.find_files(config.path)
-    counts.update(dict(zip(("hidden_files", "other_files"), left_out, strict=True)))
-    listed = events.read_splits(config.path)
-    of_folders = events.splits_of_folders(config.path, shards) if listed is None else {}
-    counts.update(splits_made=int(listed is None and not of_folders), splits_of_folders=int(bool(of_folders)))
+    shards, *num_skipped = events.find_files(config.path)
+    counts.update(dict(zip(("hidden_files", "other_files"), num_skipped, strict=True)))
+    split_table = events.read_splits(config.path)
+    by_folder = events.splits_of_folders(config.path, shards) if split_table is None else {}
+    counts.update(splits_made=int(split_table is None and not by_folder), splits_of_folders=int(bool(by_folder)))
     subjects: dict[Path, np.ndarray] = {}
     parts, samples, columns, num_named = [], [], set(), 0
     unmatched = dict.fromkeys((*config.codes_include, *config.codes_exclude))
     for shard in shards:
-        found = read_events(shard, config)
-        if found.height:
+        shard_events = read_events(shard, config)
+        if shard_events.height:
             names = files.scan_parquet(shard).collect_schema().names()
             visits.check_column(names, config.visits, shard)
             columns.update(names)
-        num_named += found["visit_name"].count()
-        subjects[shard] = found["subject_id"].unique().sort().to_numpy()
-        parts.append(_splits_of_shard(subjects[shard], of_folders.get(shard), listed))
-        _count_events(found, parts[-1], counts)
-        codes = found["code"].unique().to_list()
+        num_named += shard_events["visit_name"].count()
+        subjects[shard] = shard_events["subject_id"].unique().sort().to_numpy()
+        parts.append(_splits_of_shard(subjects[shard], by_folder.get(shard), split_table))
+        _count_events(shard_events, parts[-1], counts)
+        codes = shard_events["code"].unique().to_list()
         unmatched = [pattern for pattern in unmatched if not events.matching_codes(codes, (pattern,), ())]
         if with_samples:
-            train = found.join(parts[-1].filter(pl.col("split") == "train"), on="subject_id", how="semi")
-            samples.append(vocabulary.sample_values(select_codes(train, config)))
+            train_events = shard_events.join(parts[-1].filter(pl.col("split") == "train"), on="subject_id", how="semi")
+            samples.append(vocabulary.sample_values(select_codes(train_events, config)))
             samples = samples if len(samples) < MOST_SAMPLES else [vocabulary.merge_samples(samples)]
     events.check_disjoint(subjects)
     counts["empty_visit_columns"] = 0 if num_named else _count_empty(config, columns)
@@ -193,9 +193,9 @@ def _count_events(found: pl.DataFrame, splits: pl.DataFrame, counts: collections
     """Adds the counts of a shard that do not depend on the selection of codes."""
     death = pl.col("time").filter(pl.col("code") == events.DEATH).min().over("subject_id")
     is_birth = (pl.col("code") == events.BIRTH) & pl.col("time").is_not_null()
-    elsewhere = found.join(splits.filter(~pl.col("split").is_in(events.SPLITS)), on="subject_id", how="semi")
+    other_events = found.join(splits.filter(~pl.col("split").is_in(events.SPLITS)), on="subject_id", how="semi")
     counts["events"] += found.height
     counts["events_after_death"] += found.select((pl.col("time") > death).sum()).item()
-    counts["events_in_other_splits"] += elsewhere.height
-    counts["patients_in_other_splits"] += elsewhere["subject_id"].n_unique()
+    counts["events_in_other_splits"] += other_events.height
+    counts["patients_in_other_splits"] += other_events["subject_id"].n_unique()
     counts["patients_without_birth"] += found["subject_id"].n_unique() - found.filter(is_birth)["subject_id"].n_unique()

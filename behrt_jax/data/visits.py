@@ -37,9 +37,9 @@ def name_visits(events: pl.DataFrame, visits: str, source: object = "the data") 
     for column in visit_columns(visits):
         if column in events.columns and events[column].null_count() < events.height:
             name = _name(pl.col(column), events.schema[column], source)
-            named = events.with_columns(visit_name=pl.when(pl.col("time").is_not_null()).then(name))
-            if named["visit_name"].null_count() < events.height:
-                return named
+            named_events = events.with_columns(visit_name=pl.when(pl.col("time").is_not_null()).then(name))
+            if named_events["visit_name"].null_count() < events.height:
+                return named_events
     return events.with_columns(visit_name=pl.lit(None, pl.String))
 
 

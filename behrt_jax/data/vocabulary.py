@@ -119,14 +119,14 @@ def sample_values(events: pl.DataFrame) -> pl.DataFrame:
 
 def merge_samples(samples: list[pl.DataFrame]) -> pl.DataFrame:
     """Merges the samples of shards, whose subjects are disjoint, into one sample of the same form and size."""
-    together = pl.concat(samples)
+    combined = pl.concat(samples)
     values = (
-        together.explode("values", "subjects", "hashes", empty_as_null=False)
+        combined.explode("values", "subjects", "hashes", empty_as_null=False)
         .sort("code", "hashes", "values")
         .group_by("code", maintain_order=True)
         .agg(pl.col("values", "subjects", "hashes").head(_VALUES_PER_CODE))
     )
-    return values.join(together.group_by("code").agg(pl.col("patients").sum()), on="code", maintain_order="left")
+    return values.join(combined.group_by("code").agg(pl.col("patients").sum()), on="code", maintain_order="left")
 
 
 def fit_value_edges(
@@ -172,18 +172,18 @@ def coarsen_edges(
     edges: tuple[float, ...], values: np.ndarray, subjects: np.ndarray, digits: int, fewest: int
 ) -> tuple[float, ...]:
     """Rounds edges and merges neighbouring bins until each holds values of `fewest` subjects; () if none can."""
-    kept = sorted({round_edge(edge, digits) for edge in edges})
-    bins = np.searchsorted(np.array(kept, np.float32), values, side="left")
+    rounded = sorted({round_edge(edge, digits) for edge in edges})
+    bins = np.searchsorted(np.array(rounded, np.float32), values, side="left")
     owners = np.unique(subjects, return_inverse=True)[1]
-    present = np.zeros((len(kept) + 1, owners.max() + 1), bool)
+    present = np.zeros((len(rounded) + 1, owners.max() + 1), bool)
     present[bins, owners] = True
-    coarse, inside = [], np.zeros(present.shape[1], bool)
-    for edge, of_bin in zip(kept, present, strict=False):
-        inside = inside | of_bin
-        if inside.sum() >= fewest:
+    coarse, in_group = [], np.zeros(present.shape[1], bool)
+    for edge, in_bin in zip(rounded, present, strict=False):
+        in_group = in_group | in_bin
+        if in_group.sum() >= fewest:
             coarse.append(edge)
-            inside = np.zeros_like(inside)
-    if (inside | present[-1]).sum() < fewest:
+            in_group = np.zeros_like(in_group)
+    if (in_group | present[-1]).sum() < fewest:
         del coarse[-1:]
     return tuple(coarse)
 
@@ -233,14 +233,14 @@ def fit_vocabulary(
       ValueError: no token reaches the minimum, and `known` is empty.
     """
     total = pl.concat(counts).group_by("token").agg(pl.col("count").sum(), pl.col("patients").sum())
-    kept = total.filter(pl.col("patients") >= min_patients).sort("count", "token", descending=[True, False])
-    if not (kept.height or known.codes):
+    frequent = total.filter(pl.col("patients") >= min_patients).sort("count", "token", descending=[True, False])
+    if not (frequent.height or known.codes):
         raise ValueError(
             f"data.min_patients: none of the {total.height} codes in the train split occurs in {min_patients} patients "
             f"or more (the most frequent: {total['patients'].max() or 0}); lower it, or check data.codes_include "
             "and data.codes_exclude"
         )
-    new = kept.filter(~pl.col("token").is_in(known.codes))
+    new = frequent.filter(~pl.col("token").is_in(known.codes))
     return Vocabulary(
         (*known.codes, *new["token"]), (*known.counts, *new["count"]), (*known.patients, *new["patients"]), value_edges
     )
@@ -265,13 +265,13 @@ def nearest_known_ancestors(path: str | Path, known: Vocabulary) -> dict[str, st
     """
     links = data_events.read_codes(path, "parent_codes").rename({"parent_codes": "parent"})
     links = links.explode("parent", empty_as_null=False).drop_nulls()
-    nearest = pl.DataFrame({"parent": known.codes, "target": known.codes, "count": known.counts})
-    links = links.join(nearest, left_on="code", right_on="parent", how="anti")
-    found: dict[str, str] = {}
-    while nearest.height:  # breadth-first from the known codes; no code is reached twice
-        reached = links.join(nearest, on="parent").sort("count", "target", descending=[True, False])
-        reached = reached.unique("code", keep="first", maintain_order=True)
-        found.update(zip(reached["code"], reached["target"], strict=True))
-        links = links.join(reached, on="code", how="anti")
-        nearest = reached.select(pl.col("code").alias("parent"), "target", "count")
-    return found
+    frontier = pl.DataFrame({"parent": known.codes, "target": known.codes, "count": known.counts})
+    links = links.join(frontier, left_on="code", right_on="parent", how="anti")
+    ancestors: dict[str, str] = {}
+    while frontier.height:  # breadth-first from the known codes; no code is reached twice
+        children = links.join(frontier, on="parent").sort("count", "target", descending=[True, False])
+        children = children.unique("code", keep="first", maintain_order=True)
+        ancestors.update(zip(children["code"], children["target"], strict=True))
+        links = links.join(children, on="code", how="anti")
+        frontier = children.select(pl.col("code").alias("parent"), "target", "count")
+    return ancestors

@@ -96,13 +96,13 @@ def index_visits(patients: Patients, row_length: int, use_sep: bool = True) -> V
     stops = np.append(starts[1:], len(patients.codes))
     stops = np.minimum(stops, patients.offsets[owners[starts] + 1])
     statics = starts[first_visit[:-1]] - patients.offsets[:-1]
-    kept = np.minimum(statics, row_length // 2 - 1)
+    static_counts = np.minimum(statics, row_length // 2 - 1)
     return VisitIndex(
         starts=np.stack([starts, stops]),
         first_visit=first_visit,
-        static_counts=kept,
-        statics_cut=statics - kept,
-        budgets=row_length - 1 - kept,
+        static_counts=static_counts,
+        statics_cut=statics - static_counts,
+        budgets=row_length - 1 - static_counts,
         ends=np.concatenate([[0], np.cumsum(stops - starts + use_sep)]),
         row_length=row_length,
         use_sep=use_sep,
@@ -122,14 +122,14 @@ def random_windows(index: VisitIndex, subject_ids: np.ndarray, salt: int, weight
     """
     first, last = index.first_visit[:-1], index.first_visit[1:]
     if weights is None:
-        drawn = first + np.floor(hash_fraction(salt, subject_ids) * (last - first)).astype(np.int64)
+        visits = first + np.floor(hash_fraction(salt, subject_ids) * (last - first)).astype(np.int64)
     else:
-        until = np.append(0.0, np.cumsum(weights))
-        wanted = until[first] + hash_fraction(salt, subject_ids) * (until[last] - until[first])
-        drawn = np.clip(np.searchsorted(until, wanted, side="right") - 1, first, last - 1)
-    reach = index.ends[drawn] + index.budgets
+        cumulative = np.append(0.0, np.cumsum(weights))
+        targets = cumulative[first] + hash_fraction(salt, subject_ids) * (cumulative[last] - cumulative[first])
+        visits = np.clip(np.searchsorted(cumulative, targets, side="right") - 1, first, last - 1)
+    reach = index.ends[visits] + index.budgets
     stop = np.searchsorted(index.ends, reach, side="right") - 1
-    return windows_until(index, np.clip(stop, drawn + 1, last))
+    return windows_until(index, np.clip(stop, visits + 1, last))
 
 
 def windows_until(index: VisitIndex, stop: np.ndarray, patients: np.ndarray | None = None) -> Windows:
@@ -158,34 +158,34 @@ def covering_windows(index: VisitIndex) -> tuple[Windows, np.ndarray]:
     Returns:
       The windows, and (W,) the index of the first visit that each adds; every visit is added by exactly one window.
     """
-    everyone = np.arange(len(index.budgets))
-    done, last = index.first_visit[:-1].copy(), index.first_visit[1:]
-    patients, added, stops = [], [], []
-    going = everyone[done < last]
-    while going.size:
-        reach = index.ends[done[going]] + np.where(
-            done[going] == index.first_visit[going], index.budgets[going], index.budgets[going] // 2
+    all_patients = np.arange(len(index.budgets))
+    next_visit, last = index.first_visit[:-1].copy(), index.first_visit[1:]
+    patients, first_added, stops = [], [], []
+    active = all_patients[next_visit < last]
+    while active.size:
+        reach = index.ends[next_visit[active]] + np.where(
+            next_visit[active] == index.first_visit[active], index.budgets[active], index.budgets[active] // 2
         )
         stop = np.searchsorted(index.ends, reach, side="right") - 1
-        added.append(done[going].copy())
-        done[going] = np.clip(stop, done[going] + 1, last[going])
-        patients.append(going)
-        stops.append(done[going].copy())
-        going = going[done[going] < last[going]]
+        first_added.append(next_visit[active].copy())
+        next_visit[active] = np.clip(stop, next_visit[active] + 1, last[active])
+        patients.append(active)
+        stops.append(next_visit[active].copy())
+        active = active[next_visit[active] < last[active]]
     if not stops:
-        return windows_until(index, everyone[:0], everyone[:0]), everyone[:0]
-    return windows_until(index, np.concatenate(stops), np.concatenate(patients)), np.concatenate(added)
+        return windows_until(index, all_patients[:0], all_patients[:0]), all_patients[:0]
+    return windows_until(index, np.concatenate(stops), np.concatenate(patients)), np.concatenate(first_added)
 
 
 def window_report(index: VisitIndex, windows: Windows) -> dict[str, int]:
     """Counts truncated patients, and the visits, codes of visits longer than a row and static codes left out."""
-    all_visits = np.diff(index.first_visit)[windows.patients]
-    seen = windows.stop - windows.start
+    total_visits = np.diff(index.first_visit)[windows.patients]
+    num_visits = windows.stop - windows.start
     return {
-        "patients": len(seen),
-        "patients_cut": int(((seen < all_visits) | (windows.skipped > 0)).sum()),
-        "visits_cut": int((all_visits - seen).sum()),
-        "visits": int(all_visits.sum()),
+        "patients": len(num_visits),
+        "patients_cut": int(((num_visits < total_visits) | (windows.skipped > 0)).sum()),
+        "visits_cut": int((total_visits - num_visits).sum()),
+        "visits": int(total_visits.sum()),
         "codes_cut_in_long_visits": int(windows.skipped.sum()),
         "static_codes_cut": int(index.statics_cut.sum()),
     }
@@ -227,21 +227,21 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
     columns["codes"][offsets] = CLS
 
     # First come arrays with one entry per visit of a window, then arrays with one entry per token.
-    visits_of = windows.stop[members] - windows.start[members]
-    visit_owner = np.repeat(np.arange(len(members)), visits_of)
-    visit_ids = ranges(np.zeros_like(visits_of), visits_of)
+    num_visits = windows.stop[members] - windows.start[members]
+    visit_owner = np.repeat(np.arange(len(members)), num_visits)
+    visit_ids = ranges(np.zeros_like(num_visits), num_visits)
     visit = windows.start[members][visit_owner] + visit_ids
     begin, end = index.starts[0][visit], index.starts[1][visit]
     begin = begin + np.where(visit_ids == 0, windows.skipped[members][visit_owner], 0)
     sizes = end - begin
     is_first = visit == index.first_visit[owners][visit_owner]
-    previous = index.starts[0][np.where(is_first, visit, visit - 1)]
-    gaps = (patients.minutes[index.starts[0][visit]] - patients.minutes[previous]) / MINUTES_PER_DAY
+    previous_starts = index.starts[0][np.where(is_first, visit, visit - 1)]
+    gaps = (patients.minutes[index.starts[0][visit]] - patients.minutes[previous_starts]) / MINUTES_PER_DAY
 
     source = _shuffled(patients, ranges(begin, sizes), np.repeat(visit_owner, sizes), owners, salt)
     costs = sizes + index.use_sep
     visit_offset = np.cumsum(costs) - costs
-    visit_offset += (offsets + 1 + index.static_counts[owners] - _exclusive_sums(costs, visits_of))[visit_owner]
+    visit_offset += (offsets + 1 + index.static_counts[owners] - _exclusive_sums(costs, num_visits))[visit_owner]
     target = ranges(visit_offset, sizes)
 
     columns["codes"][target] = patients.codes[source]
@@ -254,12 +254,12 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
     times = np.full(len(owner), -1, np.int64)
     times[target] = _times(patients, source)
     if index.use_sep:
-        closing = visit_offset + sizes
-        columns["codes"][closing] = SEP
-        columns["visit_ids"][closing] = visit_ids
-        columns["time_deltas"][closing] = gaps
-        minutes[closing] = patients.minutes[end - 1]
-        times[closing] = _times(patients, end - 1)
+        sep_positions = visit_offset + sizes
+        columns["codes"][sep_positions] = SEP
+        columns["visit_ids"][sep_positions] = visit_ids
+        columns["time_deltas"][sep_positions] = gaps
+        minutes[sep_positions] = patients.minutes[end - 1]
+        times[sep_positions] = _times(patients, end - 1)
     columns["positions"], columns["time_ranks"] = _rank(owner, offsets, times)
     columns["times"] = times
     columns["ages"][:] = np.where(patients.has_birth[owners][owner], minutes / MINUTES_PER_YEAR, np.nan)
@@ -281,9 +281,9 @@ def _shuffled(patients: Patients, source: np.ndarray, member: np.ndarray, owners
     """Shuffles the tokens of each visit that share a time, by hash; `source` lists tokens window by window."""
     times = _times(patients, source)
     keys = hash_integers(salt, patients.subject_ids[owners[member]], times, patients.codes[source])
-    starts = np.diff(times, prepend=-2) != 0
-    starts |= (np.diff(member, prepend=-1) != 0) | (np.diff(patients.visits[source], prepend=-1) != 0)
-    return source[np.lexsort((keys, np.cumsum(starts)))]
+    is_new_group = np.diff(times, prepend=-2) != 0
+    is_new_group |= (np.diff(member, prepend=-1) != 0) | (np.diff(patients.visits[source], prepend=-1) != 0)
+    return source[np.lexsort((keys, np.cumsum(is_new_group)))]
 
 
 def _times(patients: Patients, tokens: np.ndarray) -> np.ndarray:
@@ -294,10 +294,10 @@ def _times(patients: Patients, tokens: np.ndarray) -> np.ndarray:
 def _rank(owner: np.ndarray, offsets: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns each token's position in its sequence by time, ties in their order, and the rank of its time from 0."""
     order = np.lexsort((times, owner))
-    places = np.empty(len(owner), np.int32)
-    places[order] = np.arange(len(owner)) - offsets[owner[order]]
-    later = (np.diff(times[order], prepend=-1) != 0) & (np.diff(owner[order], prepend=-1) == 0)
-    running = np.cumsum(later)
+    positions = np.empty(len(owner), np.int32)
+    positions[order] = np.arange(len(owner)) - offsets[owner[order]]
+    is_later = (np.diff(times[order], prepend=-1) != 0) & (np.diff(owner[order], prepend=-1) == 0)
+    running = np.cumsum(is_later)
     ranks = np.empty(len(owner), np.int32)
     ranks[order] = running - running[offsets][owner[order]]
-    return places, ranks
+    return positions, ranks

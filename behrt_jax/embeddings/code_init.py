@@ -55,8 +55,8 @@ def make_rows(
         rows = np.full((len(vocabulary), values.shape[1]), np.nan, np.float32)
         rows[places[places >= NUM_SPECIAL]] = values[places >= NUM_SPECIAL]
         unused = places < NUM_SPECIAL
-        said = f"{unused.sum():,} codes of the table are not in the vocabulary"
-        say(f"code_init={config.code_init}: {_coverage(rows, vocabulary)}; {said}")
+        note = f"{unused.sum():,} codes of the table are not in the vocabulary"
+        say(f"code_init={config.code_init}: {_coverage(rows, vocabulary)}; {note}")
         if unused.all():
             raise ValueError(
                 f"code_init={config.code_init}: none of its {len(codes):,} codes is in the vocabulary; expected names "
@@ -79,8 +79,8 @@ def _known(rows: np.ndarray) -> np.ndarray:
 def _coverage(rows: np.ndarray, vocabulary: Vocabulary) -> str:
     known = _known(rows)[NUM_SPECIAL:]
     share = np.asarray(vocabulary.counts)[known].sum() / sum(vocabulary.counts)
-    begun = f"{known.sum():,} of {len(known):,} codes begin with a row ({share:.1%} of what train holds)"
-    return f"{begun}, the others at random"
+    coverage = f"{known.sum():,} of {len(known):,} codes begin with a row ({share:.1%} of what train holds)"
+    return f"{coverage}, the others at random"
 
 
 def _narrow(rows: np.ndarray, known: np.ndarray, dim: int) -> np.ndarray:
@@ -89,8 +89,8 @@ def _narrow(rows: np.ndarray, known: np.ndarray, dim: int) -> np.ndarray:
         return rows
     narrow = np.full((len(rows), dim), np.nan, np.float32)
     _, _, directions = np.linalg.svd(rows[known], full_matrices=False)
-    found = rows[known] @ directions[:dim].T
-    narrow[known] = np.pad(found, ((0, 0), (0, dim - found.shape[1])))
+    components = rows[known] @ directions[:dim].T
+    narrow[known] = np.pad(components, ((0, 0), (0, dim - components.shape[1])))
     return narrow
 
 
@@ -99,8 +99,8 @@ def place(variables: Any, rows: np.ndarray) -> Any:
     flat: dict[str, Any] = flatten_dict(variables, sep="/")
     (path,) = [path for path in flat if f"/{path}".endswith(CODE_TABLE)]
     known, table = np.isfinite(rows), flat[path]
-    begun = jnp.where(known, np.where(known, rows, 0.0) * table.std(), table)
-    return unflatten_dict({**flat, path: begun.astype(table.dtype)}, sep="/")
+    values = jnp.where(known, np.where(known, rows, 0.0) * table.std(), table)
+    return unflatten_dict({**flat, path: values.astype(table.dtype)}, sep="/")
 
 
 def fit_skip_gram(config: ConfigDict, train: dataset.Patients, vocab_size: int) -> np.ndarray:
@@ -137,10 +137,10 @@ def read_table(file: Path, dim: int) -> tuple[list[str], np.ndarray]:
         raise ValueError(f"{where}: column 'embedding' is {kind}; expected lists of numbers, such as List(Float32)")
     if table.schema["code"] != pl.String:
         raise ValueError(f"{where}: column 'code' is {table.schema['code']}; expected strings")
-    doubled, nameless = table.height - table["code"].n_unique(), table["code"].null_count()
-    if not table.height or nameless or doubled:
+    repeats, nameless = table.height - table["code"].n_unique(), table["code"].null_count()
+    if not table.height or nameless or repeats:
         raise ValueError(
-            f"{where}: holds {table.height:,} rows, {doubled:,} of them of a code seen before, {nameless:,} without a "
+            f"{where}: holds {table.height:,} rows, {repeats:,} of them of a code seen before, {nameless:,} without a "
             "code; expected each code once"
         )
     if nulls := table["embedding"].null_count():

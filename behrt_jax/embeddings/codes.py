@@ -17,8 +17,8 @@ SMOOTHING = 0.75
 def code_table(params: Any) -> np.ndarray:
     """Returns the (V, D) float32 code embeddings in a model's parameters, by id."""
     flat: dict[str, Any] = flatten_dict(params, sep="/")
-    (found,) = [leaf for path, leaf in flat.items() if f"/{path}".endswith(CODE_TABLE)]
-    return np.asarray(found, np.float32)
+    (table,) = [leaf for path, leaf in flat.items() if f"/{path}".endswith(CODE_TABLE)]
+    return np.asarray(table, np.float32)
 
 
 def find_codes(query: str, vocabulary: Vocabulary, descriptions: list[str]) -> list[int]:
@@ -33,14 +33,18 @@ def find_codes(query: str, vocabulary: Vocabulary, descriptions: list[str]) -> l
     if query in vocabulary.codes:
         return [vocabulary.ids[query]]
     words = query.lower().split()
-    texts = [f"{token} {said}".lower() for token, said in zip(vocabulary.tokens, descriptions, strict=True)]
-    found = [place for place, text in enumerate(texts) if place >= NUM_SPECIAL and all(word in text for word in words)]
-    if not found or not words:
+    texts = [
+        f"{token} {description}".lower() for token, description in zip(vocabulary.tokens, descriptions, strict=True)
+    ]
+    matches = [
+        place for place, text in enumerate(texts) if place >= NUM_SPECIAL and all(word in text for word in words)
+    ]
+    if not matches or not words:
         raise ValueError(
             f"query {query!r}: no code of the vocabulary has these words in its name or description (codes of few "
             "patients are not in it, see data.min_patients); try fewer or other words"
         )
-    return found
+    return matches
 
 
 def nearest(
@@ -60,14 +64,14 @@ def nearest(
     among = np.arange(NUM_SPECIAL, len(table)) if among is None else np.asarray(among)
     units = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
     queries, k = np.asarray(queries, np.int64), min(k, len(among) - 1)
-    found, cosines = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k), np.float32)
+    neighbours, cosines = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k), np.float32)
     for start in range(0, len(queries), QUERIES_AT_A_TIME):
         part = slice(start, start + QUERIES_AT_A_TIME)
-        close = units[queries[part]] @ units[among].T
-        close[queries[part][:, None] == among[None]] = -np.inf
-        order = np.argsort(-close, axis=1, kind="stable")[:, :k]
-        found[part], cosines[part] = among[order], np.take_along_axis(close, order, axis=1)
-    return found, cosines
+        similarities = units[queries[part]] @ units[among].T
+        similarities[queries[part][:, None] == among[None]] = -np.inf
+        order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+        neighbours[part], cosines[part] = among[order], np.take_along_axis(similarities, order, axis=1)
+    return neighbours, cosines
 
 
 def agreement(table: np.ndarray, groups: np.ndarray, k: int) -> PerTargetScores:
@@ -84,18 +88,18 @@ def agreement(table: np.ndarray, groups: np.ndarray, k: int) -> PerTargetScores:
     Returns:
       `precision` of each code that takes part, by id, with its group as `patients`, so that intervals are over groups.
     """
-    codes, own, others = _members(groups)
-    found, _ = nearest(table, codes, min(k, int(others.max())), among=codes)
-    asked = np.minimum(k, others)
-    counted = np.arange(found.shape[1]) < asked[:, None]
-    hits = (groups[found] == own[:, None]) & counted
-    return PerTargetScores(own, {"precision": hits.sum(axis=1) / asked})
+    codes, labels, others = _members(groups)
+    neighbours, _ = nearest(table, codes, min(k, int(others.max())), among=codes)
+    num_neighbours = np.minimum(k, others)
+    counted = np.arange(neighbours.shape[1]) < num_neighbours[:, None]
+    hits = (groups[neighbours] == labels[:, None]) & counted
+    return PerTargetScores(labels, {"precision": hits.sum(axis=1) / num_neighbours})
 
 
 def chance(groups: np.ndarray) -> PerTargetScores:
     """Returns the expected `agreement` of random neighbours."""
-    codes, own, others = _members(groups)
-    return PerTargetScores(own, {"precision": others / (len(codes) - 1)})
+    codes, labels, others = _members(groups)
+    return PerTargetScores(labels, {"precision": others / (len(codes) - 1)})
 
 
 def _members(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -120,15 +124,15 @@ def ppmi_svd(held: scipy.sparse.csr_array, dim: int) -> np.ndarray:
     Returns:
       (V, D) float32; zeros for codes that share no visit with another, and in columns beyond the rank.
     """
-    together = (held.T.astype(np.float64) @ held.astype(np.float64)).tocoo()
-    apart = together.row != together.col
-    rows, columns, counts = together.row[apart], together.col[apart], together.data[apart]
+    pairs = (held.T.astype(np.float64) @ held.astype(np.float64)).tocoo()
+    distinct = pairs.row != pairs.col
+    rows, columns, counts = pairs.row[distinct], pairs.col[distinct], pairs.data[distinct]
     size = held.shape[1]
     code, context = np.bincount(rows, counts, size), np.bincount(columns, counts, size) ** SMOOTHING
     information = np.log(counts * context.sum() / (code[rows] * context[columns]))
     positive = information > 0
     matrix = scipy.sparse.csr_array((information[positive], (rows[positive], columns[positive])), shape=(size, size))
-    most = min(dim, size - 1)
-    vectors, values, _ = scipy.sparse.linalg.svds(matrix, k=most, v0=np.ones(size))  # fixed start, for reproducibility
+    rank = min(dim, size - 1)
+    vectors, values, _ = scipy.sparse.linalg.svds(matrix, k=rank, v0=np.ones(size))  # fixed start, for reproducibility
     vectors[np.diff(matrix.indptr) == 0] = 0.0  # otherwise rounding errors would give these a direction
-    return np.pad(vectors * np.sqrt(values), ((0, 0), (0, dim - most))).astype(np.float32)
+    return np.pad(vectors * np.sqrt(values), ((0, 0), (0, dim - rank))).astype(np.float32)

@@ -49,39 +49,44 @@ def embed(
     """
     index = data_windows.index_visits(patients, config.data.row_length, config.data.use_sep)
     epoch = batches.evaluation_epoch(index, windows)
-    most, size = int(np.diff(epoch.plan.offsets).max(initial=1)), config.evaluation.batch_size
-    most += -most % SLOTS
+    num_slots, size = int(np.diff(epoch.plan.offsets).max(initial=1)), config.evaluation.batch_size
+    num_slots += -num_slots % SLOTS
     rarity = code_rarity(vocabulary) if vocabulary is not None else np.zeros(config.model.vocab_size, np.float32)
     sums = {name: np.zeros((len(patients), config.model.hidden_dim + 1), np.float32) for name in poolings}
     for number in range(epoch.num_batches(size)):
         batch = batches.batch_of(patients, index, epoch, number, size)
         rows, slots = np.nonzero(batch["patient_index"] >= 0)
         weights = token_weights(batch, index, rarity)
-        given = (models_inputs.device_columns(batch), {name: weights[name] for name in poolings if name in WEIGHTED})
-        found = _pool(model, params, *given, poolings=tuple(poolings), most=most)
-        for name, (values, weights) in jax.device_get(found).items():
+        arguments = (
+            models_inputs.device_columns(batch),
+            {name: weights[name] for name in poolings if name in WEIGHTED},
+        )
+        pooled = _pool(model, params, *arguments, poolings=tuple(poolings), most=num_slots)
+        for name, (values, weights) in jax.device_get(pooled).items():
             parts = np.concatenate([values * weights[..., None], weights[..., None]], axis=-1)[rows, slots]
             np.add.at(sums[name], batch["patient_index"][rows, slots], parts)
         advance()
-    return {name: found[:, :-1] / np.maximum(found[:, -1:], np.finfo(np.float32).tiny) for name, found in sums.items()}
+    return {
+        name: pooled[:, :-1] / np.maximum(pooled[:, -1:], np.finfo(np.float32).tiny) for name, pooled in sums.items()
+    }
 
 
 @functools.partial(jax.jit, static_argnames=("model", "poolings", "most"))  # compiled once for all parts of a data set
 def _pool(model, params, columns, token_weights, poolings: tuple[str, ...], most: int):
     """Returns (B, most, D) embeddings and their (B, most) weights, by pooling."""
-    inputs, named = model_arguments(columns)
-    call = functools.partial(model.apply, params, *inputs, **named)
-    members, found = pools.membership(columns["patient_ids"], most), {}
+    inputs, kwargs = model_arguments(columns)
+    call = functools.partial(model.apply, params, *inputs, **kwargs)
+    members, outputs = pools.membership(columns["patient_ids"], most), {}
     for name in poolings:
         if name in token_weights:
             weights = members * token_weights[name][:, None]
             total = weights.sum(axis=-1)
             mean = jnp.matmul(weights, call(method="encode")) / jnp.maximum(total, LEAST / 2)[..., None]
-            found[name] = mean, total
+            outputs[name] = mean, total
         else:
             pooled = call(pooling=name, num_patients=most, method="get_patient_embedding")
-            found[name] = pooled, members.sum(axis=-1).astype(jnp.float32)
-    return found
+            outputs[name] = pooled, members.sum(axis=-1).astype(jnp.float32)
+    return outputs
 
 
 def code_rarity(vocabulary: Vocabulary) -> np.ndarray:

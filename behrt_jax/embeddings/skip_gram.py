@@ -53,10 +53,10 @@ def draw_pairs(contexts: Contexts, chances: np.ndarray, size: int, rng: np.rando
       size: number of pairs.
       rng: random generator.
     """
-    at = _draw(chances, size, rng)
-    first, others = contexts.first[at], contexts.last[at] - contexts.first[at] - 1
-    around = first + np.floor(rng.random(size) * others).astype(np.int64)
-    return contexts.codes[np.stack([at, around + (around >= at)])]
+    centers = _draw(chances, size, rng)
+    first, others = contexts.first[centers], contexts.last[centers] - contexts.first[centers] - 1
+    partners = first + np.floor(rng.random(size) * others).astype(np.int64)
+    return contexts.codes[np.stack([centers, partners + (partners >= centers)])]
 
 
 def _running(weights: np.ndarray) -> np.ndarray:
@@ -96,11 +96,11 @@ def train(
     """
     contexts = find_contexts(patients, index)
     counts = np.bincount(contexts.codes, minlength=vocab_size).astype(np.float64)
-    able = contexts.last - contexts.first > 1
+    has_partner = contexts.last - contexts.first > 1
     rows = np.full((vocab_size, dim), np.nan, np.float32)
-    if not able.any():
+    if not has_partner.any():
         return rows
-    chances, negative = _running(able / np.sqrt(counts[contexts.codes])), _running(counts**SMOOTHING)
+    chances, negative = _running(has_partner / np.sqrt(counts[contexts.codes])), _running(counts**SMOOTHING)
     rng = np.random.default_rng([SALT, seed])
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps))
     tables = {name: (0.1 * rng.standard_normal((vocab_size, dim))).astype(np.float32) for name in ("codes", "around")}
@@ -110,17 +110,17 @@ def train(
         pairs = draw_pairs(contexts, chances, BATCH_SIZE, rng)
         state = update(*state, pairs, _draw(negative, SHARED_NEGATIVES, rng))
         progress(step + 1)
-    known = np.unique(contexts.codes[able])
-    rows[known] = jax.device_get(state[0]["codes"])[known]
+    ids = np.unique(contexts.codes[has_partner])
+    rows[ids] = jax.device_get(state[0]["codes"])[ids]
     return rows
 
 
 def _make_update(optimizer: optax.GradientTransformation):
     def loss(tables, pairs, negatives):
         codes = tables["codes"][pairs[0]]
-        together = (codes * tables["around"][pairs[1]]).sum(axis=-1)
-        apart = codes @ tables["around"][negatives].T
-        return jax.nn.softplus(-together).mean() + NEGATIVE_WEIGHT * jax.nn.softplus(apart).mean()
+        positive_logits = (codes * tables["around"][pairs[1]]).sum(axis=-1)
+        negative_logits = codes @ tables["around"][negatives].T
+        return jax.nn.softplus(-positive_logits).mean() + NEGATIVE_WEIGHT * jax.nn.softplus(negative_logits).mean()
 
     @jax.jit
     def update(tables, moments, pairs, negatives):

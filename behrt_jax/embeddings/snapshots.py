@@ -62,10 +62,10 @@ def take_snapshot(
         times = SINCE + (ends + 1).astype("timedelta64[us]")
     else:
         times = np.full(len(patients), at)
-    known = pl.DataFrame({"subject_id": patients.subject_ids}).join(
+    dates = pl.DataFrame({"subject_id": patients.subject_ids}).join(
         lives, on="subject_id", how="left", maintain_order="left"
     )
-    births, deaths = (known[name].to_numpy().astype("datetime64[us]") for name in ("birth", "death"))
+    births, deaths = (dates[name].to_numpy().astype("datetime64[us]") for name in ("birth", "death"))
     unborn, dead = (births >= times, deaths < times) if at is not None else np.zeros((2, len(patients)), bool)
     alive = np.flatnonzero(~unborn & ~dead)
     histories, kept, _ = data_histories.histories_at(patients, patients.subject_ids[alive], times[alive])

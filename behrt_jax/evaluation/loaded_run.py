@@ -58,22 +58,24 @@ def load_run(folder: Path, split: str, data: str | None, say: Callable[[str], No
       ValueError: the workdir cannot be loaded, or its data differs from the data of training.
     """
     config, vocabulary, _, params = workdir.load(folder)
-    own = prepare(DataConfig(**config.data), progress=say)
-    if own.vocabulary.fingerprint != vocabulary.fingerprint:
+    prepared = prepare(DataConfig(**config.data), progress=say)
+    if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
         raise ValueError(
             f"{config.data.path}: gives another vocabulary than {folder} was trained with; baselines are fitted on the "
             "train split of the run: restore that data"
         )
-    scored = own
+    scored_data = prepared
     if data is not None:
-        scored = prepare(DataConfig(**{**config.data, "path": data}), fitted=vocabulary, splits=(split,), progress=say)
-        say(data_prepare.describe_coverage(scored.report, split))
-    train, tuning = (dataset.read(own.folder, name) for name in ("train", "tuning"))
-    everyone, most = dataset.read(scored.folder, split), config.evaluation.max_patients
-    train, tuning = dataset.sample(train, config.train.max_patients), dataset.sample(tuning, most)
+        scored_data = prepare(
+            DataConfig(**{**config.data, "path": data}), fitted=vocabulary, splits=(split,), progress=say
+        )
+        say(data_prepare.describe_coverage(scored_data.report, split))
+    train, tuning = (dataset.read(prepared.folder, name) for name in ("train", "tuning"))
+    everyone, max_patients = dataset.read(scored_data.folder, split), config.evaluation.max_patients
+    train, tuning = dataset.sample(train, config.train.max_patients), dataset.sample(tuning, max_patients)
     digests = {"data.path": training_digests.of_patients(pretraining.mark(config, train), tuning)}
     workdir.check_digests(folder, config, digests, say)
-    patients = dataset.sample(everyone, most)
+    patients = dataset.sample(everyone, max_patients)
     if len(patients) < len(everyone):
         say(f"scoring {len(patients):,} of {len(everyone):,} patients of {split} (evaluation.max_patients)")
     trained = pretraining.make_task(config, vocabulary)
@@ -88,13 +90,13 @@ def check_comparable(run: Run, other: Run, folder: str) -> None:
     shared = set(run.trained.model.objectives) & set(other.trained.model.objectives)
     if not shared:
         raise ValueError(f"--versus={folder}: was trained on nothing that this run was trained on; name another run")
-    differs = []
+    differences = []
     if shared - {"mlm"} and not np.array_equal(run.trained.is_target, other.trained.is_target):
-        differs.append("targets")
+        differences.append("targets")
     if "time_to_event" in shared and run.config.objective.event_edges != other.config.objective.event_edges:
-        differs.append("event_edges")
-    if differs:
-        keys = " and ".join(f"objective.{key}" for key in differs)
+        differences.append("event_edges")
+    if differences:
+        keys = " and ".join(f"objective.{key}" for key in differences)
         raise ValueError(f"--versus={folder}: has other {keys}; expected a run that predicts the same")
 
 
@@ -112,22 +114,22 @@ def read_simulation(
     Raises:
       ValueError: the visits or codes of the prepared data differ from those of the simulation.
     """
-    seen, lives = oracle.read_histories(source, patients.subject_ids), world.load_world(source)
-    visits, cure = np.diff(index.first_visit), "train with data.events_without_visit=leave_out"
-    if not np.array_equal(np.bincount(seen.owner, minlength=len(visits)), visits):
+    histories, simulated_world = oracle.read_histories(source, patients.subject_ids), world.load_world(source)
+    visits, advice = np.diff(index.first_visit), "train with data.events_without_visit=leave_out"
+    if not np.array_equal(np.bincount(histories.owner, minlength=len(visits)), visits):
         raise ValueError(
-            f"{source}: holds {len(seen.owner):,} visits of these patients, the prepared data {visits.sum():,}, or "
-            f"other ones; {cure} to compare with the oracle"
+            f"{source}: holds {len(histories.owner):,} visits of these patients, the prepared data {visits.sum():,}, "
+            f"or other ones; {advice} to compare with the oracle"
         )
     tokens = {
         vocabulary.tokens[code] for code in np.unique(patients.codes[patients.visits >= 0]) if code >= NUM_SPECIAL
     }
-    if unknown := sorted(tokens - set(lives.codes)):
+    if unknown := sorted(tokens - set(simulated_world.codes)):
         raise ValueError(
             f"{source}: {len(unknown):,} codes that the model reads, such as {unknown[0]}, are not of the simulation; "
-            f"{cure} and these codes in data.codes_exclude to compare with the oracle"
+            f"{advice} and these codes in data.codes_exclude to compare with the oracle"
         )
-    return lives, seen
+    return simulated_world, histories
 
 
 def is_simulated(source: str | Path) -> bool:

@@ -25,11 +25,11 @@ def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True
       other: another run on the same data, to compare with.
       with_baselines: whether to fit baselines.
     """
-    hidden = list(masked_batches(run, run.patients, run.config.evaluation.num_mask_samples))
-    if not sum(len(masked.labels) for masked in hidden):
+    scored_batches = list(masked_batches(run, run.patients, run.config.evaluation.num_mask_samples))
+    if not sum(len(masked.labels) for masked in scored_batches):
         run.say(f"masked codes: not scored, as {len(run.patients):,} patients have no code to mask")
         return {"metrics": {}, "baselines": {}, "versus": {}}
-    own = scoring.score(scoring.make_score_step(run.trained.model), run.params, hidden)
+    scores = scoring.score(scoring.make_score_step(run.trained.model), run.params, scored_batches)
     predictors = {}
     if with_baselines:
         predictors = masked_codes.fit_baselines(
@@ -40,31 +40,33 @@ def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True
             progress=lambda name: run.say(f"fitting baselines: {name}"),
             model_steps=model_steps(run),
         )
-    compared = {name: masked_codes.predict(predictor, hidden) for name, predictor in predictors.items()}
+    compared = {name: masked_codes.predict(predictor, scored_batches) for name, predictor in predictors.items()}
     if other is not None:
-        compared["other run"] = scoring.score(scoring.make_score_step(other.trained.model), other.params, hidden)
-    result = bootstrap.report(own, compared, "mlm")
-    result |= score_oracle(run, lambda: bootstrap.summarize(ask_oracle(run, hidden), "mlm"))
+        compared["other run"] = scoring.score(
+            scoring.make_score_step(other.trained.model), other.params, scored_batches
+        )
+    result = bootstrap.report(scores, compared, "mlm")
+    result |= score_oracle(run, lambda: bootstrap.summarize(ask_oracle(run, scored_batches), "mlm"))
     return result
 
 
 def ask_oracle(run: Run, hidden: list[scoring.MaskedBatch]) -> bootstrap.PerTargetScores:
     """Scores the oracle, which knows the simulation and the patients' whole histories, on the masked codes."""
-    lives, seen = read_simulation(run.source, run.vocabulary, run.patients, run.index(run.patients))
+    simulated_world, histories = read_simulation(run.source, run.vocabulary, run.patients, run.index(run.patients))
     tokens = run.vocabulary.tokens
-    column = {code: place for place, code in enumerate(lives.codes)}
+    column = {code: place for place, code in enumerate(simulated_world.codes)}
     columns = np.array([column.get(token, -1) for token in tokens])
     draws = run.config.evaluation.num_mask_samples
     parts = []
     for draw in range(draws):
-        places = [_visits(masked) for masked in hidden[draw::draws]]
-        masks = np.zeros(seen.codes.shape, bool)
-        for visits, masked in zip(places, hidden[draw::draws], strict=True):
+        batch_visits = [_visits(masked) for masked in hidden[draw::draws]]
+        masks = np.zeros(histories.codes.shape, bool)
+        for visits, masked in zip(batch_visits, hidden[draw::draws], strict=True):
             masks[visits, columns[masked.labels]] = True
-        chances = oracle.masked_probabilities(lives, seen, masks)
-        for visits, masked in zip(places, hidden[draw::draws], strict=True):
-            of_tokens = np.where(columns >= 0, chances[visits][:, columns], 0.0)
-            parts.append(scoring.score_log_probabilities(np.log(np.maximum(of_tokens, 1e-12)), masked))
+        probabilities = oracle.masked_probabilities(simulated_world, histories, masks)
+        for visits, masked in zip(batch_visits, hidden[draw::draws], strict=True):
+            token_probabilities = np.where(columns >= 0, probabilities[visits][:, columns], 0.0)
+            parts.append(scoring.score_log_probabilities(np.log(np.maximum(token_probabilities, 1e-12)), masked))
     return bootstrap.concatenate(parts)
 
 

@@ -54,20 +54,20 @@ def score_next_visits(run: Run, other: Run | None = None, with_baselines: bool =
     splits = Splits(train, tuning, scored, describe(run, scored))
     result, days = _compare(run, other, splits, with_baselines)
     result["metrics"] |= bootstrap.summarize(days_errors(scored, days), "next_visit")
-    usual = np.full(len(scored.examples), np.median(days_before(train)))
-    result["baselines"]["median days of train"] = bootstrap.summarize(days_errors(scored, usual), "next_visit")
+    median_days = np.full(len(scored.examples), np.median(days_before(train)))
+    result["baselines"]["median days of train"] = bootstrap.summarize(days_errors(scored, median_days), "next_visit")
     result |= score_oracle(run, lambda: bootstrap.summaries(measure(ask_oracle(run, scored), tuning, splits.described)))
     if run.trained.model.time_known:
         run.say("next visits, with their start known")
         other = other if other is not None and other.trained.model.time_known else None
-        known, _ = _compare(run, other, splits, with_baselines, time_known=True)
-        result["metrics"] |= _renamed(known["metrics"])
+        known_time_result, _ = _compare(run, other, splits, with_baselines, time_known=True)
+        result["metrics"] |= _renamed(known_time_result["metrics"])
         for part in ("baselines", "versus"):
-            for name, found in known[part].items():
-                result[part][name] = result[part].get(name, {}) | _renamed(found)
+            for name, entries in known_time_result[part].items():
+                result[part][name] = result[part].get(name, {}) | _renamed(entries)
         if "oracle" in result:
-            oracle_says = measure(ask_oracle(run, scored, time_known=True), tuning, splits.described)
-            result["oracle"] |= _renamed(bootstrap.summaries(oracle_says))
+            oracle_estimates = measure(ask_oracle(run, scored, time_known=True), tuning, splits.described)
+            result["oracle"] |= _renamed(bootstrap.summaries(oracle_estimates))
     return result
 
 
@@ -84,7 +84,7 @@ def _compare(
     run: Run, other: Run | None, splits: Splits, with_baselines: bool, time_known: bool = False
 ) -> tuple[dict, np.ndarray]:
     """Scores a run, another run and the baselines on the same inputs; returns the result and the run's days."""
-    own, days = predict(run, splits.tuning, splits.scored, time_known)
+    run_predictions, days = predict(run, splits.tuning, splits.scored, time_known)
     predictors = {}
     if with_baselines:
         fit = next_visit.fit_with_time_known if time_known else next_visit.fit_baselines
@@ -95,16 +95,20 @@ def _compare(
             lambda name: run.say(f"fitting baselines: {name}"),
             model_examples(run, splits.train),
         )
-    compared = {name: Predictions(fitted(splits.tuning), fitted(splits.scored)) for name, fitted in predictors.items()}
+    compared = {
+        name: Predictions(predictor(splits.tuning), predictor(splits.scored)) for name, predictor in predictors.items()
+    }
     if other is not None:
         compared["other run"] = predict(other, splits.tuning, splits.scored, time_known)[0]
     run.say("resampling patients")
-    found = measure(own, splits.tuning, splits.described)
-    result = {"metrics": bootstrap.summaries(found), "baselines": {}, "versus": {}}
+    run_estimates = measure(run_predictions, splits.tuning, splits.described)
+    result = {"metrics": bootstrap.summaries(run_estimates), "baselines": {}, "versus": {}}
     for name, predictions in compared.items():
         estimates = measure(predictions, splits.tuning, splits.described)
         result["baselines"][name] = bootstrap.summaries(estimates)
-        result["versus"][name] = bootstrap.compare({key: found[key] for key in COMPARED if key in found}, estimates)
+        result["versus"][name] = bootstrap.compare(
+            {key: run_estimates[key] for key in COMPARED if key in run_estimates}, estimates
+        )
     return result, days
 
 
@@ -159,10 +163,10 @@ def describe(run: Run, split: Split) -> multilabel.Examples:
 
 def measure(predictions: Predictions, tuning: Split, examples: multilabel.Examples) -> dict[str, bootstrap.Estimate]:
     """Computes the metrics of predictions, at the threshold with the best micro-F1 on tuning."""
-    chosen = (predictions.scored, examples.targets)
+    threshold_data = (predictions.scored, examples.targets)
     if predictions.tuning is not None:
-        chosen = predictions.tuning, tuning.examples.targets
-    return multilabel.measure(predictions.scored, examples, multilabel.best_threshold(*chosen))
+        threshold_data = predictions.tuning, tuning.examples.targets
+    return multilabel.measure(predictions.scored, examples, multilabel.best_threshold(*threshold_data))
 
 
 def days_before(split: Split) -> np.ndarray:
@@ -183,13 +187,14 @@ def ask_oracle(run: Run, split: Split, time_known: bool = False) -> Predictions:
     Raises:
       ValueError: the visits of the prepared data differ from those of the simulation.
     """
-    lives, seen = read_simulation(run.source, run.vocabulary, split.patients, split.index)
-    columns = {code: place for place, code in enumerate(lives.codes)}
-    wanted = np.array([columns.get(run.vocabulary.tokens[code], -1) for code in split.examples.codes])
-    is_target = np.isin(np.arange(len(lives.codes)), wanted)
-    found = oracle.next_visit_probabilities(lives, seen, is_target, time_known)
-    before = found[split.examples.visits - 1].astype(np.float32)  # codes that the simulation lacks have probability 0
-    return Predictions(None, np.where(wanted >= 0, before[:, wanted], 0.0))
+    simulated_world, histories = read_simulation(run.source, run.vocabulary, split.patients, split.index)
+    columns = {code: place for place, code in enumerate(simulated_world.codes)}
+    target_columns = np.array([columns.get(run.vocabulary.tokens[code], -1) for code in split.examples.codes])
+    is_target = np.isin(np.arange(len(simulated_world.codes)), target_columns)
+    probabilities = oracle.next_visit_probabilities(simulated_world, histories, is_target, time_known)
+    next_probabilities = probabilities[split.examples.visits - 1].astype(np.float32)
+    # Codes that the simulation lacks have probability 0.
+    return Predictions(None, np.where(target_columns >= 0, next_probabilities[:, target_columns], 0.0))
 
 
 def _minutes(split: Split) -> np.ndarray:

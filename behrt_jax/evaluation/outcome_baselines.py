@@ -21,38 +21,43 @@ def fit_baselines(
     """Fits every baseline; returns its predictions for held-out patients, and its threshold, chosen on tuning."""
     parts = {name: (part.histories, part.labels.prediction_times) for name, part in splits.items()}
     train, tuning, held_out = (parts[name] for name in events.SPLITS)
-    known = embed_splits(config, splits, tokens, say)
+    embeddings = embed_splits(config, splits, tokens, say)
 
     def progress(line: str) -> None:
         say(f"fitting baselines: {line}")
 
     if "survival" in config:
-        followed = {name: (part.labels.days, part.labels.events) for name, part in splits.items()}
-        fitted_to = outcomes.Followed(*train, *followed["train"], known["train"])
-        chosen_on = outcomes.Followed(*tuning, *followed["tuning"], known["tuning"])
-        found = {}
-        for name, forecast in outcomes.fit_survival(fitted_to, chosen_on, tokens, progress).items():
-            scores = forecast(*held_out, np.array([1.0]), known["held_out"]).risks
+        follow_up = {name: (part.labels.days, part.labels.events) for name, part in splits.items()}
+        train_data = outcomes.Followed(*train, *follow_up["train"], embeddings["train"])
+        tuning_data = outcomes.Followed(*tuning, *follow_up["tuning"], embeddings["tuning"])
+        values = {}
+        for name, forecast in outcomes.fit_survival(train_data, tuning_data, tokens, progress).items():
+            scores = forecast(*held_out, np.array([1.0]), embeddings["held_out"]).risks
 
             def risks(days, forecast=forecast):
-                return forecast(*held_out, days, known["held_out"]).incidence
+                return forecast(*held_out, days, embeddings["held_out"]).incidence
 
-            found[name] = SurvivalPredictions(scores, risks), {}
-        return found
+            values[name] = SurvivalPredictions(scores, risks), {}
+        return values
     classes = {name: targets_of(part.labels) for name, part in splits.items()}
     is_binary = config.classification.kind == "binary"
-    numbers = {name: found.astype(int) if is_binary else found for name, found in classes.items()}
-    fitted_to = outcomes.Classified(*train, numbers["train"], known["train"])
-    chosen_on = outcomes.Classified(*tuning, numbers["tuning"], known["tuning"])
-    found = {}
-    for name, classify in outcomes.fit_classification(fitted_to, chosen_on, tokens, progress).items():
-        tuned, said = classify(*tuning, known["tuning"]), classify(*held_out, known["held_out"])
-        tuned, said = (each[:, 1] if is_binary else each for each in (tuned, said))
+    numbers = {name: values.astype(int) if is_binary else values for name, values in classes.items()}
+    train_data = outcomes.Classified(*train, numbers["train"], embeddings["train"])
+    tuning_data = outcomes.Classified(*tuning, numbers["tuning"], embeddings["tuning"])
+    values = {}
+    for name, classify in outcomes.fit_classification(train_data, tuning_data, tokens, progress).items():
+        tuning_scores, held_out_scores = (
+            classify(*tuning, embeddings["tuning"]),
+            classify(*held_out, embeddings["held_out"]),
+        )
+        tuning_scores, held_out_scores = (
+            each[:, 1] if is_binary else each for each in (tuning_scores, held_out_scores)
+        )
         fitted = {}
         if config.classification.kind != "multi_class":
-            fitted["threshold"] = classification.best_threshold(tuned, classes["tuning"]).tolist()
-        found[name] = ClassPredictions(said), fitted
-    return found
+            fitted["threshold"] = classification.best_threshold(tuning_scores, classes["tuning"]).tolist()
+        values[name] = ClassPredictions(held_out_scores), fitted
+    return values
 
 
 def predict_without_encoder(config: ConfigDict, splits: dict[str, LabeledHistories]) -> tuple[Predictions, dict]:
@@ -72,15 +77,15 @@ def embed_splits(config: ConfigDict, splits: dict[str, LabeledHistories], tokens
 
     The encoder is used as it was before fine-tuning, because the fine-tuned one has seen the outcomes of train.
     """
-    nothing = dict.fromkeys(splits)
+    no_embeddings = dict.fromkeys(splits)
     if not config.pretrained:
-        return nothing
+        return no_embeddings
     if not (Path(config.pretrained) / workdir.CONFIG_FILE).exists():
         say(f"fitting baselines: without embeddings, as {config.pretrained} is not there any more")
-        return nothing
-    found = workdir.load(config.pretrained)
-    if len(found.vocabulary) != len(tokens):
+        return no_embeddings
+    run = workdir.load(config.pretrained)
+    if len(run.vocabulary) != len(tokens):
         say("fitting baselines: without embeddings, as codes were added to the vocabulary")
-        return nothing
+        return no_embeddings
     say("fitting baselines: embedding histories with the pre-trained model")
-    return {name: embed(found.config, found.model, found.params, part.rows)["mean"] for name, part in splits.items()}
+    return {name: embed(run.config, run.model, run.params, part.rows)["mean"] for name, part in splits.items()}

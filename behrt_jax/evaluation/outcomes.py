@@ -51,39 +51,46 @@ def evaluate_run(
       difference to it under `versus`, and under `versus_oracle` the difference of each model to it: of `BEHRT`, and
       of the baselines by name.
     """
-    own = load(folder, splits, say)
-    held_out, train = (own.splits[name].labels for name in ("held_out", "train"))
+    run = load(folder, splits, say)
+    held_out, train = (run.splits[name].labels for name in ("held_out", "train"))
     say("scoring")
-    logits = {name: predict.score(own.config, own.model, own.params, found) for name, found in own.splits.items()}
-    fitted = predict.fit_afterwards(own.config, logits, {name: part.labels for name, part in own.splits.items()})
+    logits = {name: predict.score(run.config, run.model, run.params, entries) for name, entries in run.splits.items()}
+    fitted = predict.fit_afterwards(run.config, logits, {name: part.labels for name, part in run.splits.items()})
     (folder / workdir.FITTED_FILE).write_text(json.dumps(fitted, indent=1))
-    said = predict.predict(own.config, logits["held_out"], fitted)
-    compared = fit_baselines(own.config, own.splits, own.tokens, say) if with_baselines else {}
-    if own.config.history.get("regression"):
-        compared[REGRESSION] = predict_without_encoder(own.config, own.splits)
+    predictions = predict.predict(run.config, logits["held_out"], fitted)
+    compared = fit_baselines(run.config, run.splits, run.tokens, say) if with_baselines else {}
+    if run.config.history.get("regression"):
+        compared[REGRESSION] = predict_without_encoder(run.config, run.splits)
     for name in versus:
-        compared[name] = score_other(Path(name), own, say)
+        compared[name] = score_other(Path(name), run, say)
     if held_out.truth is not None:
         compared["oracle"] = ask_oracle(held_out), {}
-    groups = find_groups(own.splits["held_out"], own.tokens)
+    groups = find_groups(run.splits["held_out"], run.tokens)
     data.warn_of_few(held_out, say)
     say("resampling patients")
-    found = measure(own.config, said, held_out, train, fitted, groups)
+    entries = measure(run.config, predictions, held_out, train, fitted, groups)
     result = {"split": "held_out", "patients": len(np.unique(held_out.subject_ids))}
     result["train_patients"] = len(np.unique(train.subject_ids))
-    result["evaluated"] = digests.of_evaluation(folder, setup.digest_inputs(own.splits))
-    result |= {"metrics": bootstrap.summaries(found), "baselines": {}, "versus": {}}
-    resampled = {"BEHRT": found}
-    for name, (theirs, their_fit) in compared.items():
-        resampled[name] = measure(own.config, theirs, held_out, train, their_fit, groups)
-        (result if name == "oracle" else result["baselines"])[name] = bootstrap.summaries(resampled[name])
-        result["versus"][name] = subtract(found, resampled[name])
-    if "oracle" in resampled:
-        models = {name: each for name, each in resampled.items() if name != "oracle"}
-        result["versus_oracle"] = {name: subtract(each, resampled["oracle"]) for name, each in models.items()}
-    predict.write(folder / "predictions.parquet", own.config, held_out, said, fitted)
-    draw(own.config, said, {name: theirs for name, (theirs, _) in compared.items()}, held_out, folder / "figures", say)
-    replicates = {f"{model}: {name}": each.replicates for model, own in resampled.items() for name, each in own.items()}
+    result["evaluated"] = digests.of_evaluation(folder, setup.digest_inputs(run.splits))
+    result |= {"metrics": bootstrap.summaries(entries), "baselines": {}, "versus": {}}
+    estimates = {"BEHRT": entries}
+    for name, (other_predictions, other_fitted) in compared.items():
+        estimates[name] = measure(run.config, other_predictions, held_out, train, other_fitted, groups)
+        (result if name == "oracle" else result["baselines"])[name] = bootstrap.summaries(estimates[name])
+        result["versus"][name] = subtract(entries, estimates[name])
+    if "oracle" in estimates:
+        models = {name: each for name, each in estimates.items() if name != "oracle"}
+        result["versus_oracle"] = {name: subtract(each, estimates["oracle"]) for name, each in models.items()}
+    predict.write(folder / "predictions.parquet", run.config, held_out, predictions, fitted)
+    draw(
+        run.config,
+        predictions,
+        {name: other_predictions for name, (other_predictions, _) in compared.items()},
+        held_out,
+        folder / "figures",
+        say,
+    )
+    replicates = {f"{model}: {name}": each.replicates for model, run in estimates.items() for name, each in run.items()}
     np.savez_compressed(folder / REPLICATES_FILE, allow_pickle=False, **replicates)
     scratch = folder / f"{EVALUATION_FILE}.tmp"
     scratch.write_text(json.dumps(result, indent=1))
@@ -152,20 +159,24 @@ def draw(
     if labels.kind == "binary":
         if label_data.describe_lack(labels, "held_out"):
             return []
-        scores = {name: found.probabilities for name, found in models.items() if isinstance(found, ClassPredictions)}
+        scores = {
+            name: prediction.probabilities
+            for name, prediction in models.items()
+            if isinstance(prediction, ClassPredictions)
+        }
         return plots_classification.draw_classification(
             scores, targets_of(labels), labels.subject_ids, folder, title, fewest
         )
     horizon, files = float(max(config.evaluation.horizons)), []
     at_horizon = {
-        name: found.risks(np.array([horizon]))[:, :, 0]
-        for name, found in models.items()
-        if isinstance(found, SurvivalPredictions)
+        name: prediction.risks(np.array([horizon]))[:, :, 0]
+        for name, prediction in models.items()
+        if isinstance(prediction, SurvivalPredictions)
     }
     for place, name in enumerate(config.names) if at_horizon else ():
         if not (labels.events == place + 1).any():
             continue
-        risks = {model: found[:, place] for model, found in at_horizon.items()}
+        risks = {model: prediction[:, place] for model, prediction in at_horizon.items()}
         where = folder if len(config.names) == 1 else folder / name
         rows = labels.days, labels.events, labels.subject_ids
         files += plots_survival.draw_survival(risks, *rows, horizon, where, config.names, place + 1, fewest)

@@ -35,8 +35,8 @@ def _draw_learning_curve(folder: Path, file: Path) -> Path:
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for split in ("train", "tuning"):
-            found = [(line["step"], line[name]) for line in lines if line["split"] == split and name in line]
-            axes.plot(*zip(*found, strict=True), label=split, marker="o" if split == "tuning" else "", linewidth=1)
+            points = [(line["step"], line[name]) for line in lines if line["split"] == split and name in line]
+            axes.plot(*zip(*points, strict=True), label=split, marker="o" if split == "tuning" else "", linewidth=1)
         axes.set(xlabel="step", ylabel="loss", title=name)
         axes.legend()
     return _save(figure, file)

@@ -53,8 +53,8 @@ def draw_classification(
         axes = figure.subplots()
         for place, (name, scores) in enumerate(models.items()):
             draw = partial(_of_both_classes, curve, scores, targets, places)
-            used = weights if place == 0 else weights[:1]
-            curves = np.stack([draw(np.repeat(np.arange(len(each)), each)) for each in used])
+            drawn_weights = weights if place == 0 else weights[:1]
+            curves = np.stack([draw(np.repeat(np.arange(len(each)), each)) for each in drawn_weights])
             draw_band(axes, places, curves, place, name)
         for number, (label, level) in enumerate(least.items()):
             style: dict[str, Any] = LEAST | ({"linestyle": "-"} if number else {})
@@ -122,8 +122,8 @@ def save(figure: Figure, file: Path) -> Path:
 
 
 def _of_both_classes(curve: Callable, scores, targets, grid, rows) -> np.ndarray:
-    some = targets[rows]
-    return curve(scores[rows], some, grid) if some.any() and not some.all() else np.full(len(grid), np.nan)
+    labels = targets[rows]
+    return curve(scores[rows], labels, grid) if labels.any() and not labels.all() else np.full(len(grid), np.nan)
 
 
 def _roc(scores, targets, grid) -> np.ndarray:

@@ -52,10 +52,10 @@ def draw_survival(
     labels = {"title": title, "xlabel": f"{unit} since the prediction time", "xlim": (0, last / size)}
 
     first = next(iter(risks.values()))
-    number = most_bins(first, patients, fewest, len(RISK_GROUPS)) or 1
-    groups = equal_mass_bins(first, number)
-    is_whole = number == len(RISK_GROUPS)
-    group_names = RISK_GROUPS if is_whole else [f"{place + 1} of {number}, by risk" for place in range(number)]
+    num_groups = most_bins(first, patients, fewest, len(RISK_GROUPS)) or 1
+    groups = equal_mass_bins(first, num_groups)
+    is_whole = num_groups == len(RISK_GROUPS)
+    group_names = RISK_GROUPS if is_whole else [f"{place + 1} of {num_groups}, by risk" for place in range(num_groups)]
     curves = {
         group_names[group]: _curve(days, causes, weights * (groups == group), grid, cause, patients, fewest)
         for group in np.unique(groups)  # many ties may leave one empty
@@ -64,12 +64,16 @@ def draw_survival(
 
     tables = {}
     for name, risk in risks.items():
-        if most := most_bins(risk, patients, fewest):
-            predicted, observed, _ = calibration_table(risk, days, causes, weights, horizon, cause, most)
+        if num_bins := most_bins(risk, patients, fewest):
+            predicted, observed, _ = calibration_table(risk, days, causes, weights, horizon, cause, num_bins)
             tables[name] = predicted[0], observed
     estimator = "Kaplan-Meier" if len(names) == 1 else "Aalen-Johansen"
-    named = {"xlabel": f"predicted risk by {horizon:g} days", "ylabel": f"observed ({estimator})", "title": title}
-    files += draw_points(tables, risks, named, folder / "survival_calibration.png")
+    calibration_labels = {
+        "xlabel": f"predicted risk by {horizon:g} days",
+        "ylabel": f"observed ({estimator})",
+        "title": title,
+    }
+    files += draw_points(tables, risks, calibration_labels, folder / "survival_calibration.png")
 
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -85,8 +89,8 @@ def draw_survival(
 
 def _curve(days, causes, weights, grid, cause, patients, fewest) -> np.ndarray:
     """Returns the (1 + R, T) incidence; NaN where fewer than `fewest` patients are followed."""
-    found = cumulative_incidence(days, causes, weights, grid, cause)
-    return np.where(_followed(days, patients, weights[0] > 0, grid) >= fewest, found, np.nan) if fewest > 1 else found
+    curve = cumulative_incidence(days, causes, weights, grid, cause)
+    return np.where(_followed(days, patients, weights[0] > 0, grid) >= fewest, curve, np.nan) if fewest > 1 else curve
 
 
 def _followed(days, patients, rows, times) -> np.ndarray:
@@ -117,10 +121,10 @@ def _draw_groups(curves, grid, times, groups, labels, folder, is_single, patient
 def _write_at_risk(axes: Axes, times, groups, ticks: list[float], patients, fewest: int) -> None:
     """Writes the number of rows at risk in each group; leaves counts of too few patients blank."""
     for group in np.unique(groups):
-        followed = _followed(times, patients, groups == group, ticks)
-        for tick, number in zip(ticks, followed, strict=True):
-            left = f"{int(((times >= tick) & (groups == group)).sum()):,}" if number >= fewest or not number else ""
-            axes.text(tick, -group, left, ha="center", va="center", color=COLORS[group], fontsize=8)
+        num_followed = _followed(times, patients, groups == group, ticks)
+        for tick, number in zip(ticks, num_followed, strict=True):
+            text = f"{int(((times >= tick) & (groups == group)).sum()):,}" if number >= fewest or not number else ""
+            axes.text(tick, -group, text, ha="center", va="center", color=COLORS[group], fontsize=8)
     axes.set(ylim=(0.6 - len(RISK_GROUPS), 0.6), xticks=ticks)
     axes.set_title("rows at risk", fontsize=9)
     axes.axis("off")

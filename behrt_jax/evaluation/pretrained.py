@@ -53,13 +53,13 @@ def evaluate_run(
         if not counts[name]:
             say(f"{tables.TITLES[name]}: not scored, as {len(run.patients):,} patients have no {examples.NAMES[name]}")
             continue
-        shared = other if other is not None and name in other.trained.model.objectives else None
-        section = SECTIONS[name](run, shared, with_baselines)
+        compared_run = other if other is not None and name in other.trained.model.objectives else None
+        section = SECTIONS[name](run, compared_run, with_baselines)
         result["metrics"] |= section["metrics"]
         for part in ("baselines", "versus"):
-            for baseline, found in section[part].items():
+            for baseline, entries in section[part].items():
                 label = versus if baseline == "other run" else baseline
-                result[part][label] = {**result[part].get(label, {}), **found}
+                result[part][label] = {**result[part].get(label, {}), **entries}
         if "oracle" in section:
             result["oracle"] = {**result.get("oracle", {}), **section["oracle"]}
     scratch = folder / f"{EVALUATION_FILE}.tmp"

@@ -24,10 +24,10 @@ def drop_small(result: dict, floor: int) -> tuple[dict, int]:
     def keep(table: dict) -> dict:
         return {name: entry for name, entry in table.items() if name not in small}
 
-    kept = {name: keep(result[name]) for name in ("metrics", "oracle") if name in result}
+    shown = {name: keep(result[name]) for name in ("metrics", "oracle") if name in result}
     parts = [part for part in ("baselines", "versus", "versus_oracle") if part in result]
-    kept |= {part: {name: keep(table) for name, table in result[part].items()} for part in parts}
-    return {**result, **kept}, len(small)
+    shown |= {part: {name: keep(table) for name, table in result[part].items()} for part in parts}
+    return {**result, **shown}, len(small)
 
 
 def small_names(patients: dict[str, int], floor: int) -> set[str]:
@@ -39,9 +39,9 @@ def small_names(patients: dict[str, int], floor: int) -> set[str]:
             families.setdefault((metric, group.partition("=")[0]), []).append(name)
     for family in families.values():
         left_out = [name for name in family if name in small]
-        rest = [name for name in family if name not in small]
-        if left_out and rest and sum(patients[name] for name in left_out) < floor:
-            small.add(min(rest, key=lambda name: patients[name]))
+        shown = [name for name in family if name not in small]
+        if left_out and shown and sum(patients[name] for name in left_out) < floor:
+            small.add(min(shown, key=lambda name: patients[name]))
     return small
 
 
@@ -59,8 +59,8 @@ def format_counts(counts: list[int], floor: int) -> list[str]:
     ['300', '40', '0', '2']
     """
     small = [number for number in counts if 0 < number < floor]
-    rest = [number for number in counts if number >= floor]
-    hidden = min(rest) if rest and 0 < sum(small) < floor else None
+    large = [number for number in counts if number >= floor]
+    hidden = min(large) if large and 0 < sum(small) < floor else None
     texts = [format_count(number, floor) for number in counts]
     if hidden is not None and len(counts) > 1:
         texts[counts.index(hidden)] = "not shown"

@@ -76,20 +76,20 @@ def objectives(result: dict) -> list[str]:
 
 def select(result: dict, objective: str) -> Selected:
     """Selects the columns and rows to show for an objective."""
-    found = {f"{objective}/{name}": label for name, label in COLUMNS[objective].items()}
-    columns = {name: label for name, label in found.items() if name in result["metrics"]}
+    metrics = {f"{objective}/{name}": label for name, label in COLUMNS[objective].items()}
+    columns = {name: label for name, label in metrics.items() if name in result["metrics"]}
     if not columns:  # competing risks have a C-index for each cause
-        causes = [name for name in result["metrics"] if name.startswith(next(iter(found)))]
+        causes = [name for name in result["metrics"] if name.startswith(next(iter(metrics)))]
         columns = {name: name.removeprefix(f"{objective}/") for name in causes}
     first = next(iter(columns))
-    named = {name: found for name, found in result["baselines"].items() if first in found}
+    baselines = {name: metrics for name, metrics in result["baselines"].items() if first in metrics}
     sign = 1 if first.endswith(LOWER_IS_BETTER) else -1
-    named = dict(sorted(named.items(), key=lambda item: sign * item[1][first]["value"]))
-    rows = {OWN: result["metrics"], **named}
+    baselines = dict(sorted(baselines.items(), key=lambda item: sign * item[1][first]["value"]))
+    rows = {OWN: result["metrics"], **baselines}
     if first in result.get("oracle", {}):
         rows = {ORACLE: result["oracle"], **rows}
-    counted = result["metrics"].get(f"{objective}/loss", result["metrics"][first])
-    return Selected(columns, rows, next(iter(named), ""), counted["n"])
+    entry = result["metrics"].get(f"{objective}/loss", result["metrics"][first])
+    return Selected(columns, rows, next(iter(baselines), ""), entry["n"])
 
 
 def select_groups(result: dict, selected: Selected) -> dict[str, dict]:
@@ -120,19 +120,24 @@ def _objective_table(result: dict, objective: str) -> str:
 
 def _below_oracle(result: dict, selected: Selected) -> list[str]:
     """Formats the difference of each model to the oracle, if it is known for several models."""
-    known = {OWN if name == "BEHRT" else name: found for name, found in result.get("versus_oracle", {}).items()}
-    rows = {name: known[name] for name in selected.rows if selected.columns.keys() & known.get(name, {}).keys()}
+    differences = {
+        OWN if name == "BEHRT" else name: entries for name, entries in result.get("versus_oracle", {}).items()
+    }
+    rows = {
+        name: differences[name] for name in selected.rows if selected.columns.keys() & differences.get(name, {}).keys()
+    }
     return ["", *_grid("less the oracle", rows, selected.columns, signed=True)] if len(rows) > 1 else []
 
 
 def _grid(header: str, rows: dict[str, dict], columns: dict[str, str], signed: bool = False) -> list[str]:
-    write = format_signed if signed else format_cell
+    formatter = format_signed if signed else format_cell
     first = max(map(len, [header, *rows])) + 2
     widths = {name: max(len(label), 20) + 2 for name, label in columns.items()}
     lines = [header.ljust(first) + "".join(label.rjust(widths[name]) for name, label in columns.items())]
-    for label, found in rows.items():
+    for label, entries in rows.items():
         cells = (
-            write(found[name]).rjust(widths[name]) if name in found else "".rjust(widths[name]) for name in columns
+            formatter(entries[name]).rjust(widths[name]) if name in entries else "".rjust(widths[name])
+            for name in columns
         )
         lines.append((label.ljust(first) + "".join(cells)).rstrip())
     return lines

@@ -51,7 +51,9 @@ def _outcomes(
     times = event_targets.index_events(
         run.patients, run.index(run.patients), run.trained.is_target, config.objective.first_event_only
     )
-    lose = jax.jit(lambda rates, days, happened: time_to_event.event_losses(rates, days, happened, edges).mean(axis=-1))
+    loss_fn = jax.jit(
+        lambda rates, days, happened: time_to_event.event_losses(rates, days, happened, edges).mean(axis=-1)
+    )
     sizes = (config.data.row_length, config.evaluation.batch_size, config.data.use_sep)
     parts = {name: [] for name in predictors}
     for number, plain in enumerate(batches.evaluation_batches(run.patients, *sizes)):
@@ -60,9 +62,9 @@ def _outcomes(
         patients = plain["patient_index"][rows, plain["patient_ids"][rows, batch["event_ends"][rows, slots]] - 1]
         for name, predictor in predictors.items():
             rates = predictor(inputs.device_columns(batch))
-            losses = np.asarray(lose(rates, batch["event_days"], batch["event_happened"]))
+            losses = np.asarray(loss_fn(rates, batch["event_days"], batch["event_happened"]))
             parts[name].append(bootstrap.PerTargetScores(patients, {"loss": losses[rows, slots]}))
-    return {name: bootstrap.concatenate(found) for name, found in parts.items()}
+    return {name: bootstrap.concatenate(scores) for name, scores in parts.items()}
 
 
 def _fit_rates(run: Run, edges: tuple[float, ...]) -> np.ndarray:
@@ -72,8 +74,8 @@ def _fit_rates(run: Run, edges: tuple[float, ...]) -> np.ndarray:
     )
     visits = times.spread(FITTED_VISITS)
     events = exposure = np.zeros(())
-    for some in np.array_split(visits, max(len(visits) // 500, 1)):
-        days, happened = times.after(some)
-        spent, last = jax.device_get(time_to_event.exposures(jnp.asarray(days), edges))
-        events, exposure = events + (last & happened[..., None]).sum(axis=0), exposure + spent.sum(axis=0)
+    for chunk in np.array_split(visits, max(len(visits) // 500, 1)):
+        days, happened = times.after(chunk)
+        time_at_risk, last = jax.device_get(time_to_event.exposures(jnp.asarray(days), edges))
+        events, exposure = events + (last & happened[..., None]).sum(axis=0), exposure + time_at_risk.sum(axis=0)
     return np.log((events + 0.5) / (exposure + 0.5 * exposure.mean())).T.astype(np.float32)

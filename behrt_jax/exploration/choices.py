@@ -29,15 +29,15 @@ def measure(families: dict[str, list[Candidate]], groups: Groups) -> dict:
       The results; docs/embeddings.md has their format.
     """
     measures = {"groups": score_groups, "retrieval": score_retrieval}
-    scored = {name: functools.partial(function, groups) for name, function in measures.items()}
+    scorers = {name: functools.partial(function, groups) for name, function in measures.items()}
     total = sum(map(len, families.values()))
-    best, chosen = {}, {}
-    for name, score in scored.items():
+    best, chosen_names = {}, {}
+    for name, score in scorers.items():
         with tqdm(total=total, desc=f"choosing by {name}", unit="candidate") as bar:
-            picked = {family: choose(candidates, score, bar.update) for family, candidates in families.items()}
-        chosen[name] = {family: candidate.name for family, candidate in picked.items()}
-        best[name] = {family: candidate.make() for family, candidate in picked.items()}
-    result = {"groups_found": _describe(groups), "chosen": chosen}
+            selection = {family: choose(candidates, score, bar.update) for family, candidates in families.items()}
+        chosen_names[name] = {family: candidate.name for family, candidate in selection.items()}
+        best[name] = {family: candidate.make() for family, candidate in selection.items()}
+    result = {"groups_found": _describe(groups), "chosen": chosen_names}
     result["groups"] = report_groups(best["groups"], groups)
     result["retrieval"] = report_retrieval(best["retrieval"], groups)
     if groups["held_out"].later.any():
@@ -58,7 +58,7 @@ def choose(candidates: list[Candidate], score: Callable, advance: Callable[[], o
 
 def _describe(groups: Groups) -> dict:
     """Counts the patients with each disease, and those with this disease alone, by split."""
-    found = {}
+    summary = {}
     for split, each in groups.items():
         alone = embeddings.exclusive_groups(each.has)
         none, several = embeddings.NO_DISEASE, embeddings.SEVERAL
@@ -67,5 +67,5 @@ def _describe(groups: Groups) -> dict:
             name: {"patients": int(each.has[:, place].sum()), "alone": int((alone == place).sum())}
             for place, name in enumerate(each.names)
         }
-        found[split] = counts
-    return found
+        summary[split] = counts
+    return summary

@@ -39,19 +39,19 @@ def find_groups(
       or more codes.
     """
     tokens = vocabulary.tokens[NUM_SPECIAL:]
-    said = dict(zip(vocabulary.tokens, descriptions, strict=True))
+    texts = dict(zip(vocabulary.tokens, descriptions, strict=True))
     kinds = {code: code.partition("//")[0] for code in tokens if "//" in code}
-    words = {code: WORD.search(said[code].lower()) for code in kinds}
-    found = {
+    words = {code: WORD.search(texts[code].lower()) for code in kinds}
+    labels_by_kind = {
         "parent code": _parents(data, vocabulary),
         "kind of code": kinds,
         "ICD category": {code: name for code in tokens if (name := icd_category(code))},
         "ICD chapter": {code: str(number) for code in tokens if (number := icd_chapter(code))},
         "first word of description": {code: f"{kinds[code]} {word[0]}" for code, word in words.items() if word},
-        "disease": _diseases(diseases, vocabulary, said),
+        "disease": _diseases(diseases, vocabulary, texts),
         "simulated disease": {code: disease[1] for code in tokens if (disease := SIMULATED.search(code))},
     }
-    numbered = {name: _number(labels, vocabulary) for name, labels in found.items()}
+    numbered = {name: _number(labels, vocabulary) for name, labels in labels_by_kind.items()}
     return {name: groups for name, groups in numbered.items() if (np.bincount(groups + 1)[1:] > 1).sum() > 1}
 
 
@@ -66,8 +66,8 @@ def icd_category(code: str) -> str | None:
     >>> icd_category("DIAGNOSIS//ICD//10//E875"), icd_category("CONDITION//ICD9CM//250.00")
     ('DIAGNOSIS 10 E87', 'CONDITION 9 250')
     """
-    found = ICD_CODE.search(code)
-    return f"{code.partition('//')[0]} {found[1] or found[2]} {found[3][:3]}" if found else None
+    match = ICD_CODE.search(code)
+    return f"{code.partition('//')[0]} {match[1] or match[2]} {match[3][:3]}" if match else None
 
 
 def icd_chapter(code: str) -> int | None:
@@ -83,8 +83,8 @@ def icd_chapter(code: str) -> int | None:
     if version == "9":
         letters = {"E": CHAPTER_E, "V": CHAPTER_V}
         return letters[name[0]] if name[0] in letters else int(np.searchsorted(ICD9_CHAPTERS, int(name), "right"))
-    within = (chapter for last, chapter in ICD10_CHAPTERS if name <= last)
-    return next(within, CHAPTER_V if name >= "Z" else CHAPTER_E)
+    chapters = (chapter for last, chapter in ICD10_CHAPTERS if name <= last)
+    return next(chapters, CHAPTER_V if name >= "Z" else CHAPTER_E)
 
 
 def _parents(data: str | Path, vocabulary: Vocabulary) -> dict[str, str]:

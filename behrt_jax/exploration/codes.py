@@ -25,15 +25,15 @@ MOST_MATCHES = 5
 def show_neighbours(loaded: workdir.Loaded, descriptions: list[str], query: str, k: int) -> str:
     """Formats the nearest neighbours of the codes that match a query, or of the most frequent ones if many match."""
     vocabulary = loaded.vocabulary
-    found = code_embeddings.find_codes(query, vocabulary, descriptions)
-    shown = found[:MOST_MATCHES]
-    lines = [f"{len(found)} codes match; the {len(shown)} most frequent:"] if len(found) > len(shown) else []
+    matches = code_embeddings.find_codes(query, vocabulary, descriptions)
+    shown = matches[:MOST_MATCHES]
+    lines = [f"{len(matches)} codes match; the {len(shown)} most frequent:"] if len(matches) > len(shown) else []
     ids, cosines = code_embeddings.nearest(code_embeddings.code_table(loaded.params), shown, k)
-    for code, near, close in zip(shown, ids, cosines, strict=True):
+    for code, neighbours, similarities in zip(shown, ids, cosines, strict=True):
         patients = f"{vocabulary.patients[code - NUM_SPECIAL]:,} train patients"
         lines += ["", " ".join(filter(None, (vocabulary.tokens[code], descriptions[code], f"({patients})")))]
-        width = max(len(vocabulary.tokens[place]) for place in near)
-        for place, cosine in zip(near, close, strict=True):
+        width = max(len(vocabulary.tokens[place]) for place in neighbours)
+        for place, cosine in zip(neighbours, similarities, strict=True):
             lines.append(f"  {cosine:6.3f}  {vocabulary.tokens[place]:{width}}  {descriptions[place]}".rstrip())
     return "\n".join(lines)
 
@@ -44,9 +44,9 @@ def make_tables(loaded: workdir.Loaded, data: str) -> dict[str, np.ndarray]:
     Omits the fitted ones, with a message, if the data is missing or gives another vocabulary than the run has.
     """
     config, vocabulary, model, params = loaded
-    own = code_embeddings.code_table(params)
-    untrained = jax.jit(lambda key: workdir.initialize(model, key))(jax.random.key(config.seed))
-    tables = {OWN: own, "untrained": code_embeddings.code_table(untrained)}
+    run_table = code_embeddings.code_table(params)
+    random_params = jax.jit(lambda key: workdir.initialize(model, key))(jax.random.key(config.seed))
+    tables = {OWN: run_table, "untrained": code_embeddings.code_table(random_params)}
     if not Path(data).is_dir():
         print(f"{data}: not here, so there are no baselines from it and no descriptions; give --data=DIR")
         return tables
@@ -54,39 +54,41 @@ def make_tables(loaded: workdir.Loaded, data: str) -> dict[str, np.ndarray]:
     if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
         print(f"{data}: gives another vocabulary than the run was trained with, so no baselines are fitted on it")
         return tables
-    most = config.train.max_patients if "objective" in config else 0
-    train = dataset.sample(dataset.read(prepared.folder, "train"), most)
+    max_patients = config.train.max_patients if "objective" in config else 0
+    train = dataset.sample(dataset.read(prepared.folder, "train"), max_patients)
     index = windows.index_visits(train, config.data.row_length, config.data.use_sep)
-    tables["PPMI-SVD"] = code_embeddings.ppmi_svd(code_counts.visit_codes(train, index, len(own)), own.shape[1])
-    fitted = code_init.fit_skip_gram(config, train, len(own))
-    return {**tables, "skip-gram": np.nan_to_num(fitted)}
+    tables["PPMI-SVD"] = code_embeddings.ppmi_svd(
+        code_counts.visit_codes(train, index, len(run_table)), run_table.shape[1]
+    )
+    skip_gram = code_init.fit_skip_gram(config, train, len(run_table))
+    return {**tables, "skip-gram": np.nan_to_num(skip_gram)}
 
 
 def measure(tables: dict[str, np.ndarray], groups: dict[str, np.ndarray], k: int) -> dict[str, dict]:
     """Measures how often neighbours share each kind of group: for the run, at chance, and for the other tables."""
     result = {}
     for name, labels in groups.items():
-        found = {label: code_embeddings.agreement(table, labels, k) for label, table in tables.items()}
-        own, chance = found.pop(OWN), code_embeddings.chance(labels)
-        result[name] = {"codes": len(own.patients), "groups": len(np.unique(own.patients))}
-        result[name] |= bootstrap.report(own, {"chance": chance, **found}, "codes")
+        scores = {label: code_embeddings.agreement(table, labels, k) for label, table in tables.items()}
+        run_scores, chance = scores.pop(OWN), code_embeddings.chance(labels)
+        result[name] = {"codes": len(run_scores.patients), "groups": len(np.unique(run_scores.patients))}
+        result[name] |= bootstrap.report(run_scores, {"chance": chance, **scores}, "codes")
     return result
 
 
 def format_agreement(result: dict[str, dict], k: int) -> str:
     """Formats the result of `measure` as text."""
     names = [OWN, *next(iter(result.values()))["baselines"]]
-    first = max(map(len, result)) + 2
+    width = max(map(len, result)) + 2
     lines = [f"share of the {k} nearest codes that are of the same group, 95% intervals over groups", ""]
-    lines.append(" " * first + "codes  groups" + "".join(name.rjust(24) for name in names))
-    for kind, found in result.items():
-        by = {OWN: found["metrics"], **found["baselines"]}
-        cells = (format_cell(by[name]["codes/precision"]).rjust(24) for name in names)
-        lines.append(f"{kind:{first}}{found['codes']:5}{found['groups']:8}" + "".join(cells))
+    lines.append(" " * width + "codes  groups" + "".join(name.rjust(24) for name in names))
+    for kind, entry in result.items():
+        metrics = {OWN: entry["metrics"], **entry["baselines"]}
+        cells = (format_cell(metrics[name]["codes/precision"]).rjust(24) for name in names)
+        lines.append(f"{kind:{width}}{entry['codes']:5}{entry['groups']:8}" + "".join(cells))
     lines += ["", f"difference of {OWN} to each"]
-    for kind, found in result.items():
-        cells = (format_signed(found["versus"][name]["codes/precision"]).rjust(24) for name in names[1:])
-        lines.append(f"{kind:{first}}" + " " * 37 + "".join(cells))
+    for kind, entry in result.items():
+        cells = (format_signed(entry["versus"][name]["codes/precision"]).rjust(24) for name in names[1:])
+        lines.append(f"{kind:{width}}" + " " * 37 + "".join(cells))
     return "\n".join(lines)
 
 
@@ -101,10 +103,10 @@ def list_neighbours(loaded: workdir.Loaded, descriptions: list[str], groups: dic
             "groups": {name: int(labels[code]) for name, labels in groups.items() if labels[code] >= 0},
             "neighbours": [
                 {"code": vocabulary.tokens[place], "cosine": round(float(cosine), 4)}
-                for place, cosine in zip(near, close, strict=True)
+                for place, cosine in zip(neighbours, similarities, strict=True)
             ],
         }
-        for code, near, close in zip(codes, ids, cosines, strict=True)
+        for code, neighbours, similarities in zip(codes, ids, cosines, strict=True)
     }
 
 

@@ -56,24 +56,24 @@ def read_groups(
     people = people.with_columns(until=pl.lit(None, pl.Datetime("us")) if until is None else pl.Series(until))
     earlier = pl.col("until").is_null() | (pl.col("time") < pl.col("until"))
     if (Path(data) / TRUTH_FILE).exists():
-        names, found = _true_stages(Path(data) / TRUTH_FILE, people, earlier)
+        names, table = _true_stages(Path(data) / TRUTH_FILE, people, earlier)
     else:
-        names, found = _coded(Path(data), Path(definitions), people, earlier, say)
+        names, table = _coded(Path(data), Path(definitions), people, earlier, say)
     has, later = np.zeros((2, len(people), len(names)), bool)
-    rows = found["row"].to_numpy(), found["group"].to_numpy()
-    has[rows], later[rows] = found["has"].to_numpy(), found["later"].to_numpy()
+    rows = table["row"].to_numpy(), table["group"].to_numpy()
+    has[rows], later[rows] = table["has"].to_numpy(), table["later"].to_numpy()
     return DiseaseGroups(names, has, later & ~has)
 
 
 def _true_stages(file: Path, people: pl.DataFrame, earlier: pl.Expr) -> tuple[tuple[str, ...], pl.DataFrame]:
     stages = pl.read_parquet(file).join(people, on="subject_id").sort("subject_id", "time")
     columns = [name for name in stages.columns if name.startswith(STAGE)]
-    found = stages.group_by("row").agg(
+    flags = stages.group_by("row").agg(
         *(pl.col(name).filter(earlier).last().fill_null(0).gt(0).alias(f"has{name}") for name in columns),
         *(pl.col(name).filter(~earlier).gt(0).any().alias(f"later{name}") for name in columns),
     )
     parts = [
-        found.select("row", group=pl.lit(place), has=f"has{name}", later=f"later{name}")
+        flags.select("row", group=pl.lit(place), has=f"has{name}", later=f"later{name}")
         for place, name in enumerate(columns)
     ]
     return tuple(name.removeprefix(STAGE) for name in columns), pl.concat(parts)
@@ -83,7 +83,7 @@ def _coded(data: Path, definitions: Path, people: pl.DataFrame, earlier: pl.Expr
     shards = events.find_shards(data)
     present = pl.concat([pl.scan_parquet(shard).select(pl.col("code").cast(pl.String)).unique() for shard in shards])
     codes = match_codes(definitions, present.unique().collect()["code"].sort().to_list(), read_descriptions(data))
-    names = tuple(name for name, own in codes.items() if own)
+    names = tuple(name for name, members in codes.items() if members)
     if absent := [name for name in codes if name not in names]:
         say(f"{definitions}: no code of {data} is in {', '.join(absent)}; left out")
     if not names:
@@ -91,8 +91,8 @@ def _coded(data: Path, definitions: Path, people: pl.DataFrame, earlier: pl.Expr
     pairs = [(code, place) for place, name in enumerate(names) for code in codes[name]]
     table, parts = pl.DataFrame(pairs, {"code": pl.String, "group": pl.Int32}, orient="row"), []
     for shard in shards:
-        found = events.read_shard(shard).drop_nulls("time").join(table, on="code").join(people, on="subject_id")
-        parts.append(found.group_by("row", "group").agg(has=earlier.any(), later=(~earlier).any()))
+        matches = events.read_shard(shard).drop_nulls("time").join(table, on="code").join(people, on="subject_id")
+        parts.append(matches.group_by("row", "group").agg(has=earlier.any(), later=(~earlier).any()))
     return names, pl.concat(parts)
 
 
@@ -119,28 +119,28 @@ def match_codes(
     if not sections.get("groups"):
         raise ValueError(f"{file}: holds no groups; expected `groups:`, and names below it as in configs/diseases.yaml")
     among = events.matching_codes(codes, _patterns(sections, "among", str(file)) or ("*",), ())
-    found = {}
+    codes_by_group = {}
     for name, group in sections["groups"].items():
         where = f"{file}: groups.{name}"
-        shell = _patterns(section_of(group, GROUP_KEYS, where), "codes", where)
+        globs = _patterns(section_of(group, GROUP_KEYS, where), "codes", where)
         words = _patterns(group, "descriptions", where)
         try:
-            named = [re.compile(word, re.IGNORECASE) for word in words]
+            expressions = [re.compile(word, re.IGNORECASE) for word in words]
         except re.error as error:
             raise ValueError(f"{where}.descriptions: not a regular expression ({error}); correct it") from error
-        by_code = set(events.matching_codes(among, shell, ())) if shell else set()
-        said = {code: descriptions.get(code, "") for code in among}
-        found[str(name)] = [
-            code for code in among if code in by_code or any(pattern.search(said[code]) for pattern in named)
+        by_code = set(events.matching_codes(among, globs, ())) if globs else set()
+        texts = {code: descriptions.get(code, "") for code in among}
+        codes_by_group[str(name)] = [
+            code for code in among if code in by_code or any(pattern.search(texts[code]) for pattern in expressions)
         ]
-    return found
+    return codes_by_group
 
 
 def _patterns(section: dict, key: str, where: str) -> tuple[str, ...]:
-    given = section.get(key) or ()
-    if isinstance(given, str) or not all(isinstance(each, str) for each in given):
-        raise ValueError(f"{where}.{key}: found {given!r}; expected a list of patterns, such as [CONDITION//*]")
-    return tuple(given)
+    patterns = section.get(key) or ()
+    if isinstance(patterns, str) or not all(isinstance(each, str) for each in patterns):
+        raise ValueError(f"{where}.{key}: found {patterns!r}; expected a list of patterns, such as [CONDITION//*]")
+    return tuple(patterns)
 
 
 def read_descriptions(root: Path) -> dict[str, str]:

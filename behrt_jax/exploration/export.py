@@ -22,16 +22,18 @@ def split_frames(found: workdir.Loaded, patients: dataset.Patients, split: str, 
     places = np.arange(len(patients))
     for start in range(0, len(patients), CHUNK):
         chunk = dataset.take(patients, (places >= start) & (places < start + CHUNK))
-        moment, left_out = snapshots.take_snapshot(config, chunk, at, lives, whole)
-        windows = snapshots.windows_of(config, moment.rows, whole)
-        given = (config, found.model, found.params, moment.rows, windows, (pooling,), found.vocabulary)
-        pooled = embed(*given)[pooling] if len(moment.rows) else np.zeros((0, config.model.hidden_dim), np.float32)
-        sex = pl.Series(sexes(moment.histories, tokens).tolist(), dtype=pl.String)
+        snapshot, left_out = snapshots.take_snapshot(config, chunk, at, lives, whole)
+        windows = snapshots.windows_of(config, snapshot.rows, whole)
+        arguments = (config, found.model, found.params, snapshot.rows, windows, (pooling,), found.vocabulary)
+        pooled = (
+            embed(*arguments)[pooling] if len(snapshot.rows) else np.zeros((0, config.model.hidden_dim), np.float32)
+        )
+        sex = pl.Series(sexes(snapshot.histories, tokens).tolist(), dtype=pl.String)
         columns = {
-            "subject_id": moment.rows.subject_ids,
-            "time": moment.times,
+            "subject_id": snapshot.rows.subject_ids,
+            "time": snapshot.times,
             "embedding": pl.Series(pooled, dtype=pl.Array(pl.Float32, pooled.shape[1])),
-            "age": pl.Series(histories.ages_at(moment.histories, moment.times), dtype=pl.Float32).fill_nan(None),
+            "age": pl.Series(histories.ages_at(snapshot.histories, snapshot.times), dtype=pl.Float32).fill_nan(None),
             "sex": sex.replace("", None),
         }
         yield pl.DataFrame(columns).with_columns(split=pl.lit(split)), len(chunk), left_out
@@ -44,20 +46,22 @@ def read_outcomes(files: list[str]) -> list[pl.DataFrame]:
       ValueError: a file cannot be read as labels, or two files have the same name.
     """
     names = [Path(file).stem for file in files]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"--labels: two files are named {', '.join(twice)}; columns are named by files; rename one")
+    if duplicates := {name for name in names if names.count(name) > 1}:
+        raise ValueError(
+            f"--labels: two files are named {', '.join(duplicates)}; columns are named by files; rename one"
+        )
     tables = []
     for file, name in zip(files, names, strict=True):
-        read = read_label_table(Path(file), print)
+        labels = read_label_table(Path(file), print)
         keys = ("subject_id", "prediction_time")
-        if read.kind == "survival":
+        if labels.kind == "survival":
             days = (pl.col("event_time") - pl.col("prediction_time")).dt.total_seconds() / 86_400
             columns = {f"{name}_days": days, f"{name}_event": pl.col("event")}
-        elif read.kind == "multiclass":
-            columns = {name: pl.col("value").replace_strict(list(range(len(read.names))), list(read.names))}
+        elif labels.kind == "multiclass":
+            columns = {name: pl.col("value").replace_strict(list(range(len(labels.names))), list(labels.names))}
         else:
             columns = {name: pl.col("value") > 0}
-        tables.append(read.rows.select(*keys, **columns))
+        tables.append(labels.rows.select(*keys, **columns))
     return tables
 
 

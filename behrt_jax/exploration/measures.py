@@ -33,8 +33,8 @@ def exclusive(groups: Groups, split: str) -> tuple[np.ndarray, np.ndarray]:
     A group needs at least `ALONE` patients in train, and two in the split, the fewest for which a silhouette exists.
     """
     train, labels = (embedding_metrics.exclusive_groups(groups[name].has) for name in ("train", split))
-    found, counts = np.unique(train, return_counts=True)
-    large = set(found[(counts >= ALONE) & (found != embedding_metrics.SEVERAL)])
+    unique_labels, counts = np.unique(train, return_counts=True)
+    large = set(unique_labels[(counts >= ALONE) & (unique_labels != embedding_metrics.SEVERAL)])
     used = [label for label in large if (labels == label).sum() > 1]
     if len(used) < 2:
         raise ValueError(
@@ -53,33 +53,33 @@ def retrieve(groups: Groups, found: Splits, split: str) -> PerTargetScores:
 
 def retrieve_at_random(groups: Groups) -> PerTargetScores:
     """Measures all train patients as neighbours of held-out patients, the expectation of random neighbours."""
-    own, train = groups["held_out"].has, groups["train"].has
-    everyone = np.broadcast_to(np.arange(len(train)), (len(own), len(train)))
-    return embedding_metrics.retrieval(everyone, own, train)
+    queries, train = groups["held_out"].has, groups["train"].has
+    everyone = np.broadcast_to(np.arange(len(train)), (len(queries), len(train)))
+    return embedding_metrics.retrieval(everyone, queries, train)
 
 
 def report_groups(best: dict[str, Splits], groups: Groups) -> dict:
     """Measures the separation of held-out patients by exclusive group; intervals resample patients."""
     rows, labels = exclusive(groups, "held_out")
     owners, weights = classification.patient_weights(rows, len(rows), seed=0)
-    found, others = {}, {}
+    estimates, others = {}, {}
     for family, splits in best.items():
         embeddings = splits["held_out"][rows]
         values = {"silhouette": embedding_metrics.resampled_silhouettes(embeddings, labels, weights[:, owners])}
-        found[family] = classification.estimates(values, "groups/", "", owners)
+        estimates[family] = classification.estimates(values, "groups/", "", owners)
         others[family] = embedding_metrics.cluster_scores(embeddings, labels)[1]
     names = ("none", *groups["held_out"].names)
     members = {names[label + 1]: int((labels == label).sum()) for label in np.unique(labels)}
-    return {**_compare(found), "members": members, "others": others}
+    return {**_compare(estimates), "members": members, "others": others}
 
 
 def _compare(found: dict[str, dict[str, bootstrap.Estimate]]) -> dict:
     """Returns the metrics of the embeddings and of the other representations, with paired differences."""
-    own = found.pop(OWN)
+    run_estimates = found.pop(OWN)
     return {
-        "metrics": bootstrap.summaries(own),
+        "metrics": bootstrap.summaries(run_estimates),
         "baselines": {family: bootstrap.summaries(each) for family, each in found.items()},
-        "versus": {family: bootstrap.compare(own, each) for family, each in found.items()},
+        "versus": {family: bootstrap.compare(run_estimates, each) for family, each in found.items()},
     }
 
 
@@ -89,9 +89,9 @@ def report_retrieval(best: dict[str, Splits], groups: Groups) -> dict:
         raise ValueError(
             "--diseases: no held-out patient has one of the diseases; name other groups, or use more patients"
         )
-    outcomes = {family: retrieve(groups, found, "held_out") for family, found in best.items()}
-    outcomes[CHANCE] = retrieve_at_random(groups)
-    result = bootstrap.report(outcomes.pop(OWN), outcomes, "retrieval")
+    scores = {family: retrieve(groups, splits, "held_out") for family, splits in best.items()}
+    scores[CHANCE] = retrieve_at_random(groups)
+    result = bootstrap.report(scores.pop(OWN), scores, "retrieval")
     return {"neighbours": NEIGHBOURS, **result}
 
 
@@ -103,18 +103,18 @@ def report_probe(best: dict[str, Splits], groups: Groups) -> dict:
         return {}
     has = {split: each.has[:, used] for split, each in groups.items()}
     names = [groups["train"].names[place] for place in used]
-    found = {}
+    estimates = {}
     with tqdm(total=len(used) * len(best), desc="probing", unit="disease") as bar:
         for family, inputs in best.items():
-            said = embedding_metrics.probe(inputs, has, bar.update)
-            found[family] = _areas(said, has["held_out"], names)
-    return _compare(found)
+            probabilities = embedding_metrics.probe(inputs, has, bar.update)
+            estimates[family] = _areas(probabilities, has["held_out"], names)
+    return _compare(estimates)
 
 
 def _areas(said: np.ndarray, has: np.ndarray, names: list[str]) -> dict[str, bootstrap.Estimate]:
     """Returns the AUROC of each disease and its mean over diseases, on the data and on resamples of patients."""
     owners, weights = classification.patient_weights(np.arange(len(has)), len(has), seed=0)
     each = [classification.auroc(said[:, place], has[:, place], weights[:, owners]) for place in range(len(names))]
-    found = {"auroc": classification.mean_over(each)}
-    found |= {f"auroc/disease={name}": values for name, values in zip(names, each, strict=True)}
-    return classification.estimates(found, "probe/", "", owners)
+    aurocs = {"auroc": classification.mean_over(each)}
+    aurocs |= {f"auroc/disease={name}": values for name, values in zip(names, each, strict=True)}
+    return classification.estimates(aurocs, "probe/", "", owners)

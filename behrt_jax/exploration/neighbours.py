@@ -28,15 +28,15 @@ def read_date(found: workdir.Loaded, diseases: str, date: str, whole: bool) -> D
     """Reads and embeds the patients of a run's data as of a date."""
     print(f"{date}:")
     population = exploration_population.read_population(found, diseases, snapshots.read_date(date), whole)
-    ids = {split: moment.rows.subject_ids for split, moment in population.moments.items()}
+    ids = {split: snapshot.rows.subject_ids for split, snapshot in population.moments.items()}
     return Date(population.groups, ids, exploration_population.find_families(found, population))
 
 
 def choose(dates: list[Date], family: str) -> list[Candidate]:
     """Returns the candidate of a family that is best on tuning over all dates, one instance per date."""
-    same = list(zip(*(date.families[family] for date in dates), strict=True))
-    scores = [retrieve(dates, each, "tuning").values["precision"].mean() for each in tqdm(same, desc=family)]
-    return list(same[int(np.argmax(scores))])
+    variants = list(zip(*(date.families[family] for date in dates), strict=True))
+    scores = [retrieve(dates, each, "tuning").values["precision"].mean() for each in tqdm(variants, desc=family)]
+    return list(variants[int(np.argmax(scores))])
 
 
 def retrieve(dates: list[Date], candidates: Sequence[Candidate], split: str) -> PerTargetScores:
@@ -68,9 +68,9 @@ def measure_run(dates: list[Date]) -> tuple[dict[str, PerTargetScores], dict[str
                 f"--diseases: no {split} patient has one of the diseases; name other groups or later dates"
             )
     best = {family: choose(dates, family) for family in dates[0].families}
-    for date, own, bag in zip(dates, best[OWN], best[BAG], strict=True):
-        date.families[BOTH] = of_both(own, bag)
+    for date, embedding, bag in zip(dates, best[OWN], best[BAG], strict=True):
+        date.families[BOTH] = of_both(embedding, bag)
     best[BOTH] = choose(dates, BOTH)
-    outcomes = {family: retrieve(dates, each, "held_out") for family, each in best.items()}
+    scores = {family: retrieve(dates, each, "held_out") for family, each in best.items()}
     chance = [by_subject(date, "held_out", measures.retrieve_at_random(date.groups)) for date in dates]
-    return {**outcomes, CHANCE: bootstrap.concatenate(chance)}, {family: each[0].name for family, each in best.items()}
+    return {**scores, CHANCE: bootstrap.concatenate(chance)}, {family: each[0].name for family, each in best.items()}

@@ -36,42 +36,42 @@ def read_population(found: workdir.Loaded, diseases: str, at, whole: bool) -> Po
     config = found.config
     prepared = prepare(DataConfig(**config.data), found.vocabulary, progress=print)
     print(data_prepare.describe_coverage(prepared.report, "all"))
-    lives, known = follow_up.read_lives(config.data.path), {}
+    lives, split_snapshots = follow_up.read_lives(config.data.path), {}
     for split in events.SPLITS:
         everyone = dataset.read(prepared.folder, split)
         patients = dataset.sample(everyone, config.evaluation.max_patients)
         if len(patients) < len(everyone):
             print(f"{split}: {len(patients):,} of {len(everyone):,} patients are taken (evaluation.max_patients)")
-        known[split], left_out = snapshots.take_snapshot(config, patients, at, lives, whole)
+        split_snapshots[split], left_out = snapshots.take_snapshot(config, patients, at, lives, whole)
         for reason, number in left_out.items():
             print(f"{split}: {number:,} patients left out, {reason}")
-        if not len(known[split].rows):
+        if not len(split_snapshots[split].rows):
             raise ValueError(f"--at: no patient of {split} was alive with an event before; name a later date")
     pooled = {name: {} for name in POOLINGS}
-    for split, moment in known.items():
-        windows = snapshots.windows_of(config, moment.rows, whole)
-        index = data_windows.index_visits(moment.rows, config.data.row_length, config.data.use_sep)
+    for split, snapshot in split_snapshots.items():
+        windows = snapshots.windows_of(config, snapshot.rows, whole)
+        index = data_windows.index_visits(snapshot.rows, config.data.row_length, config.data.use_sep)
         rows = len((windows or data_windows.newest_windows(index)).lengths)
         with tqdm(desc=f"embedding {split}, {rows:,} windows", unit="batch") as bar:
-            given = (config, found.model, found.params, moment.rows, windows, POOLINGS, found.vocabulary, bar.update)
-            for name, values in embed(*given).items():
+            args = (config, found.model, found.params, snapshot.rows, windows, POOLINGS, found.vocabulary, bar.update)
+            for name, values in embed(*args).items():
                 pooled[name][split] = values
-    return Population(known, _read_groups(config.data.path, diseases, known, at), lives, pooled)
+    return Population(split_snapshots, _read_groups(config.data.path, diseases, split_snapshots, at), lives, pooled)
 
 
 def _read_groups(data: str, diseases: str, known: dict[str, snapshots.Snapshot], at) -> dict[str, DiseaseGroups]:
     """Reads the diseases of all patients together, so that each shard is read once, and returns them by split."""
-    subjects = np.concatenate([moment.rows.subject_ids for moment in known.values()])
-    times = None if at is None else np.concatenate([moment.times for moment in known.values()])
+    subjects = np.concatenate([snapshot.rows.subject_ids for snapshot in known.values()])
+    times = None if at is None else np.concatenate([snapshot.times for snapshot in known.values()])
     all_groups = disease_groups.read_groups(data, diseases, subjects, times, print)
-    stops = np.cumsum([len(moment.times) for moment in known.values()])[:-1]
+    stops = np.cumsum([len(snapshot.times) for snapshot in known.values()])[:-1]
     parts = zip(np.split(all_groups.has, stops), np.split(all_groups.later, stops), strict=True)
     return {split: DiseaseGroups(all_groups.names, *part) for split, part in zip(known, parts, strict=True)}
 
 
 def find_families(found: workdir.Loaded, population: Population) -> dict[str, list[made.Candidate]]:
     """Returns the candidates of each representation to compare."""
-    histories = {split: moment.histories for split, moment in population.moments.items()}
+    histories = {split: snapshot.histories for split, snapshot in population.moments.items()}
     rarity = code_rarity(found.vocabulary)
     return {
         made.OWN: made.of_embeddings(population.pooled),

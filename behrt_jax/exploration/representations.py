@@ -39,21 +39,21 @@ def of_bags(histories: dict[str, dataset.Patients], rarity: np.ndarray, componen
       rarity: (V,), from `embeddings.patients.code_rarity`.
       components: number of principal components of train to use in place of the (N, V) bags; 0 for the bags.
     """
-    found = []
-    for name, fading, weigh in _weightings(rarity):
-        bags = functools.partial(_bags, histories, len(rarity), fading, weigh)
+    candidates = []
+    for name, half_life, weigh in _weightings(rarity):
+        bags = functools.partial(_bags, histories, len(rarity), half_life, weigh)
         # Components are slow to compute and are cached; bags are large and fast to recompute.
         make = functools.cache(functools.partial(_principal, bags, components)) if components else bags
-        found += _centred_or_not(name, make)
-    return found
+        candidates += _centred_or_not(name, make)
+    return candidates
 
 
 def of_both(embeddings: Candidate, bags: Candidate) -> list[Candidate]:
     """Returns candidates that concatenate embeddings and bags, which adds their cosines, for several weights."""
 
     def joined(length: float) -> Splits:
-        own, codes = embeddings.make(), bags.make()
-        return {split: normalize(np.concatenate([length * own[split], codes[split]], axis=1)) for split in own}
+        vectors, codes = embeddings.make(), bags.make()
+        return {split: normalize(np.concatenate([length * vectors[split], codes[split]], axis=1)) for split in vectors}
 
     return [
         Candidate(f"{embeddings.name}, times {length:g}, beside {bags.name}", functools.partial(joined, length))
@@ -64,8 +64,8 @@ def of_both(embeddings: Candidate, bags: Candidate) -> list[Candidate]:
 def _centred_or_not(name: str, make: Callable[[], Splits]) -> list[Candidate]:
     def scaled(centre: bool) -> Splits:
         splits = make()
-        direct = directions(splits["train"], centre)
-        return {split: direct(values) for split, values in splits.items()}
+        transform = directions(splits["train"], centre)
+        return {split: transform(values) for split, values in splits.items()}
 
     return [
         Candidate(name + label, functools.partial(scaled, centre))
@@ -91,5 +91,5 @@ def _bags(histories: dict[str, dataset.Patients], size: int, half_life: float, w
 
 def _principal(bags: Callable[[], Splits], components: int) -> Splits:
     splits = bags()
-    fitted = PCA(min(components, *splits["train"].shape), svd_solver="covariance_eigh").fit(splits["train"])
-    return {split: fitted.transform(values).astype(np.float32) for split, values in splits.items()}
+    pca = PCA(min(components, *splits["train"].shape), svd_solver="covariance_eigh").fit(splits["train"])
+    return {split: pca.transform(values).astype(np.float32) for split, values in splits.items()}

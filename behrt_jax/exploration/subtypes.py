@@ -66,9 +66,9 @@ def _others(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 def _density(train: np.ndarray, held_out: np.ndarray) -> dict:
     """Clusters train and held-out patients together by density after PCA; in many dimensions HDBSCAN finds none."""
-    fitted = PCA(min(DENSE_DIMENSIONS, *train.shape), random_state=0).fit(train)
-    together = fitted.transform(np.concatenate([train, held_out]))
-    labels = HDBSCAN(min_cluster_size=min(DENSE_MEMBERS, len(together) // 2), copy=True).fit_predict(together)[
+    pca = PCA(min(DENSE_DIMENSIONS, *train.shape), random_state=0).fit(train)
+    components = pca.transform(np.concatenate([train, held_out]))
+    labels = HDBSCAN(min_cluster_size=min(DENSE_MEMBERS, len(components) // 2), copy=True).fit_predict(components)[
         len(train) :
     ]
     dense = labels >= 0
@@ -94,9 +94,9 @@ def _profiles(population, found, labels: dict[str, np.ndarray]) -> list[dict]:
     names, profiles = population.groups["train"].names, []
     for cluster in range(len(odds)):
         inside = member == cluster
-        known = np.where(presence[inside].sum(axis=0) >= FEWEST, scores[cluster], -np.inf)
-        known[:NUM_SPECIAL] = -np.inf
-        best = [code for code in np.argsort(-known)[:CODES] if known[code] > 0]
+        ranking = np.where(presence[inside].sum(axis=0) >= FEWEST, scores[cluster], -np.inf)
+        ranking[:NUM_SPECIAL] = -np.inf
+        best = [code for code in np.argsort(-ranking)[:CODES] if ranking[code] > 0]
         codes = [
             {
                 "code": tokens[code],
@@ -127,13 +127,15 @@ def _survival(population, labels: np.ndarray, at: np.datetime64) -> dict:
     died, seen = people["death"].is_not_null().to_numpy(), days > 0
     curves = []
     for cluster in range(labels.max() + 1):
-        own = seen & (labels == cluster)
-        times = np.unique(days[own])
-        kept = times[np.unique(np.linspace(0, len(times) - 1, CURVE_POINTS).astype(int))] if own.any() else times
-        once = np.ones((1, own.sum()))
-        alive = 1 - survival.cumulative_incidence(days[own], died[own], once, kept)[0] if own.any() else kept
-        curve = {"days": kept.tolist(), "alive": alive.tolist()}
-        curves.append({"patients": int(own.sum()), "deaths": int(died[own].sum()), **curve})
+        members = seen & (labels == cluster)
+        times = np.unique(days[members])
+        grid = times[np.unique(np.linspace(0, len(times) - 1, CURVE_POINTS).astype(int))] if members.any() else times
+        weights = np.ones((1, members.sum()))
+        alive = (
+            1 - survival.cumulative_incidence(days[members], died[members], weights, grid)[0] if members.any() else grid
+        )
+        curve = {"days": grid.tolist(), "alive": alive.tolist()}
+        curves.append({"patients": int(members.sum()), "deaths": int(died[members].sum()), **curve})
     result = {"curves": curves, "not_followed": int((~seen).sum())}
     if died[seen].any() and len(np.unique(labels[seen])) > 1:
         statistic, p = cox.log_rank(days[seen], died[seen], labels[seen])

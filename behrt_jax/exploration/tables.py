@@ -56,21 +56,21 @@ def _grid(
     families = {name: result["metrics"], **result["baselines"]}
     width = max(26, *map(len, families))
     lines = [" " * width + "".join(label.rjust(24) for label in columns.values()) + header]
-    for family, found in families.items():
-        cells = "".join(format_cell(found[name]).rjust(24) for name in columns)
+    for family, entries in families.items():
+        cells = "".join(format_cell(entries[name]).rjust(24) for name in columns)
         lines.append(f"{family:{width}}{cells}{others.get(family, '') if others else ''}")
     first = next(iter(columns))
-    for family, found in result["versus"].items():
-        lines.append(f"  difference to {family}: {format_signed(found[first])}")
+    for family, entries in result["versus"].items():
+        lines.append(f"  difference to {family}: {format_signed(entries[first])}")
     return lines
 
 
 def _subtypes(found: dict) -> str:
-    stability, dense = found["stability"], found["hdbscan"]
-    means = found["k_means"]
+    stability, hdbscan = found["stability"], found["hdbscan"]
+    kmeans = found["k_means"]
     lines = [
-        f"k-means, {means['clusters']} clusters: silhouette {means['silhouette']:.3f}; adjusted Rand over resamples "
-        f"{format_cell(stability)}; HDBSCAN: {dense['clusters']} clusters, {dense['in_none']:.0%} in none"
+        f"k-means, {kmeans['clusters']} clusters: silhouette {kmeans['silhouette']:.3f}; adjusted Rand over resamples "
+        f"{format_cell(stability)}; HDBSCAN: {hdbscan['clusters']} clusters, {hdbscan['in_none']:.0%} in none"
     ]
     for number, cluster in enumerate(found["clusters"]):
         codes = "; ".join(

@@ -34,18 +34,18 @@ def read_splits(
     check_kind(config, labels)
     prepared = prepare(DataConfig(**config.data), vocabulary, progress=say, add_codes=add_codes)
     labels = match(labels, read_lives(config.data.path), say)
-    splits, wrong_side = {}, 0
+    splits, num_wrong_side = {}, 0
     for split in data_events.SPLITS:
         patients = dataset.read(prepared.folder, split)
-        mine = labels.take(np.isin(labels.subject_ids, patients.subject_ids))
-        kept = mine if cutoff is None else keep_side(config, mine, split, cutoff, say)
-        kept = keep_few(config, kept, say) if split == "train" else kept
-        wrong_side += len(mine) - len(kept)
-        splits[split] = find_histories(config, patients, kept, prepared.vocabulary.tokens, split, say)
-    report_rest(len(labels) - wrong_side, list(splits.values()), say)
+        split_labels = labels.take(np.isin(labels.subject_ids, patients.subject_ids))
+        usable_labels = split_labels if cutoff is None else keep_side(config, split_labels, split, cutoff, say)
+        usable_labels = keep_few(config, usable_labels, say) if split == "train" else usable_labels
+        num_wrong_side += len(split_labels) - len(usable_labels)
+        splits[split] = find_histories(config, patients, usable_labels, prepared.vocabulary.tokens, split, say)
+    report_rest(len(labels) - num_wrong_side, list(splits.values()), say)
     for line in describe_unknown(splits, prepared.vocabulary.tokens):
         say(line)
-    if empty := [split for split, found in splits.items() if not len(found.labels)]:
+    if empty := [split for split, part in splits.items() if not len(part.labels)]:
         side = f" and temporal_split.cutoff={config.temporal_split.cutoff}" if cutoff else ""
         raise ValueError(f"labels={config.labels}{side}: no label is left in {', '.join(empty)}; expected some in each")
     return prepared, splits
@@ -53,18 +53,20 @@ def read_splits(
 
 def read_cutoff(config: ConfigDict) -> np.datetime64 | None:
     """Returns the cutoff date of `temporal_split`, or None; raises a ValueError if its keys are not a date and days."""
-    chosen = config.temporal_split
-    if not chosen.cutoff:
+    settings = config.temporal_split
+    if not settings.cutoff:
         return None
     try:
-        cutoff = np.datetime64(datetime.date.fromisoformat(chosen.cutoff), "us")
+        cutoff = np.datetime64(datetime.date.fromisoformat(settings.cutoff), "us")
     except ValueError as error:
-        raise ValueError(f"temporal_split.cutoff: found {chosen.cutoff}; expected a date such as 2015-01-01") from error
-    needed = "classification" in config
-    if not (chosen.outcome_window_days > 0 or (chosen.outcome_window_days == 0 and not needed)):
-        why = ", the outcome's window, as labels of train must be known by the cutoff" if needed else ""
         raise ValueError(
-            f"temporal_split.outcome_window_days: found {chosen.outcome_window_days:g}; expected days above 0{why}"
+            f"temporal_split.cutoff: found {settings.cutoff}; expected a date such as 2015-01-01"
+        ) from error
+    is_classification = "classification" in config
+    if not (settings.outcome_window_days > 0 or (settings.outcome_window_days == 0 and not is_classification)):
+        reason = ", the outcome's window, as labels of train must be known by the cutoff" if is_classification else ""
+        raise ValueError(
+            f"temporal_split.outcome_window_days: found {settings.outcome_window_days:g}; expected days above 0{reason}"
         )
     return cutoff
 
@@ -73,23 +75,25 @@ def keep_side(
     config: ConfigDict, labels: Labels, split: str, cutoff: np.datetime64, say: Callable[[str], None]
 ) -> Labels:
     """Keeps the labels on a split's side of the cutoff; reports how many are left out, or censored at the cutoff."""
-    chosen = config.temporal_split
-    kept, censored = label_data.temporal_split(labels, split, cutoff, chosen.outcome_window_days)
-    gap = f"{chosen.outcome_window_days:g} days before " if chosen.outcome_window_days else ""
-    side = f"before {chosen.cutoff}" if split == "held_out" else f"from {gap}{chosen.cutoff} on"
-    left_out = len(labels) - len(kept)
-    say(f"out of time, {split}: {left_out:,} labels {side} left out, {censored:,} times to event censored there")
-    return kept
+    settings = config.temporal_split
+    kept_labels, num_censored = label_data.temporal_split(labels, split, cutoff, settings.outcome_window_days)
+    gap = f"{settings.outcome_window_days:g} days before " if settings.outcome_window_days else ""
+    side = f"before {settings.cutoff}" if split == "held_out" else f"from {gap}{settings.cutoff} on"
+    num_left_out = len(labels) - len(kept_labels)
+    say(
+        f"out of time, {split}: {num_left_out:,} labels {side} left out, {num_censored:,} times to event censored there"
+    )
+    return kept_labels
 
 
 def keep_few(config: ConfigDict, labels: Labels, say: Callable[[str], None]) -> Labels:
     """Keeps the labels of at most `train.max_patients` patients, those with the lowest hash of their id."""
-    patients, most = np.unique(labels.subject_ids), config.train.max_patients
-    if not 0 < most < len(patients):
+    patients, max_patients = np.unique(labels.subject_ids), config.train.max_patients
+    if not 0 < max_patients < len(patients):
         return labels
-    say(f"train: {most:,} of {len(patients):,} labelled patients are taken (train.max_patients)")
-    chosen = patients[np.argsort(hash_integers(patients), kind="stable")[:most]]
-    return labels.take(np.isin(labels.subject_ids, chosen))
+    say(f"train: {max_patients:,} of {len(patients):,} labelled patients are taken (train.max_patients)")
+    sample = patients[np.argsort(hash_integers(patients), kind="stable")[:max_patients]]
+    return labels.take(np.isin(labels.subject_ids, sample))
 
 
 def kinds(config: ConfigDict) -> tuple[str, ...]:
@@ -100,8 +104,8 @@ def kinds(config: ConfigDict) -> tuple[str, ...]:
 def check_kind(config: ConfigDict, labels: Labels) -> None:
     """Raises a ValueError if labels are not of the kind of the recipe."""
     if labels.kind not in kinds(config):
-        wanted = "survival" if labels.kind == "survival" else "classification"
-        raise ValueError(f"labels: found {labels.kind} labels in {config.labels}; use --config=configs/{wanted}.py")
+        recipe = "survival" if labels.kind == "survival" else "classification"
+        raise ValueError(f"labels: found {labels.kind} labels in {config.labels}; use --config=configs/{recipe}.py")
 
 
 def match(labels: Labels, lives: pl.DataFrame, say: Callable[[str], None]) -> Labels:
@@ -114,9 +118,12 @@ def match(labels: Labels, lives: pl.DataFrame, say: Callable[[str], None]) -> La
 
 def report_rest(number: int, found: list[LabeledHistories], say: Callable[[str], None]) -> None:
     """Reports how many of `number` labels have no history: no known code before, or a patient of another split."""
-    rest = number - sum(len(part.labels) for part in found)
-    if rest:
-        say(f"labels left out: {rest:,} without an event before that the model reads, or of patients in other splits")
+    num_missing = number - sum(len(part.labels) for part in found)
+    if num_missing:
+        say(
+            f"labels left out: {num_missing:,} without an event before that the model reads, "
+            "or of patients in other splits"
+        )
 
 
 def warn_of_few(labels: Labels, say: Callable[[str], None]) -> None:
@@ -124,6 +131,6 @@ def warn_of_few(labels: Labels, say: Callable[[str], None]) -> None:
     if lack := label_data.describe_lack(labels, "held_out"):
         events, classes = "C-index, AUC and calibration slope need events", "AUROC, AUPRC and slope need both classes"
         say(f"warning: {lack}; {events if labels.kind == 'survival' else classes}: left out, as are its figures")
-    for name, came in zip(labels.names, labels.outcomes().T, strict=True):
-        if 0 < (patients := len(np.unique(labels.subject_ids[came]))) < FEW:
+    for name, is_positive in zip(labels.names, labels.outcomes().T, strict=True):
+        if 0 < (patients := len(np.unique(labels.subject_ids[is_positive]))) < FEW:
             say(f"warning: patients of held_out with '{name}': {patients}; no interval of so few can be relied on")

@@ -57,10 +57,12 @@ def load_other(
       ValueError: the second run has other labels, or its fine-tuning was not completed.
     """
     other = load(folder, None, say)
-    theirs = other.splits["held_out"].labels
+    other_labels = other.splits["held_out"].labels
     columns = ("subject_ids", "prediction_times", "values", "days", "events")
-    same = all(np.array_equal(getattr(mine, name), getattr(theirs, name), equal_nan=name == "days") for name in columns)
-    if not same or other.config.names != config.names:
+    is_same = all(
+        np.array_equal(getattr(mine, name), getattr(other_labels, name), equal_nan=name == "days") for name in columns
+    )
+    if not is_same or other.config.names != config.names:
         raise ValueError(f"--versus={folder}: is of other labels; expected a run of {config.labels}")
     return other, predict.read_fitted(folder)
 

@@ -41,10 +41,10 @@ def init_survival_head(
         parts = [np.stack(fits, axis=1)]
     kernel = np.repeat(parts[0], config.num_logits // config.num_causes, axis=1)
     # The expected number of events in each bin matches the observed number, among those at risk.
-    spent = years[:, None] if config.loss == "cox" else survival.spent_in_bins(days, config)[0]
-    spent = np.tile(spent, config.num_causes)
+    time_at_risk = years[:, None] if config.loss == "cox" else survival.spent_in_bins(days, config)[0]
+    time_at_risk = np.tile(time_at_risk, config.num_causes)
     risks = np.exp(covariates @ kernel + np.reshape(offset, (-1, 1)))
-    shift = np.log((spent * risks).sum(axis=0) / spent.sum(axis=0))
+    shift = np.log((time_at_risk * risks).sum(axis=0) / time_at_risk.sum(axis=0))
     return kernel.astype(np.float32), (bias - shift).astype(np.float32)
 
 
@@ -68,12 +68,12 @@ def init_binary_head(
 
     def loss(weights):
         logits = offset + covariates @ weights[:-1] + weights[-1]
-        ridge, apart = weights[:-1] / PRIOR, shares * (scipy.special.expit(logits) - targets)
+        ridge, residuals = weights[:-1] / PRIOR, shares * (scipy.special.expit(logits) - targets)
         value = shares @ (np.logaddexp(0, logits) - targets * logits) + ridge @ weights[:-1] / 2
-        return value, np.append(covariates.T @ apart + ridge, apart.sum())
+        return value, np.append(covariates.T @ residuals + ridge, residuals.sum())
 
-    found = scipy.optimize.minimize(loss, np.zeros(covariates.shape[1] + 1), jac=True, method="L-BFGS-B").x
-    return found[:-1, None].astype(np.float32), found[-1:].astype(np.float32)
+    coefficients = scipy.optimize.minimize(loss, np.zeros(covariates.shape[1] + 1), jac=True, method="L-BFGS-B").x
+    return coefficients[:-1, None].astype(np.float32), coefficients[-1:].astype(np.float32)
 
 
 def init_classification_head(
@@ -92,8 +92,8 @@ def init_classification_head(
     """
     if targets.ndim == 2:
         labels = [(~np.isnan(column), column) for column in targets.T]
-        each = [init_classification_head(covariates[known], column[known], config, 2) for known, column in labels]
-        kernels, biases = zip(*each, strict=True)
+        heads = [init_classification_head(covariates[known], column[known], config, 2) for known, column in labels]
+        kernels, biases = zip(*heads, strict=True)
         return np.concatenate(kernels, axis=1), np.concatenate(biases)
     balanced, kind = config.class_weights == "balanced", "multi_class" if config.kind == "multi_class" else "binary"
     bias = classification.initial_bias(targets, kind, num_classes)

@@ -51,8 +51,8 @@ def add(
     """
     if regression is None:
         return splits
-    added = {}
-    for name, found in splits.items():
-        known = (found.histories, found.labels.prediction_times, tokens)
-        added[name] = found._replace(covariates=regression.log_risks(*known, is_train=name == "train"))
-    return added
+    new_splits = {}
+    for name, part in splits.items():
+        inputs = (part.histories, part.labels.prediction_times, tokens)
+        new_splits[name] = part._replace(covariates=regression.log_risks(*inputs, is_train=name == "train"))
+    return new_splits

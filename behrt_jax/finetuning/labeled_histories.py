@@ -52,16 +52,21 @@ def find_histories(
       name: of the patients, for messages.
       say: called with the counts.
     """
-    mine = labels.take(np.flatnonzero(np.isin(labels.subject_ids, patients.subject_ids)))
-    times, include_at = mine.prediction_times, config.history.include_at
-    histories, kept, _ = data_histories.histories_at(patients, mine.subject_ids, times, include_at)
-    mine = mine.take(kept)
+    patient_labels = labels.take(np.flatnonzero(np.isin(labels.subject_ids, patients.subject_ids)))
+    times, include_at = patient_labels.prediction_times, config.history.include_at
+    histories, kept, _ = data_histories.histories_at(patients, patient_labels.subject_ids, times, include_at)
+    patient_labels = patient_labels.take(kept)
     rows = data_histories.newest_visits(histories, config.data.row_length)
-    if config.history.prediction_token and len(mine):
-        rows = data_histories.append_prediction_token(rows, mine.prediction_times, config.data.row_length)
-    say(f"{name}: {len(mine):,} labels of {len(np.unique(mine.subject_ids)):,} patients: {describe(mine)}")
-    covariates = data_histories.covariates_at(histories, mine.prediction_times, tokens)
-    return LabeledHistories(mine, histories, rows, covariates[:, : covariates.shape[1] * config.history.age_and_sex])
+    if config.history.prediction_token and len(patient_labels):
+        rows = data_histories.append_prediction_token(rows, patient_labels.prediction_times, config.data.row_length)
+    say(
+        f"{name}: {len(patient_labels):,} labels of {len(np.unique(patient_labels.subject_ids)):,} patients: "
+        f"{describe(patient_labels)}"
+    )
+    covariates = data_histories.covariates_at(histories, patient_labels.prediction_times, tokens)
+    return LabeledHistories(
+        patient_labels, histories, rows, covariates[:, : covariates.shape[1] * config.history.age_and_sex]
+    )
 
 
 def describe(labels: Labels) -> str:
@@ -80,35 +85,35 @@ def describe(labels: Labels) -> str:
 
 def describe_unknown(splits: dict[str, LabeledHistories], tokens: tuple[str, ...]) -> list[str]:
     """Describes how many labelled patients have an unknown age or sex; no lines if none have."""
-    ids = np.concatenate([found.histories.subject_ids for found in splits.values()])
-    known = {
-        "age": (np.concatenate([found.histories.has_birth for found in splits.values()]), "no MEDS_BIRTH"),
+    ids = np.concatenate([part.histories.subject_ids for part in splits.values()])
+    covariates = {
+        "age": (np.concatenate([part.histories.has_birth for part in splits.values()]), "no MEDS_BIRTH"),
         "sex": (
-            np.concatenate([sexes(found.histories, tokens) != "" for found in splits.values()]),
+            np.concatenate([sexes(part.histories, tokens) != "" for part in splits.values()]),
             "no code for it before the prediction time; name others in data.sex_codes",
         ),
     }
-    number, lines = len(np.unique(ids)), []
-    for what, (is_known, why) in known.items():
-        if unknown := len(np.unique(ids[~is_known])):
-            lines.append(f"{what}: unknown of {unknown:,} of {number:,} labelled patients ({why})")
+    num_patients, lines = len(np.unique(ids)), []
+    for covariate, (is_known, reason) in covariates.items():
+        if num_unknown := len(np.unique(ids[~is_known])):
+            lines.append(f"{covariate}: unknown of {num_unknown:,} of {num_patients:,} labelled patients ({reason})")
     return lines
 
 
 def add_labels(batch: dict[str, np.ndarray], labelled: LabeledHistories) -> dict[str, np.ndarray]:
     """Adds the inputs of outcome objectives, (B, P): `weights`, `targets` or `days` and `events`, and `covariates`."""
     # The number of histories in a row varies between batches; padding it gives nearly all batches one shape to compile.
-    spare = -batch["patient_index"].shape[1] % SLOTS
-    index, labels = np.pad(batch["patient_index"], ((0, 0), (0, spare)), constant_values=-1), labelled.labels
-    of, found = np.maximum(index, 0), {"weights": (index >= 0).astype(np.float32)}
+    padding = -batch["patient_index"].shape[1] % SLOTS
+    index, labels = np.pad(batch["patient_index"], ((0, 0), (0, padding)), constant_values=-1), labelled.labels
+    rows, columns = np.maximum(index, 0), {"weights": (index >= 0).astype(np.float32)}
     if labelled.covariates.shape[1]:
-        found["covariates"] = labelled.covariates[of]
+        columns["covariates"] = labelled.covariates[rows]
     if labels.kind == "survival":
-        found |= {"days": labels.days[of].astype(np.float32), "events": labels.events[of]}
+        columns |= {"days": labels.days[rows].astype(np.float32), "events": labels.events[rows]}
     elif labels.kind != "times":
-        values = labels.values[of]
-        found["targets"] = values if labels.kind == "multilabel" else values[..., 0]
-    return {**batch, **found}
+        values = labels.values[rows]
+        columns["targets"] = values if labels.kind == "multilabel" else values[..., 0]
+    return {**batch, **columns}
 
 
 def training_columns(config: ConfigDict, train: LabeledHistories, start_step: int) -> Iterator[dict]:
@@ -126,9 +131,9 @@ def evaluation_batches(config: ConfigDict, found: LabeledHistories) -> Iterator[
 
 def read_each(config: ConfigDict, found: LabeledHistories, width: int, read: Callable[[dict], jax.Array]) -> np.ndarray:
     """Applies a function from a batch to (B, P, width) to all labelled histories; returns (M, width) float32."""
-    said = np.zeros((len(found.labels), width), np.float32)
+    outputs = np.zeros((len(found.labels), width), np.float32)
     for batch in evaluation_batches(config, found):
         rows, slots = np.nonzero(batch["patient_index"] >= 0)
         values = np.asarray(read(inputs.device_columns(batch)))
-        said[batch["patient_index"][rows, slots]] = values[rows, slots]
-    return said
+        outputs[batch["patient_index"][rows, slots]] = values[rows, slots]
+    return outputs

@@ -57,18 +57,18 @@ def fit_afterwards(config: ConfigDict, logits: dict[str, np.ndarray], labels: di
     if "survival" in config:
         if config.survival.loss != "cox":
             return {}
-        found = survival.breslow(logits["train"], labels["train"].days, labels["train"].events)
-        return {"baseline": {name: values.tolist() for name, values in found._asdict().items()}}
-    said, targets = (
+        baseline = survival.breslow(logits["train"], labels["train"].days, labels["train"].events)
+        return {"baseline": {name: values.tolist() for name, values in baseline._asdict().items()}}
+    probabilities, targets = (
         classification.probabilities(logits["tuning"], config.classification.kind),
         targets_of(labels["tuning"]),
     )
     fitted = {}
     if config.evaluation.calibration != "none":
-        calibrator, fitted["calibration"] = calibration.fit(said, targets, config.evaluation.calibration)
-        said = calibrator(said)
+        calibrator, fitted["calibration"] = calibration.fit(probabilities, targets, config.evaluation.calibration)
+        probabilities = calibrator(probabilities)
     if config.classification.kind != "multi_class":
-        fitted["threshold"] = classification_metrics.best_threshold(said, targets).tolist()
+        fitted["threshold"] = classification_metrics.best_threshold(probabilities, targets).tolist()
     return fitted
 
 
@@ -86,10 +86,10 @@ def predict(config: ConfigDict, logits: np.ndarray, fitted: dict) -> Predictions
         baseline = Baseline(*map(np.asarray, fitted["baseline"].values())) if "baseline" in fitted else None
         scores = survival.risk_scores(logits, settings)
         return SurvivalPredictions(scores, lambda days: survival.risks(logits, settings, days, baseline))
-    said = classification.probabilities(logits, config.classification.kind)
+    probabilities = classification.probabilities(logits, config.classification.kind)
     if "calibration" in fitted:
-        said = calibration.from_dict(fitted["calibration"])(said)
-    return ClassPredictions(said)
+        probabilities = calibration.from_dict(fitted["calibration"])(probabilities)
+    return ClassPredictions(probabilities)
 
 
 def read_fitted(folder: Path) -> dict:
@@ -115,24 +115,24 @@ def write(file: Path, config: ConfigDict, labels: Labels, said: Predictions, fit
       said: the predictions.
       fitted: parameters of `fit_afterwards`, with the threshold for a binary outcome.
     """
-    known = labels.kind != "times"
+    has_outcomes = labels.kind != "times"
     columns = {"subject_id": labels.subject_ids, "prediction_time": labels.prediction_times}
     if isinstance(said, SurvivalPredictions):
-        if known:
+        if has_outcomes:
             columns |= {"days": labels.days, "event": labels.events}
         horizons = np.asarray(config.evaluation.horizons)
         for place, (name, risks) in enumerate(zip(config.names, np.moveaxis(said.risks(horizons), 1, 0), strict=True)):
             columns[f"score/{name}"] = said.scores[:, place]
             columns |= {f"risk/{name}@{days:g}": risks[:, number] for number, days in enumerate(horizons)}
     elif said.probabilities.ndim == 1:
-        if known:
+        if has_outcomes:
             columns["boolean_value"] = labels.values[:, 0] > 0
         columns["predicted_boolean_value"] = said.probabilities >= fitted["threshold"]
         columns["predicted_boolean_probability"] = said.probabilities.astype(np.float32)
     else:
         for place, name in enumerate(config.names):
             columns[f"probability/{name}"] = said.probabilities[:, place]
-            if known:
+            if has_outcomes:
                 is_class = labels.kind == "multiclass"
                 columns[f"value/{name}"] = labels.values[:, 0] == place if is_class else labels.values[:, place] > 0
     pl.DataFrame(columns).write_parquet(file)

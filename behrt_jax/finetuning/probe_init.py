@@ -36,42 +36,42 @@ def init_head(config: ConfigDict, model, params: Any, splits: dict[str, LabeledH
         `tuning`, whose loss selects one.
     """
     variables = params["base"] if config.lora.rank else params
-    read = {name: read_patients(config, model, variables, splits[name]) for name in ("train", "tuning")}
+    inputs = {name: read_patients(config, model, variables, splits[name]) for name in ("train", "tuning")}
     # Columns: embeddings, forecasts, covariates. Forecasts are always used.
-    middle, size = read["train"].mean(axis=0), config.model.hidden_dim
+    means, size = inputs["train"].mean(axis=0), config.model.hidden_dim
     first = size + len(config.forecast.ids)
-    standard = np.where(np.arange(len(middle)) < size, 1 / (read["train"].std(axis=0) + 1e-3), 1.0)
+    standard = np.where(np.arange(len(means)) < size, 1 / (inputs["train"].std(axis=0) + 1e-3), 1.0)
     # The prior weights of forecasts give the mean over the codes; labels change them.
-    believed = np.repeat([0.0, 1.0 / max(first - size, 1), 0.0], [size, first - size, len(middle) - first])
+    prior_weights = np.repeat([0.0, 1.0 / max(first - size, 1), 0.0], [size, first - size, len(means) - first])
     heads = []
     for scale in SCALES:
-        for with_traits in TRAITS if read["train"].shape[1] > first else (1.0,):
+        for with_covariates in TRAITS if inputs["train"].shape[1] > first else (1.0,):
             factor = standard * np.repeat(
-                [scale, FORECAST_SCALE, with_traits], [size, first - size, len(middle) - first]
+                [scale, FORECAST_SCALE, with_covariates], [size, first - size, len(means) - first]
             )
-            known = read["train"] - middle
-            kernel, bias = _fit(config, known * factor, known @ believed, splits["train"])
-            kernel = kernel * factor[:, None] + believed[:, None].astype(np.float32)
-            heads.append((kernel, bias - middle @ kernel))
-    losses = [_loss(config, read["tuning"] @ kernel + bias, splits["tuning"]) for kernel, bias in heads]
+            deviations = inputs["train"] - means
+            kernel, bias = _fit(config, deviations * factor, deviations @ prior_weights, splits["train"])
+            kernel = kernel * factor[:, None] + prior_weights[:, None].astype(np.float32)
+            heads.append((kernel, bias - means @ kernel))
+    losses = [_loss(config, inputs["tuning"] @ kernel + bias, splits["tuning"]) for kernel, bias in heads]
     kernel, bias = heads[int(np.argmin(losses))]
     head = {"output": {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}}
-    begun = {**variables, "params": {**variables["params"], "head": head}}
-    return {**params, "base": begun} if config.lora.rank else begun
+    new_variables = {**variables, "params": {**variables["params"], "head": head}}
+    return {**params, "base": new_variables} if config.lora.rank else new_variables
 
 
 def read_patients(config: ConfigDict, model, variables: Any, found: LabeledHistories) -> np.ndarray:
     """Computes the head inputs of labelled histories, (M, D + E + F) float32: embeddings, forecasts, covariates."""
     width = config.model.hidden_dim + len(config.forecast.ids)
-    read = labeled_histories.read_each(config, found, width, functools.partial(_read, model, variables))
-    return np.concatenate([read, found.covariates], axis=1)
+    outputs = labeled_histories.read_each(config, found, width, functools.partial(_read, model, variables))
+    return np.concatenate([outputs, found.covariates], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _read(model, variables, columns):
-    inputs, named = model_arguments(columns)
-    number = columns["weights"].shape[1]
-    pooled, log_counts = model.apply(variables, *inputs, **named, num_patients=number, method="forecast")
+    args, kwargs = model_arguments(columns)
+    num_patients = columns["weights"].shape[1]
+    pooled, log_counts = model.apply(variables, *args, **kwargs, num_patients=num_patients, method="forecast")
     return pooled if log_counts is None else jnp.concatenate([pooled, log_counts], axis=-1)
 
 
@@ -92,9 +92,9 @@ def _fit(
 def _loss(config: ConfigDict, logits: np.ndarray, tuning: LabeledHistories) -> float:
     labels = tuning.labels
     if "survival" in config:
-        known, settings = np.ones((1, len(labels)), bool), SurvivalConfig(**config.survival)
-        given = (jnp.asarray(logits)[None], labels.days[None].astype(np.float32), labels.events[None], known)
-        return float(survival.survival_losses(*given, settings).mean())
+        mask, settings = np.ones((1, len(labels)), bool), SurvivalConfig(**config.survival)
+        args = (jnp.asarray(logits)[None], labels.days[None].astype(np.float32), labels.events[None], mask)
+        return float(survival.survival_losses(*args, settings).mean())
     return float(
         classification.classification_losses(jnp.asarray(logits), jnp.asarray(labels.values[:, 0]), "binary").mean()
     )

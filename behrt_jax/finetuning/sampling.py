@@ -26,8 +26,8 @@ def draw_rows(labels: Labels, size: int, *seeds: int, where: str = "train") -> n
         return np.arange(len(labels))
     outcome = labels.events > 0 if labels.kind == "survival" else labels.values[:, 0] > 0
     for attempt in range(1000):
-        drawn = np.random.default_rng([*seeds, attempt]).choice(patients, size, replace=False)
-        rows = np.flatnonzero(np.isin(labels.subject_ids, drawn))
+        sample = np.random.default_rng([*seeds, attempt]).choice(patients, size, replace=False)
+        rows = np.flatnonzero(np.isin(labels.subject_ids, sample))
         if 1 < outcome[rows].sum() < len(rows) - 1:
             return rows
     raise ValueError(f"--sizes: no {size} patients of {where} with two of each outcome were found; name larger sizes")
@@ -35,15 +35,15 @@ def draw_rows(labels: Labels, size: int, *seeds: int, where: str = "train") -> n
 
 def draw_splits(splits: dict[str, LabeledHistories], size: int, *seeds: int) -> dict[str, LabeledHistories]:
     """Samples the labelled histories of `size` patients of train, and of as many of tuning."""
-    drawn = {name: splits[name] for name in ("train", "tuning")}
-    return {name: take(part, draw_rows(part.labels, size, *seeds, where=name)) for name, part in drawn.items()}
+    parts = {name: splits[name] for name in ("train", "tuning")}
+    return {name: take(part, draw_rows(part.labels, size, *seeds, where=name)) for name, part in parts.items()}
 
 
 def take(found: LabeledHistories, rows: np.ndarray) -> LabeledHistories:
     """Selects labelled histories by (m,) ascending indices."""
     chosen = np.isin(np.arange(len(found.labels)), rows)
-    histories, read = (dataset.take(each, chosen) for each in (found.histories, found.rows))
-    return LabeledHistories(found.labels.take(chosen), histories, read, found.covariates[chosen])
+    histories, model_rows = (dataset.take(each, chosen) for each in (found.histories, found.rows))
+    return LabeledHistories(found.labels.take(chosen), histories, model_rows, found.covariates[chosen])
 
 
 def cap(labels: Labels, most: int) -> np.ndarray:

@@ -61,22 +61,22 @@ def setup(config: ConfigDict, say: Callable[[str], None]) -> FinetuningTask:
     if config.forecast.codes and not config.pretrained:
         codes = ", ".join(config.forecast.codes)
         raise ValueError(f"forecast.codes: found {codes} without pretrained; expected a run of configs/events.py")
-    begun = pretrained_runs.load_pretrained(config) if config.pretrained else None
-    prepared, splits = data.read_splits(config, begun and begun.vocabulary, say, config.add_codes)
+    pretrained = pretrained_runs.load_pretrained(config) if config.pretrained else None
+    prepared, splits = data.read_splits(config, pretrained and pretrained.vocabulary, say, config.add_codes)
     labels = splits["train"].labels
     for split in ("train", "tuning"):
         label_data.check_learnable(splits[split].labels, split)
     if config.forecast.codes and ((kind := labels.kind) not in ("binary", "survival") or len(labels.names) > 1):
         raise ValueError(f"forecast.codes: found {kind} labels; expected one binary label, or times to an event")
-    digests = digest_inputs(splits, begun)
-    num_new_codes = len(prepared.vocabulary) - len(begun.vocabulary) if begun else 0
-    if begun:
+    digests = digest_inputs(splits, pretrained)
+    num_new_codes = len(prepared.vocabulary) - len(pretrained.vocabulary) if pretrained else 0
+    if pretrained:
         say(prepare.describe_coverage(prepared.report, "train"))
-        begun = pretrained_runs.add_rows(begun, prepared.vocabulary, config.data.path)
+        pretrained = pretrained_runs.add_rows(pretrained, prepared.vocabulary, config.data.path)
     regression = head_regression.fit(config, splits, prepared.vocabulary.tokens, say)
     splits = head_regression.add(splits, regression, prepared.vocabulary.tokens)
-    built = build(config, prepared, splits, begun and begun.params, num_new_codes)
-    return built._replace(regression=regression, digests=digests)
+    task = build(config, prepared, splits, pretrained and pretrained.params, num_new_codes)
+    return task._replace(regression=regression, digests=digests)
 
 
 def build(
@@ -112,8 +112,10 @@ def make_objective(config: ConfigDict, model, found: LabeledHistories) -> Object
     if "survival" in config:
         settings = SurvivalConfig(**config.survival)
         if settings.loss == "cox" and config.train.accumulate_steps > 1:
-            given = f"found {config.train.accumulate_steps} with survival.loss=cox"
-            raise ValueError(f"train.accumulate_steps: {given}; expected 1, as the risk sets of Cox are whole batches")
+            problem = f"found {config.train.accumulate_steps} with survival.loss=cox"
+            raise ValueError(
+                f"train.accumulate_steps: {problem}; expected 1, as the risk sets of Cox are whole batches"
+            )
         return survival.make_objective(model, settings)
     settings, (targets, num_classes) = ClassificationConfig(**config.classification), _targets(config, found.labels)
     weights = None if settings.class_weights == "none" else classification.balanced_weights(targets, num_classes)
@@ -173,8 +175,8 @@ def hold(objective: Objective, scales: Callable[[Any], Any]) -> Objective:
 def tuning_scorer(config: ConfigDict, task: FinetuningTask) -> Callable[[Any], dict[str, float]]:
     """Returns a function from trained parameters to the metrics of the objective on tuning."""
     step = scoring.make_tuning_step(task.objective)
-    found = list(labeled_histories.evaluation_batches(config, task.splits["tuning"]))
-    return lambda params: scoring.score_objective(step, task.objective, params, found)
+    tuning_batches = list(labeled_histories.evaluation_batches(config, task.splits["tuning"]))
+    return lambda params: scoring.score_objective(step, task.objective, params, tuning_batches)
 
 
 def adapt_objective(objective: Objective, scale: float) -> Objective:
@@ -193,7 +195,7 @@ def digest_inputs(splits: dict[str, LabeledHistories], pretrained: workdir.Loade
       splits: the labels in use, with their histories.
       pretrained: the run that fine-tuning starts from, if any.
     """
-    histories = {name: workdir.digest_patients(found.histories) for name, found in splits.items()}
-    labels = {name: found.labels for name, found in splits.items()}
+    histories = {name: workdir.digest_patients(part.histories) for name, part in splits.items()}
+    labels = {name: part.labels for name, part in splits.items()}
     digests = {"labels": workdir.digest(labels), "data.path": workdir.digest(histories)}
     return digests if pretrained is None else {**digests, "pretrained": workdir.digest(pretrained.params)}

@@ -24,11 +24,11 @@ Score = Callable[[Columns], jax.Array]
 
 def masked_odds(model, params, columns: Columns) -> jax.Array:
     """Returns the (B,) log odds of the code `columns["target"]` at the only `[MASK]` of each row."""
-    inputs, named = model_arguments(columns)
+    inputs, kwargs = model_arguments(columns)
     places = masked_places(columns)[:, None]
-    logits = model.apply(params, *inputs, **named, masked_positions=places)[:, 0]
-    own = jnp.arange(logits.shape[1])[None, :] == columns["target"][:, None]
-    return _one(logits, columns["target"]) - jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=1)
+    logits = model.apply(params, *inputs, **kwargs, masked_positions=places)[:, 0]
+    is_target = jnp.arange(logits.shape[1])[None, :] == columns["target"][:, None]
+    return _one(logits, columns["target"]) - jax.nn.logsumexp(jnp.where(is_target, -jnp.inf, logits), axis=1)
 
 
 def next_visit_odds(model, params, columns: Columns, causal: bool = True) -> jax.Array:
@@ -36,8 +36,8 @@ def next_visit_odds(model, params, columns: Columns, causal: bool = True) -> jax
 
     `causal` is False for a model trained with `objective.history=random_cut`.
     """
-    inputs, named = model_arguments(columns)
-    arguments = {**named, "visit_ends": last_places(columns)[:, None], "causal": causal}
+    inputs, kwargs = model_arguments(columns)
+    arguments = {**kwargs, "visit_ends": last_places(columns)[:, None], "causal": causal}
     logits, _ = model.apply(params, *inputs, **arguments, method="predict_next_visits")
     return _one(logits[:, 0], columns["target"])
 
@@ -49,9 +49,9 @@ def outcome_logits(model, params, columns: Columns) -> jax.Array:
     hazard of `survival.loss=cox`; `objectives.survival.log_hazard_by` maps the logits of any survival loss to the risk
     by a day.
     """
-    inputs, named = model_arguments(columns)
+    inputs, kwargs = model_arguments(columns)
     covariates = {"covariates": columns["covariates"]} if "covariates" in columns else {}
-    return model.apply(params, *inputs, **named, **covariates)
+    return model.apply(params, *inputs, **kwargs, **covariates)
 
 
 def masked_places(columns: Columns) -> jax.Array:
@@ -85,16 +85,16 @@ def gated(score: Score, columns: Columns, gates: jax.Array, baseline: int = MASK
       score: a function of the columns.
       columns: (B, L) each.
       gates: (B, L); 1 gives the code, 0 the baseline. Ignored for tokens without attributions.
-      baseline: a token id; `[MASK]` tells a pre-trained model that there is a code, but not which one.
+      baseline: a token id; `[MASK]` shows a pre-trained model that there is a code, but not which.
     """
-    hidden = jnp.where(is_explained(columns), baseline, columns["codes"])
+    baseline_codes = jnp.where(is_explained(columns), baseline, columns["codes"])
 
     def intercept(call, args, kwargs, context):
-        found = call(*args, **kwargs)
+        embeddings = call(*args, **kwargs)
         if context.method_name != "__call__" or context.module.path[-2:] != ("embedding", "codes"):
-            return found
-        origin = call(hidden)
-        return origin + gates[..., None] * (found - origin)
+            return embeddings
+        baseline_embeddings = call(baseline_codes)
+        return baseline_embeddings + gates[..., None] * (embeddings - baseline_embeddings)
 
     with nn.intercept_methods(intercept):
         return score(columns)
@@ -109,7 +109,7 @@ def integrated_gradients(
     Jit it: `jax.jit(functools.partial(integrated_gradients, score))(columns)`.
 
     Args:
-      score: a function of the columns that treats each row on its own.
+      score: a function of the columns that treats rows independently.
       columns: (B, L) each.
       steps: number of quadrature nodes; each costs a gradient.
       baseline: see `gated`.
@@ -122,9 +122,9 @@ def integrated_gradients(
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     nodes, weights = (jnp.asarray(part, jnp.float32) for part in ((nodes + 1) / 2, weights / 2))
     slopes = jax.grad(lambda gates: gated(score, columns, gates, baseline).sum())
-    found = jax.lax.map(lambda step: step[1] * slopes(jnp.full(shape, step[0])), (nodes, weights)).sum(axis=0)
-    ends = score(columns) - gated(score, columns, jnp.zeros(shape), baseline)
-    return found, ends - found.sum(axis=1)
+    attributions = jax.lax.map(lambda step: step[1] * slopes(jnp.full(shape, step[0])), (nodes, weights)).sum(axis=0)
+    difference = score(columns) - gated(score, columns, jnp.zeros(shape), baseline)
+    return attributions, difference - attributions.sum(axis=1)
 
 
 def gradient_times_input(score: Score, columns: Columns, baseline: int = MASK) -> jax.Array:
@@ -147,8 +147,8 @@ def occlusion(score: Score, columns: Columns, units: jax.Array, num_units: int) 
       (B, L) float32, for each token the value of its unit; 0 for tokens without one.
     """
     without = jax.lax.map(lambda unit: score(remove_tokens(columns, units == unit)), jnp.arange(num_units))
-    falls = (score(columns)[None] - without).T
-    return jnp.where(units < 0, 0.0, jnp.take_along_axis(falls, jnp.maximum(units, 0), axis=1))
+    drops = (score(columns)[None] - without).T
+    return jnp.where(units < 0, 0.0, jnp.take_along_axis(drops, jnp.maximum(units, 0), axis=1))
 
 
 def code_units(columns: Columns) -> jax.Array:
@@ -164,8 +164,8 @@ def visit_units(columns: Columns) -> jax.Array:
     """
     explained = is_explained(columns) & columns["in_visit"]
     visits, rows = columns["visit_ids"], jnp.arange(explained.shape[0])[:, None]
-    held = jnp.zeros(explained.shape, bool).at[rows, visits].max(explained)
-    removable = columns["in_visit"] & (columns["codes"] != MASK) & jnp.take_along_axis(held, visits, axis=1)
+    has_code = jnp.zeros(explained.shape, bool).at[rows, visits].max(explained)
+    removable = columns["in_visit"] & (columns["codes"] != MASK) & jnp.take_along_axis(has_code, visits, axis=1)
     return jnp.where(removable, visits, -1)
 
 
@@ -188,8 +188,8 @@ def attention_to(model, params, columns: Columns, readers: jax.Array, **argument
     Raises:
       ValueError: the model is an LSTM, which has no attention.
     """
-    inputs, named = model_arguments(columns)
-    _, weights = encode(model, params, *inputs, capture_attention=True, **named, **arguments)
+    inputs, kwargs = model_arguments(columns)
+    _, weights = encode(model, params, *inputs, capture_attention=True, **kwargs, **arguments)
     last = jnp.einsum("bq,bhqk->bhk", readers, weights[-1])
     return last, jnp.einsum("bq,bqk->bk", readers, attention_rollout(weights, columns["patient_ids"]))
 
@@ -207,11 +207,11 @@ def attention_rollout(weights: jax.Array, patient_ids: jax.Array) -> jax.Array:
       share a row.
     """
     same = (patient_ids[:, :, None] == patient_ids[:, None, :]) & (patient_ids != 0)[:, None, :]
-    own = jnp.eye(patient_ids.shape[1])[None] * same
-    rolled = own
+    identity = jnp.eye(patient_ids.shape[1])[None] * same
+    rollout = identity
     for layer in weights:
-        rolled = jnp.matmul(jnp.where(same, layer.mean(axis=1), 0.0) / 2 + own / 2, rolled)
-    return rolled
+        rollout = jnp.matmul(jnp.where(same, layer.mean(axis=1), 0.0) / 2 + identity / 2, rollout)
+    return rollout
 
 
 def read_from(columns: Columns, places: jax.Array | None = None) -> jax.Array:

@@ -52,8 +52,8 @@ def make_case(kind: str, patients: Patients, index, windows, score, extra: dict,
         is_past = times < until[:, None]
         columns |= {name: columns[name] * is_past for name in ("patient_ids", "in_visit", "maskable")}
     visits = np.where(columns["in_visit"], windows.start[:, None] + columns["visit_ids"], -1)
-    given = {"places": None, "arguments": {}, **rest}
-    return AttributionCase(kind, columns, visits, index.starts[0], patients, windows.patients, score, **given)
+    fields = {"places": None, "arguments": {}, **rest}
+    return AttributionCase(kind, columns, visits, index.starts[0], patients, windows.patients, score, **fields)
 
 
 def make_next_visit_case(
@@ -63,9 +63,9 @@ def make_next_visit_case(
     causal = config.objective.history != "random_cut"
     score = functools.partial(attribution.next_visit_odds, model, params, causal=causal)
     windows = data_windows.windows_until(index, visits, index.owners[visits])
-    rest = {"places": attribution.last_places, "arguments": {"causal": causal}}
-    rest |= {"until": patients.times[index.starts[0][visits]]}
-    return make_case("next_visit", patients, index, windows, score, {"target": targets.astype(np.int32)}, **rest)
+    options = {"places": attribution.last_places, "arguments": {"causal": causal}}
+    options |= {"until": patients.times[index.starts[0][visits]]}
+    return make_case("next_visit", patients, index, windows, score, {"target": targets.astype(np.int32)}, **options)
 
 
 def last_targets(patients: Patients, index, is_target: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -73,8 +73,8 @@ def last_targets(patients: Patients, index, is_target: np.ndarray, seed: int = 0
     examples = next_visit_targets.find_next_visits(patients, index, is_target)
     last = np.flatnonzero(np.diff(examples.patients, append=-1) != 0)
     rows, places = examples.targets[last].nonzero()
-    drawn = hash_integers(seed, patients.subject_ids[examples.patients[last[rows]]], examples.codes[places])
-    order = np.lexsort((drawn, rows))
+    hashes = hash_integers(seed, patients.subject_ids[examples.patients[last[rows]]], examples.codes[places])
+    order = np.lexsort((hashes, rows))
     firsts = order[np.searchsorted(rows[order], np.arange(len(last)))]
     return examples.visits[last], examples.codes[places[firsts]]
 
@@ -86,13 +86,13 @@ def make_masked_code_case(model, params, patients, index, is_hidden: np.ndarray,
     score = functools.partial(attribution.masked_odds, model, params)
     case = make_case("mlm", patients, index, windows, score, {}, places=attribution.masked_places)
     columns = case.columns
-    drawn = hash_integers(seed, patients.subject_ids[owners][:, None], columns["positions"])
-    may_be = columns["maskable"] & is_hidden[columns["codes"]]
-    place = np.where(may_be, drawn >> np.uint64(1), np.uint64(2**63)).argmin(axis=1)[:, None]
+    hashes = hash_integers(seed, patients.subject_ids[owners][:, None], columns["positions"])
+    is_candidate = columns["maskable"] & is_hidden[columns["codes"]]
+    place = np.where(is_candidate, hashes >> np.uint64(1), np.uint64(2**63)).argmin(axis=1)[:, None]
     columns["target"] = np.take_along_axis(columns["codes"], place, axis=1)[:, 0]
     np.put_along_axis(columns["codes"], place, MASK, axis=1)
     np.put_along_axis(columns["maskable"], place, False, axis=1)
-    return take(case, np.flatnonzero(may_be.any(axis=1)))
+    return take(case, np.flatnonzero(is_candidate.any(axis=1)))
 
 
 def take(case: AttributionCase, rows: np.ndarray) -> AttributionCase:
@@ -120,7 +120,7 @@ def make_outcome_case(config: ConfigDict, model, params, found, number: int = 0)
 def distances(case: AttributionCase) -> np.ndarray:
     """Returns the distance of each token from the explained position, first in visits, then in tokens: (N, L)."""
     visits, positions = case.columns["visit_ids"], case.columns["positions"]
-    read = case.places or attribution.last_places
-    places = np.asarray(read(case.columns))[:, None]
-    apart = np.abs(visits - np.take_along_axis(visits, places, axis=1))
-    return apart * visits.shape[1] + np.abs(positions - places)
+    find_places = case.places or attribution.last_places
+    places = np.asarray(find_places(case.columns))[:, None]
+    visit_distance = np.abs(visits - np.take_along_axis(visits, places, axis=1))
+    return visit_distance * visits.shape[1] + np.abs(positions - places)

@@ -31,8 +31,8 @@ def remove_tokens(columns: Columns, removed: jax.Array) -> Columns:
     rows = jnp.arange(removed.shape[0])[:, None]
 
     def in_visits_of(flags):
-        held = jnp.zeros(removed.shape, bool).at[rows, visits].max(flags & inside)
-        return jnp.take_along_axis(held, visits, axis=1) & inside
+        has_flag = jnp.zeros(removed.shape, bool).at[rows, visits].max(flags & inside)
+        return jnp.take_along_axis(has_flag, visits, axis=1) & inside
 
     is_code = columns["codes"] >= MASK
     emptied = in_visits_of(is_code) & ~in_visits_of(is_code & ~removed)
@@ -40,27 +40,30 @@ def remove_tokens(columns: Columns, removed: jax.Array) -> Columns:
     order = jnp.argsort(~kept, axis=1)  # stable, so that kept tokens stay in order
     kept = jnp.take_along_axis(kept, order, axis=1)
     days, first_days = columns["time_deltas"], _first(columns["time_deltas"], inside)
-    gone = _begins(inside, visits) & ~in_visits_of(jnp.take_along_axis(kept, jnp.argsort(order, axis=1), axis=1))
-    lost = jnp.cumsum(jnp.where(gone, days, 0.0), axis=1)
+    emptied_starts = _begins(inside, visits) & ~in_visits_of(
+        jnp.take_along_axis(kept, jnp.argsort(order, axis=1), axis=1)
+    )
+    lost_days = jnp.cumsum(jnp.where(emptied_starts, days, 0.0), axis=1)
 
     def move(values):
         return jnp.where(kept, jnp.take_along_axis(values, order, axis=1), 0).astype(values.dtype)
 
-    moved = {name: move(values) if name in OF_TOKENS else values for name, values in columns.items()}
-    inside, lost = moved["in_visit"], move(lost)
-    begins = _begins(inside, moved["visit_ids"])
-    moved["visit_ids"] = jnp.where(kept, jnp.maximum(jnp.cumsum(begins, axis=1) - 1, 0), 0).astype(visits.dtype)
-    before = jnp.where(begins, jnp.pad(lost[:, :-1], ((0, 0), (1, 0))), 0.0)  # days lost before the previous visit
-    days = moved["time_deltas"] + jnp.where(inside, lost - jax.lax.cummax(before, axis=1), 0.0)
-    begins_life = (first_days == 0)[:, None] & (moved["visit_ids"] == 0)
-    moved["time_deltas"] = jnp.where(begins_life, 0.0, days)
-    closes = inside & ~begins & (moved["codes"] == SEP)
-    ranks = jnp.where(closes, jnp.roll(moved["time_ranks"], 1, axis=1), moved["time_ranks"])
-    moved["positions"], moved["time_ranks"] = _in_time(ranks, kept)
+    result = {name: move(values) if name in OF_TOKENS else values for name, values in columns.items()}
+    inside, lost_days = result["in_visit"], move(lost_days)
+    begins = _begins(inside, result["visit_ids"])
+    result["visit_ids"] = jnp.where(kept, jnp.maximum(jnp.cumsum(begins, axis=1) - 1, 0), 0).astype(visits.dtype)
+    # Days lost before the previous visit.
+    lost_before = jnp.where(begins, jnp.pad(lost_days[:, :-1], ((0, 0), (1, 0))), 0.0)
+    days = result["time_deltas"] + jnp.where(inside, lost_days - jax.lax.cummax(lost_before, axis=1), 0.0)
+    begins_life = (first_days == 0)[:, None] & (result["visit_ids"] == 0)
+    result["time_deltas"] = jnp.where(begins_life, 0.0, days)
+    closes = inside & ~begins & (result["codes"] == SEP)
+    ranks = jnp.where(closes, jnp.roll(result["time_ranks"], 1, axis=1), result["time_ranks"])
+    result["positions"], result["time_ranks"] = _in_time(ranks, kept)
     for name in ("ages", "dates"):
-        times = jnp.where(closes, jnp.roll(moved[name], 1, axis=1), moved[name])
-        moved[name] = jnp.where(kept & ~inside, _first(times, inside)[:, None], times)
-    return moved
+        times = jnp.where(closes, jnp.roll(result[name], 1, axis=1), result[name])
+        result[name] = jnp.where(kept & ~inside, _first(times, inside)[:, None], times)
+    return result
 
 
 def _in_time(ranks, used) -> tuple[jax.Array, jax.Array]:
@@ -105,13 +108,13 @@ def add_codes(columns: Columns, codes: list[int], visit: int) -> Columns:
       ValueError: the row has no such visit, or not enough room.
     """
     columns = {name: np.asarray(values) for name, values in columns.items()}
-    own = (columns["visit_ids"] == visit) & columns["in_visit"]
-    if not own.any():
+    in_visit = (columns["visit_ids"] == visit) & columns["in_visit"]
+    if not in_visit.any():
         last = columns["visit_ids"].max()
         raise ValueError(f"visit: found {visit}; expected a visit of the row, 0 to {last}")
-    last = np.flatnonzero(own[0] & (columns["codes"][0] != SEP))
-    place = last[-1] + 1 if len(last) else np.flatnonzero(own[0])[0]
-    return _insert(columns, place, {"codes": codes}, like=max(place - 1, np.flatnonzero(own[0])[0]))
+    last = np.flatnonzero(in_visit[0] & (columns["codes"][0] != SEP))
+    place = last[-1] + 1 if len(last) else np.flatnonzero(in_visit[0])[0]
+    return _insert(columns, place, {"codes": codes}, like=max(place - 1, np.flatnonzero(in_visit[0])[0]))
 
 
 def add_visit(columns: Columns, codes: list[int], days: float, use_sep: bool = True) -> Columns:
@@ -127,23 +130,23 @@ def add_visit(columns: Columns, codes: list[int], days: float, use_sep: bool = T
       ValueError: the row has no visit or not enough room, or the new visit would be after the prediction time.
     """
     columns = {name: np.asarray(values) for name, values in columns.items()}
-    held = np.flatnonzero((columns["codes"][0] >= MASK) & columns["in_visit"][0])
-    if not len(held):
+    code_places = np.flatnonzero((columns["codes"][0] >= MASK) & columns["in_visit"][0])
+    if not len(code_places):
         raise ValueError("columns: found a row without a visit; expected a history with one")
-    last = held[-1]
-    own = columns["in_visit"][0] & (columns["visit_ids"][0] == columns["visit_ids"][0, last])
-    end = np.flatnonzero(own)[-1] + 1
-    start = np.flatnonzero(own)[0]
-    marked = columns["in_visit"][0, end] if end < columns["codes"].shape[1] else False
-    room = columns["time_deltas"][0, end] if marked else np.inf
+    last = code_places[-1]
+    in_last_visit = columns["in_visit"][0] & (columns["visit_ids"][0] == columns["visit_ids"][0, last])
+    end = np.flatnonzero(in_last_visit)[-1] + 1
+    start = np.flatnonzero(in_last_visit)[0]
+    has_prediction_token = columns["in_visit"][0, end] if end < columns["codes"].shape[1] else False
+    room = columns["time_deltas"][0, end] if has_prediction_token else np.inf
     if not 0 < days <= room:
         raise ValueError(f"days: found {days:g}; expected more than 0 and at most {room:g}, the prediction time")
     later = {name: columns[name][0, start] + days / 365.25 for name in ("ages", "dates")}
     new = {"codes": [*codes, SEP] if use_sep else codes, "time_deltas": days, **later}
     new["visit_ids"] = columns["visit_ids"][0, last] + 1
-    by_then = (columns["patient_ids"][0] != 0) & (columns["dates"][0] <= later["dates"])
+    is_earlier = (columns["patient_ids"][0] != 0) & (columns["dates"][0] <= later["dates"])
     columns["time_ranks"] = 2 * columns["time_ranks"]  # leaves room between ranks for that of the new visit
-    new["time_ranks"] = columns["time_ranks"][0, by_then].max() + 1
+    new["time_ranks"] = columns["time_ranks"][0, is_earlier].max() + 1
     after = (np.arange(columns["codes"].shape[1]) >= end) & columns["in_visit"][0]
     columns["visit_ids"] = columns["visit_ids"] + after
     columns["time_deltas"] = np.where(after, columns["time_deltas"] - np.float32(days), columns["time_deltas"])
@@ -155,15 +158,15 @@ def _insert(columns: Columns, place: int, new: dict, like: int) -> Columns:
     size, length = len(new["codes"]), columns["codes"].shape[1]
     used = int((columns["patient_ids"] != 0).sum())
     if len(columns["codes"]) != 1 or used + size > length:
-        found = f"{len(columns['codes'])} rows, {used} of {length} places taken"
-        raise ValueError(f"columns: found {found}; expected one row with room for {size} tokens; lay it out longer")
+        layout = f"{len(columns['codes'])} rows, {used} of {length} places taken"
+        raise ValueError(f"columns: found {layout}; expected one row with room for {size} tokens; lay it out longer")
     new = {"maskable": np.asarray(new["codes"]) >= NUM_SPECIAL, **new}
-    found = {}
+    layout = {}
     for name, values in columns.items():
         if name not in OF_TOKENS:
-            found[name] = values
+            layout[name] = values
             continue
         added = np.broadcast_to(new.get(name, values[0, like]), (size,)).astype(values.dtype)
-        found[name] = np.insert(values[0], place, added)[None, :length]
-    places, ranks = _in_time(found["time_ranks"], found["patient_ids"] != 0)
-    return found | {"positions": np.asarray(places), "time_ranks": np.asarray(ranks)}
+        layout[name] = np.insert(values[0], place, added)[None, :length]
+    places, ranks = _in_time(layout["time_ranks"], layout["patient_ids"] != 0)
+    return layout | {"positions": np.asarray(places), "time_ranks": np.asarray(ranks)}

@@ -40,9 +40,9 @@ def next_visits(run: Run, number: int) -> list[dict]:
     case = cases.make_next_visit_case(run.config, run.trained.model, run.params, patients, index, visits, targets)
     case = choose(case, number)
     following, starts = case.visits.max(axis=1) + 1, index.starts
-    held = [patients.codes[starts[0][visit] : starts[1][visit]] for visit in following]
-    came = [{int(code) for code in codes if is_target[code]} for codes in held]
-    return describe_codes(case, run, is_target, came)
+    visit_codes = [patients.codes[starts[0][visit] : starts[1][visit]] for visit in following]
+    next_codes = [{int(code) for code in codes if is_target[code]} for codes in visit_codes]
+    return describe_codes(case, run, is_target, next_codes)
 
 
 def masked_codes(run: Run, number: int) -> list[dict]:
@@ -56,22 +56,22 @@ def masked_codes(run: Run, number: int) -> list[dict]:
 def describe_codes(case: AttributionCase, run: Run, is_target: np.ndarray, came: list[set[int]]) -> list[dict]:
     """Returns the rows of a case with the most likely codes among `is_target`, (V,) bool, and the drivers of some."""
     logits = np.where(is_target, code_logits(case, run.trained.model, run.params), -np.inf)
-    chances = softmax(logits, axis=1) if case.kind == "mlm" else expit(logits)
+    probabilities = softmax(logits, axis=1) if case.kind == "mlm" else expit(logits)
     best = np.argsort(-logits, axis=1)[:, :SHOWN]
     wide = cases.take(case, np.repeat(np.arange(len(best)), EXPLAINED))
     wide = wide._replace(columns={**wide.columns, "target": best[:, :EXPLAINED].ravel().astype(np.int32)})
     drivers = methods.explain(wide, run.trained.model, run.params, run.say)
-    names, found = Names(run.vocabulary.tokens, run.source), []
+    names, patients = Names(run.vocabulary.tokens, run.source), []
     for row, codes in enumerate(best):
-        told = [
-            {**names(code), "probability": round(float(chances[row, code]), 5), "came": int(code) in came[row]}
+        predictions = [
+            {**names(code), "probability": round(float(probabilities[row, code]), 5), "came": int(code) in came[row]}
             for code in codes
         ]
         for rank in range(EXPLAINED):
-            told[rank]["drivers"] = told_drivers(drivers, row * EXPLAINED + rank, shown_tokens(case, row))
+            predictions[rank]["drivers"] = told_drivers(drivers, row * EXPLAINED + rank, shown_tokens(case, row))
         truth = [names(code) for code in sorted(came[row])]
-        found.append({"number": row + 1, **timeline(case, row, names), "predictions": told, "came": truth})
-    return found
+        patients.append({"number": row + 1, **timeline(case, row, names), "predictions": predictions, "came": truth})
+    return patients
 
 
 def code_logits(case: AttributionCase, model, params) -> np.ndarray:
@@ -81,10 +81,10 @@ def code_logits(case: AttributionCase, model, params) -> np.ndarray:
 
     @jax.jit
     def read(params, columns):
-        inputs, named = model_arguments(columns)
+        inputs, kwargs = model_arguments(columns)
         if case.kind == "mlm":
-            return model.apply(params, *inputs, **named, masked_positions=places)
-        arguments = {**named, **case.arguments, "visit_ends": places, "method": "predict_next_visits"}
+            return model.apply(params, *inputs, **kwargs, masked_positions=places)
+        arguments = {**kwargs, **case.arguments, "visit_ends": places, "method": "predict_next_visits"}
         return model.apply(params, *inputs, **arguments)[0]
 
     return np.asarray(read(params, columns))[:, 0]
@@ -98,18 +98,20 @@ def outcomes(
     drivers = methods.explain(case, own.model, own.params, say)
     read = jax.jit(lambda params, columns: attribution.outcome_logits(own.model, params, columns))
     logits = np.asarray(read(own.params, models_inputs.device_columns(case.columns)))
-    said = predict.predict(own.config, logits, predict.read_fitted(folder))
-    names, found = Names(own.tokens, data), []
+    predictions = predict.predict(own.config, logits, predict.read_fitted(folder))
+    names, patients = Names(own.tokens, data), []
     for row in range(len(logits)):
-        told = {"name": own.config.names[0], "drivers": told_drivers(drivers, row, shown_tokens(case, row))}
-        if isinstance(said, predict.SurvivalPredictions):
+        prediction = {"name": own.config.names[0], "drivers": told_drivers(drivers, row, shown_tokens(case, row))}
+        if isinstance(predictions, predict.SurvivalPredictions):
             days = own.config.evaluation.horizons
-            risks = said.risks(np.asarray(days))[row].sum(axis=0)
-            told["risk_by_day"] = {f"{day:g}": round(float(risk), 5) for day, risk in zip(days, risks, strict=True)}
+            risks = predictions.risks(np.asarray(days))[row].sum(axis=0)
+            prediction["risk_by_day"] = {
+                f"{day:g}": round(float(risk), 5) for day, risk in zip(days, risks, strict=True)
+            }
         else:
-            told["probability"] = round(float(np.ravel(said.probabilities[row])[0]), 5)
-        found.append({"number": row + 1, **timeline(case, row, names), "predictions": [told]})
-    return found
+            prediction["probability"] = round(float(np.ravel(predictions.probabilities[row])[0]), 5)
+        patients.append({"number": row + 1, **timeline(case, row, names), "predictions": [prediction]})
+    return patients
 
 
 def write(folder: Path, asked: str, data: str | Path, patients: list[dict]) -> Path:

@@ -38,19 +38,21 @@ def compare(
     case: AttributionCase, truth: np.ndarray, scores: dict[str, np.ndarray], seed: int
 ) -> dict[str, bootstrap.PerTargetScores]:
     """Measures each method against the truth, with baselines that do not use the model."""
-    plain = {
+    baselines = {
         "random": np.random.default_rng(seed).random(truth.shape),
         "nearest first": 1 / (1 + cases.distances(case)),
     }
-    return {name: ground_truth.agreement(truth, values, case.owners) for name, values in {**scores, **plain}.items()}
+    return {
+        name: ground_truth.agreement(truth, values, case.owners) for name, values in {**scores, **baselines}.items()
+    }
 
 
 def table(found: dict[str, bootstrap.PerTargetScores]) -> str:
     """Formats a row for each method, with 95% intervals over patients."""
     histories = len(next(iter(found.values())).patients)
     lines = [f"{f'{histories:,} histories':24}" + "".join(f"{label:>26}" for label in MEASURES.values())]
-    for name, measured in found.items():
-        entries = bootstrap.summarize(measured, "x")
+    for name, scores in found.items():
+        entries = bootstrap.summarize(scores, "x")
         cells = [entries[f"x/{measure}"] for measure in MEASURES]
         lines.append(
             f"{name:24}" + "".join(f"{c['value']:10.3f} [{c['low']:.3f}, {c['high']:.3f}]".rjust(26) for c in cells)
@@ -62,27 +64,27 @@ def ask_finetuned(
     own: finetuned.FinetunedModel, most: int, with_truth: bool = True
 ) -> tuple[AttributionCase, np.ndarray | None]:
     """Returns a case of held-out histories of a fine-tuned run, and the true effects; None if not known."""
-    found = own.splits["held_out"]
-    order = np.argsort(hash_integers(found.labels.subject_ids, np.arange(len(found.labels))), kind="stable")
-    chosen = np.isin(np.arange(len(order)), order[:most])
-    found = found._replace(
-        labels=found.labels.take(np.flatnonzero(chosen)),
-        histories=dataset.take(found.histories, chosen),
-        rows=dataset.take(found.rows, chosen),
-        covariates=found.covariates[chosen],
+    held_out = own.splits["held_out"]
+    order = np.argsort(hash_integers(held_out.labels.subject_ids, np.arange(len(held_out.labels))), kind="stable")
+    is_chosen = np.isin(np.arange(len(order)), order[:most])
+    held_out = held_out._replace(
+        labels=held_out.labels.take(np.flatnonzero(is_chosen)),
+        histories=dataset.take(held_out.histories, is_chosen),
+        rows=dataset.take(held_out.rows, is_chosen),
+        covariates=held_out.covariates[is_chosen],
     )
-    case = cases.make_outcome_case(own.config, own.model, own.params, found)
+    case = cases.make_outcome_case(own.config, own.model, own.params, held_out)
     file, truth = Path(own.config.labels).with_suffix(TRUTH_SUFFIX), None
     if with_truth and file.exists():
-        times = found.labels.prediction_times
-        truth = ground_truth.hazard_effects(case, found.histories, times, file, own.tokens)
+        times = held_out.labels.prediction_times
+        truth = ground_truth.hazard_effects(case, held_out.histories, times, file, own.tokens)
     return case, truth
 
 
 def report(case: AttributionCase, truth: np.ndarray | None, scores: dict[str, np.ndarray], seed: int) -> str:
     """Formats the tables of a case: agreement with the model's own changes, and with the truth if it is known."""
-    own = np.where(scores["occlusion"] != 0, scores["occlusion"], np.nan)
-    parts = ["against what the same model says without each code", table(compare(case, own, scores, seed))]
+    model_effects = np.where(scores["occlusion"] != 0, scores["occlusion"], np.nan)
+    parts = ["against what the same model says without each code", table(compare(case, model_effects, scores, seed))]
     if truth is not None:
         parts += ["against the truth", table(compare(case, truth, scores, seed))]
     return "\n".join(parts)

@@ -39,29 +39,31 @@ def oracle_effects(
     columns = {code: place for place, code in enumerate(world.codes)}
     column_of = np.array([columns.get(token, -1) for token in tokens])
     is_target = world.emission.min(axis=0) < 1
-    effects, asked = np.full(case.visits.shape, np.nan), np.asarray(masked_places(case.columns))
+    effects, mask_places = np.full(case.visits.shape, np.nan), np.asarray(masked_places(case.columns))
     for row in tqdm.trange(len(effects), desc="asking the oracle", unit="history"):
-        owner, own = case.owners[row], column_of[case.columns["codes"][row]]
+        owner, world_codes = case.owners[row], column_of[case.columns["codes"][row]]
         first, last = index.first_visit[owner], index.first_visit[owner + 1]
         target = column_of[case.columns["target"][row]]
         if case.kind == "next_visit":
             last = case.visits[row].max() + 1
-        places = np.flatnonzero((case.visits[row] >= 0) & is_target[own] & (own >= 0))
+        places = np.flatnonzero((case.visits[row] >= 0) & is_target[world_codes] & (world_codes >= 0))
         count, length = len(places) + 1, last - first
         codes = np.repeat(seen.codes[first:last][None], count, axis=0)
-        codes[np.arange(1, count), case.visits[row, places] - first, own[places]] = False
+        codes[np.arange(1, count), case.visits[row, places] - first, world_codes[places]] = False
         months, sexes = np.tile(seen.month[first:last], count), np.repeat(seen.sex[owner], count)
         repeated = Histories(sexes, np.repeat(np.arange(count), length), months, codes.reshape(count * length, -1))
         if case.kind == "next_visit":
-            chances = oracle.next_visit_probabilities(world, repeated, is_target)
-            chances = chances.reshape(count, length, -1)[:, -1, target]
+            probabilities = oracle.next_visit_probabilities(world, repeated, is_target)
+            probabilities = probabilities.reshape(count, length, -1)[:, -1, target]
         else:
             hidden = np.zeros(codes.shape, bool)
-            hidden[:, case.visits[row, asked[row]] - first, target] = True
-            chances = oracle.masked_probabilities(world, repeated, hidden.reshape(repeated.codes.shape))
-            chances = chances.reshape(count, length, -1)[:, case.visits[row, asked[row]] - first, target]
-        said = logit(np.clip(chances, CLIP, 1 - CLIP))
-        effects[row, places] = said[0] - said[1:]
+            hidden[:, case.visits[row, mask_places[row]] - first, target] = True
+            probabilities = oracle.masked_probabilities(world, repeated, hidden.reshape(repeated.codes.shape))
+            probabilities = probabilities.reshape(count, length, -1)[
+                :, case.visits[row, mask_places[row]] - first, target
+            ]
+        log_odds = logit(np.clip(probabilities, CLIP, 1 - CLIP))
+        effects[row, places] = log_odds[0] - log_odds[1:]
     return effects
 
 
@@ -85,16 +87,16 @@ def hazard_effects(
     hazard = read_truth(file)
     effects = np.full(case.visits.shape, np.nan)
     for row in tqdm.trange(len(effects), desc="asking the truth", unit="history"):
-        own = take(rows, np.arange(len(rows)) == row)
+        history = take(rows, np.arange(len(rows)) == row)
         visits = np.where(case.visits[row] >= 0, case.patients.visits[case.starts[case.visits[row]]], -1)
         places = np.flatnonzero(np.asarray(is_explained(case.columns))[row] & (visits >= 0))
-        matches = (own.visits[None] == visits[places, None]) & (
-            own.codes[None] == case.columns["codes"][row, places, None]
+        matches = (history.visits[None] == visits[places, None]) & (
+            history.codes[None] == case.columns["codes"][row, places, None]
         )
         places, matches = places[matches.sum(axis=1) == 1], matches[matches.sum(axis=1) == 1]
-        kept = np.concatenate([np.ones((1, len(own.codes)), bool), ~matches])
-        said = hazard.log_hazard(repeat(own, kept), np.repeat(times[row], len(kept)), tokens)
-        effects[row, places] = said[0] - said[1:]
+        kept = np.concatenate([np.ones((1, len(history.codes)), bool), ~matches])
+        log_hazards = hazard.log_hazard(repeat(history, kept), np.repeat(times[row], len(kept)), tokens)
+        effects[row, places] = log_hazards[0] - log_hazards[1:]
     return effects
 
 
@@ -118,20 +120,22 @@ def agreement(truth: np.ndarray, scores: np.ndarray, owners: np.ndarray) -> boot
       of absolute values; and `pearson`, of signed values. Omits histories with fewer than 2 x `TOP` codes, or with
       fewer than `TOP` codes that have an effect.
     """
-    found, kept = {"auroc": [], "spearman": [], "pearson": []}, []
+    measures, patients = {"auroc": [], "spearman": [], "pearson": []}, []
     for row, effects in enumerate(truth):
         known = np.isfinite(effects)
-        real, said = effects[known], scores[row, known]
-        size = np.abs(real)
+        true_effects, attributions = effects[known], scores[row, known]
+        size = np.abs(true_effects)
         if known.sum() < 2 * TOP or (size > NOTHING).sum() < TOP:
             continue
-        kept.append(owners[row])
+        patients.append(owners[row])
         top = np.zeros(len(size), bool)
         top[np.argsort(-size, kind="stable")[:TOP]] = True
-        found["auroc"].append(roc_auc_score(top, np.abs(said)))
-        found["spearman"].append(_correlation(rankdata(size), rankdata(np.abs(said))))
-        found["pearson"].append(_correlation(real, said))
-    return bootstrap.PerTargetScores(np.array(kept, int), {name: np.array(values) for name, values in found.items()})
+        measures["auroc"].append(roc_auc_score(top, np.abs(attributions)))
+        measures["spearman"].append(_correlation(rankdata(size), rankdata(np.abs(attributions))))
+        measures["pearson"].append(_correlation(true_effects, attributions))
+    return bootstrap.PerTargetScores(
+        np.array(patients, int), {name: np.array(values) for name, values in measures.items()}
+    )
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:

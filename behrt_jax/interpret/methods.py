@@ -28,20 +28,20 @@ def explain(case: AttributionCase, model, params, say: Callable[[str], None]) ->
     order, names = np.argsort(units.max(axis=1), kind="stable"), list(METHODS)
     if model.config.encoder == "lstm":
         names = names[:3]
-    found = {name: np.zeros(units.shape, np.float32) for name in names}
-    gaps, spread = np.zeros(len(units)), np.zeros(len(units))
+    token_scores = {name: np.zeros(units.shape, np.float32) for name in names}
+    gaps, changes = np.zeros(len(units)), np.zeros(len(units))
     read = _methods(case, model, params, names[3:])
     for start in tqdm.trange(0, len(order), ROWS, desc="explaining", unit="batch"):
         chosen = np.resize(order[start : start + ROWS], ROWS)  # the last batch repeats some rows
         columns = {name: values[chosen] for name, values in inputs.device_columns(case.columns).items()}
         most = -(-int(units[chosen].max() + 1) // BUCKET) * BUCKET
         scores, (gap, change) = read(columns, units[chosen], max(most, 1))
-        gaps[chosen], spread[chosen] = np.asarray(gap), np.asarray(change)
+        gaps[chosen], changes[chosen] = np.asarray(gap), np.asarray(change)
         for name, values in scores.items():
-            found[name][chosen] = np.asarray(values)
-    missed, change = np.abs(gaps).mean(), np.abs(spread).mean()
-    say(f"integrated gradients: sums miss {missed:.1e} of changes of {change:.2f}, on average")
-    return found
+            token_scores[name][chosen] = np.asarray(values)
+    mean_gap, change = np.abs(gaps).mean(), np.abs(changes).mean()
+    say(f"integrated gradients: sums miss {mean_gap:.1e} of changes of {change:.2f}, on average")
+    return token_scores
 
 
 def _methods(case: AttributionCase, model, params, attending: list[str]):
@@ -49,16 +49,16 @@ def _methods(case: AttributionCase, model, params, attending: list[str]):
     def read(columns, units, most):
         explained = attribution.is_explained(columns)
         path, gap = attribution.integrated_gradients(case.score, columns)
-        found = {
+        token_scores = {
             "occlusion": attribution.occlusion(case.score, columns, units, most),
             "integrated gradients": path,
             "gradient x input": attribution.gradient_times_input(case.score, columns),
         }
         if attending:
             readers = attribution.read_from(columns, case.places and case.places(columns))
-            heads, rolled = attribution.attention_to(model, params, columns, readers, **case.arguments)
-            found |= {"attention rollout": rolled, "attention, last layer": heads.mean(axis=1)}
-        found = {name: jnp.where(explained, values, 0.0) for name, values in found.items()}
-        return found, (gap, gap + path.sum(axis=1))
+            heads, rollout = attribution.attention_to(model, params, columns, readers, **case.arguments)
+            token_scores |= {"attention rollout": rollout, "attention, last layer": heads.mean(axis=1)}
+        token_scores = {name: jnp.where(explained, values, 0.0) for name, values in token_scores.items()}
+        return token_scores, (gap, gap + path.sum(axis=1))
 
     return read

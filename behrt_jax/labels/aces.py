@@ -80,19 +80,19 @@ def parse_aces(task: dict[str, Any], file: Path, text: str) -> AcesTask:
 
 def _load(text: str) -> TaskExtractorConfig:
     with tempfile.TemporaryDirectory() as folder:
-        copied = Path(folder) / "task.yaml"  # the only suffix that ACES accepts
-        copied.write_text(text, encoding="utf-8")
-        return TaskExtractorConfig.load(copied)
+        task_file = Path(folder) / "task.yaml"  # the only suffix that ACES accepts
+        task_file.write_text(text, encoding="utf-8")
+        return TaskExtractorConfig.load(task_file)
 
 
 def _parse_metadata(metadata: Any, where: str) -> tuple[datetime.timedelta | None, FollowUp | None]:
     """Returns the outcome window and the follow-up from our section of the metadata, both None without it."""
     if metadata is not None and not isinstance(metadata, dict):
         raise ValueError(f"{where}: expected keys such as follow_up; found {type(metadata).__name__}")
-    if (given := (metadata or {}).get("follow_up")) is None:
+    if (settings := (metadata or {}).get("follow_up")) is None:
         return None, None
     where = f"{where}.follow_up"
-    section = section_of(given, ("days", "until", "last_event"), where)
+    section = section_of(settings, ("days", "until", "last_event"), where)
     days = section.get("days")
     if isinstance(days, bool) or not isinstance(days, int | float) or not 0 < days <= MOST_DAYS:
         raise ValueError(
@@ -117,25 +117,25 @@ def label_aces(shard: Path, events: pl.DataFrame, task: AcesTask) -> Made:
       ValueError: ACES cannot run the task on these events, or a prediction time gets both labels.
     """
     details = collections.Counter()
-    predicates, found = _run_aces(shard, events, task, details)
+    predicates, cohort = _run_aces(shard, events, task, details)
     triggers = predicates.filter(pl.col("timestamp").is_not_null() & (pl.col(task.trigger) > 0))
     people = subjects(events)
     counts = count_dates(people, triggers)
-    dropped = {"that fit no windows": triggers.height - found.height}
+    dropped = {"that fit no windows": triggers.height - cohort.height}
     rows = pl.DataFrame(schema=LABEL_SCHEMA)
-    if found.height:
+    if cohort.height:
         values = {"prediction_time": pl.col("index_timestamp"), "boolean_value": pl.col("label") > 0}
-        rows = found.select("subject_id", **values).cast(LABEL_SCHEMA)  # pyright: ignore[reportArgumentType]
-    rows, more = drop(rows.join(people, on="subject_id"), _unusable(task))
-    unique = rows.select(*LABEL_SCHEMA).unique().sort("subject_id", "prediction_time")
-    more["that share their prediction time and label with another"] = rows.height - unique.height
-    if both := unique.filter(pl.struct("subject_id", "prediction_time").is_duplicated()).height:
+        rows = cohort.select("subject_id", **values).cast(LABEL_SCHEMA)  # pyright: ignore[reportArgumentType]
+    rows, dropped_rows = drop(rows.join(people, on="subject_id"), _unusable(task))
+    labels = rows.select(*LABEL_SCHEMA).unique().sort("subject_id", "prediction_time")
+    dropped_rows["that share their prediction time and label with another"] = rows.height - labels.height
+    if conflicts := labels.filter(pl.struct("subject_id", "prediction_time").is_duplicated()).height:
         raise ValueError(
-            f"{task.file}: {both} rows of {shard} share subject and prediction time, but not the label; expected one "
-            "label for each; begin the window of the label at the prediction time"
+            f"{task.file}: {conflicts} rows of {shard} share subject and prediction time, but not the label; expected "
+            "one label for each; begin the window of the label at the prediction time"
         )
     matched = collections.Counter({name: int(predicates[name].sum()) for name in task.predicates if name in predicates})
-    return Made(unique, counts, collections.Counter({**dropped, **more}), details, matched)
+    return Made(labels, counts, collections.Counter({**dropped, **dropped_rows}), details, matched)
 
 
 def _run_aces(
@@ -167,8 +167,8 @@ def _one_line(what: str) -> Iterator[None]:
     try:
         yield
     except (Exception, pl.exceptions.PanicException) as error:
-        said = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-        text = " ".join(said.partition("Resolved plan")[0].split())  # polars appends its query plan
+        message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        text = " ".join(message.partition("Resolved plan")[0].split())  # polars appends its query plan
         reason = text[:MOST_CHARACTERS] + "..." * (len(text) > MOST_CHARACTERS)
         raise ValueError(f"{what} ({reason or type(error).__name__}); docs/labels.md has an example") from error
 
@@ -198,16 +198,16 @@ class _Exclusions(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Parses a line of the log."""
         text = record.getMessage()
-        if found := re.match(r"Summarizing subtree rooted at '(.+)'", text):
-            self.window = found[1].rpartition(".")[0] or found[1]
-        elif self.window and (found := re.match(r"Excluding ([\d,]+) rows as they failed to satisfy '(.+)'", text)):
-            self.counts[f"in {self.window}: not {found[2]}"] += int(found[1].replace(",", ""))
+        if match := re.match(r"Summarizing subtree rooted at '(.+)'", text):
+            self.window = match[1].rpartition(".")[0] or match[1]
+        elif self.window and (match := re.match(r"Excluding ([\d,]+) rows as they failed to satisfy '(.+)'", text)):
+            self.counts[f"in {self.window}: not {match[2]}"] += int(match[1].replace(",", ""))
 
 
 @contextlib.contextmanager
 def _aces_log(counts: collections.Counter) -> Iterator[None]:
     logger, handler = logging.getLogger("aces"), _Exclusions(counts)
-    before = logger.level, logger.propagate
+    previous = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -215,5 +215,5 @@ def _aces_log(counts: collections.Counter) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(before[0])
-        logger.propagate = before[1]
+        logger.setLevel(previous[0])
+        logger.propagate = previous[1]

@@ -51,12 +51,12 @@ def _check(section: dict[str, Any], key: str, kind: type | tuple[type, ...], whe
 
 def _entries(task: dict[str, Any], section: str, file: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the name and settings of each entry of a section."""
-    found = task.get(section, {})
-    if not isinstance(found, dict):
+    entries = task.get(section, {})
+    if not isinstance(entries, dict):
         raise ValueError(
-            f"{file}: {section}: '{found}'; expected names with their settings; docs/labels.md has an example"
+            f"{file}: {section}: '{entries}'; expected names with their settings; docs/labels.md has an example"
         )
-    for name, settings in found.items():
+    for name, settings in entries.items():
         if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
             raise ValueError(f"{file}: {section}: '{name}'; expected a name of letters, digits and _; rename it")
         if not isinstance(settings, dict) or not all(isinstance(key, str) and key for key in settings):
@@ -72,13 +72,13 @@ def _check_window(window: dict[str, Any], where: str) -> None:
         _check(window, f"{key}_inclusive", bool, f"{where}.{key}_inclusive", "true or false")
     for key, expected in (("label", "the name of a predicate"), ("index_timestamp", "start or end")):
         _check(window, key, (str, type(None)), f"{where}.{key}", expected)
-    if not isinstance(has := window.get("has", {}), dict):
-        raise ValueError(f"{where}.has: '{has}'; expected predicates with bounds, such as {{death: \"(None, 0)\"}}")
-    for name, bounds in has.items():
-        text = isinstance(name, str) and isinstance(bounds, str)
-        found = re.fullmatch(r"\(?\s*(\d*|None)\s*,\s*(\d*|None)\s*\)?", bounds) if text else None
-        least, most = (int(part) if part.isdigit() else None for part in found.groups()) if found else (None, None)
-        if (least is None and most is None) or (least is not None and most is not None and most < least):
+    if not isinstance(counts := window.get("has", {}), dict):
+        raise ValueError(f"{where}.has: '{counts}'; expected predicates with bounds, such as {{death: \"(None, 0)\"}}")
+    for name, bounds in counts.items():
+        is_text = isinstance(name, str) and isinstance(bounds, str)
+        match = re.fullmatch(r"\(?\s*(\d*|None)\s*,\s*(\d*|None)\s*\)?", bounds) if is_text else None
+        minimum, maximum = (int(part) if part.isdigit() else None for part in match.groups()) if match else (None, None)
+        if (minimum is None and maximum is None) or (minimum is not None and maximum is not None and maximum < minimum):
             raise ValueError(
                 f"{where}.has.{name}: '{bounds}'; expected a least and a most count, such as \"(1, None)\""
             )
@@ -95,9 +95,9 @@ def check_config(config: TaskExtractorConfig, file: str) -> None:
             raise ValueError(
                 f"{file}: no window has '{kind}'; name the predicate of the label, and start or end of a window"
             )
-        other = "end" if config.windows[name].root_node == "start" else "start"  # pyright: ignore[reportOptionalSubscript]
-        if f"{name}.{other}" not in config.window_nodes:
-            raise ValueError(f"{file}: windows.{name}.{other}: the window with '{kind}' has no length; give it one")
+        other_end = "end" if config.windows[name].root_node == "start" else "start"  # pyright: ignore[reportOptionalSubscript]
+        if f"{name}.{other_end}" not in config.window_nodes:
+            raise ValueError(f"{file}: windows.{name}.{other_end}: the window with '{kind}' has no length; give it one")
     for name, window in (config.windows or {}).items():
         _check_length(window, f"{file}: windows.{name}")
     for name, predicate in config.predicates.items():
@@ -111,8 +111,8 @@ def check_config(config: TaskExtractorConfig, file: str) -> None:
 
 def extra_columns(config: TaskExtractorConfig) -> tuple[str, ...]:
     """Returns the columns of the events that predicates read, other than those of the standard."""
-    named = (name for predicate in config.plain_predicates.values() for name in predicate.other_cols)
-    return tuple(dict.fromkeys(named))
+    columns = (name for predicate in config.plain_predicates.values() for name in predicate.other_cols)
+    return tuple(dict.fromkeys(columns))
 
 
 def _check_length(window: WindowConfig, where: str) -> None:
@@ -123,15 +123,15 @@ def _check_length(window: WindowConfig, where: str) -> None:
 
 def _check_plain(predicate: PlainPredicateConfig, where: str) -> None:
     code = predicate.code
-    named = code["any"] if isinstance(code, dict) and [*code] == ["any"] else [code]
+    codes = code["any"] if isinstance(code, dict) and [*code] == ["any"] else [code]
     if isinstance(code, dict) and [*code] == ["regex"]:
-        named = [code["regex"]]
+        codes = [code["regex"]]
         try:
             pl.Series([""]).str.contains(code["regex"])
         except (TypeError, pl.exceptions.PolarsError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{where}.code.regex: '{code['regex']}' is no pattern ({reason}); correct it") from error
-    if not isinstance(named, list) or not named or not all(isinstance(one, str) and one for one in named):
+    if not isinstance(codes, list) or not codes or not all(isinstance(item, str) and item for item in codes):
         raise ValueError(f"{where}.code: '{code}'; expected {CODE}")
     for key in ("value_min", "value_max"):
         value = getattr(predicate, key)

@@ -78,24 +78,24 @@ def as_time(value: Any, where: str) -> datetime.datetime:
 
 def subjects(events: pl.DataFrame) -> pl.DataFrame:
     """Returns `subject_id, birth, death, last` of a shard, null where unknown; `last` is the time of the last event."""
-    first = {"birth": BIRTH, "death": DEATH}
-    times = {name: pl.col("time").filter(pl.col("code") == code).min() for name, code in first.items()}
+    codes = {"birth": BIRTH, "death": DEATH}
+    times = {name: pl.col("time").filter(pl.col("code") == code).min() for name, code in codes.items()}
     return events.group_by("subject_id").agg(**times, last=pl.col("time").max())
 
 
 def count_dates(people: pl.DataFrame, dates: pl.DataFrame) -> collections.Counter:
     """Counts the patients of a shard and their index dates, for `Made.counts`."""
-    found = {"index dates": dates.height, "patients with index dates": dates["subject_id"].n_unique()}
-    return collections.Counter({"patients": people.height, **found})
+    date_counts = {"index dates": dates.height, "patients with index dates": dates["subject_id"].n_unique()}
+    return collections.Counter({"patients": people.height, **date_counts})
 
 
 def drop(rows: pl.DataFrame, reasons: dict[str, pl.Expr]) -> tuple[pl.DataFrame, collections.Counter]:
     """Drops rows by one reason after the other, so that each row is counted once; null counts as False."""
     dropped = collections.Counter()
-    for reason, holds in reasons.items():
-        kept = rows.filter(~holds.fill_null(False))
-        dropped[reason] = rows.height - kept.height
-        rows = kept
+    for reason, condition in reasons.items():
+        remaining = rows.filter(~condition.fill_null(False))
+        dropped[reason] = rows.height - remaining.height
+        rows = remaining
     return rows, dropped
 
 

@@ -70,20 +70,20 @@ def _find_shards(source: Path, say: Callable[[str], None]) -> list[Path]:
     if not source.is_dir():
         raise ValueError(f"{source}: neither a file nor a folder; expected labels as Parquet or CSV")
     for suffix in (".parquet", ".csv"):
-        found = find_parquet(source, suffix)
-        others = f"{found.hidden:,} hidden or system files and {found.other:,} files that are not *{suffix}"
-        if found.files:
-            if found.hidden or found.other:
-                say(f"{source}: {others} were not read")
-            return found.files
-    raise ValueError(f"{source}: no *.parquet or *.csv file in this folder ({others}); expected shards of labels")
+        listing = find_parquet(source, suffix)
+        skipped = f"{listing.hidden:,} hidden or system files and {listing.other:,} files that are not *{suffix}"
+        if listing.files:
+            if listing.hidden or listing.other:
+                say(f"{source}: {skipped} were not read")
+            return listing.files
+    raise ValueError(f"{source}: no *.parquet or *.csv file in this folder ({skipped}); expected shards of labels")
 
 
 def _read_parquet(file: Path) -> pl.DataFrame:
     try:
-        scanned = scan_parquet(file)
-        others = [name for name in scanned.collect_schema().names() if name not in COLUMNS]
-        return scanned.with_columns(pl.lit(None).alias(name) for name in others).collect()
+        scan = scan_parquet(file)
+        other_columns = [name for name in scan.collect_schema().names() if name not in COLUMNS]
+        return scan.with_columns(pl.lit(None).alias(name) for name in other_columns).collect()
     except UNREADABLE as error:
         raise unreadable(file, error, file.suffix or "parquet") from error
 
@@ -91,8 +91,8 @@ def _read_parquet(file: Path) -> pl.DataFrame:
 def _read_csv(file: Path) -> pl.DataFrame:
     """Reads a CSV file; columns of labels get a type that fits all their cells, others are null."""
     try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            rows = [row for row in csv.reader(opened, strict=True) if row]
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            rows = [row for row in csv.reader(stream, strict=True) if row]
     except (csv.Error, UnicodeDecodeError, OSError) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error
         raise unreadable(file, ValueError(reason), ".csv") from error
@@ -106,11 +106,11 @@ def _read_csv(file: Path) -> pl.DataFrame:
             f"{file}: {uneven} of {len(rows)} rows do not have {len(names)} cells, as the line of column names has; "
             "expected as many in each (a cut-off file, or a comma in a cell without quotes?); write it again"
         )
-    if repeated := {name for name in names if name in COLUMNS and names.count(name) > 1}:
-        raise ValueError(f"{file}: column '{min(repeated)}' is there more than once; keep one")
+    if duplicates := {name for name in names if name in COLUMNS and names.count(name) > 1}:
+        raise ValueError(f"{file}: column '{min(duplicates)}' is there more than once; keep one")
     cells = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {name: () for name in names}
-    nothing = pl.repeat(None, len(rows), eager=True)
-    return pl.DataFrame({name: _parse(file, name, cells[name]) if name in COLUMNS else nothing for name in cells})
+    nulls = pl.repeat(None, len(rows), eager=True)
+    return pl.DataFrame({name: _parse(file, name, cells[name]) if name in COLUMNS else nulls for name in cells})
 
 
 def _parse(file: Path, name: str, cells: Iterable[str]) -> pl.Series:
@@ -124,8 +124,8 @@ def _parse(file: Path, name: str, cells: Iterable[str]) -> pl.Series:
         return text.cast(pl.Null)
     if name in TIME_COLUMNS:
         return _parse_dates(file, text)
-    for kind, form in ((pl.Int64, r"^[+-]?\d+$"), (pl.Float64, r"^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$")):
-        if text.str.contains(f"(?i){form}").all():
+    for kind, pattern in ((pl.Int64, r"^[+-]?\d+$"), (pl.Float64, r"^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$")):
+        if text.str.contains(f"(?i){pattern}").all():
             parsed = text.str.strip_prefix("+").cast(kind, strict=False)
             return parsed if parsed.null_count() == text.null_count() else text
     is_boolean = lower.filter(text.is_not_null()).is_in(BOOLEANS).all()
@@ -135,16 +135,16 @@ def _parse(file: Path, name: str, cells: Iterable[str]) -> pl.Series:
 def _parse_dates(file: Path, text: pl.Series) -> pl.Series:
     """Parses ISO dates, also with slashes; raises a ValueError for other forms, where day and month are ambiguous."""
     parts = [text.str.extract(DATE, group) for group in range(1, 8)]
-    year, month, slashed, day, hour, second, fraction = parts
+    year, month, slash_month, day, hour, second, fraction = parts
     fraction = fraction.fill_null(".").str.pad_end(7, "0").str.head(7)
-    full = year + "-" + month.fill_null(slashed) + "-" + day
-    full = full + "T" + hour.fill_null("00:00") + second.fill_null(":00") + fraction
-    times = full.str.to_datetime("%Y-%m-%dT%H:%M:%S%.6f", time_unit="us", strict=False)
-    if wrong := times.null_count() - text.null_count():
+    iso_text = year + "-" + month.fill_null(slash_month) + "-" + day
+    iso_text = iso_text + "T" + hour.fill_null("00:00") + second.fill_null(":00") + fraction
+    times = iso_text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.6f", time_unit="us", strict=False)
+    if num_wrong := times.null_count() - text.null_count():
         forms = text.filter(times.is_null() & text.is_not_null()).str.replace_all(r"\d", "9")
         form = forms.str.replace_all(r"\p{L}", "a").str.replace_all(r"\s+", " ").str.head(30).mode().sort()[0]
         raise ValueError(
-            f"{file}: column '{text.name}' is not an unambiguous date in {wrong} of {len(text)} rows (of "
+            f"{file}: column '{text.name}' is not an unambiguous date in {num_wrong} of {len(text)} rows (of "
             f"the form {form}); expected {DATE_EXAMPLES}; write it so"
         )
     return times.alias(text.name)
@@ -159,14 +159,14 @@ def _clean(file: Path, table: pl.DataFrame, say: Callable[[str], None]) -> pl.Da
             column = _clean_times(file, column)
         elif is_text(column.dtype):
             text = column.cast(pl.String)
-            word = text.str.strip_chars().str.to_lowercase()
-            unset = word.is_in(NO_VALUE)
-            number = int(unset.sum())
-            if number and (column.name == "event" or (unset | (word == "")).all()):
+            words = text.str.strip_chars().str.to_lowercase()
+            is_unset = words.is_in(NO_VALUE)
+            num_unset = int(is_unset.sum())
+            if num_unset and (column.name == "event" or (is_unset | (words == "")).all()):
                 if column.name == "event":
-                    say(f"{file}: column 'event' says NA, none or the like in {number:,} rows; read as censored")
-                text = text.set(unset, None)
-            column = text.set(word == "", None)
+                    say(f"{file}: column 'event' says NA, none or the like in {num_unset:,} rows; read as censored")
+                text = text.set(is_unset, None)
+            column = text.set(words == "", None)
         is_bool = column.name == "event" and column.dtype == pl.Boolean  # the type Null would mean all censored
         is_empty = column.null_count() == len(column) and (not is_bool or not len(column))
         table = table.with_columns(pl.lit(None).alias(column.name) if is_empty else column)
@@ -176,8 +176,8 @@ def _clean(file: Path, table: pl.DataFrame, say: Callable[[str], None]) -> pl.Da
 def _clean_times(file: Path, column: pl.Series) -> pl.Series:
     times = column.cast(pl.Datetime("us"), strict=False)  # null on overflow
     bounds = (datetime.datetime.min, datetime.datetime(LAST_YEAR + 1, 1, 1))
-    absurd = column.is_not_null() & ~times.is_between(*bounds, closed="left").fill_null(False)
-    if number := int(absurd.sum()):
+    is_absurd = column.is_not_null() & ~times.is_between(*bounds, closed="left").fill_null(False)
+    if number := int(is_absurd.sum()):
         raise ValueError(
             f"{file}: column '{column.name}' is not in the years 1 to {LAST_YEAR:,} in {number} of {len(column)} rows "
             "(a placeholder such as 9999-12-31?); correct or drop them"
@@ -187,14 +187,16 @@ def _clean_times(file: Path, column: pl.Series) -> pl.Series:
 
 def _check_shards(source: Path, shards: dict[Path, pl.DataFrame]) -> None:
     """Checks that all shards with rows have each column that is in use, and that its kind is the same in all."""
-    filled = {file: table for file, table in shards.items() if table.height}
+    tables = {file: table for file, table in shards.items() if table.height}
     for name in COLUMNS:
-        kinds = {file: _kind(table[name].dtype) for file, table in filled.items() if name in table.columns}
-        used = {file: kind for file, kind in kinds.items() if filled[file][name].null_count() < filled[file].height}
-        for file in filled if used else ():
+        kinds = {file: _kind(table[name].dtype) for file, table in tables.items() if name in table.columns}
+        used = {file: kind for file, kind in kinds.items() if tables[file][name].null_count() < tables[file].height}
+        for file in tables if used else ():
             if file not in kinds:
-                has = list_names(shards[file])
-                raise ValueError(f"{file}: column '{name}', which other shards have, is missing (found {has}); add it")
+                names = list_names(shards[file])
+                raise ValueError(
+                    f"{file}: column '{name}', which other shards have, is missing (found {names}); add it"
+                )
             if file in used and used[file] != (first := next(iter(used.values()))):
                 raise ValueError(
                     f"{file}: column '{name}' is {shards[file][name].dtype}, but {first} in other shards of {source}; "

@@ -67,9 +67,9 @@ def _column(file: Path, table: pl.DataFrame, name: str, expected: str) -> pl.Ser
     if name not in table.columns:
         raise ValueError(f"{file}: column '{name}' is missing (found {list_names(table)}); expected {expected}")
     column = table[name]
-    if holes := column.null_count():
+    if nulls := column.null_count():
         raise ValueError(
-            f"{file}: column '{name}' is null or NaN in {holes} of {table.height} rows; expected {expected} in every "
+            f"{file}: column '{name}' is null or NaN in {nulls} of {table.height} rows; expected {expected} in every "
             "row; drop or fill them"
         )
     return column
@@ -98,20 +98,20 @@ def _value_column(file: Path, table: pl.DataFrame) -> tuple[dict[str, pl.Series]
     """Returns the only column with label values, as numbers, the kind of label, and the names."""
     used = [name for name in VALUE_COLUMNS if name in table.columns and table[name].null_count() < table.height]
     if len(used) != 1:
-        found = ", ".join(used) or list_names(table)
+        names = ", ".join(used) or list_names(table)
         raise ValueError(
-            f"{file}: {len(used)} columns of labels have values (found {found}); expected one of "
+            f"{file}: {len(used)} columns of labels have values (found {names}); expected one of "
             f"{', '.join(VALUE_COLUMNS)}, or {' and '.join(SURVIVAL_COLUMNS)} for time to event"
         )
     name = used[0]
     column = _column(file, table, name, "a label")
-    fits = {
+    is_valid = {
         "boolean_value": column.dtype == pl.Boolean,
         "integer_value": column.dtype.is_integer(),
         "float_value": column.dtype.is_numeric(),
         "categorical_value": column.dtype == pl.String,
     }
-    if not fits[name]:
+    if not is_valid[name]:
         raise _mistyped(file, column, VALUE_COLUMNS[name])
     if column.dtype == pl.Boolean or (column.dtype.is_numeric() and column.is_in([0, 1]).all()):
         return {"value": column.cast(pl.Float32)}, "binary", (file.stem,)
@@ -147,23 +147,23 @@ def _event_columns(file: Path, table: pl.DataFrame) -> tuple[dict[str, pl.Series
     if event.dtype != pl.Boolean:
         raise _mistyped(file, event, expected)
     truth = TRUTH_COLUMNS if {*TRUTH_COLUMNS} <= {*table.columns} else ()
-    known = {name: _column(file, table, name, "the truth of simulated outcomes") for name in truth}
-    for column in known.values():
+    true_values = {name: _column(file, table, name, "the truth of simulated outcomes") for name in truth}
+    for column in true_values.values():
         if not column.dtype.is_numeric():
             raise _mistyped(file, column, "a number")
-    known = {name: column.cast(pl.Float64) for name, column in known.items()}
-    return {"event_time": times, "event": event.cast(pl.Int32), **known}, "survival", ("event",)
+    true_values = {name: column.cast(pl.Float64) for name, column in true_values.items()}
+    return {"event_time": times, "event": event.cast(pl.Int32), **true_values}, "survival", ("event",)
 
 
 def _check_causes(file: Path, causes: pl.Series) -> None:
     """Checks that the texts of an event column are all names of causes, or all true and false."""
     booleans, numbers = (
-        int(holds.sum()) for holds in (causes.str.to_lowercase().is_in(BOOLEANS), causes.str.contains(f"^{NUMBER}$"))
+        int(mask.sum()) for mask in (causes.str.to_lowercase().is_in(BOOLEANS), causes.str.contains(f"^{NUMBER}$"))
     )
     expected = "expected true and false, or the name of the cause (empty = censored)"
     if numbers or 0 < booleans < len(causes):
-        what = "numbers" if numbers else "true or false beside names"
-        raise ValueError(f"{file}: column 'event' is text that holds {what}; {expected}; write them so")
+        content = "numbers" if numbers else "true or false beside names"
+        raise ValueError(f"{file}: column 'event' is text that holds {content}; {expected}; write them so")
     if len(causes) > MAX_CLASSES:
         raise ValueError(
             f"{file}: column 'event' names {len(causes)} causes; expected at most {MAX_CLASSES}; merge the rare ones"
@@ -174,16 +174,16 @@ def _deduplicate(file: Path, table: pl.DataFrame, say: Callable[[str], None]) ->
     """Sorts rows and drops repeated ones; raises a ValueError if two of one subject and time have different labels."""
     subject, time = (pl.col(name) for name in KEYS)
     backward = (subject < subject.shift(1)) | ((subject == subject.shift(1)) & (time < time.shift(1)))
-    unsorted = table.select(backward.sum()).item()
-    if unsorted and not file.is_dir():  # shards have no order
-        say(f"{file}: {unsorted:,} of {table.height:,} rows were out of order (by {', then '.join(KEYS)}); sorted")
+    num_unsorted = table.select(backward.sum()).item()
+    if num_unsorted and not file.is_dir():  # shards have no order
+        say(f"{file}: {num_unsorted:,} of {table.height:,} rows were out of order (by {', then '.join(KEYS)}); sorted")
     unique = table.unique().sort(KEYS)
-    if repeated := table.height - unique.height:
-        say(f"{file}: {repeated:,} of {table.height:,} rows repeat another; dropped")
-    contradicting = unique.filter(pl.struct(KEYS).is_duplicated()).height
-    if contradicting:
+    if num_repeated := table.height - unique.height:
+        say(f"{file}: {num_repeated:,} of {table.height:,} rows repeat another; dropped")
+    num_contradicting = unique.filter(pl.struct(KEYS).is_duplicated()).height
+    if num_contradicting:
         raise ValueError(
-            f"{file}: {contradicting} rows share {' and '.join(KEYS)} with another but not its label; expected one "
+            f"{file}: {num_contradicting} rows share {' and '.join(KEYS)} with another but not its label; expected one "
             "label for each; keep the right one"
         )
     return unique

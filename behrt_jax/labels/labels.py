@@ -80,11 +80,11 @@ def read_labels(files: Sequence[str | Path], say: Callable[[str], None] = print,
     """
     if not files:
         raise ValueError("labels: no file is named; name one, or several that are binary")
-    read = [read_label_table(Path(file), say, with_outcomes) for file in files]
-    rows, kind, names = read[0] if len(read) == 1 else _join([Path(file) for file in files], read, say)
+    tables = [read_label_table(Path(file), say, with_outcomes) for file in files]
+    rows, kind, names = tables[0] if len(tables) == 1 else _join([Path(file) for file in files], tables, say)
     survival = kind == "survival"
-    valued = rows.select(pl.exclude([*KEYS, *SURVIVAL_COLUMNS, *TRUTH_COLUMNS])).columns
-    values = rows.select(valued).to_numpy() if valued else np.zeros((rows.height, 0))
+    value_columns = rows.select(pl.exclude([*KEYS, *SURVIVAL_COLUMNS, *TRUTH_COLUMNS])).columns
+    values = rows.select(value_columns).to_numpy() if value_columns else np.zeros((rows.height, 0))
     days, events = np.full(rows.height, np.nan), np.zeros(rows.height)
     if survival:
         elapsed = (rows["event_time"] - rows["prediction_time"]).dt.total_microseconds()
@@ -113,8 +113,8 @@ def _join(files: list[Path], read: list[LabelTable], say: Callable[[str], None])
     tables = [table.rows.rename({"value": name}) for name, table in zip(names, read, strict=True)]
     joined = functools.reduce(lambda left, right: left.join(right, on=KEYS, how="inner"), tables).sort(KEYS)
     for file, table in zip(files, tables, strict=True):
-        if lost := table.height - joined.height:
-            say(f"{file}: {lost:,} of {table.height:,} rows have no label in every other file; dropped")
+        if num_lost := table.height - joined.height:
+            say(f"{file}: {num_lost:,} of {table.height:,} rows have no label in every other file; dropped")
     if not joined.height:
         raise ValueError(
             f"{files[0]}: no subject and prediction time is in all {len(files)} files; expected labels of the same "
@@ -143,13 +143,13 @@ def describe_lack(labels: Labels, where: str) -> str:
     if not size:
         return f"none is left in {where}; expected rows of its patients"
     if labels.kind == "survival":
-        missing = ", ".join(name for name, count in zip(labels.names, counts, strict=True) if not count)
-        what = f"the event '{missing}'" if missing else "" if labels.names else "an event"
-        return f"none of the {size} rows in {where} has {what}" if what else ""
+        missing_causes = ", ".join(name for name, count in zip(labels.names, counts, strict=True) if not count)
+        event = f"the event '{missing_causes}'" if missing_causes else "" if labels.names else "an event"
+        return f"none of the {size} rows in {where} has {event}" if event else ""
     if labels.kind == "multiclass":
         return f"all {size} rows in {where} are of one class" if size in counts else ""
-    alike = {name: int(count > 0) for name, count in zip(labels.names, counts, strict=True) if count in (0, size)}
-    return ", ".join(f"'{name}' is {value} in all {size} rows in {where}" for name, value in alike.items())
+    constants = {name: int(count > 0) for name, count in zip(labels.names, counts, strict=True) if count in (0, size)}
+    return ", ".join(f"'{name}' is {value} in all {size} rows in {where}" for name, value in constants.items())
 
 
 def match_subjects(labels: Labels, lives: pl.DataFrame) -> tuple[np.ndarray, collections.Counter]:
@@ -169,8 +169,8 @@ def match_subjects(labels: Labels, lives: pl.DataFrame) -> tuple[np.ndarray, col
         "before birth": pl.col("time") < pl.col("birth"),
         "at or after death": pl.col("time") >= pl.col("death"),
     }
-    kept, left_out = drop(rows, reasons)
-    return kept["row"].to_numpy(), +left_out
+    matches, dropped = drop(rows, reasons)
+    return matches["row"].to_numpy(), +dropped
 
 
 def temporal_split(
@@ -194,8 +194,8 @@ def temporal_split(
     """
     if split == SPLITS[2]:
         return labels.take(labels.prediction_times >= cutoff), 0
-    found = labels.take(labels.prediction_times < cutoff - np.timedelta64(round(outcome_window_days * 86_400), "s"))
-    known = (cutoff - found.prediction_times) / np.timedelta64(1, "D")  # pyright: ignore[reportOperatorIssue]
-    late = found.days > known  # false where NaN
-    days, events = np.where(late, known, found.days), np.where(late, 0, found.events).astype(np.int32)
-    return dataclasses.replace(found, days=days, events=events), int(late.sum())
+    subset = labels.take(labels.prediction_times < cutoff - np.timedelta64(round(outcome_window_days * 86_400), "s"))
+    limits = (cutoff - subset.prediction_times) / np.timedelta64(1, "D")  # pyright: ignore[reportOperatorIssue]
+    is_late = subset.days > limits  # false where NaN
+    days, events = np.where(is_late, limits, subset.days), np.where(is_late, 0, subset.events).astype(np.int32)
+    return dataclasses.replace(subset, days=days, events=events), int(is_late.sum())

@@ -61,8 +61,8 @@ def make_labels(
     labels = pl.concat([part.labels for part in parts]).sort("subject_id", "prediction_time")
     totals = [collections.Counter() for _ in parts[0][1:]]
     for part in parts:
-        for total, counted in zip(totals, part[1:], strict=True):
-            total.update(counted)  # keeps zeros, unlike +
+        for total, part_counts in zip(totals, part[1:], strict=True):
+            total.update(part_counts)  # keeps zeros, unlike +
     return Made(labels, *totals)
 
 
@@ -77,8 +77,8 @@ def summarize(made: Made) -> list[str]:
     lines = [f"{counts['patients']:,} patients"]
     lines += [f"{counts['index dates']:,} index dates of {counts['patients with index dates']:,} patients"]
     lines += [f"  dropped: {number:,} {reason}" for reason, number in made.dropped.items() if number]
-    failed = [f"{number:,} {reason}" for reason, number in made.details.items() if number]
-    lines += ["  fit no windows (one may fail several):"] * bool(failed) + [f"    {line}" for line in failed]
+    details = [f"{number:,} {reason}" for reason, number in made.details.items() if number]
+    lines += ["  fit no windows (one may fail several):"] * bool(details) + [f"    {line}" for line in details]
     lines += [f"  no event in the data is '{name}'" for name, number in made.matched.items() if not number]
     lines += [f"{labels.height:,} rows of {labels['subject_id'].n_unique():,} patients"]
     return lines + (count_outcomes(labels) if labels.height else [])
@@ -100,5 +100,5 @@ def count_outcomes(labels: pl.DataFrame) -> list[str]:
         causes = labels["event"].drop_nulls().unique().sort()
         lines = [line(labels.filter(event=cause), f"events: {cause}") for cause in causes]
         censored = labels.filter(pl.col("event").is_null())
-    days = (labels["event_time"] - labels["prediction_time"]).dt.total_days().median()
-    return [*lines, line(censored, "censored"), f"  median days to the event or the end of follow-up: {days:,.0f}"]
+    median = (labels["event_time"] - labels["prediction_time"]).dt.total_days().median()
+    return [*lines, line(censored, "censored"), f"  median days to the event or the end of follow-up: {median:,.0f}"]

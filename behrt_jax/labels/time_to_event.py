@@ -127,21 +127,23 @@ def label_time_to_event(events: pl.DataFrame, task: TimeToEventTask, visits_name
     """
     people, events = subjects(events), events.filter(pl.col("time").is_not_null())
     codes = events["code"].unique().to_list()
-    occurrences = {cause: _times(events, matching_codes(codes, named, ())) for cause, named in task.events.items()}
+    occurrences = {
+        cause: _times(events, matching_codes(codes, patterns, ())) for cause, patterns in task.events.items()
+    }
     visits = _visits(events, visits_named)
     index = _index_dates(events, visits, people, task, codes)
     counts = count_dates(people, index)
     rows = _visits_before(index.join(people, on="subject_id"), visits)
-    before = _times(events, matching_codes(codes, task.none_before, ()))
-    rows = rows.join(before.group_by("subject_id").agg(before=pl.col("time").min()), on="subject_id", how="left")
+    exclusions = _times(events, matching_codes(codes, task.none_before, ()))
+    rows = rows.join(exclusions.group_by("subject_id").agg(before=pl.col("time").min()), on="subject_id", how="left")
     rows, dropped = drop(rows, _not_at_risk(task))
     end = task.follow_up.end()
     rows = rows.with_columns(end=pl.when(pl.col("death") < end).then("death").otherwise(end))
-    rows, unfollowed = drop(rows, {"after the end of follow-up": pl.col("end") <= pl.col("prediction_time")})
+    rows, late_counts = drop(rows, {"after the end of follow-up": pl.col("end") <= pl.col("prediction_time")})
     matched = collections.Counter(
         {pattern: int(events["code"].is_in(matching_codes(codes, (pattern,), ())).sum()) for pattern in task.patterns()}
     )
-    dropped.update(unfollowed)
+    dropped.update(late_counts)
     return Made(_first_events(rows, occurrences), counts, dropped, collections.Counter(), matched)
 
 
@@ -162,8 +164,8 @@ def _index_dates(
     if task.dates:
         dates = pl.DataFrame({"prediction_time": task.dates}, schema={"prediction_time": pl.Datetime("us")})
         return people.select("subject_id").join(dates.unique(), how="cross").sort(KEYS)
-    found = _times(events, matching_codes(codes, task.codes, ())) if task.codes else visits.unique()
-    return found.rename({"time": "prediction_time"}).sort(KEYS)
+    index_dates = _times(events, matching_codes(codes, task.codes, ())) if task.codes else visits.unique()
+    return index_dates.rename({"time": "prediction_time"}).sort(KEYS)
 
 
 def _visits_before(index: pl.DataFrame, visits: pl.DataFrame) -> pl.DataFrame:
@@ -210,11 +212,11 @@ def _first_events(rows: pl.DataFrame, occurrences: dict[str, pl.DataFrame]) -> p
 
     rows = functools.reduce(join_next, occurrences, rows.sort("prediction_time"))
     first = pl.min_horizontal(f"next {cause}" for cause in occurrences)
-    seen = (first <= pl.col("end")).fill_null(False)
+    has_event = (first <= pl.col("end")).fill_null(False)
     if len(occurrences) == 1:
-        event = seen
+        event = has_event
     else:
         causes = (pl.when(pl.col(f"next {cause}") == first).then(pl.lit(cause)) for cause in occurrences)
-        event = pl.when(seen).then(pl.coalesce(causes))
-    rows = rows.with_columns(event_time=pl.when(seen).then(first).otherwise("end"), event=event)
+        event = pl.when(has_event).then(pl.coalesce(causes))
+    rows = rows.with_columns(event_time=pl.when(has_event).then(first).otherwise("end"), event=event)
     return rows.select(*KEYS, "event_time", "event").sort(KEYS)

@@ -84,29 +84,29 @@ def compare(first: dict[str, Estimate], second: dict[str, Estimate]) -> dict[str
 
 
 def resamples(num_patients: int, seed: int = 0) -> np.ndarray:
-    """Draws how often each patient is in each resample, (1000, num_patients), a function of both arguments."""
+    """Samples the count of each patient in each resample, (1000, num_patients), a function of both arguments."""
     rng = np.random.default_rng(seed)
     uniform = np.full(num_patients, 1.0 / num_patients)
-    drawn = (rng.multinomial(num_patients, uniform) for _ in range(NUM_RESAMPLES))
-    return np.stack([counts.astype(np.uint16) for counts in drawn])
+    draws = (rng.multinomial(num_patients, uniform) for _ in range(NUM_RESAMPLES))
+    return np.stack([counts.astype(np.uint16) for counts in draws])
 
 
 def estimate(outcomes: PerTargetScores, prefix: str, seed: int = 0) -> dict[str, Estimate]:
     """Averages scores on the data and on 1,000 resamples of whole patients; `loss` also as `perplexity`."""
     _, owners = np.unique(outcomes.patients, return_inverse=True)
     num_patients = int(owners.max()) + 1
-    measured = [values.astype(np.float64) for values in outcomes.values.values()] + [np.ones(len(owners))]
-    table = np.stack([np.bincount(owners, values, num_patients) for values in measured], axis=1)
-    resampled = np.stack([counts @ table for counts in resamples(num_patients, seed)])
-    means = resampled[:, :-1] / resampled[:, -1:]
+    columns = [values.astype(np.float64) for values in outcomes.values.values()] + [np.ones(len(owners))]
+    table = np.stack([np.bincount(owners, values, num_patients) for values in columns], axis=1)
+    sums = np.stack([counts @ table for counts in resamples(num_patients, seed)])
+    means = sums[:, :-1] / sums[:, -1:]
     values = table[:, :-1].sum(axis=0) / table[:, -1].sum()
     estimates = {}
-    for place, name in enumerate(outcomes.values):
-        found = estimates[f"{prefix}/{name}"] = Estimate(
-            float(values[place]), means[:, place], len(owners), num_patients
+    for index, name in enumerate(outcomes.values):
+        result = estimates[f"{prefix}/{name}"] = Estimate(
+            float(values[index]), means[:, index], len(owners), num_patients
         )
         if name == "loss":
-            perplexity = found._replace(value=np.exp(found.value), replicates=np.exp(found.replicates))
+            perplexity = result._replace(value=np.exp(result.value), replicates=np.exp(result.replicates))
             estimates[f"{prefix}/perplexity"] = perplexity
     return estimates
 
@@ -114,7 +114,7 @@ def estimate(outcomes: PerTargetScores, prefix: str, seed: int = 0) -> dict[str,
 def summarize(outcomes: PerTargetScores, prefix: str, seed: int = 0) -> dict[str, dict[str, float]]:
     """Averages scores, with percentile bootstrap intervals over patients (Efron 1979).
 
-    Targets of one patient are not independent, so whole patients are drawn with replacement, 1,000 times.
+    Targets of one patient are not independent, so whole patients are sampled with replacement, 1,000 times.
 
     Args:
       outcomes: scores of at least one target.
@@ -130,7 +130,7 @@ def summarize(outcomes: PerTargetScores, prefix: str, seed: int = 0) -> dict[str
 
 def summaries(estimates: dict[str, Estimate]) -> dict[str, dict[str, float]]:
     """Returns the `summary` of each estimate."""
-    return {name: found.summary() for name, found in estimates.items()}
+    return {name: result.summary() for name, result in estimates.items()}
 
 
 def paired(first: PerTargetScores, second: PerTargetScores, prefix: str, seed: int = 0) -> dict[str, dict[str, float]]:
@@ -149,15 +149,15 @@ def paired(first: PerTargetScores, second: PerTargetScores, prefix: str, seed: i
       ValueError: the two differ in their patients or in the number of targets of a patient.
     """
     counts = [np.unique(outcomes.patients, return_counts=True) for outcomes in (first, second)]
-    if not all(np.array_equal(*sides) for sides in zip(*counts, strict=True)):
+    if not all(np.array_equal(*pair) for pair in zip(*counts, strict=True)):
         raise ValueError("only outcomes at the same targets of the same patients can be compared")
     return compare(estimate(first, prefix, seed), estimate(second, prefix, seed))
 
 
 def report(own: PerTargetScores, compared: dict[str, PerTargetScores], prefix: str) -> dict[str, dict]:
-    """Returns `metrics` of a model, `baselines` with theirs at the same targets, and `versus` with the differences."""
+    """Returns `metrics` of a model, and at the same targets those of `baselines` and the differences, `versus`."""
     return {
         "metrics": summarize(own, prefix),
-        "baselines": {name: summarize(found, prefix) for name, found in compared.items()},
-        "versus": {name: paired(own, found, prefix) for name, found in compared.items()},
+        "baselines": {name: summarize(baseline, prefix) for name, baseline in compared.items()},
+        "versus": {name: paired(own, baseline, prefix) for name, baseline in compared.items()},
     }

@@ -47,7 +47,7 @@ def fit(probabilities: np.ndarray, targets: np.ndarray, method: str) -> tuple[Ca
     columns = targets.reshape(len(targets), -1)
     fit_label = _fit_temperature if method == "temperature" else _fit_isotonic
     pairs = zip(probabilities.reshape(columns.shape).T, columns.T, strict=True)
-    labels = [None if (wanted == wanted[0]).all() else fit_label(found, wanted) for found, wanted in pairs]
+    labels = [None if (outcomes == outcomes[0]).all() else fit_label(scores, outcomes) for scores, outcomes in pairs]
     parameters = {"method": method, "labels": labels}
     return from_dict(parameters), parameters
 
@@ -64,8 +64,11 @@ def from_dict(parameters: dict) -> Calibrator:
         if columns.shape[1] != len(parameters["labels"]):
             raise ValueError(f"{columns.shape[1]} labels were given; the calibration is of {len(parameters['labels'])}")
         pairs = zip(columns.T, parameters["labels"], strict=True)
-        said = [column if fitted is None else apply_label(column, fitted) for column, fitted in pairs]
-        return np.stack(said, axis=1).reshape(found.shape)
+        outputs = [
+            column if label_parameters is None else apply_label(column, label_parameters)
+            for column, label_parameters in pairs
+        ]
+        return np.stack(outputs, axis=1).reshape(found.shape)
 
     return calibrate
 
@@ -79,19 +82,21 @@ def _fit_softmax(probabilities: np.ndarray, targets: np.ndarray) -> float:
     if (targets == targets[0]).all():
         return 1.0
     logs = np.log(np.clip(probabilities, EPSILON, 1))
-    own = logs[np.arange(len(targets)), targets]
-    return _minimize(lambda temperature: (np.logaddexp.reduce(logs / temperature, axis=1) - own / temperature).mean())
+    target_logs = logs[np.arange(len(targets)), targets]
+    return _minimize(
+        lambda temperature: (np.logaddexp.reduce(logs / temperature, axis=1) - target_logs / temperature).mean()
+    )
 
 
 def _minimize(loss: Callable[[float], float]) -> float:
-    found = minimize_scalar(lambda log: loss(np.exp(log)), bounds=LOG_TEMPERATURES, method="bounded")
-    return float(np.exp(found.x))
+    result = minimize_scalar(lambda log: loss(np.exp(log)), bounds=LOG_TEMPERATURES, method="bounded")
+    return float(np.exp(result.x))
 
 
 def _fit_isotonic(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, list[float]]:
-    least = 1 / (len(targets) + 2)
-    fitted = IsotonicRegression(y_min=least, y_max=1 - least).fit(probabilities, targets)
-    return {"from": fitted.X_thresholds_.tolist(), "to": fitted.y_thresholds_.tolist()}
+    lowest = 1 / (len(targets) + 2)
+    regression = IsotonicRegression(y_min=lowest, y_max=1 - lowest).fit(probabilities, targets)
+    return {"from": regression.X_thresholds_.tolist(), "to": regression.y_thresholds_.tolist()}
 
 
 def _apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Metrics of classification at prediction times, with bootstrap intervals over patients.
 
-Each resample is measured exactly: a patient drawn twice gives its rows twice the weight. Undefined metrics are omitted:
-all metrics of a group with one class, or the slope where predictions separate the classes perfectly. A resample that
-lacks a class still counts for the metrics that do not need it. The calibration error of resamples is higher than that
-of the data, as noise adds to distances, so the value need not be in the middle of its interval.
+Each resample is measured exactly: a patient sampled twice gives its rows twice the weight. Undefined metrics are
+omitted: all metrics of a group with one class, or the slope where predictions separate the classes perfectly. A
+resample that lacks a class still counts for the metrics that do not need it. The calibration error of resamples is
+higher than that of the data, as noise adds to distances, so the value need not be in the middle of its interval.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,25 +62,25 @@ def measure(
     if len(labels) not in (0, num_labels):
         raise ValueError(f"{len(labels)} names do not fit {num_labels} labels")
     cuts = np.broadcast_to(np.float32(threshold), num_labels)
-    found = {}
+    results = {}
     for part, rows in parts(groups, len(targets)).items():
         if part and (not rows.any() or (columns[rows] == columns[rows][0]).all()):
             continue
         scores = probabilities.reshape(len(targets), -1)[rows]
         if is_multi_class:
-            of_rows = _multi_class(scores, targets[rows], labels)
+            function = _multi_class(scores, targets[rows], labels)
         else:
-            of_rows = _multi_label(scores, columns[rows], cuts, labels)
-        found |= estimates(replicate(of_rows, owners[rows], weights), PREFIX, part, owners[rows])
-    return found
+            function = _multi_label(scores, columns[rows], cuts, labels)
+        results |= estimates(replicate(function, owners[rows], weights), PREFIX, part, owners[rows])
+    return results
 
 
 def best_threshold(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Returns the threshold of the highest F1 for each label, () for (N,) or (K,) for (N, K); 1 without positives."""
     probabilities, targets = check(probabilities, targets)
     pairs = zip(np.atleast_2d(probabilities.T), np.atleast_2d(targets.T), strict=True)
-    found = [multilabel.best_threshold(scores, wanted) for scores, wanted in pairs]
-    return np.array(found, np.float32).reshape(targets.shape[1:])
+    thresholds = [multilabel.best_threshold(scores, labels) for scores, labels in pairs]
+    return np.array(thresholds, np.float32).reshape(targets.shape[1:])
 
 
 def auroc(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -113,10 +113,10 @@ def equal_mass_bins(scores: np.ndarray, num_bins: int = CALIBRATION_BINS) -> np.
 
 def most_bins(scores: np.ndarray, patients: np.ndarray, fewest: int, most: int = CALIBRATION_BINS) -> int:
     """Returns the largest number of equal-mass bins, up to `most`, with at least `fewest` patients each; 0 if none."""
-    for number in range(most, 0, -1):
-        bins = equal_mass_bins(scores, number)
-        if all(len(np.unique(patients[bins == place])) >= fewest for place in np.unique(bins)):
-            return number
+    for num_bins in range(most, 0, -1):
+        bins = equal_mass_bins(scores, num_bins)
+        if all(len(np.unique(patients[bins == index])) >= fewest for index in np.unique(bins)):
+            return num_bins
     return 0
 
 
@@ -124,8 +124,8 @@ def calibration_slope(probabilities: np.ndarray, targets: np.ndarray, weights: n
     """Computes the slope of a logistic regression on the logits (Cox 1958); 1 is ideal, below 1 is overconfident."""
 
     def logistic(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        fitted = expit(line)
-        return fitted, fitted * (1 - fitted)
+        means = expit(line)
+        return means, means * (1 - means)
 
     return fit_slope(logit(np.clip(probabilities, EPSILON, 1 - EPSILON)), targets, weights, logistic)
 
@@ -158,17 +158,17 @@ def _newton(covariate, targets, weights, mean, line) -> np.ndarray:
     powers = np.stack([np.ones_like(covariate), covariate, covariate**2], axis=1)
     size = np.full(len(line), np.inf)
     for _ in range(MAX_NEWTON_STEPS):
-        fitted, derivative = mean(line @ powers[:, :2].T)
-        gradient = (weights * (targets - fitted)) @ powers[:, :2]
+        means, derivative = mean(line @ powers[:, :2].T)
+        gradient = (weights * (targets - means)) @ powers[:, :2]
         curvature = (weights * derivative) @ powers
-        sides = np.stack(
+        numerators = np.stack(
             [
                 curvature[:, 2] * gradient[:, 0] - curvature[:, 1] * gradient[:, 1],
                 curvature[:, 0] * gradient[:, 1] - curvature[:, 1] * gradient[:, 0],
             ],
             axis=1,
         )
-        step = divide(sides, (curvature[:, 0] * curvature[:, 2] - curvature[:, 1] ** 2)[:, None])
+        step = divide(numerators, (curvature[:, 0] * curvature[:, 2] - curvature[:, 1] ** 2)[:, None])
         size = np.abs(step).max(axis=1)
         line = line + step / np.maximum(size, 1)[:, None]
         if not (size > TOLERANCE).any():  # a step of NaN has failed
@@ -180,29 +180,29 @@ def _multi_label(scores, targets, cuts, labels) -> Callable[[np.ndarray], dict[s
     """Returns a function from (R, N) weights to each metric of each resample, averaged over labels."""
 
     def found(weights: np.ndarray) -> dict[str, np.ndarray]:
-        each = [_binary(*one, weights) for one in zip(scores.T, targets.T, cuts, strict=True)]
-        means = {name: mean_over([one[name] for one in each]) for name in each[0]}
-        return means | _by_label(each, labels)
+        label_metrics = [_binary(*one, weights) for one in zip(scores.T, targets.T, cuts, strict=True)]
+        means = {name: mean_over([one[name] for one in label_metrics]) for name in label_metrics[0]}
+        return means | _by_label(label_metrics, labels)
 
     return found
 
 
 def _binary(scores, targets, cut, weights) -> dict[str, np.ndarray]:
-    likely, chosen = np.clip(scores, EPSILON, 1 - EPSILON), scores.astype(np.float32) >= cut
+    probs, predictions = np.clip(scores, EPSILON, 1 - EPSILON), scores.astype(np.float32) >= cut
     rows = {
         "brier": (scores - targets) ** 2,
-        "loss": -np.log(np.where(targets, likely, 1 - likely)),
+        "loss": -np.log(np.where(targets, probs, 1 - probs)),
         "prevalence": targets,
         **{f"net_benefit@{p}": (scores >= p) * np.where(targets, 1, -p / (1 - p)) for p in NET_BENEFIT_THRESHOLDS},
     }
-    hits, either = weights @ (chosen & targets), weights @ (chosen.astype(float) + targets)
-    precise = average_precision(scores, targets, weights)
+    true_positives, totals = weights @ (predictions & targets), weights @ (predictions.astype(float) + targets)
+    auprc = average_precision(scores, targets, weights)
     return {
         "auroc": auroc(scores, targets, weights),
-        "auprc": np.full_like(precise, np.nan) if targets.all() else precise,  # 1 for any prediction
+        "auprc": np.full_like(auprc, np.nan) if targets.all() else auprc,  # 1 for any prediction
         "calibration_slope": calibration_slope(scores, targets, weights),
         "calibration_error": calibration_error(scores, targets, weights),
-        "f1": divide(2 * hits, either),
+        "f1": divide(2 * true_positives, totals),
         **_means(rows, weights),
     }
 
@@ -218,33 +218,33 @@ def _multi_class(scores, targets, labels) -> Callable[[np.ndarray], dict[str, np
     }
 
     def found(weights: np.ndarray) -> dict[str, np.ndarray]:
-        each = [{"auroc": auroc(*one, weights)} for one in zip(scores.T, is_class.T, strict=True)]
+        label_metrics = [{"auroc": auroc(*one, weights)} for one in zip(scores.T, is_class.T, strict=True)]
         error = calibration_error(confidence, correct, weights)
-        whole = {"auroc": mean_over([one["auroc"] for one in each]), "calibration_error": error}
-        return whole | _means(rows, weights) | _by_label(each, labels)
+        overall = {"auroc": mean_over([one["auroc"] for one in label_metrics]), "calibration_error": error}
+        return overall | _means(rows, weights) | _by_label(label_metrics, labels)
 
     return found
 
 
 def _means(rows: dict[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
-    found = divide(weights @ np.stack([*rows.values()], axis=1), weights.sum(axis=1, keepdims=True))
-    return dict(zip(rows, found.T, strict=True))
+    means = divide(weights @ np.stack([*rows.values()], axis=1), weights.sum(axis=1, keepdims=True))
+    return dict(zip(rows, means.T, strict=True))
 
 
 def _by_label(each: list[dict[str, np.ndarray]], labels: Sequence[str]) -> dict[str, np.ndarray]:
-    named = dict(zip(labels, each, strict=False))  # either all or none are named
-    return {f"{metric}/label={name}": values for name, one in named.items() for metric, values in one.items()}
+    label_metrics = dict(zip(labels, each, strict=False))  # either all or none are named
+    return {f"{metric}/label={name}": values for name, one in label_metrics.items() for metric, values in one.items()}
 
 
 def _by_score(scores, targets, weights) -> tuple[np.ndarray, np.ndarray]:
     """Sums the weights of positives and of negatives at each distinct score, ascending, (R, distinct) each."""
     order = np.argsort(scores)
     starts = np.unique(scores[order], return_index=True)[1]
-    ordered = weights[:, order]
-    positives = ordered * targets[order]
+    sorted_weights = weights[:, order]
+    positives = sorted_weights * targets[order]
     if len(starts) == len(order):
-        return positives, ordered - positives
-    return np.add.reduceat(positives, starts, axis=1), np.add.reduceat(ordered - positives, starts, axis=1)
+        return positives, sorted_weights - positives
+    return np.add.reduceat(positives, starts, axis=1), np.add.reduceat(sorted_weights - positives, starts, axis=1)
 
 
 def check(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -254,16 +254,18 @@ def check(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, n
       ValueError: values are no probabilities, or they do not fit the targets.
     """
     probabilities, targets = np.asarray(probabilities, np.float64), np.asarray(targets)
-    wrong = int((~((probabilities >= 0) & (probabilities <= 1))).sum())
-    if wrong:
-        raise ValueError(f"{wrong:,} of {probabilities.size:,} probabilities are NaN or outside 0 to 1")
+    num_invalid = int((~((probabilities >= 0) & (probabilities <= 1))).sum())
+    if num_invalid:
+        raise ValueError(f"{num_invalid:,} of {probabilities.size:,} probabilities are NaN or outside 0 to 1")
     is_multi_class = probabilities.ndim == 2 and targets.ndim == 1
     if not len(targets) or probabilities.shape[: 1 if is_multi_class else 2] != targets.shape:
         raise ValueError(f"probabilities {probabilities.shape} do not fit targets {targets.shape} of 1 row or more")
     classes = probabilities.shape[1] if is_multi_class else 2
-    wrong = int((~np.isin(targets, np.arange(classes))).sum())
-    if wrong:
-        raise ValueError(f"{wrong:,} of {targets.size:,} targets are none of the {classes} classes 0 to {classes - 1}")
+    num_invalid = int((~np.isin(targets, np.arange(classes))).sum())
+    if num_invalid:
+        raise ValueError(
+            f"{num_invalid:,} of {targets.size:,} targets are none of the {classes} classes 0 to {classes - 1}"
+        )
     return probabilities, targets.astype(int if is_multi_class else bool)
 
 
@@ -275,8 +277,8 @@ def patient_weights(patients: np.ndarray, num_rows: int, seed: int) -> tuple[np.
     """
     if np.shape(patients) != (num_rows,):
         raise ValueError(f"{np.shape(patients)} patients do not fit {num_rows:,} rows")
-    drawn, owners = np.unique(patients, return_inverse=True)
-    return owners, np.vstack([np.ones((1, len(drawn)), np.uint16), resamples(len(drawn), seed)])
+    unique_patients, owners = np.unique(patients, return_inverse=True)
+    return owners, np.vstack([np.ones((1, len(unique_patients)), np.uint16), resamples(len(unique_patients), seed)])
 
 
 def parts(groups: dict[str, np.ndarray] | None, num_rows: int) -> dict[str, np.ndarray]:
@@ -289,10 +291,10 @@ def replicate(
     function: Callable[[np.ndarray], dict[str, np.ndarray]], owners: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Applies a function of (r, N) row weights to a few resamples at a time and concatenates the results."""
-    some = max(1, CELLS // len(owners))
-    chunks = (weights[start : start + some] for start in range(0, len(weights), some))
-    found = [function(chunk[:, owners].astype(np.float64)) for chunk in chunks]
-    return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+    size = max(1, CELLS // len(owners))
+    chunks = (weights[start : start + size] for start in range(0, len(weights), size))
+    results = [function(chunk[:, owners].astype(np.float64)) for chunk in chunks]
+    return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
 def estimates(found: dict[str, np.ndarray], prefix: str, part: str, owners: np.ndarray) -> dict[str, Estimate]:
@@ -300,12 +302,16 @@ def estimates(found: dict[str, np.ndarray], prefix: str, part: str, owners: np.n
 
     `owners`, (N,) int, are the patients of the rows that were measured.
     """
-    kept = {name: values for name, values in found.items() if np.isfinite(values[0]) and np.isfinite(values[1:]).any()}
+    metrics = {
+        name: values for name, values in found.items() if np.isfinite(values[0]) and np.isfinite(values[1:]).any()
+    }
     counts = len(owners), len(np.unique(owners))
-    return {f"{prefix}{name}{part}": Estimate(float(values[0]), values[1:], *counts) for name, values in kept.items()}
+    return {
+        f"{prefix}{name}{part}": Estimate(float(values[0]), values[1:], *counts) for name, values in metrics.items()
+    }
 
 
 def mean_over(values: list[np.ndarray]) -> np.ndarray:
     """Averages (R,) arrays element-wise, ignoring NaN."""
-    stacked = np.stack(values)
-    return divide(np.nansum(stacked, axis=0), (~np.isnan(stacked)).sum(axis=0))
+    table = np.stack(values)
+    return divide(np.nansum(table, axis=0), (~np.isnan(table)).sum(axis=0))

@@ -64,16 +64,16 @@ def resampled_silhouettes(embeddings: np.ndarray, labels: np.ndarray, weights: n
     """Computes the mean silhouette of resampled rows, each resample from its rows only.
 
     The mean distance of a row to its group leaves out all copies of that row: their distances of 0 would make groups
-    look tighter than they are. A row that is alone in its group scores 0, as usual. A group without a drawn row does
-    not count.
+    look tighter than they are. A row that is alone in its group scores 0, as usual. A group without a sampled row
+    is ignored.
 
     Args:
       embeddings: (N, D).
       labels: (N,) int, two groups or more.
-      weights: (R, N) how often each row is drawn.
+      weights: (R, N) the count of each row in each resample.
 
     Returns:
-      (R,) float64; NaN where fewer than two groups are drawn.
+      (R,) float64; NaN where fewer than two groups are sampled.
     """
     distances, step = pairwise_distances(embeddings), max(CELLS // (8 * len(labels)), 1)
     starts = range(0, len(weights), step)
@@ -82,20 +82,20 @@ def resampled_silhouettes(embeddings: np.ndarray, labels: np.ndarray, weights: n
 
 def _mean_silhouettes(distances: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     weights = weights.astype(np.float64)
-    within, others, between = np.zeros(weights.shape), np.zeros(weights.shape), np.full(weights.shape, np.inf)
+    within, num_others, between = np.zeros(weights.shape), np.zeros(weights.shape), np.full(weights.shape, np.inf)
     for label in np.unique(labels):
-        own = labels == label
-        drawn, sums = weights[:, own].sum(axis=1, keepdims=True), weights[:, own] @ distances[own]
-        others[:, own] = drawn - weights[:, own]
-        within[:, own] = sums[:, own] / np.maximum(others[:, own], 1)
-        between[:, ~own] = np.minimum(
-            between[:, ~own], np.where(drawn > 0, sums[:, ~own] / np.maximum(drawn, 1), np.inf)
+        in_group = labels == label
+        counts, sums = weights[:, in_group].sum(axis=1, keepdims=True), weights[:, in_group] @ distances[in_group]
+        num_others[:, in_group] = counts - weights[:, in_group]
+        within[:, in_group] = sums[:, in_group] / np.maximum(num_others[:, in_group], 1)
+        between[:, ~in_group] = np.minimum(
+            between[:, ~in_group], np.where(counts > 0, sums[:, ~in_group] / np.maximum(counts, 1), np.inf)
         )
     several = np.isfinite(between.max(axis=1))
     between = np.where(several[:, None], between, 0)
     scores = divide(between - within, np.maximum(between, within))
-    total = np.where(others > 0, np.nan_to_num(scores), 0) * weights
-    return np.where(several, divide(total.sum(axis=1), weights.sum(axis=1)), np.nan)
+    totals = np.where(num_others > 0, np.nan_to_num(scores), 0) * weights
+    return np.where(several, divide(totals.sum(axis=1), weights.sum(axis=1)), np.nan)
 
 
 def nearest(queries: np.ndarray, gallery: np.ndarray, k: int) -> np.ndarray:
@@ -125,13 +125,13 @@ def retrieval(near: np.ndarray, own: np.ndarray, gallery: np.ndarray) -> PerTarg
     values = {name: np.zeros(len(rows)) for name in ("precision", "shared", "jaccard")}
     step = max(CELLS // max(near.shape[1] * own.shape[1], 1), 1)
     for start in range(0, len(rows), step):
-        part = rows[start : start + step]
-        theirs, mine = gallery[near[part]], own[part][:, None]
-        both = (theirs & mine).sum(axis=-1)
-        place = slice(start, start + len(part))
-        values["precision"][place] = (both > 0).mean(axis=1)
-        values["shared"][place] = (both / mine.sum(axis=-1)).mean(axis=1)
-        values["jaccard"][place] = (both / (theirs | mine).sum(axis=-1)).mean(axis=1)
+        chunk = rows[start : start + step]
+        neighbour_diseases, diseases = gallery[near[chunk]], own[chunk][:, None]
+        num_shared = (neighbour_diseases & diseases).sum(axis=-1)
+        slots = slice(start, start + len(chunk))
+        values["precision"][slots] = (num_shared > 0).mean(axis=1)
+        values["shared"][slots] = (num_shared / diseases.sum(axis=-1)).mean(axis=1)
+        values["jaccard"][slots] = (num_shared / (neighbour_diseases | diseases).sum(axis=-1)).mean(axis=1)
     return PerTargetScores(rows, values)
 
 
@@ -148,16 +148,16 @@ def probe(inputs: dict[str, np.ndarray], has: dict[str, np.ndarray], say: Callab
     """
     mean, deviation = inputs["train"].mean(axis=0), inputs["train"].std(axis=0)
     kept = deviation > 0
-    scaled = {name: (each[:, kept] - mean[kept]) / deviation[kept] for name, each in inputs.items()}
-    solver, found = "newton-cholesky" if kept.sum() <= MANY else "lbfgs", []
+    features = {name: (each[:, kept] - mean[kept]) / deviation[kept] for name, each in inputs.items()}
+    solver, predictions = "newton-cholesky" if kept.sum() <= MANY else "lbfgs", []
     for group in range(has["train"].shape[1]):
         target = has["train"][:, group]
         ridges = [LogisticRegression(C=each, solver=solver, max_iter=2000) for each in STRENGTHS]
-        fits = [ridge.fit(scaled["train"], target) for ridge in ridges]
-        scores = [roc_auc_score(has["tuning"][:, group], fit.decision_function(scaled["tuning"])) for fit in fits]
-        found.append(fits[int(np.argmax(scores))].predict_proba(scaled["held_out"])[:, 1])
+        fits = [ridge.fit(features["train"], target) for ridge in ridges]
+        scores = [roc_auc_score(has["tuning"][:, group], fit.decision_function(features["tuning"])) for fit in fits]
+        predictions.append(fits[int(np.argmax(scores))].predict_proba(features["held_out"])[:, 1])
         say()
-    return np.stack(found, axis=1)
+    return np.stack(predictions, axis=1)
 
 
 def fit_clusters(train: np.ndarray, clusters: int, seed: int = 0) -> KMeans:
@@ -173,8 +173,8 @@ def stability(train: np.ndarray, others: np.ndarray, clusters: int, draws: int, 
     """
     rng, reference = np.random.default_rng(seed), fit_clusters(train, clusters, seed).predict(others)
     samples = (train[rng.integers(len(train), size=len(train))] for _ in range(draws))
-    found = (fit_clusters(sample, clusters, draw + 1).predict(others) for draw, sample in enumerate(samples))
-    return np.array([adjusted_rand_score(reference, each) for each in found])
+    clusterings = (fit_clusters(sample, clusters, draw + 1).predict(others) for draw, sample in enumerate(samples))
+    return np.array([adjusted_rand_score(reference, labels) for labels in clusterings])
 
 
 def distinguishing_codes(presence: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +188,7 @@ def distinguishing_codes(presence: np.ndarray, labels: np.ndarray) -> tuple[np.n
       (K, V) log odds ratios, with half a patient added to each cell, and (K, V) the same over their standard errors
       (Woolf 1955), which ranks codes by how certain the difference is.
     """
-    inside = np.stack([presence[labels == each].sum(axis=0) for each in range(labels.max() + 1)]).astype(float)
+    inside = np.stack([presence[labels == cluster].sum(axis=0) for cluster in range(labels.max() + 1)]).astype(float)
     sizes, total = np.bincount(labels)[:, None], presence.sum(axis=0)
     cells = [inside, sizes - inside, total - inside, len(labels) - sizes - (total - inside)]
     a, b, c, d = (cell + SMOOTHING for cell in cells)

@@ -77,25 +77,25 @@ def measure(probabilities: np.ndarray, examples: Examples, threshold: float, see
     _, owners = np.unique(np.asarray(examples.patients)[order], return_inverse=True)
     num_patients, cut = int(owners[-1]) + 1, np.float32(threshold)  # the dtype of the scores
     weights = np.vstack([np.ones((1, num_patients)), resamples(num_patients, seed)]).astype(np.float32)
-    given = {f"/{name}": cells if len(cells) == 1 else cells[order] for name, cells in examples.cells.items()}
-    found = _ratios(probabilities, targets, seen, owners, weights, cut)
-    for name, cells in {"": np.True_, "/new": ~seen, "/repeat": seen, **given}.items():
-        found[f"average_precision{name}"] = _micro_average_precision(probabilities, targets, cells, owners, weights)
-    found |= _means_over_codes(probabilities, targets, owners, weights, cut)
-    found["calibration_error"] = _calibration_error(probabilities, targets, owners, weights)
-    return {PREFIX + name: estimate for name, estimate in found.items() if estimate is not None}
+    parts = {f"/{name}": cells if len(cells) == 1 else cells[order] for name, cells in examples.cells.items()}
+    results = _ratios(probabilities, targets, seen, owners, weights, cut)
+    for name, cells in {"": np.True_, "/new": ~seen, "/repeat": seen, **parts}.items():
+        results[f"average_precision{name}"] = _micro_average_precision(probabilities, targets, cells, owners, weights)
+    results |= _means_over_codes(probabilities, targets, owners, weights, cut)
+    results["calibration_error"] = _calibration_error(probabilities, targets, owners, weights)
+    return {PREFIX + name: estimate for name, estimate in results.items() if estimate is not None}
 
 
 def best_threshold(probabilities: np.ndarray, targets: Targets) -> float:
     """Returns the threshold of the highest micro-F1 over all cut points."""
-    cuts, hits, chosen = _curve(np.asarray(probabilities, np.float32), _dense(targets))
-    return float(cuts[np.argmax(2 * hits / (chosen + hits[0]))]) if len(cuts) else 1.0
+    cuts, hits, num_predicted = _curve(np.asarray(probabilities, np.float32), _dense(targets))
+    return float(cuts[np.argmax(2 * hits / (num_predicted + hits[0]))]) if len(cuts) else 1.0
 
 
 def average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
     """Computes the exact step-wise average precision of (n,) scores, as scikit-learn does; ties make one step."""
-    _, hits, chosen = _curve(scores, targets)
-    return float((-np.diff(hits, append=0) * hits / chosen).sum() / hits[0])
+    _, hits, num_predicted = _curve(scores, targets)
+    return float((-np.diff(hits, append=0) * hits / num_predicted).sum() / hits[0])
 
 
 def auroc(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -107,9 +107,9 @@ def auroc(scores: np.ndarray, targets: np.ndarray) -> float:
 
 def precision_recall(probabilities: np.ndarray, targets: Targets, points: int = 200) -> tuple[np.ndarray, ...]:
     """Returns precision, recall and threshold, each (points or fewer,), at cuts spaced evenly over the positives."""
-    cuts, hits, chosen = _curve(probabilities, _dense(targets))
-    kept = np.unique(np.searchsorted(-hits, -np.linspace(hits[0], 1, points), "right") - 1)
-    return hits[kept] / chosen[kept], hits[kept] / hits[0], cuts[kept]
+    cuts, hits, num_predicted = _curve(probabilities, _dense(targets))
+    indices = np.unique(np.searchsorted(-hits, -np.linspace(hits[0], 1, points), "right") - 1)
+    return hits[indices] / num_predicted[indices], hits[indices] / hits[0], cuts[indices]
 
 
 def reliability(probabilities: np.ndarray, targets: Targets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -136,9 +136,9 @@ def _curve(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Returns the distinct scores of targets, ascending, and the number of targets and of cells at or above each."""
     cuts = np.unique(scores[targets])
     places = np.searchsorted(cuts, scores, side="right")
-    counts = (np.bincount(some.ravel(), minlength=len(cuts) + 1) for some in (places[targets], places))
-    hits, chosen = (np.cumsum(found[:0:-1])[::-1] for found in counts)
-    return cuts, hits, chosen
+    counts = (np.bincount(bins.ravel(), minlength=len(cuts) + 1) for bins in (places[targets], places))
+    hits, num_predicted = (np.cumsum(histogram[:0:-1])[::-1] for histogram in counts)
+    return cuts, hits, num_predicted
 
 
 def _ratios(probabilities, targets, seen, owners, weights, threshold) -> dict[str, Estimate | None]:
@@ -146,28 +146,33 @@ def _ratios(probabilities, targets, seen, owners, weights, threshold) -> dict[st
     totals = {}
     for start in range(0, len(owners), ROWS):
         rows = slice(start, start + ROWS)
-        scores, wanted, new = probabilities[rows], targets[rows], targets[rows] & ~seen[rows]
-        every, size, size_new, chosen = np.ones(len(scores)), wanted.sum(axis=1), new.sum(axis=1), scores >= threshold
-        likely = np.clip(scores.astype(np.float64), EPSILON, 1 - EPSILON)
-        hits_new = hits_at(np.where(seen[rows], -np.inf, scores), new, 10)
+        scores, labels, new_labels = probabilities[rows], targets[rows], targets[rows] & ~seen[rows]
+        ones, num_labels, num_new, predictions = (
+            np.ones(len(scores)),
+            labels.sum(axis=1),
+            new_labels.sum(axis=1),
+            scores >= threshold,
+        )
+        probs = np.clip(scores.astype(np.float64), EPSILON, 1 - EPSILON)
+        hits_new = hits_at(np.where(seen[rows], -np.inf, scores), new_labels, 10)
         sums = {
-            "micro_f1": (2 * (chosen & wanted).sum(axis=1), chosen.sum(axis=1) + size),
-            "recall@10/new": (hits_new / np.maximum(size_new, 1), size_new > 0),
-            "loss": (-np.log(np.where(wanted, likely, 1 - likely)).sum(axis=1), every),
+            "micro_f1": (2 * (predictions & labels).sum(axis=1), predictions.sum(axis=1) + num_labels),
+            "recall@10/new": (hits_new / np.maximum(num_new, 1), num_new > 0),
+            "loss": (-np.log(np.where(labels, probs, 1 - probs)).sum(axis=1), ones),
         }
         for k in (10, 30):
-            sums[f"recall@{k}"] = (hits_at(scores, wanted, k) / np.maximum(size, 1), size > 0)
+            sums[f"recall@{k}"] = (hits_at(scores, labels, k) / np.maximum(num_labels, 1), num_labels > 0)
         for k in (1, 10):
-            sums[f"precision@{k}"] = (hits_at(scores, wanted, k) / min(k, scores.shape[1]), every)
-        for name, sides in sums.items():
-            added = np.stack([np.bincount(owners[rows], side, weights.shape[1]) for side in sides])
-            totals[name] = totals.get(name, 0) + added
-    counted = {name: sides[1] for name, sides in totals.items()}
-    counted["micro_f1"] = np.bincount(owners, targets.sum(axis=1), weights.shape[1])
-    shares = {name: divide(*(sides @ weights.T)) for name, sides in totals.items()}
+            sums[f"precision@{k}"] = (hits_at(scores, labels, k) / min(k, scores.shape[1]), ones)
+        for name, pair in sums.items():
+            table = np.stack([np.bincount(owners[rows], column, weights.shape[1]) for column in pair])
+            totals[name] = totals.get(name, 0) + table
+    counts = {name: pair[1] for name, pair in totals.items()}
+    counts["micro_f1"] = np.bincount(owners, targets.sum(axis=1), weights.shape[1])
+    ratios = {name: divide(*(pair @ weights.T)) for name, pair in totals.items()}
     return {
-        name: _estimate(found, found[0], int(counted[name].sum()), int((counted[name] > 0).sum()))
-        for name, found in shares.items()
+        name: _estimate(values, values[0], int(counts[name].sum()), int((counts[name] > 0).sum()))
+        for name, values in ratios.items()
     }
 
 
@@ -179,40 +184,40 @@ def _micro_average_precision(probabilities, targets, cells, owners, weights) -> 
         return None
     positives = np.sort(scores[hits])
     edges = np.unique(np.concatenate([_spread(positives, MICRO_QUANTILES), positives[-MICRO_TOP:]]))
-    counted = _count(np.repeat(owners, cells.sum(axis=1)), scores, hits, edges, weights)
+    histograms = _count(np.repeat(owners, cells.sum(axis=1)), scores, hits, edges, weights)
     patients = len(np.unique(owners[(targets & cells).any(axis=1)]))
-    return _estimate(_binned(*counted)[0], average_precision(scores, hits), len(positives), patients)
+    return _estimate(_binned(*histograms)[0], average_precision(scores, hits), len(positives), patients)
 
 
 def _means_over_codes(probabilities, targets, owners, weights, threshold) -> dict[str, Estimate | None]:
     """Averages metrics over the codes with enough positives; in a resample, over those codes that occur in it."""
     positives = targets.sum(axis=0)
-    ranked = np.flatnonzero(positives >= MIN_CELLS)
-    if not len(ranked):
+    code_ids = np.flatnonzero(positives >= MIN_CELLS)
+    if not len(code_ids):
         return {}
-    parts = [_measure_code(probabilities[:, code], targets[:, code], owners, weights, threshold) for code in ranked]
+    parts = [_measure_code(probabilities[:, code], targets[:, code], owners, weights, threshold) for code in code_ids]
     binned, exact = (np.stack(side, axis=-1) for side in zip(*parts, strict=True))
-    every = np.ones(len(ranked), bool)
-    enough = len(owners) - positives[ranked] >= MIN_CELLS
-    found, kinds = {}, {"macro_average_precision": every, "macro_auroc": enough, "macro_f1": every}
-    for (name, kept), codes, values in zip(kinds.items(), binned, exact, strict=True):
-        present = ~np.isnan(codes) & kept
-        means = divide(np.where(present, codes, 0).sum(axis=1), present.sum(axis=1))
-        patients = len(np.unique(owners[targets[:, ranked[kept]].any(axis=1)]))
-        found[name] = _estimate(means, values[kept].sum() / max(kept.sum(), 1), int(kept.sum()), patients)
-    return found
+    all_codes = np.ones(len(code_ids), bool)
+    enough = len(owners) - positives[code_ids] >= MIN_CELLS
+    results, kinds = {}, {"macro_average_precision": all_codes, "macro_auroc": enough, "macro_f1": all_codes}
+    for (name, kept), replicates, values in zip(kinds.items(), binned, exact, strict=True):
+        present = ~np.isnan(replicates) & kept
+        means = divide(np.where(present, replicates, 0).sum(axis=1), present.sum(axis=1))
+        patients = len(np.unique(owners[targets[:, code_ids[kept]].any(axis=1)]))
+        results[name] = _estimate(means, values[kept].sum() / max(kept.sum(), 1), int(kept.sum()), patients)
+    return results
 
 
 def _measure_code(column, wanted, owners, weights, threshold) -> tuple[np.ndarray, np.ndarray]:
     """Computes average precision, AUROC and F1 of one code: (3, 1 + resamples) from histograms and (3,) exact."""
-    some = _spread(np.sort(column[wanted]), CODE_QUANTILES)
-    edges = np.unique(np.concatenate([some, np.nextafter(some, np.float32(np.inf)), [threshold]]))
+    quantiles = _spread(np.sort(column[wanted]), CODE_QUANTILES)
+    edges = np.unique(np.concatenate([quantiles, np.nextafter(quantiles, np.float32(np.inf)), [threshold]]))
     # A bin of one score is a step of the curve; in a bin of several scores, precision is taken at its middle.
-    middle = np.append(0.5, np.where(np.isin(edges, some), 0.0, 0.5))
-    hits, every = _count(owners, column, wanted, edges, weights)
-    precision, area = _binned(hits, every, middle)
+    middle = np.append(0.5, np.where(np.isin(edges, quantiles), 0.0, 0.5))
+    hits, totals = _count(owners, column, wanted, edges, weights)
+    precision, area = _binned(hits, totals, middle)
     cut = np.searchsorted(edges, threshold, side="right")
-    f1 = divide(2 * hits[:, cut:].sum(axis=1), every[:, cut:].sum(axis=1) + hits.sum(axis=1))
+    f1 = divide(2 * hits[:, cut:].sum(axis=1), totals[:, cut:].sum(axis=1) + hits.sum(axis=1))
     f1 = np.where(hits.any(axis=1), f1, np.nan)
     exact = average_precision(column, wanted), np.nan if wanted.all() else auroc(column, wanted), f1[0]
     return np.stack([precision, area, f1]), np.array(exact)
@@ -223,8 +228,8 @@ def _count(owners, scores, hits, edges, weights) -> list[np.ndarray]:
     shape = weights.shape[1], len(edges) + 1
     bins = np.searchsorted(edges, scores, side="right")
     bins += owners * shape[1]
-    counts = (np.bincount(some, minlength=shape[0] * shape[1]) for some in (bins[hits], bins))
-    return [weights @ some.reshape(shape).astype(np.float32) for some in counts]
+    counts = (np.bincount(values, minlength=shape[0] * shape[1]) for values in (bins[hits], bins))
+    return [weights @ values.reshape(shape).astype(np.float32) for values in counts]
 
 
 def _binned(hits: np.ndarray, every: np.ndarray, middle: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -232,13 +237,13 @@ def _binned(hits: np.ndarray, every: np.ndarray, middle: np.ndarray | float = 0.
 
     `middle` is where in a bin precision is taken: 0 is its lower end, 1 its upper end.
     """
-    above, chosen = (np.cumsum(table[:, ::-1], axis=1, dtype=np.float64)[:, ::-1] for table in (hits, every))
+    hits_above, cells_above = (np.cumsum(table[:, ::-1], axis=1, dtype=np.float64)[:, ::-1] for table in (hits, every))
     negatives = every - hits
-    precision = divide(above - middle * hits, chosen - middle * every)
-    pairs = above[:, 0] * negatives.sum(axis=1, dtype=np.float64)
+    precision = divide(hits_above - middle * hits, cells_above - middle * every)
+    pairs = hits_above[:, 0] * negatives.sum(axis=1, dtype=np.float64)
     return (
-        divide((hits * np.nan_to_num(precision)).sum(axis=1), above[:, 0]),
-        divide((negatives * (above - hits / 2)).sum(axis=1), pairs),
+        divide((hits * np.nan_to_num(precision)).sum(axis=1), hits_above[:, 0]),
+        divide((negatives * (hits_above - hits / 2)).sum(axis=1), pairs),
     )
 
 
@@ -256,7 +261,7 @@ def calibration_table(probabilities, targets, owners, num_bins: int = CALIBRATIO
     bins = np.searchsorted(edges, probabilities, side="right") + owners[:, None] * num_bins
     size = (owners.max() + 1) * num_bins
     sums = [np.bincount(bins.ravel(), values, size) for values in (probabilities.ravel(), targets.ravel(), None)]
-    return np.stack([each.reshape(-1, num_bins) for each in sums], axis=1)
+    return np.stack([table.reshape(-1, num_bins) for table in sums], axis=1)
 
 
 def _spread(ordered: np.ndarray, count: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Metrics of time to event, with bootstrap intervals over patients.
 
-Each resample is measured exactly, with censoring weights from train: a patient drawn twice gives its rows twice the
+Each resample is measured exactly, with censoring weights from train: a patient sampled twice gives its rows twice the
 weight, and pairs of rows of one patient count in proportion. Undefined metrics are omitted: no events, or a horizon
 beyond follow-up or beyond the predicted curves. Under competing risks, `measure` takes the events of one cause and
 counts others as censoring: its metrics concern the hazard of that cause, and its curves must too. To assess a predicted
@@ -62,10 +62,10 @@ class Curves(NamedTuple):
         hazard = -np.log(np.clip(self.survival, TINY, 1))
         hazard, times = np.pad(hazard, ((0, 0), (1, 0))), np.append(0.0, self.times)
         days = np.clip(np.broadcast_to(days, (len(hazard), days.shape[1])), 0, times[-1])
-        after = np.clip(np.searchsorted(times, days, side="left"), 1, len(self.times))
-        share = (days - times[after - 1]) / (times[after] - times[after - 1])
+        index = np.clip(np.searchsorted(times, days, side="left"), 1, len(self.times))
+        share = (days - times[index - 1]) / (times[index] - times[index - 1])
         rows = np.arange(len(hazard))[:, None]
-        return hazard[rows, after - 1] * (1 - share) + hazard[rows, after] * share
+        return hazard[rows, index - 1] * (1 - share) + hazard[rows, index] * share
 
 
 def measure(
@@ -111,23 +111,26 @@ def measure(
     followed, train = check(followed, "rows"), check(train, "rows of train")
     _check_predictions(scores, curves, len(followed.days))
     owners, weights = patient_weights(patients, len(scores), seed)
-    reached, importance = usable_horizons(followed, train, curves, horizons), inverse_censoring(train, followed.days)
-    found = {}
+    valid_horizons, importance = (
+        usable_horizons(followed, train, curves, horizons),
+        inverse_censoring(train, followed.days),
+    )
+    results = {}
     for part, rows in parts(groups, len(scores)).items():
-        some = Followed(*(each[rows] for each in followed))
-        if part and not some.events.any():
+        subset = Followed(*(column[rows] for column in followed))
+        if part and not subset.events.any():
             continue
-        of_part = curves and curves._replace(survival=np.asarray(curves.survival, np.float64)[rows])
-        values = _concordances(scores[rows], some, owners[rows], weights, importance[rows], reached)
-        functions = [_aucs(scores[rows], some, importance[rows], of_part, reached)]
-        if of_part and reached:
-            functions.append(_calibration(some, train, importance[rows], of_part, reached))
+        part_curves = curves and curves._replace(survival=np.asarray(curves.survival, np.float64)[rows])
+        values = _concordances(scores[rows], subset, owners[rows], weights, importance[rows], valid_horizons)
+        functions = [_aucs(scores[rows], subset, importance[rows], part_curves, valid_horizons)]
+        if part_curves and valid_horizons:
+            functions.append(_calibration(subset, train, importance[rows], part_curves, valid_horizons))
         for function in functions:
             values |= replicate(function, owners[rows], weights)
-        if of_part:
-            values |= _d_calibration(some, of_part, owners[rows], weights)
-        found |= estimates(values, PREFIX, part, owners[rows])
-    return found
+        if part_curves:
+            values |= _d_calibration(subset, part_curves, owners[rows], weights)
+        results |= estimates(values, PREFIX, part, owners[rows])
+    return results
 
 
 def measure_causes(
@@ -149,18 +152,18 @@ def measure_causes(
     Raises:
       ValueError: a cause is not one of 0 to K, or the inputs do not fit together.
     """
-    wrong = int((~np.isin(causes, np.arange(len(names) + 1))).sum())
-    if wrong or np.shape(scores) != (len(days), len(names)):
+    num_invalid = int((~np.isin(causes, np.arange(len(names) + 1))).sum())
+    if num_invalid or np.shape(scores) != (len(days), len(names)):
         raise ValueError(
-            f"{wrong:,} causes are none of 0 to {len(names)}, or scores {np.shape(scores)} do not fit them"
+            f"{num_invalid:,} causes are none of 0 to {len(names)}, or scores {np.shape(scores)} do not fit them"
         )
     owners, weights = patient_weights(patients, len(days), seed)
-    found = {}
-    for place, name in enumerate(names):
-        one = check(Followed(days, np.asarray(causes) == place + 1), "rows")
-        values = _concordances(np.asarray(scores)[:, place], one, owners, weights, np.ones(len(one.days)), [])
-        found |= estimates(values, PREFIX, f"/cause={name}", owners)
-    return found
+    results = {}
+    for index, name in enumerate(names):
+        followed = check(Followed(days, np.asarray(causes) == index + 1), "rows")
+        values = _concordances(np.asarray(scores)[:, index], followed, owners, weights, np.ones(len(followed.days)), [])
+        results |= estimates(values, PREFIX, f"/cause={name}", owners)
+    return results
 
 
 def concordance(events: np.ndarray, days: np.ndarray, scores: np.ndarray) -> float:
@@ -176,12 +179,12 @@ def concordance(events: np.ndarray, days: np.ndarray, scores: np.ndarray) -> flo
     """
     days, events = check(Followed(days, events), "rows")
     scores, concordant, comparable = np.asarray(scores), 0.0, 0
-    earlier = np.flatnonzero(events)
-    for some in np.split(earlier, np.arange(CHUNK, len(earlier), CHUNK)):
-        outlive = (days > days[some, None]) | ((days == days[some, None]) & ~events)
+    event_rows = np.flatnonzero(events)
+    for chunk in np.split(event_rows, np.arange(CHUNK, len(event_rows), CHUNK)):
+        outlive = (days > days[chunk, None]) | ((days == days[chunk, None]) & ~events)
         comparable += np.count_nonzero(outlive)
-        concordant += np.count_nonzero(outlive & (scores < scores[some, None]))
-        concordant += np.count_nonzero(outlive & (scores == scores[some, None])) / 2
+        concordant += np.count_nonzero(outlive & (scores < scores[chunk, None]))
+        concordant += np.count_nonzero(outlive & (scores == scores[chunk, None])) / 2
     return concordant / comparable if comparable else float("nan")
 
 
@@ -190,8 +193,8 @@ def usable_horizons(
 ) -> list[float]:
     """Returns the horizons, ascending, within follow-up and the curves, and where train still has uncensored rows."""
     last = min(train.days.max(), np.inf if curves is None else curves.times[-1])
-    reached = [float(days) for days in sorted(horizons) if days <= last and days < followed.days.max()]
-    return [days for days in reached if inverse_censoring(train, np.array([days]))[0] > 0]
+    candidates = [float(days) for days in sorted(horizons) if days <= last and days < followed.days.max()]
+    return [days for days in candidates if inverse_censoring(train, np.array([days]))[0] > 0]
 
 
 def inverse_censoring(train: Followed, days: np.ndarray | Sequence[float]) -> np.ndarray:
@@ -223,12 +226,12 @@ def cumulative_incidence(
     """
     causes = np.asarray(causes).astype(int)
     order = np.lexsort((causes == 0, days))  # on the same day, events come before censoring
-    days, causes, ordered = days[order], causes[order], weights[:, order].astype(np.float64)
-    at_risk = np.cumsum(ordered[:, ::-1], axis=1)[:, ::-1]
-    hazard = np.where(at_risk > 0, ordered / np.maximum(at_risk, TINY), 0.0)
-    left = np.cumprod(1 - hazard * (causes > 0), axis=1)
-    before = np.pad(left[:, :-1], ((0, 0), (1, 0)), constant_values=1.0)
-    incidence = np.pad(np.cumsum(before * hazard * (causes == cause), axis=1), ((0, 0), (1, 0)))
+    days, causes, sorted_weights = days[order], causes[order], weights[:, order].astype(np.float64)
+    at_risk = np.cumsum(sorted_weights[:, ::-1], axis=1)[:, ::-1]
+    hazard = np.where(at_risk > 0, sorted_weights / np.maximum(at_risk, TINY), 0.0)
+    survival = np.cumprod(1 - hazard * (causes > 0), axis=1)
+    previous_survival = np.pad(survival[:, :-1], ((0, 0), (1, 0)), constant_values=1.0)
+    incidence = np.pad(np.cumsum(previous_survival * hazard * (causes == cause), axis=1), ((0, 0), (1, 0)))
     return np.where(
         weights.any(axis=1, keepdims=True), incidence[:, np.searchsorted(days, times, side="right")], np.nan
     )
@@ -258,11 +261,11 @@ def calibration_table(
       The mean risk, the observed incidence and the weight of each non-empty bin, each (R, bins).
     """
     bins = equal_mass_bins(risk, num_bins)
-    kept = [bins == place for place in np.unique(bins)]
-    mass = np.stack([weights[:, rows].sum(axis=1) for rows in kept], axis=1)
-    predicted = divide(np.stack([weights[:, rows] @ risk[rows] for rows in kept], axis=1), mass)
-    end = np.array([horizon])
-    observed = [cumulative_incidence(days[rows], causes[rows], weights[:, rows], end, cause) for rows in kept]
+    masks = [bins == index for index in np.unique(bins)]
+    mass = np.stack([weights[:, rows].sum(axis=1) for rows in masks], axis=1)
+    predicted = divide(np.stack([weights[:, rows] @ risk[rows] for rows in masks], axis=1), mass)
+    times = np.array([horizon])
+    observed = [cumulative_incidence(days[rows], causes[rows], weights[:, rows], times, cause) for rows in masks]
     return predicted, np.concatenate(observed, axis=1), mass
 
 
@@ -272,32 +275,32 @@ def d_calibration_shares(followed: Followed, curves: Curves) -> np.ndarray:
     The event of a censored row may still occur at any lower survival, so it is spread over the deciles up to there.
     """
     survival = np.exp(-curves.cumulative_hazard(followed.days[:, None]))
-    comes = followed.events & (followed.days <= curves.times[-1])
-    lowest = np.arange(NUM_BINS) / NUM_BINS
-    spread = np.clip(survival - lowest, 0, 1 / NUM_BINS) / survival
-    place = np.minimum((survival * NUM_BINS).astype(int), NUM_BINS - 1)
-    return np.where(comes[:, None], np.arange(NUM_BINS) == place, spread)
+    is_event = followed.events & (followed.days <= curves.times[-1])
+    edges = np.arange(NUM_BINS) / NUM_BINS
+    spread = np.clip(survival - edges, 0, 1 / NUM_BINS) / survival
+    decile = np.minimum((survival * NUM_BINS).astype(int), NUM_BINS - 1)
+    return np.where(is_event[:, None], np.arange(NUM_BINS) == decile, spread)
 
 
 def _concordances(scores, followed, owners, weights, importance, horizons) -> dict[str, np.ndarray]:
     """Computes C indices: for each event, counts the rows that outlive it and those of them with a lower score."""
     order = np.argsort(owners, kind="stable")
     scores, days, events, importance = scores[order], followed.days[order], followed.events[order], importance[order]
-    drawn, starts, owners = np.unique(owners[order], return_index=True, return_inverse=True)
-    weights = weights[:, drawn].astype(np.float32)
-    before = [days < horizon for horizon in horizons]
-    kinds = {"c_index": np.ones(len(days)), **{f"c_index@{h:g}": b for h, b in zip(horizons, before, strict=True)}}
-    kinds |= {f"uno_c@{h:g}": b * importance**2 for h, b in zip(horizons, before, strict=True)}
-    given = np.stack([*kinds.values()], axis=1).astype(np.float64)
+    unique_owners, starts, owners = np.unique(owners[order], return_index=True, return_inverse=True)
+    weights = weights[:, unique_owners].astype(np.float32)
+    is_before = [days < horizon for horizon in horizons]
+    kinds = {"c_index": np.ones(len(days)), **{f"c_index@{h:g}": b for h, b in zip(horizons, is_before, strict=True)}}
+    kinds |= {f"uno_c@{h:g}": b * importance**2 for h, b in zip(horizons, is_before, strict=True)}
+    event_weights = np.stack([*kinds.values()], axis=1).astype(np.float64)
     concordant, comparable = np.zeros((2, len(weights), len(kinds)))
-    earlier = np.flatnonzero(events)
-    for some in np.split(earlier, np.arange(CHUNK, len(earlier), CHUNK)):
-        outlive = (days > days[some, None]) | ((days == days[some, None]) & ~events)
-        lower = (scores < scores[some, None]) + np.float32(0.5) * (scores == scores[some, None])
+    event_rows = np.flatnonzero(events)
+    for chunk in np.split(event_rows, np.arange(CHUNK, len(event_rows), CHUNK)):
+        outlive = (days > days[chunk, None]) | ((days == days[chunk, None]) & ~events)
+        lower = (scores < scores[chunk, None]) + np.float32(0.5) * (scores == scores[chunk, None])
         for total, pairs in ((concordant, outlive * lower), (comparable, outlive.astype(np.float32))):
             by_patient = np.add.reduceat(pairs, starts, axis=1)
-            counted = (weights @ by_patient.T).astype(np.float64) * weights[:, owners[some]]
-            total += counted @ given[some]
+            counts = (weights @ by_patient.T).astype(np.float64) * weights[:, owners[chunk]]
+            total += counts @ event_weights[chunk]
     return dict(zip(kinds, divide(concordant, comparable).T, strict=True))
 
 
@@ -310,8 +313,8 @@ def _aucs(scores, followed, importance, curves, horizons):
         for horizon, risk in zip(horizons, np.broadcast_to(risks, (len(scores), len(horizons))).T, strict=True):
             cases = followed.events & (followed.days <= horizon)
             rows = cases | (followed.days > horizon)
-            given = weights[:, rows] * np.where(cases, importance, 1.0)[rows]
-            values[f"auc@{horizon:g}"] = auroc(risk[rows], cases[rows], given)
+            row_weights = weights[:, rows] * np.where(cases, importance, 1.0)[rows]
+            values[f"auc@{horizon:g}"] = auroc(risk[rows], cases[rows], row_weights)
         return values
 
     return found
@@ -321,20 +324,20 @@ def _calibration(followed, train, importance, curves, horizons):
     """Returns a function from (R, N) weights to the metrics of curves up to the longest horizon."""
     end = horizons[-1]
     brier = _integrated_brier(followed, train, importance, curves, end)
-    comes = followed.events & (followed.days <= end)
+    is_event = followed.events & (followed.days <= end)
     expected = curves.cumulative_hazard(np.minimum(followed.days, end)[:, None])[:, 0]
-    whole = np.maximum(curves.cumulative_hazard(np.array([[end]]))[:, 0], TINY)
+    end_hazard = np.maximum(curves.cumulative_hazard(np.array([[end]]))[:, 0], TINY)
     risks = 1 - np.exp(-curves.cumulative_hazard(np.array([horizons])))
 
     def poisson(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mean = np.exp(line) * (expected / whole)
+        mean = np.exp(line) * (expected / end_hazard)
         return mean, mean
 
     def found(weights: np.ndarray) -> dict[str, np.ndarray]:
         values = {
             "integrated_brier": divide(weights @ brier, weights.sum(axis=1)),
-            "calibration_slope": fit_slope(np.log(whole), comes, weights, poisson),
-            "observed_expected": divide(weights @ comes, weights @ expected),
+            "calibration_slope": fit_slope(np.log(end_hazard), is_event, weights, poisson),
+            "observed_expected": divide(weights @ is_event, weights @ expected),
         }
         for horizon, risk in zip(horizons, risks.T, strict=True):
             predicted, observed, mass = calibration_table(risk, followed.days, followed.events, weights, horizon)
@@ -365,8 +368,8 @@ def _d_calibration(followed, curves, owners, weights) -> dict[str, np.ndarray]:
 
     shares, size = replicate(found, owners, weights).values()
     statistic = size * NUM_BINS * ((shares - 1 / NUM_BINS) ** 2).sum(axis=1)
-    effect = size[0] * NUM_BINS * np.nanvar(shares[1:], axis=0).sum() / (NUM_BINS - 1)
-    p_value = chi2.sf(divide(statistic[0], effect), NUM_BINS - 1)
+    design_effect = size[0] * NUM_BINS * np.nanvar(shares[1:], axis=0).sum() / (NUM_BINS - 1)
+    p_value = chi2.sf(divide(statistic[0], design_effect), NUM_BINS - 1)
     return {"d_calibration": statistic, "d_calibration_p": np.full_like(statistic, p_value)}
 
 
@@ -379,19 +382,23 @@ def check(followed: Followed, what: str) -> Followed:
     days, events = np.asarray(followed.days, np.float64), np.asarray(followed.events)
     if not len(days) or days.shape != events.shape or days.ndim != 1:
         raise ValueError(f"{what}: days {days.shape} and events {events.shape} are not one of each for 1 row or more")
-    wrong = int((~((days >= 0) & np.isfinite(days))).sum())
-    if wrong:
-        raise ValueError(f"{what}: {wrong:,} of {len(days):,} days are negative or not finite")
-    wrong = int((~np.isin(events, (0, 1))).sum())
-    if wrong:
-        raise ValueError(f"{what}: {wrong:,} of {len(days):,} events are neither 0 nor 1; of causes, take one a time")
+    num_invalid = int((~((days >= 0) & np.isfinite(days))).sum())
+    if num_invalid:
+        raise ValueError(f"{what}: {num_invalid:,} of {len(days):,} days are negative or not finite")
+    num_invalid = int((~np.isin(events, (0, 1))).sum())
+    if num_invalid:
+        raise ValueError(
+            f"{what}: {num_invalid:,} of {len(days):,} events are neither 0 nor 1; of causes, take one a time"
+        )
     return Followed(days, events.astype(bool))
 
 
 def _check_predictions(scores: np.ndarray, curves: Curves | None, num_rows: int) -> None:
-    wrong = int((~np.isfinite(scores)).sum())
-    if scores.shape != (num_rows,) or wrong:
-        raise ValueError(f"scores {scores.shape} do not fit {num_rows:,} rows, or {wrong:,} of them are not finite")
+    num_invalid = int((~np.isfinite(scores)).sum())
+    if scores.shape != (num_rows,) or num_invalid:
+        raise ValueError(
+            f"scores {scores.shape} do not fit {num_rows:,} rows, or {num_invalid:,} of them are not finite"
+        )
     if curves is None:
         return
     times, survival = np.asarray(curves.times), np.asarray(curves.survival)

@@ -181,7 +181,7 @@ def encode(model, params, codes, ages, visit_ids, attention_mask, *, capture_att
     if model.config.encoder == "lstm":
         raise ValueError("capture_attention: model.encoder='lstm' has no attention")
     hidden, state = model.apply(*arguments, **columns, method=method, mutable=["intermediates"])
-    sown: dict[tuple[str, ...], Any] = flatten_dict(state["intermediates"])
-    blocks = {path: found[0] for path, found in sown.items() if path[-1] == "weights"}
-    in_order = sorted(blocks, key=lambda path: int(path[-3].removeprefix("block_")))
-    return hidden, jnp.stack([blocks[path] for path in in_order])
+    intermediates: dict[tuple[str, ...], Any] = flatten_dict(state["intermediates"])
+    weights = {path: values[0] for path, values in intermediates.items() if path[-1] == "weights"}
+    paths = sorted(weights, key=lambda path: int(path[-3].removeprefix("block_")))
+    return hidden, jnp.stack([weights[path] for path in paths])

@@ -75,11 +75,13 @@ class BEHRTForSequenceClassification(BEHRTWithHead):
         if self.num_covariates and covariates is None and self.is_initializing():
             covariates = jnp.zeros(expected)
         if (None if covariates is None else covariates.shape) != (expected if self.num_covariates else None):
-            found = f"found {'none' if covariates is None else covariates.shape}; expected {expected}"
-            made = "age and sex by histories.covariates_at, or log risks by code_regression.load where a run has these"
-            raise ValueError(f"covariates: {found}: at the prediction time {made}")
-        known = [each for each in (log_counts, covariates) if each is not None]
-        return self.head(pooled, deterministic, jnp.concatenate(known, axis=-1) if known else None)
+            problem = f"found {'none' if covariates is None else covariates.shape}; expected {expected}"
+            sources = (
+                "age and sex by histories.covariates_at, or log risks by code_regression.load where a run has these"
+            )
+            raise ValueError(f"covariates: {problem}: at the prediction time {sources}")
+        features = [feature for feature in (log_counts, covariates) if feature is not None]
+        return self.head(pooled, deterministic, jnp.concatenate(features, axis=-1) if features else None)
 
     def forecast(
         self, codes, ages, visit_ids, attention_mask, *, num_patients=None, **columns
@@ -104,7 +106,7 @@ class BEHRTForSequenceClassification(BEHRTWithHead):
             return pooled, None
         state, age = pool(hidden, pooling="last"), pool(ages[..., None], pooling="last")[..., 0]
         edges = np.array([0.0, *self.event_edges, np.inf])
-        spent = np.diff(np.minimum(edges, FORECAST_DAYS)).astype(np.float32)
+        exposure = np.diff(np.minimum(edges, FORECAST_DAYS)).astype(np.float32)
         log_rates = self.time_to_event(state, age, self.behrt.embedding.attend)[..., np.array(self.forecast_ids)]
-        spent = spent.reshape((1,) * (state.ndim - 1) + (-1, 1))
-        return pooled, nn.logsumexp(log_rates, axis=-2, b=jnp.asarray(spent))
+        exposure = exposure.reshape((1,) * (state.ndim - 1) + (-1, 1))
+        return pooled, nn.logsumexp(log_rates, axis=-2, b=jnp.asarray(exposure))

@@ -72,8 +72,8 @@ class BEHRTConfig:
         for key, choices in CHOICES.items():
             self._expect(getattr(self, key) in choices, key, f"one of {', '.join(choices)}")
         self._expect(self.max_visits >= 1, "max_visits", "1 or more")
-        fewest = 1 if self.position_encoding == "learned" else 0
-        self._expect(self.max_positions >= fewest, "max_positions", f"{fewest} or more")
+        minimum = 1 if self.position_encoding == "learned" else 0
+        self._expect(self.max_positions >= minimum, "max_positions", f"{minimum} or more")
         if self.hidden_dim % self.num_heads:
             raise ValueError(
                 f"model.hidden_dim: {self.hidden_dim} is not divisible by model.num_heads={self.num_heads}; "
@@ -87,8 +87,8 @@ class BEHRTConfig:
         if "sinusoidal" in (self.age_encoding, self.position_encoding):
             self._expect(self.embedding_dim % 2 == 0, "embedding_dim", "an even width for a sinusoidal encoding")
         if self.max_age <= 0 or not 0 < self.age_bin_size <= self.max_age:
-            found = f"found {self.age_bin_size} with max_age={self.max_age}"
-            raise ValueError(f"model.age_bin_size: {found}; expected 0 < age_bin_size <= max_age")
+            problem = f"found {self.age_bin_size} with max_age={self.max_age}"
+            raise ValueError(f"model.age_bin_size: {problem}; expected 0 < age_bin_size <= max_age")
         for key in ("time_bins", "time_bin_days"):
             self._expect(getattr(self, key) >= 0, key, "0 or more")
         self._expect(0 <= self.dropout < 1, "dropout", "0 <= dropout < 1")

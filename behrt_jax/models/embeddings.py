@@ -30,9 +30,9 @@ class AgeEmbedding(nn.Module):
     def __call__(self, ages: jax.Array) -> jax.Array:
         """Maps (B, L) float ages in years to (B, L, dim); negative ages count as 0, NaN as unknown."""
         last = int(self.max_age // self.bin_size)
-        known = jnp.clip(jnp.nan_to_num(ages) // self.bin_size, 0, last).astype(jnp.int32)
-        bins = jnp.where(jnp.isnan(ages), 0, known + 1)
-        return nn.Embed(last + 2, self.dim, embedding_init=INITIALIZER, name="table")(bins)
+        bins = jnp.clip(jnp.nan_to_num(ages) // self.bin_size, 0, last).astype(jnp.int32)
+        rows = jnp.where(jnp.isnan(ages), 0, bins + 1)
+        return nn.Embed(last + 2, self.dim, embedding_init=INITIALIZER, name="table")(rows)
 
 
 class VisitEmbedding(nn.Module):
@@ -108,8 +108,8 @@ class Time2Vec(nn.Module):
     def __call__(self, years: jax.Array) -> jax.Array:
         """Maps (B, L) float years (an age, or a date since 2000) to (B, L, dim); NaN maps to a learned vector."""
         periods = jnp.geomspace(0.25, 200.0, self.dim - 1) / self.scale
-        begin = jnp.concatenate([jnp.ones(1), 2 * jnp.pi / periods])
-        frequencies = self.param("frequencies", lambda key: begin)
+        initial = jnp.concatenate([jnp.ones(1), 2 * jnp.pi / periods])
+        frequencies = self.param("frequencies", lambda key: initial)
         phases = self.param("phases", nn.initializers.uniform(2 * jnp.pi), (self.dim,))
         amplitudes = self.param("amplitudes", nn.initializers.constant(SINE_SCALE), (self.dim,))
         unknown = self.param("unknown", INITIALIZER, (1, 1, self.dim))

@@ -33,8 +33,8 @@ def attention_bias(
       (B, H, L, L) float32, or (B, 1, L, L) if all slopes are 0: minus slope times visit distance within a patient
       (ALiBi, Press et al. 2022, on visits), and a large negative number where attention is masked.
     """
-    same = patient_ids[:, :, None] == patient_ids[:, None, :]
-    allowed = same & (patient_ids[:, None, :] != 0)
+    same_patient = patient_ids[:, :, None] == patient_ids[:, None, :]
+    allowed = same_patient & (patient_ids[:, None, :] != 0)
     if causal:
         order = visit_ids if time_ranks is None else time_ranks
         allowed &= order[:, None, :] <= order[:, :, None]
@@ -65,8 +65,8 @@ def rotate(x: jax.Array, cosines_and_sines: tuple[jax.Array, jax.Array]) -> jax.
     """Rotates (B, H, L, size) queries or keys, pairing the first half of their width with the second."""
     cosines, sines = cosines_and_sines
     first, second = jnp.split(x, 2, axis=-1)
-    turned = jnp.concatenate([first * cosines - second * sines, first * sines + second * cosines], axis=-1)
-    return turned.astype(x.dtype)
+    output = jnp.concatenate([first * cosines - second * sines, first * sines + second * cosines], axis=-1)
+    return output.astype(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -90,8 +90,8 @@ class SelfAttention(nn.Module):
         scores = jnp.matmul(query * (width // heads) ** -0.5, key.transpose(0, 1, 3, 2))
         weights = nn.softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) + bias, axis=-1)
         self.sow("intermediates", "weights", weights)  # costs nothing unless the caller asks for `intermediates`
-        mixed = jnp.matmul(weights.astype(value.dtype), value).transpose(0, 2, 1, 3).reshape(rows, length, width)
-        return nn.Dense(width, dtype=dtype, name="output")(mixed)
+        context = jnp.matmul(weights.astype(value.dtype), value).transpose(0, 2, 1, 3).reshape(rows, length, width)
+        return nn.Dense(width, dtype=dtype, name="output")(context)
 
 
 class FeedForward(nn.Module):
@@ -124,10 +124,10 @@ class EncoderBlock(nn.Module):
     def __call__(self, x: jax.Array, bias: jax.Array, rotary, deterministic: bool) -> jax.Array:
         """Maps (B, L, D) to (B, L, D)."""
         dropout = Dropout(self.config.dropout)
-        attended = SelfAttention(self.config, name="attention")(nn.LayerNorm(name="attention_norm")(x), bias, rotary)
-        x = x + dropout(attended, deterministic)
-        transformed = FeedForward(self.config, name="feedforward")(nn.LayerNorm(name="feedforward_norm")(x))
-        return x + dropout(transformed, deterministic)
+        attention = SelfAttention(self.config, name="attention")(nn.LayerNorm(name="attention_norm")(x), bias, rotary)
+        x = x + dropout(attention, deterministic)
+        feedforward = FeedForward(self.config, name="feedforward")(nn.LayerNorm(name="feedforward_norm")(x))
+        return x + dropout(feedforward, deterministic)
 
 
 class Encoder(nn.Module):
@@ -193,14 +193,14 @@ class HierarchicalEncoder(nn.Module):
         """Maps (B, L, D) to (B, L, D); visits attend to those of equal, non-zero `patient_ids` (B, L)."""
         del positions  # the visit number is the position of a visit
         starts, slots = visit_slots(patient_ids, visit_ids, time_ranks if causal else None)
-        everywhere = jnp.arange(patient_ids.shape[1])[None, None, :]
-        members = (slots[:, :, None] == everywhere) & (patient_ids != 0)[:, :, None]  # (B, L, visits)
+        indices = jnp.arange(patient_ids.shape[1])[None, None, :]
+        members = (slots[:, :, None] == indices) & (patient_ids != 0)[:, :, None]  # (B, L, visits)
         weights = members / jnp.maximum(members.sum(axis=1, keepdims=True), 1)
         visits = jnp.einsum("blv,bld->bvd", weights.astype(x.dtype), x)
         # A visit is at the index of its first token, with that token's patient, number and age; the rest is padding.
         owners = jnp.where(starts, patient_ids, 0)
-        encode = Encoder(self.config, name="visits")
-        states = encode(visits, owners, visit_ids, visit_ids, years, deterministic, causal, time_ranks)
+        encoder = Encoder(self.config, name="visits")
+        states = encoder(visits, owners, visit_ids, visit_ids, years, deterministic, causal, time_ranks)
         context = jnp.take_along_axis(states, slots[:, :, None], axis=1)
         return nn.LayerNorm(name="norm")(x + context)
 
@@ -216,8 +216,8 @@ def visit_slots(
     if time_ranks is not None:
         changes |= jnp.diff(time_ranks, axis=1) != 0
     starts = jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True) & (patient_ids != 0)
-    places = jnp.where(starts, jnp.arange(starts.shape[1])[None, :], 0)
-    return starts, jax.lax.cummax(places, axis=1)
+    indices = jnp.where(starts, jnp.arange(starts.shape[1])[None, :], 0)
+    return starts, jax.lax.cummax(indices, axis=1)
 
 
 def compute_dtype(config: BEHRTConfig):

@@ -81,8 +81,8 @@ class DaysHead(nn.Module):
     @nn.compact
     def __call__(self, states: jax.Array) -> jax.Array:
         """Maps (..., D) states to (...) float32."""
-        begin = nn.initializers.constant(math.log1p(28.0))
-        return nn.Dense(1, bias_init=begin, name="output")(states).astype(jnp.float32)[..., 0]
+        bias_init = nn.initializers.constant(math.log1p(28.0))
+        return nn.Dense(1, bias_init=bias_init, name="output")(states).astype(jnp.float32)[..., 0]
 
 
 class EventHead(nn.Module):
@@ -105,14 +105,16 @@ class EventHead(nn.Module):
         queries = nn.gelu(nn.Dense(self.num_bins * width, name="transform")(states))
         queries = nn.LayerNorm(name="norm")(queries.reshape(*states.shape[:-1], self.num_bins, width))
         log_rates = self.param("log_rates", nn.initializers.constant(LOG_RATE), (self.config.vocab_size,))
-        by_age = self.param("age_rates", nn.initializers.zeros_init(), (len(AGE_KNOTS), self.config.vocab_size))
+        age_rates = self.param("age_rates", nn.initializers.zeros_init(), (len(AGE_KNOTS), self.config.vocab_size))
         scores = (score_codes(queries) * width**-0.5).astype(jnp.float32)
-        rates = jnp.matmul(age_shares(ages), by_age)[..., None, :] + jax.lax.broadcast_to_rank(log_rates, scores.ndim)
+        rates = jnp.matmul(age_shares(ages), age_rates)[..., None, :] + jax.lax.broadcast_to_rank(
+            log_rates, scores.ndim
+        )
         return scores + rates
 
 
 def age_shares(ages: jax.Array) -> jax.Array:
     """Returns (..., knots) float32 weights that interpolate (...) years between `AGE_KNOTS`; zeros for NaN."""
     knots = jax.lax.broadcast_to_rank(jnp.asarray(AGE_KNOTS, jnp.float32), ages.ndim + 1)
-    apart = jnp.abs(jnp.clip(ages, AGE_KNOTS[0], AGE_KNOTS[-1])[..., None] - knots)
-    return jnp.nan_to_num(jnp.maximum(1 - apart / (AGE_KNOTS[1] - AGE_KNOTS[0]), 0.0))
+    distances = jnp.abs(jnp.clip(ages, AGE_KNOTS[0], AGE_KNOTS[-1])[..., None] - knots)
+    return jnp.nan_to_num(jnp.maximum(1 - distances / (AGE_KNOTS[1] - AGE_KNOTS[0]), 0.0))

@@ -31,15 +31,15 @@ def initialize(params: Any, rank: int, key: jax.Array, kernels: str = KERNELS) -
       ValueError: no path matches, or the rank is too large or below 1.
     """
     flat: dict[tuple[str, ...], Any] = flatten_dict(params)
-    chosen = [path for path in sorted(flat) if re.search(kernels, "/" + "/".join(path))]
-    if not chosen:
+    paths = [path for path in sorted(flat) if re.search(kernels, "/" + "/".join(path))]
+    if not paths:
         raise ValueError(f"lora: found no kernel whose path has {kernels!r}; an LSTM has none, a Transformer does")
-    shapes = [(flat[path].shape[0], flat[path].size // flat[path].shape[0]) for path in chosen]
+    shapes = [(flat[path].shape[0], flat[path].size // flat[path].shape[0]) for path in paths]
     if not 1 <= rank <= min(map(min, shapes)):
         raise ValueError(f"lora.rank: found {rank}; expected 1 to {min(map(min, shapes))}, a side of the kernels")
     factors = {}
-    for path, (inputs, outputs), own in zip(chosen, shapes, jax.random.split(key, len(chosen)), strict=True):
-        factors[*path, "lora_a"] = jax.random.normal(own, (inputs, rank), flat[path].dtype) * inputs**-0.5
+    for path, (inputs, outputs), kernel_key in zip(paths, shapes, jax.random.split(key, len(paths)), strict=True):
+        factors[*path, "lora_a"] = jax.random.normal(kernel_key, (inputs, rank), flat[path].dtype) * inputs**-0.5
         factors[*path, "lora_b"] = jnp.zeros((rank, outputs), flat[path].dtype)
     return unflatten_dict(factors)
 
@@ -50,8 +50,8 @@ def merge(params: Any, factors: dict, scale: float) -> Any:
     The factors of `initialize` leave W unchanged. The scale is alpha / rank in the paper.
     """
     flat: dict[tuple[str, ...], Any] = flatten_dict(params)
-    parts: dict[tuple[str, ...], Any] = flatten_dict(factors)
-    for path in {path[:-1] for path in parts}:
-        change = parts[*path, "lora_a"] @ parts[*path, "lora_b"]
-        flat[path] += scale * change.reshape(flat[path].shape)
+    flat_factors: dict[tuple[str, ...], Any] = flatten_dict(factors)
+    for path in {path[:-1] for path in flat_factors}:
+        update = flat_factors[*path, "lora_a"] @ flat_factors[*path, "lora_b"]
+        flat[path] += scale * update.reshape(flat[path].shape)
     return unflatten_dict(flat)

@@ -36,28 +36,28 @@ class LSTMEncoder(nn.Module):
         Tokens are read in the order of `time_ranks` (B, L), ties in row order; without `time_ranks`, in row order.
         """
         del visit_ids, positions, years, causal  # an LSTM always reads from past to future
-        back = None
+        inverse = None
         if time_ranks is not None:
             is_padding = patient_ids == 0  # sorted last; each patient's tokens become contiguous
             order = jnp.lexsort((time_ranks, patient_ids, is_padding.astype(jnp.int32)))
-            back = jnp.argsort(order, axis=1)
+            inverse = jnp.argsort(order, axis=1)
             patient_ids = jnp.take_along_axis(patient_ids, order, axis=1)
             x = jnp.take_along_axis(x, order[:, :, None], axis=1)
-        goes_on = patient_ids[:, 1:] == patient_ids[:, :-1]
-        goes_on = jnp.pad(goes_on, ((0, 0), (1, 0)))
+        same_patient = patient_ids[:, 1:] == patient_ids[:, :-1]
+        same_patient = jnp.pad(same_patient, ((0, 0), (1, 0)))
         for layer in range(self.config.num_layers):
             cell = nn.OptimizedLSTMCell(self.config.hidden_dim, name=f"layer_{layer}")
             start = (jnp.zeros_like(x[:, 0]), jnp.zeros_like(x[:, 0]))
             cell(start, x[:, 0])  # creates the parameters; nn.scan needs a newer JAX than jax-metal supports
             step = functools.partial(_step, *cell.unbind())
-            _, states = jax.lax.scan(step, start, (x.swapaxes(0, 1), goes_on.swapaxes(0, 1)))
+            _, states = jax.lax.scan(step, start, (x.swapaxes(0, 1), same_patient.swapaxes(0, 1)))
             x = Dropout(self.config.dropout)(states.swapaxes(0, 1), deterministic)
-        if back is not None:
-            x = jnp.take_along_axis(x, back[:, :, None], axis=1)
+        if inverse is not None:
+            x = jnp.take_along_axis(x, inverse[:, :, None], axis=1)
         return nn.LayerNorm(name="norm")(x)
 
 
 def _step(cell: nn.OptimizedLSTMCell, variables, carry: tuple[jax.Array, jax.Array], inputs: tuple):
-    x, goes_on = inputs
-    begun_anew = tuple(jnp.where(goes_on[:, None], part, 0.0) for part in carry)
-    return cell.apply(variables, begun_anew, x)
+    x, same_patient = inputs
+    state = tuple(jnp.where(same_patient[:, None], part, 0.0) for part in carry)
+    return cell.apply(variables, state, x)

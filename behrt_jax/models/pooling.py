@@ -18,8 +18,8 @@ def pool_first(hidden: jax.Array, members: jax.Array) -> jax.Array:
 
 def pool_last(hidden: jax.Array, members: jax.Array) -> jax.Array:
     """Returns the state of each patient's last token: (B, P, D); zeros for a patient without tokens."""
-    place = members.shape[-1] - 1 - jnp.argmax(members[..., ::-1], axis=-1)
-    return _zero_if_empty(jnp.take_along_axis(hidden, place[:, :, None], axis=1), members)
+    indices = members.shape[-1] - 1 - jnp.argmax(members[..., ::-1], axis=-1)
+    return _zero_if_empty(jnp.take_along_axis(hidden, indices[:, :, None], axis=1), members)
 
 
 def pool_mean(hidden: jax.Array, members: jax.Array) -> jax.Array:
@@ -32,8 +32,8 @@ def pool_max(hidden: jax.Array, members: jax.Array) -> jax.Array:
     """Returns the maximum of each patient's states per feature: (B, P, D); zeros for a patient without tokens."""
     lowest = jnp.finfo(hidden.dtype).min
     # Not `max`: its gradient compares values that XLA may have rounded twice, and is NaN if none equals the maximum.
-    largest = jnp.where(members[..., None], hidden[:, None], lowest).argmax(axis=2)
-    return _zero_if_empty(jnp.take_along_axis(hidden, largest, axis=1), members)
+    indices = jnp.where(members[..., None], hidden[:, None], lowest).argmax(axis=2)
+    return _zero_if_empty(jnp.take_along_axis(hidden, indices, axis=1), members)
 
 
 POOLS = {"cls": pool_first, "last": pool_last, "mean": pool_mean, "max": pool_max}

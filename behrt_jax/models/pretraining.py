@@ -163,11 +163,11 @@ class BEHRTForPretraining(BEHRTWithHead):
 
     def score_all(self, codes, ages, visit_ids, attention_mask, **columns) -> tuple:
         """Returns the outputs of every head at every token; `init(..., method="score_all")` creates all parameters."""
-        places = jnp.broadcast_to(jnp.arange(codes.shape[1]), codes.shape)
+        visit_ends = jnp.broadcast_to(jnp.arange(codes.shape[1]), codes.shape)
         heads = {"mlm": self, "next_visit": self.predict_next_visits, "time_to_event": self.predict_events}
-        rest = {"mlm": {}, "next_visit": {"visit_ends": places}, "time_to_event": {"visit_ends": places}}
+        arguments = {"mlm": {}, "next_visit": {"visit_ends": visit_ends}, "time_to_event": {"visit_ends": visit_ends}}
         inputs = (codes, ages, visit_ids, attention_mask)
-        return tuple(heads[name](*inputs, **columns, **rest[name]) for name in self.objectives)
+        return tuple(heads[name](*inputs, **columns, **arguments[name]) for name in self.objectives)
 
     def _need(self, objective: str, what: str) -> None:
         if objective not in self.objectives:

@@ -38,16 +38,20 @@ def combine(parts: dict[str, tuple[Objective, float]]) -> Objective:
         return dict(zip(parts, jax.random.split(key, len(parts)), strict=True))
 
     def prepare(batch, key):
-        return {name: part.prepare(batch, own) for (name, own), (part, _) in _pairs(split(key), parts)}
+        return {name: part.prepare(batch, part_key) for (name, part_key), (part, _) in _pairs(split(key), parts)}
 
     def measure(params, prepared, dropout_key):
         keys = dict.fromkeys(parts) if dropout_key is None else split(dropout_key)
-        return _merge(part.measure(params, prepared[name], own) for (name, own), (part, _) in _pairs(keys, parts))
+        return _merge(
+            part.measure(params, prepared[name], part_key) for (name, part_key), (part, _) in _pairs(keys, parts)
+        )
 
     def count(prepared):
         return _merge(part.count(prepared[name]) for name, (part, _) in parts.items())
 
-    weights = [{name: outer * weight for name, weight in part.weights.items()} for part, outer in parts.values()]
+    weights = [
+        {name: part_weight * weight for name, weight in part.weights.items()} for part, part_weight in parts.values()
+    ]
     return Objective(prepare, measure, count, _merge(weights))
 
 

@@ -31,8 +31,8 @@ class ClassificationConfig:
     def __post_init__(self):
         for key, choices in CHOICES.items():
             if getattr(self, key) not in choices:
-                found = f"classification.{key}: found {getattr(self, key)!r}"
-                raise ValueError(f"{found}; expected one of {', '.join(choices)}")
+                problem = f"classification.{key}: found {getattr(self, key)!r}"
+                raise ValueError(f"{problem}; expected one of {', '.join(choices)}")
         if self.focal_gamma < 0:
             raise ValueError(f"classification.focal_gamma: found {self.focal_gamma}; expected 0 or more")
 
@@ -81,9 +81,9 @@ def classification_losses(
     """
     classes = targets.astype(jnp.int32)
     if kind == "multi_class":
-        own = jax.nn.one_hot(classes, logits.shape[-1], dtype=bool)
-        others = jax.nn.logsumexp(jnp.where(own, NEGATIVE, logits), axis=-1)
-        margins = jnp.where(own, logits, 0.0).sum(axis=-1) - others
+        is_class = jax.nn.one_hot(classes, logits.shape[-1], dtype=bool)
+        others = jax.nn.logsumexp(jnp.where(is_class, NEGATIVE, logits), axis=-1)
+        margins = jnp.where(is_class, logits, 0.0).sum(axis=-1) - others
     else:
         margins = (logits[..., 0] if kind == "binary" else logits) * (2 * classes - 1)
     losses = jax.nn.softplus(-margins) * jnp.exp(-gamma * jax.nn.softplus(margins))
@@ -124,9 +124,9 @@ def make_objective(model, config: ClassificationConfig, class_weights: np.ndarra
 
 def score_patients(model, params, batch: dict[str, jax.Array], dropout_key: jax.Array | None = None) -> jax.Array:
     """Computes the (B, P, K) logits of a `BEHRTForSequenceClassification`; a key enables dropout."""
-    columns, named = model_arguments(batch)
+    columns, keywords = model_arguments(batch)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    arguments = {**named, "num_patients": batch["weights"].shape[1], "deterministic": dropout_key is None}
+    arguments = {**keywords, "num_patients": batch["weights"].shape[1], "deterministic": dropout_key is None}
     if "covariates" in batch:
         arguments["covariates"] = batch["covariates"]
     return model.apply(params, *columns, **arguments, rngs=rngs)
@@ -150,5 +150,5 @@ def initial_bias(targets: np.ndarray, kind: str, num_classes: int = 2) -> np.nda
       num_classes: K of `multi_class`.
     """
     classes = range(num_classes if kind == "multi_class" else 2)
-    counts = np.log([np.maximum((targets == number).sum(axis=0), 0.5) for number in classes])
-    return np.atleast_1d(counts if kind == "multi_class" else counts[1] - counts[0]).astype(np.float32)
+    log_counts = np.log([np.maximum((targets == label).sum(axis=0), 0.5) for label in classes])
+    return np.atleast_1d(log_counts if kind == "multi_class" else log_counts[1] - log_counts[0]).astype(np.float32)

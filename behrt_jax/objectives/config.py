@@ -64,13 +64,13 @@ class ObjectiveConfig:
         self._expect(not isinstance(self.targets, str), "targets", "a tuple of patterns, such as ('CONDITION//*',)")
         for key in ("min_patients", "queries_per_row"):
             self._expect(getattr(self, key) >= 1, key, "1 or more")
-        alone = self.name == "time_to_event" or self.query_times == "after_visits"
+        is_allowed = self.name == "time_to_event" or self.query_times == "after_visits"
         self._expect(
-            alone, "query_times", f"'after_visits' with objective.name={self.name}, to which marks are no visits"
+            is_allowed, "query_times", f"'after_visits' with objective.name={self.name}, to which marks are no visits"
         )
         edges = (0.0, *self.event_edges)
-        rises = all(isinstance(edge, int | float) for edge in edges) and list(edges) == sorted(set(edges))
-        self._expect(rises, "event_edges", "days above 0 in ascending order")
+        is_ascending = all(isinstance(edge, int | float) for edge in edges) and list(edges) == sorted(set(edges))
+        self._expect(is_ascending, "event_edges", "days above 0 in ascending order")
         if not self.weights:
             raise ValueError("objective.name: found joint with all weights 0; expected one of them above 0")
 

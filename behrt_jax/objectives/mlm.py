@@ -69,8 +69,8 @@ def mask_codes(
       maskable: (B, L) bool; False for special and static tokens and for padding.
       rate: share of the maskable codes to mask, 0 < rate <= 1.
       vocab_size: V.
-      replacement: 80% `[MASK]`, 10% random, 10% kept in training; only `[MASK]` in evaluation, so that scores cover
-        only codes that the model cannot see.
+      replacement: 80% `[MASK]`, 10% random, 10% unchanged in training; only `[MASK]` in evaluation, so that scores
+        cover only codes that the model cannot see.
       groups: (B, L) int32 from 0, from `visit_groups` or `span_groups`; each code is a group if not given.
 
     Returns:
@@ -78,35 +78,35 @@ def mask_codes(
     """
     rows, length = codes.shape
     choose_key, round_key, action_key, random_key = jax.random.split(key, 4)
-    drawn = jax.random.uniform(choose_key, codes.shape)
-    room = math.ceil(rate * length)
+    priorities = jax.random.uniform(choose_key, codes.shape)
+    num_slots = math.ceil(rate * length)
     if groups is not None:
-        drawn, room = jnp.take_along_axis(drawn, groups, axis=1), min(2 * room, length)
-    _, positions = jax.lax.top_k(jnp.where(maskable, drawn, -1.0), room)
-    wanted = jnp.floor(rate * maskable.sum(axis=1) + jax.random.uniform(round_key, (rows,)))[:, None]
+        priorities, num_slots = jnp.take_along_axis(priorities, groups, axis=1), min(2 * num_slots, length)
+    _, positions = jax.lax.top_k(jnp.where(maskable, priorities, -1.0), num_slots)
+    num_masked = jnp.floor(rate * maskable.sum(axis=1) + jax.random.uniform(round_key, (rows,)))[:, None]
     if groups is None:
-        chosen = jnp.arange(room)[None, :] < wanted
+        is_masked = jnp.arange(num_slots)[None, :] < num_masked
     else:
-        chosen = _choose_groups(jnp.where(maskable, groups, length), positions, wanted)
-    chosen &= jnp.take_along_axis(maskable, positions, axis=1)  # rounding can ask for one code too many
+        is_masked = _choose_groups(jnp.where(maskable, groups, length), positions, num_masked)
+    is_masked &= jnp.take_along_axis(maskable, positions, axis=1)  # rounding can ask for one code too many
     labels = jnp.take_along_axis(codes, positions, axis=1)
     action = jax.random.uniform(action_key, positions.shape)
     random_codes = jax.random.randint(random_key, positions.shape, FIRST_CODE_ID, vocab_size)
     is_random = action < replacement.masked + replacement.random
-    replaced = jnp.where(action < replacement.masked, MASK_ID, jnp.where(is_random, random_codes, labels))
-    new = jnp.where(chosen, replaced, labels).astype(codes.dtype)
-    inputs = jax.vmap(lambda row, place, value: row.at[place].set(value))(codes, positions, new)
-    return Masked(inputs, positions, labels, chosen.astype(jnp.float32))
+    substitutes = jnp.where(action < replacement.masked, MASK_ID, jnp.where(is_random, random_codes, labels))
+    new_codes = jnp.where(is_masked, substitutes, labels).astype(codes.dtype)
+    inputs = jax.vmap(lambda row, place, value: row.at[place].set(value))(codes, positions, new_codes)
+    return Masked(inputs, positions, labels, is_masked.astype(jnp.float32))
 
 
 def _choose_groups(groups: jax.Array, positions: jax.Array, wanted: jax.Array) -> jax.Array:
     """Returns (B, K) bool: for positions sorted by group, whether the middle of their group is before `wanted`."""
-    length, room = groups.shape[1], positions.shape[1]
+    length, num_slots = groups.shape[1], positions.shape[1]
     sizes = jax.vmap(lambda row: jnp.zeros(length + 1, jnp.int32).at[row].add(1))(groups)
     group = jnp.take_along_axis(groups, positions, axis=1)
     size = jnp.take_along_axis(sizes, group, axis=1)
-    begins = jnp.pad(jnp.diff(group, axis=1) != 0, ((0, 0), (1, 0)), constant_values=True)
-    first = jax.lax.cummax(jnp.where(begins, jnp.arange(room)[None, :], 0), axis=1)
+    is_start = jnp.pad(jnp.diff(group, axis=1) != 0, ((0, 0), (1, 0)), constant_values=True)
+    first = jax.lax.cummax(jnp.where(is_start, jnp.arange(num_slots)[None, :], 0), axis=1)
     # A chosen group therefore ends before twice `wanted`, within K.
     return first + (size - 1) / 2 < wanted
 
@@ -136,11 +136,11 @@ def masked_outcomes(logits: jax.Array, masked: Masked) -> dict[str, jax.Array]:
       count as errors.
     """
     logits = logits.astype(jnp.float32)
-    of_label = jnp.take_along_axis(logits, masked.labels[:, :, None], axis=-1)
-    loss = jax.nn.logsumexp(logits, axis=-1) - of_label[..., 0]
-    rank = (jax.lax.stop_gradient(logits) >= jax.lax.stop_gradient(of_label)).sum(axis=-1)
-    ranks = {"accuracy": 1, "top5_accuracy": 5, "top20_accuracy": 20}
-    return {"loss": loss, **{name: (rank <= k).astype(jnp.float32) for name, k in ranks.items()}}
+    label_logits = jnp.take_along_axis(logits, masked.labels[:, :, None], axis=-1)
+    loss = jax.nn.logsumexp(logits, axis=-1) - label_logits[..., 0]
+    rank = (jax.lax.stop_gradient(logits) >= jax.lax.stop_gradient(label_logits)).sum(axis=-1)
+    cutoffs = {"accuracy": 1, "top5_accuracy": 5, "top20_accuracy": 20}
+    return {"loss": loss, **{name: (rank <= k).astype(jnp.float32) for name, k in cutoffs.items()}}
 
 
 def make_objective(model, config: ObjectiveConfig, has_value=None, replacement: Replacement = TRAINING) -> Objective:
@@ -155,8 +155,8 @@ def make_objective(model, config: ObjectiveConfig, has_value=None, replacement: 
             groups = span_groups(group_key, batch["patient_ids"])
         if not config.mask_values:
             maskable &= ~jnp.asarray(has_value)[batch["codes"]]
-        choices = (config.mask_rate, model.config.vocab_size, replacement, groups)
-        return batch, mask_codes(mask_key, batch["codes"], maskable, *choices)
+        options = (config.mask_rate, model.config.vocab_size, replacement, groups)
+        return batch, mask_codes(mask_key, batch["codes"], maskable, *options)
 
     def measure(params, prepared, dropout_key):
         batch, masked = prepared
@@ -169,7 +169,7 @@ def make_objective(model, config: ObjectiveConfig, has_value=None, replacement: 
 
 def score_masked(model, params, batch: dict[str, jax.Array], masked: Masked, dropout_key: jax.Array | None = None):
     """Computes `masked_outcomes` of a model; a key enables dropout."""
-    (_, *columns), named = model_arguments(batch)
+    (_, *columns), keywords = model_arguments(batch)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    scored = {"masked_positions": masked.positions, "deterministic": dropout_key is None}
-    return masked_outcomes(model.apply(params, masked.inputs, *columns, **named, **scored, rngs=rngs), masked)
+    arguments = {"masked_positions": masked.positions, "deterministic": dropout_key is None}
+    return masked_outcomes(model.apply(params, masked.inputs, *columns, **keywords, **arguments, rngs=rngs), masked)

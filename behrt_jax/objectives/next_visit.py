@@ -41,8 +41,8 @@ class Boundaries(NamedTuple):
 
     def add_up(self, values: jax.Array) -> jax.Array:
         """Sums (B, L) values of tokens by visit to predict: (B, K)."""
-        room = self.ends.shape[1]
-        add = jax.vmap(lambda slot, value: jnp.zeros(room, value.dtype).at[slot].add(value, mode="drop"))
+        num_slots = self.ends.shape[1]
+        add = jax.vmap(lambda slot, value: jnp.zeros(num_slots, value.dtype).at[slot].add(value, mode="drop"))
         return add(self.slots, values)
 
 
@@ -56,29 +56,29 @@ def find_boundaries(batch: dict[str, jax.Array], is_target: jax.Array, use_sep: 
     """
     patients, visits, ranks = batch["patient_ids"], batch["visit_ids"], _time_ranks(batch)
     starts, first = visit_slots(patients, visits)
-    begins = starts & (ranks > 1) & jnp.pad(patients[:, 1:] == patients[:, :-1], ((0, 0), (1, 0)))
-    room = patients.shape[1] // (2 if use_sep else 1)
-    number = jnp.cumsum(begins, axis=1) - 1
-    unique = jnp.where(begins, number, room)
-    place = jnp.broadcast_to(jnp.arange(begins.shape[1], dtype=jnp.int32), begins.shape)
+    is_start = starts & (ranks > 1) & jnp.pad(patients[:, 1:] == patients[:, :-1], ((0, 0), (1, 0)))
+    num_slots = patients.shape[1] // (2 if use_sep else 1)
+    slot_numbers = jnp.cumsum(is_start, axis=1) - 1
+    start_slots = jnp.where(is_start, slot_numbers, num_slots)
+    indices = jnp.broadcast_to(jnp.arange(is_start.shape[1], dtype=jnp.int32), is_start.shape)
 
     def scatter(values):
-        put = jax.vmap(lambda slot, value: jnp.zeros(room, value.dtype).at[slot].set(value, mode="drop"))
-        return put(unique, values)
+        put = jax.vmap(lambda slot, value: jnp.zeros(num_slots, value.dtype).at[slot].set(value, mode="drop"))
+        return put(start_slots, values)
 
-    within = jnp.take_along_axis(begins, first, axis=1) & (patients != 0)
-    slots, codes = jnp.where(within, number, room), batch["codes"]
+    in_visit = jnp.take_along_axis(is_start, first, axis=1) & (patients != 0)
+    slots, codes = jnp.where(in_visit, slot_numbers, num_slots), batch["codes"]
     is_repeat = _find_repeats(slots * len(is_target) + codes)
-    starts = scatter(place)
-    owners, ranks_then = (jnp.take_along_axis(values, starts, axis=1) for values in (patients, ranks))
+    starts = scatter(indices)
+    owners, start_ranks = (jnp.take_along_axis(values, starts, axis=1) for values in (patients, ranks))
     return Boundaries(
-        ends=_last_before(patients, ranks, owners, ranks_then) * (starts > 0),
+        ends=_last_before(patients, ranks, owners, start_ranks) * (starts > 0),
         starts=starts,
         slots=slots,
         days=scatter(batch["time_deltas"]),
-        weights=scatter(begins.astype(jnp.float32)),
+        weights=scatter(is_start.astype(jnp.float32)),
         codes=codes,
-        wanted=is_target[codes] & within & ~is_repeat,
+        wanted=is_target[codes] & in_visit & ~is_repeat,
     )
 
 
@@ -91,16 +91,16 @@ def _last_before(patients: jax.Array, ranks: jax.Array, owners: jax.Array, until
     """Returns (B, K) int32 indices of the last token of each owner whose rank is below `until`; 0 if there is none."""
     length = patients.shape[1]
     is_past = (patients[:, None, :] == owners[:, :, None]) & (ranks[:, None, :] < until[:, :, None])
-    in_time = ranks * length + jnp.arange(length, dtype=ranks.dtype)[None, :]
-    return jnp.argmax(jnp.where(is_past, in_time[:, None, :], -1), axis=2).astype(jnp.int32)
+    order = ranks * length + jnp.arange(length, dtype=ranks.dtype)[None, :]
+    return jnp.argmax(jnp.where(is_past, order[:, None, :], -1), axis=2).astype(jnp.int32)
 
 
 def _find_repeats(values: jax.Array) -> jax.Array:
     """Returns whether each entry of (B, L) repeats an earlier one of its row."""
     order = jnp.argsort(values, axis=1, stable=True)
-    ordered = jnp.take_along_axis(values, order, axis=1)
-    again = jnp.pad(ordered[:, 1:] == ordered[:, :-1], ((0, 0), (1, 0)))
-    return jax.vmap(lambda place, flag: jnp.zeros_like(flag).at[place].set(flag))(order, again)
+    sorted_values = jnp.take_along_axis(values, order, axis=1)
+    repeats = jnp.pad(sorted_values[:, 1:] == sorted_values[:, :-1], ((0, 0), (1, 0)))
+    return jax.vmap(lambda place, flag: jnp.zeros_like(flag).at[place].set(flag))(order, repeats)
 
 
 def next_visit_losses(logits: jax.Array, boundaries: Boundaries, is_target: jax.Array) -> jax.Array:
@@ -115,10 +115,10 @@ def next_visit_losses(logits: jax.Array, boundaries: Boundaries, is_target: jax.
       (B, K) binary cross-entropy summed over target codes (nats).
     """
     logits = logits.astype(jnp.float32)
-    absent = jnp.where(is_target[None, None, :], jax.nn.softplus(logits), 0.0).sum(axis=-1)
+    losses_if_absent = jnp.where(is_target[None, None, :], jax.nn.softplus(logits), 0.0).sum(axis=-1)
     slots = jnp.minimum(boundaries.slots, logits.shape[1] - 1)
-    own = jax.vmap(lambda table, slot, code: table[slot, code])(logits, slots, boundaries.codes)
-    return absent - boundaries.add_up(jnp.where(boundaries.wanted, own, 0.0))
+    code_logits = jax.vmap(lambda table, slot, code: table[slot, code])(logits, slots, boundaries.codes)
+    return losses_if_absent - boundaries.add_up(jnp.where(boundaries.wanted, code_logits, 0.0))
 
 
 def cut_histories(key: jax.Array, batch: dict[str, jax.Array], boundaries: Boundaries):
@@ -135,20 +135,24 @@ def cut_histories(key: jax.Array, batch: dict[str, jax.Array], boundaries: Bound
     """
     patients, visits, ranks = batch["patient_ids"], batch["visit_ids"], _time_ranks(batch)
     rows, length = patients.shape
-    most = jax.vmap(lambda visit, patient: jnp.zeros(length + 1, jnp.int32).at[patient].max(visit))(visits, patients)
-    drawn = 1 + jnp.floor(jax.random.uniform(key, most.shape) * most).astype(jnp.int32)
-    cut = jnp.take_along_axis(drawn, patients, axis=1)
-    owners, ranks_then, is_cut = (
-        jnp.take_along_axis(values, boundaries.starts, axis=1) for values in (patients, ranks, visits == cut)
+    last_visits = jax.vmap(lambda visit, patient: jnp.zeros(length + 1, jnp.int32).at[patient].max(visit))(
+        visits, patients
+    )
+    cut_visits = 1 + jnp.floor(jax.random.uniform(key, last_visits.shape) * last_visits).astype(jnp.int32)
+    token_cuts = jnp.take_along_axis(cut_visits, patients, axis=1)
+    owners, start_ranks, is_cut = (
+        jnp.take_along_axis(values, boundaries.starts, axis=1) for values in (patients, ranks, visits == token_cuts)
     )
     is_cut &= boundaries.weights > 0
     # Ranks are at most the row length, so a patient without a cut keeps all tokens.
-    until = jax.vmap(lambda owner, rank: jnp.full(length + 1, length + 1).at[owner].min(rank))(
-        owners, jnp.where(is_cut, ranks_then, length + 1)
+    cut_ranks = jax.vmap(lambda owner, rank: jnp.full(length + 1, length + 1).at[owner].min(rank))(
+        owners, jnp.where(is_cut, start_ranks, length + 1)
     )
-    before = patients * (ranks < jnp.take_along_axis(until, patients, axis=1))
-    kept = boundaries._replace(weights=boundaries.weights * is_cut, wanted=boundaries.wanted & (visits == cut))
-    return {**batch, "patient_ids": before}, kept
+    visible_ids = patients * (ranks < jnp.take_along_axis(cut_ranks, patients, axis=1))
+    cut_boundaries = boundaries._replace(
+        weights=boundaries.weights * is_cut, wanted=boundaries.wanted & (visits == token_cuts)
+    )
+    return {**batch, "patient_ids": visible_ids}, cut_boundaries
 
 
 def make_objective(model, config: ObjectiveConfig, use_sep: bool, is_target) -> Objective:
@@ -191,8 +195,10 @@ def make_objective(model, config: ObjectiveConfig, use_sep: bool, is_target) -> 
 
 def days_ahead(batch: dict[str, jax.Array], boundaries: Boundaries) -> jax.Array:
     """Computes (B, K) float32 days from the last token before each visit to predict to the visit's start."""
-    then, now = (jnp.take_along_axis(batch["dates"], place, axis=1) for place in (boundaries.ends, boundaries.starts))
-    return jnp.maximum(now - then, 0.0) * DAYS_PER_YEAR
+    end_dates, start_dates = (
+        jnp.take_along_axis(batch["dates"], indices, axis=1) for indices in (boundaries.ends, boundaries.starts)
+    )
+    return jnp.maximum(start_dates - end_dates, 0.0) * DAYS_PER_YEAR
 
 
 def score_next_visits(model, params, batch, ends, causal: bool = True, dropout_key: jax.Array | None = None, gaps=None):
@@ -200,9 +206,9 @@ def score_next_visits(model, params, batch, ends, causal: bool = True, dropout_k
 
     A key enables dropout. `gaps` (B, K) are days to the start of the visits, NaN where the model must not know it.
     """
-    columns, named = model_arguments(batch)
+    columns, keywords = model_arguments(batch)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    arguments = {**named, "visit_ends": ends, "causal": causal, "deterministic": dropout_key is None}
+    arguments = {**keywords, "visit_ends": ends, "causal": causal, "deterministic": dropout_key is None}
     if gaps is not None:
         arguments["gaps"] = gaps
     return model.apply(params, *columns, **arguments, rngs=rngs, method="predict_next_visits")

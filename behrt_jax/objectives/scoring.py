@@ -40,8 +40,8 @@ class MaskedBatch(NamedTuple):
     @property
     def patients(self) -> np.ndarray:
         """(n,) the patient of each masked code."""
-        rows, places = self.targets
-        return self.batch["patient_index"][rows, self.batch["patient_ids"][rows, places] - 1]
+        rows, positions = self.targets
+        return self.batch["patient_index"][rows, self.batch["patient_ids"][rows, positions] - 1]
 
 
 def mask_batches(
@@ -81,9 +81,11 @@ def score(score_step, params, masked_batches: Iterable[MaskedBatch]) -> PerTarge
     """
     parts = []
     for masked_batch in masked_batches:
-        found = jax.device_get(score_step(params, device_columns(masked_batch.batch), masked_batch.masked))
-        chosen = masked_batch.masked.weights > 0
-        parts.append(PerTargetScores(masked_batch.patients, {name: values[chosen] for name, values in found.items()}))
+        scores = jax.device_get(score_step(params, device_columns(masked_batch.batch), masked_batch.masked))
+        is_masked = masked_batch.masked.weights > 0
+        parts.append(
+            PerTargetScores(masked_batch.patients, {name: values[is_masked] for name, values in scores.items()})
+        )
     return concatenate(parts)
 
 
@@ -115,10 +117,10 @@ def predict_next_visits(
     """
     probabilities, days = np.zeros(size, np.float32), np.zeros(size[0], np.float32)
     for batch, ends, examples, gaps in batches:
-        given = gaps if time_known else np.full_like(gaps, np.nan)
-        found, when = jax.device_get(predict_step(params, device_columns(batch), ends, given))
-        used = examples >= 0
-        probabilities[examples[used]], days[examples[used]] = found[used], when[used]
+        known_gaps = gaps if time_known else np.full_like(gaps, np.nan)
+        batch_probabilities, batch_days = jax.device_get(predict_step(params, device_columns(batch), ends, known_gaps))
+        is_used = examples >= 0
+        probabilities[examples[is_used]], days[examples[is_used]] = batch_probabilities[is_used], batch_days[is_used]
     return probabilities, days
 
 
@@ -146,6 +148,6 @@ def score_objective(tuning_step, objective: Objective, params, batches: Iterable
 def score_log_probabilities(log_probabilities: np.ndarray, masked_batch: MaskedBatch) -> PerTargetScores:
     """Scores a baseline's (n, V) log-probabilities with the same metrics as the model."""
     labels = jnp.asarray(masked_batch.labels)[None, :]
-    shaped = mlm.Masked(labels, labels, labels, jnp.ones(labels.shape))
-    found = jax.device_get(mlm.masked_outcomes(jnp.asarray(log_probabilities)[None], shaped))
-    return PerTargetScores(masked_batch.patients, {name: values[0] for name, values in found.items()})
+    masked = mlm.Masked(labels, labels, labels, jnp.ones(labels.shape))
+    outcomes = jax.device_get(mlm.masked_outcomes(jnp.asarray(log_probabilities)[None], masked))
+    return PerTargetScores(masked_batch.patients, {name: values[0] for name, values in outcomes.items()})

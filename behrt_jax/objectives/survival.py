@@ -41,8 +41,8 @@ class SurvivalConfig:
         self._expect(self.loss in LOSSES, "loss", f"one of {', '.join(LOSSES)}")
         for key in ("num_bins", "num_causes"):
             self._expect(getattr(self, key) >= 1, key, "1 or more")
-        rises = list((0.0, *self.edges)) == sorted({0.0, *self.edges})
-        self._expect(rises, "edges", "days above 0 in ascending order")
+        is_ascending = list((0.0, *self.edges)) == sorted({0.0, *self.edges})
+        self._expect(is_ascending, "edges", "days above 0 in ascending order")
 
     def _expect(self, holds: bool, key: str, expected: str) -> None:
         if not holds:
@@ -88,10 +88,10 @@ def check_times(days: np.ndarray, events: np.ndarray, num_causes: int) -> np.nda
     Raises:
       ValueError: days are NaN, infinite or not above 0; a cause has no events; or a cause is above C.
     """
-    days, wrong = np.asarray(days, np.float32), ~(np.asarray(days) > 0) | ~np.isfinite(days)
-    if wrong.any():
-        found = f"found {wrong.sum()} of {len(days)} that are not finite or not above 0"
-        raise ValueError(f"days: {found}; expected an event or censoring time after each prediction time")
+    days, is_invalid = np.asarray(days, np.float32), ~(np.asarray(days) > 0) | ~np.isfinite(days)
+    if is_invalid.any():
+        problem = f"found {is_invalid.sum()} of {len(days)} that are not finite or not above 0"
+        raise ValueError(f"days: {problem}; expected an event or censoring time after each prediction time")
     counts = np.bincount(events, minlength=num_causes + 1)
     if len(counts) > num_causes + 1 or not counts[1:].all():
         raise ValueError(
@@ -120,18 +120,20 @@ def discrete_losses(logits: jax.Array, days: jax.Array, events: jax.Array, edges
     """
     elapsed, last = elapsed_shares(days, edges)
     any_cause = jax.nn.logsumexp(logits, axis=-2)
-    log_rest = jnp.log(jnp.maximum(1 - elapsed, jnp.finfo(elapsed.dtype).tiny))
-    lived = jax.nn.softplus(any_cause) - jax.nn.softplus(any_cause + log_rest)
-    ends = last & (events > 0)[..., None]
-    at_end = jnp.where(_is_cause(events, logits.shape[-2])[..., None] & ends[..., None, :], logits, 0.0)
-    return jnp.where(ends, jax.nn.softplus(any_cause), lived).sum(axis=-1) - at_end.sum(axis=(-2, -1))
+    log_remaining = jnp.log(jnp.maximum(1 - elapsed, jnp.finfo(elapsed.dtype).tiny))
+    losses_if_censored = jax.nn.softplus(any_cause) - jax.nn.softplus(any_cause + log_remaining)
+    is_event_bin = last & (events > 0)[..., None]
+    event_logits = jnp.where(_is_cause(events, logits.shape[-2])[..., None] & is_event_bin[..., None, :], logits, 0.0)
+    return jnp.where(is_event_bin, jax.nn.softplus(any_cause), losses_if_censored).sum(axis=-1) - event_logits.sum(
+        axis=(-2, -1)
+    )
 
 
 def elapsed_shares(days: jax.Array, edges: tuple[float, ...]) -> tuple[jax.Array, jax.Array]:
     """Returns (..., bins) shares of each bin elapsed by (...) days, and (..., bins) bool, the bin they fall in."""
-    spent, last = exposures(days, edges)
+    exposure, last = exposures(days, edges)
     widths = jnp.diff(jnp.asarray([0.0, *edges]))
-    return spent[..., :-1] / jax.lax.broadcast_to_rank(widths, spent.ndim), last[..., :-1]
+    return exposure[..., :-1] / jax.lax.broadcast_to_rank(widths, exposure.ndim), last[..., :-1]
 
 
 def _is_cause(events: jax.Array, num_causes: int) -> jax.Array:
@@ -176,9 +178,9 @@ def cox_losses(scores: jax.Array, days: jax.Array, happened: jax.Array, labelled
     def log_sum(members):
         return jax.nn.logsumexp(jnp.where(members, scores[None, :], NEGATIVE), axis=-1)
 
-    of_risk_set, of_ties = log_sum(at_risk), log_sum(tied)
+    log_risk_set, log_ties = log_sum(at_risk), log_sum(tied)
     share = jnp.tril(tied, -1).sum(axis=-1) / jnp.maximum(tied.sum(axis=-1), 1)
-    denominators = of_risk_set + jnp.log1p(-share * jnp.exp(jnp.minimum(of_ties - of_risk_set, 0.0)))
+    denominators = log_risk_set + jnp.log1p(-share * jnp.exp(jnp.minimum(log_ties - log_risk_set, 0.0)))
     return jnp.where(happened, denominators - scores, 0.0)
 
 
@@ -215,17 +217,17 @@ def survival_losses(logits, days, events, labelled, config: SurvivalConfig) -> j
     if config.loss == "cox":
         flat = (days.ravel(), events.ravel(), labelled.ravel(), logits.reshape(-1, config.num_causes))
         days, events, known, scores = flat
-        each = (cox_losses(scores[:, c], days, events == c + 1, known) for c in range(config.num_causes))
-        return sum(each, start=jnp.zeros_like(days)).reshape(labelled.shape)
-    losses = discrete_losses if config.loss == "discrete" else piecewise_losses
-    return jnp.where(labelled, losses(logits, days, events, config.edges), 0.0)
+        cause_losses = (cox_losses(scores[:, c], days, events == c + 1, known) for c in range(config.num_causes))
+        return sum(cause_losses, start=jnp.zeros_like(days)).reshape(labelled.shape)
+    loss_function = discrete_losses if config.loss == "discrete" else piecewise_losses
+    return jnp.where(labelled, loss_function(logits, days, events, config.edges), 0.0)
 
 
 def spent_in_bins(days: np.ndarray, config: SurvivalConfig) -> tuple[np.ndarray, np.ndarray]:
     """Returns (N, bins) days (shares for `discrete`) spent in each bin, and (N, bins) bool, the bin of the end."""
     times, is_piecewise = jnp.asarray(days), config.loss == "piecewise"
-    spent, last = exposures(times, config.edges[:-1]) if is_piecewise else elapsed_shares(times, config.edges)
-    return np.asarray(spent, np.float64), np.asarray(last)
+    exposure, last = exposures(times, config.edges[:-1]) if is_piecewise else elapsed_shares(times, config.edges)
+    return np.asarray(exposure, np.float64), np.asarray(last)
 
 
 def initial_bias(days: np.ndarray, events: np.ndarray, config: SurvivalConfig) -> np.ndarray:
@@ -246,14 +248,14 @@ def initial_bias(days: np.ndarray, events: np.ndarray, config: SurvivalConfig) -
     days = check_times(days, events, config.num_causes)
     if config.loss == "cox":
         return np.zeros(config.num_causes, np.float32)
-    spent, last = spent_in_bins(days, config)
+    row_exposure, last = spent_in_bins(days, config)
     counts = np.stack([(last & (events == cause)[:, None]).sum(axis=0) for cause in range(1, config.num_causes + 1)])
-    if not spent.any(axis=0).all():
-        found = f"found {config.edges}, where {len(days)} labels of train reach to day {days.max():g}"
-        raise ValueError(f"survival.edges: {found}; expected somebody at risk in every bin: leave later edges out")
-    exposure = spent.sum(axis=0)
+    if not row_exposure.any(axis=0).all():
+        problem = f"found {config.edges}, where {len(days)} labels of train reach to day {days.max():g}"
+        raise ValueError(f"survival.edges: {problem}; expected somebody at risk in every bin: leave later edges out")
+    exposure = row_exposure.sum(axis=0)
     if config.loss == "discrete":
-        exposure = np.where(last & (events > 0)[:, None], 0.0, spent).sum(axis=0)  # survivors only, for the odds
+        exposure = np.where(last & (events > 0)[:, None], 0.0, row_exposure).sum(axis=0)  # survivors only, for the odds
     return (np.log(np.maximum(counts, 0.5)) - np.log(np.maximum(exposure, 0.5))).astype(np.float32).ravel()
 
 
@@ -269,8 +271,8 @@ def breslow(logits: np.ndarray, days: np.ndarray, events: np.ndarray) -> Baselin
     times = np.unique(days[events > 0])
     at_risk = np.cumsum(np.exp(np.asarray(logits, np.float64))[order][::-1], axis=0)[::-1]
     at_risk = at_risk[np.searchsorted(days[order], times)]
-    places = [np.searchsorted(times, days[events == cause + 1]) for cause in range(logits.shape[1])]
-    counts = np.stack([np.bincount(place, minlength=len(times)) for place in places], axis=1)
+    time_indices = [np.searchsorted(times, days[events == cause + 1]) for cause in range(logits.shape[1])]
+    counts = np.stack([np.bincount(indices, minlength=len(times)) for indices in time_indices], axis=1)
     return Baseline(np.asarray(times, np.float64), counts / at_risk)
 
 
@@ -298,20 +300,20 @@ def risks(logits: np.ndarray, config: SurvivalConfig, horizons, baseline: Baseli
     logits = logits.reshape(len(logits), config.num_causes, config.num_logits // config.num_causes)
     if config.loss == "discrete":
         elapsed, _ = elapsed_shares(jnp.asarray(horizons), config.edges)
-        lost = np.logaddexp(0.0, np.logaddexp.reduce(logits, axis=1, keepdims=True))  # -log of surviving each bin
-        return np.exp(logits - np.cumsum(lost, axis=-1)) @ np.asarray(elapsed, np.float64).T
+        hazards = np.logaddexp(0.0, np.logaddexp.reduce(logits, axis=1, keepdims=True))  # -log of surviving each bin
+        return np.exp(logits - np.cumsum(hazards, axis=-1)) @ np.asarray(elapsed, np.float64).T
     if config.loss == "piecewise":
-        spent, _ = exposures(jnp.asarray(horizons), config.edges[:-1])
+        exposure, _ = exposures(jnp.asarray(horizons), config.edges[:-1])
         rates = np.exp(np.minimum(logits, LARGEST_LOG_RATE))
-        return _first_events(rates[:, :, None] * np.asarray(spent, np.float64)).sum(axis=-1)
+        return _first_events(rates[:, :, None] * np.asarray(exposure, np.float64)).sum(axis=-1)
     if baseline is None:
         raise ValueError("baseline: found None; cox has no S(t) without what `breslow` estimates on train")
-    reached = np.searchsorted(baseline.days, horizons, side="right")
-    found = []
-    for some in np.array_split(logits, len(logits) // CHUNK + 1):
-        steps = _first_events(np.exp(some) * baseline.hazards.T)
-        found.append(np.pad(np.cumsum(steps, axis=-1), ((0, 0), (0, 0), (1, 0)))[..., reached])
-    return np.concatenate(found)
+    indices = np.searchsorted(baseline.days, horizons, side="right")
+    incidence = []
+    for chunk in np.array_split(logits, len(logits) // CHUNK + 1):
+        probabilities = _first_events(np.exp(chunk) * baseline.hazards.T)
+        incidence.append(np.pad(np.cumsum(probabilities, axis=-1), ((0, 0), (0, 0), (1, 0)))[..., indices])
+    return np.concatenate(incidence)
 
 
 def log_hazard_by(logits: jax.Array, config: SurvivalConfig, day: float) -> jax.Array:
@@ -327,15 +329,15 @@ def log_hazard_by(logits: jax.Array, config: SurvivalConfig, day: float) -> jax.
     Returns:
       (B,) float32, differentiable.
     """
-    logits, until = logits.reshape(len(logits), config.num_causes, -1), jnp.asarray([day], jnp.float32)
+    logits, horizon = logits.reshape(len(logits), config.num_causes, -1), jnp.asarray([day], jnp.float32)
     if config.loss == "cox":
         return jax.nn.logsumexp(logits[..., 0], axis=1)
     if config.loss == "piecewise":
-        spent, _ = exposures(until, config.edges[:-1])
-        return jax.nn.logsumexp(jnp.minimum(logits, LARGEST_LOG_RATE), axis=(1, 2), b=spent[None])
-    elapsed, _ = elapsed_shares(until, config.edges)
-    lost = jnp.cumsum(jax.nn.softplus(jax.nn.logsumexp(logits, axis=1, keepdims=True)), axis=-1)
-    risk = (jnp.exp(logits - lost) * elapsed[None]).sum(axis=(1, 2))
+        exposure, _ = exposures(horizon, config.edges[:-1])
+        return jax.nn.logsumexp(jnp.minimum(logits, LARGEST_LOG_RATE), axis=(1, 2), b=exposure[None])
+    elapsed, _ = elapsed_shares(horizon, config.edges)
+    cumulative_hazard = jnp.cumsum(jax.nn.softplus(jax.nn.logsumexp(logits, axis=1, keepdims=True)), axis=-1)
+    risk = (jnp.exp(logits - cumulative_hazard) * elapsed[None]).sum(axis=(1, 2))
     return jnp.log(-jnp.log1p(-risk))
 
 
@@ -344,9 +346,9 @@ def _first_events(hazards: np.ndarray) -> np.ndarray:
 
     Hazards are constant within a step, so causes share the loss of survival in proportion to their hazards.
     """
-    of_any = hazards.sum(axis=1, keepdims=True)
-    before = np.exp(of_any - np.cumsum(of_any, axis=-1))
-    return before * -np.expm1(-of_any) * hazards / np.maximum(of_any, np.finfo(np.float64).tiny)
+    any_cause = hazards.sum(axis=1, keepdims=True)
+    survival = np.exp(any_cause - np.cumsum(any_cause, axis=-1))
+    return survival * -np.expm1(-any_cause) * hazards / np.maximum(any_cause, np.finfo(np.float64).tiny)
 
 
 def survival_curve(logits: np.ndarray, config: SurvivalConfig, days, baseline: Baseline | None = None) -> np.ndarray:

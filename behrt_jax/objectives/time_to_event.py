@@ -24,8 +24,8 @@ def exposures(days: jax.Array, edges: tuple[float, ...]) -> tuple[jax.Array, jax
     high = jnp.asarray([*edges, jnp.inf])
     shape = (1,) * days.ndim + (-1,)
     low, high = low.reshape(shape), high.reshape(shape)
-    last = days[..., None]
-    return jnp.clip(last, low, high) - low, (last > low) & (last <= high)
+    ends = days[..., None]
+    return jnp.clip(ends, low, high) - low, (ends > low) & (ends <= high)
 
 
 def event_losses(log_rates: jax.Array, days: jax.Array, happened: jax.Array, edges: tuple[float, ...]) -> jax.Array:
@@ -41,9 +41,9 @@ def event_losses(log_rates: jax.Array, days: jax.Array, happened: jax.Array, edg
       (B, K, T) float32.
     """
     log_rates = jnp.minimum(log_rates.astype(jnp.float32), LARGEST_LOG_RATE).swapaxes(2, 3)
-    spent, last = exposures(days, edges)
-    at_end = jnp.where(last, log_rates, 0.0).sum(axis=-1)
-    return (jnp.exp(log_rates) * spent).sum(axis=-1) - jnp.where(happened, at_end, 0.0)
+    exposure, last = exposures(days, edges)
+    end_log_rates = jnp.where(last, log_rates, 0.0).sum(axis=-1)
+    return (jnp.exp(log_rates) * exposure).sum(axis=-1) - jnp.where(happened, end_log_rates, 0.0)
 
 
 def score_events(model, params, batch, targets: np.ndarray, dropout_key: jax.Array | None = None) -> jax.Array:
@@ -51,9 +51,9 @@ def score_events(model, params, batch, targets: np.ndarray, dropout_key: jax.Arr
 
     A key enables dropout.
     """
-    columns, named = model_arguments(batch)
+    columns, keywords = model_arguments(batch)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    arguments = {**named, "visit_ends": batch["event_ends"], "deterministic": dropout_key is None}
+    arguments = {**keywords, "visit_ends": batch["event_ends"], "deterministic": dropout_key is None}
     return model.apply(params, *columns, **arguments, rngs=rngs, method="predict_events")[..., targets]
 
 

@@ -55,19 +55,19 @@ def fit(arm: str, blocks: Blocks, labels: Labels) -> Scorer:
     settings = SETTINGS[arm]
     if arm != OURS:
         return ridge.fit(blocks, outcome_of(labels), settings)
-    expected = np.zeros(blocks[DEMOGRAPHICS].shape[1])
-    expected[0] = EXPECTED_AGE
-    prior = [AGE_ALONE, SIMPLE, *np.ones(len(settings) - 2)]
-    return ridge.fit(blocks, outcome_of(labels), settings, prior, {DEMOGRAPHICS: expected})
+    prior_mean = np.zeros(blocks[DEMOGRAPHICS].shape[1])
+    prior_mean[0] = EXPECTED_AGE
+    prior_weights = [AGE_ALONE, SIMPLE, *np.ones(len(settings) - 2)]
+    return ridge.fit(blocks, outcome_of(labels), settings, prior_weights, {DEMOGRAPHICS: prior_mean})
 
 
 def fit_and_score(arm: str, train: Blocks, held_out: Blocks, labels: Labels, rows: np.ndarray) -> np.ndarray:
     """Fits an arm to the given rows of train; returns (M,) scores of held_out."""
-    drawn, known = {name: values[rows] for name, values in train.items()}, labels.take(rows)
+    sample, sample_labels = {name: values[rows] for name, values in train.items()}, labels.take(rows)
     if arm != BOOSTING:
-        return fit(arm, drawn, known)(held_out)
-    inputs, wanted = (np.hstack([part[COUNTS], part[DEMOGRAPHICS]]) for part in (drawn, held_out))
-    return boost(inputs, wanted, known)
+        return fit(arm, sample, sample_labels)(held_out)
+    inputs, held_out_inputs = (np.hstack([part[COUNTS], part[DEMOGRAPHICS]]) for part in (sample, held_out))
+    return boost(inputs, held_out_inputs, sample_labels)
 
 
 def boost(inputs: np.ndarray, wanted: np.ndarray, labels: Labels) -> np.ndarray:
@@ -88,7 +88,7 @@ def boost(inputs: np.ndarray, wanted: np.ndarray, labels: Labels) -> np.ndarray:
     for depth in DEPTHS:
         settings = {**TREES, **objective, "max_depth": depth}
         losses = xgboost.cv(settings, matrix, MOST_TREES, folds=folds, as_pandas=False)
-        tested = next(np.array(each) for name, each in dict(losses).items() if re.match("test.*mean", name))
-        best = min(best, (tested.min(), depth, int(tested.argmin()) + 1))
+        test_losses = next(np.array(each) for name, each in dict(losses).items() if re.match("test.*mean", name))
+        best = min(best, (test_losses.min(), depth, int(test_losses.argmin()) + 1))
     model = xgboost.train({**TREES, **objective, "max_depth": best[1]}, matrix, best[2])
     return model.predict(xgboost.DMatrix(wanted), output_margin=True).astype(np.float64)

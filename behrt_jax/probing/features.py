@@ -64,17 +64,17 @@ class Reader:
         return self.scaling(self._read(histories, times))
 
     def _read(self, histories: Patients, times: np.ndarray) -> Blocks:
-        described = describe(self.run, histories, times)
+        blocks = describe(self.run, histories, times)
         file = self.folder / f"{workdir.digest(self.digest, workdir.digest_patients(histories))[:24]}.npz"
         if file.exists():
-            with np.load(file, allow_pickle=False) as stored:
-                return described | dict(stored)
-        embedded = embed_histories(self.run, histories)
+            with np.load(file, allow_pickle=False) as arrays:
+                return blocks | dict(arrays)
+        embeddings = embed_histories(self.run, histories)
         self.folder.mkdir(parents=True, exist_ok=True)
         scratch = file.with_suffix(".partial.npz")
-        np.savez_compressed(scratch, allow_pickle=False, **embedded)
+        np.savez_compressed(scratch, allow_pickle=False, **embeddings)
         scratch.replace(file)
-        return described | embedded
+        return blocks | embeddings
 
 
 class Scaling(NamedTuple):
@@ -101,9 +101,9 @@ def describe(run: Run, histories: Patients, times: np.ndarray) -> Blocks:
 
 def ages(histories: Patients, times: np.ndarray) -> np.ndarray:
     """Returns the age at each prediction time, (M,) years; the mean of the others where birth is unknown."""
-    found = data_histories.ages_at(histories, times)
-    known = ~np.isnan(found)
-    return np.where(known, found, found[known].mean() if known.any() else 0.0)
+    years = data_histories.ages_at(histories, times)
+    known = ~np.isnan(years)
+    return np.where(known, years, years[known].mean() if known.any() else 0.0)
 
 
 def demographics(histories: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> np.ndarray:
@@ -132,9 +132,9 @@ def fit_scaling(features: Blocks) -> Scaling:
     for name, values in features.items():
         deviation = values.std(axis=0)
         factor[name] = (deviation > TINY) / np.sqrt(max((deviation**2).sum(), TINY))
-    rest = features[DEMOGRAPHICS].std(axis=0) > TINY
+    is_varying = features[DEMOGRAPHICS].std(axis=0) > TINY
     age = max(features[DEMOGRAPHICS][:, 0].std(), TINY)
-    factor[DEMOGRAPHICS] = np.where(np.arange(len(rest)) == 0, 1 / age, 0.25) * rest
+    factor[DEMOGRAPHICS] = np.where(np.arange(len(is_varying)) == 0, 1 / age, 0.25) * is_varying
     return Scaling(centre, factor)
 
 

@@ -27,23 +27,23 @@ from behrt_jax.training import workdir
 
 def read_sizes(words: list[str]) -> list[int]:
     """Parses numbers of patients, in ascending order; `all` becomes a very large number."""
-    wrong = [word for word in words if word != "all" and not (word.isdecimal() and int(word) > 1)]
-    if wrong:
-        raise ValueError(f"--sizes: found {', '.join(wrong)}; expected numbers of patients above 1, or all")
+    invalid = [word for word in words if word != "all" and not (word.isdecimal() and int(word) > 1)]
+    if invalid:
+        raise ValueError(f"--sizes: found {', '.join(invalid)}; expected numbers of patients above 1, or all")
     return sorted({np.iinfo(int).max if word == "all" else int(word) for word in words})
 
 
 def load(folder: str, data: str | None) -> workdir.Loaded:
     """Loads a pre-trained run, with its data set or another MEDS data set."""
-    found = workdir.load(Path(folder))
-    if "objective" not in found.config:
+    run = workdir.load(Path(folder))
+    if "objective" not in run.config:
         raise ValueError(f"--workdir={folder}: was fine-tuned; expected a run of experiments.pretrain")
-    with found.config.unlocked():
+    with run.config.unlocked():
         # Histories as in pre-training: without a prediction token.
-        found.config.history = ConfigDict({"include_at": False, "prediction_token": False, "age_and_sex": True})
-        found.config.data.path = data or found.config.data.path
-    found.config.lock()
-    return found
+        run.config.history = ConfigDict({"include_at": False, "prediction_token": False, "age_and_sex": True})
+        run.config.data.path = data or run.config.data.path
+    run.config.lock()
+    return run
 
 
 def read(found: workdir.Loaded, folder: Path, labels: Labels, split: str) -> LabeledHistories:
@@ -62,15 +62,17 @@ def compare(
     reader: Reader, train: LabeledHistories, held_out: LabeledHistories, sizes: list[int], number: int
 ) -> pl.DataFrame:
     """Scores held_out with each arm, size and draw: columns `patients, arm, draw, score`."""
-    known, wanted = (reader.blocks(part.histories, part.labels.prediction_times) for part in (train, held_out))
+    train_blocks, held_out_blocks = (
+        reader.blocks(part.histories, part.labels.prediction_times) for part in (train, held_out)
+    )
     ages = features.ages(held_out.histories, held_out.labels.prediction_times)
     rows = [{"patients": 0, "arm": AGE, "draw": 0, "score": rank(ages, held_out.labels).value}]
     everyone = len(np.unique(train.labels.subject_ids))
     plan = [(size, draw) for size in sizes for draw in range(number if size < everyone else 1)]
     for size, draw in tqdm(plan, unit="draw", desc="probing"):
-        drawn = sampling.draw_rows(train.labels, size, draw)
+        sample_rows = sampling.draw_rows(train.labels, size, draw)
         for arm in (COUNTS, OURS):
-            scores = arms.fit_and_score(arm, known, wanted, train.labels, drawn)
+            scores = arms.fit_and_score(arm, train_blocks, held_out_blocks, train.labels, sample_rows)
             score = rank(scores, held_out.labels).value
             rows.append({"patients": min(size, everyone), "arm": arm, "draw": draw, "score": score})
     return pl.DataFrame(rows)
@@ -78,13 +80,15 @@ def compare(
 
 def predict(reader: Reader, train: LabeledHistories, wanted: LabeledHistories) -> pl.DataFrame:
     """Fits all labels of train and scores histories: probabilities, or scores that are higher for earlier events."""
-    fitted = arms.fit(OURS, reader.blocks(train.histories, train.labels.prediction_times), train.labels)
-    scores = fitted(reader.blocks(wanted.histories, wanted.labels.prediction_times))
+    scorer = arms.fit(OURS, reader.blocks(train.histories, train.labels.prediction_times), train.labels)
+    scores = scorer(reader.blocks(wanted.histories, wanted.labels.prediction_times))
     columns = {"subject_id": wanted.labels.subject_ids, "prediction_time": wanted.labels.prediction_times}
     if train.labels.kind == "survival":
         return pl.DataFrame({**columns, f"score/{train.labels.names[0]}": scores})
-    said = expit(scores).astype(np.float32)
-    return pl.DataFrame({**columns, "predicted_boolean_value": said >= 0.5, "predicted_boolean_probability": said})
+    probabilities = expit(scores).astype(np.float32)
+    return pl.DataFrame(
+        {**columns, "predicted_boolean_value": probabilities >= 0.5, "predicted_boolean_probability": probabilities}
+    )
 
 
 def read_wanted(found: workdir.Loaded, file: str, data: str) -> LabeledHistories:
@@ -92,7 +96,7 @@ def read_wanted(found: workdir.Loaded, file: str, data: str) -> LabeledHistories
     config = DataConfig(**{**found.config.data, "path": data})
     prepared = prepare(config, found.vocabulary, splits=(), progress=print)
     print(data_prepare.describe_coverage(prepared.report, "all"))
-    wanted = read(found, prepared.folder, read_labels(file, data, with_outcomes=False), "all")
-    if not len(wanted.labels):
+    histories = read(found, prepared.folder, read_labels(file, data, with_outcomes=False), "all")
+    if not len(histories.labels):
         raise ValueError(f"--predict={file}: no row is of a patient with an event before; nothing to predict")
-    return wanted
+    return histories

@@ -13,8 +13,8 @@ METRICS = {"binary": "AUROC", "survival": "C-index"}
 def check_kind(labels: Labels, flag: str) -> None:
     """Raises a ValueError unless labels are one binary label or times to one event."""
     if labels.kind not in METRICS or len(labels.names) > 1:
-        found = labels.kind if labels.kind not in METRICS else f"{len(labels.names)} causes of {labels.kind}"
-        raise ValueError(f"{flag}: found {found} labels; expected one binary label, or times to an event")
+        kind = labels.kind if labels.kind not in METRICS else f"{len(labels.names)} causes of {labels.kind}"
+        raise ValueError(f"{flag}: found {kind} labels; expected one binary label, or times to an event")
 
 
 def rank(scores: np.ndarray, labels: Labels) -> Estimate:

@@ -48,13 +48,13 @@ def average(results: list[Results], size: int, arm: str) -> Estimate:
     replicates are independent.
     """
     means, numbers = [], 0
-    for run, found in enumerate(results):
-        draws = draws_of(found, size, arm)
-        picked = np.random.default_rng(0).integers(len(draws), size=(bootstrap.NUM_RESAMPLES, len(draws)))
+    for run, result in enumerate(results):
+        draws = draws_of(result, size, arm)
+        indices = np.random.default_rng(0).integers(len(draws), size=(bootstrap.NUM_RESAMPLES, len(draws)))
         replicates = np.stack([draw.replicates for draw in draws], axis=1)
-        resampled = np.take_along_axis(replicates, picked, axis=1).mean(axis=1)
+        averages = np.take_along_axis(replicates, indices, axis=1).mean(axis=1)
         order = np.random.default_rng(run).permutation(bootstrap.NUM_RESAMPLES)
-        means.append((np.mean([draw.value for draw in draws]), resampled[order]))
+        means.append((np.mean([draw.value for draw in draws]), averages[order]))
         numbers += draws[0].n
     values, replicates = zip(*means, strict=True)
     return Estimate(float(np.mean(values)), np.mean(replicates, axis=0), numbers)
@@ -73,7 +73,7 @@ def format_table(results: dict[str, list[Results]], counts: dict[str, str], size
         for name, each in results.items()
         for size in sizes
         for arm in HEADS
-        if all(draws_of(found, size, arm) for found in each)
+        if all(draws_of(result, size, arm) for result in each)
     }
     arms = [arm for arm in HEADS if any(arm == key[2] for key in cells)]
     heads = ["held-out patients with the outcome", "k", *(HEADS[arm] for arm in arms)]
@@ -81,18 +81,18 @@ def format_table(results: dict[str, list[Results]], counts: dict[str, str], size
     lines, changes = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], {arm: [] for arm in COMPARED}
     for name in results:
         for size in sizes:
-            words = [f"{name}, {counts[name]}" if size == sizes[0] else "", show(size)]
-            words += [f"{cells[name, size, arm].value:.3f}" if (name, size, arm) in cells else "" for arm in arms]
+            row = [f"{name}, {counts[name]}" if size == sizes[0] else "", show(size)]
+            row += [f"{cells[name, size, arm].value:.3f}" if (name, size, arm) in cells else "" for arm in arms]
             for arm in COMPARED:
                 change = bootstrap.difference(cells[name, size, OURS], cells[name, size, arm])
                 changes[arm].append(change)
-                words.append(format_signed(change))
-            lines.append(f"| {' | '.join(words)} |")
+                row.append(format_signed(change))
+            lines.append(f"| {' | '.join(row)} |")
     for arm, each in changes.items():
-        above, surely = sum(c["value"] > 0 for c in each), sum(c["low"] > 0 for c in each)
+        above, significant = sum(c["value"] > 0 for c in each), sum(c["low"] > 0 for c in each)
         below = sum(c["high"] < 0 for c in each)
-        of = f"\nPre-trained against {HEADS[arm]}, {len(each)} cells: above in {above}"
-        lines.append(f"{of}, in {surely} by the whole interval; below by the whole interval in {below}.")
+        prefix = f"\nPre-trained against {HEADS[arm]}, {len(each)} cells: above in {above}"
+        lines.append(f"{prefix}, in {significant} by the whole interval; below by the whole interval in {below}.")
     return "\n".join(lines) + "\n"
 
 

@@ -67,8 +67,8 @@ def read_evaluation(file: Path, floor: int) -> tuple[dict, int]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: not an evaluation ({error}); run experiments.evaluate first") from error
     if result.get("split") != "held_out" or "data" in result:
-        found = f"split {result.get('split')!r}" + " of other data" * ("data" in result)
-        raise ValueError(f"{file}: is of {found}; expected held_out of its own: run experiments.evaluate again")
+        content = f"split {result.get('split')!r}" + " of other data" * ("data" in result)
+        raise ValueError(f"{file}: is of {content}; expected held_out of its own: run experiments.evaluate again")
     if result["patients"] < floor:
         raise ValueError(
             f"{file}: is of {result['patients']:,} held-out patients; expected {floor} or more (--min_patients)"
@@ -76,21 +76,21 @@ def read_evaluation(file: Path, floor: int) -> tuple[dict, int]:
     result.pop("evaluated", None)  # a digest of patients' data
     parts = ("baselines", "versus", "versus_oracle")
     for part in (part for part in parts if part in result):  # other runs are named by their folder
-        result[part] = {name: found for name, found in result[part].items() if "/" not in name and "\\" not in name}
+        result[part] = {name: content for name, content in result[part].items() if "/" not in name and "\\" not in name}
     return drop_small(result, floor)
 
 
 def without_places(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
     """Makes paths in a config relative, or keeps only the last part of a path elsewhere; also returns the changes."""
-    config, changed = config.copy_and_resolve_references(), []
+    config, changes = config.copy_and_resolve_references(), []
     for key in PATHS:
         path = Path(config.data[key])
         if path.is_absolute() or ".." in path.parts:
             here = Path.cwd()
             full = path.resolve()
             config.data[key] = str(full.relative_to(here)) if full.is_relative_to(here) else full.name
-            changed.append(f"data.{key} became {config.data[key]!r}")
-    return config, changed
+            changes.append(f"data.{key} became {config.data[key]!r}")
+    return config, changes
 
 
 def check_anonymous(folder: Path) -> None:

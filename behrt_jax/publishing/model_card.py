@@ -134,8 +134,8 @@ def describe_cost(workdir: Path, config: ConfigDict, hardware: str) -> str:
         hardware = ", ".join(json.loads(machine.read_text()).values())
     speed = float(np.median(metrics_writer.read_series(workdir, "train", "tokens_per_second", config.train.num_steps)))
     tokens = config.train.num_steps * config.train.batch_size * config.train.accumulate_steps * config.data.row_length
-    took = f"about {tokens / speed / 60:,.0f} minutes at {speed:,.0f} tokens a second"
-    return took + (f" on {hardware}" if hardware else "")
+    duration = f"about {tokens / speed / 60:,.0f} minutes at {speed:,.0f} tokens a second"
+    return duration + (f" on {hardware}" if hardware else "")
 
 
 def _kinds(vocabulary: Vocabulary) -> str:
@@ -144,5 +144,5 @@ def _kinds(vocabulary: Vocabulary) -> str:
         parts = code.split("//")
         kinds["//".join(parts[:2] if len(parts) > 2 else parts[:1])] += 1
     rows = [f"| `{kind}` | {number:,} |" for kind, number in kinds.most_common(KINDS_SHOWN)]
-    rest = sum(number for _, number in kinds.most_common()[KINDS_SHOWN:])
-    return "\n".join([*rows, f"| others | {rest:,} |"] if rest else rows)
+    others = sum(number for _, number in kinds.most_common()[KINDS_SHOWN:])
+    return "\n".join([*rows, f"| others | {others:,} |"] if others else rows)

@@ -28,20 +28,20 @@ def load_best(folder: Path) -> tuple[workdir.Loaded, int, dict[str, float]]:
     Raises:
       ValueError: the run is fine-tuned or cannot be loaded, or its best checkpoint is damaged or was not evaluated.
     """
-    found = workdir.load(folder)
-    if "objective" not in found.config:
+    loaded = workdir.load(folder)
+    if "objective" not in loaded.config:
         raise ValueError(f"--workdir={folder}: was fine-tuned; expected a run of experiments.pretrain")
 
     def refuse(line: str) -> None:
         raise ValueError(f"{line}; expected the best one to be whole")
 
-    params = workdir.restore_params(folder, found.config, found.model, refuse)
+    params = workdir.restore_params(folder, loaded.config, loaded.model, refuse)
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
     best = checkpoints.best()
     checkpoints.close()
     if best is None:
         raise ValueError(f"{folder / workdir.CHECKPOINTS}: no checkpoint was evaluated on tuning; train for longer")
-    return found._replace(params=params), *best
+    return loaded._replace(params=params), *best
 
 
 def write_parameters(folder: Path, params, step: int, metrics: dict[str, float]) -> None:
@@ -56,31 +56,31 @@ def write_parameters(folder: Path, params, step: int, metrics: dict[str, float])
 
 def publish(folder: Path, output: Path, origin: model_card.Origin, floor: int, hardware: str = "") -> list[str]:
     """Writes the published folder once all checks pass; returns lines on what is published and what is left out."""
-    found, step, metrics = load_best(folder)
-    checks.check_floor(found.vocabulary, floor)
+    loaded, step, metrics = load_best(folder)
+    checks.check_floor(loaded.vocabulary, floor)
     if origin.patients == "real":
-        checks.check_value_edges(found.vocabulary, floor)
+        checks.check_value_edges(loaded.vocabulary, floor)
     result, dropped = checks.read_evaluation(folder / EVALUATION_FILE, floor)
-    report = prepare(DataConfig(**found.config.data), progress=print).report
+    report = prepare(DataConfig(**loaded.config.data), progress=print).report
     checks.check_splits(report, floor)
-    config, changed = checks.without_places(found.config)
+    config, changes = checks.without_places(loaded.config)
     with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch) / output.name
-        workdir.open_workdir(made, config, found.vocabulary)
-        write_parameters(made / workdir.CHECKPOINTS, found.params, step, metrics)
-        (made / EVALUATION_FILE).write_text(json.dumps(result, indent=1))
+        staging = Path(scratch) / output.name
+        workdir.open_workdir(staging, config, loaded.vocabulary)
+        write_parameters(staging / workdir.CHECKPOINTS, loaded.params, step, metrics)
+        (staging / EVALUATION_FILE).write_text(json.dumps(result, indent=1))
         cost = model_card.describe_cost(folder, config, hardware)
-        size = count_parameters(found.params)
-        run = model_card.Run(config, found.vocabulary, size, step, metrics, result, report, cost)
-        (made / CARD).write_text(model_card.write(output, run, origin))
-        checks.check_anonymous(made)
+        size = count_parameters(loaded.params)
+        run = model_card.Run(config, loaded.vocabulary, size, step, metrics, result, report, cost)
+        (staging / CARD).write_text(model_card.write(output, run, origin))
+        checks.check_anonymous(staging)
         if output.exists():
             shutil.rmtree(output)
         output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(made, output)
-    vocabulary = found.vocabulary
+        shutil.copytree(staging, output)
+    vocabulary = loaded.vocabulary
     return [
-        *changed,
+        *changes,
         f"left out: {dropped:,} metrics of fewer than {floor} patients (--min_patients), or that would tell of them",
         f"goes out: {len(vocabulary.codes):,} codes by name, each with how often it occurs and in how many train "
         f"patients ({min(vocabulary.patients):,} or more); and bins of {len(vocabulary.value_edges):,} codes' values",

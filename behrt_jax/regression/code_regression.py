@@ -77,7 +77,7 @@ class CodeRegression(NamedTuple):
 
     Attributes:
       encoder: computes features of histories.
-      centre, scale: (D,) what is subtracted from the features, and what they are then divided by.
+      centre, scale: (D,) offsets subtracted from the features, and divisors applied afterwards.
       members: for each outcome, 1 + FOLDS regressions: one on all of train, then one without each fold's patients.
     """
 
@@ -98,20 +98,20 @@ class CodeRegression(NamedTuple):
           is_train: whether these are the patients that the regressions were fitted to.
         """
         table = self.encoder.encode(patients, times, tokens).joined()
-        which = 1 + fold_of(patients.subject_ids) if is_train else np.zeros(len(times), int)
-        said = np.zeros((len(times), len(self.members)), np.float32)
-        for member in np.unique(which):
-            rows = np.flatnonzero(which == member)
+        member_ids = 1 + fold_of(patients.subject_ids) if is_train else np.zeros(len(times), int)
+        risks = np.zeros((len(times), len(self.members)), np.float32)
+        for member in np.unique(member_ids):
+            rows = np.flatnonzero(member_ids == member)
             singles = (table[rows].toarray() - self.centre) / self.scale
-            for outcome, own in enumerate(self.members):
-                said[rows, outcome] = own[member].log_risk(singles)
-        return said
+            for outcome, regressions in enumerate(self.members):
+                risks[rows, outcome] = regressions[member].log_risk(singles)
+        return risks
 
     def save(self, file: Path) -> None:
         """Writes it to an `.npz` file without pickled objects."""
         arrays = {f"encoder/{name}": values for name, values in self.encoder._asdict().items()}
-        for outcome, own in enumerate(self.members):
-            for member, weights in enumerate(own):
+        for outcome, regressions in enumerate(self.members):
+            for member, weights in enumerate(regressions):
                 arrays |= {f"{outcome}/{member}/{name}": values for name, values in weights._asdict().items()}
         np.savez_compressed(file, allow_pickle=False, centre=self.centre, scale=self.scale, **arrays)
 
@@ -164,21 +164,25 @@ def fit(
     centre, scale = singles.mean(axis=0), np.maximum(singles.std(axis=0), 1e-6)
     scale[:num_basic] = FREE  # the encoder has already scaled age and sex together
     singles = (singles - centre) / scale
-    checks = (encoder.encode(*tuning, tokens).joined().toarray() - centre) / scale
-    own, members = fold_of(train[0].subject_ids)[rows], []
-    for number, (target, tuned) in enumerate(targets, start=1):
+    tuning_inputs = (encoder.encode(*tuning, tokens).joined().toarray() - centre) / scale
+    folds, members = fold_of(train[0].subject_ids)[rows], []
+    for number, (target, tuning_target) in enumerate(targets, start=1):
         target = target.take(rows)
-        judge = functools.partial(_discordance, tuned.take(tuned.known), checks[tuned.known])
-        whole, chosen = _fit(singles[target.known], num_basic, target.take(target.known), judge)
-        members.append([whole])
+        judge = functools.partial(
+            _discordance, tuning_target.take(tuning_target.known), tuning_inputs[tuning_target.known]
+        )
+        regression, settings = _fit(singles[target.known], num_basic, target.take(target.known), judge)
+        members.append([regression])
         for fold in range(FOLDS):
-            kept = target.known & (own != fold)
+            kept = target.known & (folds != fold)
             enough = 0 < target.happened[kept].sum() < kept.sum() + (target.days is not None)
-            args = (singles[kept], num_basic, target.take(kept), judge, chosen)
-            members[-1].append(_fit(*args)[0] if enough else whole)
-        used = f"{np.count_nonzero(whole.weights):,} of {len(whole.weights):,} features and products"
-        edge = ", at the edge of the penalties tried" if any(map(_is_last, chosen)) else ""
-        progress(f"regression on codes {number} of {len(targets)}: {used}{edge}, {1 - judge(whole):.3f} on tuning")
+            args = (singles[kept], num_basic, target.take(kept), judge, settings)
+            members[-1].append(_fit(*args)[0] if enough else regression)
+        summary = f"{np.count_nonzero(regression.weights):,} of {len(regression.weights):,} features and products"
+        note = ", at the edge of the penalties tried" if any(map(_is_last, settings)) else ""
+        progress(
+            f"regression on codes {number} of {len(targets)}: {summary}{note}, {1 - judge(regression):.3f} on tuning"
+        )
     return CodeRegression(encoder, centre, scale, members)
 
 
@@ -194,32 +198,37 @@ def sample(count: int, most: int) -> np.ndarray:
 
 def discordance(happened: np.ndarray, days: np.ndarray, risks: np.ndarray) -> float:
     """Computes 1 - Harrell's C; 0.5 without a comparable pair."""
-    reached = survival.concordance(happened, days, risks)
-    return 0.5 if np.isnan(reached) else 1.0 - reached
+    concordance = survival.concordance(happened, days, risks)
+    return 0.5 if np.isnan(concordance) else 1.0 - concordance
 
 
 def _fit(singles, num_basic: int, target, judge, chosen=(None, None)) -> tuple[Weights, tuple]:
     """Fits features, then features and products, each with the setting in `chosen` or the best one by `judge`."""
-    unlimited = np.array([-np.inf, np.inf])
-    none = Weights(np.zeros((0, 2), int), np.zeros(0), np.ones(0), np.zeros(singles.shape[1]), unlimited)
-    alone, first = _choose(none, singles, num_basic, target, judge, chosen[0])
-    strongest = np.argsort(-np.abs(alone.weights), kind="stable")[: min(STRONGEST, np.count_nonzero(alone.weights))]
+    no_limits = np.array([-np.inf, np.inf])
+    empty = Weights(np.zeros((0, 2), int), np.zeros(0), np.ones(0), np.zeros(singles.shape[1]), no_limits)
+    main_effects, first = _choose(empty, singles, num_basic, target, judge, chosen[0])
+    strongest = np.argsort(-np.abs(main_effects.weights), kind="stable")[
+        : min(STRONGEST, np.count_nonzero(main_effects.weights))
+    ]
     pairs = np.sort(strongest)[np.stack(np.triu_indices(len(strongest), 1), axis=1)]
     products = _multiply(singles, pairs)
     mean, deviation = products.mean(axis=0), products.std(axis=0)
     kept = deviation > 1e-6
-    wide = none._replace(pairs=pairs[kept], pair_mean=mean[kept], pair_deviation=deviation[kept])
+    template = empty._replace(pairs=pairs[kept], pair_mean=mean[kept], pair_deviation=deviation[kept])
     inputs = np.concatenate([singles, (products[:, kept] - mean[kept]) / deviation[kept]], axis=1)
-    both, second = _choose(wide, inputs, num_basic, target, judge, chosen[1])
+    all_effects, second = _choose(template, inputs, num_basic, target, judge, chosen[1])
     # Otherwise a few outlying histories would determine how much a head can trust all of them.
-    return both._replace(limits=np.quantile(both.log_risk(singles), [TAIL, 1 - TAIL])), (first, second)
+    return all_effects._replace(limits=np.quantile(all_effects.log_risk(singles), [TAIL, 1 - TAIL])), (first, second)
 
 
 def _choose(like: Weights, inputs: np.ndarray, num_basic: int, target: Target, judge, setting) -> tuple[Weights, Any]:
     """Returns the weights of a setting, or of the setting with the lowest loss, and that setting."""
-    free = np.ones(inputs.shape[1])
-    free[:num_basic] = FREE
-    path = [(each, like._replace(weights=found * free)) for each, found in _path(inputs * free, target, setting)]
+    scales = np.ones(inputs.shape[1])
+    scales[:num_basic] = FREE
+    path = [
+        (each, like._replace(weights=coefficients * scales))
+        for each, coefficients in _path(inputs * scales, target, setting)
+    ]
     setting, weights = path[-1] if setting else min(path, key=lambda each: judge(each[1]))
     return weights, setting
 
@@ -230,16 +239,16 @@ def _path(inputs: np.ndarray, target: Target, last: tuple | None) -> Iterator[tu
         ratios, count = ((last[0],), last[1] + 1) if last else (NET_RATIOS, len(NET_PENALTIES))
         for ratio in ratios:
             path = cox.fit_path(inputs, target.days, target.happened, ratio, NET_PENALTIES[:count])
-            for place, (_, weights) in enumerate(path):
-                yield (ratio, place), weights
+            for index, (_, weights) in enumerate(path):
+                yield (ratio, index), weights
         return
     shares = last or LASSO_PENALTIES
     largest = np.abs(inputs.T @ (target.happened - target.happened.mean())).max()
     for share in shares:
-        lasso = {"l1_ratio": 1.0, "solver": "liblinear", "max_iter": 200}
+        options = {"l1_ratio": 1.0, "solver": "liblinear", "max_iter": 200}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # still a valid candidate
-            yield (share,), LogisticRegression(C=1 / (largest * share), **lasso).fit(inputs, target.happened).coef_[0]
+            yield (share,), LogisticRegression(C=1 / (largest * share), **options).fit(inputs, target.happened).coef_[0]
 
 
 def _is_last(setting: tuple) -> bool:

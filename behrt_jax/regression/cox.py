@@ -89,9 +89,9 @@ def fit_path(
     likelihood, count = PartialLikelihood(days, events), len(days)
     weights = np.zeros(inputs.shape[1])
     slopes = inputs.T @ likelihood(np.zeros(count))[1] / count
-    before = largest = float(np.abs(slopes).max()) / ratio
+    previous = largest = float(np.abs(slopes).max()) / ratio
     for penalty in largest * np.asarray(shares):
-        used = (weights != 0) | (np.abs(slopes) >= ratio * (2 * penalty - before))
+        used = (weights != 0) | (np.abs(slopes) >= ratio * (2 * penalty - previous))
         while True:
             part = inputs[:, np.flatnonzero(used)]
             weights[used] = _fit_net(part, likelihood, ratio * penalty, (1 - ratio) * penalty, weights[used])
@@ -100,7 +100,7 @@ def fit_path(
             if not missed.any():
                 break
             used |= missed
-        before = penalty
+        previous = penalty
         yield float(penalty), weights.copy()
 
 
@@ -115,19 +115,19 @@ def log_rank(days: np.ndarray, events: np.ndarray, groups: np.ndarray) -> tuple[
     Returns:
       The statistic and its p-value.
     """
-    names, group = np.unique(groups, return_inverse=True)
-    times, place = np.unique(days, return_inverse=True)
-    shape = (len(times), len(names))
-    cells = place * len(names) + group
-    died = np.bincount(cells, events, np.prod(shape)).reshape(shape)
+    labels, group_indices = np.unique(groups, return_inverse=True)
+    times, time_indices = np.unique(days, return_inverse=True)
+    shape = (len(times), len(labels))
+    cells = time_indices * len(labels) + group_indices
+    event_counts = np.bincount(cells, events, np.prod(shape)).reshape(shape)
     at_risk = np.cumsum(np.bincount(cells, minlength=np.prod(shape)).reshape(shape)[::-1], axis=0)[::-1]
-    total, deaths = at_risk.sum(axis=1), died.sum(axis=1)
+    total, deaths = at_risk.sum(axis=1), event_counts.sum(axis=1)
     shares = at_risk / total[:, None]
-    apart = (died - shares * deaths[:, None]).sum(axis=0)
+    differences = (event_counts - shares * deaths[:, None]).sum(axis=0)
     spread = deaths * (total - deaths) / np.maximum(total - 1, 1)
     variance = np.diag(spread @ shares) - (shares * spread[:, None]).T @ shares
-    statistic = float(apart @ np.linalg.pinv(variance) @ apart)
-    return statistic, float(chi2.sf(statistic, len(names) - 1))
+    statistic = float(differences @ np.linalg.pinv(variance) @ differences)
+    return statistic, float(chi2.sf(statistic, len(labels) - 1))
 
 
 def _fit_net(inputs: Matrix, likelihood: PartialLikelihood, lasso: float, ridge: float, start: np.ndarray):
@@ -143,5 +143,5 @@ def _fit_net(inputs: Matrix, likelihood: PartialLikelihood, lasso: float, ridge:
 
     parts = np.concatenate([np.maximum(start, 0), np.maximum(-start, 0)])
     bounds = scipy.optimize.Bounds(0, np.inf)
-    found = scipy.optimize.minimize(measure, parts, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-9})
-    return found.x[:size] - found.x[size:]
+    result = scipy.optimize.minimize(measure, parts, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-9})
+    return result.x[:size] - result.x[size:]

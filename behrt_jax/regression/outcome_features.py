@@ -49,7 +49,7 @@ def features(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> 
     shape = (len(patients), len(tokens))
     owners, timed = patients.owners, patients.visits >= 0
     now = times_since_birth(patients, np.arange(len(patients)), times) / MICROSECONDS
-    ago = np.maximum(now[owners] - patients.minutes, 0) / MINUTES_PER_DAY
+    days_ago = np.maximum(now[owners] - patients.minutes, 0) / MINUTES_PER_DAY
 
     def total(weights: np.ndarray) -> scipy.sparse.csr_array:
         kept = timed & (patients.codes >= NUM_SPECIAL) & (weights > 0)
@@ -59,12 +59,12 @@ def features(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> 
     ages = ages_at(patients, times)
     bins = np.searchsorted(AGE_BINS, np.nan_to_num(ages, nan=-1.0), side="right")
     last = np.full(len(patients), np.inf)
-    np.minimum.at(last, owners[timed], ago[timed])
+    np.minimum.at(last, owners[timed], days_ago[timed])
     visits = patients.visits[patients.offsets[1:] - 1] + 1
     blocks = [
-        total(np.ones(len(ago))).log1p(),
-        *(total(np.exp2(-ago / half_life)).log1p() for half_life in HALF_LIVES),
-        total((ago <= RECENT).astype(float)).minimum(1),
+        total(np.ones(len(days_ago))).log1p(),
+        *(total(np.exp2(-days_ago / half_life)).log1p() for half_life in HALF_LIVES),
+        total((days_ago <= RECENT).astype(float)).minimum(1),
         statics,
         scipy.sparse.csr_array(np.eye(len(AGE_BINS) + 1)[bins]),
         scipy.sparse.csr_array(np.log1p(np.stack([visits, last], axis=1))),
@@ -80,13 +80,11 @@ def read(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inpu
     `basic` is `histories.covariates_at`. Instead of bins of age, `codes` ends with the age in decades, which trees can
     split anywhere.
     """
-    found = features(patients, times, tokens)
-    numbers = 2  # of visits, and of days since the last token
-    without_bins = found.codes[:, : -len(AGE_BINS) - 1 - numbers], found.codes[:, -numbers:]
-    age = scipy.sparse.csr_array(found.basic[:, :1])
-    return Inputs(
-        covariates_at(patients, times, tokens).astype(float), scipy.sparse.hstack([*without_bins, age]).tocsr()
-    )
+    inputs = features(patients, times, tokens)
+    num_logs = 2  # columns: log number of visits, log days since the last token
+    blocks = inputs.codes[:, : -len(AGE_BINS) - 1 - num_logs], inputs.codes[:, -num_logs:]
+    age = scipy.sparse.csr_array(inputs.basic[:, :1])
+    return Inputs(covariates_at(patients, times, tokens).astype(float), scipy.sparse.hstack([*blocks, age]).tocsr())
 
 
 class FeatureScaler(NamedTuple):
@@ -94,10 +92,10 @@ class FeatureScaler(NamedTuple):
 
     Attributes:
       varied: (A,) int, selected columns of `basic`.
-      centre: (A,) what is subtracted from them.
-      basic_scale: (A,) what they are then multiplied by.
+      centre: (A,) offsets subtracted from them.
+      basic_scale: (A,) factors applied afterwards.
       used: (D,) int, selected columns of `codes`.
-      code_scale: (D,) what they are multiplied by.
+      code_scale: (D,) their factors.
       splines: whether age is a piecewise linear basis; older runs use `features`, where age is linear.
     """
 
@@ -110,9 +108,9 @@ class FeatureScaler(NamedTuple):
 
     def encode(self, patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inputs:
         """Computes the selected columns of histories at their prediction times, scaled."""
-        found = (read if self.splines else features)(patients, times, tokens)
-        basic = (found.basic[:, self.varied] - self.centre) * self.basic_scale
-        return Inputs(basic, (found.codes[:, self.used] @ scipy.sparse.diags_array(self.code_scale)).tocsr())
+        inputs = (read if self.splines else features)(patients, times, tokens)
+        basic = (inputs.basic[:, self.varied] - self.centre) * self.basic_scale
+        return Inputs(basic, (inputs.codes[:, self.used] @ scipy.sparse.diags_array(self.code_scale)).tocsr())
 
 
 def fit_scaler(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> FeatureScaler:
@@ -125,10 +123,10 @@ def fit_scaler(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -
     table = read(patients, times, tokens)
     _, subjects = np.unique(patients.subject_ids, return_inverse=True)
     groups = scipy.sparse.csr_array((np.ones(len(subjects)), (subjects, np.arange(len(subjects)))))
-    holders = np.diff((groups @ table.codes).tocsc().indptr)
+    num_patients = np.diff((groups @ table.codes).tocsc().indptr)
     mean = table.codes.mean(axis=0)
     deviation = np.sqrt(np.maximum(table.codes.power(2).mean(axis=0) - mean**2, 0))
-    used = np.flatnonzero((holders >= MIN_PATIENTS) & (deviation > 1e-6))
+    used = np.flatnonzero((num_patients >= MIN_PATIENTS) & (deviation > 1e-6))
     spread = table.basic.std(axis=0)
     varied = np.flatnonzero(spread > 1e-6)
     scale = FREE / np.sqrt(np.mean(spread[varied] ** 2)) if len(varied) else FREE

@@ -93,9 +93,9 @@ def fit(
     data = Data(happened, exposure, offset)
     groups = _group(outcome.owners)
     fits, evidence = [], np.log(np.ones(len(settings)) if prior is None else np.asarray(prior, np.float64))
-    for place, setting in enumerate(settings):
-        weights, bias, left_out = _fit_setting(blocks, setting, data, groups)
-        evidence[place] -= _losses(left_out, data).sum()
+    for index, setting in enumerate(settings):
+        weights, bias, left_out_scores = _fit_setting(blocks, setting, data, groups)
+        evidence[index] -= _losses(left_out_scores, data).sum()
         fits.append((weights, bias))
     shares = np.exp(evidence - evidence.max())
     shares /= shares.sum()
@@ -128,10 +128,10 @@ def _fit_setting(
     parts = [np.zeros((len(data.happened), 0)), *(blocks[name] * setting[name] for name in names)]
     inputs, right = _rotate(np.concatenate(parts, axis=1))
     inputs = np.column_stack([inputs, np.ones(len(inputs))])
-    found, hessian = _newton(inputs, data)
-    split = np.split(found[:-1] @ right, np.cumsum([part.shape[1] for part in parts[1:]])[:-1])
+    coefficients, hessian = _newton(inputs, data)
+    split = np.split(coefficients[:-1] @ right, np.cumsum([part.shape[1] for part in parts[1:]])[:-1])
     weights = {name: setting[name] * part for name, part in zip(names, split, strict=False)}
-    return weights, float(found[-1]), _leave_out(inputs, found, hessian, data, groups)
+    return weights, float(coefficients[-1]), _leave_out(inputs, coefficients, hessian, data, groups)
 
 
 def _newton(inputs: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
@@ -175,12 +175,12 @@ def _leave_out(
     padded = np.vstack([inputs, np.zeros(inputs.shape[1])])[groups]  # (P, m, D)
     spread = padded @ np.linalg.solve(hessian, padded.transpose(0, 2, 1))
     own_variance = np.append(variance, 0.0)[groups]
-    rest = np.append(mean - data.happened, 0.0)[groups]
+    residuals = np.append(mean - data.happened, 0.0)[groups]
     system = np.eye(groups.shape[1]) - spread * own_variance[:, None, :]
-    moved = np.linalg.solve(system, spread @ rest[..., None])[..., 0]
-    change = np.zeros(len(score) + 1)
-    change[groups] = moved
-    return score + change[:-1]
+    shifts = np.linalg.solve(system, spread @ residuals[..., None])[..., 0]
+    row_shifts = np.zeros(len(score) + 1)
+    row_shifts[groups] = shifts
+    return score + row_shifts[:-1]
 
 
 def _group(owners: np.ndarray) -> np.ndarray:

@@ -22,12 +22,12 @@ HOW = (
 def calibration(source: Source, scored: Scored) -> Section:
     """Makes the section with the reliability of each kind of prediction."""
     if source.is_pretrained:
-        found = scored.reliabilities
+        reliabilities = scored.reliabilities
         command = f"python -m experiments.report --workdir={source.folder} --data=DIR"
     else:
-        found = {title: table for title, table in _of_outcomes(source).items() if table is not None}
+        reliabilities = {title: table for title, table in _of_outcomes(source).items() if table is not None}
         command = f"python -m experiments.evaluate --workdir={source.folder}"
-    parts: list = [_draw(title, table) for title, table in found.items()]
+    parts: list = [_draw(title, table) for title, table in reliabilities.items()]
     parts += _errors(source)
     intro = HOW
     if source.floor > 1:
@@ -41,23 +41,24 @@ def _of_outcomes(source: Source) -> dict[str, Reliability | None]:
     file = source.folder / PREDICTIONS_FILE
     if not file.exists():
         return {}
-    said = pl.read_parquet(file)
-    owners = np.unique(said["subject_id"].to_numpy(), return_inverse=True)[1]
+    predictions = pl.read_parquet(file)
+    owners = np.unique(predictions["subject_id"].to_numpy(), return_inverse=True)[1]
     names = list(source.config.names)
     if "survival" in source.config:
         horizon = f"{max(source.config.evaluation.horizons):g}"
         return {
-            f"{name} within {horizon} days": _of_survival(said, name, place, horizon, owners, source.floor)
+            f"{name} within {horizon} days": _of_survival(predictions, name, place, horizon, owners, source.floor)
             for place, name in enumerate(names, start=1)
-            if (said["event"] == place).any()
+            if (predictions["event"] == place).any()
         }
     pairs = {name: (f"probability/{name}", f"value/{name}") for name in names}
-    if "predicted_boolean_probability" in said.columns:
+    if "predicted_boolean_probability" in predictions.columns:
         pairs = {names[0]: ("predicted_boolean_probability", "boolean_value")}
-    columns = {name: [said[each].to_numpy()[:, None] for each in pair] for name, pair in pairs.items()}
-    some = dict(list(columns.items())[:MOST_OUTCOMES])
+    columns = {name: [predictions[each].to_numpy()[:, None] for each in pair] for name, pair in pairs.items()}
+    selection = dict(list(columns.items())[:MOST_OUTCOMES])
     return {
-        name: reliability(given.astype(np.float32), came, owners, source.floor) for name, (given, came) in some.items()
+        name: reliability(predicted.astype(np.float32), observed, owners, source.floor)
+        for name, (predicted, observed) in selection.items()
     }
 
 
@@ -65,10 +66,10 @@ def _of_survival(
     said: pl.DataFrame, name: str, cause: int, horizon: str, owners: np.ndarray, floor: int
 ) -> Reliability | None:
     risks, weights = said[f"risk/{name}@{horizon}"].to_numpy(), row_weights(owners)
-    if not (most := most_bins(risks, owners, floor)):
+    if not (num_bins := most_bins(risks, owners, floor)):
         return None
     rows = said["days"].to_numpy(), said["event"].to_numpy()
-    table = survival.calibration_table(risks, *rows, weights, float(horizon), cause, most)
+    table = survival.calibration_table(risks, *rows, weights, float(horizon), cause, num_bins)
     predicted, observed, mass = table
     low, high = np.nanquantile(observed[1:], [(1 - bootstrap.LEVEL) / 2, (1 + bootstrap.LEVEL) / 2], axis=0)
     return Reliability(predicted[0], observed[0], low, high, mass[0].astype(int))
@@ -87,8 +88,8 @@ def _draw(title: str, found: Reliability) -> Figure:
 
     columns = zip(*found, strict=True)
     rows = [
-        [f"{given:.3f}", f"{came:.3f} [{low:.3f}, {high:.3f}]", f"{number:,}"]
-        for given, came, low, high, number in columns
+        [f"{predicted:.3f}", f"{observed:.3f} [{low:.3f}, {high:.3f}]", f"{number:,}"]
+        for predicted, observed, low, high, number in columns
     ]
     table = Table(title, ["predicted", "observed", "predictions"], rows)
     summary = f"Predictions lie {distance:.3f} from what was observed, on average over {found.counts.sum():,} of them."

@@ -32,36 +32,38 @@ def code_maps(source: Source) -> Section:
     """Makes the section with a map of the code embeddings and their nearest neighbours."""
     table = codes.code_table(source.params)
     enough = np.array(source.vocabulary.patients) >= source.floor
-    kept = NUM_SPECIAL + np.flatnonzero(enough)[:MOST_CODES]  # codes are sorted by frequency
-    if not len(kept):
+    shown = NUM_SPECIAL + np.flatnonzero(enough)[:MOST_CODES]  # codes are sorted by frequency
+    if not len(shown):
         return Section("codes", "Map of the codes", "", [Text(f"No code is of {source.floor} patients or more.")])
-    kinds = [source.vocabulary.tokens[code].partition("//")[0] for code in kept]
+    kinds = [source.vocabulary.tokens[code].partition("//")[0] for code in shown]
     common = sorted(set(kinds), key=lambda kind: (-kinds.count(kind), kind))[:MOST_KINDS]
     bands = np.array([common.index(kind) if kind in common else len(common) for kind in kinds], float)
     labels = (*(each.lower() for each in common), "other kinds")[: int(bands.max()) + 1]
     colouring = Colouring("kind of code", bands, tuple(np.arange(1.0, len(labels))), labels, is_kinds=True)
-    layouts = lay_out(table[kept], source.config.seed, source.say)
+    layouts = lay_out(table[shown], source.config.seed, source.say)
     maps = make_maps(layouts, [colouring], True, "codes")
-    near, cosines = codes.nearest(table, kept.tolist(), NEIGHBOURS, among=kept)
-    names = [source.name(code) for code in kept]
-    listed = [
-        [names[place], ", ".join(source.name(int(code)) for code in near[place][:3])]
-        for place in range(min(LISTED, len(kept)))
+    neighbours, cosines = codes.nearest(table, shown.tolist(), NEIGHBOURS, among=shown)
+    names = [source.name(code) for code in shown]
+    listing_rows = [
+        [names[place], ", ".join(source.name(int(code)) for code in neighbours[place][:3])]
+        for place in range(min(LISTED, len(shown)))
     ]
-    told = Table("Nearest neighbours of the most frequent codes", ["code", "nearest in meaning to the model"], listed)
-    found = Codes(
+    listing = Table(
+        "Nearest neighbours of the most frequent codes", ["code", "nearest in meaning to the model"], listing_rows
+    )
+    lookup = Codes(
         "codes-map",
         names,
-        [source.vocabulary.tokens[code] for code in kept],
-        np.searchsorted(kept, near).tolist(),
+        [source.vocabulary.tokens[code] for code in shown],
+        np.searchsorted(shown, neighbours).tolist(),
         (100 * cosines).round().astype(int).tolist(),
-        told,
+        listing,
     )
-    numbered = maps._replace(anchor="codes-map", table=maps.table._replace(caption="Codes by kind"))
-    most = f"the {len(kept):,} most frequent" if len(kept) < len(table) - NUM_SPECIAL else f"all {len(kept):,}"
+    code_map = maps._replace(anchor="codes-map", table=maps.table._replace(caption="Codes by kind"))
+    most = f"the {len(shown):,} most frequent" if len(shown) < len(table) - NUM_SPECIAL else f"all {len(shown):,}"
     few = f" Codes of fewer than {source.floor} patients are not shown." * bool((~enough).any())
     intro = (
         f"Each point is one of {most} codes. Codes lie close where the model has learned to use them alike: often "
         f"because they occur in the same visits, or in place of each other.{few}"
     )
-    return Section("codes", "Map of the codes", intro, [numbered, found, *quality.of_codes(source)])
+    return Section("codes", "Map of the codes", intro, [code_map, lookup, *quality.of_codes(source)])

@@ -53,16 +53,16 @@ def lay_out(vectors: np.ndarray, seed: int, say) -> dict[str, np.ndarray]:
     neighbours = min(15, len(vectors) - 1)
     start = PCA(2, random_state=seed).fit_transform(vectors).astype(np.float32)
     start *= 10 / np.maximum(np.abs(start).max(), 1e-9)  # the scale of UMAP's own initialisation
-    chosen = {"n_neighbors": neighbours, "init": start, "random_state": seed, "n_jobs": 1}
-    found = {"UMAP": umap.UMAP(**chosen).fit_transform(vectors)}
+    settings = {"n_neighbors": neighbours, "init": start, "random_state": seed, "n_jobs": 1}
+    layouts = {"UMAP": umap.UMAP(**settings).fit_transform(vectors)}
     say(f"t-SNE of {len(vectors):,} points")
     perplexity = min(30.0, (len(vectors) - 1) / 3)
-    found["t-SNE"] = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(vectors)
-    return {name: fit_square(np.asarray(points)) for name, points in found.items()}
+    layouts["t-SNE"] = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(vectors)
+    return {name: fit_square(np.asarray(points)) for name, points in layouts.items()}
 
 
 def fit_square(points: np.ndarray) -> np.ndarray:
-    """Scales points to fill a square of `SIDE`, each axis on its own; the second axis points up."""
+    """Scales points to fill a square of `SIDE`, each axis independently; the second axis points up."""
     low, high = points.min(axis=0), points.max(axis=0)
     scale = (SIDE - 2 * MARGIN) / np.maximum(high - low, 1e-9)
     centred = (points - (low + high) / 2) * scale
@@ -94,10 +94,10 @@ def gather(points: np.ndarray, colourings: list[Colouring]) -> tuple[np.ndarray,
         return np.divide(sums, numbers, out=np.full(len(counts), np.nan), where=numbers >= MIN_PATIENTS)[kept]
 
     middle = np.column_stack([means(points[:, axis]) for axis in (0, 1)])
-    gathered = []
-    for given in colourings:
-        is_share = set(np.unique(given.values[~np.isnan(given.values)])) <= {0.0, 1.0}
-        edges, labels = SHARES if is_share else (given.edges, given.labels)
-        name = f"{given.name}: share {given.labels[1]}" if is_share else f"{given.name}, mean"
-        gathered.append(Colouring(name, means(given.values), edges, labels))
-    return middle, counts[kept], gathered
+    cell_colourings = []
+    for colouring in colourings:
+        is_share = set(np.unique(colouring.values[~np.isnan(colouring.values)])) <= {0.0, 1.0}
+        edges, labels = SHARES if is_share else (colouring.edges, colouring.labels)
+        name = f"{colouring.name}: share {colouring.labels[1]}" if is_share else f"{colouring.name}, mean"
+        cell_colourings.append(Colouring(name, means(colouring.values), edges, labels))
+    return middle, counts[kept], cell_colourings

@@ -65,13 +65,13 @@ def patient_maps(source: Source, diseases: Path) -> Section:
     vectors = embed(source.config, source.model, source.params, patients, poolings=(pooling,))[pooling]
     colourings = colour_patients(source, patients, diseases)
     shows_patients = source.may_show(source.is_synthetic)
-    drawn = f"Each point is one of {len(patients):,} patients"
+    legend = f"Each point is one of {len(patients):,} patients"
     if not shows_patients:
-        drawn = f"Each circle is {MIN_PATIENTS} or more of {len(patients):,} patients, as single ones are not shown"
+        legend = f"Each circle is {MIN_PATIENTS} or more of {len(patients):,} patients, as single ones are not shown"
     if len(patients) < len(everyone):
-        drawn += f" ({len(everyone):,} in all)"
+        legend += f" ({len(everyone):,} in all)"
     intro = (
-        f"{drawn}, by the encoder's states over the newest visits ({pooling} of tokens); all splits are here. Those "
+        f"{legend}, by the encoder's states over the newest visits ({pooling} of tokens); all splits are here. Those "
         "who lie close look alike to the model; distances across the map, axes and the sizes of clumps mean nothing."
     )
     layouts = lay_out(vectors, source.config.seed, source.say)
@@ -83,46 +83,50 @@ def patient_maps(source: Source, diseases: Path) -> Section:
 
 def colour_patients(source: Source, patients: dataset.Patients, diseases: Path) -> list[Colouring]:
     """Returns the colourings of patients: age, sex, visits, diseases."""
-    last = patients.last_times / (MICROSECONDS * MINUTES_PER_YEAR)
+    ages = patients.last_times / (MICROSECONDS * MINUTES_PER_YEAR)
     sex = sexes(patients, source.vocabulary.tokens)
     visits = [len(np.unique(each[each >= 0])) for each in np.split(patients.visits, patients.offsets[1:-1])]
-    known = np.where(sex == "", np.nan, sex == "F")
-    found = [
-        Colouring("age at the last visit", np.where(patients.has_birth, last, np.nan), *AGE_BANDS),
-        Colouring("sex", known, (0.5,), ("male or other", "female")),
+    is_female = np.where(sex == "", np.nan, sex == "F")
+    colourings = [
+        Colouring("age at the last visit", np.where(patients.has_birth, ages, np.nan), *AGE_BANDS),
+        Colouring("sex", is_female, (0.5,), ("male or other", "female")),
         Colouring("visits", np.array(visits, float), *VISIT_BANDS),
     ]
     try:
         groups = disease_groups.read_groups(source.data, diseases, patients.subject_ids, say=source.say)
     except (ValueError, OSError) as error:
         source.say(f"warning: the map is not coloured by disease ({error})")
-        return found
+        return colourings
     for name, has in zip(groups.names, groups.has.T, strict=True):
-        found.append(Colouring(name.replace("_", " "), has.astype(float), (0.5,), ("without", "with")))
-    return found
+        colourings.append(Colouring(name.replace("_", " "), has.astype(float), (0.5,), ("without", "with")))
+    return colourings
 
 
 def make_maps(layouts: dict[str, np.ndarray], colourings: list[Colouring], shows_patients: bool, what: str) -> Maps:
     """Combines layouts of points, named by the plural `what`, with colourings; by cells if not shown singly."""
     rows, floor = [], 1 if shows_patients else MIN_PATIENTS
-    for given in colourings:
-        counts = [int((given.bands() == place).sum()) for place in range(-1, len(given.labels))]
-        told = dict(zip(("unknown", *given.labels), format_counts(counts, floor), strict=True))
-        rows += [[given.name, label, told[label]] for label in given.labels]
-        rows += [[given.name, "unknown", told["unknown"]]] * bool(counts[0])
+    for colouring in colourings:
+        counts = [int((colouring.bands() == place).sum()) for place in range(-1, len(colouring.labels))]
+        counts_by_label = dict(zip(("unknown", *colouring.labels), format_counts(counts, floor), strict=True))
+        rows += [[colouring.name, label, counts_by_label[label]] for label in colouring.labels]
+        rows += [[colouring.name, "unknown", counts_by_label["unknown"]]] * bool(counts[0])
     table = Table("Patients by colour", ["coloured by", "band", "patients"], rows)
     maps, hover, bands = [], [], {}
     for name, points in layouts.items():
         shown, sizes = colourings, np.ones(len(points))
         if not shows_patients:
             points, sizes, shown = gather(points, colourings)
-        each = np.column_stack([given.bands() for given in shown])
-        for place, given in enumerate(shown):
-            own = bands.setdefault(given.name, {"labels": given.labels, "style": given.style, "bands": []})
-            own["bands"].append(each[:, place].tolist())
+        band_columns = np.column_stack([colouring.bands() for colouring in shown])
+        for place, colouring in enumerate(shown):
+            entry = bands.setdefault(
+                colouring.name, {"labels": colouring.labels, "style": colouring.style, "bands": []}
+            )
+            entry["bands"].append(band_columns[:, place].tolist())
         radius = 2.4 if shows_patients else 3.0 * np.sqrt(np.minimum(sizes, 60) / MIN_PATIENTS)
-        drawn = np.column_stack([points.round(1), np.broadcast_to(radius, len(points)).round(1), each[:, 0]]).tolist()
+        circles = np.column_stack(
+            [points.round(1), np.broadcast_to(radius, len(points)).round(1), band_columns[:, 0]]
+        ).tolist()
         summary = f"{name} of {sizes.sum():,.0f} {what}" + f" in {len(points):,} circles" * (not shows_patients) + "."
-        maps.append(PointMap(name, [(x, y, r, int(band)) for x, y, r, band in drawn], summary))
+        maps.append(PointMap(name, [(x, y, r, int(band)) for x, y, r, band in circles], summary))
         hover.append([] if shows_patients else [f"{size:,} patients" for size in sizes])
     return Maps("patients-map", maps, bands, hover, table)

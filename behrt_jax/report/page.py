@@ -46,8 +46,8 @@ def attempt(source: Source, anchor: str, title: str, make: Callable[[], Section]
     except (ValueError, OSError) as error:
         source.say(f"warning: '{title}' is left out: {error}")
         text = "This part could not be made; the command that made the page said why. It may need the data:"
-        again = f"python -m experiments.report --workdir={source.folder} --data=DIR"
-        return Section(anchor, title, "", [Missing(text, again)])
+        command = f"python -m experiments.report --workdir={source.folder} --data=DIR"
+        return Section(anchor, title, "", [Missing(text, command)])
 
 
 def render(source: Source, sections: list[Section]) -> str:

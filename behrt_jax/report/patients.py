@@ -28,17 +28,17 @@ class Timeline(NamedTuple):
 
 def examples(source: Source) -> Section:
     """Makes the section of example patients, if they may be shown and have been explained."""
-    found = source.read_json(ATTRIBUTIONS_FILE)
+    attributions = source.read_json(ATTRIBUTIONS_FILE)
     command = f"python -m experiments.explain --workdir={source.folder}"
-    if found is not None and not source.may_show(found["synthetic"]):
+    if attributions is not None and not source.may_show(attributions["synthetic"]):
         text = "Not shown: the data is not known to be simulated. To show patients to those who may see them:"
         parts: list = [Missing(text, f"python -m experiments.report --workdir={source.folder} --show_patients")]
-    elif found is None:
+    elif attributions is None:
         flag = "" if source.is_synthetic else " --show_patients"
         parts = [Missing("No patients are explained yet.", command + flag)]
     else:
-        parts = [Text(f"{what}: {meaning}.") for what, meaning in list(found["methods"].items())[:1]]
-        parts += [_timeline(patient, found) for patient in found["patients"]]
+        parts = [Text(f"{what}: {meaning}.") for what, meaning in list(attributions["methods"].items())[:1]]
+        parts += [_timeline(patient, attributions) for patient in attributions["patients"]]
     intro = (
         "A few held-out patients, chosen by a hash and not by how well they are predicted. What drove a prediction is "
         "what the model used, not what caused anything."
@@ -50,13 +50,13 @@ def _timeline(patient: dict, found: dict) -> Timeline:
     visits = [(_when(visit), _codes(patient, visit["visit"])) for visit in patient["visits"]]
     hidden = next((token["visit"] for token in patient["tokens"] if token["code"] == HIDDEN), None)
     end = len(visits) if hidden is None else min(max(hidden + SHOWN_VISITS // 2, SHOWN_VISITS), len(visits))
-    begin = max(end - SHOWN_VISITS, 0)
-    cut = [f"{count:,} {when}" for count, when in ((begin, "earlier"), (len(visits) - end, "later")) if count]
-    left_out = f"{' and '.join(cut)} visits are not shown." if cut else ""
+    start = max(end - SHOWN_VISITS, 0)
+    omissions = [f"{count:,} {when}" for count, when in ((start, "earlier"), (len(visits) - end, "later")) if count]
+    left_out = f"{' and '.join(omissions)} visits are not shown." if omissions else ""
     title = f"Patient {patient['number']}"
     drivers = [_drivers(patient, each, title) for each in patient["predictions"] if "drivers" in each]
-    predicted = _predictions(patient, f"{title}: {ASKED[found['asked']]}")
-    return Timeline(title, left_out, visits[begin:end], [predicted, *drivers])
+    predictions = _predictions(patient, f"{title}: {ASKED[found['asked']]}")
+    return Timeline(title, left_out, visits[start:end], [predictions, *drivers])
 
 
 def _predictions(patient: dict, caption: str) -> Table:
@@ -70,8 +70,8 @@ def _predictions(patient: dict, caption: str) -> Table:
             rows.append([_name(each), format_chance(each["probability"]), "yes" if each["came"] else "no"])
         else:
             rows.append([_name(each), f"{each['probability']:.1%}"])
-    came = [_name(code) for code in patient.get("came", [])]
-    return Table(caption, header, rows, f"What came: {', '.join(_cut(came))}." if came else "")
+    actual_codes = [_name(code) for code in patient.get("came", [])]
+    return Table(caption, header, rows, f"What came: {', '.join(_cut(actual_codes))}." if actual_codes else "")
 
 
 def format_chance(probability: float) -> str:
@@ -97,8 +97,8 @@ def _codes(patient: dict, number: int) -> list[str]:
 
 
 def _cut(names: list[str]) -> list[str]:
-    rest = len(names) - SHOWN_CODES
-    return [*names[:SHOWN_CODES], *([f"and {rest} more"] if rest > 0 else [])]
+    num_more = len(names) - SHOWN_CODES
+    return [*names[:SHOWN_CODES], *([f"and {num_more} more"] if num_more > 0 else [])]
 
 
 def _drivers(patient: dict, prediction: dict, title: str) -> Table:

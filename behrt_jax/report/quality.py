@@ -19,11 +19,11 @@ def of_patients(source: Source) -> list:
     if result is None:
         command = f"python -m experiments.explore --workdir={source.folder}"
         return [Missing("How well the embeddings part diseases is not measured yet.", command)]
-    known = {name: columns for name, columns in MEASURES.items() if result.get(name, {}).get("metrics")}
-    tables = [(label, metric, result[name]) for name, each in known.items() for metric, label in each.items()]
-    enough = [each for each in tables if _patients(each[2]["metrics"][each[1]]) >= source.floor]
-    hidden = [Text(f"Measures of fewer than {source.floor} patients are not shown.")] * (len(enough) < len(tables))
-    return [_compare(*each) for each in enough] + hidden
+    measures = {name: columns for name, columns in MEASURES.items() if result.get(name, {}).get("metrics")}
+    tables = [(label, metric, result[name]) for name, each in measures.items() for metric, label in each.items()]
+    shown = [each for each in tables if _patients(each[2]["metrics"][each[1]]) >= source.floor]
+    hidden = [Text(f"Measures of fewer than {source.floor} patients are not shown.")] * (len(shown) < len(tables))
+    return [_compare(*each) for each in shown] + hidden
 
 
 def of_codes(source: Source) -> list:
@@ -43,9 +43,9 @@ def _patients(entry: dict) -> int:
 def _compare(label: str, metric: str, found: dict) -> Table:
     """Tabulates a metric of this run and of baselines, with paired differences."""
     rows = [["this run", format_cell(found["metrics"][metric]), ""]]
-    for name, own in found["baselines"].items():
-        if metric in own:
+    for name, metrics in found["baselines"].items():
+        if metric in metrics:
             difference = found["versus"].get(name, {}).get(metric)
-            rows.append([name, format_cell(own[metric]), format_signed(difference) if difference else ""])
+            rows.append([name, format_cell(metrics[metric]), format_signed(difference) if difference else ""])
     rows = [[cell.replace(", ", ",\u00a0") for cell in row] for row in rows]
     return Table(label[0].upper() + label[1:], ["", "value", "this run minus it"], rows)

@@ -35,11 +35,11 @@ def describe(source: Source) -> Section:
         rows.append(["begun from", Path(config.pretrained).name if config.pretrained else "random parameters"])
     rows += [[label, str(config.model[key])] for key, label in MODEL_KEYS.items()]
     rows += [["tokens a row", f"{config.data.row_length:,}"], ["seed", str(config.seed)]]
-    said, *tables = _describe_data(source)
-    parts: list = [said, Table("The model", ["what", "value"], rows), *tables, _count_kinds(source)]
+    paragraph, *tables = _describe_data(source)
+    parts: list = [paragraph, Table("The model", ["what", "value"], rows), *tables, _count_kinds(source)]
     flat = [[key, str(value)] for key, value in sorted(_flatten(config.to_dict()).items())]
-    hidden = ("data.path", "data.prepared_dir", "labels", "pretrained")  # paths of this machine are private
-    flat = [[key, Path(value).name if key in hidden else value] for key, value in flat]
+    private_keys = ("data.path", "data.prepared_dir", "labels", "pretrained")  # paths of this machine are private
+    flat = [[key, Path(value).name if key in private_keys else value] for key, value in flat]
     parts.append(Table("Every setting of the run", ["key", "value"], flat, note="folded"))
     return Section("run", "Model and data", "", parts)
 
@@ -66,22 +66,26 @@ def _describe_data(source: Source) -> list:
     ]
     name = source.about.get("dataset_name", source.data.resolve().name)
     origin = "simulated patients" if source.is_synthetic else "not known to be simulated"
-    said = (
+    paragraph = (
         f"Data set: {name} ({origin}), {counts['events']:,} events in {counts['visits']:,} visits. Patients of train "
         "were learned from, those of tuning chose the checkpoint, and those of held_out were kept for the results."
     )
-    found = left_out(counts)
+    omissions = left_out(counts)
     if counts["patients_without_birth"]:
-        found["ages of patients without a birth"] = counts["patients_without_birth"]
+        omissions["ages of patients without a birth"] = counts["patients_without_birth"]
     if counts.get("patients_without_sex"):
-        found["patients of unknown sex"] = counts["patients_without_sex"]
-    missing = []
-    for what, number in found.items():
-        patients = found.get(what.removeprefix("events of "), number)  # the patients of these events
+        omissions["patients of unknown sex"] = counts["patients_without_sex"]
+    omission_rows = []
+    for what, number in omissions.items():
+        patients = omissions.get(what.removeprefix("events of "), number)  # the patients of these events
         enough = patients >= source.floor or "files" in what
-        missing.append([what, f"{number:,}" if enough else f"of fewer than {source.floor}, not shown"])
+        omission_rows.append([what, f"{number:,}" if enough else f"of fewer than {source.floor}, not shown"])
     splits = Table("Patients and codes of each split", ["", *events.SPLITS], rows)
-    return [Text(said), splits, Table("What was left out", ["what", "number"], missing or [["nothing", "0"]])]
+    return [
+        Text(paragraph),
+        splits,
+        Table("What was left out", ["what", "number"], omission_rows or [["nothing", "0"]]),
+    ]
 
 
 def _count_kinds(source: Source) -> Table:
@@ -98,8 +102,10 @@ def _count_kinds(source: Source) -> Table:
     common = numbers.most_common(SHOWN_KINDS)
     rows = [[kind, f"{codes[kind]:,}", f"{number:,}"] for kind, number in common]
     if len(numbers) > len(common):
-        rest = set(numbers) - {kind for kind, _ in common}
-        rows.append([f"{len(rest)} others", *(f"{sum(each[kind] for kind in rest):,}" for each in (codes, numbers))])
+        others = set(numbers) - {kind for kind, _ in common}
+        rows.append(
+            [f"{len(others)} others", *(f"{sum(each[kind] for kind in others):,}" for each in (codes, numbers))]
+        )
     title = f"The vocabulary: {len(vocabulary.codes):,} codes, fitted on train"
     note = f"Without {few:,} codes of fewer than {source.floor} train patients." if few else ""
     return Table(title, ["kind of code", "codes", "times in train"], rows, note)

@@ -50,7 +50,7 @@ def held_out(source: Source) -> Section:
     for objective in tables.objectives(result):
         selected = tables.select(result, objective)
         header = ["model", *selected.columns.values()]
-        rows = [[name, *_cells(found, selected)] for name, found in selected.rows.items()]
+        rows = [[name, *_cells(metrics, selected)] for name, metrics in selected.rows.items()]
         title = f"{tables.TITLES[objective].capitalize()}: {selected.counted:,} {UNITS[objective]}"
         parts += [_draw_forest(selected, title), Table(title, header, rows)]
         others = [name for name in selected.rows if name in result["versus"]]
@@ -77,19 +77,19 @@ def groups(source: Source, scored: Scored) -> Section:
     for objective in tables.objectives(result):
         selected = tables.select(result, objective)
         label = next(iter(selected.columns.values()))
-        found = tables.select_groups(result, selected)
-        if objective == "mlm" and not found:
-            found = _enough(scored.hidden_groups, source.floor)
+        entries = tables.select_groups(result, selected)
+        if objective == "mlm" and not entries:
+            entries = _enough(scored.hidden_groups, source.floor)
         for kind, title in GROUP_NAMES.items():
-            some = {name.partition("=")[2]: each for name, each in found.items() if name.startswith(f"{kind}=")}
+            some = {name.partition("=")[2]: each for name, each in entries.items() if name.startswith(f"{kind}=")}
             models = {"run": tables.OWN, "best": selected.best}
-            models = {who: name for who, name in models.items() if any(who in each for each in some.values())}
+            models = {role: name for role, name in models.items() if any(role in each for each in some.values())}
             rows = [
                 [
                     name,
                     f"{each['run']['n']:,}",
                     f"{each['run']['patients']:,}" if "patients" in each["run"] else "",
-                    *(_cell(each[who]) if who in each else "" for who in models),
+                    *(_cell(each[role]) if role in each else "" for role in models),
                 ]
                 for name, each in some.items()
             ]
@@ -137,13 +137,13 @@ def _differences(found: dict, selected: Selected) -> list[str]:
 def _draw_forest(selected: Selected, title: str) -> Figure:
     """Draws the first metric of each model with its interval."""
     first, label = next(iter(selected.columns.items()))
-    entries = {name: found[first] for name, found in selected.rows.items()}
+    entries = {name: metrics[first] for name, metrics in selected.rows.items()}
 
     def paint(axes):
         for place, (name, entry) in enumerate(entries.items()):
-            own = name == tables.OWN
+            is_run = name == tables.OWN
             spans = np.maximum([[entry["value"] - entry["low"]], [entry["high"] - entry["value"]]], 0)
-            style = {"color": "C1" if own else "0.35", "fmt": "D" if own else "o", "capsize": 3, "markersize": 6}
+            style = {"color": "C1" if is_run else "0.35", "fmt": "D" if is_run else "o", "capsize": 3, "markersize": 6}
             axes.errorbar(entry["value"], place, xerr=spans, **style)
         axes.locator_params(axis="x", nbins=5)
         axes.set(xlabel=label, yticks=range(len(entries)), yticklabels=entries)

@@ -57,18 +57,18 @@ def reliability(probabilities: np.ndarray, came: np.ndarray, owners: np.ndarray,
       owners: (N,) int from 0, the patient of each row.
       floor: minimum number of patients per bin.
     """
-    for most in range(multilabel.CALIBRATION_BINS, 0, -1):
-        table = multilabel.calibration_table(probabilities, came, owners, most)
+    for num_bins in range(multilabel.CALIBRATION_BINS, 0, -1):
+        table = multilabel.calibration_table(probabilities, came, owners, num_bins)
         table = table[:, :, table[:, 2].sum(axis=0) > 0]
         if (table[:, 2] > 0).sum(axis=0).min() >= floor:
             break
     else:
         return None
-    whole = table.sum(axis=0)
+    total = table.sum(axis=0)
     resampled = np.tensordot(bootstrap.resamples(len(table)).astype(np.float64), table, 1)
     shares = bootstrap.divide(resampled[:, 1], resampled[:, 2])
     low, high = np.nanquantile(shares, [(1 - bootstrap.LEVEL) / 2, (1 + bootstrap.LEVEL) / 2], axis=0)
-    return Reliability(whole[0] / whole[2], whole[1] / whole[2], low, high, whole[2].astype(int))
+    return Reliability(total[0] / total[2], total[1] / total[2], low, high, total[2].astype(int))
 
 
 def guess_hidden(run: Run) -> Guesses:
@@ -76,46 +76,46 @@ def guess_hidden(run: Run) -> Guesses:
 
     @jax.jit
     def guess(params, columns, masked):
-        (_, *given), named = model_arguments(columns)
-        logits = run.trained.model.apply(params, masked.inputs, *given, **named, masked_positions=masked.positions)
-        chances = jax.nn.softmax(jnp.asarray(logits, jnp.float32))
-        return chances.max(axis=-1), chances.argmax(axis=-1) == masked.labels
+        (_, *arrays), kwargs = model_arguments(columns)
+        logits = run.trained.model.apply(params, masked.inputs, *arrays, **kwargs, masked_positions=masked.positions)
+        probabilities = jax.nn.softmax(jnp.asarray(logits, jnp.float32))
+        return probabilities.max(axis=-1), probabilities.argmax(axis=-1) == masked.labels
 
     parts = []
-    for hidden in masked_codes.masked_batches(run, run.patients, run.config.evaluation.num_mask_samples):
-        chances, right = jax.device_get(guess(run.params, inputs.device_columns(hidden.batch), hidden.masked))
-        chosen, ages = np.nonzero(hidden.masked.weights), hidden.batch["ages"][hidden.targets]
-        parts.append((chances[chosen], right[chosen], hidden.patients, ages))
+    for sample in masked_codes.masked_batches(run, run.patients, run.config.evaluation.num_mask_samples):
+        probabilities, right = jax.device_get(guess(run.params, inputs.device_columns(sample.batch), sample.masked))
+        chosen, ages = np.nonzero(sample.masked.weights), sample.batch["ages"][sample.targets]
+        parts.append((probabilities[chosen], right[chosen], sample.patients, ages))
     return Guesses(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def score(run: Run, floor: int = 1) -> Scored:
     """Computes the scores that the report shows in addition to the evaluation, in bins of `floor` patients or more."""
-    found, groups = {}, {}
+    reliabilities, groups = {}, {}
     if "mlm" in run.trained.model.objectives:
         guesses = guess_hidden(run)
         owners = np.unique(guesses.patients, return_inverse=True)[1]
-        given, came = guesses.probabilities[:, None], guesses.right[:, None]
-        found["Hidden codes, the likeliest code"] = reliability(given, came, owners, floor)
+        confidences, labels = guesses.probabilities[:, None], guesses.right[:, None]
+        reliabilities["Hidden codes, the likeliest code"] = reliability(confidences, labels, owners, floor)
         groups = _by_group(run, guesses)
     if "next_visit" in run.trained.model.objectives:
         split = next_visit.find_examples(run, run.patients)
         if len(split.examples):
-            said = next_visit.predict(run, None, split)[0].scored
-            rows = slice(-max(1, MOST_CELLS // said.shape[1]), None)
+            probabilities = next_visit.predict(run, None, split)[0].scored
+            rows = slice(-max(1, MOST_CELLS // probabilities.shape[1]), None)
             owners = np.unique(split.examples.patients[rows], return_inverse=True)[1]
-            came = split.examples.targets[rows].toarray()
-            found["Next visits, every code"] = reliability(said[rows], came, owners, floor)
-    return Scored({title: table for title, table in found.items() if table is not None}, groups)
+            labels = split.examples.targets[rows].toarray()
+            reliabilities["Next visits, every code"] = reliability(probabilities[rows], labels, owners, floor)
+    return Scored({title: table for title, table in reliabilities.items() if table is not None}, groups)
 
 
 def _by_group(run: Run, guesses: Guesses) -> dict[str, dict]:
     """Returns the accuracy at masked codes by age band and sex."""
     sex = sexes(run.patients, run.vocabulary.tokens)[guesses.patients]
-    found = {}
+    groups = {}
     for name, cell in multilabel.group_cells(None, guesses.ages, sex).items():
         rows = cell[:, 0]
         if rows.any():
-            some = PerTargetScores(guesses.patients[rows], {"accuracy": guesses.right[rows].astype(np.float64)})
-            found[name] = {"run": bootstrap.summarize(some, "mlm")["mlm/accuracy"]}
-    return found
+            scores = PerTargetScores(guesses.patients[rows], {"accuracy": guesses.right[rows].astype(np.float64)})
+            groups[name] = {"run": bootstrap.summarize(scores, "mlm")["mlm/accuracy"]}
+    return groups

@@ -114,9 +114,9 @@ def load(folder: Path, data: str | None, show_patients: bool | None, say: Callab
     """
     config, vocabulary, model, params = workdir.load(folder)
     path, prepared, problem, about = Path(data or config.data.path), None, "", {}
-    fitted = vocabulary if data or config.get("pretrained") else None
+    fixed_vocabulary = vocabulary if data or config.get("pretrained") else None
     try:
-        prepared = prepare(DataConfig(**{**config.data, "path": str(path)}), fitted, splits=(), progress=say)
+        prepared = prepare(DataConfig(**{**config.data, "path": str(path)}), fixed_vocabulary, splits=(), progress=say)
         if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
             prepared, problem = None, f"gives another vocabulary than {folder} has"
         elif (path / "metadata" / "dataset.json").exists():

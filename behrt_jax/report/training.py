@@ -19,8 +19,8 @@ REPORT_ON_RUN = "python -m experiments.report --workdir=RUN"
 def curves(source: Source) -> Section:
     """Makes the section with the learning curve of each loss, on train and tuning."""
     lines = metrics_writer.read_metrics(source.folder)
-    found = sorted({name for line in lines for name in line if name == "loss" or name.endswith("/loss")})
-    names = [name for name in found if "/" in name] or found
+    losses = sorted({name for line in lines for name in line if name == "loss" or name.endswith("/loss")})
+    names = [name for name in losses if "/" in name] or losses
     intro = (
         "A loss says how surprised the model is by the truth; lower is better. Tuning patients are not learned from."
     )
@@ -37,8 +37,8 @@ def _draw_curve(lines: list[dict], name: str) -> Figure:
     series = {}
     for split in ("train", "tuning"):
         points = [(line["step"], line[name]) for line in lines if line["split"] == split and line.get(name) is not None]
-        kept = np.unique(np.linspace(0, len(points) - 1, min(CURVE_POINTS, len(points))).astype(int))
-        series[split] = [points[place] for place in kept]
+        places = np.unique(np.linspace(0, len(points) - 1, min(CURVE_POINTS, len(points))).astype(int))
+        series[split] = [points[place] for place in places]
     rows = [[f"{step:,}", f"{value:.4f}"] for step, value in series["tuning"]]
     summary = "No loss on tuning is written yet."
     if series["tuning"]:
@@ -89,7 +89,7 @@ def last_step(folder: Path, lines: list[dict]) -> int:
 
 def session_seconds(folder: Path) -> list[float]:
     """Returns the duration of each training session in seconds, from the TensorBoard files of a workdir."""
-    found = []
+    durations = []
     for file in sorted((folder / "tensorboard").glob("events.out.tfevents.*")):
         content, place, times = file.read_bytes(), 0, []
         while place + 12 <= len(content):  # a record: its length, a checksum, the event, a checksum
@@ -98,8 +98,8 @@ def session_seconds(folder: Path) -> list[float]:
                 break
             times.append(Event.FromString(content[place + 12 : place + 12 + length]).wall_time)
             place += 16 + length
-        found += [times[-1] - times[0]] if len(times) > 1 else []
-    return found
+        durations += [times[-1] - times[0]] if len(times) > 1 else []
+    return durations
 
 
 def format_time(seconds: float) -> str:

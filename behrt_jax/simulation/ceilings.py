@@ -20,17 +20,17 @@ def write_patients(output: Path, patients: int, seed: int) -> str:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output={output}: exists and is not an empty directory; name another, or remove it")
     world = make_world(seed)
-    found = simulate(world, patients, seed)
+    histories = simulate(world, patients, seed)
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
         with tqdm.tqdm(total=patients, unit=" patients", desc="writing") as bar:
-            write(scratch, world, found, seed, progress=lambda done: bar.update(done - bar.n))
+            write(scratch, world, histories, seed, progress=lambda done: bar.update(done - bar.n))
         scratch.replace(output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    visits, codes = found.codes.shape[0], found.codes.sum()
-    return f"{patients:,} patients, {visits:,} visits, {codes:,} codes, {found.died.sum():,} deaths"
+    visits, codes = histories.codes.shape[0], histories.codes.sum()
+    return f"{patients:,} patients, {visits:,} visits, {codes:,} codes, {histories.died.sum():,} deaths"
 
 
 def ceilings(folder: Path, seed: int) -> str:
@@ -47,11 +47,11 @@ def ceilings(folder: Path, seed: int) -> str:
     truth = codes[visits + 1][:, targets].ravel()
     lines = [f"next visit: micro average precision ({len(visits):,} visits, all codes but the certain)"]
     lines += [f"  {name}: {average_precision_score(truth, s[:, targets].ravel()):.3f}" for name, s in scores.items()]
-    hidden = codes & (np.random.default_rng([seed, 3]).random(codes.shape) < 0.15)
-    rows, columns = np.nonzero(hidden)
+    is_masked = codes & (np.random.default_rng([seed, 3]).random(codes.shape) < 0.15)
+    rows, columns = np.nonzero(is_masked)
     lines += [f"codes hidden at 15%: accuracy, perplexity ({len(rows):,} codes)"]
-    found = oracle.masked_probabilities(world, held_out, hidden)[rows]
-    for name, chances in (("oracle", found), ("counting", np.broadcast_to(counts / counts.sum(), found.shape))):
+    posterior = oracle.masked_probabilities(world, held_out, is_masked)[rows]
+    for name, chances in (("oracle", posterior), ("counting", np.broadcast_to(counts / counts.sum(), posterior.shape))):
         perplexity = np.exp(-np.log(chances[np.arange(len(rows)), columns]).mean())
         lines += [f"  {name}: {(chances.argmax(axis=1) == columns).mean():.3f}, {perplexity:.1f}"]
     return "\n".join(lines)

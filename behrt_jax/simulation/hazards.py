@@ -155,19 +155,19 @@ def draw_hazard(
     Raises:
       ValueError: too few codes occur in enough histories, or no rule varies.
     """
-    rng, holders = np.random.default_rng([seed, 0]), _share_of_holders(patients, len(tokens))
-    codes = np.flatnonzero((holders >= CODE_SHARES[0]) & (holders <= CODE_SHARES[1]))
+    rng, shares = np.random.default_rng([seed, 0]), _share_of_holders(patients, len(tokens))
+    codes = np.flatnonzero((shares >= CODE_SHARES[0]) & (shares <= CODE_SHARES[1]))
     where = f"{len(codes)} codes are in {CODE_SHARES[0]:.0%} to {CODE_SHARES[1]:.0%} of {len(patients):,} histories"
     if len(codes) < 2 * group_size:
         raise ValueError(f"group_size is {group_size}, but {where}; expected {2 * group_size} or more; lower it")
-    chances, rules, values = holders[codes] / holders[codes].sum(), [], []
+    probabilities, rules, values = shares[codes] / shares[codes].sum(), [], []
     for number in range(num_rules):
         kind = KINDS[number % len(KINDS)]
         for _ in range(MAX_TRIES):
-            drawn = rng.choice(codes, group_size * (2 if kind == "order" else 1), replace=False, p=chances)
-            rule = _draw_rule(kind, drawn, group_size, patients, tokens, rng)
-            found = evaluate_rule(rule, patients, times, tokens)
-            if 1 - np.unique(found, return_counts=True)[1].max() / len(found) >= MIN_SHARE:
+            rule_codes = rng.choice(codes, group_size * (2 if kind == "order" else 1), replace=False, p=probabilities)
+            rule = _draw_rule(kind, rule_codes, group_size, patients, tokens, rng)
+            rule_values = evaluate_rule(rule, patients, times, tokens)
+            if 1 - np.unique(rule_values, return_counts=True)[1].max() / len(rule_values) >= MIN_SHARE:
                 break
         else:
             raise ValueError(
@@ -175,7 +175,7 @@ def draw_hazard(
                 f"draws of {group_size} codes ({where}); raise group_size, or give longer histories"
             )
         rules.append(rule)
-        values.append(found)
+        values.append(rule_values)
     centres, scales = np.mean(values, axis=1), np.std(values, axis=1)
     coefficients = rng.choice([-1, 1], num_rules) * rng.uniform(0.7, 1.3, num_rules)
     coefficients *= spread / (coefficients @ ((np.array(values) - centres[:, None]) / scales[:, None])).std()
@@ -194,8 +194,8 @@ def evaluate_rule(rule: Rule, patients: Patients, times: np.ndarray, tokens: tup
         return ((days > 0) & (days <= rule.high)).astype(float)
     if rule.kind == "age":
         ages = patients.times / YEAR
-        counted = first & (ages >= rule.low) & (ages < rule.high) & patients.has_birth[owners]
-        return np.log1p(np.bincount(owners[counted], minlength=len(patients)))
+        in_range = first & (ages >= rule.low) & (ages < rule.high) & patients.has_birth[owners]
+        return np.log1p(np.bincount(owners[in_range], minlength=len(patients)))
     latest = np.full(len(patients), -np.inf)
     np.maximum.at(latest, owners[first], patients.times[first])
     days = (times_since_birth(patients, np.arange(len(patients)), times) - latest) / DAY
@@ -225,9 +225,9 @@ def _is_in(codes: tuple[str, ...], patients: Patients, tokens: tuple[str, ...]) 
 def _earliest(patients: Patients, chosen: np.ndarray) -> np.ndarray:
     """Returns the time of the first chosen token of each history: (N,); far in the future if there is none."""
     far = np.iinfo(np.int64).max // 4
-    found = np.full(len(patients), far)
-    np.minimum.at(found, patients.owners[chosen], patients.times[chosen])
-    return found
+    times = np.full(len(patients), far)
+    np.minimum.at(times, patients.owners[chosen], patients.times[chosen])
+    return times
 
 
 def _share_of_holders(patients: Patients, num_tokens: int) -> np.ndarray:
@@ -242,10 +242,10 @@ def _censoring_rate(until_event: np.ndarray, share: float) -> float:
     tiny = 1e-12 / until_event.max()
     if share == 0:
         return tiny
-    unit = 1 / until_event.mean()
-    while -np.expm1(-unit * until_event).mean() < share:
-        unit *= 2
-    return brentq(lambda rate: -np.expm1(-rate * until_event).mean() - share, tiny, unit)
+    upper = 1 / until_event.mean()
+    while -np.expm1(-upper * until_event).mean() < share:
+        upper *= 2
+    return brentq(lambda rate: -np.expm1(-rate * until_event).mean() - share, tiny, upper)
 
 
 def _check(num_rules, group_size, spread, scale, shape, censored) -> None:
@@ -257,6 +257,6 @@ def _check(num_rules, group_size, spread, scale, shape, censored) -> None:
         "shape": (shape, shape > 0, "above 0"),
         "censored": (censored, 0 <= censored < 1, "0 or more and below 1"),
     }
-    for name, (value, is_good, expected) in ranges.items():
-        if not is_good:
+    for name, (value, is_valid, expected) in ranges.items():
+        if not is_valid:
             raise ValueError(f"{name} is {value}; expected {expected}")

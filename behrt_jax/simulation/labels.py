@@ -29,8 +29,8 @@ def choose_visits(truth: pl.DataFrame, seed: int) -> pl.DataFrame:
       seed: determines the selected visits.
     """
     later = truth.filter(pl.col("visit") > 0).sort("subject_id", "visit")
-    drawn = hash_fraction(seed, later["subject_id"].to_numpy(), later["visit"].to_numpy())
-    return later.filter(drawn < INDEX_CHANCE).unique("subject_id", keep="first", maintain_order=True)
+    fractions = hash_fraction(seed, later["subject_id"].to_numpy(), later["visit"].to_numpy())
+    return later.filter(fractions < INDEX_CHANCE).unique("subject_id", keep="first", maintain_order=True)
 
 
 def make_labels(data: str, seed: int) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
@@ -52,28 +52,28 @@ def make_labels(data: str, seed: int) -> tuple[dict[str, pl.DataFrame], pl.DataF
     histories = oracle.read_histories(data, visits["subject_id"])
     rows = histories.first_visits() + visits["visit"].to_numpy()
     states, stages = oracle.states_before(world, histories)[rows], worlds.stages_of(len(world.diseases))
-    made = {}
-    for place, name in enumerate(world.diseases):
-        made[name] = visits.select(*KEYS, boolean_value=pl.col(f"stage_{name}") > 0)
-        visits = visits.with_columns(pl.Series(f"oracle_{name}", states @ (stages[:, place] > 0)))
+    labels = {}
+    for column, name in enumerate(world.diseases):
+        labels[name] = visits.select(*KEYS, boolean_value=pl.col(f"stage_{name}") > 0)
+        visits = visits.with_columns(pl.Series(f"oracle_{name}", states @ (stages[:, column] > 0)))
     months = oracle.expected_months(world, histories.sex, histories.month[rows], states)
     ends = pl.col("prediction_time") + pl.col("months_left") * MONTH
-    made["death"] = visits.select(*KEYS, event_time=ends, event=pl.col("dies"))
-    return made, visits.with_columns(oracle_death=-months)
+    labels["death"] = visits.select(*KEYS, event_time=ends, event=pl.col("dies"))
+    return labels, visits.with_columns(oracle_death=-months)
 
 
 def measure_oracle(found: pl.DataFrame, name: str, visits: pl.DataFrame, data: str) -> str:
     """Describes how well the oracle ranks the held-out patients of a label."""
     splits = pl.read_parquet(Path(data) / events.SPLITS_FILE).filter(split="held_out")
-    known = found.join(visits, on=KEYS, maintain_order="left").join(splits, on="subject_id", how="semi")
-    said = known[f"oracle_{name}"].to_numpy()
-    if known["event" if name == "death" else "boolean_value"].n_unique() < 2:
-        return f"not measured, as {known.height:,} patients have one outcome"
+    held_out = found.join(visits, on=KEYS, maintain_order="left").join(splits, on="subject_id", how="semi")
+    scores = held_out[f"oracle_{name}"].to_numpy()
+    if held_out["event" if name == "death" else "boolean_value"].n_unique() < 2:
+        return f"not measured, as {held_out.height:,} patients have one outcome"
     if name == "death":
-        days = (known["event_time"] - known["prediction_time"]).dt.total_seconds().to_numpy() / 86_400
-        reached = survival.concordance(known["event"].to_numpy(), days, said)
-        return f"Harrell's C {reached:.3f}; no score is expected to exceed {bound_concordance(known, data):.3f}"
-    return f"AUROC {roc_auc_score(known['boolean_value'].to_numpy(), said):.3f}"
+        days = (held_out["event_time"] - held_out["prediction_time"]).dt.total_seconds().to_numpy() / 86_400
+        concordance = survival.concordance(held_out["event"].to_numpy(), days, scores)
+        return f"Harrell's C {concordance:.3f}; no score is expected to exceed {bound_concordance(held_out, data):.3f}"
+    return f"AUROC {roc_auc_score(held_out['boolean_value'].to_numpy(), scores):.3f}"
 
 
 def bound_concordance(visits: pl.DataFrame, data: str) -> float:

@@ -37,17 +37,17 @@ def read_histories(folder: str | Path, subject_ids: Iterable[int]) -> Histories:
         raise ValueError("subject_ids: not in ascending order; sort them and remove repeats")
     members = pl.DataFrame({"subject_id": subjects, "owner": np.arange(len(subjects))})
     shards = [events.read_shard(shard) for shard in events.find_shards(folder)]
-    found = pl.concat([shard.join(members, on="subject_id") for shard in shards]).sort("owner", maintain_order=True)
+    records = pl.concat([shard.join(members, on="subject_id") for shard in shards]).sort("owner", maintain_order=True)
     columns = pl.DataFrame({"code": world.codes, "column": np.arange(len(world.codes))})
     seconds = (pl.col("time") - events.birth_times(pl.col("time"))).dt.total_seconds()
-    coded = found.with_columns(month=seconds // worlds.SECONDS_PER_MONTH).join(columns, on="code")
-    coded = coded.sort("owner", "month").with_columns(row=pl.struct("owner", "month").rle_id())
-    visits = coded.unique("row", keep="first").sort("row")
-    sexes = found.filter(pl.col("code").is_in([f"GENDER//{sex}" for sex in worlds.SEXES]))
+    code_events = records.with_columns(month=seconds // worlds.SECONDS_PER_MONTH).join(columns, on="code")
+    code_events = code_events.sort("owner", "month").with_columns(row=pl.struct("owner", "month").rle_id())
+    visits = code_events.unique("row", keep="first").sort("row")
+    sexes = records.filter(pl.col("code").is_in([f"GENDER//{sex}" for sex in worlds.SEXES]))
     if visits["owner"].n_unique() != len(subjects) or sexes["owner"].to_list() != list(range(len(subjects))):
         raise ValueError(f"{folder}: not each of the {len(subjects)} subjects has a sex and a visit; correct the ids")
     codes = np.zeros((visits.height, len(world.codes)), bool)
-    codes[coded["row"].to_numpy(), coded["column"].to_numpy()] = True
+    codes[code_events["row"].to_numpy(), code_events["column"].to_numpy()] = True
     sex = (sexes["code"] == f"GENDER//{worlds.SEXES[1]}").to_numpy().astype(np.int64)
     return Histories(sex, visits["owner"].to_numpy(), visits["month"].to_numpy(), codes)
 
@@ -71,16 +71,16 @@ def next_visit_probabilities(
     """
     if not targets.any():
         raise ValueError("targets: found no code; expected one or more to be True")
-    some = 1 - np.prod(1 - world.emission[:, targets], axis=1)
-    joint = np.where(targets, world.emission, world.emission * some[:, None])
+    any_target = 1 - np.prod(1 - world.emission[:, targets], axis=1)
+    joint = np.where(targets, world.emission, world.emission * any_target[:, None])
     if time_known:
         states = np.full((len(histories.owner), len(world.visit)), np.nan)
-        going = np.setdiff1d(np.arange(len(states)), histories.last_visits())
-        states[going] = states_before(world, histories)[going + 1]
-        return _by_row(states, joint) / _by_row(states, some[:, None])
+        with_next = np.setdiff1d(np.arange(len(states)), histories.last_visits())
+        states[with_next] = states_before(world, histories)[with_next + 1]
+        return _by_row(states, joint) / _by_row(states, any_target[:, None])
     states = _next_visit_states(world, histories)
-    chance = _by_row(states, some[:, None])
-    return np.divide(_by_row(states, joint), chance, out=np.zeros(histories.codes.shape), where=chance > 0)
+    visit_chance = _by_row(states, any_target[:, None])
+    return np.divide(_by_row(states, joint), visit_chance, out=np.zeros(histories.codes.shape), where=visit_chance > 0)
 
 
 def masked_probabilities(world: World, histories: Histories, hidden: np.ndarray) -> np.ndarray:
@@ -99,14 +99,14 @@ def masked_probabilities(world: World, histories: Histories, hidden: np.ndarray)
     """
     if (hidden & ~histories.codes).any():
         raise ValueError("hidden: holds codes that are not in histories.codes; expected a part of those")
-    smoothed = _smooth_states(world, histories, code_likelihoods(world, histories.codes, hidden))
-    found = np.zeros(hidden.shape)
-    for rows, odds, before in _behind_masks(world, histories.codes, hidden):
-        after = _sums_before(odds[..., ::-1], len(before))[::-1, ..., ::-1]
-        others = (before * after).sum(axis=0)  # sums without each code; a division would lose precision
-        weights = smoothed[rows] / (odds * before[-1]).sum(axis=2) / len(before)
-        found[rows] = _by_row(weights, odds * others)
-    return found
+    posteriors = _smooth_states(world, histories, code_likelihoods(world, histories.codes, hidden))
+    probabilities = np.zeros(hidden.shape)
+    for rows, odds, prefix_sums in _behind_masks(world, histories.codes, hidden):
+        suffix_sums = _sums_before(odds[..., ::-1], len(prefix_sums))[::-1, ..., ::-1]
+        other_sums = (prefix_sums * suffix_sums).sum(axis=0)  # sums without each code; a division would lose precision
+        weights = posteriors[rows] / (odds * prefix_sums[-1]).sum(axis=2) / len(prefix_sums)
+        probabilities[rows] = _by_row(weights, odds * other_sums)
+    return probabilities
 
 
 def death_risks(world: World, histories: Histories, months: int) -> np.ndarray:
@@ -117,11 +117,11 @@ def death_risks(world: World, histories: Histories, months: int) -> np.ndarray:
 def visit_risks(world: World, histories: Histories, months: int) -> np.ndarray:
     """Returns the risk of death within some months of each visit, given each state: (V, S)."""
     risks = np.zeros((len(world.visit), 2, MAX_MONTHS + 1 + months))
-    at = tuple(grid.ravel() for grid in np.indices(risks.shape[1:]))
-    dies = world.dies(*at)
+    sex_month = tuple(grid.ravel() for grid in np.indices(risks.shape[1:]))
+    dies = world.dies(*sex_month)
     for _ in range(months):
-        within = world.advance(dies + (1 - dies) * risks.reshape(len(risks), -1), *at, backward=True)
-        risks[..., :-1] = within.reshape(risks.shape)[..., 1:]
+        expected_risks = world.advance(dies + (1 - dies) * risks.reshape(len(risks), -1), *sex_month, backward=True)
+        risks[..., :-1] = expected_risks.reshape(risks.shape)[..., 1:]
     return np.moveaxis(risks, 0, -1)[histories.sex[histories.owner], histories.month]
 
 
@@ -132,12 +132,12 @@ def expected_months(world: World, sex: np.ndarray, month: np.ndarray, states: np
     before. Its negative is the best score to rank times to death: of two people, the one with fewer months is more
     likely to die first while both are observed. Arguments as for `survival_curves`.
     """
-    sexes, counted = np.arange(2), (1 - world.leave[0]) ** 2
+    sexes, both_stay = np.arange(2), (1 - world.leave[0]) ** 2
     expected = np.zeros((len(world.visit), 2, MAX_MONTHS + 1))
     for age in range(MAX_MONTHS, 0, -1):
-        at = sexes, np.full(2, age)
-        lived = (1 - world.dies(*at)) * (1 + counted * expected[..., age])
-        expected[..., age - 1] = world.advance(lived, *at, backward=True)
+        sex_month = sexes, np.full(2, age)
+        survivor_months = (1 - world.dies(*sex_month)) * (1 + both_stay * expected[..., age])
+        expected[..., age - 1] = world.advance(survivor_months, *sex_month, backward=True)
     return (states * np.moveaxis(expected, 0, -1)[sex, month]).sum(axis=1)
 
 
@@ -148,13 +148,13 @@ def best_concordance(world: World, sex: np.ndarray, month: np.ndarray, states: n
     likely to be observed to die first; no score can do better than to rank each pair accordingly. Arguments as for
     `survival_curves`; memory grows with the square of n.
     """
-    left = MAX_MONTHS + 1 - month
-    curves = survival_curves(world, sex, month, states, int(left.max()))
-    later = np.arange(1, curves.shape[1])
-    observed = (later <= left[:, None]) * (1 - world.leave[0]) ** (later - 1)  # through the previous month
-    first = (-np.diff(curves, axis=1) * observed) @ (curves[:, 1:] * observed).T  # (n, n), that one dies before another
-    pairs = np.triu_indices(len(first), 1)
-    return float(np.maximum(first, first.T)[pairs].sum() / (first + first.T)[pairs].sum())
+    months_left = MAX_MONTHS + 1 - month
+    curves = survival_curves(world, sex, month, states, int(months_left.max()))
+    steps = np.arange(1, curves.shape[1])
+    weights = (steps <= months_left[:, None]) * (1 - world.leave[0]) ** (steps - 1)  # through the previous month
+    dies_first = (-np.diff(curves, axis=1) * weights) @ (curves[:, 1:] * weights).T  # (n, n): one dies before another
+    pairs = np.triu_indices(len(dies_first), 1)
+    return float(np.maximum(dies_first, dies_first.T)[pairs].sum() / (dies_first + dies_first.T)[pairs].sum())
 
 
 def survival_curves(world: World, sex: np.ndarray, month: np.ndarray, states: np.ndarray, months: int) -> np.ndarray:
@@ -196,18 +196,18 @@ def states_before(world: World, histories: Histories) -> np.ndarray:
 def _filter(world: World, histories: Histories, likelihoods: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Returns the distributions of the state at each visit before and after observing its codes: (V, S) each."""
     likelihoods = code_likelihoods(world, histories.codes) if likelihoods is None else likelihoods
-    begin = histories.month[histories.first_visits()]
-    states = worlds.state_priors(world)[:, histories.sex, begin]
-    before, after = np.zeros_like(likelihoods), np.zeros_like(likelihoods)
-    for month, visits, going, at in _by_month(histories):
-        states[:, going] = world.advance(states[:, going], *at) * world.stays(*at)
+    first_months = histories.month[histories.first_visits()]
+    states = worlds.state_priors(world)[:, histories.sex, first_months]
+    priors, posteriors = np.zeros_like(likelihoods), np.zeros_like(likelihoods)
+    for month, visits, active, sex_month in _by_month(histories):
+        states[:, active] = world.advance(states[:, active], *sex_month) * world.stays(*sex_month)
         owner = histories.owner[visits]
-        came = states[:, owner] * np.where(begin[owner] < month, world.visit[:, None], 1.0)
-        before[visits] = _normal(np.ascontiguousarray(came.T))  # contiguous: row sums do not depend on their number
-        after[visits] = _normal(came.T * likelihoods[visits])
-        states[:, going] *= 1 - world.visit[:, None]
-        states[:, owner] = after[visits].T
-    return before, after
+        joint = states[:, owner] * np.where(first_months[owner] < month, world.visit[:, None], 1.0)
+        priors[visits] = _normal(np.ascontiguousarray(joint.T))  # contiguous: row sums do not depend on their number
+        posteriors[visits] = _normal(joint.T * likelihoods[visits])
+        states[:, active] *= 1 - world.visit[:, None]
+        states[:, owner] = posteriors[visits].T
+    return priors, posteriors
 
 
 def code_likelihoods(world: World, codes: np.ndarray, hidden: np.ndarray | None = None) -> np.ndarray:
@@ -215,36 +215,36 @@ def code_likelihoods(world: World, codes: np.ndarray, hidden: np.ndarray | None 
     odds = _odds(world)
     hidden = np.zeros_like(codes) if hidden is None else hidden
     log = _by_row(codes & ~hidden, np.log(odds).T) - np.log1p(odds).sum(axis=1)
-    for rows, own, before in _behind_masks(world, codes, hidden):
-        log[rows] += np.log((own * before[-1]).sum(axis=2))
+    for rows, masked_odds, prefix_sums in _behind_masks(world, codes, hidden):
+        log[rows] += np.log((masked_odds * prefix_sums[-1]).sum(axis=2))
     return np.exp(log - log.max(axis=1, keepdims=True))
 
 
 def _smooth_states(world: World, histories: Histories, likelihoods: np.ndarray) -> np.ndarray:
     """Returns the distribution of the state at each visit given the whole history and that no visit follows: (V, S)."""
-    none = np.zeros((len(world.visit), 1))
-    silence = np.stack([chance[..., 0] for chance in _expectations(world, none, 1.0)][::-1], axis=2)
-    later = silence[:, histories.sex, histories.month[histories.last_visits()]]
+    no_visit = np.zeros((len(world.visit), 1))
+    silence = np.stack([chance[..., 0] for chance in _expectations(world, no_visit, 1.0)][::-1], axis=2)
+    future = silence[:, histories.sex, histories.month[histories.last_visits()]]
     messages = np.zeros_like(likelihoods)
-    for _, visits, going, at in _by_month(histories, backward=True):
+    for _, visits, active, sex_month in _by_month(histories, backward=True):
         owner = histories.owner[visits]
-        messages[visits] = _normal(later[:, owner].T)
-        later[:, going] *= 1 - world.visit[:, None]
-        later[:, owner] = (messages[visits] * likelihoods[visits] * world.visit).T
-        later[:, going] = world.advance(later[:, going] * world.stays(*at), *at, backward=True)
+        messages[visits] = _normal(future[:, owner].T)
+        future[:, active] *= 1 - world.visit[:, None]
+        future[:, owner] = (messages[visits] * likelihoods[visits] * world.visit).T
+        future[:, active] = world.advance(future[:, active] * world.stays(*sex_month), *sex_month, backward=True)
     return _normal(filter_states(world, histories, likelihoods) * messages)
 
 
 def _next_visit_states(world: World, histories: Histories) -> np.ndarray:
     """Returns the joint probability of a next visit and of each state at it: (V, S)."""
-    filtered, sexes = filter_states(world, histories), histories.sex[histories.owner]
-    found = np.zeros_like(filtered)
-    reach = _expectations(world, np.eye(len(world.visit)), 0.0)
-    for (_, visits, *_), chances in zip(_by_month(histories, backward=True), reach, strict=True):
+    states, sexes = filter_states(world, histories), histories.sex[histories.owner]
+    joint = np.zeros_like(states)
+    expectations = _expectations(world, np.eye(len(world.visit)), 0.0)
+    for (_, visits, *_), chances in zip(_by_month(histories, backward=True), expectations, strict=True):
         for sex in range(2):
             rows = visits[sexes[visits] == sex]
-            found[rows] = _by_row(filtered[rows], chances[:, sex])
-    return found
+            joint[rows] = _by_row(states[rows], chances[:, sex])
+    return joint
 
 
 def _expectations(world: World, visited: np.ndarray, silent: float) -> Iterator[np.ndarray]:
@@ -252,14 +252,14 @@ def _expectations(world: World, visited: np.ndarray, silent: float) -> Iterator[
 
     Expectations are of (S, n) functions `visited` of the state at the next visit, and of `silent` if no visit follows.
     """
-    sexes, comes = np.arange(2), world.visit[:, None, None]
+    sexes, visit_chance = np.arange(2), world.visit[:, None, None]
     expected = np.full((len(visited), 2, visited.shape[1]), silent)
     for month in range(MAX_MONTHS, -1, -1):
         yield expected
         stays = world.stays(sexes, np.full(2, month))[..., None]
-        expected = stays * (comes * visited[:, None] + (1 - comes) * expected) + (1 - stays) * silent
-        at = sexes.repeat(visited.shape[1]), np.full(visited.shape[1] * 2, month)
-        expected = world.advance(expected.reshape(len(visited), -1), *at, backward=True).reshape(expected.shape)
+        expected = stays * (visit_chance * visited[:, None] + (1 - visit_chance) * expected) + (1 - stays) * silent
+        sex_month = sexes.repeat(visited.shape[1]), np.full(visited.shape[1] * 2, month)
+        expected = world.advance(expected.reshape(len(visited), -1), *sex_month, backward=True).reshape(expected.shape)
 
 
 def _odds(world: World) -> np.ndarray:
@@ -273,8 +273,8 @@ def _behind_masks(world: World, codes: np.ndarray, hidden: np.ndarray) -> Iterat
     for count in np.unique(counts[counts > 0]):
         rows = np.flatnonzero(counts == count)
         for part in np.array_split(rows, -(-len(rows) * count // _CHUNK)):
-            own = (~codes[part] | hidden[part])[:, None] * odds
-            yield part, own, _sums_before(own, count)
+            masked_odds = (~codes[part] | hidden[part])[:, None] * odds
+            yield part, masked_odds, _sums_before(masked_odds, count)
 
 
 def _sums_before(odds: np.ndarray, count: int) -> np.ndarray:
@@ -287,17 +287,18 @@ def _sums_before(odds: np.ndarray, count: int) -> np.ndarray:
 
 
 def _by_month(histories: Histories, backward: bool = False) -> Iterator[tuple]:
-    """Yields each month of age with its visits, the patients with an earlier visit and one in it or later, and `at`.
+    """Yields each month of age, its visits, the patients observed in it, and their sex and the month, repeated.
 
-    Runs from birth on, or backward from the oldest age. `at` holds the sex of those patients, and the month repeated.
+    Patients are observed after their first visit, up to their last one. Runs from birth on, or backward from the oldest
+    age.
     """
-    begin, end = histories.month[histories.first_visits()], histories.month[histories.last_visits()]
+    first_months, last_months = histories.month[histories.first_visits()], histories.month[histories.last_visits()]
     order = np.argsort(histories.month, kind="stable")
     bounds = np.searchsorted(histories.month[order], np.arange(MAX_MONTHS + 2))
     for month in range(MAX_MONTHS + 1)[:: -1 if backward else 1]:
-        going = np.flatnonzero((begin < month) & (month <= end))
-        at = histories.sex[going], np.full(len(going), month)
-        yield month, order[bounds[month] : bounds[month + 1]], going, at
+        active = np.flatnonzero((first_months < month) & (month <= last_months))
+        sex_month = histories.sex[active], np.full(len(active), month)
+        yield month, order[bounds[month] : bounds[month + 1]], active, sex_month
 
 
 def _by_row(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -28,22 +28,22 @@ HAZARD_FLAGS = ("num_rules", "group_size", "spread", "scale", "shape", "censored
 
 def choose_times(data: str, min_visits: int, seed: int, say: Callable[[str], None]) -> Labels:
     """Chooses a prediction time for each patient: the start of a random visit with enough earlier visits."""
-    index, ends = {"visits": True}, {"until": datetime.datetime.max}  # simulated outcomes need no follow-up
+    index, follow_up = {"visits": True}, {"until": datetime.datetime.max}  # simulated outcomes need no follow-up
     section = {"index": index, "require": {"min_visits": min_visits}, "events": {"death": events.DEATH}}
-    task = parse_time_to_event({"time_to_event": {**section, "follow_up": ends}}, "prediction times")
-    made = make_labels(task, events.find_shards(data))
-    say(f"{made.counts['patients']:,} patients, {made.counts['index dates']:,} visits")
-    for reason, number in made.dropped.items():
+    task = parse_time_to_event({"time_to_event": {**section, "follow_up": follow_up}}, "prediction times")
+    candidates = make_labels(task, events.find_shards(data))
+    say(f"{candidates.counts['patients']:,} patients, {candidates.counts['index dates']:,} visits")
+    for reason, number in candidates.dropped.items():
         if number:
             say(f"  dropped: {number:,} {reason}")
-    rows = made.labels.select(KEYS).with_columns(visit=pl.int_range(pl.len()).over("subject_id"))
-    drawn = hash_integers(seed, rows["subject_id"].to_numpy(), rows["visit"].to_numpy())
-    rows = rows.with_columns(drawn=drawn).sort("drawn").unique("subject_id", keep="first").sort(KEYS)
+    rows = candidates.labels.select(KEYS).with_columns(visit=pl.int_range(pl.len()).over("subject_id"))
+    hashes = hash_integers(seed, rows["subject_id"].to_numpy(), rows["visit"].to_numpy())
+    rows = rows.with_columns(drawn=hashes).sort("drawn").unique("subject_id", keep="first").sort(KEYS)
     if not rows.height:
         raise ValueError(f"{data}: no patient has {min_visits} visits and a later one; lower --min_visits")
     times = rows["prediction_time"].to_numpy().astype("datetime64[us]")
-    values, days, none = np.zeros((len(times), 0)), np.full(len(times), np.nan), np.zeros(len(times), np.int32)
-    return Labels("times", (), rows["subject_id"].to_numpy(), times, values, days, none)
+    values, days, no_events = np.zeros((len(times), 0)), np.full(len(times), np.nan), np.zeros(len(times), np.int32)
+    return Labels("times", (), rows["subject_id"].to_numpy(), times, values, days, no_events)
 
 
 def read_histories(
@@ -53,12 +53,12 @@ def read_histories(
     prepared = prepare(DataConfig(**config.data), None, progress=say)
     tokens, patients = prepared.vocabulary.tokens, dataset.read(prepared.folder, "all")
     times = times.take(np.flatnonzero(np.isin(times.subject_ids, patients.subject_ids)))
-    given = (times.subject_ids, times.prediction_times, config.history.include_at)
-    found, kept, _ = histories.histories_at(patients, *given)
-    say(f"{len(kept):,} of {len(times):,} prediction times have a history before them")
-    too_long = np.diff(found.offsets) > config.data.row_length
-    say(f"{too_long.mean():.1%} of histories have more codes than a row of {config.data.row_length} tokens holds")
-    return times.take(kept), found, tokens
+    arguments = (times.subject_ids, times.prediction_times, config.history.include_at)
+    truncated_histories, rows, _ = histories.histories_at(patients, *arguments)
+    say(f"{len(rows):,} of {len(times):,} prediction times have a history before them")
+    is_long = np.diff(truncated_histories.offsets) > config.data.row_length
+    say(f"{is_long.mean():.1%} of histories have more codes than a row of {config.data.row_length} tokens holds")
+    return times.take(rows), truncated_histories, tokens
 
 
 def to_table(times: Labels, truth: TrueOutcomes) -> pl.DataFrame:
@@ -66,15 +66,15 @@ def to_table(times: Labels, truth: TrueOutcomes) -> pl.DataFrame:
     elapsed = np.maximum(np.rint(truth.days * MICROSECONDS_A_DAY), 1).astype("timedelta64[us]")
     columns = {"subject_id": times.subject_ids, "prediction_time": times.prediction_times}
     columns |= {"event_time": times.prediction_times + elapsed, "event": truth.events}
-    known = (truth.log_hazard, *(np.full(len(elapsed), value) for value in (truth.scale, truth.shape)))
-    return pl.DataFrame({**columns, **dict(zip(TRUTH_COLUMNS, known, strict=True))})
+    truth_values = (truth.log_hazard, *(np.full(len(elapsed), value) for value in (truth.scale, truth.shape)))
+    return pl.DataFrame({**columns, **dict(zip(TRUTH_COLUMNS, truth_values, strict=True))})
 
 
 def write_truth(file: Path, hazard: Hazard) -> None:
     """Writes the rules of the log hazard, from which `experiments.explain` computes the effect of each code."""
-    known = {"rules": [rule._asdict() for rule in hazard.rules]}
-    known |= {name: getattr(hazard, name).tolist() for name in ("coefficients", "centres", "scales")}
-    file.write_text(json.dumps(known, indent=1))
+    content = {"rules": [rule._asdict() for rule in hazard.rules]}
+    content |= {name: getattr(hazard, name).tolist() for name in ("coefficients", "centres", "scales")}
+    file.write_text(json.dumps(content, indent=1))
 
 
 def read_truth(file: Path) -> Hazard:
@@ -84,15 +84,15 @@ def read_truth(file: Path) -> Hazard:
       ValueError: the file has other content, such as the features of earlier versions.
     """
     try:
-        known = json.loads(file.read_text())
+        truth = json.loads(file.read_text())
         rules = tuple(
-            Rule(**{**rule, "first": tuple(rule["first"]), "second": tuple(rule["second"])}) for rule in known["rules"]
+            Rule(**{**rule, "first": tuple(rule["first"]), "second": tuple(rule["second"])}) for rule in truth["rules"]
         )
-        return Hazard(rules, *(np.asarray(known[name]) for name in ("coefficients", "centres", "scales")))
+        return Hazard(rules, *(np.asarray(truth[name]) for name in ("coefficients", "centres", "scales")))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        found = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
         cure = "draw them again with experiments.simulate_outcomes"
-        raise ValueError(f"{file}: not the rules of simulated outcomes (found {found}); {cure}") from error
+        raise ValueError(f"{file}: not the rules of simulated outcomes (found {reason}); {cure}") from error
 
 
 def summarize(table: pl.DataFrame, truth: TrueOutcomes) -> list[str]:
@@ -101,8 +101,8 @@ def summarize(table: pl.DataFrame, truth: TrueOutcomes) -> list[str]:
     lines = [f"{table.height:,} rows of {table['subject_id'].n_unique():,} patients", *tasks.count_outcomes(table)]
     lines += ["log hazard: the sum of these rules, each in standard deviations (the mean of its value in brackets):"]
     lines += [
-        f"  {hazard.coefficients[place]:+.3f} [{hazard.centres[place]:.2f}] {hazard.rules[place]}"
-        for place in np.argsort(-np.abs(hazard.coefficients))
+        f"  {hazard.coefficients[index]:+.3f} [{hazard.centres[index]:.2f}] {hazard.rules[index]}"
+        for index in np.argsort(-np.abs(hazard.coefficients))
     ]
-    reached = survival.concordance(truth.events, truth.days, truth.log_hazard)
-    return [*lines, f"Harrell's C of the oracle, who knows the log hazard: {reached:.4f}"]
+    concordance = survival.concordance(truth.events, truth.days, truth.log_hazard)
+    return [*lines, f"Harrell's C of the oracle, who knows the log hazard: {concordance:.4f}"]

@@ -62,21 +62,21 @@ def _follow(world: World, rng: np.random.Generator, sex, start, state) -> tuple[
     """Simulates all patients by month from enrolment; returns owner, month and state of visits, end and died."""
     stages = worlds.stages_of(len(world.diseases))[state].T
     end, died = np.full(len(sex), worlds.MAX_MONTHS + 1), np.zeros(len(sex), bool)
-    present = np.arange(len(sex))
-    visits = [(present, start, state)]
+    active = np.arange(len(sex))
+    visits = [(active, start, state)]
     for step in range(1, worlds.MAX_MONTHS + 1):
-        present = present[start[present] + step <= worlds.MAX_MONTHS]
-        month = start[present] + step
+        active = active[start[active] + step <= worlds.MAX_MONTHS]
+        month = start[active] + step
         for disease, moves in enumerate(world.moves):
-            chances = moves[stages[disease, present], :, sex[present], worlds.years_of(month)]
-            stages[disease, present] = _draw(rng, chances.T)
-        state = worlds.state_of(stages[:, present])
-        dies = rng.random(len(present)) < world.death[state, sex[present], worlds.years_of(month)]
-        gone = dies | (rng.random(len(present)) < world.leave)
-        end[present[gone]], died[present[dies]] = month[gone], True
-        comes = ~gone & (rng.random(len(present)) < world.visit[state])
-        visits.append((present[comes], month[comes], state[comes]))
-        present = present[~gone]
+            chances = moves[stages[disease, active], :, sex[active], worlds.years_of(month)]
+            stages[disease, active] = _draw(rng, chances.T)
+        state = worlds.state_of(stages[:, active])
+        dies = rng.random(len(active)) < world.death[state, sex[active], worlds.years_of(month)]
+        leaves = dies | (rng.random(len(active)) < world.leave)
+        end[active[leaves]], died[active[dies]] = month[leaves], True
+        has_visit = ~leaves & (rng.random(len(active)) < world.visit[state])
+        visits.append((active[has_visit], month[has_visit], state[has_visit]))
+        active = active[~leaves]
     owner, month, state = (np.concatenate(parts) for parts in zip(*visits, strict=True))
     order = np.lexsort((month, owner))
     return owner[order], month[order], state[order], end, died
@@ -91,9 +91,9 @@ def _draw(rng: np.random.Generator, distributions: np.ndarray) -> np.ndarray:
 def select(histories: Simulated, patients: np.ndarray) -> Simulated:
     """Selects the patients at ascending indices (n,), and renumbers them."""
     visits = np.isin(histories.owner, patients)
-    kept = {name: getattr(histories, name)[visits] for name in ("month", "codes", "state")}
-    kept.update({name: getattr(histories, name)[patients] for name in ("sex", "end", "died")})
-    return Simulated(owner=np.searchsorted(patients, histories.owner[visits]), **kept)
+    columns = {name: getattr(histories, name)[visits] for name in ("month", "codes", "state")}
+    columns.update({name: getattr(histories, name)[patients] for name in ("sex", "end", "died")})
+    return Simulated(owner=np.searchsorted(patients, histories.owner[visits]), **columns)
 
 
 def write(folder: str | Path, world: World, histories: Simulated, seed: int, progress: Callable = lambda done: 0):
@@ -109,13 +109,13 @@ def write(folder: str | Path, world: World, histories: Simulated, seed: int, pro
     for split in events.SPLITS:
         (folder / "data" / split).mkdir(parents=True, exist_ok=True)
         members = np.flatnonzero((splits["split"] == split).to_numpy())
-        for number, low in enumerate(range(0, len(members), PATIENTS_PER_SHARD)):
-            places = members[low : low + PATIENTS_PER_SHARD]
-            part = select(histories, places)
+        for number, start in enumerate(range(0, len(members), PATIENTS_PER_SHARD)):
+            patients = members[start : start + PATIENTS_PER_SHARD]
+            part = select(histories, patients)
             file = folder / "data" / split / f"{number}.parquet"
-            _to_events(world, part, places + 1, births[places]).write_parquet(file)
-            truths.append(_to_truth(world, part, places + 1, births[places]))
-            progress(done := done + len(places))
+            _to_events(world, part, patients + 1, births[patients]).write_parquet(file)
+            truths.append(_to_truth(world, part, patients + 1, births[patients]))
+            progress(done := done + len(patients))
     pl.concat(truths).sort("subject_id", "visit").write_parquet(folder / TRUTH_FILE)
     worlds.save_world(folder, world)
     _write_metadata(folder, world, splits, seed)
@@ -124,18 +124,18 @@ def write(folder: str | Path, world: World, histories: Simulated, seed: int, pro
 def _write_metadata(folder: Path, world: World, splits: pl.DataFrame, seed: int) -> None:
     (folder / events.SPLITS_FILE).parent.mkdir(exist_ok=True)
     splits.write_parquet(folder / events.SPLITS_FILE)
-    described = {}
+    descriptions = {}
     for code in world.codes:
         kind, _, name = code.split("//")
         disease, _, number = name.rpartition("-")
-        described[code] = f"simulated {kind.lower()}" + (f" {number} of {disease}" if disease else "")
-    described.update({f"GENDER//{sex}": f"sex: {sex}" for sex in worlds.SEXES})
-    described.update({events.BIRTH: "birth", events.DEATH: "death"})
-    codes = pl.DataFrame({"code": list(described), "description": list(described.values())})
+        descriptions[code] = f"simulated {kind.lower()}" + (f" {number} of {disease}" if disease else "")
+    descriptions.update({f"GENDER//{sex}": f"sex: {sex}" for sex in worlds.SEXES})
+    descriptions.update({events.BIRTH: "birth", events.DEATH: "death"})
+    codes = pl.DataFrame({"code": list(descriptions), "description": list(descriptions.values())})
     codes.with_columns(parent_codes=pl.lit(None, pl.List(pl.String))).write_parquet(folder / "metadata/codes.parquet")
-    about = {"dataset_name": f"simulated-{splits.height}-{seed}", "dataset_version": "1.0", "meds_version": "0.4.1"}
-    about |= {"etl_name": "behrt_jax.data.simulate", "etl_version": "1.0"}
-    (folder / "metadata" / "dataset.json").write_text(json.dumps(about, indent=1))
+    metadata = {"dataset_name": f"simulated-{splits.height}-{seed}", "dataset_version": "1.0", "meds_version": "0.4.1"}
+    metadata |= {"etl_name": "behrt_jax.data.simulate", "etl_version": "1.0"}
+    (folder / "metadata" / "dataset.json").write_text(json.dumps(metadata, indent=1))
 
 
 def _to_events(world: World, histories: Simulated, subject_ids: np.ndarray, births: np.ndarray) -> pl.DataFrame:
@@ -151,12 +151,12 @@ def _to_events(world: World, histories: Simulated, subject_ids: np.ndarray, birt
         (died, _times(births, died, histories.end[died]), np.full(len(died), death), died * 0),
     ]
     owner, time, code, visit = (np.concatenate(column) for column in zip(*parts, strict=True))
-    found = pl.DataFrame({"subject_id": subject_ids[owner], "time": time, "code": code, "visit_id": visit})
-    found = found.sort("subject_id", "time", nulls_last=False, maintain_order=True)
-    return found.select(
+    table = pl.DataFrame({"subject_id": subject_ids[owner], "time": time, "code": code, "visit_id": visit})
+    table = table.sort("subject_id", "time", nulls_last=False, maintain_order=True)
+    return table.select(
         pl.col("subject_id").cast(pl.Int64),
         pl.col("time").cast(pl.Datetime("us")),
-        pl.Series("code", names).gather(found["code"]),
+        pl.Series("code", names).gather(table["code"]),
         pl.lit(None, pl.Float32).alias("numeric_value"),
         pl.when(pl.col("visit_id") > 0).then(pl.col("visit_id").cast(pl.Int64)),
     )

@@ -143,11 +143,11 @@ def make_world(seed: int, num_diseases: int = 4) -> World:
     moves = np.stack([_draw_moves(rng, recovers=disease % 2 == 1) for disease in range(num_diseases)])
     years = np.arange(MAX_YEARS)
     baseline = 2e-5 * np.exp(years / 11.0) * np.array([[0.8], [1.2]])
-    excess = _sum_over(_stage_terms(rng, num_diseases, [0.0, 0.4], [0.8, 1.6]), stages)
-    death = np.minimum(baseline * np.exp(excess)[:, None, None], 0.5)
-    quiet = _sum_over(np.log1p(-_stage_terms(rng, num_diseases, [0.05, 0.1], [0.15, 0.3])), stages)
+    log_excess = _sum_over(_stage_terms(rng, num_diseases, [0.0, 0.4], [0.8, 1.6]), stages)
+    death = np.minimum(baseline * np.exp(log_excess)[:, None, None], 0.5)
+    log_no_visit = _sum_over(np.log1p(-_stage_terms(rng, num_diseases, [0.05, 0.1], [0.15, 0.3])), stages)
     codes, emission = _draw_codes(rng, names, stages)
-    return World(names, codes, moves, death, np.array([0.003]), 1 - 0.9 * np.exp(quiet), emission)
+    return World(names, codes, moves, death, np.array([0.003]), 1 - 0.9 * np.exp(log_no_visit), emission)
 
 
 def _draw_moves(rng: np.random.Generator, recovers: bool) -> np.ndarray:
@@ -156,10 +156,10 @@ def _draw_moves(rng: np.random.Generator, recovers: bool) -> np.ndarray:
     for sex in range(2):
         middle, width = rng.uniform(25, 60), rng.uniform(8, 15)
         onset = rng.uniform(0.003, 0.007) / (1 + np.exp(-(np.arange(MAX_YEARS) - middle) / width))
-        worse, better = rng.uniform(0.01, 0.03), rng.uniform(0.005, 0.02, 2) * recovers
+        worsening, recovery = rng.uniform(0.01, 0.03), rng.uniform(0.005, 0.02, 2) * recovers
         moves[0, :, sex] = 1 - onset, onset, 0 * onset
-        moves[1, :, sex] = np.array([better[0], 1 - better[0] - worse, worse])[:, None]
-        moves[2, 1:, sex] = np.array([better[1], 1 - better[1]])[:, None]
+        moves[1, :, sex] = np.array([recovery[0], 1 - recovery[0] - worsening, worsening])[:, None]
+        moves[2, 1:, sex] = np.array([recovery[1], 1 - recovery[1]])[:, None]
     return moves
 
 
@@ -175,20 +175,20 @@ def _sum_over(terms: np.ndarray, stages: np.ndarray) -> np.ndarray:
 
 def _draw_codes(rng, names, stages) -> tuple[tuple[str, ...], np.ndarray]:
     """Draws the codes and their emission (S, C): a noisy-or of common codes and the codes of each disease."""
-    num_common, num_own = NUM_CODES
-    common = 0.005 + 0.25 * rng.beta(0.25, 4.0, num_common)
-    absent = np.zeros((len(names), STAGES, num_common + len(names) * num_own))
+    num_common, num_per_disease = NUM_CODES
+    common_chances = 0.005 + 0.25 * rng.beta(0.25, 4.0, num_common)
+    log_absence = np.zeros((len(names), STAGES, num_common + len(names) * num_per_disease))
     for disease in range(len(names)):
-        own = num_common + disease * num_own + np.arange(num_own)
-        shared = num_common + (disease - 1) % len(names) * num_own + np.arange(num_own // 4)
-        absent[disease, 1:, own] += np.log1p(-_draw_chances(rng, num_own, 4)).T
-        absent[disease, 1:, shared] += np.log1p(-_draw_chances(rng, num_own // 4, 3)).T
-    absent = _sum_over(absent, stages)
-    absent[:, :num_common] += np.log1p(-common)
-    emission = np.minimum(1 - np.exp(absent) * (1 - 5e-4), 0.95)  # any code can appear without its disease
-    places = range(len(names) * num_own)
+        disease_codes = num_common + disease * num_per_disease + np.arange(num_per_disease)
+        shared_codes = num_common + (disease - 1) % len(names) * num_per_disease + np.arange(num_per_disease // 4)
+        log_absence[disease, 1:, disease_codes] += np.log1p(-_draw_chances(rng, num_per_disease, 4)).T
+        log_absence[disease, 1:, shared_codes] += np.log1p(-_draw_chances(rng, num_per_disease // 4, 3)).T
+    log_absence = _sum_over(log_absence, stages)
+    log_absence[:, :num_common] += np.log1p(-common_chances)
+    emission = np.minimum(1 - np.exp(log_absence) * (1 - 5e-4), 0.95)  # any code can appear without its disease
+    places = range(len(names) * num_per_disease)
     codes = [f"CONDITION//SIM//common-{place:02d}" for place in range(num_common)]
-    codes += [f"{_KINDS[p % 3]}//SIM//{names[p // num_own]}-{p % num_own:02d}" for p in places]
+    codes += [f"{_KINDS[p % 3]}//SIM//{names[p // num_per_disease]}-{p % num_per_disease:02d}" for p in places]
     return ("ENCOUNTER//SIM//visit", *codes), np.concatenate([np.ones((len(stages), 1)), emission], axis=1)
 
 
@@ -218,12 +218,12 @@ def load_world(folder: str | Path) -> World:
     if not file.is_file():
         raise ValueError(f"{file}: no such file; expected the probabilities behind simulated data; {cure}")
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            found = {name: stored[name] for name in stored.files}
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file}: not a readable .npz file of arrays; {cure}") from error
     names = [field.name for field in dataclasses.fields(World)]
-    if missing := [name for name in names if name not in found]:
-        raise ValueError(f"{file}: {', '.join(missing)} missing (found {', '.join(found) or 'nothing'}); {cure}")
-    found.update({name: tuple(found[name].tolist()) for name in ("diseases", "codes")})
-    return World(**{name: found[name] for name in names})
+    if missing := [name for name in names if name not in arrays]:
+        raise ValueError(f"{file}: {', '.join(missing)} missing (found {', '.join(arrays) or 'nothing'}); {cure}")
+    arrays.update({name: tuple(arrays[name].tolist()) for name in ("diseases", "codes")})
+    return World(**{name: arrays[name] for name in names})

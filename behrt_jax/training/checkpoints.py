@@ -34,14 +34,14 @@ class Checkpoints:
         for name in ("absl", "asyncio"):  # Orbax logs every file, and raises the errors it logs
             logging.getLogger(name).setLevel(logging.CRITICAL)
         _quiet_threads()
-        keep = [
+        policies = [
             preservation_policy.LatestN(NEWEST_KEPT),
             preservation_policy.BestN(
                 get_metric_fn=lambda metrics: metrics[metric], reverse=True, n=1, keep_checkpoints_without_metrics=False
             ),
         ]
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             best_fn=lambda metrics: metrics[metric],
             best_mode="min",
             enable_async_checkpointing=False,
@@ -53,12 +53,12 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
-        """Saves a state under its step, with tuning metrics if given.
+        """Saves a state under its step, with its tuning metrics, if any.
 
         A state whose `opt_state` is None is saved as parameters only: it can be loaded, but training cannot resume.
 
         Raises:
-          OSError: the checkpoint could not be written; earlier checkpoints are kept.
+          OSError: the checkpoint could not be written; earlier checkpoints are unaffected.
         """
         parts = {"params": state.params}
         if state.opt_state is not None:
@@ -95,11 +95,11 @@ class Checkpoints:
         Raises:
           ValueError: there are checkpoints but none can be read, or they belong to another model.
         """
-        rest = {"step": like.step, "opt_state": like.opt_state}
-        found = self._restore(list(reversed(self.steps())), {"params": like.params, "rest": rest}, warn)
-        if found is None:
+        progress = {"step": like.step, "opt_state": like.opt_state}
+        checkpoint = self._restore(list(reversed(self.steps())), {"params": like.params, "rest": progress}, warn)
+        if checkpoint is None:
             return None
-        state = TrainState(found["rest"]["step"], found["params"], found["rest"]["opt_state"])
+        state = TrainState(checkpoint["rest"]["step"], checkpoint["params"], checkpoint["rest"]["opt_state"])
         for step in self.steps():
             if step > state.step:
                 self._manager.delete(step)
@@ -118,9 +118,9 @@ class Checkpoints:
         """
         newest_first = list(reversed(self.steps()))
         best = self._manager.best_step()
-        order = newest_first if best is None else [best, *(step for step in newest_first if step != best)]
-        found = self._restore(order, {"params": like}, warn)
-        return found and found["params"]
+        candidates = newest_first if best is None else [best, *(step for step in newest_first if step != best)]
+        checkpoint = self._restore(candidates, {"params": like}, warn)
+        return checkpoint and checkpoint["params"]
 
     def _restore(self, steps: list[int], like: dict, warn) -> Any | None:
         target = jax.tree.map(_placed, like)
@@ -129,8 +129,8 @@ class Checkpoints:
             damage = self._find_damage(step)
             if damage is None:
                 if mismatch := shape_mismatch(self._stored_shapes(step), like["params"]):
-                    place = self.folder / str(step)
-                    raise ValueError(f"{place}: {mismatch}; the checkpoint belongs to another model config")
+                    folder = self.folder / str(step)
+                    raise ValueError(f"{folder}: {mismatch}; the checkpoint belongs to another model config")
                 try:
                     return dict(self._manager.restore(step, args=items).items())
                 except Exception as error:  # Orbax and its stores raise many kinds for a damaged file
@@ -150,23 +150,23 @@ class Checkpoints:
     def _find_damage(self, step: int) -> str | None:
         """Describes the first missing or truncated file of a checkpoint; None if there is none or sizes are unknown."""
         try:
-            listed = json.loads((self.folder / str(step) / FILES).read_text())
+            expected_sizes = json.loads((self.folder / str(step) / FILES).read_text())
         except (OSError, ValueError):  # the process was killed before the sizes were written
             return None
-        found = self._list_files(step)
-        for name, size in listed.items():
-            if found.get(name) != size:
-                return f"{name} has {found[name]} bytes, expected {size}" if name in found else f"{name} is missing"
+        sizes = self._list_files(step)
+        for name, size in expected_sizes.items():
+            if sizes.get(name) != size:
+                return f"{name} has {sizes[name]} bytes, expected {size}" if name in sizes else f"{name} is missing"
         return None
 
     def _stored_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         """Returns the shape of each parameter from the checkpoint's metadata; empty if that is damaged too."""
         try:
             with ocp.StandardCheckpointer() as reader:
-                stored = reader.metadata(self.folder / str(step) / "params")
+                metadata = reader.metadata(self.folder / str(step) / "params")
         except Exception:  # as in `_restore`
             return {}
-        tree = getattr(stored, "item_metadata", stored)  # newer versions of Orbax wrap the tree
+        tree = getattr(metadata, "item_metadata", metadata)  # newer versions of Orbax wrap the tree
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
 

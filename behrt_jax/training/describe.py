@@ -1,4 +1,4 @@
-"""Descriptions of a data set that commands print: what it holds and what is left out."""
+"""Descriptions of a data set that commands print: its contents and the omitted items."""
 
 from ml_collections import ConfigDict
 
@@ -8,7 +8,7 @@ from behrt_jax.recipes import default
 
 
 def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
-    """Describes in one line what was found, and in further lines what was left out."""
+    """Describes the data and the model in one line, and the omitted items in further lines."""
     counts = prepared.report
     tokens = sum(counts[f"tokens/{split}"] for split in events.SPLITS)
     unknown = sum(counts[f"unknown/{split}"] for split in events.SPLITS)
@@ -17,12 +17,12 @@ def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
     lines = [
         f"found {patients:,} patients ({splits}), {counts['events']:,} events, {counts['visits']:,} visits, "
         f"{counts['codes']:,} codes, {tokens:,} tokens; the model has {num_parameters:,} parameters",
-        "left out: " + (", ".join(f"{number:,} {what}" for what, number in left_out(counts).items()) or "nothing"),
+        "left out: " + (", ".join(f"{number:,} {kind}" for kind, number in left_out(counts).items()) or "nothing"),
         f"[UNK]: {unknown / max(tokens, 1):.2%} of tokens, codes of fewer than data.min_patients train patients",
     ]
     if counts["splits_made"]:
-        stored = prepared.folder / "subject_splits.parquet"
-        lines.append(f"splits: the data has none; made 70/15/15 from a hash of the subject id, stored in {stored}")
+        split_file = prepared.folder / "subject_splits.parquet"
+        lines.append(f"splits: the data has none; made 70/15/15 from a hash of the subject id, stored in {split_file}")
     if counts["splits_of_folders"]:
         lines.append(f"splits: those of the folders of the data, which has no {events.SPLITS_FILE}")
     if counts["empty_visit_columns"]:
@@ -49,14 +49,14 @@ def describe_unmatched(config: ConfigDict, prepared: Prepared) -> list[str]:
     lines = []
     for key, patterns in unmatched.items():
         section, name = key.split(".")
-        if own := sorted(patterns.difference(default.get_config()[section][name])):
-            lines.append(f"{key}: no code matches {', '.join(own)}")
+        if custom_patterns := sorted(patterns.difference(default.get_config()[section][name])):
+            lines.append(f"{key}: no code matches {', '.join(custom_patterns)}")
     return lines
 
 
 def left_out(counts: dict) -> dict[str, int]:
-    """Returns the number of items that data preparation left out, by kind; omits zeros."""
-    found = {
+    """Returns the number of items that data preparation omitted, by kind; without zeros."""
+    numbers = {
         "hidden or system files": counts["hidden_files"],
         "files that are not *.parquet": counts["other_files"],
         "events by data.codes_include and data.codes_exclude": counts["events_left_out_by_pattern"],
@@ -67,17 +67,17 @@ def left_out(counts: dict) -> dict[str, int]:
         "events of patients in other splits": counts["events_in_other_splits"],
         "events of patients without any code left": counts["events_of_patients_without_codes"],
     }
-    return {what: number for what, number in found.items() if number}
+    return {kind: number for kind, number in numbers.items() if number}
 
 
 def describe_rows(patients: dataset.Patients, row_length: int, use_sep: bool, seed: int) -> str:
     """Describes how full the packed rows of train are, and what does not fit in a row."""
     index = windows.index_visits(patients, row_length, use_sep)
     fill = batches.training_epoch(patients, index, seed, 0).fill / row_length
-    cut = windows.window_report(index, windows.newest_windows(index))
+    cuts = windows.window_report(index, windows.newest_windows(index))
     return (
-        f"rows: {row_length} tokens, {fill:.1%} full; {cut['patients_cut']:,} of {cut['patients']:,} train patients "
+        f"rows: {row_length} tokens, {fill:.1%} full; {cuts['patients_cut']:,} of {cuts['patients']:,} train patients "
         "are longer than one: training draws a random window of whole visits, evaluation takes the newest (without "
-        f"{cut['visits_cut']:,} of {cut['visits']:,} visits, {cut['codes_cut_in_long_visits']:,} codes of visits "
-        f"longer than a row and {cut['static_codes_cut']:,} static codes past half a row)"
+        f"{cuts['visits_cut']:,} of {cuts['visits']:,} visits, {cuts['codes_cut_in_long_visits']:,} codes of visits "
+        f"longer than a row and {cuts['static_codes_cut']:,} static codes past half a row)"
     )

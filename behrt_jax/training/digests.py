@@ -21,10 +21,10 @@ def of_pretraining(config: ConfigDict, train: Patients, tuning: Patients) -> dic
       train: the patients to train on, from `pretraining.setup`.
       tuning: the patients to tune on.
     """
-    found = {"data.path": of_patients(train, tuning)}
+    digests = {"data.path": of_patients(train, tuning)}
     if config.get("code_init") and config.code_init != code_init.SKIP_GRAM:
-        found["code_init"] = workdir.digest(np.frombuffer(Path(config.code_init).read_bytes(), np.uint8))
-    return found
+        digests["code_init"] = workdir.digest(np.frombuffer(Path(config.code_init).read_bytes(), np.uint8))
+    return digests
 
 
 def of_patients(*splits: Patients) -> str:

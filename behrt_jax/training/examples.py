@@ -67,17 +67,17 @@ def _count_next_visits(config: ConfigDict, is_target: np.ndarray, patients: Pati
     """Counts the examples of `next_visit_targets.find_next_visits`, without building their inputs."""
     index = pretraining.index(config, patients)
     owners, starts = index.owners, patients.times[index.starts[0]]
-    held = code_counts.visit_codes(patients, index, len(is_target))[:, np.flatnonzero(is_target)]
-    found = np.flatnonzero(np.diff(held.indptr) > 0)
-    found = found[np.diff(owners[found], prepend=-1) == 0]  # not a patient's first
-    return int((starts[found] > starts[index.first_visit[owners[found]]]).sum())
+    visit_targets = code_counts.visit_codes(patients, index, len(is_target))[:, np.flatnonzero(is_target)]
+    visits = np.flatnonzero(np.diff(visit_targets.indptr) > 0)
+    visits = visits[np.diff(owners[visits], prepend=-1) == 0]  # leaves out the first of each patient
+    return int((starts[visits] > starts[index.first_visit[owners[visits]]]).sum())
 
 
 def _count_event_visits(config: ConfigDict, is_target: np.ndarray, patients: Patients) -> int:
     """Counts the visits to predict events from; 0 if no patient has an event after the first visit."""
     times = pretraining.find_times(config, patients, is_target)
-    firsts = pretraining.index(config, patients).first_visit[:-1]
-    chunks = np.array_split(firsts, -(-len(firsts) // CHUNK))
+    first_visits = pretraining.index(config, patients).first_visit[:-1]
+    chunks = np.array_split(first_visits, -(-len(first_visits) // CHUNK))
     return int((times.weights > 0).sum()) if any(times.after(chunk)[1].any() for chunk in chunks) else 0
 
 
@@ -93,11 +93,11 @@ def check(config: ConfigDict, counts: dict[str, int], split: str) -> None:
       ValueError: an objective has no examples; the message names it.
     """
     for name in (name for name, number in counts.items() if not number):
-        joint = config.objective.name == "joint"
-        key = f"objective.{name}_weight" if joint else f"objective.name={name}"
-        instead = "set it to 0" if joint else "name another objective"
+        is_joint = config.objective.name == "joint"
+        key = f"objective.{name}_weight" if is_joint else f"objective.name={name}"
+        remedy = "set it to 0" if is_joint else "name another objective"
         raise ValueError(
-            f"{key}: no {NAMES[name]} in {split} of {config.data.path}; expected {NEEDS[name]}, there too; {instead}, "
+            f"{key}: no {NAMES[name]} in {split} of {config.data.path}; expected {NEEDS[name]}, there too; {remedy}, "
             "or use more patients"
         )
 
@@ -108,14 +108,14 @@ def check_batches(config: ConfigDict, objective: Objective, batches: Iterable[di
     Short rows may lose examples. Reads batches only until each objective has one example.
     """
     step = jax.jit(lambda columns, key: objective.count(objective.prepare(columns, key)))
-    found: dict[str, float] = {}
+    totals: dict[str, float] = {}
     for number, batch in zip(itertools.count(), batches, strict=False):
-        counted = step(device_columns(batch), jax.random.fold_in(jax.random.key(seed), number))
-        found = {name: found.get(name, 0.0) + float(each) for name, each in counted.items()}
-        if all(found.values()):
+        counts = step(device_columns(batch), jax.random.fold_in(jax.random.key(seed), number))
+        totals = {name: totals.get(name, 0.0) + float(value) for name, value in counts.items()}
+        if all(totals.values()):
             return
-    lacking = {name.partition("/")[0]: 0 for name, each in found.items() if not each}
-    check(config, lacking, f"rows of {config.data.row_length} tokens (data.row_length) of {split}")
+    missing = {name.partition("/")[0]: 0 for name, value in totals.items() if not value}
+    check(config, missing, f"rows of {config.data.row_length} tokens (data.row_length) of {split}")
 
 
 def describe(split: str, counts: dict[str, int]) -> str:

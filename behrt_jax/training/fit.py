@@ -47,18 +47,18 @@ def resume_and_fit(
     settings = loop.TrainConfig(**config.train)
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
     current = checkpoints.restore_newest(current, warn=lambda line: print(f"warning: {line}")) or current
-    done = int(current.step)
-    losses = metrics_writer.read_series(folder, "tuning", workdir.TUNING_LOSS, done)
-    if done < settings.num_steps and not loop.is_exhausted(losses, settings.patience):
-        if done:
-            print(f"resuming {folder} after step {done:,} of {settings.num_steps:,}")
-        given = (config, folder, objective, optimizer, current, columns(done), evaluate, checkpoints, losses)
-        if stopped_by := fit(*given):
+    start_step = int(current.step)
+    losses = metrics_writer.read_series(folder, "tuning", workdir.TUNING_LOSS, start_step)
+    if start_step < settings.num_steps and not loop.is_exhausted(losses, settings.patience):
+        if start_step:
+            print(f"resuming {folder} after step {start_step:,} of {settings.num_steps:,}")
+        arguments = (config, folder, objective, optimizer, current, columns(start_step), evaluate, checkpoints, losses)
+        if signal_number := fit(*arguments):
             print(f"stopped and saved; the same command goes on from here: {resume_with}")
-            return 128 + stopped_by
+            return 128 + signal_number
     elif (file := folder / EVALUATION_FILE).exists():
         if digests.is_current(file, evaluated()):
-            print(f"{folder} is finished after {done:,} steps; nothing to do. Its results: {file}")
+            print(f"{folder} is finished after {start_step:,} steps; nothing to do. Its results: {file}")
             return 0
         print(f"{file}: is not of the held-out patients as they are now and the best checkpoint; evaluating again")
     checkpoints.close()
@@ -84,13 +84,13 @@ def fit(config, folder, objective, optimizer, current, columns, evaluate, checkp
     """
     train_config = loop.TrainConfig(**config.train)
     train_step = loop.make_train_step(objective, optimizer, config.seed, train_config.accumulate_steps)
-    done = int(current.step)
+    start_step = int(current.step)
     (folder / MACHINE_FILE).write_text(json.dumps(describe_machine()))
-    log_file = metrics_writer.MetricsWriter(folder, done)
+    log_file = metrics_writer.MetricsWriter(folder, start_step)
 
     # Log files are updated less often than terminals, to keep them short.
-    every = 0.5 if sys.stderr.isatty() else 30.0
-    bar = tqdm(total=train_config.num_steps, initial=done, unit="step", dynamic_ncols=True, mininterval=every)
+    interval = 0.5 if sys.stderr.isatty() else 30.0
+    bar = tqdm(total=train_config.num_steps, initial=start_step, unit="step", dynamic_ncols=True, mininterval=interval)
     with bar, Interrupt() as interrupt:
 
         def log(step, split, found):
@@ -106,7 +106,7 @@ def fit(config, folder, objective, optimizer, current, columns, evaluate, checkp
                 )
 
         try:
-            outcome = loop.train(
+            result = loop.train(
                 current,
                 train_step,
                 columns,
@@ -121,18 +121,18 @@ def fit(config, folder, objective, optimizer, current, columns, evaluate, checkp
                 evaluate_initial="objective" not in config,  # fine-tuning may not improve its head's regression
             )
         except loop.TrainingDivergedError as error:
-            last = checkpoints.steps()
-            good = (
-                f"the last good checkpoint is {checkpoints.folder / str(last[-1])}"
-                if last
+            steps = checkpoints.steps()
+            hint = (
+                f"the last good checkpoint is {checkpoints.folder / str(steps[-1])}"
+                if steps
                 else "no checkpoint was saved before"
             )
-            raise loop.TrainingDivergedError(f"{error}; {good}; lower optimizer.learning_rate") from error
+            raise loop.TrainingDivergedError(f"{error}; {hint}; lower optimizer.learning_rate") from error
         finally:
             log_file.close()
-    if outcome.reason == "stopped_early":
+    if result.reason == "stopped_early":
         print(f"stopped early: {train_config.patience} evaluations without a better tuning loss")
-    return interrupt.signal if outcome.reason == "interrupted" else None
+    return interrupt.signal if result.reason == "interrupted" else None
 
 
 def describe_machine() -> dict[str, str]:

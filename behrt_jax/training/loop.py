@@ -43,8 +43,8 @@ class TrainConfig:
             if getattr(self, key) < 1:
                 raise ValueError(f"train.{key}: found {getattr(self, key)}; expected 1 or more")
         if self.batch_size % self.accumulate_steps:
-            found = f"found {self.accumulate_steps} with train.batch_size={self.batch_size}"
-            raise ValueError(f"train.accumulate_steps: {found}; expected a divisor of the batch size")
+            problem = f"found {self.accumulate_steps} with train.batch_size={self.batch_size}"
+            raise ValueError(f"train.accumulate_steps: {problem}; expected a divisor of the batch size")
         for key in ("max_patients", "patience"):
             if getattr(self, key) < 0:
                 raise ValueError(f"train.{key}: found {getattr(self, key)}; expected 0 or more")
@@ -163,7 +163,7 @@ def train(
 
     if evaluate_initial and step == 0 and not losses:
         judge()
-    tokens, since = 0, time.perf_counter()
+    tokens, start_time = 0, time.perf_counter()
     while step < config.num_steps:
         batch = next(batches)
         tokens += int(np.count_nonzero(batch["patient_ids"]))
@@ -175,12 +175,12 @@ def train(
         is_due = step % config.evaluate_every == 0 or step == config.num_steps
         if step % config.log_every == 0 or is_due or stop:
             sums = check_finite(jax.device_get(pending), step - len(pending))
-            seconds = time.perf_counter() - since
+            seconds = time.perf_counter() - start_time
             log(step, "train", {**mean_metrics(merge_sums(sums)), "tokens_per_second": tokens / seconds})
-            pending, tokens, since = [], 0, time.perf_counter()
+            pending, tokens, start_time = [], 0, time.perf_counter()
         if is_due:
             judge()
-            since = time.perf_counter()
+            start_time = time.perf_counter()
             if is_exhausted(losses, config.patience):
                 return TrainResult(state, "stopped_early")
         elif stop:

@@ -17,9 +17,9 @@ class MetricsWriter:
     def __init__(self, workdir: Path, step: int):
         """Opens the workdir to append metrics after `step`."""
         self.file = workdir / "metrics.jsonl"
-        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+        lines = [line for line in read_metrics(workdir) if line["step"] <= step]
         scratch = self.file.with_suffix(".tmp")
-        scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
         scratch.replace(self.file)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 

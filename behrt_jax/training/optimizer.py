@@ -122,8 +122,8 @@ def layer_lr_scales(params: Any, decay: float = 1.0, freeze: str = "none", num_n
         raise ValueError(f"freeze: found {freeze!r}; expected one of {', '.join(FREEZE)}")
 
     def number(path):
-        found = re.search(r"/(?:block|layer)_(\d+)/", path)
-        return int(found[1]) if found else None
+        match = re.search(r"/(?:block|layer)_(\d+)/", path)
+        return int(match[1]) if match else None
 
     def scale(path, leaf):
         is_encoder = "/behrt/" in path and "/attention_pooling/" not in path and "/lora_" not in path
@@ -147,8 +147,8 @@ def stop_frozen_gradients(params: Any, scales: Any) -> Any:
     def hold(leaf, scale):
         if np.all(scale):
             return leaf
-        held = jax.lax.stop_gradient(leaf)
-        return jnp.where(scale > 0, leaf, held) if np.any(scale) else held
+        frozen = jax.lax.stop_gradient(leaf)
+        return jnp.where(scale > 0, leaf, frozen) if np.any(scale) else frozen
 
     return jax.tree.map(hold, params, scales)
 

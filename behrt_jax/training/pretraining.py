@@ -49,12 +49,14 @@ def make_task(config: ConfigDict, vocabulary: Vocabulary) -> PretrainingTask:
     settings = ObjectiveConfig(**config.objective)
     is_target = _find_targets(settings, vocabulary)
     model = workdir.build_model(config)
-    shared = (config.data.use_sep, is_target, examples.carries_value(vocabulary))
-    fixed = dataclasses.replace(settings, mask_rate=config.evaluation.mask_rate, masking="codes", mask_values=True)
+    arguments = (config.data.use_sep, is_target, examples.carries_value(vocabulary))
+    tuning_settings = dataclasses.replace(
+        settings, mask_rate=config.evaluation.mask_rate, masking="codes", mask_values=True
+    )
     return PretrainingTask(
         model,
-        make_objective(model, settings, *shared),
-        make_objective(model, fixed, *shared, mlm.EVALUATION),
+        make_objective(model, settings, *arguments),
+        make_objective(model, tuning_settings, *arguments, mlm.EVALUATION),
         is_target,
         vocabulary,
     )
@@ -80,9 +82,9 @@ def setup(
         if "time_to_event" in settings.weights and not settings.event_edges:
             times = find_times(config, train, _find_targets(settings, prepared.vocabulary))
             config.objective.event_edges = event_targets.fit_edges(times, EVENT_BINS, digits=config.data.value_digits)
-    trained = make_task(config, prepared.vocabulary)
-    count_examples(config, trained, train, "train", say)
-    return prepared, train, trained
+    task = make_task(config, prepared.vocabulary)
+    count_examples(config, task, train, "train", say)
+    return prepared, train, task
 
 
 def count_examples(
@@ -108,9 +110,9 @@ def initialize(
     config: ConfigDict, task: PretrainingTask, train: dataset.Patients, say: Callable[[str], None] = lambda line: None
 ) -> Callable:
     """Returns a function from a key to the variables; heads start at the rates of train, codes as in `code_init`."""
-    begun = code_init.make_rows(config, task.vocabulary, train, say)
-    held = code_counts.visit_codes(train, index(config, train), len(task.is_target))
-    shares = (held.sum(axis=0) + 0.5) / (held.shape[0] + 1.0)
+    code_rows = code_init.make_rows(config, task.vocabulary, train, say)
+    visit_codes = code_counts.visit_codes(train, index(config, train), len(task.is_target))
+    shares = (visit_codes.sum(axis=0) + 0.5) / (visit_codes.shape[0] + 1.0)
     logits = np.log(shares / np.maximum(1 - shares, 1e-3)).astype(np.float32)
     rates = {}
     if "time_to_event" in task.model.objectives:
@@ -126,7 +128,7 @@ def initialize(
         if rates:
             heads["time_to_event"] = {**heads["time_to_event"], **jax.tree.map(jax.numpy.asarray, rates)}
         variables = {**variables, "params": heads}
-        return variables if begun is None else code_init.place(variables, begun)
+        return variables if code_rows is None else code_init.place(variables, code_rows)
 
     return make
 
@@ -152,18 +154,18 @@ def tuning_scorer(
       ValueError: tuning has no examples of an objective, so that its loss would be undefined.
     """
     length, size, use_sep = config.data.row_length, config.evaluation.batch_size, config.data.use_sep
-    step = scoring.make_tuning_step(task.tuning_objective)
+    tuning_step = scoring.make_tuning_step(task.tuning_objective)
     tuning = mark(config, tuning)
     count_examples(config, task, tuning, "tuning", say)
     times = find_times(config, tuning, task.is_target) if "time_to_event" in task.model.objectives else None
     add = adder(config, times, windows.EVALUATION_SALT)
 
     def read() -> Iterator[dict]:
-        plain = batches.evaluation_batches(tuning, length, size, use_sep)
-        return (add(batch, number) for number, batch in enumerate(plain))
+        stream = batches.evaluation_batches(tuning, length, size, use_sep)
+        return (add(batch, number) for number, batch in enumerate(stream))
 
     def score(params) -> dict[str, float]:
-        return scoring.score_objective(step, task.tuning_objective, params, read())
+        return scoring.score_objective(tuning_step, task.tuning_objective, params, read())
 
     examples.check_batches(config, task.tuning_objective, read(), "tuning")
     return score
@@ -175,10 +177,10 @@ def mark(
     """Inserts query tokens between visits if `objective.query_times` is `anytime`, and reports their number."""
     if config.objective.query_times != "anytime":
         return patients
-    marked = event_targets.insert_query_tokens(patients, config.seed)
-    added = len(marked.codes) - len(patients.codes)
-    say(f"Inserted {added:,} query tokens between visits; the figures below count them as visits.")
-    return marked
+    output = event_targets.insert_query_tokens(patients, config.seed)
+    num_queries = len(output.codes) - len(patients.codes)
+    say(f"Inserted {num_queries:,} query tokens between visits; the figures below count them as visits.")
+    return output
 
 
 def index(config: ConfigDict, patients: dataset.Patients) -> windows.VisitIndex:

@@ -125,18 +125,18 @@ def restore_params(workdir: Path, config: ConfigDict, model: nn.Module, warn: Ca
             f"{folder}: no such directory; {workdir} holds no checkpoint yet, run experiments.pretrain first"
         )
     checkpoints = Checkpoints(folder, TUNING_LOSS)
-    adapted = config.lora if "lora" in config and config.lora.rank else None
+    lora_config = config.lora if "lora" in config and config.lora.rank else None
 
     def make(key):
         params = initialize(model, key)
-        return {"base": params, "factors": lora.initialize(params, adapted.rank, key)} if adapted else params
+        return {"base": params, "factors": lora.initialize(params, lora_config.rank, key)} if lora_config else params
 
     like = jax.eval_shape(make, jax.random.key(0))
     params = checkpoints.restore_best(like, warn)
     checkpoints.close()
     if params is None:
         raise ValueError(f"{folder}: holds no checkpoint; run experiments.pretrain first")
-    return lora.merge(params["base"], params["factors"], adapted.scale) if adapted else params
+    return lora.merge(params["base"], params["factors"], lora_config.scale) if lora_config else params
 
 
 def build_model(config: ConfigDict) -> BEHRTForPretraining:
@@ -186,7 +186,7 @@ def read_config(workdir: Path) -> ConfigDict:
         config.data.value_digits = config.data.get("value_digits", 0)  # older runs lack this key
         config.data.sex_codes = config.data.get("sex_codes", ())
     if "objective" in config:
-        # Keys that older runs lack, with the value equivalent to what those runs did.
+        # Keys that older runs lack, with the value equivalent to the behaviour of those runs.
         for key, default in (("first_event_only", False), ("query_times", "after_visits"), ("known_time_share", 0.0)):
             config.objective[key] = config.objective.get(key, default)
     return config.lock()
@@ -221,8 +221,8 @@ def digest(*values: Any) -> str:
             value = [(key, value[key]) for key in sorted(value)]
         if isinstance(value, list | tuple):
             hasher.update(f"[{len(value)}]".encode())
-            for each in value:
-                add(each)
+            for item in value:
+                add(item)
         elif isinstance(value, np.ndarray | jax.Array):
             array = np.asarray(value)
             hasher.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
@@ -264,13 +264,13 @@ def check_digests(
         stored = json.loads(file.read_text()) if file.exists() else {}
     except ValueError as error:
         raise ValueError(f"{file}: not JSON ({error}); restore it, or train anew in another --workdir") from error
-    if unknown := [key for key in digests if key not in stored]:
-        say(f"{workdir}: has no digest of {', '.join(unknown)}, as older runs; whether they changed is not checked")
+    if missing := [key for key in digests if key not in stored]:
+        say(f"{workdir}: has no digest of {', '.join(missing)}, as older runs; whether they changed is not checked")
     values = _flat(config.to_dict())
-    changed = [f"{key} ({values[key]})" for key in digests if stored.get(key, digests[key]) != digests[key]]
-    if changed:
+    changes = [f"{key} ({values[key]})" for key in digests if stored.get(key, digests[key]) != digests[key]]
+    if changes:
         raise ValueError(
-            f"{workdir}: began with other contents of {', '.join(changed)} than there are now; restore them, or use "
+            f"{workdir}: began with other contents of {', '.join(changes)} than there are now; restore them, or use "
             "another --workdir for the new ones"
         )
 
@@ -299,15 +299,15 @@ def open_workdir(
       OSError: the workdir cannot be written, for lack of space or permission.
     """
     if (workdir / CONFIG_FILE).exists():
-        differing = differences(read_config(workdir), config)
-        _refuse(workdir, [line for line in differing if not line.startswith(SET_FROM_DATA)])
+        mismatches = differences(read_config(workdir), config)
+        _refuse(workdir, [line for line in mismatches if not line.startswith(SET_FROM_DATA)])
         if Vocabulary.load(workdir / VOCABULARY_FILE).fingerprint != vocabulary.fingerprint:
             raise ValueError(
                 f"{workdir / VOCABULARY_FILE}: belongs to another vocabulary than {config.data.path} now gives; "
                 "use another --workdir or the data that the run began with"
             )
         check_digests(workdir, config, digests or {}, say)
-        _refuse(workdir, differing)
+        _refuse(workdir, mismatches)
         if read_config(workdir).to_dict() != config.to_dict():
             _write_config(workdir, config)  # so that evaluation finds data that was moved
         return True
@@ -338,14 +338,15 @@ def _write_config(workdir: Path, config: ConfigDict) -> None:
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Lists the keys that differ between two configs but must not: `train.num_steps: 10 there, 20 now`."""
     # An empty value of a new key stands for the behaviour of runs without the key, which may therefore resume.
-    before, after = (
-        {key: value for key, value in _flat(each.to_dict()).items() if value not in ("", (), [])} for each in (old, new)
+    old_values, new_values = (
+        {key: value for key, value in _flat(config.to_dict()).items() if value not in ("", (), [])}
+        for config in (old, new)
     )
-    keys = sorted({*before, *after})
+    keys = sorted({*old_values, *new_values})
     return [
-        f"{key}: {before.get(key, 'absent')} there, {after.get(key, 'absent')} now"
+        f"{key}: {old_values.get(key, 'absent')} there, {new_values.get(key, 'absent')} now"
         for key in keys
-        if _tuples(before.get(key)) != _tuples(after.get(key)) and not key.startswith(KEYS_ALLOWED_TO_CHANGE)
+        if _tuples(old_values.get(key)) != _tuples(new_values.get(key)) and not key.startswith(KEYS_ALLOWED_TO_CHANGE)
     ]
 
 

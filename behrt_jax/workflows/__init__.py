@@ -1,1 +1,1 @@
-"""What a user does with a run, each as one function: the commands call these, and so can Python."""
+"""The operations on a run, one function each, for the commands and for use from Python."""

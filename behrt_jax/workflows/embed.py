@@ -27,54 +27,54 @@ def embed(
     labels: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Writes one embedding a patient, with age, sex, split and labels, as a Parquet file.
+    """Writes one embedding per patient, with age, sex, split and labels, as a Parquet file.
 
     Args:
-      workdir: what `pretrain` or `finetune` wrote.
+      workdir: written by `pretrain` or `finetune`.
       output: the file to write.
-      data: a MEDS data set; that of the run if None.
-      at: a date, so that only what came strictly before is read; or `last`: all of it.
-      pooling: from the states of tokens to the patient.
-      windows: `newest`, the tokens that a row holds, or `all` of the history.
+      data: a MEDS data set; the run's own if None.
+      at: a date, to read only events strictly before it; or `last`, to read all events.
+      pooling: how token states are pooled into the patient embedding.
+      windows: `newest`, the tokens that fit in a row, or `all`, the whole history.
       labels: files of labels, whose values become columns.
-      say: takes lines on what is going on.
+      say: receives progress messages.
 
     Raises:
       ValueError: something cannot be read, or no patient was alive with an event before the date.
     """
-    output, date, tables, found = (
+    output, date, tables, run = (
         Path(output),
         snapshots.read_date(at),
         read_outcomes([*labels]),
         workdirs.load(workdir),
     )
-    with found.config.unlocked():
-        found.config.data.path = data or found.config.data.path
-    needed = events.SPLITS if data is None else ()
-    prepared = prepare.prepare(DataConfig(**found.config.data), found.vocabulary, needed, say)
+    with run.config.unlocked():
+        run.config.data.path = data or run.config.data.path
+    splits = events.SPLITS if data is None else ()
+    prepared = prepare.prepare(DataConfig(**run.config.data), run.vocabulary, splits, say)
     say(prepare.describe_coverage(prepared.report, "all"))
-    lives = follow_up.read_lives(found.config.data.path)
-    left_out, written, known = collections.Counter(), 0, collections.Counter()
+    lives = follow_up.read_lives(run.config.data.path)
+    left_out, num_written, label_counts = collections.Counter(), 0, collections.Counter()
     output.parent.mkdir(parents=True, exist_ok=True)
     number = sum(prepared.report[f"patients/{split}"] for split in events.SPLITS)
     with tempfile.TemporaryDirectory(dir=output.parent) as parts, tqdm(total=number, unit="patient") as bar:
         for split in (split for split in events.SPLITS if prepared.report[f"patients/{split}"]):
             patients = dataset.read(prepared.folder, split)
-            for frame, size, without in split_frames(found, patients, split, date, lives, pooling, windows == "all"):
+            for frame, size, exclusions in split_frames(run, patients, split, date, lives, pooling, windows == "all"):
                 frame = add_outcomes(frame, tables)
-                frame.write_parquet(Path(parts) / f"{written:012d}-{split}.parquet")
-                known.update({name: frame[name].count() for name in frame.columns[6:]})
-                left_out.update(without)
-                written += frame.height
+                frame.write_parquet(Path(parts) / f"{num_written:012d}-{split}.parquet")
+                label_counts.update({name: frame[name].count() for name in frame.columns[6:]})
+                left_out.update(exclusions)
+                num_written += frame.height
                 bar.update(size)
-        if not written:
-            raise ValueError(f"--at={at}: no patient of {found.config.data.path} was alive with an event before")
+        if not num_written:
+            raise ValueError(f"--at={at}: no patient of {run.config.data.path} was alive with an event before")
         scratch = Path(parts) / "all"
         pl.scan_parquet(Path(parts) / "*.parquet").sink_parquet(scratch)
         scratch.replace(output)
-    for reason, patients_out in left_out.items():
-        say(f"left out: {patients_out:,} patients {reason}")
-    for name, values in known.items():
+    for reason, num_patients in left_out.items():
+        say(f"left out: {num_patients:,} patients {reason}")
+    for name, values in label_counts.items():
         say(f"{name}: of {values:,} patients, as of the latest prediction time up to the embedding's")
-    say(f"written: {output}, {written:,} patients, {found.config.model.hidden_dim} numbers each")
+    say(f"written: {output}, {num_written:,} patients, {run.config.model.hidden_dim} numbers each")
     return output

@@ -1,4 +1,4 @@
-"""Evaluation: held-out metrics of a run beside baselines."""
+"""Evaluation: held-out metrics of a run and its baselines."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,18 +9,18 @@ from behrt_jax.training import workdir as workdirs
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation gives.
+    """The result of an evaluation.
 
     Attributes:
       values: the content of `evaluation.json`; see `evaluation.pretrained.evaluate_run`.
-      figures: the files that were drawn.
+      figures: the files drawn.
     """
 
     values: dict
     figures: list[Path]
 
     def table(self) -> str:
-        """Lays out the metrics beside those of the baselines, as text."""
+        """Formats the metrics of the run and the baselines as text."""
         return tables.format_result(self.values)
 
 
@@ -34,16 +34,16 @@ def evaluate(
     figures: bool = False,
     say: Callable[[str], None] = print,
 ) -> Evaluation:
-    """Scores the best checkpoint of a workdir beside baselines on the same targets, and writes `evaluation.json`.
+    """Scores the best checkpoint of a workdir and baselines on the same targets, and writes `evaluation.json`.
 
     Args:
-      workdir: what `pretrain` or `finetune` wrote.
-      split: `train`, `tuning` or `held_out`; of a fine-tuned run `held_out` alone.
+      workdir: written by `pretrain` or `finetune`.
+      split: `train`, `tuning` or `held_out`; only `held_out` for a fine-tuned run.
       data: another MEDS data set to score a pre-trained run on; the run's own if None.
-      versus: workdirs of other runs of the same data; one of a pre-trained run.
+      versus: workdirs of other runs on the same data, to compare with; at most one for a pre-trained run.
       baselines: whether to fit baselines; they take some minutes.
       figures: whether to draw figures of a pre-trained run; those of a fine-tuned one are always drawn.
-      say: takes lines on what is going on.
+      say: receives progress messages.
 
     Raises:
       ValueError: the workdir cannot be read, or something does not apply to its kind of run.
@@ -56,9 +56,9 @@ def evaluate(
         values = pretrained.evaluate_run(folder, split, data, other, baselines, say)
         return Evaluation(values, list(plots.draw(folder, split, data)) if figures else [])
     if data or split != "held_out":
-        given = f"--data={data}" if data else f"--split={split}"
+        flag = f"--data={data}" if data else f"--split={split}"
         raise ValueError(
-            f"{given}: {folder} is fine-tuned, which is evaluated on the held-out patients of its own data; "
+            f"{flag}: {folder} is fine-tuned, which is evaluated on the held-out patients of its own data; "
             "expected neither --data nor --split: for other patients use experiments.predict"
         )
     values = outcomes.evaluate_run(folder, versus=list(versus), with_baselines=baselines)

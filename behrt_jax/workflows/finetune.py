@@ -34,13 +34,13 @@ def finetune(
     """Fine-tunes BEHRT to labels, from a pre-trained run or from scratch, and evaluates it; resumes a stopped run.
 
     Args:
-      config: a recipe such as `behrt_jax.recipes.survival.get_config()`, with `labels` and mostly `pretrained`; it is
+      config: a recipe such as `behrt_jax.recipes.survival.get_config()`, with `labels` and usually `pretrained`; it is
         not changed.
-      workdir: where everything is written.
+      workdir: output folder.
       versus: workdirs of other runs of the same labels, to compare with.
       baselines: whether to fit baselines for the evaluation; they take some minutes.
-      say: takes lines on what is going on.
-      resume_with: what to do to go on after an interrupt, for the message; the same call if empty.
+      say: receives progress messages.
+      resume_with: how to resume after an interrupt, for the message; the same call if empty.
 
     Raises:
       ValueError: the recipe, the labels or the data cannot be used, or the workdir belongs to another run.
@@ -51,24 +51,36 @@ def finetune(
     BEHRTConfig(**{**config.model, "vocab_size": 1})
 
     task = setup.setup(config, say=say)
-    for other in versus:  # what the evaluation needs, before training
+    for other in versus:  # fails before training if the evaluation cannot use a run
         finetuned.load_other(Path(other), config, task.splits["held_out"].labels, lambda line: None)
     workdirs.open_workdir(folder, config, task.prepared.vocabulary, task.digests)
     if task.regression:
         task.regression.save(folder / REGRESSION_FILE)
     optimizer = make_optimizer(optimizer_config, train_config.num_steps, scales=task.scales)
-    current = state.create_state(task.initialize, optimizer, config.seed)
+    train_state = state.create_state(task.initialize, optimizer, config.seed)
     if config.forecast.codes:
-        params = probe_init.init_head(config, task.model, current.params, task.splits)
-        current = dataclasses.replace(current, params=jax.tree.map(jnp.array, params))
-    sizes = jax.tree.map(count_trained, current.params, task.scales(current.params))
-    everything, trained = sum(leaf.size for leaf in jax.tree.leaves(current.params)), sum(jax.tree.leaves(sizes))
-    say(f"parameters: {everything:,}, of which {trained:,} are trained")
-    (folder / PARAMETERS_FILE).write_text(json.dumps({"all": everything, "trained": trained}))
+        params = probe_init.init_head(config, task.model, train_state.params, task.splits)
+        train_state = dataclasses.replace(train_state, params=jax.tree.map(jnp.array, params))
+    sizes = jax.tree.map(count_trained, train_state.params, task.scales(train_state.params))
+    num_params, num_trained = (
+        sum(leaf.size for leaf in jax.tree.leaves(train_state.params)),
+        sum(jax.tree.leaves(sizes)),
+    )
+    say(f"parameters: {num_params:,}, of which {num_trained:,} are trained")
+    (folder / PARAMETERS_FILE).write_text(json.dumps({"all": num_params, "trained": num_trained}))
     columns = functools.partial(labeled_histories.training_columns, config, task.splits["train"])
-    evaluated = functools.partial(digests.of_evaluation, folder, task.digests)
-    given = (config, folder, task.objective, optimizer, current, columns, setup.tuning_scorer(config, task), evaluated)
-    status = resume_and_fit(*given, resume_with or f"behrt_jax.finetune(config, '{folder}')")
+    evaluation_digest = functools.partial(digests.of_evaluation, folder, task.digests)
+    args = (
+        config,
+        folder,
+        task.objective,
+        optimizer,
+        train_state,
+        columns,
+        setup.tuning_scorer(config, task),
+        evaluation_digest,
+    )
+    status = resume_and_fit(*args, resume_with or f"behrt_jax.finetune(config, '{folder}')")
     if status is not None:
         return TrainedRun(folder, status, None)
     evaluation = outcomes.evaluate_run(folder, task.splits, [str(other) for other in versus], baselines)

@@ -22,15 +22,15 @@ def predict(
     """Predicts with a fine-tuned run at prediction times of the patients of a MEDS data set, and writes a table.
 
     Args:
-      workdir: what `finetune` wrote.
+      workdir: written by `finetune`.
       data: a MEDS data set.
-      labels: a file of `subject_id` and `prediction_time`; outcomes are copied where it has them.
+      labels: a file of `subject_id` and `prediction_time`; outcomes are copied if it has them.
       output: the Parquet file to write.
-      say: takes lines on what is going on.
+      say: receives progress messages.
 
     Returns:
-      The table: binary predictions in the schema that meds-evaluation reads; classes, several labels and causes have a
-      column each.
+      The table: binary predictions in the schema that meds-evaluation reads; classes, several labels and causes have
+      one column each.
 
     Raises:
       ValueError: the run is not fine-tuned, or nothing can be predicted.
@@ -40,22 +40,22 @@ def predict(
     if "objective" in config:
         raise ValueError(f"--workdir={folder}: was pre-trained; expected a run of experiments.finetune")
     fitted = predictions.read_fitted(folder)
-    wanted = read_labels((labels,), say, with_outcomes=False)
-    if wanted.kind != "times" and wanted.kind not in labeled_data.kinds(config):
-        raise ValueError(f"--labels={labels}: holds {wanted.kind} labels; {folder} predicts another kind")
+    label_set = read_labels((labels,), say, with_outcomes=False)
+    if label_set.kind != "times" and label_set.kind not in labeled_data.kinds(config):
+        raise ValueError(f"--labels={labels}: holds {label_set.kind} labels; {folder} predicts another kind")
     with config.unlocked():
         config.data.path = data
     prepared = prepare.prepare(DataConfig(**config.data), vocabulary, splits=(), progress=say)
     say(prepare.describe_coverage(prepared.report, "all"))
-    wanted = labeled_data.match(wanted, follow_up.read_lives(data), say)
+    label_set = labeled_data.match(label_set, follow_up.read_lives(data), say)
     patients, tokens = dataset.read(prepared.folder, "all"), vocabulary.tokens
-    found = labeled_histories.find_histories(config, patients, wanted, tokens, "predicted", say)
-    labeled_data.report_rest(len(wanted), [found], say)
-    if not len(found.labels):
+    histories = labeled_histories.find_histories(config, patients, label_set, tokens, "predicted", say)
+    labeled_data.report_rest(len(label_set), [histories], say)
+    if not len(histories.labels):
         raise ValueError(f"--labels={labels}: no row is of a patient with an event before; nothing to predict")
-    found = head_regression.add({"predicted": found}, head_regression.load(folder, config), tokens)["predicted"]
-    values = predictions.predict(config, predictions.score(config, model, params, found), fitted)
-    predictions.write(output, config, found.labels, values, fitted)
-    number = len(np.unique(found.labels.subject_ids))
-    say(f"written: {output}, {len(found.labels):,} predictions of {number:,} patients")
+    histories = head_regression.add({"predicted": histories}, head_regression.load(folder, config), tokens)["predicted"]
+    values = predictions.predict(config, predictions.score(config, model, params, histories), fitted)
+    predictions.write(output, config, histories.labels, values, fitted)
+    number = len(np.unique(histories.labels.subject_ids))
+    say(f"written: {output}, {len(histories.labels):,} predictions of {number:,} patients")
     return pl.read_parquet(output)

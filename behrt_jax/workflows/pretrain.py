@@ -23,12 +23,12 @@ from behrt_jax.training.optimizer import OptimizerConfig, make_optimizer
 
 
 class TrainedRun(NamedTuple):
-    """What training gives.
+    """The result of training.
 
     Attributes:
-      workdir: what `behrt_jax.load` takes.
-      status: 0 where the run is finished, else 128 and the number of the signal that stopped it.
-      evaluation: the content of `evaluation.json`; None where the run was stopped, or was finished before.
+      workdir: the argument of `behrt_jax.load`.
+      status: 0 if training finished, otherwise 128 plus the number of the signal that stopped it.
+      evaluation: the content of `evaluation.json`; None if the run was stopped or had already finished.
     """
 
     workdir: Path
@@ -48,16 +48,16 @@ def pretrain(
 
     Args:
       config: a recipe, such as `behrt_jax.recipes.small.get_config()`; it is not changed.
-      workdir: where everything is written.
+      workdir: output folder.
       baselines: whether to fit baselines for the evaluation; they take some minutes.
-      say: takes lines on what is going on.
-      resume_with: what to do to go on after an interrupt, for the message; the same call if empty.
+      say: receives progress messages.
+      resume_with: how to resume after an interrupt, for the message; the same call if empty.
 
     Raises:
       ValueError: the recipe or the data cannot be used, or the workdir belongs to another run.
     """
     config, folder = config.copy_and_resolve_references(), Path(workdir)
-    # Finds everything that can be wrong in the recipe before minutes go into the data.
+    # Validates the whole recipe before minutes are spent on the data.
     data_config, train_config = DataConfig(**config.data), loop.TrainConfig(**config.train)
     BEHRTConfig(**{**config.model, "vocab_size": 1})
     optimizer = make_optimizer(OptimizerConfig(**config.optimizer), train_config.num_steps)
@@ -66,35 +66,35 @@ def pretrain(
 
     prepared, patients, task = pretraining.setup(config, say=say)
     splits = {name: dataset.read(prepared.folder, name) for name in ("tuning", "held_out")}
-    splits = {name: dataset.sample(found, config.evaluation.max_patients) for name, found in splits.items()}
+    splits = {name: dataset.sample(part, config.evaluation.max_patients) for name, part in splits.items()}
     scorer = pretraining.tuning_scorer(config, task, splits["tuning"], say)
     pretraining.count_examples(config, task, pretraining.mark(config, splits["held_out"]), "held_out", say)
     check_oracle(config, task, splits["held_out"], say)
     digests = input_digests.of_pretraining(config, patients, splits["tuning"])
     workdirs.open_workdir(folder, config, prepared.vocabulary, digests)
-    current = state.create_state(pretraining.initialize(config, task, patients, say), optimizer, config.seed)
-    for line in (*describe_data(prepared, count_parameters(current.params)), *describe_unmatched(config, prepared)):
+    train_state = state.create_state(pretraining.initialize(config, task, patients, say), optimizer, config.seed)
+    for line in (*describe_data(prepared, count_parameters(train_state.params)), *describe_unmatched(config, prepared)):
         say(line)
     say(describe_rows(patients, data_config.row_length, data_config.use_sep, config.seed))
     if task.is_target.any():
         say(f"targets: {task.is_target.sum():,} codes by objective.targets and objective.min_patients")
     columns = functools.partial(pretraining.training_columns, config, task, patients)
-    evaluated = functools.partial(input_digests.of_evaluation, folder, digests, splits["held_out"])
-    given = (config, folder, task.objective, optimizer, current, columns, scorer, evaluated)
-    status = resume_and_fit(*given, resume_with or f"behrt_jax.pretrain(config, '{folder}')")
+    evaluation_digest = functools.partial(input_digests.of_evaluation, folder, digests, splits["held_out"])
+    args = (config, folder, task.objective, optimizer, train_state, columns, scorer, evaluation_digest)
+    status = resume_and_fit(*args, resume_with or f"behrt_jax.pretrain(config, '{folder}')")
     if status is not None:
         return TrainedRun(folder, status, None)
     evaluation = pretrained.evaluate_run(folder, "held_out", with_baselines=baselines, say=say)
     say(tables.format_result(evaluation))
-    written = f"{workdirs.EVALUATION_FILE}, metrics.jsonl, tensorboard/, checkpoints/, and what load() needs"
-    say(f"written to {folder}: {written}")
+    outputs = f"{workdirs.EVALUATION_FILE}, metrics.jsonl, tensorboard/, checkpoints/, and what load() needs"
+    say(f"written to {folder}: {outputs}")
     return TrainedRun(folder, 0, evaluation)
 
 
 def check_oracle(
     config: ConfigDict, task: pretraining.PretrainingTask, held_out: dataset.Patients, say: Callable[[str], None]
 ) -> None:
-    """Warns before training where the evaluation of simulated patients cannot use the oracle."""
+    """Warns before training if the evaluation of simulated patients cannot use the oracle."""
     if loaded_run.is_simulated(config.data.path) and {"mlm", "next_visit"} & set(task.model.objectives):
         try:
             index = pretraining.index(config, held_out)

@@ -15,15 +15,15 @@ def write_report(
     show_patients: bool | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Writes one page about a run, which loads nothing from anywhere.
+    """Writes a self-contained HTML page about a run.
 
     Args:
-      workdir: what `pretrain` or `finetune` wrote.
+      workdir: written by `pretrain` or `finetune`.
       output: the page to write; `report.html` in the workdir if None.
       data: a MEDS data set whose patients are shown; the run's own if None.
-      diseases: groups of diseases by which patients are coloured.
-      show_patients: whether to show single patients; only where the data is simulated if None.
-      say: takes lines on what is going on.
+      diseases: file of disease groups, which colour the patients.
+      show_patients: whether to show single patients; if None, only those of simulated data.
+      say: receives progress messages.
 
     Raises:
       ValueError: the run cannot be read, or patients may be real and are to be shown.

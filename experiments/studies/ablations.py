@@ -30,22 +30,22 @@ def run_all(folder: Path, pending: list[tuple[str, int]], num_steps: int, jobs: 
 
     def make(run: tuple[str, int]) -> str | None:
         share = shares.pop()
-        only = ["-m", "experiments.studies.ablations_run", f"--variant={run[0]}", f"--seed={run[1]}"]
-        only.append(f"--num_steps={num_steps}")
+        command = ["-m", "experiments.studies.ablations_run", f"--variant={run[0]}", f"--seed={run[1]}"]
+        command.append(f"--num_steps={num_steps}")
         bind = (lambda: os.sched_setaffinity(0, share)) if share else None
-        done = subprocess.run([sys.executable, *only], stdout=subprocess.PIPE, text=True, preexec_fn=bind)
+        process = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, preexec_fn=bind)
         shares.append(share)
-        if done.returncode:
+        if process.returncode:
             return f"{run[0]}, seed {run[1]}"
         with (folder / "results.jsonl").open("a") as file:
-            file.write(done.stdout.splitlines()[-1] + "\n")
+            file.write(process.stdout.splitlines()[-1] + "\n")
         return None
 
     with ThreadPoolExecutor(jobs) as pool:
-        ended = list(tqdm(pool.map(make, pending), total=len(pending), unit="run", dynamic_ncols=True))
-    failed = [run for run in ended if run]
-    if failed:
-        raise ValueError(f"{len(failed)} runs failed, their own errors are above: {'; '.join(failed)}")
+        outcomes = list(tqdm(pool.map(make, pending), total=len(pending), unit="run", dynamic_ncols=True))
+    failures = [run for run in outcomes if run]
+    if failures:
+        raise ValueError(f"{len(failures)} runs failed, their own errors are above: {'; '.join(failures)}")
 
 
 def read_results(folder: Path, num_steps: int) -> dict[tuple[str, int], dict]:
@@ -61,11 +61,11 @@ def format_tables(results: dict[tuple[str, int], dict], num_steps: int, group: s
     head = [f"{len(seeds)} seeds, {num_steps} steps: mean [lowest, highest]", ""]
     lines = [*head, "| | parameters | " + " | ".join(METRICS.values()) + " |", "|---|---|" + "---|" * len(METRICS)]
     for name in GROUPS[group]:
-        found = [results[name, seed] for seed in seeds if (name, seed) in results]
-        if found:
-            cells = [_cell([run[metric] for run in found if metric in run]) for metric in METRICS]
-            label = name if len(found) == len(seeds) else f"{name} ({len(found)} seeds)"
-            lines.append(f"| {label} | {found[0]['parameters']:,} | {' | '.join(cells)} |")
+        runs = [results[name, seed] for seed in seeds if (name, seed) in results]
+        if runs:
+            cells = [_cell([run[metric] for run in runs if metric in run]) for metric in METRICS]
+            label = name if len(runs) == len(seeds) else f"{name} ({len(runs)} seeds)"
+            lines.append(f"| {label} | {runs[0]['parameters']:,} | {' | '.join(cells)} |")
     if group != "model":
         return "\n".join(lines) + "\n"
     base = [results["small recipe", seed] for seed in seeds if ("small recipe", seed) in results]
@@ -84,9 +84,9 @@ def main() -> None:
     """Runs the command."""
     folder = Path(FLAGS.workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    known = read_results(folder, FLAGS.num_steps)
-    everything = [(name, seed) for seed in range(FLAGS.seeds) for name in GROUPS[FLAGS.group]]
-    run_all(folder, [run for run in everything if run not in known], FLAGS.num_steps, FLAGS.jobs)
+    results = read_results(folder, FLAGS.num_steps)
+    runs = [(name, seed) for seed in range(FLAGS.seeds) for name in GROUPS[FLAGS.group]]
+    run_all(folder, [run for run in runs if run not in results], FLAGS.num_steps, FLAGS.jobs)
     tables = format_tables(read_results(folder, FLAGS.num_steps), FLAGS.num_steps, FLAGS.group)
     file = folder / f"{FLAGS.group}.md"
     file.write_text(tables)

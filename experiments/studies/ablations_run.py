@@ -42,8 +42,8 @@ def score_masked(config, model, params, tuning: dataset.Patients) -> dict[str, f
     settings = config.evaluation
     plain = batches.evaluation_batches(tuning, config.data.row_length, settings.batch_size, config.data.use_sep)
     masked = scoring.mask_batches(plain, settings.mask_rate, config.model.vocab_size, draws=2)
-    outcomes = scoring.score(scoring.make_score_step(model), params, masked).values
-    return {name: float(outcomes[name].mean()) for name in ("loss", "accuracy", "top5_accuracy")}
+    scores = scoring.score(scoring.make_score_step(model), params, masked).values
+    return {name: float(scores[name].mean()) for name in ("loss", "accuracy", "top5_accuracy")}
 
 
 def score_head(config, trained: pretraining.PretrainingTask, params, tuning: dataset.Patients) -> float:
@@ -57,22 +57,25 @@ def score_head(config, trained: pretraining.PretrainingTask, params, tuning: dat
 def main() -> None:
     """Runs the command."""
     config = recipe(FLAGS.variant, FLAGS.seed, FLAGS.num_steps)
-    prepared, patients, trained = pretraining.setup(config)
+    prepared, patients, task = pretraining.setup(config)
     tuning = dataset.read(prepared.folder, "tuning")
-    model = trained.model
-    began = time.perf_counter()
-    params = pretrain(config, trained, patients)
-    seconds = time.perf_counter() - began
+    model = task.model
+    start = time.perf_counter()
+    params = pretrain(config, task, patients)
+    seconds = time.perf_counter() - start
     result = {"variant": FLAGS.variant, "seed": FLAGS.seed, "num_steps": FLAGS.num_steps, "seconds": seconds}
     result["parameters"] = count_parameters(params)
     if "mlm" in model.objectives:
         result |= score_masked(config, model, params, tuning)
     if "next_visit" in model.objectives:
-        result["next_visit"] = score_head(config, trained, params, tuning)
+        result["next_visit"] = score_head(config, task, params, tuning)
     elif FLAGS.variant not in TRAINING:
-        fitted, held = (linear_probe.embed_histories(config, model, params, found) for found in (patients, tuning))
+        train_set, tuning_set = (
+            linear_probe.embed_histories(config, model, params, split) for split in (patients, tuning)
+        )
         result["poolings"] = {
-            name: linear_probe.probe(fitted[0][name], fitted[1], held[0][name], held[1]) for name in fitted[0]
+            name: linear_probe.probe(train_set[0][name], train_set[1], tuning_set[0][name], tuning_set[1])
+            for name in train_set[0]
         }
         result["next_visit"] = result["poolings"]["mean"]
     print(json.dumps(result))

@@ -30,16 +30,18 @@ ALL_STEPS = 2**62
 
 def run_variant(folder: Path, name: str, rate: str) -> dict:
     """Fine-tunes one variant at one learning rate; returns the values for the table."""
-    own = folder / f"{name.replace(', rank ', '-').replace(' ', '-').lower()}-{rate}"
+    run_folder = folder / f"{name.replace(', rank ', '-').replace(' ', '-').lower()}-{rate}"
     keys = {"labels": FLAGS.labels, "pretrained": FLAGS.pretrained, "optimizer.learning_rate": rate}
-    given = [f"--config.{key}={value}" for key, value in keys.items()] + [f"--config.{each}" for each in FLAGS.set]
-    call("finetune", f"--config={FLAGS.config}", f"--workdir={own}", "--nobaselines", *given, *VARIANTS[name])
-    losses = metrics_writer.read_series(own, "tuning", workdir.TUNING_LOSS, ALL_STEPS)
-    speeds = metrics_writer.read_series(own, "train", "tokens_per_second", ALL_STEPS)
-    result = json.loads((own / EVALUATION_FILE).read_text())["metrics"]
-    trained = json.loads((own / PARAMETERS_FILE).read_text())["trained"]
-    found = {"loss": min(losses), "speed": statistics.median(speeds), "trained": trained}
-    return {**found, "metrics": result, "rate": rate, "evaluations": losses.index(min(losses)) + 1}
+    overrides = [f"--config.{key}={value}" for key, value in keys.items()] + [f"--config.{each}" for each in FLAGS.set]
+    call(
+        "finetune", f"--config={FLAGS.config}", f"--workdir={run_folder}", "--nobaselines", *overrides, *VARIANTS[name]
+    )
+    losses = metrics_writer.read_series(run_folder, "tuning", workdir.TUNING_LOSS, ALL_STEPS)
+    speeds = metrics_writer.read_series(run_folder, "train", "tokens_per_second", ALL_STEPS)
+    result = json.loads((run_folder / EVALUATION_FILE).read_text())["metrics"]
+    num_trained = json.loads((run_folder / PARAMETERS_FILE).read_text())["trained"]
+    values = {"loss": min(losses), "speed": statistics.median(speeds), "trained": num_trained}
+    return {**values, "metrics": result, "rate": rate, "evaluations": losses.index(min(losses)) + 1}
 
 
 def format_markdown(found: dict[str, dict]) -> str:
@@ -60,11 +62,11 @@ def format_markdown(found: dict[str, dict]) -> str:
 def main() -> None:
     """Runs the command."""
     folder = Path(FLAGS.workdir)
-    found = {}
+    best = {}
     for name in VARIANTS:
-        tried = [run_variant(folder, name, rate) for rate in FLAGS.learning_rates]
-        found[name] = min(tried, key=lambda each: each["loss"])
-    table = format_markdown(found)
+        runs = [run_variant(folder, name, rate) for rate in FLAGS.learning_rates]
+        best[name] = min(runs, key=lambda each: each["loss"])
+    table = format_markdown(best)
     (folder / "adaptations.md").write_text(table)
     print(f"held out, 95% intervals over patients; the learning rate is chosen on tuning\n\n{table}")
     print(f"written: {folder / 'adaptations.md'}")

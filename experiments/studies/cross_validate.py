@@ -56,16 +56,16 @@ def fold_of(subject_ids: np.ndarray, folds: int) -> np.ndarray:
 
 def run_fold(folder: Path, view: Path) -> None:
     """Trains and evaluates all models of a fold, unless already done."""
-    own = {name: folder / name for name in ("pretrained", *MODELS)}
+    workdirs = {name: folder / name for name in ("pretrained", *MODELS)}
     shared = [f"--config.data.path={view}", *(f"--config.{each}" for each in FLAGS.set)]
     pretrain = [f"--config={FLAGS.pretrain}", f"--config.train.num_steps={FLAGS.pretrain_steps}", *shared]
     finetune = [f"--config={FLAGS.config}", f"--config.labels={FLAGS.labels}", *shared]
     lstm = LSTM + LSTM_SURVIVAL * (Path(FLAGS.config).stem == "survival")
-    call("pretrain", *pretrain, f"--workdir={own['pretrained']}", "--nobaselines")
-    call("finetune", *finetune, f"--workdir={own['scratch']}", "--nobaselines")
-    call("finetune", *finetune, *lstm, f"--workdir={own['lstm']}", "--nobaselines")
-    begun = [f"--config.pretrained={own['pretrained']}", f"--versus={own['scratch']},{own['lstm']}"]
-    call("finetune", *finetune, *begun, f"--workdir={own['behrt']}")
+    call("pretrain", *pretrain, f"--workdir={workdirs['pretrained']}", "--nobaselines")
+    call("finetune", *finetune, f"--workdir={workdirs['scratch']}", "--nobaselines")
+    call("finetune", *finetune, *lstm, f"--workdir={workdirs['lstm']}", "--nobaselines")
+    options = [f"--config.pretrained={workdirs['pretrained']}", f"--versus={workdirs['scratch']},{workdirs['lstm']}"]
+    call("finetune", *finetune, *options, f"--workdir={workdirs['behrt']}")
 
 
 def read_fold(folder: Path, fold: int) -> dict[str, dict[str, Estimate]]:
@@ -74,26 +74,26 @@ def read_fold(folder: Path, fold: int) -> dict[str, dict[str, Estimate]]:
     replicates = np.load(folder / "behrt" / REPLICATES_FILE)
     order = np.random.default_rng(fold).permutation(bootstrap.NUM_RESAMPLES)
     paths = {str(folder / name): label for name, label in MODELS.items()}
-    found = {}
+    estimates = {}
     for key, values in replicates.items():
         model, _, metric = key.partition(": ")
         entry = (result["baselines"][model] if model != "BEHRT" else result["metrics"])[metric]
         label = paths.get(model, model)
         counts = entry["n"], entry.get("patients", 0)
-        found.setdefault(label, {})[metric] = Estimate(entry["value"], values[order], *counts)
-    return found
+        estimates.setdefault(label, {})[metric] = Estimate(entry["value"], values[order], *counts)
+    return estimates
 
 
 def average(found: list[dict[str, dict[str, Estimate]]]) -> dict[str, dict[str, Estimate]]:
     """Averages over folds the models and metrics that all folds have."""
-    together = {}
-    for model, metric in [(name, metric) for name, own in found[0].items() for metric in own]:
+    means = {}
+    for model, metric in [(name, metric) for name, metrics in found[0].items() for metric in metrics]:
         parts = [fold[model][metric] for fold in found if metric in fold.get(model, {})]
         if len(parts) == len(found):
             values, replicates, *counts = zip(*parts, strict=True)
             mean = Estimate(float(np.mean(values)), np.mean(replicates, axis=0), *map(sum, counts))
-            together.setdefault(model, {})[metric] = mean
-    return together
+            means.setdefault(model, {})[metric] = mean
+    return means
 
 
 def format_markdown(found: dict[str, dict[str, Estimate]]) -> str:
@@ -105,9 +105,9 @@ def format_markdown(found: dict[str, dict[str, Estimate]]) -> str:
     sign = 1 if first.endswith(LOWER_IS_BETTER) else -1
     heads = ["", *columns.values(), *(f"{name} above it by" for name in ours)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for model, own in sorted(found.items(), key=lambda item: sign * item[1][first].value):
-        cells = [format_cell(own[name].summary()) if name in own else "" for name in columns]
-        gaps = {one: bootstrap.difference(found[one][first], own[first]) for one in ours if one != model}
+    for model, estimates in sorted(found.items(), key=lambda item: sign * item[1][first].value):
+        cells = [format_cell(estimates[name].summary()) if name in estimates else "" for name in columns]
+        gaps = {one: bootstrap.difference(found[one][first], estimates[first]) for one in ours if one != model}
         pairs = [format_signed(gaps[one]) if one in gaps else "" for one in ours]
         lines.append(f"| {model} | {' | '.join([*cells, *pairs])} |")
     return "\n".join(lines) + "\n"
@@ -127,11 +127,11 @@ def main() -> None:
     if FLAGS.views or len(chosen) < folds:
         print("finished; the same command without --only and --views checks all folds and makes the table")
         return
-    found = average([read_fold(folder / f"fold-{fold}", fold) for fold in range(folds)])
-    reached = {model: bootstrap.summaries(each) for model, each in found.items()}
-    versus = {a: {b: bootstrap.compare(found[a], found[b]) for b in found if b != a} for a in found}
-    (folder / "cross_validation.json").write_text(json.dumps({"metrics": reached, "versus": versus}, indent=1))
-    (folder / "cross_validation.md").write_text(table := format_markdown(found))
+    estimates = average([read_fold(folder / f"fold-{fold}", fold) for fold in range(folds)])
+    metrics = {model: bootstrap.summaries(each) for model, each in estimates.items()}
+    versus = {a: {b: bootstrap.compare(estimates[a], estimates[b]) for b in estimates if b != a} for a in estimates}
+    (folder / "cross_validation.json").write_text(json.dumps({"metrics": metrics, "versus": versus}, indent=1))
+    (folder / "cross_validation.md").write_text(table := format_markdown(estimates))
     print(f"means of {folds} folds, 95% intervals over patients\n\n{table}")
     print(f"written: {folder / 'cross_validation.md'} and .json")
 

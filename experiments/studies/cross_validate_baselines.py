@@ -30,26 +30,26 @@ def measure_fold(config, fold: int, say) -> dict[str, dict[str, Estimate]]:
     """Fits and measures the baselines of a fold; permutes resamples so that folds are independent of each other."""
     prepared, splits = data.read_splits(config, None, say)
     setup.fill_in(config, splits["train"].labels, len(prepared.vocabulary))
-    order, found = np.random.default_rng(fold).permutation(bootstrap.NUM_RESAMPLES), {}
-    for name, (said, fitted) in fit_baselines(config, splits, prepared.vocabulary.tokens, say).items():
-        estimates = measure(config, said, splits["held_out"].labels, splits["train"].labels, fitted, {})
-        found[name] = {key: each._replace(replicates=each.replicates[order]) for key, each in estimates.items()}
-    return found
+    order, result = np.random.default_rng(fold).permutation(bootstrap.NUM_RESAMPLES), {}
+    for name, (predictions, threshold) in fit_baselines(config, splits, prepared.vocabulary.tokens, say).items():
+        estimates = measure(config, predictions, splits["held_out"].labels, splits["train"].labels, threshold, {})
+        result[name] = {key: each._replace(replicates=each.replicates[order]) for key, each in estimates.items()}
+    return result
 
 
 def read(folder: Path) -> dict[str, dict[str, Estimate]]:
     """Reads the estimates written by a run of this command."""
-    values, found = json.loads((folder / VALUES_FILE).read_text()), {}
+    values, estimates = json.loads((folder / VALUES_FILE).read_text()), {}
     with np.load(folder / REPLICATES_FILE) as arrays:
         for key, (value, number) in values.items():
             model, _, metric = key.partition(": ")
-            found.setdefault(model, {})[metric] = Estimate(value, arrays[key], number)
-    return found
+            estimates.setdefault(model, {})[metric] = Estimate(value, arrays[key], number)
+    return estimates
 
 
 def write(folder: Path, found: dict[str, dict[str, Estimate]]) -> None:
     """Writes estimates and their resamples."""
-    flat = {f"{model}: {metric}": each for model, own in found.items() for metric, each in own.items()}
+    flat = {f"{model}: {metric}": each for model, metrics in found.items() for metric, each in metrics.items()}
     (folder / VALUES_FILE).write_text(json.dumps({key: (each.value, each.n) for key, each in flat.items()}, indent=1))
     resampled = {key: each.replicates for key, each in flat.items()}
     np.savez_compressed(folder / REPLICATES_FILE, allow_pickle=False, **resampled)
@@ -59,14 +59,14 @@ def format_markdown(found: dict[str, dict[str, Estimate]], other: dict[str, dict
     """Formats a table in Markdown: a row per baseline, and its difference from the same baseline of another run."""
     objective = next(iter(next(iter(found.values())))).partition("/")[0]
     names = {f"{objective}/{name}": label for name, label in COLUMNS[objective].items()}
-    columns = {name: label for name, label in names.items() if all(name in own for own in found.values())}
+    columns = {name: label for name, label in names.items() if all(name in estimates for estimates in found.values())}
     first = next(iter(columns))
     heads = ["", *columns.values(), *([f"{columns[first]}: difference"] if other else [])]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for model, own in found.items():
-        cells = [format_cell(own[name].summary()) for name in columns]
+    for model, estimates in found.items():
+        cells = [format_cell(estimates[name].summary()) for name in columns]
         if other:
-            gap = bootstrap.difference(own[first], other[model][first]) if model in other else None
+            gap = bootstrap.difference(estimates[first], other[model][first]) if model in other else None
             cells.append(format_signed(gap) if gap else "")
         lines.append(f"| {model} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -74,7 +74,7 @@ def format_markdown(found: dict[str, dict[str, Estimate]], other: dict[str, dict
 
 def main() -> None:
     """Runs the command."""
-    folder, found = Path(FLAGS.workdir), []
+    folder, fold_estimates = Path(FLAGS.workdir), []
     other = read(Path(FLAGS.compare_to)) if FLAGS.compare_to else {}
     for fold in range(FLAGS.folds):
         config = FLAGS.config.copy_and_resolve_references()
@@ -82,10 +82,10 @@ def main() -> None:
         with config.unlocked():
             config.labels, config.data.path = FLAGS.labels, str(view)
         print(f"fold {fold} of {FLAGS.folds}: {view}", flush=True)
-        found.append(measure_fold(config, fold, lambda line: print(line, flush=True)))
-    together = average(found)
-    write(folder, together)
-    (folder / "baselines.md").write_text(table := format_markdown(together, other))
+        fold_estimates.append(measure_fold(config, fold, lambda line: print(line, flush=True)))
+    means = average(fold_estimates)
+    write(folder, means)
+    (folder / "baselines.md").write_text(table := format_markdown(means, other))
     print(f"means of {FLAGS.folds} folds, 95% intervals over patients\n\n{table}")
     print(f"written: {folder / 'baselines.md'}")
 

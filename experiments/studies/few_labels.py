@@ -130,25 +130,27 @@ def main() -> None:
         raise ValueError(f"--forecast: found {', '.join(sorted(unknown))}; expected names of --labels")
     if unknown := {*FLAGS.trained} - {SCRATCH, TUNED}:
         raise ValueError(f"--trained: found {', '.join(sorted(unknown))}; expected {SCRATCH}, {TUNED} or nothing")
-    todo, found, held_out = planned(sizes), {name: [] for name in files}, {name: [] for name in files}
+    todo, estimates, held_out = planned(sizes), {name: [] for name in files}, {name: [] for name in files}
     with tqdm(total=len(runs) * len(files) * len(todo), unit="fit", mininterval=1) as bar:
         for number, run in enumerate(runs):
             compiled, reader = {}, None
             for name, file in files.items():
-                config = of_run(FLAGS.config, run, len(runs) > 1, tuple(code for of, code in codes if of == name))
+                config = of_run(FLAGS.config, run, len(runs) > 1, tuple(code for label, code in codes if label == name))
                 bar.write(f"{run}, {name}:")
-                own = folder / f"run-{number}" / name if len(runs) > 1 else folder / name
-                task = few_labels_run.read_task(config, file, FLAGS.most_labels, own, bar.write)
+                task_folder = folder / f"run-{number}" / name if len(runs) > 1 else folder / name
+                task = few_labels_run.read_task(config, file, FLAGS.most_labels, task_folder, bar.write)
                 patients = dataset.read(task.prepared.folder, "train")
                 reader = reader or Reader(workdir.load(run), patients, folder / FEATURES_FOLDER)
-                results = Results(own)
+                results = Results(task_folder)
                 measure_task(task, results, todo, reader, compiled, bar)
-                found[name].append(results.found)
+                estimates[name].append(results.found)
                 held_out[name].append(task.splits["held_out"].labels)
-    table = format_table(found, {name: count(each) for name, each in held_out.items()}, sizes)
+    table = format_table(estimates, {name: count(each) for name, each in held_out.items()}, sizes)
     (folder / TABLE_FILE).write_text(table)
-    of = f"{FLAGS.draws} draws" + (f" in each of {len(runs)} runs" if len(runs) > 1 else "")
-    print(f"means of {of}; 95% intervals over held-out patients and draws\n\n{table}\nwritten: {folder / TABLE_FILE}")
+    label = f"{FLAGS.draws} draws" + (f" in each of {len(runs)} runs" if len(runs) > 1 else "")
+    print(
+        f"means of {label}; 95% intervals over held-out patients and draws\n\n{table}\nwritten: {folder / TABLE_FILE}"
+    )
 
 
 if __name__ == "__main__":

@@ -52,23 +52,25 @@ def read_task(config: ConfigDict, file: str, most: int, folder, say: Callable[[s
     with config.unlocked():
         config.labels, config.most_labels = file, most
         del config["classification" if labels.kind == "survival" else "survival"]
-    begun = pretrained.load_pretrained(config)
-    prepared, splits = data.read_splits(config, begun.vocabulary, say)
-    splits = {name: sampling.take(found, sampling.cap(found.labels, most)) for name, found in splits.items()}
+    loaded = pretrained.load_pretrained(config)
+    prepared, splits = data.read_splits(config, loaded.vocabulary, say)
+    splits = {name: sampling.take(split, sampling.cap(split.labels, most)) for name, split in splits.items()}
     for name in ("train", "held_out"):
         label_data.check_learnable(splits[name].labels, name)
         say(f"{name}: {len(splits[name].labels):,} labels are taken: {labeled_histories.describe(splits[name].labels)}")
     data.warn_of_few(splits["held_out"].labels, say)
-    workdir.open_workdir(folder, config, prepared.vocabulary, setup.digest_inputs(splits, begun), say)
-    return Task(config, prepared, splits, begun.params)
+    workdir.open_workdir(folder, config, prepared.vocabulary, setup.digest_inputs(splits, loaded), say)
+    return Task(config, prepared, splits, loaded.params)
 
 
 def forecast(task: Task) -> np.ndarray:
     """Returns the pre-trained run's forecast for held-out patients, without labels: the mean over `forecast.codes`."""
-    its = setup.build(task.config, task.prepared, task.splits, task.begun)
+    finetuning_task = setup.build(task.config, task.prepared, task.splits, task.begun)
     width = task.config.model.hidden_dim
-    read = probe_init.read_patients(task.config, its.model, its.initialize(jax.random.key(0)), task.splits["held_out"])
-    return read[:, width : width + len(task.config.forecast.ids)].mean(axis=1)
+    features = probe_init.read_patients(
+        task.config, finetuning_task.model, finetuning_task.initialize(jax.random.key(0)), task.splits["held_out"]
+    )
+    return features[:, width : width + len(task.config.forecast.ids)].mean(axis=1)
 
 
 def train_and_score(task: Task, rows: np.ndarray, draw: int, is_pretrained: bool, compiled: dict) -> np.ndarray:
@@ -86,25 +88,25 @@ def train_and_score(task: Task, rows: np.ndarray, draw: int, is_pretrained: bool
         with config.unlocked():
             config.update(SCRATCH)
             config.forecast.codes = config.forecast.ids = ()
-    drawn = sampling.take(task.splits["train"], rows)
-    its = setup.build(config, task.prepared, {"train": drawn}, task.begun if is_pretrained else None)
-    key = str((its.model, config.get("survival"), config.get("classification"), is_pretrained))
+    sample = sampling.take(task.splits["train"], rows)
+    finetuning_task = setup.build(config, task.prepared, {"train": sample}, task.begun if is_pretrained else None)
+    key = str((finetuning_task.model, config.get("survival"), config.get("classification"), is_pretrained))
     if "classification" in config and config.classification.class_weights != "none":
         key += str((config.labels, rows.tobytes()))  # the objective's weights depend on the labels
-    steps = compiled.get(key) or compiled.setdefault(key, make_steps(config, its))
+    steps = compiled.get(key) or compiled.setdefault(key, make_steps(config, finetuning_task))
     # Training steps fold in 1, 2, ...; initialisation folds in 0.
-    params = its.initialize(jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 0), draw))
+    params = finetuning_task.initialize(jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 0), draw))
     # Copied, as training donates its initial parameters; via numpy, as arrays bound to a device trigger recompilation.
     params = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), params)
     current = TrainState(jnp.zeros((), jnp.int32), params, steps.optimizer.init(params))
-    columns = labeled_histories.training_columns(config, drawn, 0)
+    columns = labeled_histories.training_columns(config, sample, 0)
     for _ in range(config.train.num_steps):
-        current, measured = steps.train(current, next(columns))
-    loop.check_finite([jax.device_get(measured)], config.train.num_steps - 1)
+        current, metrics = steps.train(current, next(columns))
+    loop.check_finite([jax.device_get(metrics)], config.train.num_steps - 1)
     params = current.params
     if config.lora.rank:
         params = lora.merge(params["base"], params["factors"], config.lora.scale)
-    logits = predict.score(config, its.model, params, task.splits["held_out"])
+    logits = predict.score(config, finetuning_task.model, params, task.splits["held_out"])
     return (
         survival.risk_scores(logits, SurvivalConfig(**config.survival))[:, 0] if "survival" in config else logits[:, 0]
     )

@@ -37,27 +37,27 @@ def embed_histories(config, model, params, patients):
     """Returns frozen embeddings of truncated histories by pooling, each (n, D), and the next visit's codes (n, V)."""
     index = windows.index_visits(patients, config.data.row_length, config.data.use_sep)
     poolings = POOLINGS if model.config.sees_future else POOLINGS[1:]  # `cls` sees the first visit alone
-    found, targets = {name: [] for name in poolings}, []
+    embeddings, targets = {name: [] for name in poolings}, []
     for salt in range(1, CUTS + 1):
-        histories, wanted, _ = cut_histories(patients, index, config.model.vocab_size, salt)
+        histories, visit_codes, _ = cut_histories(patients, index, config.model.vocab_size, salt)
         pooled = embed(config, model, params, histories, poolings=poolings)
         for name in poolings:
-            found[name].append(pooled[name])
-        targets.append(wanted)
-    return {name: np.concatenate(parts) for name, parts in found.items()}, np.concatenate(targets)
+            embeddings[name].append(pooled[name])
+        targets.append(visit_codes)
+    return {name: np.concatenate(parts) for name, parts in embeddings.items()}, np.concatenate(targets)
 
 
 def probe(train_features, train_targets, features, targets) -> float:
     """Fits logistic regressions on the train features; returns the micro average precision on the other features."""
     mean, deviation = train_features.mean(axis=0), train_features.std(axis=0) + 1e-6
-    inputs, wanted = jnp.asarray((train_features - mean) / deviation), jnp.asarray(train_targets, jnp.float32)
+    inputs, labels = jnp.asarray((train_features - mean) / deviation), jnp.asarray(train_targets, jnp.float32)
     rate = (train_targets.sum(axis=0) + 0.5) / (len(train_targets) + 1)
-    weights = (jnp.zeros((inputs.shape[1], wanted.shape[1])), jnp.asarray(np.log(rate / (1 - rate)), jnp.float32))
+    weights = (jnp.zeros((inputs.shape[1], labels.shape[1])), jnp.asarray(np.log(rate / (1 - rate)), jnp.float32))
     decayed = jax.tree.map(lambda leaf: leaf.ndim > 1, weights)
     optimizer = optax.adamw(PROBE_LEARNING_RATE, weight_decay=PROBE_DECAY, mask=decayed)
 
     def loss(weights):
-        return optax.sigmoid_binary_cross_entropy(inputs @ weights[0] + weights[1][None], wanted).mean(axis=0).sum()
+        return optax.sigmoid_binary_cross_entropy(inputs @ weights[0] + weights[1][None], labels).mean(axis=0).sum()
 
     @jax.jit
     def fit(weights):

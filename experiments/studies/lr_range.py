@@ -28,20 +28,20 @@ def measure(config, num_steps: int, lowest: float, highest: float) -> tuple[np.n
     Returns:
       (n,) learning rates and (n,) losses, smoothed and corrected for their start at zero; ends early at NaN.
     """
-    _, patients, trained = pretraining.setup(config, say=print)
+    _, patients, task = pretraining.setup(config, say=print)
     rates = np.geomspace(lowest, highest, num_steps)
     schedule = optax.exponential_decay(lowest, 1, float(rates[1] / rates[0]))
     optimizer = make_optimizer(OptimizerConfig(**config.optimizer), num_steps, schedule)
-    current = state.create_state(pretraining.initialize(config, trained, patients), optimizer, config.seed)
-    train_step = loop.make_train_step(trained.objective, optimizer, config.seed, config.train.accumulate_steps)
+    current = state.create_state(pretraining.initialize(config, task, patients), optimizer, config.seed)
+    train_step = loop.make_train_step(task.objective, optimizer, config.seed, config.train.accumulate_steps)
     losses, average = [], 0.0
-    stream = itertools.islice(pretraining.training_columns(config, trained, patients, 0), num_steps)
+    stream = itertools.islice(pretraining.training_columns(config, task, patients, 0), num_steps)
     for step, columns in enumerate(tqdm(stream, total=num_steps, unit="step", dynamic_ncols=True), start=1):
         current, metrics = train_step(current, columns)
-        found = {
+        means = {
             name: float(total) / max(float(count), 1.0) for name, (total, count) in jax.device_get(metrics).items()
         }
-        average = SMOOTHING * average + (1 - SMOOTHING) * trained.objective.total(found)
+        average = SMOOTHING * average + (1 - SMOOTHING) * task.objective.total(means)
         losses.append(average / (1 - SMOOTHING**step))
         if not np.isfinite(average):
             break

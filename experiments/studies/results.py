@@ -67,12 +67,12 @@ def format_markdown(results: dict[str, dict]) -> str:
         for name, result in results.items():
             if first not in result["metrics"]:
                 continue
-            known = {label: found for label, found in result["baselines"].items() if first in found}
+            baselines = {label: metrics for label, metrics in result["baselines"].items() if first in metrics}
             sign = 1 if first.endswith(LOWER_IS_BETTER) else -1
-            ranked = sorted(known.items(), key=lambda item: sign * item[1][first]["value"])
+            ranked = sorted(baselines.items(), key=lambda item: sign * item[1][first]["value"])
             oracle = [("oracle", result["oracle"])] if first in result.get("oracle", {}) else []
-            for label, found in [*oracle, ("**BEHRT**", result["metrics"]), *ranked]:
-                cells = [format_cell(found[column]) if column in found else "" for column in columns]
+            for label, metrics in [*oracle, ("**BEHRT**", result["metrics"]), *ranked]:
+                cells = [format_cell(metrics[column]) if column in metrics else "" for column in columns]
                 lines.append(f"| {name}: {label} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"

@@ -43,12 +43,14 @@ def fit_power_law(patients: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray,
     """
     if len(patients) < 4:
         raise ValueError(f"--sizes: found {len(patients)}; expected four or more, to fit three numbers and their error")
-    begin = (0.9 * losses.min(), (losses.max() - 0.9 * losses.min()) * patients.min() ** 0.5, 0.5)
+    start = (0.9 * losses.min(), (losses.max() - 0.9 * losses.min()) * patients.min() ** 0.5, 0.5)
     try:
-        found, spread = curve_fit(power_law, patients, losses, p0=begin, bounds=(0, [np.inf, np.inf, 3]), maxfev=20_000)
+        estimates, covariance = curve_fit(
+            power_law, patients, losses, p0=start, bounds=(0, [np.inf, np.inf, 3]), maxfev=20_000
+        )
     except RuntimeError as error:
         raise ValueError(f"no power law fits the losses {losses.round(4).tolist()} ({error})") from error
-    return found, np.sqrt(np.diag(spread))
+    return estimates, np.sqrt(np.diag(covariance))
 
 
 def patients_for(loss: float, fit: np.ndarray) -> float:
@@ -60,7 +62,7 @@ def patients_for(loss: float, fit: np.ndarray) -> float:
 def compare(results: dict[int, dict], other: dict[int, dict]) -> str:
     """Reports how many patients the recipe of another curve needs for the losses of this one."""
     lines = []
-    shared = set.intersection(*(set(found["metrics"]) for found in (*results.values(), *other.values())))
+    shared = set.intersection(*(set(result["metrics"]) for result in (*results.values(), *other.values())))
     for name in (name for name in METRICS if name.endswith("loss") and name in shared):
         fit, _ = fit_power_law(np.array(list(other)), _values(other, name))
         for size, loss in zip(results, _values(results, name), strict=True):
@@ -71,15 +73,15 @@ def compare(results: dict[int, dict], other: dict[int, dict]) -> str:
 
 
 def _values(results: dict[int, dict], name: str, key: str = "value") -> np.ndarray:
-    return np.array([found["metrics"][name][key] for found in results.values()])
+    return np.array([result["metrics"][name][key] for result in results.values()])
 
 
 def read_curve(folder: Path) -> dict[int, dict]:
     """Reads the finished runs of a curve by their number of train patients; raises a ValueError if there are none."""
-    found = by_patients([read_run(file.parent) for file in sorted(folder.glob(f"[0-9]*/{EVALUATION_FILE}"))])
-    if not found:
+    results = by_patients([read_run(file.parent) for file in sorted(folder.glob(f"[0-9]*/{EVALUATION_FILE}"))])
+    if not results:
         raise ValueError(f"--versus={folder}: holds no finished run; expected what this command wrote")
-    return found
+    return results
 
 
 def read_run(folder: Path) -> dict:
@@ -105,10 +107,10 @@ def count_train(config) -> int:
 
 def by_patients(results: list[dict]) -> dict[int, dict]:
     """Returns evaluations by their number of train patients, ascending; keeps the last of equal ones."""
-    found = {result["train_patients"]: result for result in results}
-    if repeated := len(results) - len(found):
+    by_size = {result["train_patients"]: result for result in results}
+    if repeated := len(results) - len(by_size):
         print(f"{repeated} runs were trained on as many patients as another and are left out")
-    return dict(sorted(found.items()))
+    return dict(sorted(by_size.items()))
 
 
 def read_sizes(words: list[str], available: int) -> list[int]:
@@ -125,29 +127,29 @@ def read_sizes(words: list[str], available: int) -> list[int]:
     if wrong:
         raise ValueError(f"--sizes: found {', '.join(wrong)}; expected numbers of patients, such as 100,200,400,800")
     sizes = sorted({int(word) for word in words})
-    if beyond := [size for size in sizes if size > available]:
-        found = ", ".join(f"{size:,}" for size in beyond)
-        raise ValueError(f"--sizes: found {found}; expected at most {available:,}, the train patients of the data")
+    if too_large := [size for size in sizes if size > available]:
+        excess = ", ".join(f"{size:,}" for size in too_large)
+        raise ValueError(f"--sizes: found {excess}; expected at most {available:,}, the train patients of the data")
     return sizes
 
 
 def run_size(folder: Path, size: int, arguments: list[str]) -> dict:
     """Runs one size, unless it is finished with the same inputs, and reads its evaluation."""
-    own = folder / str(size)
-    given = ["--nobaselines", f"--workdir={own}", *arguments, f"--config.train.max_patients={size}"]
-    print(f"{size:,} patients: python -m experiments.pretrain {shlex.join(given)}", flush=True)
-    done = subprocess.run([sys.executable, "-m", "experiments.pretrain", *given])
-    if done.returncode:
-        raise ValueError(f"the run of {size} patients failed with status {done.returncode}; its error is above")
-    return read_run(own)
+    run_folder = folder / str(size)
+    command = ["--nobaselines", f"--workdir={run_folder}", *arguments, f"--config.train.max_patients={size}"]
+    print(f"{size:,} patients: python -m experiments.pretrain {shlex.join(command)}", flush=True)
+    process = subprocess.run([sys.executable, "-m", "experiments.pretrain", *command])
+    if process.returncode:
+        raise ValueError(f"the run of {size} patients failed with status {process.returncode}; its error is above")
+    return read_run(run_folder)
 
 
 def describe(results: dict[int, dict]) -> str:
     """Formats the held-out metrics by size as a table, and the fit of each loss."""
-    metrics = [name for name in METRICS if all(name in found["metrics"] for found in results.values())]
+    metrics = [name for name in METRICS if all(name in result["metrics"] for result in results.values())]
     lines = ["| train patients | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
-    for size, found in results.items():
-        lines.append(f"| {size:,} | " + " | ".join(format_cell(found["metrics"][name]) for name in metrics) + " |")
+    for size, result in results.items():
+        lines.append(f"| {size:,} | " + " | ".join(format_cell(result["metrics"][name]) for name in metrics) + " |")
     sizes = np.array(list(results))
     for name in metrics if len(sizes) > 3 else ():
         if name.endswith("loss"):
@@ -176,8 +178,8 @@ def main() -> None:
     """Runs the command."""
     sizes = read_sizes(FLAGS.sizes, count_train(FLAGS.config))
     (folder := Path(FLAGS.workdir)).mkdir(parents=True, exist_ok=True)
-    given = [word for word in sys.argv[1:] if word.startswith(("--config=", "--config."))]
-    results = by_patients([run_size(folder, size, given) for size in sizes])
+    overrides = [word for word in sys.argv[1:] if word.startswith(("--config=", "--config."))]
+    results = by_patients([run_size(folder, size, overrides) for size in sizes])
     table = describe(results)
     if FLAGS.versus:
         table += "\n" + compare(results, read_curve(Path(FLAGS.versus)))
