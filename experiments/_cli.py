@@ -34,7 +34,7 @@ def run(main: Callable[[], int | None]) -> None:
         _parse_flags()
         sys.exit(main())
     except KeyboardInterrupt:
-        print("\ninterrupted; nothing is half-written, the same command begins again", file=sys.stderr)
+        print("\nInterrupted. No partial output was written; run the same command to start over.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except (ValueError, OSError) as error:
         if "--debug" in sys.argv:

@@ -43,7 +43,7 @@ def configure(recipe: str, place, labels: pl.DataFrame, **overrides):
     """A tiny recipe whose labels are those of a table."""
     labels.drop("split", strict=False).write_parquet(file := place.folder / "labels.parquet")
     config = importlib.import_module(f"configs.{recipe}").get_config()
-    keys = {key: value for key, value in TINY.items() if not key.startswith(("objective", "evaluation.mask"))}
+    keys = {key: value for key, value in TINY.items() if not key.startswith(("objective", "evaluation.num_mask"))}
     keys |= {"labels": str(file), "data.path": str(place.data), "data.prepared_dir": str(place.folder / "prepared")}
     config.update_from_flattened_dict({**keys, **{key.replace("__", "."): value for key, value in overrides.items()}})
     return config
