@@ -15,8 +15,6 @@ from behrt_jax.metrics.bootstrap import mean_metrics, merge_sums
 from behrt_jax.objectives.base import Objective
 from behrt_jax.training.state import TrainState, step_keys
 
-STEPS_IN_FLIGHT = 1  # each step that is dispatched and not done holds its temporaries
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -171,8 +169,6 @@ def train(
         tokens += int(np.count_nonzero(batch["patient_ids"]))
         state, metrics = train_step(state, batch)
         pending.append(metrics)
-        if len(pending) > STEPS_IN_FLIGHT:
-            jax.block_until_ready(pending[-1 - STEPS_IN_FLIGHT])
         step += 1
         advance(step)
         stop = interrupted()

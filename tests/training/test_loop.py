@@ -368,27 +368,3 @@ def test_wrong_settings_name_key_and_value(overrides, message):
     )
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(good, **overrides)
-
-
-def test_at_most_two_steps_are_in_flight():
-    """Each holds its temporaries: without a bound a fast host fills the memory of a slow device."""
-    running, most = set(), []
-
-    class Loss(float):
-        def block_until_ready(self):
-            running.discard(id(self))
-            return self
-
-    def step(state, batch):
-        loss = Loss(1.0)
-        running.add(id(loss))
-        most.append(len(running))
-        kept.append(loss)
-        return state, {"loss": (loss, 1.0)}
-
-    kept = []
-    config = TrainConfig(20, 1, 1, evaluate_every=20, log_every=20, max_patients=0, patience=0)
-    hooks = {"evaluate": lambda params: {"loss": 1.0}, "save": lambda *given: None, "log": lambda *given: None}
-    state = types.SimpleNamespace(step=0, params=None)
-    train(state, step, iter([{"patient_ids": np.ones(1)}] * 20), config, watch="loss", **hooks)
-    assert len(most) == 20 and max(most) == 2
