@@ -273,6 +273,6 @@ def test_real_stays_from_labels_to_predictions(workplace):
         assert done.returncode == 0, done.stderr
         found = evaluation_of(folder)
         entry = found["metrics"]["classification/auroc"]
-        assert 0 <= entry["low"] <= entry["high"] <= 1 and len(found["baselines"]) == 3
+        assert 0 <= entry["low"] <= entry["high"] <= 1 and len(found["baselines"]) == 4
         assert pl.read_parquet(folder / "predictions.parquet").height == entry["n"] > 40
         assert f"warning: patients of held_out with '{task}': {few}; no interval of so few" in done.stdout
