@@ -184,7 +184,7 @@ def test_classes_beside_baselines_with_lora(workplace, within_five_years, joint)
     total, trained = (int(size.replace(",", "")) for size in sizes)
     assert trained < total / 2
     found = evaluation_of(folder)
-    assert "classification/auroc" in found["metrics"] and len(found["baselines"]) == 3
+    assert "classification/auroc" in found["metrics"] and len(found["baselines"]) == 4
     assert all("classification/auroc" in pairs for pairs in found["versus"].values())
     table = pl.read_parquet(folder / "predictions.parquet").to_arrow()
     meds_evaluation.schema.PredictionSchema.validate(meds_evaluation.schema.PredictionSchema.align(table))
