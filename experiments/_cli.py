@@ -16,7 +16,6 @@ from behrt_jax.training.interrupts import exit_on_signal
 
 flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
-
 USER_ERROR = 2
 # By default glibc returns memory to the system and requests it again at each step; CPU steps are faster if it keeps it.
 KEEP_MEMORY = {

@@ -19,7 +19,6 @@ from behrt_jax.labels import labels as label_data
 from behrt_jax.labels.labels import Labels
 from behrt_jax.models import lora
 from behrt_jax.models.classification import BEHRTForSequenceClassification
-from behrt_jax.models.lora import merge
 from behrt_jax.objectives import classification, scoring, survival
 from behrt_jax.objectives.base import Objective
 from behrt_jax.objectives.classification import ClassificationConfig
@@ -183,7 +182,7 @@ def adapt_objective(objective: Objective, scale: float) -> Objective:
     """Adapts an objective to `{"base": params, "factors": factors}` (LoRA); `layer_lr_scales` can freeze the base."""
 
     def measure(params, prepared, dropout_key):
-        return objective.measure(merge(params["base"], params["factors"], scale), prepared, dropout_key)
+        return objective.measure(lora.merge(params["base"], params["factors"], scale), prepared, dropout_key)
 
     return objective._replace(measure=measure)
 

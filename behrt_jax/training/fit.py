@@ -26,6 +26,7 @@ def resume_and_fit(
     evaluate,
     evaluated: Callable[[], str],
     resume_with: str,
+    say: Callable[[str], None],
 ) -> int | None:
     """Resumes training from the newest checkpoint of a workdir, if any, and runs it to completion.
 
@@ -39,6 +40,7 @@ def resume_and_fit(
       evaluate: maps parameters to metrics on tuning.
       evaluated: returns the digest of the evaluation that follows, from `digests.of_evaluation`.
       resume_with: the command or call that resumes training after an interrupt.
+      say: receives progress messages.
 
     Returns:
       The exit status if the run was interrupted, or was already finished and evaluated; None if the caller must
@@ -46,26 +48,37 @@ def resume_and_fit(
     """
     settings = loop.TrainConfig(**config.train)
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
-    current = checkpoints.restore_newest(current, warn=lambda line: print(f"warning: {line}")) or current
+    current = checkpoints.restore_newest(current, warn=lambda line: say(f"warning: {line}")) or current
     start_step = int(current.step)
     losses = metrics_writer.read_series(folder, "tuning", workdir.TUNING_LOSS, start_step)
     if start_step < settings.num_steps and not loop.is_exhausted(losses, settings.patience):
         if start_step:
-            print(f"resuming {folder} after step {start_step:,} of {settings.num_steps:,}")
-        arguments = (config, folder, objective, optimizer, current, columns(start_step), evaluate, checkpoints, losses)
+            say(f"resuming {folder} after step {start_step:,} of {settings.num_steps:,}")
+        arguments = (
+            config,
+            folder,
+            objective,
+            optimizer,
+            current,
+            columns(start_step),
+            evaluate,
+            checkpoints,
+            losses,
+            say,
+        )
         if signal_number := fit(*arguments):
-            print(f"stopped and saved; the same command goes on from here: {resume_with}")
+            say(f"stopped and saved; the same command goes on from here: {resume_with}")
             return 128 + signal_number
     elif (file := folder / EVALUATION_FILE).exists():
         if digests.is_current(file, evaluated()):
-            print(f"{folder} is finished after {start_step:,} steps; nothing to do. Its results: {file}")
+            say(f"{folder} is finished after {start_step:,} steps; nothing to do. Its results: {file}")
             return 0
-        print(f"{file}: is not of the held-out patients as they are now and the best checkpoint; evaluating again")
+        say(f"{file}: is not of the held-out patients as they are now and the best checkpoint; evaluating again")
     checkpoints.close()
     return None
 
 
-def fit(config, folder, objective, optimizer, current, columns, evaluate, checkpoints, losses) -> int | None:
+def fit(config, folder, objective, optimizer, current, columns, evaluate, checkpoints, losses, say) -> int | None:
     """Trains from a state to completion.
 
     Args:
@@ -78,6 +91,7 @@ def fit(config, folder, objective, optimizer, current, columns, evaluate, checkp
       evaluate: maps parameters to metrics on tuning.
       checkpoints: the checkpoints of the workdir.
       losses: tuning losses of earlier evaluations, oldest first.
+      say: receives progress messages.
 
     Returns:
       The signal that interrupted training, or None.
@@ -131,7 +145,7 @@ def fit(config, folder, objective, optimizer, current, columns, evaluate, checkp
         finally:
             log_file.close()
     if result.reason == "stopped_early":
-        print(f"stopped early: {train_config.patience} evaluations without a better tuning loss")
+        say(f"stopped early: {train_config.patience} evaluations without a better tuning loss")
     return interrupt.signal if result.reason == "interrupted" else None
 
 

@@ -61,5 +61,5 @@ def evaluate(
             f"{flag}: {folder} is fine-tuned, which is evaluated on the held-out patients of its own data; "
             "expected neither --data nor --split: for other patients use experiments.predict"
         )
-    values = outcomes.evaluate_run(folder, versus=list(versus), with_baselines=baselines)
+    values = outcomes.evaluate_run(folder, versus=list(versus), with_baselines=baselines, say=say)
     return Evaluation(values, sorted((folder / "figures").glob("*")))

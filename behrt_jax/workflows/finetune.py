@@ -53,7 +53,7 @@ def finetune(
     task = setup.setup(config, say=say)
     for other in versus:  # fails before training if the evaluation cannot use a run
         finetuned.load_other(Path(other), config, task.splits["held_out"].labels, lambda line: None)
-    workdirs.open_workdir(folder, config, task.prepared.vocabulary, task.digests)
+    workdirs.open_workdir(folder, config, task.prepared.vocabulary, task.digests, say)
     if task.regression:
         task.regression.save(folder / REGRESSION_FILE)
     optimizer = make_optimizer(optimizer_config, train_config.num_steps, scales=task.scales)
@@ -80,10 +80,10 @@ def finetune(
         setup.tuning_scorer(config, task),
         evaluation_digest,
     )
-    status = resume_and_fit(*args, resume_with or f"behrt_jax.finetune(config, '{folder}')")
+    status = resume_and_fit(*args, resume_with or f"behrt_jax.finetune(config, '{folder}')", say)
     if status is not None:
         return TrainedRun(folder, status, None)
-    evaluation = outcomes.evaluate_run(folder, task.splits, [str(other) for other in versus], baselines)
+    evaluation = outcomes.evaluate_run(folder, task.splits, [str(other) for other in versus], baselines, say)
     say(tables.format_result(evaluation))
     figures = "figures/, " if any((folder / "figures").glob("*")) else ""
     say(f"written to {folder}: {EVALUATION_FILE}, predictions.parquet, {figures}and what load() needs")

@@ -71,7 +71,7 @@ def pretrain(
     pretraining.count_examples(config, task, pretraining.mark(config, splits["held_out"]), "held_out", say)
     check_oracle(config, task, splits["held_out"], say)
     digests = input_digests.of_pretraining(config, patients, splits["tuning"])
-    workdirs.open_workdir(folder, config, prepared.vocabulary, digests)
+    workdirs.open_workdir(folder, config, prepared.vocabulary, digests, say)
     train_state = state.create_state(pretraining.initialize(config, task, patients, say), optimizer, config.seed)
     for line in (*describe_data(prepared, count_parameters(train_state.params)), *describe_unmatched(config, prepared)):
         say(line)
@@ -81,7 +81,7 @@ def pretrain(
     columns = functools.partial(pretraining.training_columns, config, task, patients)
     evaluation_digest = functools.partial(input_digests.of_evaluation, folder, digests, splits["held_out"])
     args = (config, folder, task.objective, optimizer, train_state, columns, scorer, evaluation_digest)
-    status = resume_and_fit(*args, resume_with or f"behrt_jax.pretrain(config, '{folder}')")
+    status = resume_and_fit(*args, resume_with or f"behrt_jax.pretrain(config, '{folder}')", say)
     if status is not None:
         return TrainedRun(folder, status, None)
     evaluation = pretrained.evaluate_run(folder, "held_out", with_baselines=baselines, say=say)

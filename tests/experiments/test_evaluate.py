@@ -23,7 +23,6 @@ def trained(whole, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_another_split_by_the_command(trained, whole, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluate", f"--workdir={trained}", "--split=tuning"])
-    monkeypatch.delitem(sys.modules, "experiments.evaluate")
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("experiments.evaluate", run_name="__main__")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
