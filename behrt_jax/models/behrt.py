@@ -48,6 +48,7 @@ class BEHRT(nn.Module):
         time_ranks=None,
         deterministic: bool = True,
         causal: bool | None = None,
+        places=None,
     ) -> jax.Array:
         """Computes the hidden state of each token in the context of its patient.
 
@@ -65,9 +66,11 @@ class BEHRT(nn.Module):
           deterministic: disables dropout; if False, dropout uses the RNG stream `dropout`.
           causal: whether a token attends only to tokens recorded no later than itself; `config.causal` if not given.
             An LSTM is always causal.
+          places: (B, K) int indices in the row of the tokens whose states are wanted; all if not given. The last block
+            of a Transformer computes no others.
 
         Returns:
-          (B, L, D) hidden states; those of padding are meaningless.
+          (B, L, D) hidden states, or (B, K, D) with `places`; those of padding are meaningless.
 
         Raises:
           ValueError: see `inputs.check_inputs`; or a column that the config requires is missing.
@@ -81,7 +84,7 @@ class BEHRT(nn.Module):
         # Rotary attention uses only differences of years, so dates can replace unknown ages.
         years = ages if dates is None else jnp.where(jnp.isnan(ages), dates, ages)
         causal = self.config.causal if causal is None else causal
-        return self.encoder(x, attention_mask, visit_ids, positions, years, deterministic, causal, time_ranks)
+        return self.encoder(x, attention_mask, visit_ids, positions, years, deterministic, causal, time_ranks, places)
 
     def get_patient_embedding(
         self,
@@ -112,27 +115,36 @@ class BEHRT(nn.Module):
           ValueError: the pooling is unknown; it is `cls` but the first token cannot attend to later visits; it is
             `attention` but has no parameters; or a row holds more than `num_patients` patients.
         """
-        return self.pool(self(codes, ages, visit_ids, attention_mask, **columns), attention_mask, pooling, num_patients)
+        self._check_pooling(pooling)
+        inputs = (codes, ages, visit_ids, attention_mask)
+        if pooling not in pools.SINGLE_TOKEN:
+            return self.pool(self(*inputs, **columns), attention_mask, pooling, num_patients)
+        members = pools.membership(attention_mask, count_patients(attention_mask, num_patients))
+        states = self(*inputs, **columns, places=pools.SINGLE_TOKEN[pooling](members))
+        pooled = pools.zero_if_empty(states, members)
+        return pooled if num_patients else pooled[:, 0]
 
     def pool(self, hidden, attention_mask, pooling: str, num_patients: int | None = None) -> jax.Array:
         """Pools (B, L, D) hidden states as `get_patient_embedding` does."""
+        self._check_pooling(pooling)
+        members = pools.membership(attention_mask, count_patients(attention_mask, num_patients))
+        pool = self.attention_pooling if pooling == "attention" else pools.POOLS[pooling]
+        pooled = pool(hidden, members)
+        return pooled if num_patients else pooled[:, 0]
+
+    def _check_pooling(self, pooling: str) -> None:
         if pooling not in CHOICES["pooling"]:
             raise ValueError(f"pooling: found {pooling!r}; expected one of {', '.join(CHOICES['pooling'])}")
         if pooling == "cls" and not self.config.sees_future:
             raise ValueError(
                 "pooling: found 'cls', but the first token of a causal model sees no later visit; use mean"
             )
-        members = pools.membership(attention_mask, count_patients(attention_mask, num_patients))
-        if pooling == "attention":
-            if not self.is_initializing() and not self.has_variable("params", "attention_pooling"):
-                raise ValueError(
-                    "pooling: found 'attention', but the parameters hold no weights for it; they are learned in a head "
-                    "with model.pooling='attention', or made by init(..., method='get_patient_embedding')"
-                )
-            pooled = self.attention_pooling(hidden, members)
-        else:
-            pooled = pools.POOLS[pooling](hidden, members)
-        return pooled if num_patients else pooled[:, 0]
+        is_missing = not self.is_initializing() and not self.has_variable("params", "attention_pooling")
+        if pooling == "attention" and is_missing:
+            raise ValueError(
+                "pooling: found 'attention', but the parameters hold no weights for it; they are learned in a head "
+                "with model.pooling='attention', or made by init(..., method='get_patient_embedding')"
+            )
 
 
 class BEHRTWithHead(nn.Module):

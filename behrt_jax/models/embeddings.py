@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.dropout import Dropout
+from behrt_jax.models.layers import Dense, LayerNorm
 
 # Codes start larger than the embeddings added to them; with BERT's 0.02 for all, learning is slower (docs/choices.md).
 CODE_INITIALIZER = nn.initializers.normal(0.1)
@@ -173,8 +174,8 @@ class BEHRTEmbedding(nn.Module):
             self.times = TimeEmbedding(dim, config.time_bins, config.time_bin_days)
         if config.date_encoding == "time2vec":
             self.dates = Time2Vec(dim)
-        self.norm = nn.LayerNorm()
-        self.projection = nn.Dense(config.hidden_dim)
+        self.norm = LayerNorm()
+        self.projection = Dense(config.hidden_dim)
         self.dropout = Dropout(config.dropout)
 
     def __call__(
@@ -192,7 +193,10 @@ class BEHRTEmbedding(nn.Module):
             x = x + self.times(_needed("time_deltas", time_deltas, "days since the previous visit", "time_bins"))
         if config.date_encoding != "none":
             x = x + self.dates(_needed("dates", dates, "years since 2000", "date_encoding"))
-        return self.projection(self.dropout(self.norm(x), deterministic))
+        normalized, affine = self.norm(x)
+        if deterministic or not config.dropout:
+            return self.projection(normalized, affine)
+        return self.projection(self.dropout(affine.apply(normalized), deterministic))
 
     def attend(self, query: jax.Array) -> jax.Array:
         """Scores (..., embedding_dim) queries against the code table: (..., V)."""

@@ -1,11 +1,15 @@
 """The pre-LN Transformer encoder; patients who share a row never attend to each other."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from behrt_jax.models import fused
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.dropout import Dropout
+from behrt_jax.models.layers import Dense, LayerNorm
 
 NEGATIVE = -1e30
 STEEPEST = 4.0
@@ -13,35 +17,63 @@ ROTARY_BASE = 100.0
 ROTARY_STEPS_PER_YEAR = 12.0  # with rotary ages, a month rotates as far as one position does
 
 
-def attention_bias(
-    patient_ids: jax.Array,
-    visit_ids: jax.Array,
-    slopes: tuple[float, ...],
-    causal: bool = False,
-    time_ranks: jax.Array | None = None,
-) -> jax.Array:
+class Tokens(NamedTuple):
+    """Where tokens stand, as attention needs it.
+
+    Attributes:
+      patient_ids: (B, L) ints; 0 is padding, equal numbers are one patient.
+      visit_ids: (B, L) int visit numbers.
+      times: (B, L) ints, the order of recording times within a patient.
+      rotary: of the queries and keys of the tokens; None without a rotary encoding.
+    """
+
+    patient_ids: jax.Array
+    visit_ids: jax.Array
+    times: jax.Array
+    rotary: fused.Rotary | None
+
+    def at(self, places: jax.Array) -> "Tokens":
+        """Returns the tokens at (B, K) indices of the row."""
+
+        def take(values: jax.Array) -> jax.Array:
+            return take_places(values[..., None], places)[..., 0]
+
+        rotary = self.rotary and fused.Rotary(*(take_places(part[:, 0], places)[:, None] for part in self.rotary))
+        return Tokens(take(self.patient_ids), take(self.visit_ids), take(self.times), rotary)
+
+
+def take_places(hidden: jax.Array, places: jax.Array) -> jax.Array:
+    """Gathers the (B, K, D) states at (B, K) indices of (B, L, D)."""
+    return jnp.take_along_axis(hidden, places[:, :, None], axis=1)
+
+
+def attention_bias(queries: Tokens, keys: Tokens, slopes: tuple[float, ...], causal: bool = False) -> jax.Array:
     """Returns the bias of attention scores: masks other patients, padding and the future, and penalises distance.
 
     Args:
-      patient_ids: (B, L) ints; 0 is padding, equal numbers are one patient.
-      visit_ids: (B, L) int visit numbers.
+      queries: the tokens that attend, Q a row.
+      keys: all L tokens of the rows.
       slopes: for each head, the decrease of a score per visit between query and key; if all are 0, heads share a bias.
       causal: whether a token attends only to tokens recorded no later than itself.
-      time_ranks: (B, L) ints, the order of recording times within a patient; `visit_ids` if not given.
 
     Returns:
-      (B, H, L, L) float32, or (B, 1, L, L) if all slopes are 0: minus slope times visit distance within a patient
+      (B, H, Q, L) float32, or (B, 1, Q, L) if all slopes are 0: minus slope times visit distance within a patient
       (ALiBi, Press et al. 2022, on visits), and a large negative number where attention is masked.
     """
-    same_patient = patient_ids[:, :, None] == patient_ids[:, None, :]
-    allowed = same_patient & (patient_ids[:, None, :] != 0)
+
+    def pairs(of_queries: jax.Array, of_keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return of_queries[:, :, None], of_keys[:, None, :]
+
+    query_ids, key_ids = pairs(queries.patient_ids, keys.patient_ids)
+    allowed = (query_ids == key_ids) & (key_ids != 0)
     if causal:
-        order = visit_ids if time_ranks is None else time_ranks
-        allowed &= order[:, None, :] <= order[:, :, None]
+        query_times, key_times = pairs(queries.times, keys.times)
+        allowed &= key_times <= query_times
     allowed = allowed[:, None]
     if not any(slopes):
         return jnp.where(allowed, 0.0, NEGATIVE)
-    distance = jnp.abs(visit_ids[:, :, None] - visit_ids[:, None, :]).astype(jnp.float32)
+    query_visits, key_visits = pairs(queries.visit_ids, keys.visit_ids)
+    distance = jnp.abs(query_visits - key_visits).astype(jnp.float32)
     return jnp.where(allowed, -jnp.asarray(slopes)[None, :, None, None] * distance[:, None], NEGATIVE)
 
 
@@ -54,23 +86,16 @@ def visit_slopes(num_heads: int) -> tuple[float, ...]:
     return (*(STEEPEST * 4.0 ** (-4 * head / num_heads) for head in range(num_heads - 1)), 0.0)
 
 
-def rotation(places: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """Returns cosines and sines of the rotary encoding (Su et al. 2021) of (B, L) places: (B, 1, L, size // 2) each."""
+def make_rotary(places: jax.Array, size: int) -> fused.Rotary:
+    """Returns the rotary encoding of (B, L) places for heads of width `size`."""
     frequencies = ROTARY_BASE ** (-jnp.arange(size // 2) / (size // 2))
     angles = places[:, None, :, None] * frequencies[None, None, None, :]
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: jax.Array, cosines_and_sines: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates (B, H, L, size) queries or keys, pairing the first half of their width with the second."""
-    cosines, sines = cosines_and_sines
-    first, second = jnp.split(x, 2, axis=-1)
-    output = jnp.concatenate([first * cosines - second * sines, first * sines + second * cosines], axis=-1)
-    return output.astype(x.dtype)
+    cosines, sines = jnp.cos(angles), jnp.sin(angles)
+    return fused.Rotary(jnp.concatenate([cosines, cosines], -1), jnp.concatenate([-sines, sines], -1))
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017) within patients; sows its weights (B, H, L, L).
+    """Multi-head self-attention (Vaswani et al. 2017) within patients; sows its weights (B, H, Q, L).
 
     Attributes:
       config: architecture.
@@ -79,19 +104,31 @@ class SelfAttention(nn.Module):
     config: BEHRTConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, bias: jax.Array, rotary: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-        """Maps (B, L, D) to (B, L, D), with `bias` from `attention_bias` and `rotary` from `rotation`."""
-        rows, length, width = x.shape
-        heads, dtype = self.config.num_heads, compute_dtype(self.config)
-        qkv = nn.Dense(3 * width, dtype=dtype, name="qkv")(x).reshape(rows, length, 3, heads, width // heads)
-        query, key, value = (qkv[:, :, index].transpose(0, 2, 1, 3) for index in range(3))
-        if rotary is not None:
-            query, key = rotate(query, rotary), rotate(key, rotary)
-        scores = jnp.matmul(query * (width // heads) ** -0.5, key.transpose(0, 1, 3, 2))
-        weights = nn.softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) + bias, axis=-1)
-        self.sow("intermediates", "weights", weights)  # costs nothing unless the caller asks for `intermediates`
-        context = jnp.matmul(weights.astype(value.dtype), value).transpose(0, 2, 1, 3).reshape(rows, length, width)
-        return nn.Dense(width, dtype=dtype, name="output")(context)
+    def __call__(self, x: jax.Array, affine: fused.Affine, queries: Tokens, keys: Tokens, bias: jax.Array, places):
+        """Maps (B, L, D) to (B, Q, D).
+
+        Args:
+          x: (B, L, D), normalised.
+          affine: the scale and shift of the normalisation.
+          queries: the tokens at `places`.
+          keys: all tokens.
+          bias: from `attention_bias` of the two.
+          places: (B, Q) int indices of the tokens that attend; None for all.
+        """
+        width, dtype, heads = x.shape[-1], compute_dtype(self.config), self.config.num_heads
+        kernel, shift = Dense(3 * width, dtype, name="qkv").weights(width, affine)
+        x = x.astype(kernel.dtype)
+        asking = x if places is None else take_places(x, places)
+        inputs = (
+            fused.dense(asking, kernel[:, :width], shift[:width]),
+            fused.dense(x, kernel[:, width:], shift[width:]),
+            bias,
+            queries.rotary,
+            keys.rotary,
+        )
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "weights", fused.attention_weights(*inputs, heads))
+        return Dense(width, dtype, name="output")(fused.attend(*inputs, heads))
 
 
 class FeedForward(nn.Module):
@@ -104,11 +141,11 @@ class FeedForward(nn.Module):
     config: BEHRTConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, L, D) to (B, L, D)."""
+    def __call__(self, x: jax.Array, affine: fused.Affine) -> jax.Array:
+        """Maps (B, L, D) to (B, L, D); `affine` is applied to x first."""
         dtype = compute_dtype(self.config)
-        hidden = nn.gelu(nn.Dense(self.config.feedforward_dim, dtype=dtype, name="input")(x))
-        return nn.Dense(self.config.hidden_dim, dtype=dtype, name="output")(hidden)
+        hidden = fused.gelu(Dense(self.config.feedforward_dim, dtype, name="input")(x, affine))
+        return Dense(self.config.hidden_dim, dtype, name="output")(hidden)
 
 
 class EncoderBlock(nn.Module):
@@ -121,12 +158,13 @@ class EncoderBlock(nn.Module):
     config: BEHRTConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, bias: jax.Array, rotary, deterministic: bool) -> jax.Array:
-        """Maps (B, L, D) to (B, L, D)."""
+    def __call__(self, x, queries: Tokens, keys: Tokens, bias, places, deterministic: bool) -> jax.Array:
+        """Maps (B, L, D) to the (B, Q, D) states at `places`; arguments as in `SelfAttention`."""
         dropout = Dropout(self.config.dropout)
-        attention = SelfAttention(self.config, name="attention")(nn.LayerNorm(name="attention_norm")(x), bias, rotary)
-        x = x + dropout(attention, deterministic)
-        feedforward = FeedForward(self.config, name="feedforward")(nn.LayerNorm(name="feedforward_norm")(x))
+        normalized, affine = LayerNorm(name="attention_norm")(x)
+        attention = SelfAttention(self.config, name="attention")(normalized, affine, queries, keys, bias, places)
+        x = (x if places is None else take_places(x, places)) + dropout(attention, deterministic)
+        feedforward = FeedForward(self.config, name="feedforward")(*LayerNorm(name="feedforward_norm")(x))
         return x + dropout(feedforward, deterministic)
 
 
@@ -150,19 +188,27 @@ class Encoder(nn.Module):
         deterministic: bool = True,
         causal: bool = False,
         time_ranks=None,
+        places=None,
     ) -> jax.Array:
-        """Maps (B, L, D) to (B, L, D) with attention within equal, non-zero `patient_ids` (B, L)."""
+        """Maps (B, L, D) to (B, L, D) with attention within equal, non-zero `patient_ids` (B, L).
+
+        With `places` (B, K), returns the (B, K, D) states at these indices; the last block computes no others.
+        """
         config, heads = self.config, self.config.num_heads
         slopes = visit_slopes(heads) if config.visit_bias else (0.0,) * heads
-        bias = attention_bias(patient_ids, visit_ids, slopes, causal, time_ranks)
-        rotary = None
+        tokens = Tokens(patient_ids, visit_ids, visit_ids if time_ranks is None else time_ranks, None)
         if config.rotary != "none":
             years = jnp.clip(jnp.nan_to_num(years), -1e4, 1e4)  # a NaN here would spread to all patients of the row
-            places = positions if config.rotary == "positions" else years * ROTARY_STEPS_PER_YEAR
-            rotary = rotation(places, config.hidden_dim // heads)
-        for layer in range(config.num_layers):
-            x = EncoderBlock(config, name=f"block_{layer}")(x, bias, rotary, deterministic)
-        return nn.LayerNorm(name="norm")(x)
+            angles = positions if config.rotary == "positions" else years * ROTARY_STEPS_PER_YEAR
+            tokens = tokens._replace(rotary=make_rotary(angles, config.hidden_dim // heads))
+        bias = attention_bias(tokens, tokens, slopes, causal)
+        for layer in range(config.num_layers - 1):
+            x = EncoderBlock(config, name=f"block_{layer}")(x, tokens, tokens, bias, None, deterministic)
+        queries = tokens if places is None else tokens.at(places)
+        bias = bias if places is None else attention_bias(queries, tokens, slopes, causal)
+        last = EncoderBlock(config, name=f"block_{config.num_layers - 1}")
+        normalized, affine = LayerNorm(name="norm")(last(x, queries, tokens, bias, places, deterministic))
+        return affine.apply(normalized)
 
 
 class HierarchicalEncoder(nn.Module):
@@ -189,8 +235,12 @@ class HierarchicalEncoder(nn.Module):
         deterministic: bool = True,
         causal: bool = False,
         time_ranks=None,
+        places=None,
     ) -> jax.Array:
-        """Maps (B, L, D) to (B, L, D); visits attend to those of equal, non-zero `patient_ids` (B, L)."""
+        """Maps (B, L, D) to (B, L, D); visits attend to those of equal, non-zero `patient_ids` (B, L).
+
+        With `places` (B, K), returns the (B, K, D) states at these indices.
+        """
         del positions  # the visit number is the position of a visit
         starts, slots = visit_slots(patient_ids, visit_ids, time_ranks if causal else None)
         indices = jnp.arange(patient_ids.shape[1])[None, None, :]
@@ -201,8 +251,10 @@ class HierarchicalEncoder(nn.Module):
         owners = jnp.where(starts, patient_ids, 0)
         encoder = Encoder(self.config, name="visits")
         states = encoder(visits, owners, visit_ids, visit_ids, years, deterministic, causal, time_ranks)
-        context = jnp.take_along_axis(states, slots[:, :, None], axis=1)
-        return nn.LayerNorm(name="norm")(x + context)
+        if places is not None:
+            x, slots = take_places(x, places), take_places(slots[:, :, None], places)[:, :, 0]
+        normalized, affine = LayerNorm(name="norm")(x + take_places(states, slots))
+        return affine.apply(normalized)
 
 
 def visit_slots(

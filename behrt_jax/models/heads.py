@@ -7,8 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from behrt_jax.models import fused
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.dropout import Dropout
+from behrt_jax.models.layers import Dense, LayerNorm
 
 AGE_KNOTS = tuple(range(0, 101, 10))  # years
 GAP_DAYS = (0, 0.04, 0.25, 1, 2, 4, 7, 10, 14, 21, 28, 35, 60, 90, 120, 180, 270, 350, 365, 380, 540, 730, 1096, 1826)
@@ -25,11 +27,17 @@ class CodeHead(nn.Module):
     config: BEHRTConfig
 
     @nn.compact
+    def queries(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns (..., embedding_dim) queries of (..., D) hidden states, and the (V,) bias of the codes."""
+        transformed = fused.gelu(Dense(self.config.embedding_dim, name="transform")(hidden))
+        normalized, affine = LayerNorm(name="norm")(transformed)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.config.vocab_size,))
+        return affine.apply(normalized), bias
+
     def __call__(self, hidden: jax.Array, score_codes: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """Maps (..., D) hidden states to (..., V) logits; `score_codes` maps (..., embedding_dim) to (..., V)."""
-        query = nn.LayerNorm(name="norm")(nn.gelu(nn.Dense(self.config.embedding_dim, name="transform")(hidden)))
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.config.vocab_size,))
-        return score_codes(query) + jax.lax.broadcast_to_rank(bias, query.ndim)
+        queries, bias = self.queries(hidden)
+        return score_codes(queries) + jax.lax.broadcast_to_rank(bias, queries.ndim)
 
 
 class ClassificationHead(nn.Module):

@@ -30,10 +30,12 @@ class LSTMEncoder(nn.Module):
         deterministic: bool = True,
         causal: bool = True,
         time_ranks=None,
+        places=None,
     ) -> jax.Array:
         """Maps (B, L, D) to (B, L, D); a token's state depends on its patient's tokens up to and including it.
 
         Tokens are read in the order of `time_ranks` (B, L), ties in row order; without `time_ranks`, in row order.
+        With `places` (B, K), returns the (B, K, D) states at these indices.
         """
         del visit_ids, positions, years, causal  # an LSTM always reads from past to future
         inverse = None
@@ -54,6 +56,7 @@ class LSTMEncoder(nn.Module):
             x = Dropout(self.config.dropout)(states.swapaxes(0, 1), deterministic)
         if inverse is not None:
             x = jnp.take_along_axis(x, inverse[:, :, None], axis=1)
+        x = x if places is None else jnp.take_along_axis(x, places[:, :, None], axis=1)
         return nn.LayerNorm(name="norm")(x)
 
 

@@ -1,10 +1,27 @@
 """BEHRT with the heads of its pre-training objectives: masked codes, next visits, and time to event."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from behrt_jax.models.behrt import BEHRT, BEHRTWithHead
+from behrt_jax.models.encoder import take_places
 from behrt_jax.models.heads import CodeHead, DaysHead, EventHead, GapLayer
+
+
+class CodeQueries(NamedTuple):
+    """What the logits of codes are made of: `queries @ table.T + bias`.
+
+    Attributes:
+      queries: (B, K, E).
+      bias: (V,).
+      table: (V, E), the code table.
+    """
+
+    queries: jax.Array
+    bias: jax.Array
+    table: jax.Array
 
 
 class BEHRTForMLM(BEHRTWithHead):
@@ -29,10 +46,13 @@ class BEHRTForMLM(BEHRTWithHead):
         Returns:
           (B, K, V) logits, or (B, L, V) without `masked_positions`.
         """
-        hidden = self.encode(codes, ages, visit_ids, attention_mask, **columns)
-        if masked_positions is not None:
-            hidden = take_places(hidden, masked_positions)
+        hidden = self.encode(codes, ages, visit_ids, attention_mask, places=masked_positions, **columns)
         return self.head(hidden, self.behrt.embedding.attend)
+
+    def query_codes(self, codes, ages, visit_ids, attention_mask, *, masked_positions, **columns) -> CodeQueries:
+        """Returns what the logits at (B, K) masked positions are made of: `apply(..., method="query_codes")`."""
+        hidden = self.encode(codes, ages, visit_ids, attention_mask, places=masked_positions, **columns)
+        return CodeQueries(*self.head.queries(hidden), self.behrt.embedding.codes.embedding)
 
 
 class BEHRTForNextVisitPrediction(BEHRTWithHead):
@@ -66,8 +86,7 @@ class BEHRTForNextVisitPrediction(BEHRTWithHead):
                 codes, ages, visit_ids, attention_mask, num_patients=num_patients, **columns
             )
         else:
-            hidden = self.encode(codes, ages, visit_ids, attention_mask, causal=True, **columns)
-            state = take_places(hidden, visit_ends)
+            state = self.encode(codes, ages, visit_ids, attention_mask, causal=True, places=visit_ends, **columns)
         return self.head(state, self.behrt.embedding.attend)
 
 
@@ -104,9 +123,14 @@ class BEHRTForPretraining(BEHRTWithHead):
           ValueError: the model has no head for masked codes.
         """
         self._need("mlm", "codes behind masks")
-        hidden = self.encode(codes, ages, visit_ids, attention_mask, **columns)
-        hidden = hidden if masked_positions is None else take_places(hidden, masked_positions)
+        hidden = self.encode(codes, ages, visit_ids, attention_mask, places=masked_positions, **columns)
         return self.mlm(hidden, self.behrt.embedding.attend)
+
+    def query_codes(self, codes, ages, visit_ids, attention_mask, *, masked_positions, **columns) -> CodeQueries:
+        """Returns what the logits at masked positions are made of; see `BEHRTForMLM.query_codes`."""
+        self._need("mlm", "codes behind masks")
+        hidden = self.encode(codes, ages, visit_ids, attention_mask, places=masked_positions, **columns)
+        return CodeQueries(*self.mlm.queries(hidden), self.behrt.embedding.codes.embedding)
 
     def predict_next_visits(
         self, codes, ages, visit_ids, attention_mask, *, visit_ends, causal=True, gaps=None, **columns
@@ -132,7 +156,7 @@ class BEHRTForPretraining(BEHRTWithHead):
           ValueError: the model has no head for next visits.
         """
         self._need("next_visit", "next visits")
-        states = take_places(self.encode(codes, ages, visit_ids, attention_mask, causal=causal, **columns), visit_ends)
+        states = self.encode(codes, ages, visit_ids, attention_mask, causal=causal, places=visit_ends, **columns)
         days = self.next_days(states)
         if self.time_known:
             states = self.next_gap(states, jnp.full(visit_ends.shape, jnp.nan) if gaps is None else gaps)
@@ -157,7 +181,7 @@ class BEHRTForPretraining(BEHRTWithHead):
           ValueError: the model has no head for events.
         """
         self._need("time_to_event", "events")
-        states = take_places(self.encode(codes, ages, visit_ids, attention_mask, causal=True, **columns), visit_ends)
+        states = self.encode(codes, ages, visit_ids, attention_mask, causal=True, places=visit_ends, **columns)
         ages = take_places(ages[..., None], visit_ends)[..., 0]
         return self.time_to_event(states, ages, self.behrt.embedding.attend)
 
@@ -175,8 +199,3 @@ class BEHRTForPretraining(BEHRTWithHead):
                 f"objectives: found {', '.join(self.objectives)}; expected {objective} among them to predict {what}: "
                 f"train with objective.name={objective} or joint"
             )
-
-
-def take_places(hidden: jax.Array, places: jax.Array) -> jax.Array:
-    """Gathers the (B, K, D) states at (B, K) indices of (B, L, D)."""
-    return jnp.take_along_axis(hidden, places[:, :, None], axis=1)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from behrt_jax.models.encoder import visit_slots
+from behrt_jax.models.fused import CUTOFFS, code_losses
 from behrt_jax.models.inputs import model_arguments
 from behrt_jax.objectives.base import Objective
 from behrt_jax.objectives.config import ObjectiveConfig
@@ -139,8 +140,7 @@ def masked_outcomes(logits: jax.Array, masked: Masked) -> dict[str, jax.Array]:
     label_logits = jnp.take_along_axis(logits, masked.labels[:, :, None], axis=-1)
     loss = jax.nn.logsumexp(logits, axis=-1) - label_logits[..., 0]
     rank = (jax.lax.stop_gradient(logits) >= jax.lax.stop_gradient(label_logits)).sum(axis=-1)
-    cutoffs = {"accuracy": 1, "top5_accuracy": 5, "top20_accuracy": 20}
-    return {"loss": loss, **{name: (rank <= k).astype(jnp.float32) for name, k in cutoffs.items()}}
+    return {"loss": loss, **{name: (rank <= k).astype(jnp.float32) for name, k in CUTOFFS.items()}}
 
 
 def make_objective(model, config: ObjectiveConfig, has_value=None, replacement: Replacement = TRAINING) -> Objective:
@@ -160,16 +160,21 @@ def make_objective(model, config: ObjectiveConfig, has_value=None, replacement: 
 
     def measure(params, prepared, dropout_key):
         batch, masked = prepared
-        outcomes = score_masked(model, params, batch, masked, dropout_key)
-        count = masked.weights.sum()
-        return {f"mlm/{name}": ((values * masked.weights).sum(), count) for name, values in outcomes.items()}
+        queries, bias, table = _apply(model, params, batch, masked, dropout_key, "query_codes")
+        labels, weights = masked.labels.reshape(-1), masked.weights.reshape(-1)
+        sums = code_losses(queries.reshape(-1, queries.shape[-1]), table, bias, labels, weights)
+        return {f"mlm/{name}": (total, weights.sum()) for name, total in sums.items()}
 
     return Objective(prepare, measure, lambda prepared: {"mlm/loss": prepared[1].weights.sum()}, {"mlm/loss": 1.0})
 
 
-def score_masked(model, params, batch: dict[str, jax.Array], masked: Masked, dropout_key: jax.Array | None = None):
-    """Computes `masked_outcomes` of a model; a key enables dropout."""
+def score_masked(model, params, batch: dict[str, jax.Array], masked: Masked) -> dict[str, jax.Array]:
+    """Computes `masked_outcomes` of a model, without dropout."""
+    return masked_outcomes(_apply(model, params, batch, masked), masked)
+
+
+def _apply(model, params, batch: dict[str, jax.Array], masked: Masked, dropout_key=None, method: str = "__call__"):
     (_, *columns), keywords = model_arguments(batch)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    arguments = {"masked_positions": masked.positions, "deterministic": dropout_key is None}
-    return masked_outcomes(model.apply(params, masked.inputs, *columns, **keywords, **arguments, rngs=rngs), masked)
+    arguments = {"masked_positions": masked.positions, "deterministic": dropout_key is None, **keywords}
+    return model.apply(params, masked.inputs, *columns, **arguments, rngs=rngs, method=method)

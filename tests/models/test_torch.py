@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from behrt_jax.models.encoder import Encoder, EncoderBlock, attention_bias
+from behrt_jax.models.encoder import Encoder, EncoderBlock, Tokens, attention_bias
 from tests import tiny
 
 torch = pytest.importorskip("torch")
@@ -83,8 +83,10 @@ def test_a_block(lengths):
     batch, x, _, weights = drawn(lengths)
     options = {"src_mask" if name == "mask" else name: mask for name, mask in hidden_from(batch, lengths).items()}
     expected = torch_block(weights["block_0"])(torch.from_numpy(x), **options)
-    bias = attention_bias(batch["patient_ids"], batch["visit_ids"], (0.0,) * CONFIG.num_heads)
-    assert_equal(EncoderBlock(CONFIG).apply({"params": weights["block_0"]}, x, bias, None, True), expected, batch)
+    tokens = Tokens(batch["patient_ids"], batch["visit_ids"], batch["visit_ids"], None)
+    bias = attention_bias(tokens, tokens, (0.0,) * CONFIG.num_heads)
+    found = EncoderBlock(CONFIG).apply({"params": weights["block_0"]}, x, tokens, tokens, bias, None, True)
+    assert_equal(found, expected, batch)
 
 
 @pytest.mark.parametrize("lengths", ["one", "two"])

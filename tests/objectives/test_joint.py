@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from behrt_jax.models.pretraining import BEHRTForPretraining
+from behrt_jax.models.pretraining import BEHRTForPretraining, CodeQueries
 from behrt_jax.objectives.base import combine
 from behrt_jax.objectives.joint import make_objective
 from behrt_jax.objectives.scoring import make_tuning_step, score_objective
@@ -97,12 +97,14 @@ def test_one_objective_alone_stays_as_it_is_and_weights_of_0_leave_one_out():
 
 def lookup(params, codes, ages, visit_ids, patient_ids, masked_positions=None, visit_ends=None, method=None, **named):
     """Stands in for a model, as it compiles in less time: scores are looked up by code and grow with age."""
-    places = masked_positions if method is None else visit_ends
+    places = visit_ends if masked_positions is None else masked_positions
     scores = params["table"][jnp.take_along_axis(codes, places, axis=1)]
     scores += params["slope"][0] * jnp.take_along_axis(ages, places, axis=1)[..., None] / 50
     if method == "predict_next_visits":
         return scores, scores[..., 0]
-    return scores if method is None else scores[:, :, None] + params["bins"][None, None, :, None]
+    if method == "query_codes":
+        return CodeQueries(scores, jnp.zeros(tiny.VOCAB_SIZE), jnp.eye(tiny.VOCAB_SIZE))
+    return scores[:, :, None] + params["bins"][None, None, :, None]
 
 
 def test_gradients_are_the_same_however_a_batch_is_cut():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from behrt_jax.data.vocabulary import MASK, NUM_SPECIAL
+from behrt_jax.models.pretraining import CodeQueries
 from behrt_jax.objectives import mlm
 from tests import tiny
 
@@ -143,10 +144,16 @@ def test_outcomes_equal_those_of_numpy():
     np.testing.assert_array_equal(found["top5_accuracy"], place < 5)
 
 
+def as_queries(logits) -> CodeQueries:
+    """What a model gives whose logits these are."""
+    return CodeQueries(logits, jnp.zeros(logits.shape[-1]), jnp.eye(logits.shape[-1]))
+
+
 def scores_as_model():
     """A model whose logits are its parameters, to look at the objective alone."""
     return types.SimpleNamespace(
-        config=types.SimpleNamespace(vocab_size=tiny.VOCAB_SIZE), apply=lambda params, *args, **kwargs: params
+        config=types.SimpleNamespace(vocab_size=tiny.VOCAB_SIZE),
+        apply=lambda params, *args, **kwargs: as_queries(params),
     )
 
 
@@ -180,7 +187,7 @@ def test_training_draws_dropout_and_evaluation_does_not():
 
     def apply(params, *args, deterministic, rngs, **kwargs):
         seen.append((deterministic, rngs))
-        return params
+        return as_queries(params)
 
     model = types.SimpleNamespace(config=types.SimpleNamespace(vocab_size=tiny.VOCAB_SIZE), apply=apply)
     logits = jnp.zeros((4, math.ceil(RATE * 40), tiny.VOCAB_SIZE))
