@@ -1,5 +1,6 @@
 """Shared code of the commands: flags, one-line errors, interrupts, and memory settings for long CPU runs."""
 
+import hashlib
 import os
 import platform
 import re
@@ -10,11 +11,13 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from behrt_jax.training.interrupts import exit_on_signal
 
 flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs in ~/.cache/behrt_jax for the next command.")
 
 USER_ERROR = 2
 # By default glibc returns memory to the system and requests it again at each step; CPU steps are faster if it keeps it.
@@ -31,6 +34,8 @@ def run(main: Callable[[], int | None]) -> None:
     signal.signal(signal.SIGTERM, exit_on_signal)
     try:
         _parse_flags()
+        if flags.FLAGS["compilation_cache"].value:
+            use_compilation_cache()
         sys.exit(main())
     except KeyboardInterrupt:
         print("\nInterrupted. No partial output was written; run the same command to start over.", file=sys.stderr)
@@ -47,6 +52,28 @@ def _parse_flags() -> None:
         flags.FLAGS(sys.argv)
     except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
         raise ValueError(describe(error)) from error
+
+
+def use_compilation_cache() -> None:
+    """Makes JAX keep compiled programs on disk, which saves most of the start of the next command.
+
+    The folder is that of the processor's instructions, as a home folder may be shared by machines that differ in them.
+    JAX's own environment variables win.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    cpu_info, machine = Path("/proc/cpuinfo"), platform.machine()
+    if cpu_info.exists():
+        machine += "".join(re.findall(r"(?m)^(?:flags|Features)\s*:.*$", cpu_info.read_text())[:1])
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "behrt_jax"
+    folder = root / hashlib.sha256(machine.encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home folder that cannot be written to: nothing is kept
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def describe(error: Exception) -> str:

@@ -1,0 +1,44 @@
+"""What all commands share: where compiled programs are kept."""
+
+import jax
+import pytest
+
+from experiments import _cli
+
+KEYS = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch, tmp_path):
+    before = {key: getattr(jax.config, key) for key in KEYS}
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    for key, value in before.items():
+        jax.config.update(key, value)
+
+
+def test_compiled_programs_are_kept_in_the_users_cache(tmp_path):
+    _cli.use_compilation_cache()
+    (folder,) = (tmp_path / "cache" / "behrt_jax").iterdir()
+    assert jax.config.jax_compilation_cache_dir == str(folder)
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+    _cli.use_compilation_cache()
+    assert len(list(folder.parent.iterdir())) == 1
+
+
+def test_a_folder_of_ones_own_wins(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    _cli.use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir is None and not (tmp_path / "cache").exists()
+
+
+def test_nothing_is_kept_where_the_cache_cannot_be_written(monkeypatch, tmp_path):
+    (tmp_path / "cache").write_text("a file, not a folder")
+    _cli.use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir is None
