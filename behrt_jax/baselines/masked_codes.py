@@ -1,4 +1,4 @@
-"""Baselines for masked codes: counting, a linear model and an MLP, fitted on train and tuned on tuning.
+"""Baselines for masked codes: counting and an MLP, fitted on train and tuned on tuning.
 
 Each baseline reads the same window as the model, with the same codes masked.
 """
@@ -21,10 +21,7 @@ STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 MAX_CODES = 2000
 AGE_BINS = np.arange(0, 100, 5)
 # Learning rates and dropout with the lowest loss on the tuning split of the bundled data: docs/choices.md.
-RECIPES = {
-    "linear on visit, neighbours, history, age": MLPConfig(0.003),
-    "MLP on visit, neighbours, history, age": MLPConfig(0.003, hidden=512, dropout=0.5),
-}
+RECIPES = {"MLP on visit, neighbours, history, age": MLPConfig(0.003, hidden=512, dropout=0.5)}
 NETWORK_STEPS = 4000  # at most; more if the model saw more codes in training (`model_steps`)
 CHECK_EVERY = 250
 PATIENCE = 4
@@ -165,7 +162,7 @@ def visible_counts(batch: MaskedBatch, vocab_size: int):
 
 
 def features(batch: MaskedBatch, vocab_size: int, num_codes: int) -> tuple[Features, np.ndarray]:
-    """Returns the inputs of the linear model and the MLP, one row for all masked codes of a visit at one age.
+    """Returns the inputs of the MLP, one row for all masked codes of a visit at one age.
 
     The inputs are the visible codes of the visit and of the visits before and after it, log counts in the patient's
     whole window, and the age in bins of five years. Only the `num_codes` most frequent codes are used.
@@ -195,7 +192,7 @@ def fit_networks(
     recipes: dict[str, MLPConfig] | None = None,
     model_steps: int = 0,
 ) -> dict[str, Predictor]:
-    """Fits a multinomial logistic regression and an MLP, or other `recipes`, on one stream of features.
+    """Fits the MLP, or other `recipes`, on one stream of features.
 
     Only the `MAX_CODES` most frequent codes are predicted; the others share the remaining probability by frequency.
     `model_steps`: see `fit_baselines`.

@@ -1,4 +1,4 @@
-"""Baselines for next visits: counting, logistic regression and an MLP, fitted on train and tuned on tuning.
+"""Baselines for next visits: counting and an MLP, fitted on train and tuned on tuning.
 
 Each baseline reads everything recorded before the target visit; the model reads the part of it that fits in a row.
 """
@@ -30,7 +30,7 @@ CHECK_EVERY, PATIENCE = 200, 3  # in steps; CHECK_EVERY is at least one pass ove
 # Chosen on the tuning split of the bundled data. For the MLP, a learning rate of 0.002 with dropout 0.5 was better than
 # 0.001 with 0.3; no other rate was tried for the regression. Counts that decay with a half-life of 8 visits, the only
 # one tried, add 0.03 to 0.04 to the average precision of both.
-RECIPES = {"logistic regression": MLPConfig(0.003), "MLP": MLPConfig(0.002, hidden=512, dropout=0.5)}
+RECIPES = {"MLP": MLPConfig(0.002, hidden=512, dropout=0.5)}
 RECENT = 8.0
 
 
@@ -103,7 +103,7 @@ def fit_with_time_known(
 ) -> dict[str, Predictor]:
     """Fits the MLP with the start time of the target visit as an input; see `fit_baselines`."""
     train, tuning = sample_examples(train, MAX_EXAMPLES), sample_examples(tuning, MAX_EXAMPLES)
-    return fit_networks(train, tuning, vocab_size, progress, {"MLP": RECIPES["MLP"]}, True, model_examples)
+    return fit_networks(train, tuning, vocab_size, progress, time_known=True, model_examples=model_examples)
 
 
 def sample_examples(split: Split, count: int, seed: int = 0) -> Split:
@@ -210,7 +210,7 @@ def fit_networks(
     time_known: bool = False,
     model_examples: int = 0,
 ) -> dict[str, Predictor]:
-    """Fits the logistic regression and the MLP, or other `recipes`, on one stream of features.
+    """Fits the MLP, or other `recipes`, on one stream of features.
 
     `model_examples`: see `fit_baselines`.
     """
