@@ -276,7 +276,7 @@ def test_every_baseline_is_fitted_and_scored():
         fitted = masked_codes.fit_baselines(
             lambda: [batch.batch], lambda: iter([batch] * 100), [batch], V, progress=messages.append
         )
-    assert len(fitted) == 5 and messages
+    assert len(fitted) == 4 and messages
     for predictor in fitted.values():
         outcomes = masked_codes.predict(predictor, [batch])
         assert np.isfinite(outcomes.values["loss"]).all()
