@@ -126,10 +126,11 @@ def main() -> None:
     other = read_folds(Path(FLAGS.compare_to), folds, FLAGS.baselines_only) if FLAGS.compare_to else None
     metrics = {model: bootstrap.summaries(each) for model, each in estimates.items()}
     versus = {a: {b: bootstrap.compare(estimates[a], estimates[b]) for b in estimates if b != a} for a in estimates}
-    (folder / "cross_validation.json").write_text(json.dumps({"metrics": metrics, "versus": versus}, indent=1))
-    (folder / "cross_validation.md").write_text(table := format_markdown(estimates, other))
+    file = folder / ("baselines.md" if FLAGS.baselines_only else "cross_validation.md")
+    file.with_suffix(".json").write_text(json.dumps({"metrics": metrics, "versus": versus}, indent=1))
+    file.write_text(table := format_markdown(estimates, other))
     print(f"means of {folds} folds, 95% intervals over patients\n\n{table}")
-    print(f"written: {folder / 'cross_validation.md'} and .json")
+    print(f"written: {file} and .json")
 
 
 if __name__ == "__main__":

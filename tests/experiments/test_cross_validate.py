@@ -85,7 +85,7 @@ def test_baselines_alone_are_compared_with_those_of_another_run(workplace, death
     given = [f"--labels={deaths}", f"--data={workplace.data}", f"--workdir={folder}", "--folds=2", "--baselines_only"]
     done = workplace.run([*given, *more, f"--compare_to={folder}"], "experiments.studies.cross_validate")
     assert done.returncode == 0, done.stderr
-    head, _, *rows = (folder / "cross_validation.md").read_text().splitlines()
+    head, _, *rows = (folder / "baselines.md").read_text().splitlines()
     names = {row.split("|")[1].strip() for row in rows}
     assert {"Cox on age and sex", outcomes.BOOSTED} <= names and "BEHRT" not in names
     assert head.endswith("difference |") and all(row.endswith("| +0.000 [+0.000, +0.000] |") for row in rows)
