@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "baselines": CORE | {"objectives", "regression"},
     "finetuning": CORE | {"labels", "objectives", "regression", "training"},
     "evaluation": CORE | {"labels", "objectives", "embeddings", "simulation", "training", "baselines", "finetuning"},
-    "probing": CORE | {"labels", "embeddings", "regression", "training", "finetuning", "evaluation"},
+    "probing": CORE | {"labels", "objectives", "embeddings", "regression", "training", "finetuning", "evaluation"},
     "exploration": CORE | {"labels", "embeddings", "regression", "training", "evaluation"},
     "interpret": CORE | {"objectives", "simulation", "training", "finetuning", "evaluation"},
     "report": CORE | {"embeddings", "training", "evaluation", "exploration"},

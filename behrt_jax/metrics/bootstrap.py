@@ -161,3 +161,18 @@ def report(own: PerTargetScores, compared: dict[str, PerTargetScores], prefix: s
         "baselines": {name: summarize(baseline, prefix) for name, baseline in compared.items()},
         "versus": {name: paired(own, baseline, prefix) for name, baseline in compared.items()},
     }
+
+
+def average_folds(found: list[dict[str, dict[str, Estimate]]]) -> dict[str, dict[str, Estimate]]:
+    """Averages over folds the estimates that all folds have, with their replicates; `found` is by model and metric.
+
+    The replicates of folds must be independent of each other.
+    """
+    means = {}
+    for model, metric in [(name, metric) for name, metrics in found[0].items() for metric in metrics]:
+        parts = [fold[model][metric] for fold in found if metric in fold.get(model, {})]
+        if len(parts) == len(found):
+            values, replicates, *counts = zip(*parts, strict=True)
+            mean = Estimate(float(np.mean(values)), np.mean(replicates, axis=0), *map(sum, counts))
+            means.setdefault(model, {})[metric] = mean
+    return means

@@ -2,103 +2,124 @@
 
 python -m experiments.studies.ablations [--group=model|training] [--workdir=runs/ablations] [--jobs=2]
 
-`model` varies the encoder of configs/small.py, `training` the objectives and the optimizer of configs/joint.py.
-
-A run that is already in the workdir's results.jsonl is not repeated.
+`model` varies the encoder of configs/small.py, `training` the objectives and the optimizer of configs/joint.py. Each
+variant and seed is a run of experiments.pretrain. Finished runs are not repeated.
 """
 
-import json
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+import re
 from pathlib import Path
+from typing import Any
 
 from absl import flags
-from tqdm import tqdm
 
+import behrt_jax
 from experiments import _cli
-from experiments.studies.variants import GROUPS, POOLINGS
+from experiments.studies import sweep
 
-METRICS = {"accuracy": "masked-code accuracy", "next_visit": "next-visit average precision"}
-
-
-def run_all(folder: Path, pending: list[tuple[str, int]], num_steps: int, jobs: int) -> None:
-    """Executes runs in separate processes, `jobs` at a time, each on its share of the cores."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    shares = [cores[job::jobs] for job in range(jobs)]
-
-    def make(run: tuple[str, int]) -> str | None:
-        share = shares.pop()
-        command = ["-m", "experiments.studies.ablations_run", f"--variant={run[0]}", f"--seed={run[1]}"]
-        command.append(f"--num_steps={num_steps}")
-        bind = (lambda: os.sched_setaffinity(0, share)) if share else None
-        process = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, preexec_fn=bind)
-        shares.append(share)
-        if process.returncode:
-            return f"{run[0]}, seed {run[1]}"
-        with (folder / "results.jsonl").open("a") as file:
-            file.write(process.stdout.splitlines()[-1] + "\n")
-        return None
-
-    with ThreadPoolExecutor(jobs) as pool:
-        outcomes = list(tqdm(pool.map(make, pending), total=len(pending), unit="run", dynamic_ncols=True))
-    failures = [run for run in outcomes if run]
-    if failures:
-        raise ValueError(f"{len(failures)} runs failed, their own errors are above: {'; '.join(failures)}")
-
-
-def read_results(folder: Path, num_steps: int) -> dict[tuple[str, int], dict]:
-    """Reads the results of the runs with `num_steps` steps, by variant and seed."""
-    file = folder / "results.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return {(line["variant"], line["seed"]): line for line in lines if line["num_steps"] == num_steps}
-
-
-def format_tables(results: dict[tuple[str, int], dict], num_steps: int, group: str = "model") -> str:
-    """Formats means and ranges over seeds: a table of the variants, and one of poolings in the recipe's model."""
-    seeds = sorted({seed for name, seed in results if name in GROUPS[group]})
-    head = [f"{len(seeds)} seeds, {num_steps} steps: mean [lowest, highest]", ""]
-    lines = [*head, "| | parameters | " + " | ".join(METRICS.values()) + " |", "|---|---|" + "---|" * len(METRICS)]
-    for name in GROUPS[group]:
-        runs = [results[name, seed] for seed in seeds if (name, seed) in results]
-        if runs:
-            cells = [_cell([run[metric] for run in runs if metric in run]) for metric in METRICS]
-            label = name if len(runs) == len(seeds) else f"{name} ({len(runs)} seeds)"
-            lines.append(f"| {label} | {runs[0]['parameters']:,} | {' | '.join(cells)} |")
-    if group != "model":
-        return "\n".join(lines) + "\n"
-    base = [results["small recipe", seed] for seed in seeds if ("small recipe", seed) in results]
-    lines += ["", "| pooling of the small recipe's states | next-visit average precision |", "|---|---|"]
-    lines += [f"| {name} | {_cell([run['poolings'][name] for run in base])} |" for name in POOLINGS if base]
-    return "\n".join(lines) + "\n"
+RECIPES = {"model": "configs/small.py", "training": "configs/joint.py"}
+REFERENCE = "reference set (configs/reference.py)"  # another recipe, not overrides
+METRICS = {
+    "model": {"mlm/accuracy": "masked-code accuracy", "mlm/loss": "masked-code loss"},
+    "training": {"mlm/accuracy": "masked-code accuracy", "next_visit/loss": "next-visit loss"},
+}
+MODEL = {
+    "small recipe": {},
+    "attention: no fall with visit distance": {"model.visit_bias": False},
+    "attention: rotary on positions": {"model.rotary": "positions"},
+    "attention: not rotary": {"model.rotary": "none"},
+    "positions: learned table, not rotary": {"model.rotary": "none", "model.position_encoding": "learned"},
+    "positions: sinusoidal, not rotary": {"model.rotary": "none", "model.position_encoding": "sinusoidal"},
+    "ages: bins of one year": {"model.age_bin_size": 1.0},
+    "ages: Time2Vec": {"model.age_encoding": "time2vec"},
+    "ages: sinusoidal": {"model.age_encoding": "sinusoidal"},
+    "dates: Time2Vec added": {"model.date_encoding": "time2vec"},
+    "days since last visit: logarithmic bins added": {"model.time_bins": 28},
+    "days since last visit: 7-day bins to a year added": {"model.time_bins": 53, "model.time_bin_days": 7.0},
+    "no [SEP]": {"data.use_sep": False},
+    "20% hidden in training": {"objective.mask_rate": 0.2},
+    "15% hidden in training": {"objective.mask_rate": 0.15},
+    REFERENCE: {},
+    "encoder: hierarchical": {"model.encoder": "hierarchical"},
+    "encoder: LSTM, 1.2 M parameters": {"model.encoder": "lstm", "model.hidden_dim": 256},
+}
+TRAINING = {
+    "joint recipe": {},
+    "learning rate 0.002": {"optimizer.learning_rate": 2e-3},
+    "learning rate 0.008": {"optimizer.learning_rate": 8e-3},
+    "no dropout": {"model.dropout": 0.0},
+    "weight decay 0.1": {"optimizer.weight_decay": 0.1},
+    "next visits weigh 0.05": {"objective.next_visit_weight": 0.05},
+    "next visits weigh 0.5": {"objective.next_visit_weight": 0.5},
+    "rows of 512, half as many": {"data.row_length": 512, "train.batch_size": 4},
+    "rows of 128, twice as many": {"data.row_length": 128, "train.batch_size": 16},
+    "spans hidden": {"objective.masking": "spans"},
+    "whole visits hidden": {"objective.masking": "visits"},
+    "days to the next visit left out": {"objective.time_gap_weight": 0.0},
+    "events ahead too": {"objective.time_to_event_weight": 1.0},
+    "masked codes alone": {"objective.name": "mlm"},
+    "next visits alone": {"objective.name": "next_visit"},
+    "next visits alone, random cut": {"objective.name": "next_visit", "objective.history": "random_cut"},
+}
+GROUPS = {"model": MODEL, "training": TRAINING}
 
 
-def _cell(values: list[float]) -> str:
-    if not values:
-        return ""
-    return f"{sum(values) / len(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
+def make_run(folder: Path, group: str, name: str, seed: int, num_steps: int, extra: list[str]) -> sweep.Run:
+    """Returns the run of a variant and a seed, with `extra` KEY=VALUE for its recipe; it is scored at its last step."""
+    workdir = folder / f"{re.sub('[^a-z0-9.]+', '-', name.lower()).strip('-')}-{num_steps}-seed-{seed}"
+    recipe = "configs/reference.py" if name == REFERENCE else RECIPES[group]
+    steps = {"seed": seed, "train.num_steps": num_steps, "train.evaluate_every": num_steps}
+    options = [f"--config.{each}" for each in extra]
+    return sweep.training("pretrain", recipe, workdir, {**GROUPS[group][name], **steps}, *options)
+
+
+def read_run(run: sweep.Run) -> dict[str, Any]:
+    """Reads the metrics on tuning after the last step, and counts the parameters."""
+    params = behrt_jax.load(run.workdir).params
+    return {**sweep.read_metrics(run.workdir, "tuning")[-1], "parameters": behrt_jax.count_parameters(params)}
+
+
+def format_markdown(results: dict[str, list[dict]], group: str, num_steps: int) -> str:
+    """Formats the means and ranges over the seeds of each variant."""
+    rows = [
+        [
+            name,
+            f"{runs[0]['parameters']:,}",
+            *(sweep.mean_and_range([run[key] for run in runs if key in run]) for key in METRICS[group]),
+        ]
+        for name, runs in results.items()
+    ]
+    heads = ["", "parameters", *METRICS[group].values()]
+    number = len(next(iter(results.values())))
+    return f"{number} seeds, {num_steps} steps: mean [lowest, highest]\n\n{sweep.format_table(heads, rows)}"
 
 
 def main() -> None:
     """Runs the command."""
-    folder = Path(FLAGS.workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    results = read_results(folder, FLAGS.num_steps)
-    runs = [(name, seed) for seed in range(FLAGS.seeds) for name in GROUPS[FLAGS.group]]
-    run_all(folder, [run for run in runs if run not in results], FLAGS.num_steps, FLAGS.jobs)
-    tables = format_tables(read_results(folder, FLAGS.num_steps), FLAGS.num_steps, FLAGS.group)
-    file = folder / f"{FLAGS.group}.md"
-    file.write_text(tables)
-    print(tables)
-    print(f"written: {file}")
+    folder, group = Path(FLAGS.workdir), FLAGS.group
+    if unknown := sorted({*FLAGS.variants} - GROUPS[group].keys()):
+        raise ValueError(f"--variants: found {'; '.join(unknown)}; expected variants of --group={group}")
+    runs = {
+        (name, seed): make_run(folder, group, name, seed, FLAGS.num_steps, FLAGS.set)
+        for seed in range(FLAGS.seeds)
+        for name in GROUPS[group]
+        if not FLAGS.variants or name in FLAGS.variants
+    }
+    sweep.run_all({f"{name}, seed {seed}": run for (name, seed), run in runs.items()}, FLAGS.jobs)
+    results = {}
+    for (name, _), run in runs.items():
+        results.setdefault(name, []).append(read_run(run))
+    table = format_markdown(results, group, FLAGS.num_steps)
+    file = folder / f"{group}.md"
+    file.write_text(table)
+    print(f"{table}\nwritten: {file}")
 
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
+    sweep.define_flags("runs/ablations")
     flags.DEFINE_enum("group", "model", list(GROUPS), "Which choices to vary.")
-    flags.DEFINE_string("workdir", "runs/ablations", "Where results are collected.")
+    flags.DEFINE_multi_enum("variants", [], [*MODEL, *TRAINING], "Rows of the table to make; may be repeated.")
     flags.DEFINE_integer("seeds", 3, "Runs of each variant.", lower_bound=1)
     flags.DEFINE_integer("num_steps", 600, "Updates of a run; 600 take about three minutes on one core.", lower_bound=1)
-    flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its share of the cores.", lower_bound=1)
+    flags.DEFINE_multi_string("set", [], "KEY=VALUE for all recipes, such as train.batch_size=16; may be repeated.")
     _cli.run(main)

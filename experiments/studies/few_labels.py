@@ -9,30 +9,23 @@ are scored. Several runs, such as the folds of experiments.studies.cross_validat
 held-out patients. The same command resumes where it stopped; sizes, draws, tasks and runs may be added later.
 """
 
-import json
 from pathlib import Path
 
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from behrt_jax.data import dataset
-from behrt_jax.finetuning import sampling
-from behrt_jax.metrics.bootstrap import Estimate
-from behrt_jax.probing import arms
-from behrt_jax.probing import features as probing_features
+from behrt_jax.probing import few_label_task
 from behrt_jax.probing.arms import BOOSTING_FROM, FITTED
 from behrt_jax.probing.features import Reader
+from behrt_jax.probing.measurements import ResultsFile, measure_task
 from behrt_jax.probing.probe import read_sizes
-from behrt_jax.probing.scores import rank
-from behrt_jax.probing.table import AGE, BOOSTING, FORECAST, SCRATCH, TUNED, count, format_table, show
+from behrt_jax.probing.table import BOOSTING, SCRATCH, TUNED, count, format_table
 from behrt_jax.training import workdir
 from configs import default
 from experiments import _cli
-from experiments.studies import few_labels_run
 
-RESULTS_FILE = "results.jsonl"
 TABLE_FILE = "few_labels.md"
 FEATURES_FOLDER = "features"
 
@@ -44,32 +37,6 @@ def recipe() -> ConfigDict:
         config.survival = default.get_finetune_config("survival").survival
         config.train.update(num_steps=100, batch_size=4)
     return config
-
-
-class Results:
-    """The measurements of a task: estimates by size, draw and arm, each a line of a file.
-
-    Attributes:
-      found: the estimates.
-    """
-
-    def __init__(self, folder: Path):
-        """Reads earlier measurements; removes a last line that was cut short by a kill."""
-        self.file, self.found = folder / RESULTS_FILE, {}
-        lines = self.file.read_text().splitlines(keepends=True) if self.file.exists() else []
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
-            self.file.write_text("".join(lines))
-        for line in map(json.loads, lines):
-            estimate = Estimate(line["value"], np.array(line["replicates"]), line["n"])
-            self.found[line["size"], line["draw"], line["arm"]] = estimate
-
-    def add(self, size: int, draw: int, arm: str, estimate: Estimate) -> None:
-        """Adds an estimate, and a line to the file."""
-        self.found[size, draw, arm] = estimate
-        line = {"size": size, "draw": draw, "arm": arm, "value": estimate.value, "n": estimate.n}
-        with self.file.open("a") as target:
-            target.write(json.dumps({**line, "replicates": np.round(estimate.replicates, 6).tolist()}) + "\n")
 
 
 def of_run(config: ConfigDict, run: str, several: bool, forecast: tuple[str, ...] = ()) -> ConfigDict:
@@ -96,32 +63,6 @@ def planned(sizes: list[int]) -> list[tuple[int, int, str]]:
     return fitted + [(size, draw, arm) for size in sizes for draw in range(number) for arm in FLAGS.trained]
 
 
-def measure_task(
-    task: few_labels_run.Task, results: Results, todo: list, reader: Reader, compiled: dict, bar: tqdm
-) -> None:
-    """Measures the missing results of a task: arms without labels first, then those that need labels."""
-    train, held_out = task.splits["train"], task.splits["held_out"]
-    features = None
-    if (0, 0, AGE) not in results.found:
-        ages = probing_features.ages(held_out.histories, held_out.labels.prediction_times)
-        results.add(0, 0, AGE, rank(ages, held_out.labels))
-    if task.config.forecast.codes and (0, 0, FORECAST) not in results.found:
-        results.add(0, 0, FORECAST, rank(few_labels_run.forecast(task), held_out.labels))
-    for size, draw, arm in todo:
-        bar.set_postfix_str(f"{show(size)} patients, draw {draw}, {arm}")
-        if (size, draw, arm) not in results.found:
-            rows = sampling.draw_rows(train.labels, size, task.config.seed, draw)
-            if arm in (SCRATCH, TUNED):
-                scores = few_labels_run.train_and_score(task, rows, draw, arm == TUNED, compiled)
-            else:
-                features = features or [
-                    reader.blocks(part.histories, part.labels.prediction_times) for part in (train, held_out)
-                ]
-                scores = arms.fit_and_score(arm, features[0], features[1], train.labels, rows)
-            results.add(size, draw, arm, rank(scores, held_out.labels))
-        bar.update()
-
-
 def main() -> None:
     """Runs the command."""
     folder, sizes, runs = Path(FLAGS.workdir), read_sizes(FLAGS.sizes), FLAGS.pretrained
@@ -138,10 +79,10 @@ def main() -> None:
                 config = of_run(FLAGS.config, run, len(runs) > 1, tuple(code for label, code in codes if label == name))
                 bar.write(f"{run}, {name}:")
                 task_folder = folder / f"run-{number}" / name if len(runs) > 1 else folder / name
-                task = few_labels_run.read_task(config, file, FLAGS.most_labels, task_folder, bar.write)
+                task = few_label_task.read_task(config, file, FLAGS.most_labels, task_folder, bar.write)
                 patients = dataset.read(task.prepared.folder, "train")
                 reader = reader or Reader(workdir.load(run), patients, folder / FEATURES_FOLDER)
-                results = Results(task_folder)
+                results = ResultsFile(task_folder)
                 measure_task(task, results, todo, reader, compiled, bar)
                 estimates[name].append(results.found)
                 held_out[name].append(task.splits["held_out"].labels)

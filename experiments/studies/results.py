@@ -6,53 +6,61 @@ python -m experiments.studies.results --populations=bundled,simulated,mimic=DIR 
 other NAME=DIR is a MEDS data set. Finished runs and evaluations are not repeated.
 """
 
-import json
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 from absl import flags
 
 from behrt_jax.evaluation.tables import COLUMNS, LOWER_IS_BETTER, format_cell
 from experiments import _cli
+from experiments.studies import sweep
 
 LSTM = "configs/lstm.py"
 SIMULATED_PATIENTS = 10_000
 OVERRIDES = {
     # Deaths are left out because the oracle does not see them; with so many patients no model overfits.
-    "simulated": ["--config.data.codes_exclude=('MEDS_BIRTH','MEDS_DEATH')", "--config.model.dropout=0.0"],
-    "mimic": ["--config.train.num_steps=600", "--config.train.evaluate_every=50", "--config.train.patience=4"],
+    "simulated": {"data.codes_exclude": "('MEDS_BIRTH','MEDS_DEATH')", "model.dropout": 0.0},
+    "mimic": {"train.num_steps": 600, "train.evaluate_every": 50, "train.patience": 4},
 }
 
 
-def call(module: str, *arguments: str) -> None:
-    """Runs a command of this package and raises a ValueError if it fails."""
-    print(f"python -m experiments.{module} {shlex.join(arguments)}", flush=True)
-    if status := subprocess.run([sys.executable, "-m", f"experiments.{module}", *arguments]).returncode:
-        raise ValueError(f"experiments.{module} failed with status {status}; its error is above")
-
-
-def run_population(folder: Path, population: str, config: str) -> tuple[str, dict]:
-    """Trains and evaluates on one population, unless already done; returns its name and the evaluation."""
+def find_data(folder: Path, population: str) -> tuple[str, dict]:
+    """Returns the name of a population and the overrides of its recipes; `simulated` is written first if missing."""
     name, _, path = population.partition("=")
-    workdir, overrides = folder / name, list(OVERRIDES.get(name, []))
     if name == "simulated" and not path:
         path = str(folder / "simulated-data")
         if not Path(path).exists():
-            call("simulate", f"--patients={SIMULATED_PATIENTS}", f"--output={path}")
-    if path:
-        overrides.append(f"--config.data.path={path}")
-    elif name != "bundled":
+            arguments = (f"--patients={SIMULATED_PATIENTS}", f"--output={path}")
+            sweep.run_all({"simulation": sweep.Run("simulate", Path(path), arguments)})
+    if not path and name != "bundled":
         raise ValueError(f"--populations: found {population}; expected bundled, simulated or NAME=DIR")
-    lstm, file = folder / f"{name}-lstm", workdir / "evaluation.json"
-    for recipe, target in ((LSTM, lstm), (config, workdir)):  # does nothing if finished on the same data
-        call("pretrain", f"--config={recipe}", f"--workdir={target}", "--nobaselines", *overrides)
-    if str(lstm) not in json.loads(file.read_text())["baselines"]:
-        call("evaluate", f"--workdir={workdir}", f"--versus={lstm}")
-    result = json.loads(file.read_text())
-    result["baselines"]["LSTM"] = result["baselines"].pop(str(lstm))
-    return name, result
+    return name, OVERRIDES.get(name, {}) | ({"data.path": path} if path else {})
+
+
+def run_populations(folder: Path, populations: dict[str, dict], config: str, jobs: int) -> dict[str, dict]:
+    """Trains and evaluates on each population, unless already done; returns the evaluations by name.
+
+    Args:
+      folder: where the runs are made.
+      populations: the overrides of each population's recipes, by name.
+      config: file of the recipe.
+      jobs: number of runs at a time.
+    """
+    runs = {}
+    for name, overrides in populations.items():
+        runs[f"{name}, LSTM"] = sweep.training("pretrain", LSTM, folder / f"{name}-lstm", overrides)
+        runs[name] = sweep.training("pretrain", config, folder / name, overrides)
+    sweep.run_all(runs, jobs)
+    comparisons, results = {}, {}
+    for name in populations:
+        options = (f"--workdir={folder / name}", f"--versus={folder / name}-lstm")
+        if str(folder / f"{name}-lstm") not in sweep.read_evaluation(folder / name)["baselines"]:
+            comparisons[f"{name}, evaluation"] = sweep.Run("evaluate", folder / name, options)
+    sweep.run_all(comparisons, jobs)
+    for name in populations:
+        results[name] = sweep.read_evaluation(folder / name)
+        baselines = results[name]["baselines"]
+        baselines["LSTM"] = baselines.pop(str(folder / f"{name}-lstm"))
+    return results
 
 
 def format_markdown(results: dict[str, dict]) -> str:
@@ -63,7 +71,7 @@ def format_markdown(results: dict[str, dict]) -> str:
         first = next(iter(columns))
         if not any(first in result["metrics"] for result in results.values()):
             continue
-        lines = [f"| {objective} | " + " | ".join(columns.values()) + " |", "|---|" + "---|" * len(columns)]
+        rows = []
         for name, result in results.items():
             if first not in result["metrics"]:
                 continue
@@ -73,17 +81,16 @@ def format_markdown(results: dict[str, dict]) -> str:
             oracle = [("oracle", result["oracle"])] if first in result.get("oracle", {}) else []
             for label, metrics in [*oracle, ("**BEHRT**", result["metrics"]), *ranked]:
                 cells = [format_cell(metrics[column]) if column in metrics else "" for column in columns]
-                lines.append(f"| {name}: {label} | {' | '.join(cells)} |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+                rows.append([f"{name}: {label}", *cells])
+        parts.append(sweep.format_table([objective, *columns.values()], rows))
+    return "\n".join(parts)
 
 
 def main() -> None:
     """Runs the command."""
     folder = Path(FLAGS.workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    results = dict(run_population(folder, population, FLAGS.config) for population in FLAGS.populations)
-    table = format_markdown(results)
+    populations = dict(find_data(folder, population) for population in FLAGS.populations)
+    table = format_markdown(run_populations(folder, populations, FLAGS.config, FLAGS.jobs))
     (folder / "results.md").write_text(table)
     print(table)
     print(f"written: {folder / 'results.md'}")
@@ -93,5 +100,5 @@ if __name__ == "__main__":
     FLAGS = flags.FLAGS
     flags.DEFINE_string("config", "configs/joint.py", "The recipe.")
     flags.DEFINE_list("populations", ["bundled", "simulated"], "bundled, simulated, or NAME=DIR of a MEDS data set.")
-    flags.DEFINE_string("workdir", "runs/results", "Where the runs are made.")
+    sweep.define_flags("runs/results")
     _cli.run(main)

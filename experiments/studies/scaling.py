@@ -8,9 +8,6 @@ refused; the fit uses the number of patients that each run was trained on, from 
 curve of another recipe and reports how many patients that recipe would need for the losses of this one.
 """
 
-import json
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,45 +15,17 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import config_flags
-from scipy.optimize import curve_fit
 
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.evaluation.tables import format_cell
+from behrt_jax.metrics.power_law import describe_fit, fit_power_law, patients_for
 from behrt_jax.training import workdir
 from behrt_jax.training.workdir import EVALUATION_FILE
 from experiments import _cli
+from experiments.studies import sweep
 
 METRICS = ("mlm/loss", "mlm/accuracy", "next_visit/loss", "next_visit/average_precision", "time_to_event/loss")
-
-
-def power_law(patients, floor, height, exponent):
-    """Returns a loss that falls to a floor: `floor + height * patients ** -exponent`."""
-    return floor + height * np.asarray(patients, float) ** -exponent
-
-
-def fit_power_law(patients: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fits floor, height and exponent, all at least 0; returns them and their standard errors.
-
-    Raises:
-      ValueError: there are fewer than four sizes, or the fit does not converge.
-    """
-    if len(patients) < 4:
-        raise ValueError(f"--sizes: found {len(patients)}; expected four or more, to fit three numbers and their error")
-    start = (0.9 * losses.min(), (losses.max() - 0.9 * losses.min()) * patients.min() ** 0.5, 0.5)
-    try:
-        estimates, covariance = curve_fit(
-            power_law, patients, losses, p0=start, bounds=(0, [np.inf, np.inf, 3]), maxfev=20_000
-        )
-    except RuntimeError as error:
-        raise ValueError(f"no power law fits the losses {losses.round(4).tolist()} ({error})") from error
-    return estimates, np.sqrt(np.diag(covariance))
-
-
-def patients_for(loss: float, fit: np.ndarray) -> float:
-    """Returns the number of patients at which a fit reaches a loss; infinite at its floor and below."""
-    floor, height, exponent = fit
-    return float((height / (loss - floor)) ** (1 / exponent)) if loss > floor and exponent else float("inf")
 
 
 def compare(results: dict[int, dict], other: dict[int, dict]) -> str:
@@ -90,7 +59,7 @@ def read_run(folder: Path) -> dict:
     Raises:
       ValueError: the evaluation is not of the held-out patients of the run's own data.
     """
-    result = json.loads((folder / EVALUATION_FILE).read_text())
+    result = sweep.read_evaluation(folder)
     if result["split"] != "held_out" or "data" in result:
         raise ValueError(f"{folder / EVALUATION_FILE}: is of other patients than held_out; run experiments.evaluate")
     if "train_patients" not in result:
@@ -133,34 +102,14 @@ def read_sizes(words: list[str], available: int) -> list[int]:
     return sizes
 
 
-def run_size(folder: Path, size: int, arguments: list[str]) -> dict:
-    """Runs one size, unless it is finished with the same inputs, and reads its evaluation."""
-    run_folder = folder / str(size)
-    command = ["--nobaselines", f"--workdir={run_folder}", *arguments, f"--config.train.max_patients={size}"]
-    print(f"{size:,} patients: python -m experiments.pretrain {shlex.join(command)}", flush=True)
-    process = subprocess.run([sys.executable, "-m", "experiments.pretrain", *command])
-    if process.returncode:
-        raise ValueError(f"the run of {size} patients failed with status {process.returncode}; its error is above")
-    return read_run(run_folder)
-
-
 def describe(results: dict[int, dict]) -> str:
     """Formats the held-out metrics by size as a table, and the fit of each loss."""
     metrics = [name for name in METRICS if all(name in result["metrics"] for result in results.values())]
-    lines = ["| train patients | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
-    for size, result in results.items():
-        lines.append(f"| {size:,} | " + " | ".join(format_cell(result["metrics"][name]) for name in metrics) + " |")
-    sizes = np.array(list(results))
-    for name in metrics if len(sizes) > 3 else ():
-        if name.endswith("loss"):
-            losses = _values(results, name)
-            (floor, height, exponent), errors = fit_power_law(sizes, losses)
-            twice = power_law(2 * sizes[-1], floor, height, exponent)
-            lines.append(
-                f"\n{name} = {floor:.2f} + {height:.3g} N^-{exponent:.2f} (standard error of the exponent "
-                f"{errors[2]:.2f}); twice {sizes[-1]:,} patients would bring it from {losses[-1]:.3f} to {twice:.3f}"
-            )
-    return "\n".join(lines) + "\n"
+    cells = {size: [format_cell(each["metrics"][name]) for name in metrics] for size, each in results.items()}
+    text = sweep.format_table(["train patients", *metrics], [[f"{size:,}", *row] for size, row in cells.items()])
+    for name in [name for name in metrics if name.endswith("loss")] if len(results) > 3 else ():
+        text += f"\n{describe_fit(name, np.array(list(results)), _values(results, name))}\n"
+    return text
 
 
 def draw(results: dict[int, dict], file: Path) -> None:
@@ -177,9 +126,12 @@ def draw(results: dict[int, dict], file: Path) -> None:
 def main() -> None:
     """Runs the command."""
     sizes = read_sizes(FLAGS.sizes, count_train(FLAGS.config))
-    (folder := Path(FLAGS.workdir)).mkdir(parents=True, exist_ok=True)
-    overrides = [word for word in sys.argv[1:] if word.startswith(("--config=", "--config."))]
-    results = by_patients([run_size(folder, size, overrides) for size in sizes])
+    folder = Path(FLAGS.workdir)
+    given = [word for word in sys.argv[1:] if word.startswith("--config.")]
+    command = ("pretrain", FLAGS["config"].config_filename)
+    runs = {size: sweep.training(*command, folder / str(size), {"train.max_patients": size}, *given) for size in sizes}
+    sweep.run_all({f"{size:,} patients": run for size, run in runs.items()}, FLAGS.jobs)
+    results = by_patients([read_run(run.workdir) for run in runs.values()])
     table = describe(results)
     if FLAGS.versus:
         table += "\n" + compare(results, read_curve(Path(FLAGS.versus)))
@@ -190,7 +142,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
-    flags.DEFINE_string("workdir", "runs/scaling", "Where the runs are made.")
+    sweep.define_flags("runs/scaling")
     flags.DEFINE_list("sizes", None, "Numbers of train patients, separated by commas.", required=True)
     flags.DEFINE_string("versus", None, "The workdir of the curve of another recipe.")
     config_flags.DEFINE_config_file("config", None, "The recipe; all its flags are passed on.", lock_config=True)

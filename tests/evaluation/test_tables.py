@@ -128,26 +128,29 @@ def test_outcomes_and_causes_have_tables_of_their_own():
 def test_a_population_is_trained_and_compared_with_the_lstm_once(tmp_path, monkeypatch):
     calls = []
 
-    def call(module, *arguments):
-        calls.append((module, *arguments))
-        (tmp_path / "mine").mkdir(exist_ok=True)
-        file, baselines = tmp_path / "mine" / "evaluation.json", {}
-        if module == "evaluate":
-            baselines = {str(tmp_path / "mine-lstm"): {"next_visit/average_precision": entry(0.2)}}
-        if module == "evaluate" or not file.exists():
-            file.write_text(json.dumps({**RESULT, "baselines": baselines}))
+    def run_all(runs, jobs=1):
+        assert jobs == 2
+        for run in runs.values():
+            calls.append((run.command, *run.arguments))
+            run.workdir.mkdir(exist_ok=True)
+            file, baselines = run.workdir / "evaluation.json", {}
+            if run.command == "evaluate":
+                baselines = {str(tmp_path / "mine-lstm"): {"next_visit/average_precision": entry(0.2)}}
+            if run.command == "evaluate" or not file.exists():
+                file.write_text(json.dumps({**RESULT, "baselines": baselines}))
 
-    monkeypatch.setattr(results, "call", call)
-    first = results.run_population(tmp_path, "mine=DIR", "configs/joint.py")
+    monkeypatch.setattr(results.sweep, "run_all", run_all)
+    name, overrides = results.find_data(tmp_path, "mine=DIR")
+    first = results.run_populations(tmp_path, {name: overrides}, "configs/joint.py", jobs=2)
     assert [words[:3] for words in calls] == [
         ("pretrain", "--config=configs/lstm.py", f"--workdir={tmp_path / 'mine-lstm'}"),
         ("pretrain", "--config=configs/joint.py", f"--workdir={tmp_path / 'mine'}"),
         ("evaluate", f"--workdir={tmp_path / 'mine'}", f"--versus={tmp_path / 'mine-lstm'}"),
     ]
     assert all("--config.data.path=DIR" in words for words in calls[:2])
-    assert list(first[1]["baselines"]) == ["LSTM"]
+    assert list(first["mine"]["baselines"]) == ["LSTM"]
     # Pre-training does nothing where data and recipe are the same, and is asked, as they may not be.
-    assert results.run_population(tmp_path, "mine=DIR", "configs/joint.py") == first
+    assert results.run_populations(tmp_path, {name: overrides}, "configs/joint.py", jobs=2) == first
     assert calls[3:] == calls[:2]
 
 

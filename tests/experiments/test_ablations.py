@@ -1,65 +1,81 @@
-import json
+"""Ablations: every variant is a recipe that can be trained, and the table has means and ranges over seeds."""
 
-import numpy as np
+import importlib
+
 import pytest
+from ml_collections import ConfigDict
 
-from behrt_jax.data import windows
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.objectives.config import ObjectiveConfig
-from experiments.studies import ablations, linear_probe, variants
-from tests.data.handmade import overlapping_patients
+from experiments.studies import ablations
+from tests.experiments.conftest import TINY
+
+VARIANTS = [(group, name) for group, variants in ablations.GROUPS.items() for name in variants]
 
 
-@pytest.mark.parametrize("name", variants.VARIANTS)
-def test_every_variant_is_a_model_and_an_objective_of_the_small_tier(name):
-    config = variants.recipe(name, seed=2, num_steps=7)
-    assert (config.seed, config.train.num_steps) == (2, 7)
-    unchanged = "joint recipe" if name in variants.TRAINING else "small recipe"
-    base = variants.recipe(unchanged, seed=2, num_steps=7)
+def recipe_of(group: str, name: str, seed: int = 2, num_steps: int = 7) -> ConfigDict:
+    """The recipe that a variant's flags make, key by key."""
+    run = ablations.make_run(ablations.Path("runs"), group, name, seed, num_steps, [])
+    file = next(word.removeprefix("--config=") for word in run.arguments if word.startswith("--config="))
+    config = importlib.import_module(file.removesuffix(".py").replace("/", ".")).get_config()
+    keys = (word.removeprefix("--config.").split("=", 1) for word in run.arguments if word.startswith("--config."))
+    for key, value in keys:
+        section, _, last = key.rpartition(".")
+        before = config[section][last] if section else config[last]
+        kind = type(before)
+        changed = {"True": True, "False": False}[value] if kind is bool else kind(value)
+        config.update_from_flattened_dict({key: changed})
+    return config
+
+
+@pytest.mark.parametrize(("group", "name"), VARIANTS)
+def test_every_variant_is_a_model_and_an_objective_of_the_small_tier(group, name):
+    config = recipe_of(group, name)
+    assert (config.seed, config.train.num_steps, config.train.evaluate_every) == (2, 7, 7)
+    unchanged = "joint recipe" if group == "training" else "small recipe"
+    base = recipe_of(group, unchanged)
     assert (config.to_json() == base.to_json()) == (name == unchanged)
     config.model.vocab_size = 1000
     BEHRTConfig(**config.model)
     ObjectiveConfig(**config.objective)
 
 
-def test_the_table_has_means_and_ranges_of_the_runs_that_are_there(tmp_path):
-    def line(variant, seed, accuracy, num_steps=600):
-        poolings = {"cls": 0.1 * seed, "mean": 0.3, "max": 0.2}
-        run = {"variant": variant, "seed": seed, "num_steps": num_steps, "accuracy": accuracy, "next_visit": 0.3}
-        return json.dumps({**run, "seconds": 60.4, "parameters": 1234, "poolings": poolings})
-
-    runs = [line("small recipe", 0, 0.5), line("small recipe", 1, 0.6), line("no [SEP]", 1, 0.25)]
-    (tmp_path / "results.jsonl").write_text("\n".join([*runs, line("small recipe", 2, 0.9, num_steps=5)]))
-    results = ablations.read_results(tmp_path, 600)
-    table = ablations.format_tables(results, 600)
-    assert "2 seeds, 600 steps" in table
-    assert "| small recipe | 1,234 | 0.550 [0.500, 0.600] | 0.300 [0.300, 0.300] |" in table
-    assert "| no [SEP] (1 seeds) | 1,234 | 0.250 [0.250, 0.250] |" in table
-    assert "| cls | 0.050 [0.000, 0.100] |" in table
-    assert "hierarchical" not in table
+def test_each_variant_and_seed_has_a_workdir_of_its_own(tmp_path):
+    folders = [
+        ablations.make_run(tmp_path, group, name, seed, num_steps, []).workdir.name
+        for group, name in VARIANTS
+        for seed in (0, 1)
+        for num_steps in (5, 600)
+    ]
+    assert len({*folders}) == len(folders) and "no-sep-600-seed-1" in folders
 
 
-def test_a_cut_history_holds_what_was_recorded_before_the_visit_whose_codes_it_must_tell():
-    patients = overlapping_patients(0, 60)
-    index = windows.index_visits(patients, 48)
-    histories, targets, visits = linear_probe.cut_histories(patients, index, 60, salt=1)
-    owners = index.owners[visits]
-    assert histories.subject_ids.tolist() == patients.subject_ids[owners].tolist() and len(visits) > 30
-    for row, (owner, visit) in enumerate(zip(owners, visits, strict=True)):
-        codes = patients.codes[index.starts[0][visit] : index.starts[1][visit]]
-        assert set(np.flatnonzero(targets[row])) == {code for code in codes if code > 4}
-        own = np.arange(patients.offsets[owner], patients.offsets[owner + 1])
-        past = own[(patients.times[own] < patients.times[index.starts[0][visit]])]
-        assert patients.codes[past].tolist() == histories.codes[slice(*histories.offsets[row : row + 2])].tolist()
+def test_the_table_has_means_and_ranges_over_seeds():
+    def run(accuracy, loss):
+        return {"mlm/accuracy": accuracy, "mlm/loss": loss, "next_visit/loss": 9.0, "parameters": 1234}
+
+    results = {"small recipe": [run(0.5, 1.0), run(0.6, 2.0)], "no [SEP]": [run(0.25, 1.5), run(0.25, 1.5)]}
+    lines = ablations.format_markdown(results, "model", 600).splitlines()
+    assert lines[0] == "2 seeds, 600 steps: mean [lowest, highest]"
+    assert lines[2] == "|  | parameters | masked-code accuracy | masked-code loss |"
+    assert lines[4] == "| small recipe | 1,234 | 0.550 [0.500, 0.600] | 1.500 [1.000, 2.000] |"
+    assert lines[5] == "| no [SEP] | 1,234 | 0.250 [0.250, 0.250] | 1.500 [1.500, 1.500] |"
+    alone = [{"next_visit/loss": 9.0, "parameters": 5}]  # no masked codes
+    assert "| next visits alone | 5 |  | 9.000 [9.000, 9.000] |" in ablations.format_markdown(
+        {"next visits alone": alone}, "training", 600
+    )
 
 
-def test_the_probe_finds_what_the_features_tell_and_nothing_in_noise():
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(1200, 4)).astype(np.float32)
-    targets = features @ rng.normal(size=(4, 6)) + rng.normal(size=(1200, 6)) > 2.0
-    train, held = slice(0, 800), slice(800, None)
-    told = linear_probe.probe(features[train], targets[train], features[held], targets[held])
-    noise = rng.normal(size=features.shape).astype(np.float32)
-    guessed = linear_probe.probe(noise[train], targets[train], noise[held], targets[held])
-    assert told > 0.6
-    assert guessed < told - 0.2
+@pytest.mark.slow
+def test_two_variants_are_trained_and_tabulated(workplace):
+    folder = workplace.folder / "ablations"
+    keys = {key: value for key, value in TINY.items() if key not in ("train.num_steps", "train.evaluate_every")}
+    keys |= {"data.path": workplace.data, "data.prepared_dir": workplace.folder / "prepared"}
+    given = [f"--set={key}={value}" for key, value in keys.items() if key != "optimizer.learning_rate"]
+    chosen = ["--variants=joint recipe", "--variants=learning rate 0.008", "--group=training", "--jobs=2"]
+    steps = ["--seeds=1", "--num_steps=4", f"--workdir={folder}"]
+    done = workplace.run([*given, *chosen, *steps], "experiments.studies.ablations")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:-1] for line in (folder / "training.md").read_text().splitlines()[4:]]
+    assert [row[0].strip() for row in rows] == ["joint recipe", "learning rate 0.008"]
+    assert rows[0][1] == rows[1][1] and rows[0][3] != rows[1][3]

@@ -14,11 +14,11 @@ from behrt_jax.data import dataset
 from behrt_jax.finetuning import predict, sampling
 from behrt_jax.labels.labels import Labels
 from behrt_jax.probing import arms as probing_arms
-from behrt_jax.probing import features
+from behrt_jax.probing import features, few_label_task
 from behrt_jax.probing.arms import FITTED
 from behrt_jax.probing.features import DEMOGRAPHICS, Reader, at_random_times
 from behrt_jax.probing.table import AGE, BOOSTING, COUNTS, OURS, RANDOM, SCRATCH, TUNED
-from experiments.studies import few_labels, few_labels_run
+from experiments.studies import few_labels
 from tests.experiments.conftest import Workplace
 
 TRAINING = {"train.batch_size": 4, "train.num_steps": 4, "train.evaluate_every": 2, "evaluation.batch_size": 4}
@@ -48,13 +48,13 @@ def files(workplace) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module", params=["ill", pytest.param("event", marks=pytest.mark.slow)])
-def task(request, workplace, joint, files, tmp_path_factory) -> few_labels_run.Task:
+def task(request, workplace, joint, files, tmp_path_factory) -> few_label_task.Task:
     config = few_labels.recipe()
     config.pretrained = str(joint)
     places = {"data.path": str(workplace.data), "data.prepared_dir": str(workplace.folder / "prepared")}
     config.update_from_flattened_dict({**TRAINING, **places, "survival.num_bins": 2})
     folder = tmp_path_factory.mktemp("few") / request.param
-    return few_labels_run.read_task(config, files[request.param], 2, folder, lambda line: None)
+    return few_label_task.read_task(config, files[request.param], 2, folder, lambda line: None)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_only_the_labels_of_drawn_patients_are_learned(task, reader, arm):
             labels=spoil(tuning.labels, np.arange(len(tuning.labels))) if others else tuning.labels
         )
         splits = {**task.splits, "train": train._replace(labels=labels), "tuning": tuning}
-        return few_labels_run.train_and_score(task._replace(splits=splits), rows, 0, arm == TUNED, compiled)
+        return few_label_task.train_and_score(task._replace(splits=splits), rows, 0, arm == TUNED, compiled)
 
     before = scores(own=False, others=False)
     assert before.shape == (len(task.splits["held_out"].labels),) and np.isfinite(before).all()
@@ -153,7 +153,7 @@ def test_from_scratch_the_encoder_is_random_at_first_and_then_trained(task, monk
     for steps in (1, 12):
         config = task.config.copy_and_resolve_references()
         config.train.num_steps = steps
-        few_labels_run.train_and_score(task._replace(config=config), rows, 0, False, {})
+        few_label_task.train_and_score(task._replace(config=config), rows, 0, False, {})
     moved = [
         np.abs(a - b).max() for a, b in zip(*(jax.tree.leaves(ends[steps]["behrt"]) for steps in (1, 12)), strict=True)
     ]
@@ -180,24 +180,24 @@ def test_results_of_other_labels_are_not_mixed_in(workplace, task, tmp_path):
     other.write_parquet(file)
     with config.unlocked():
         config.classification = config.survival = {}
-    few_labels_run.read_task(config, file, 2, tmp_path / "run", lambda line: None)
-    few_labels_run.read_task(config, file, 2, tmp_path / "run", lambda line: None)
+    few_label_task.read_task(config, file, 2, tmp_path / "run", lambda line: None)
+    few_label_task.read_task(config, file, 2, tmp_path / "run", lambda line: None)
     other.with_columns(**kinds).write_parquet(file)
     with pytest.raises(ValueError, match="labels"):
-        few_labels_run.read_task(config, file, 2, tmp_path / "run", lambda line: None)
+        few_label_task.read_task(config, file, 2, tmp_path / "run", lambda line: None)
 
 
 def test_results_of_another_recipe_are_not_mixed_in_and_labels_of_other_kinds_are_refused(workplace, task, tmp_path):
     config = task.config.copy_and_resolve_references()
     with config.unlocked():
         config.classification = config.survival = {}
-    few_labels_run.workdir.open_workdir(tmp_path, task.config, task.prepared.vocabulary)
+    few_label_task.workdir.open_workdir(tmp_path, task.config, task.prepared.vocabulary)
     with pytest.raises(ValueError, match="most_labels: 2 there, 3 now"):
-        few_labels_run.read_task(config, task.config.labels, 3, tmp_path, lambda line: None)
+        few_label_task.read_task(config, task.config.labels, 3, tmp_path, lambda line: None)
     classes = pl.DataFrame({"subject_id": [1, 2, 3], "prediction_time": [datetime.datetime(2020, 1, 1)] * 3})
     classes.with_columns(categorical_value=pl.Series(["a", "b", "c"])).write_parquet(tmp_path / "classes.parquet")
     with pytest.raises(ValueError, match="found multiclass labels; expected one binary label, or times to an event"):
-        few_labels_run.read_task(config, str(tmp_path / "classes.parquet"), 3, tmp_path, lambda line: None)
+        few_label_task.read_task(config, str(tmp_path / "classes.parquet"), 3, tmp_path, lambda line: None)
 
 
 def arguments(place: Workplace, joint, files: dict[str, str], draws: int) -> list[str]:

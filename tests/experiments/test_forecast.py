@@ -11,7 +11,7 @@ import behrt_jax
 from behrt_jax.finetuning import labeled_histories, probe_init, setup
 from behrt_jax.models.classification import FORECAST_DAYS
 from behrt_jax.models.inputs import model_arguments
-from experiments.studies import few_labels_run
+from behrt_jax.probing import few_label_task
 from tests.experiments.test_finetune import tiny_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -75,9 +75,9 @@ def test_what_is_foretold_is_the_forecast_of_the_pre_trained_run_at_the_predicti
 def test_before_any_label_the_forecast_alone_is_read(task, events):
     config, built = task
     found, width = built.splits["held_out"], config.model.hidden_dim
-    begun = few_labels_run.Task(config, built.prepared, built.splits, behrt_jax.load(events).params)
+    begun = few_label_task.Task(config, built.prepared, built.splits, behrt_jax.load(events).params)
     read = probe_init.read_patients(config, built.model, built.initialize(jax.random.key(0)), found)[:, width]
-    np.testing.assert_array_equal(few_labels_run.forecast(begun), read)
+    np.testing.assert_array_equal(few_label_task.forecast(begun), read)
 
 
 def test_the_head_begins_at_what_labels_say_of_the_forecast(task, monkeypatch):

@@ -10,10 +10,11 @@ import pytest
 from behrt_jax.evaluation.loaded_run import load_run
 from behrt_jax.evaluation.pretrained import evaluate_run
 from behrt_jax.finetuning import finetuned
+from behrt_jax.probing import few_label_task
 from behrt_jax.training import digests, workdir
 from behrt_jax.training.checkpoints import Checkpoints
 from behrt_jax.training.state import TrainState
-from experiments.studies import few_labels, few_labels_run
+from experiments.studies import few_labels
 from tests.experiments.conftest import cut_data_set, evaluation_of
 from tests.experiments.test_finetune import arguments
 
@@ -123,12 +124,12 @@ def test_few_labels_of_other_labels_are_not_mixed_in(own, workplace):
     places = {"data.path": str(workplace.data), "data.prepared_dir": str(workplace.folder / "prepared")}
     config.update_from_flattened_dict({**places, "survival.num_bins": 2})
     given = (config, str(labels), 1, workplace.folder / "inputs" / "few", silent)
-    few_labels_run.read_task(*given)
-    few_labels_run.read_task(*given)
+    few_label_task.read_task(*given)
+    few_label_task.read_task(*given)
     with replaced(labels) as table:
         later(table).write_parquet(labels)
         with pytest.raises(ValueError, match=r"began with other contents of labels \("):
-            few_labels_run.read_task(*given)
+            few_label_task.read_task(*given)
 
 
 @pytest.mark.slow

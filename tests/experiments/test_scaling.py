@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from behrt_jax.metrics import power_law
 from experiments.studies import scaling
 from tests.experiments.conftest import ROOT, evaluation_of, has_curve, metrics_of
 
@@ -22,7 +23,7 @@ def result(loss: float, accuracy: float) -> dict:
 @pytest.mark.parametrize("known", [(1.2, 30.0, 0.7), (0.5, 8.0, 0.3), (2.0, 4.0, 0.5)])
 def test_the_fit_recovers_floor_height_and_exponent(known):
     losses = known[0] + known[1] * SIZES.astype(float) ** -known[2]
-    found, errors = scaling.fit_power_law(SIZES, losses)
+    found, errors = power_law.fit_power_law(SIZES, losses)
     assert np.allclose(found, known, rtol=1e-3)
     assert (errors < 1e-3 * np.abs(found)).all()
 
@@ -30,13 +31,13 @@ def test_the_fit_recovers_floor_height_and_exponent(known):
 def test_noise_widens_the_errors_and_the_truth_stays_within_them():
     rng = np.random.default_rng(0)
     losses = 1.2 + 30.0 * SIZES.astype(float) ** -0.7
-    found, errors = scaling.fit_power_law(SIZES, losses + rng.normal(scale=0.01, size=len(SIZES)))
+    found, errors = power_law.fit_power_law(SIZES, losses + rng.normal(scale=0.01, size=len(SIZES)))
     assert (errors > 1e-3).all() and (np.abs(found - (1.2, 30.0, 0.7)) < 4 * errors).all()
 
 
 def test_a_fit_of_three_numbers_needs_four_sizes():
-    with pytest.raises(ValueError, match=r"--sizes: found 3; expected four or more"):
-        scaling.fit_power_law(SIZES[:3], np.array([3.0, 2.0, 1.5]))
+    with pytest.raises(ValueError, match=r"a power law: found 3 sizes; expected four or more"):
+        power_law.fit_power_law(SIZES[:3], np.array([3.0, 2.0, 1.5]))
 
 
 def test_the_table_has_a_line_a_size_and_the_fit_below_it():
@@ -75,7 +76,7 @@ def test_a_curve_is_worth_the_patients_at_which_another_comes_to_its_losses():
     ]
     worth = [float(line.split()[-4].replace(",", "")) for line in lines]
     assert worth == pytest.approx([400, 1600], rel=0.01)
-    assert scaling.patients_for(0.9, np.array([1.0, 10.0, 0.5])) == float("inf")
+    assert power_law.patients_for(0.9, np.array([1.0, 10.0, 0.5])) == float("inf")
     lower = scaling.compare(curve((100,), -5.0), curve((50, 100, 200, 400, 800), 10.0))
     assert lower == "mlm/loss 0.500 at 100 patients: below the floor of the other's fit\n"
 
@@ -104,10 +105,10 @@ def test_the_fit_is_on_the_patients_that_runs_were_trained_on():
     runs = [result(losses[min(place, 3)], 0.5) | {"train_patients": size} for place, size in enumerate(real)]
     found = scaling.by_patients(runs)
     assert list(found) == [100, 200, 400, 806]
-    (floor, _, _), _ = scaling.fit_power_law(np.array(list(found)), scaling._values(found, "mlm/loss"))
+    (floor, _, _), _ = power_law.fit_power_law(np.array(list(found)), scaling._values(found, "mlm/loss"))
     assert floor == pytest.approx(1.0, abs=1e-3)
     asked = np.array([100, 200, 400, 800, 1600, 3200])
-    (wrong, _, _), _ = scaling.fit_power_law(asked, np.append(losses, losses[[3, 3]]))
+    (wrong, _, _), _ = power_law.fit_power_law(asked, np.append(losses, losses[[3, 3]]))
     assert wrong > 1.05
 
 
@@ -131,13 +132,11 @@ def test_two_sizes_are_trained_once(workplace):
     arguments = [f"--config={ROOT / 'configs' / 'small.py'}", f"--workdir={folder}", "--sizes=30,15", *tiny]
     first = workplace.run(arguments, "experiments.studies.scaling")
     assert first.returncode == 0, first.stderr
-    assert [line.split(":")[0] for line in first.stdout.splitlines() if "experiments.pretrain" in line][:2] == [
-        "15 patients",
-        "30 patients",
-    ]
-    assert "fitting baselines" not in first.stdout
+    started = [line.split(":")[0] for line in first.stdout.splitlines() if "experiments.pretrain" in line]
+    assert started == ["15 patients", "30 patients"]
     for size in (15, 30):
-        assert f"of {size} train patients" in first.stdout
+        log = (folder / f"{size}.log").read_text()
+        assert f"of {size} train patients" in log and "fitting baselines" not in log
         assert evaluation_of(folder / str(size))["baselines"] == {}
     assert metrics_of(folder / "15", "tuning") != metrics_of(folder / "30", "tuning")
     table = (folder / "scaling.md").read_text()
@@ -145,7 +144,10 @@ def test_two_sizes_are_trained_once(workplace):
     assert has_curve(folder / "scaling.png")
 
     before = {file: file.stat().st_mtime_ns for file in folder.glob("*/*")}
+    logs = [(folder / f"{size}.log").read_text() for size in (15, 30)]
     again = workplace.run(arguments, "experiments.studies.scaling")
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("nothing to do") == 2 and table in again.stdout
+    assert table in again.stdout
+    later = [(folder / f"{size}.log").read_text() for size in (15, 30)]
+    assert all("nothing to do" in new.removeprefix(old) for old, new in zip(logs, later, strict=True))
     assert {file: file.stat().st_mtime_ns for file in folder.glob("*/*")} == before
