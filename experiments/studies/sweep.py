@@ -9,6 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -78,15 +79,16 @@ def run_all(runs: Mapping[str, Run], jobs: int = 1) -> None:
         if share := shares.get():
             os.sched_setaffinity(0, share)  # of this thread, and of the processes that it starts
 
-    processes, failures = [], []
+    processes, stopped, failures = [], threading.Event(), []
     with ThreadPoolExecutor(jobs, initializer=bind) as pool, tqdm(total=len(runs), unit="run", leave=False) as bar:
-        pending = {pool.submit(_execute, name, run, processes): name for name, run in runs.items()}
+        pending = {pool.submit(_execute, name, run, processes, stopped): name for name, run in runs.items()}
         try:
             for future in as_completed(pending):
                 bar.update()
                 if status := future.result():
                     failures.append(_describe_failure(pending[future], runs[pending[future]], status))
         except BaseException:
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
                 process.terminate()  # training saves a checkpoint and ends
@@ -95,7 +97,7 @@ def run_all(runs: Mapping[str, Run], jobs: int = 1) -> None:
         raise ValueError(f"{len(failures)} of {len(runs)} runs failed: {'; '.join(failures)}")
 
 
-def _execute(name: str, run: Run, processes: list) -> int:
+def _execute(name: str, run: Run, processes: list[subprocess.Popen], stopped: threading.Event) -> int:
     run.log.parent.mkdir(parents=True, exist_ok=True)
     command = ["-m", f"experiments.{run.command}", *run.arguments]
     tqdm.write(f"{name}: python {shlex.join(command)} >> {run.log}")
@@ -104,6 +106,8 @@ def _execute(name: str, run: Run, processes: list) -> int:
         output = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
         process = subprocess.Popen([sys.executable, *command], **output)
     processes.append(process)
+    if stopped.is_set():  # while the process was started
+        process.terminate()
     return process.wait()
 
 
