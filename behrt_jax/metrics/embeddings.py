@@ -98,16 +98,6 @@ def _mean_silhouettes(distances: np.ndarray, labels: np.ndarray, weights: np.nda
     return np.where(several, divide(totals.sum(axis=1), weights.sum(axis=1)), np.nan)
 
 
-def nearest(queries: np.ndarray, gallery: np.ndarray, k: int) -> np.ndarray:
-    """Returns the (Q, k) rows of an (N, D) gallery that are nearest to (Q, D) queries, nearest first."""
-    lengths, step = (gallery**2).sum(axis=1), max(CELLS // max(len(gallery), 1), 1)
-    parts = [
-        np.argsort(lengths - 2 * queries[start : start + step] @ gallery.T, axis=1, kind="stable")[:, :k]
-        for start in range(0, len(queries), step)
-    ]
-    return np.concatenate(parts)
-
-
 def retrieval(near: np.ndarray, own: np.ndarray, gallery: np.ndarray) -> PerTargetScores:
     """Measures whether nearest neighbours share the diseases of the queries, for queries with a disease.
 
