@@ -33,10 +33,10 @@ def tokenize(
     parents: dict[str, str] | None = None,
     known: frozenset[str] = frozenset(),
 ) -> pl.DataFrame:
-    """Reads one shard and returns its tokens in sequence order.
+    """Reads one shard of MEDS events and returns its tokens in sequence order.
 
     Args:
-      shard: a parquet file of MEDS events.
+      shard: the file.
       config: the data section of a recipe.
       value_edges: bins of numeric values.
       members: the subjects to keep, in its column `subject_id`.

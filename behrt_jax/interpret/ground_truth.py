@@ -8,7 +8,7 @@ from scipy.special import logit
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
-from behrt_jax.data.dataset import TOKEN_FIELDS, Patients, take
+from behrt_jax.data.dataset import Patients, gather, take
 from behrt_jax.data.windows import VisitIndex
 from behrt_jax.interpret.attribution import is_explained, masked_places
 from behrt_jax.interpret.cases import AttributionCase
@@ -57,11 +57,10 @@ def oracle_effects(
             probabilities = probabilities.reshape(count, length, -1)[:, -1, target]
         else:
             hidden = np.zeros(codes.shape, bool)
-            hidden[:, case.visits[row, mask_places[row]] - first, target] = True
+            masked_visit = case.visits[row, mask_places[row]] - first
+            hidden[:, masked_visit, target] = True
             probabilities = oracle.masked_probabilities(world, repeated, hidden.reshape(repeated.codes.shape))
-            probabilities = probabilities.reshape(count, length, -1)[
-                :, case.visits[row, mask_places[row]] - first, target
-            ]
+            probabilities = probabilities.reshape(count, length, -1)[:, masked_visit, target]
         log_odds = logit(np.clip(probabilities, CLIP, 1 - CLIP))
         effects[row, places] = log_odds[0] - log_odds[1:]
     return effects
@@ -102,9 +101,7 @@ def hazard_effects(
 
 def repeat(one: Patients, kept: np.ndarray) -> Patients:
     """Repeats a history K times, each with the tokens marked in a row of `kept`, (K, tokens) bool."""
-    columns = {name: np.tile(getattr(one, name), len(kept))[kept.ravel()] for name in TOKEN_FIELDS}
-    subject = {name: np.repeat(getattr(one, name), len(kept)) for name in ("subject_ids", "has_birth", "origins")}
-    return Patients(**subject, offsets=np.append(0, np.cumsum(kept.sum(axis=1))), **columns)
+    return gather(one, np.zeros(len(kept), int), kept.sum(axis=1), np.nonzero(kept)[1])
 
 
 def agreement(truth: np.ndarray, scores: np.ndarray, owners: np.ndarray) -> bootstrap.PerTargetScores:
