@@ -25,16 +25,10 @@ CLIP = 1e-12
 def oracle_effects(
     case: AttributionCase, world: World, seen: Histories, index: VisitIndex, tokens: tuple[str, ...]
 ) -> np.ndarray:
-    """Computes the drop of the oracle's log odds of each target without a code: (N, L); NaN elsewhere.
+    """Computes the drop of the oracle's log odds of each target of a case without a code: (N, L); NaN elsewhere.
 
-    The code of the encounter is left out: every visit has it, so no history of the world is without it.
-
-    Args:
-      case: a case of next visits or masked codes.
-      world: the world that generated the patients.
-      seen: the observed histories of the case's patients, visit by visit as in `index`.
-      index: the index of the visits.
-      tokens: of the vocabulary, by id.
+    The code of the encounter is left out: every visit has it, so no history of the world is without it. `seen` are the
+    observed histories of the case's patients, visit by visit as in `index`; `tokens` are the vocabulary's, by id.
     """
     columns = {code: place for place, code in enumerate(world.codes)}
     column_of = np.array([columns.get(token, -1) for token in tokens])
@@ -105,17 +99,12 @@ def repeat(one: Patients, kept: np.ndarray) -> Patients:
 
 
 def agreement(truth: np.ndarray, scores: np.ndarray, owners: np.ndarray) -> bootstrap.PerTargetScores:
-    """Measures the agreement of scores with the truth in each history.
-
-    Args:
-      truth: (N, L) effects; NaN where there is nothing to compare.
-      scores: (N, L).
-      owners: (N,) the patient of each history.
+    """Measures the agreement of (N, L) scores with the true effects (NaN: nothing to compare) in each history.
 
     Returns:
-      For each history `auroc`, of absolute scores for the `TOP` codes with the largest absolute effects; `spearman`,
-      of absolute values; and `pearson`, of signed values. Omits histories with fewer than 2 x `TOP` codes, or with
-      fewer than `TOP` codes that have an effect.
+      For each history, with its patient of (N,) `owners`: `auroc`, of absolute scores for the `TOP` codes with the
+      largest absolute effects; `spearman`, of absolute values; and `pearson`, of signed values. Omits histories with
+      fewer than 2 x `TOP` codes, or with fewer than `TOP` codes that have an effect.
     """
     measures, patients = {"auroc": [], "spearman": [], "pearson": []}, []
     for row, effects in enumerate(truth):
