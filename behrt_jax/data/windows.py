@@ -11,15 +11,15 @@ from behrt_jax.data.vocabulary import CLS, NUM_SPECIAL, SEP
 MINUTES_PER_DAY = 24 * 60
 MINUTES_PER_YEAR = 365.25 * MINUTES_PER_DAY
 EVALUATION_SALT = 0
-COLUMNS = {
+COLUMNS = {  # of tokens, in sequences of one window
     "codes": np.int32,
-    "ages": np.float32,
-    "dates": np.float32,
-    "visit_ids": np.int32,
-    "positions": np.int32,
-    "time_deltas": np.float32,
-    "time_ranks": np.int32,
-    "maskable": np.bool_,
+    "ages": np.float32,  # years; NaN where birth is unknown
+    "dates": np.float32,  # years since 1 January 2000, negative before
+    "visit_ids": np.int32,  # from 0
+    "positions": np.int32,  # from 0 by recording time, not by visit, so that none depends on a later record
+    "time_deltas": np.float32,  # days since the start of the previous visit
+    "time_ranks": np.int32,  # of recording times: from 1, equal for equal times; 0 for [CLS] and static tokens
+    "maskable": np.bool_,  # whether it is a code of a visit that the vocabulary knows
 }
 
 
@@ -198,13 +198,8 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
     masked codes; `salt` is `EVALUATION_SALT` or a function of (seed, epoch).
 
     Returns:
-      The columns of `COLUMNS`, and `times`, int64 as `Patients.times` (-1 for `[CLS]` and static tokens), each
-      `(windows.lengths[members].sum(),)`: ages in years (NaN where birth is unknown), dates in years since 1 January
-      2000 (negative before), visit_ids from 0 in the window, positions from 0 in the sequence by recording time (not by
-      visit where visits overlap, so that no position depends on a later record), time_deltas in days since the start of
-      the previous visit, time_ranks the rank of the recording time in the window (from 1, equal for equal times; 0 for
-      `[CLS]` and static tokens), maskable True for codes of visits that the vocabulary knows. `[CLS]` and static tokens
-      have the age and date of the window's first visit, `[SEP]` the age, date and time of its visit's last code.
+      `COLUMNS`, and `times`, int64 as `Patients.times` (-1 for `[CLS]` and static tokens), all 1-D. `[CLS]` and static
+      tokens have the age and date of the window's first visit, `[SEP]` the age, date and time of its visit's last code.
     """
     owners, lengths = windows.patients[members], windows.lengths[members]
     offsets = np.cumsum(lengths) - lengths
