@@ -54,12 +54,8 @@ def fit_baselines(
     frequency = smoothed_frequency(counts)
     return {
         "most frequent code": most_frequent(frequency),
-        "patient's own most frequent code": choose(
-            [own_most_frequent(frequency, strength) for strength in STRENGTHS], tuning
-        ),
-        "neighbouring codes (bigram)": choose(
-            [bigram(frequency, following, strength) for strength in STRENGTHS], tuning
-        ),
+        "patient's own most frequent code": choose([own_most_frequent(frequency, k) for k in STRENGTHS], tuning),
+        "neighbouring codes (bigram)": choose([bigram(frequency, following, k) for k in STRENGTHS], tuning),
         **fit_networks(masked, tuning, frequency, progress, model_steps=model_steps),
     }
 
@@ -195,7 +191,6 @@ def fit_networks(
     """Fits the MLP, or other `recipes`, on one stream of features.
 
     Only the `MAX_CODES` most frequent codes are predicted; the others share the remaining probability by frequency.
-    `model_steps`: see `fit_baselines`.
     """
     vocab_size = len(frequency)
     num_codes = min(vocab_size - FIRST_CODE_ID, MAX_CODES)

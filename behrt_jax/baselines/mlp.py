@@ -105,23 +105,14 @@ def initial_params(width: int, hidden: int, bias: np.ndarray, seed: int = 0) -> 
     if not hidden:
         return {"first": np.zeros((width, len(bias)), np.float32), "bias": bias}
     first = np.random.default_rng(seed).standard_normal((width, hidden)) * math.sqrt(2 / width)
-    weights = np.zeros((hidden, len(bias)), np.float32)
-    return {
-        "first": first.astype(np.float32),
-        "hidden_bias": np.zeros(hidden, np.float32),
-        "weights": weights,
-        "bias": bias,
-    }
+    hidden_bias, weights = np.zeros(hidden, np.float32), np.zeros((hidden, len(bias)), np.float32)
+    return {"first": first.astype(np.float32), "hidden_bias": hidden_bias, "weights": weights, "bias": bias}
 
 
 def logits_of(rest: dict, read: jax.Array, dropout: float = 0.0, key: jax.Array | None = None) -> jax.Array:
-    """Returns (B, T) logits.
+    """Returns (B, T) logits from the parameters without `first`, and (B, H) `read`, features times `first`.
 
-    Args:
-      rest: the parameters without `first`.
-      read: (B, H), features times `first`.
-      dropout: rate of the hidden units, applied only with a key.
-      key: random key of this step.
+    With a random key, `dropout` of the hidden units are dropped.
     """
     if "weights" in rest:
         read = jax.nn.relu(read + rest["hidden_bias"][None])
@@ -186,9 +177,7 @@ def train_networks(
                 best[name] = jax.device_get(training.average)
         summary = ", ".join(f"{name} {losses[name][-1]:.3f}" for name in networks)
         progress(f"step {number:,} of at most {schedule.max_steps:,}: {summary}")
-        networks = {
-            name: training for name, training in networks.items() if not is_flat(losses[name], schedule.patience)
-        }
+        networks = {name: each for name, each in networks.items() if not is_flat(losses[name], schedule.patience)}
         if not networks:
             break
     for name in networks:

@@ -210,10 +210,7 @@ def fit_networks(
     time_known: bool = False,
     model_examples: int = 0,
 ) -> dict[str, Predictor]:
-    """Fits the MLP, or other `recipes`, on one stream of features.
-
-    `model_examples`: see `fit_baselines`.
-    """
+    """Fits the MLP, or other `recipes`, on one stream of features."""
     progress("features")
     table = Table(features_of(train, vocab_size, time_known), train.examples.targets)
     columns = np.unique(table.features.indices)
@@ -234,10 +231,7 @@ def train_on_tables(
     progress: Callable[[str], None] = lambda message: None,
     model_examples: int = 0,
 ) -> dict[str, dict]:
-    """Trains networks on a table until their loss on `checks`, the table of tuning, is flat; returns their parameters.
-
-    `model_examples`: see `fit_baselines`.
-    """
+    """Trains networks on a table until their loss on `checks`, that of tuning, is flat; returns their parameters."""
     count = table.features.shape[0]
     size = min(BATCH_SIZE, count)
     share = np.clip(np.asarray(table.targets.sum(axis=0)).ravel() / count, 1e-6, 1 - 1e-6)

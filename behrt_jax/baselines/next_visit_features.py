@@ -45,14 +45,7 @@ class Histories:
 
 
 def describe_histories(patients: Patients, index: VisitIndex, examples: NextVisits, vocab_size: int) -> Histories:
-    """Computes features of what was recorded before each target visit.
-
-    Args:
-      patients: the split.
-      index: its visits.
-      examples: the visits to predict.
-      vocab_size: V.
-    """
+    """Computes features of what was recorded before each target visit of a split."""
     last, first = examples.known - 1, index.first_visit[examples.patients]
     times = patients.times
     starts, newest = times[index.starts[0]], last_recorded(patients, examples, times)
@@ -85,11 +78,7 @@ def last_recorded(patients: Patients, examples: NextVisits, times: np.ndarray) -
 def past_codes(
     patients: Patients, index: VisitIndex, examples: NextVisits, vocab_size: int, half_life: float = np.inf
 ) -> scipy.sparse.csr_array:
-    """Sums the codes that were recorded before each target visit, by visit; see `add_past`.
-
-    Returns:
-      (N, V) sparse float32.
-    """
+    """Sums the codes that were recorded before each target visit, by visit, (N, V) sparse float32; see `add_past`."""
     codes = visit_codes(patients, index, vocab_size).astype(np.float32)
     row, token = examples.late
     visits = np.cumsum(np.isin(np.arange(len(patients.codes)), index.starts[0])) - 1  # of each token
@@ -120,13 +109,9 @@ def last_codes(patients: Patients, index: VisitIndex, examples: NextVisits, voca
 def add_past(
     codes: scipy.sparse.csr_array, index: VisitIndex, examples: NextVisits, half_life: float = np.inf
 ) -> scipy.sparse.csr_array:
-    """Sums a table of visits over those that started before each target visit.
+    """Sums a (visits, C) sparse float32 table over the visits that started before each target visit.
 
-    Args:
-      codes: (visits, C) sparse float32.
-      index: the visits.
-      examples: the visits to predict.
-      half_life: of the weight of a visit, in visits; the last visit has weight 1.
+    The last visit has weight 1, and the weight halves with every `half_life` visits before it.
 
     Returns:
       (N, C) sparse float32.

@@ -5,6 +5,7 @@ event. Each baseline reads the whole history, however long; BEHRT reads the part
 """
 
 import functools
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -125,16 +126,14 @@ def fit_classification(
     classes = np.unique(train.classes)
     if len(classes) < 2:
         raise ValueError(f"train: all {len(train.classes):,} rows have one class; expected rows of two or more")
-    encode = functools.partial(fit_scaler(train.patients, train.times, tokens).encode, tokens=tokens)
-    rows = sample(len(train.classes), MAX_ROWS)
-    table, checks = _rows(encode(train.patients, train.times), rows), encode(tuning.patients, tuning.times)
+    encode, rows, table, checks = _encode(train, tuning, tokens)
     targets, size = train.classes[rows], 1 + max(train.classes.max(), tuning.classes.max())
 
     def loss(tuned: np.ndarray) -> float:
         return float(-np.log(np.maximum(tuned[np.arange(len(tuned)), tuning.classes], 1e-7)).mean())
 
     families = {
-        "logistic regression on age and sex": _logistic(table, targets, checks, size, _only_basic),
+        "logistic regression on age and sex": _logistic(table, targets, checks, size, operator.attrgetter("basic")),
         "logistic regression on codes": _logistic(table, targets, checks, size, Inputs.joined),
         "gradient boosting": _boosted_classes(table, targets, checks, size),
     }
@@ -156,13 +155,7 @@ def fit_survival(
     """Fits the time-to-event baselines and selects their settings by the partial likelihood on tuning.
 
     Each cause is fitted separately, with follow-up censored at the others (cause-specific hazards). The baseline hazard
-    is Breslow's estimate on train.
-
-    Args:
-      train: the data to fit; a random sample of `MAX_ROWS` rows if there are more.
-      tuning: the data that selects the settings.
-      tokens: of the vocabulary, by id.
-      progress: called with each baseline and its selected setting.
+    is Breslow's estimate on train. The arguments are as in `fit_classification`.
 
     Returns:
       By name, a function from histories, their prediction times, (H,) horizons in days, and embeddings if there are
@@ -179,9 +172,7 @@ def fit_survival(
             f"train: none of {len(train.events):,} rows has an event of cause {missing_causes[0]}; expected some of "
             "each cause from 1 on"
         )
-    encode = functools.partial(fit_scaler(train.patients, train.times, tokens).encode, tokens=tokens)
-    rows = sample(len(train.days), MAX_ROWS)
-    table, checks = _rows(encode(train.patients, train.times), rows), encode(tuning.patients, tuning.times)
+    encode, rows, table, checks = _encode(train, tuning, tokens)
     days, models = train.days[rows], {}
     for cause in causes:
         happened, tuning_happened = train.events[rows] == cause, tuning.events == cause
@@ -248,10 +239,6 @@ def _inputs(encode: Callable, name: str, patients: Patients, times: np.ndarray, 
     """Returns the inputs of a baseline, with embeddings for `BOOSTED`."""
     inputs = encode(patients, times)
     return inputs if name != BOOSTED or embeddings is None else inputs.widened(embeddings)
-
-
-def _only_basic(inputs: Inputs) -> np.ndarray:
-    return inputs.basic
 
 
 def _logistic(table: Inputs, classes: np.ndarray, checks: Inputs, size: int, columns: Callable) -> Iterator[Candidate]:
@@ -331,8 +318,12 @@ def _spread(probabilities: np.ndarray, classes: np.ndarray, size: int) -> np.nda
     return all_probabilities
 
 
-def _rows(inputs: Inputs, rows: np.ndarray) -> Inputs:
-    return Inputs(inputs.basic[rows], inputs.codes[rows])
+def _encode(train, tuning, tokens: tuple[str, ...]) -> tuple[Callable, np.ndarray, Inputs, Inputs]:
+    """Returns a function that computes inputs, a sample of the rows of train, and the inputs of it and of tuning."""
+    scaler = fit_scaler(train.patients, train.times, tokens)
+    encode, rows = functools.partial(scaler.encode, tokens=tokens), sample(len(train.times), MAX_ROWS)
+    inputs = encode(train.patients, train.times)
+    return encode, rows, Inputs(inputs.basic[rows], inputs.codes[rows]), encode(tuning.patients, tuning.times)
 
 
 def _check(train: Classified | Followed, tuning: Classified | Followed) -> None:

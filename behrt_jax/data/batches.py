@@ -45,10 +45,7 @@ def training_epoch(
     newest: bool = False,
     weights: np.ndarray | None = None,
 ) -> Epoch:
-    """Plans a training epoch: packs each patient's random (or newest) window and shuffles the rows.
-
-    `weights` of visits: see `windows.random_windows`.
-    """
+    """Plans an epoch: packs each patient's newest or random window (see `random_windows`) and shuffles the rows."""
     salt = int(hash_integers(seed, epoch + 1).view(np.int64))
     if newest:
         order = np.argsort(hash_integers(salt, np.arange(len(patients))), kind="stable")  # new row-mates each epoch
@@ -79,10 +76,10 @@ def batch_of(
       this epoch. Rows past the epoch's last are empty.
     """
     rows = epoch.order[number * batch_size : (number + 1) * batch_size]
-    counts = epoch.plan.offsets[rows + 1] - epoch.plan.offsets[rows]
-    slots = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    members = epoch.plan.members[np.repeat(epoch.plan.offsets[rows], counts) + slots]
+    counts = np.diff(epoch.plan.offsets)[rows]
+    members = epoch.plan.members[data_windows.ranges(epoch.plan.offsets[rows], counts)]
     row_of = np.repeat(np.arange(len(rows)), counts)
+    slots = number_in_rows(row_of)
     lengths = epoch.windows.lengths[members]
     before = np.cumsum(lengths) - lengths
     row_starts = before[np.cumsum(counts) - counts]
@@ -112,18 +109,11 @@ def one_a_row(
     windows: data_windows.Windows | None = None,
     with_times: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Lays out windows one per row, in order.
-
-    Args:
-      patients: a split, or histories.
-      row_length: L.
-      use_sep: see `index_visits`.
-      windows: N windows; each patient's newest if not given.
-      with_times: whether to return `times` too.
+    """Lays out N windows (each patient's newest if not given) one per row, in order.
 
     Returns:
-      The columns of `batch_of` that models read, (N, L) each, and `in_visit`, True for the tokens of visits, including
-      `[SEP]`.
+      The columns of `batch_of` that models read, (N, L) each, `times` too if asked for, and `in_visit`, True for the
+      tokens of visits, including `[SEP]`.
     """
     index = data_windows.index_visits(patients, row_length, use_sep)
     windows = data_windows.newest_windows(index) if windows is None else windows
@@ -162,9 +152,7 @@ def training_batches(
     newest: bool = False,
     weights: np.ndarray | None = None,
 ) -> Iterator[dict]:
-    """Yields training batches endlessly, starting with that of `start_step`.
-
-    `use_sep`: see `index_visits`. `newest` and `weights`: see `training_epoch`.
+    """Yields training batches endlessly, starting with that of `start_step`; see `index_visits` and `training_epoch`.
 
     Skipping to a step plans the earlier epochs without building their rows, so resuming needs only the step.
     """
@@ -179,7 +167,7 @@ def training_batches(
 
 
 def evaluation_batches(patients: Patients, row_length: int, batch_size: int, use_sep: bool = True) -> Iterator[dict]:
-    """Yields each patient's newest window once, in a fixed order; `use_sep`: see `index_visits`."""
+    """Yields each patient's newest window once, in a fixed order."""
     index = data_windows.index_visits(patients, row_length, use_sep)
     epoch = evaluation_epoch(index)
     for number in range(epoch.num_batches(batch_size)):

@@ -63,8 +63,7 @@ class DataConfig:
     def fingerprint(self, fitted: str = "") -> str:
         """Returns a digest of the source files and of the config keys that affect prepared data.
 
-        Args:
-          fitted: the fingerprint of a given vocabulary, if one is used; the digest then covers the parents of codes.
+        With `fitted`, the fingerprint of a given vocabulary, it also covers the file with the parents of codes.
         """
         root = Path(self.path)
         tables = [events.SPLITS_FILE, *([events.CODES_FILE] if fitted else [])]

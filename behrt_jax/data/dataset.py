@@ -42,32 +42,22 @@ class PatientTokens(tfds.core.GeneratorBasedBuilder):
 
 
 def write(folder: Path, examples: dict[str, Iterator[tuple[int, dict]]]) -> None:
-    """Writes the examples of each split, at least one per split, below `folder`.
-
-    Args:
-      folder: an existing folder.
-      examples: for each split, pairs of a subject id and the patient's example for `PatientTokens`.
+    """Writes the examples of each split (subject ids with examples for `PatientTokens`, one or more) below a folder.
 
     Raises:
       OSError: the files cannot be written.
     """
     builder = PatientTokens(data_dir=folder, file_format="array_record")
     builder.examples = examples
+    tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()), _without_bars():
+        with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     except RuntimeError as error:  # raised by array_record when the disk is full
         raise OSError(str(error)) from error
-    shutil.rmtree(folder / "downloads", ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _without_bars():
-    tfds.disable_progress_bar()
-    try:
-        yield
     finally:
         tfds.enable_progress_bar()
+    shutil.rmtree(folder / "downloads", ignore_errors=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +148,11 @@ def sample(patients: Patients, max_patients: int) -> Patients:
 def take(patients: Patients, chosen: np.ndarray) -> Patients:
     """Returns the patients or histories where `chosen`, (N,) bool, is True."""
     sizes = np.diff(patients.offsets)
-    tokens = np.repeat(chosen, sizes)
+    return gather(patients, chosen, sizes[chosen], np.repeat(chosen, sizes))
+
+
+def gather(patients: Patients, rows: np.ndarray | slice, sizes: np.ndarray, tokens: np.ndarray) -> Patients:
+    """Returns a history for each of the M patients in `rows`, with the next of the (T,) `tokens`, (M,) `sizes` each."""
+    subjects = {name: getattr(patients, name)[rows] for name in ("subject_ids", "has_birth", "origins")}
     columns = {name: getattr(patients, name)[tokens] for name in TOKEN_FIELDS}
-    subjects = {name: getattr(patients, name)[chosen] for name in ("subject_ids", "has_birth", "origins")}
-    return Patients(**subjects, offsets=np.concatenate([[0], np.cumsum(sizes[chosen])]), **columns)
+    return Patients(**subjects, offsets=np.append(0, np.cumsum(sizes)), **columns)

@@ -76,17 +76,12 @@ class EventTimes:
         return codes * (self.first_ranks[-1] + 1) + ranks
 
     def add(self, batch: dict[str, np.ndarray], num_visits: int, salt: int) -> dict[str, np.ndarray]:
-        """Adds time-to-event targets to packed rows.
-
-        Args:
-          batch: a batch from `batches.batch_of`.
-          num_visits: K, visits per row, sampled by hash; fewer where a row holds fewer.
-          salt: a function of (seed, step).
+        """Adds time-to-event targets to packed rows, for up to K = `num_visits` visits per row, by a hash with `salt`.
 
         Returns:
           The batch with `event_ends` (B, K) int32, the column of each visit's last token, `event_weights` (B, K)
-          float32, the weights of visits and 0 for unused slots, `event_days` (B, K, T) float32 and `event_happened`
-          (B, K, T) bool, both from `after`.
+          float32, the weights of visits and 0 for unused slots, `event_days` (B, K, T) float32 and `event_happened` (B,
+          K, T) bool, both from `after`.
         """
         rows, columns, visits = visit_ends(batch)
         order = np.lexsort((hash_integers(salt, visits), rows))
@@ -144,13 +139,9 @@ def index_events(
 
 
 def fit_edges(times: EventTimes, num_bins: int, sample: int = 2000, digits: int = 0) -> tuple[float, ...]:
-    """Fits inner bin edges (days) so that bins hold about equally many events, on a sample of visits.
+    """Fits inner bin edges (days) so that bins hold about equally many events after `sample` visits of train.
 
-    Args:
-      times: events of train.
-      num_bins: number of bins.
-      sample: number of visits to use, evenly spaced.
-      digits: significant digits to round edges to, so that no edge is a patient's exact time; 0 keeps three decimals.
+    Edges are rounded to `digits` significant digits, so that none is a patient's exact time; 0 keeps three decimals.
     """
     days, happened = times.after(times.spread(sample))
     edges = np.quantile(days[happened], np.arange(1, num_bins) / num_bins) if happened.any() else np.zeros(0)
@@ -172,12 +163,7 @@ def log_rates(times: EventTimes, vocab_size: int, sample: int = 2000) -> np.ndar
 
 
 def age_rates(times: EventTimes, vocab_size: int, sample: int = 10_000) -> np.ndarray:
-    """Returns each code's log rate in the year after a visit, by age, minus its log rate over all ages.
-
-    Args:
-      times: events of train.
-      vocab_size: V.
-      sample: number of visits to use, evenly spaced.
+    """Returns each code's log rate in the year after `sample` visits of train, by age, minus that over all ages.
 
     Returns:
       (knots, V) float32 at each of `histories.AGE_KNOTS`, shrunk to 0 by `PRIOR` pseudo-events; 0 for non-targets.
@@ -195,11 +181,8 @@ def age_rates(times: EventTimes, vocab_size: int, sample: int = 10_000) -> np.nd
 def insert_query_tokens(patients: Patients, seed: int, days: float = 365.25) -> Patients:
     """Inserts query tokens between visits, each a visit of one `[SEP]` like that of `append_prediction_token`.
 
-    Args:
-      patients: a split.
-      seed: with the patient's id and the visit before, determines which pauses get a query token, and its time, which
-        is uniform over the pause.
-      days: pauses of at least this length always get a query token, shorter ones with a probability in proportion.
+    Pauses of `days` or longer always get one, shorter ones with a probability in proportion. The seed, the patient's id
+    and the visit before determine which pauses do, and the time, which is uniform over the pause.
 
     Returns:
       The patients with renumbered visits. A query token comes after all earlier events, even where visits overlap, and

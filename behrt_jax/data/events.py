@@ -55,11 +55,7 @@ def find_files(path: str | Path) -> files.ParquetFiles:
 
 
 def read_shard(shard: Path, extra_columns: tuple[str, ...] = ()) -> pl.DataFrame:
-    """Reads and validates one shard.
-
-    Args:
-      shard: a parquet file of MEDS events.
-      extra_columns: further columns to keep if the file has them, such as a visit column.
+    """Reads and validates a shard of MEDS events, with those of `extra_columns` that it has.
 
     Returns:
       `subject_id:Int64, time:Datetime[us] (null = static), code:String, numeric_value:Float32` and the extra
@@ -253,24 +249,14 @@ def splits_of_folders(path: str | Path, shards: list[Path]) -> dict[Path, str]:
 
 
 def make_splits(subject_ids: np.ndarray) -> pl.DataFrame:
-    """Assigns subjects to train, tuning and held_out (70/15/15) by a hash of their id.
-
-    A subject's split does not change when other subjects are added to the data set.
-    """
+    """Assigns subjects to train, tuning and held_out (70/15/15) by a hash of their id alone."""
     bounds = np.cumsum(SPLIT_SHARES)[:-1]
     index = np.searchsorted(bounds, hash_fraction(subject_ids), side="right")
     return pl.DataFrame({"subject_id": subject_ids, "split": np.array(SPLITS)[index]})
 
 
 def check_disjoint(subjects: dict[Path, np.ndarray]) -> None:
-    """Checks that no subject is in two shards.
-
-    Args:
-      subjects: the distinct subject ids of each shard.
-
-    Raises:
-      ValueError: a subject is in two shards (for example because a shard was copied), or no shard holds an event.
-    """
+    """Checks the distinct subject ids of each shard; a ValueError if there are none, or two shards share one."""
     ids = np.concatenate(list(subjects.values()))
     if not ids.size:
         raise ValueError(f"{next(iter(subjects))}: the data set is empty: its {len(subjects)} shards hold no event")

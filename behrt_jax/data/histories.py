@@ -6,10 +6,10 @@ import dataclasses
 import numpy as np
 
 from behrt_jax.data import events
-from behrt_jax.data.dataset import MICROSECONDS, TOKEN_FIELDS, Patients
+from behrt_jax.data.dataset import MICROSECONDS, Patients, gather
 from behrt_jax.data.sexes import SEXES, sexes
 from behrt_jax.data.vocabulary import SEP
-from behrt_jax.data.windows import MINUTES_PER_DAY, MINUTES_PER_YEAR
+from behrt_jax.data.windows import MINUTES_PER_DAY, MINUTES_PER_YEAR, ranges
 
 ROWS = 512  # histories processed at once
 AGE_KNOTS = np.arange(0.0, 101.0, 10.0)  # years
@@ -36,10 +36,8 @@ def histories_at(
 
     Returns:
       The M histories as `Patients`, in the given order, with all static tokens; (M,) the predictions they belong to;
-      and the count `without_history` of predictions left out because no timed token precedes them (N - M). Subject ids
-      are then neither ascending nor distinct. Windows and batches support this (all histories of a patient share the
-      draws by subject hash), but `dataset.sample` may take only some histories of a patient, and
-      `oracle.read_histories` and this function need ascending ids.
+      and the count `without_history` of the others, which no timed token precedes. Subject ids may then repeat: windows
+      and batches support this, `dataset.sample` and this function do not.
 
     Raises:
       ValueError: a subject is not in the split, or a time is missing or absurd.
@@ -68,26 +66,18 @@ def truncate(patients: Patients, rows: np.ndarray, until: np.ndarray) -> tuple[P
         parts.append(_tokens_before(patients, times, rows[chunk], until[chunk]))
     sizes, tokens = (np.concatenate(part) for part in zip(*parts, strict=True))
     nonempty = np.flatnonzero(sizes)
-    histories = Patients(
-        **{name: getattr(patients, name)[rows[nonempty]] for name in ("subject_ids", "has_birth", "origins")},
-        offsets=np.append(0, np.cumsum(sizes[nonempty])),
-        **{name: getattr(patients, name)[tokens] for name in TOKEN_FIELDS},
-    )
-    return histories, nonempty
+    return gather(patients, rows[nonempty], sizes[nonempty], tokens), nonempty
 
 
 def newest_visits(patients: Patients, most_tokens: int) -> Patients:
     """Keeps the newest visits of each history, enough for `most_tokens`, one visit before them, and static tokens.
 
-    The extra visit gives the time gap of the oldest visit kept, so with `most_tokens=L` the newest windows of L tokens
-    do not change.
+    The extra visit gives the time gap of the oldest one, so the newest windows of `most_tokens` do not change.
     """
     starts, ends, owners = patients.offsets[:-1], patients.offsets[1:], patients.owners
     oldest = np.append(patients.visits, 0)[np.maximum(ends - most_tokens, starts)]
     kept = (patients.visits < 0) | (patients.visits >= oldest[owners] - 1)
-    sizes = np.bincount(owners[kept], minlength=len(patients))
-    columns = {name: getattr(patients, name)[kept] for name in TOKEN_FIELDS}
-    return dataclasses.replace(patients, offsets=np.append(0, np.cumsum(sizes)), **columns)
+    return gather(patients, slice(None), np.bincount(owners[kept], minlength=len(patients)), kept)
 
 
 def times_since_birth(patients: Patients, rows: np.ndarray, prediction_times: np.ndarray) -> np.ndarray:
@@ -114,17 +104,11 @@ def times_since_birth(patients: Patients, rows: np.ndarray, prediction_times: np
 def append_prediction_token(
     patients: Patients, prediction_times: np.ndarray, row_length: int, token: int = SEP
 ) -> Patients:
-    """Appends a visit of one special token at the prediction time to each history.
+    """Appends a visit of one special token at its (M,) datetime64 prediction time to each of M histories.
 
     Its `time_deltas` tell the model the time since the last visit, its `ages` and `dates` the patient's current age and
-    the date. It is never `maskable`. If the last visit leaves no room for it, that visit loses its oldest tokens, like
-    any visit longer than a row, and then starts at its first remaining token.
-
-    Args:
-      patients: (M,) histories from `histories_at`.
-      prediction_times: (M,) datetime64.
-      row_length: L.
-      token: a special token, such as `[SEP]` or `[MASK]`.
+    the date. It is never `maskable`. If the last visit leaves no room for it in a row of `row_length` tokens, that
+    visit loses its oldest tokens, like any visit longer than a row, and then starts at its first remaining token.
     """
     minutes, microseconds = np.divmod(
         times_since_birth(patients, np.arange(len(patients)), prediction_times), MICROSECONDS
@@ -149,12 +133,7 @@ def ages_at(patients: Patients, prediction_times: np.ndarray) -> np.ndarray:
 
 
 def covariates_at(patients: Patients, prediction_times: np.ndarray, tokens: tuple[str, ...]) -> np.ndarray:
-    """Returns age and sex at prediction times as features for a linear layer.
-
-    Args:
-      patients: M histories.
-      prediction_times: (M,) datetime64.
-      tokens: the tokens of the vocabulary, by id.
+    """Returns age and sex of M histories at (M,) datetime64 prediction times as features for a linear layer.
 
     Returns:
       (M, NUM_COVARIATES) float32: interpolation weights of the age on its two nearest `AGE_KNOTS`, so that a linear
@@ -175,8 +154,7 @@ def _tokens_before(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (n,) the history size of each row at its time, 0 without a timed token, and (T,) the tokens."""
     starts, sizes = patients.offsets[rows], patients.offsets[rows + 1] - patients.offsets[rows]
-    owners = np.repeat(np.arange(len(rows)), sizes)
-    tokens = np.arange(len(owners)) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+    owners, tokens = np.repeat(np.arange(len(rows)), sizes), ranges(starts, sizes)
     timed = patients.visits[tokens] >= 0
     past = timed & (times[tokens] < until[owners])
     kept = past | (~timed & (np.bincount(owners[past], minlength=len(rows)) > 0)[owners])

@@ -10,19 +10,23 @@ from behrt_jax.data.vocabulary import Vocabulary
 def read_descriptions(data: str | Path, vocabulary: Vocabulary) -> list[str]:
     """Returns the descriptions of a vocabulary's tokens, by id, from `metadata/codes.parquet` of a MEDS data set.
 
-    A token with a value, such as `LAB//51087//Q7`, has the description of its code and `(Q7)`. Tokens without a
-    description have an empty string, as do all tokens if the data set describes no codes.
+    A token with a value, such as `LAB//51087//Q7`, has the description of its code and `(Q7)`; tokens without a
+    description have an empty string.
 
     Raises:
       ValueError: the file cannot be read or is malformed.
     """
-    code_descriptions = dict(events.read_codes(data, "description").iter_rows())
-    descriptions = []
+    code_descriptions, descriptions = describe_codes(data), []
     for token in vocabulary.tokens:
         code, _, bin_id = token.rpartition("//")
         has_value = token not in code_descriptions and code in vocabulary.value_edges and code in code_descriptions
         descriptions.append(f"{code_descriptions[code]} ({bin_id})" if has_value else code_descriptions.get(token, ""))
     return descriptions
+
+
+def describe_codes(data: str | Path) -> dict[str, str]:
+    """Reads the descriptions of codes from `metadata/codes.parquet` of a MEDS data set; see `events.read_codes`."""
+    return dict(events.read_codes(data, "description").iter_rows())
 
 
 # Values of `etl_name` in metadata/dataset.json for programs that simulate patients.
@@ -56,7 +60,7 @@ class Names:
 
     def __init__(self, tokens: tuple[str, ...], data: str | Path):
         self.tokens = tokens
-        self.descriptions = dict(events.read_codes(data, "description").iter_rows())
+        self.descriptions = describe_codes(data)
 
     def __call__(self, code: int) -> dict[str, str | None]:
         """Returns `code` and `description` of a token; `code` includes the bin of a value."""

@@ -61,22 +61,15 @@ class NextVisits:
 
 
 def target_codes(vocabulary: Vocabulary, patterns: tuple[str, ...], min_patients: int) -> np.ndarray:
-    """Returns which tokens are prediction targets, (V,) bool.
-
-    Args:
-      vocabulary: fitted on train.
-      patterns: shell patterns of code names.
-      min_patients: codes with fewer train patients are not targets.
+    """Returns which tokens are prediction targets, (V,) bool: those of a shell pattern, frequent in train.
 
     Raises:
       ValueError: no token is a target.
     """
     matches = set(events.matching_codes(list(vocabulary.codes), patterns, ()))
-    is_frequent = [count >= min_patients for count in vocabulary.patients]
     is_target = np.zeros(len(vocabulary), bool)
-    is_target[NUM_SPECIAL:] = [
-        code in matches and frequent for code, frequent in zip(vocabulary.codes, is_frequent, strict=True)
-    ]
+    is_target[NUM_SPECIAL:] = np.array(vocabulary.patients) >= min_patients
+    is_target[NUM_SPECIAL:] &= [code in matches for code in vocabulary.codes]
     if not is_target.any():
         examples = ", ".join(vocabulary.codes[:3])
         raise ValueError(
@@ -87,13 +80,7 @@ def target_codes(vocabulary: Vocabulary, patterns: tuple[str, ...], min_patients
 
 
 def find_next_visits(patients: Patients, index: VisitIndex, is_target: np.ndarray) -> NextVisits:
-    """Finds every visit to predict.
-
-    Args:
-      patients: the split.
-      index: its visits.
-      is_target: (V,) bool, from `target_codes`.
-    """
+    """Finds every visit of a split to predict; `is_target`, (V,) bool, is from `target_codes`."""
     owners, times = index.owners, patients.times
     codes = np.flatnonzero(is_target)
     visit_targets = visit_codes(patients, index, len(is_target))[:, codes]
@@ -141,18 +128,13 @@ def boundary_batches(
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]]:
     """Yields packed rows in which each example is predicted once, from the last token recorded before it.
 
-    Args:
-      patients: the split.
-      index: its visits.
-      examples: the visits to predict.
-      batch_size: B.
-      cut: whether each example has a separate window, in which all tokens recorded since the visit's start are masked,
-        as bidirectional models need; otherwise rows contain these tokens, which a causal model does not attend to.
+    With `cut`, each example has a separate window, in which all tokens recorded since the visit's start are masked, as
+    bidirectional models need; otherwise rows contain these tokens, which a causal model does not attend to, and an
+    example is in the row that holds more of its past.
 
     Yields:
       The columns of packed rows; (B, K) columns of the last tokens recorded before visits to predict, 0 for unused
-      slots; (B, K) the index of each example, -1 for none; (B, K) float32 days from that token to the visit's start. An
-      example is in the row that holds more of its past.
+      slots; (B, K) the index of each example, -1 for none; (B, K) float32 days from that token to the visit's start.
     """
     visits = examples.visits
     if not len(visits):

@@ -22,17 +22,10 @@ class Plan:
 
 
 def pack(lengths: np.ndarray, row_length: int) -> Plan:
-    """Packs sequences into few rows by best-fit-decreasing (Johnson 1973).
+    """Packs (N,) sequence lengths, 1 to `row_length` tokens, into few rows by best-fit-decreasing (Johnson 1973).
 
     Sequences of equal length are interchangeable, so the plan uses only the count of each length. Its cost grows with
     the square of the row length and hardly with the number of sequences.
-
-    Args:
-      lengths: (N,) tokens of each sequence, 1 to `row_length`.
-      row_length: L.
-
-    Returns:
-      The plan; every sequence is in exactly one row.
 
     Raises:
       ValueError: a sequence is empty or longer than a row.

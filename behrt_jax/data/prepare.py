@@ -151,11 +151,7 @@ def _tokenized(
 def _first_examples(
     survey: ShardStats, config: DataConfig, fitted, kept, parents, needed, counts
 ) -> dict[str, Iterator]:
-    """Returns a generator of examples for each split that has any.
-
-    Raises:
-      ValueError: a needed split has no patient with a code left.
-    """
+    """Returns a generator of examples for each split that has any; a ValueError if a needed split has none."""
     present = {}
     for split in events.SPLITS:
         examples = _examples(survey, split, config, fitted, kept, parents, counts)
@@ -188,12 +184,7 @@ def _examples(
 
 
 def describe_coverage(report: dict, split: str) -> str:
-    """Describes the share of a split's events and patients that the vocabulary of a trained model knows.
-
-    Args:
-      report: the report of `prepare`.
-      split: the name of the split, or `all`.
-    """
+    """Describes the share of a split's (or `all`) events and patients that the vocabulary of a trained model knows."""
     splits = events.SPLITS if split == "all" else (split,)
     kinds = ("tokens", "backed_off", "unknown", "patients", "patients_known")
     total, backed_off, unknown, patients, whole = (sum(report[f"{kind}/{part}"] for part in splits) for kind in kinds)

@@ -17,11 +17,7 @@ _SEX_OF = {value: sex for sex, values in VALUES.items() for value in values}
 
 
 def parse(given: tuple[str, ...]) -> dict[str, str]:
-    """Maps the codes of `data.sex_codes`, written as CODE=F or CODE=M, to sexes.
-
-    Raises:
-      ValueError: an entry is not of this form.
-    """
+    """Maps the codes of `data.sex_codes`, written as CODE=F or CODE=M, to sexes; a ValueError for any other form."""
     pairs = [entry.rpartition("=") for entry in given]
     invalid = [entry for entry, (code, _, sex) in zip(given, pairs, strict=True) if not code or sex not in SEXES]
     if isinstance(given, str) or invalid:
@@ -41,10 +37,7 @@ def sex_of(code: str) -> str:
 def canonical(codes: list[str], given: tuple[str, ...], known: frozenset[str] = frozenset()) -> dict[str, str]:
     """Maps codes that record a sex to `GENDER//F` and `GENDER//M`, so that a vocabulary has one token for each.
 
-    Args:
-      codes: codes of the data.
-      given: `data.sex_codes`, in addition to the common forms.
-      known: tokens to leave unchanged, because a given vocabulary was fitted on them.
+    `given` is `data.sex_codes`. Tokens that are `known` are left unchanged: a given vocabulary was fitted on them.
     """
     sex_codes = parse(given)
     code_sexes = {code: sex_codes.get(code) or sex_of(code) for code in codes if code not in known}
@@ -57,13 +50,9 @@ def sex_tokens(tokens: tuple[str, ...]) -> np.ndarray:
 
 
 def sexes(patients: Patients, tokens: tuple[str, ...]) -> np.ndarray:
-    """Returns the sex of each patient by static and timed tokens, (patients,) str of `SEXES`; empty where unknown.
+    """Returns the sex of each patient or history, (patients,) str of `SEXES`; empty where unknown.
 
-    If a patient has several, the last recorded one counts.
-
-    Args:
-      patients: the split or histories.
-      tokens: the tokens of the vocabulary, by id.
+    If a patient has several static or timed tokens of a sex, the last recorded one counts.
     """
     token_sexes = sex_tokens(tokens)[patients.codes]
     positions = np.flatnonzero(token_sexes)

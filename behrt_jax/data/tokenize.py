@@ -33,10 +33,10 @@ def tokenize(
     parents: dict[str, str] | None = None,
     known: frozenset[str] = frozenset(),
 ) -> pl.DataFrame:
-    """Reads one shard and returns its tokens in sequence order.
+    """Reads one shard of MEDS events and returns its tokens in sequence order.
 
     Args:
-      shard: a parquet file of MEDS events.
+      shard: the file.
       config: the data section of a recipe.
       value_edges: bins of numeric values.
       members: the subjects to keep, in its column `subject_id`.
@@ -57,7 +57,7 @@ def tokenize(
         has_birth=birth.is_not_null(),
         began=pl.coalesce(birth, pl.col("time").min().over("subject_id")).dt.truncate("1m"),
     )
-    static_events = shard_events.filter(pl.col("time").is_null()).with_columns(visit=pl.lit(None, pl.UInt32))
+    static_events = shard_events.filter(pl.col("time").is_null())
     num_subjects, num_without_visit = shard_events["subject_id"].n_unique(), 0
     if visits_named and config.events_without_visit == "leave_out":
         named_events = shard_events.filter(pl.col("time").is_null() | pl.col("visit_name").is_not_null())
@@ -73,12 +73,7 @@ def tokenize(
     origin = (pl.col("began") - events.EPOCH).dt.total_minutes().cast(pl.Int32).alias("origin")
     columns = ("subject_id", "token", "visit", minutes, microseconds, "has_birth", origin)
     merged = pl.concat([static_tokens.select(columns), tokens.select(columns)]).sort("subject_id", maintain_order=True)
-    parents, num_read = parents or {}, merged.height
-    token, names = pl.col("token"), merged["token"].unique().to_list()
-    merged = merged.with_columns(token=token.replace(sexes.canonical(names, config.sex_codes, known)))
-    merged = merged.with_columns(token=token.replace(parents), backed_off=token.is_in(list(parents)))
-    if config.unique_codes_in_visit:
-        merged = merged.unique(["subject_id", "visit", "token"], keep="first", maintain_order=True)
+    num_read, merged = merged.height, _rename(merged, config, parents or {}, known)
     with_visits = merged.filter(pl.col("visit").max().over("subject_id") >= 0)
     if counts is not None:
         counts["events_without_visit"] += num_without_visit
@@ -88,6 +83,16 @@ def tokenize(
         counts["patients_without_codes"] += num_subjects - with_visits["subject_id"].n_unique()
         counts["visits"] += with_visits.filter(pl.col("visit") >= 0).select("subject_id", "visit").unique().height
     return with_visits
+
+
+def _rename(tokens: pl.DataFrame, config: DataConfig, parents: dict[str, str], known: frozenset[str]) -> pl.DataFrame:
+    """Gives codes of a sex one form, replaces tokens by their parents, and then drops repeats in a visit."""
+    token, names = pl.col("token"), tokens["token"].unique().to_list()
+    tokens = tokens.with_columns(token=token.replace(sexes.canonical(names, config.sex_codes, known)))
+    tokens = tokens.with_columns(token=token.replace(parents), backed_off=token.is_in(list(parents)))
+    if config.unique_codes_in_visit:
+        return tokens.unique(["subject_id", "visit", "token"], keep="first", maintain_order=True)
+    return tokens
 
 
 def split_patients(tokens: pl.DataFrame) -> Iterator[dict]:
@@ -160,10 +165,10 @@ def gather_shard_stats(config: DataConfig, counts: collections.Counter, with_sam
             f"{Path(config.path) / events.SPLITS_FILE}: {missing} of {splits.height} subjects of the data have no "
             "split; add them, or remove the file to have splits made from a hash of the subject id"
         )
-    by_split = {}
-    for split in events.SPLITS:
-        members = splits.filter(pl.col("split") == split)["subject_id"].to_numpy()
-        by_split[split] = [shard for shard, ids in subjects.items() if np.isin(ids, members).any()]
+    members = {split: splits.filter(split=split)["subject_id"].to_numpy() for split in events.SPLITS}
+    by_split = {
+        split: [shard for shard, ids in subjects.items() if np.isin(ids, members[split]).any()] for split in members
+    }
     return ShardStats(splits, by_split, samples, num_named > 0, list(unmatched))
 
 
@@ -171,11 +176,9 @@ def _splits_of_shard(ids: np.ndarray, of_folder: str | None, listed: pl.DataFram
     """Returns the split of each subject: from the splits file, else the shard's folder, else a hash."""
     if listed is not None:
         return pl.DataFrame({"subject_id": ids}).join(listed, on="subject_id", how="left", maintain_order="left")
-    return (
-        pl.DataFrame({"subject_id": ids}).with_columns(split=pl.lit(of_folder))
-        if of_folder
-        else events.make_splits(ids)
-    )
+    if of_folder:
+        return pl.DataFrame({"subject_id": ids}).with_columns(split=pl.lit(of_folder))
+    return events.make_splits(ids)
 
 
 def _count_empty(config: DataConfig, columns: set[str]) -> int:

@@ -21,15 +21,11 @@ def check_column(columns: list[str], visits: str, source: object) -> None:
 
 
 def name_visits(events: pl.DataFrame, visits: str, source: object = "the data") -> pl.DataFrame:
-    """Adds `visit_name:String`, the visit that each timed event names, or null.
+    """Adds `visit_name:String`, the visit that each timed event of a validated shard names, or null.
 
     Uses the first visit column in which a timed event of the shard names a visit. Null, NaN, empty text and words such
-    as "null" and "N/A" name none. All code that reads visits calls this function.
-
-    Args:
-      events: one validated shard with its visit columns.
-      visits: the config key `data.visits`: `auto`, `day` or `gap` (no event names a visit then), or a column's name.
-      source: the source of `events`, for the error.
+    as "null" and "N/A" name none; with `data.visits` of `day` or `gap`, no event does. All code that reads visits calls
+    this function.
 
     Raises:
       ValueError: a column holds values other than numbers, text or dates.
@@ -61,10 +57,8 @@ def _name(ids: pl.Expr, kind: pl.DataType, source: object) -> pl.Expr:
 def assign_visits(events: pl.DataFrame, visits: str, gap_hours: float) -> pl.DataFrame:
     """Groups timed events into visits and sorts them by the visit's start, then time.
 
-    Args:
-      events: one validated shard with `visit_name`; events that name no visit are grouped by calendar day.
-      visits: the config key `data.visits`; with `gap`, long pauses separate visits.
-      gap_hours: with `gap`, a pause longer than this starts a new visit.
+    Events without a `visit_name` are grouped by calendar day. With `data.visits=gap`, pauses of more than `gap_hours`
+    separate visits.
 
     Returns:
       The timed events with `visit:UInt32`, ascending in each subject; a later filter may leave gaps in the numbers.

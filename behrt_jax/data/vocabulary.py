@@ -69,11 +69,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, file: Path) -> "Vocabulary":
-        """Reads a vocabulary that `save` wrote.
-
-        Raises:
-          ValueError: the file is missing, is not a vocabulary, or its content does not match its fingerprint.
-        """
+        """Reads a vocabulary that `save` wrote; a ValueError if it is missing, malformed, or changed since."""
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             codes, counts, patients = zip(*content["codes"], strict=True)
@@ -132,14 +128,14 @@ def merge_samples(samples: list[pl.DataFrame]) -> pl.DataFrame:
 def fit_value_edges(
     samples: list[pl.DataFrame], num_bins: int, min_patients: int, digits: int = 0
 ) -> dict[str, tuple[float, ...]]:
-    """Fits the inner edges of `num_bins` quantile bins for each code with values from enough patients.
+    """Fits the inner edges of `num_bins` quantile bins for each code with values from `min_patients` of train or more.
 
-    Equal edges are kept once, so a code with few distinct values has fewer bins.
+    Equal edges are kept once, so a code with few distinct values has fewer bins. Below 2 bins, there are none.
 
     Args:
       samples: the results of `sample_values` for the shards of the train split.
-      num_bins: number of quantile bins; below 2, none.
-      min_patients: codes with values from fewer train patients have no bins.
+      num_bins: number of quantile bins.
+      min_patients: fewest train patients with a value of a code.
       digits: significant digits to round edges to, so that no edge is a patient's exact value; neighbouring bins are
         then merged until each holds values of at least `MIN_BIN_PATIENTS` and `min_patients` patients. 0 keeps exact
         quantiles.
@@ -221,13 +217,10 @@ def fit_vocabulary(
     min_patients: int,
     known: Vocabulary = EMPTY,
 ) -> Vocabulary:
-    """Builds the vocabulary from the token counts of the train shards, or appends new tokens to a known one.
+    """Builds the vocabulary from the `count_tokens` of the train shards, or appends new tokens to a `known` one.
 
-    Args:
-      counts: the results of `count_tokens` for the shards of the train split.
-      value_edges: bin edges of all codes.
-      min_patients: tokens with fewer train patients become `[UNK]`; also a privacy threshold.
-      known: a vocabulary to extend; its ids and counts are kept.
+    Tokens with fewer train patients than `min_patients` become `[UNK]`: also a privacy threshold. Ids and counts of the
+    known vocabulary are kept.
 
     Raises:
       ValueError: no token reaches the minimum, and `known` is empty.
@@ -247,18 +240,11 @@ def fit_vocabulary(
 
 
 def nearest_known_ancestors(path: str | Path, known: Vocabulary) -> dict[str, str]:
-    """Maps codes that a vocabulary does not know to their nearest known ancestors.
+    """Maps codes of a MEDS data set that a trained model's vocabulary does not know to their nearest known ancestors.
 
     Parents come from `parent_codes` in `metadata/codes.parquet`, over any number of levels. Only a token without a
-    value can replace another code, since a value of one measurement means nothing for another.
-
-    Args:
-      path: a MEDS data set.
-      known: the vocabulary of a trained model.
-
-    Returns:
-      A mapping from each code to its nearest known ancestor; ties go to the most frequent one, then to the first by
-      name. Empty if the data set has no parents.
+    value can replace another code, since a value of one measurement means nothing for another. Ties go to the most
+    frequent ancestor, then to the first by name.
 
     Raises:
       ValueError: the file cannot be read, or one of its columns is missing or of another type.

@@ -11,15 +11,15 @@ from behrt_jax.data.vocabulary import CLS, NUM_SPECIAL, SEP
 MINUTES_PER_DAY = 24 * 60
 MINUTES_PER_YEAR = 365.25 * MINUTES_PER_DAY
 EVALUATION_SALT = 0
-COLUMNS = {
+COLUMNS = {  # of tokens, in sequences of one window
     "codes": np.int32,
-    "ages": np.float32,
-    "dates": np.float32,
-    "visit_ids": np.int32,
-    "positions": np.int32,
-    "time_deltas": np.float32,
-    "time_ranks": np.int32,
-    "maskable": np.bool_,
+    "ages": np.float32,  # years; NaN where birth is unknown
+    "dates": np.float32,  # years since 1 January 2000, negative before
+    "visit_ids": np.int32,  # from 0
+    "positions": np.int32,  # from 0 by recording time, not by visit, so that none depends on a later record
+    "time_deltas": np.float32,  # days since the start of the previous visit
+    "time_ranks": np.int32,  # of recording times: from 1, equal for equal times; 0 for [CLS] and static tokens
+    "maskable": np.bool_,  # whether it is a code of a visit that the vocabulary knows
 }
 
 
@@ -79,12 +79,9 @@ class Windows:
 
 
 def index_visits(patients: Patients, row_length: int, use_sep: bool = True) -> VisitIndex:
-    """Indexes the visits of all patients; static tokens take at most half a row.
+    """Indexes the visits of all patients of a split; static tokens take at most half a row of `row_length` tokens.
 
-    Args:
-      patients: the split.
-      row_length: L.
-      use_sep: whether `[SEP]` ends each visit; otherwise windows use its room for codes.
+    With `use_sep`, `[SEP]` ends each visit; otherwise windows use its room for codes.
     """
     owners = patients.owners
     timed = np.flatnonzero(patients.visits >= 0)
@@ -133,12 +130,9 @@ def random_windows(index: VisitIndex, subject_ids: np.ndarray, salt: int, weight
 
 
 def windows_until(index: VisitIndex, stop: np.ndarray, patients: np.ndarray | None = None) -> Windows:
-    """Returns windows that end before visit `stop` and extend to as many older whole visits as fit in a row.
+    """Returns W windows that end before the (W,) visits `stop` and extend to as many older visits as fit in a row.
 
-    Args:
-      index: the visits.
-      stop: (W,) index after the last visit of each window.
-      patients: (W,) the patient of each window; if not given, one window per patient, in order.
+    `patients` are (W,) the patient of each window; if not given, there is one window per patient, in order.
     """
     patients = np.arange(len(index.budgets)) if patients is None else patients
     first, budgets = index.first_visit[patients], index.budgets[patients]
@@ -197,51 +191,40 @@ def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def build_columns(patients: Patients, index: VisitIndex, windows: Windows, members: np.ndarray, salt: int):
-    """Lays out the sequences of some windows, one after the other.
+    """Lays out the sequences of the windows `members`, (n,), one after the other.
 
     A sequence is `[CLS]`, the static tokens, then each visit's codes and, with `index.use_sep`, `[SEP]`. Codes of one
     visit that share a time are ordered by a hash of (salt, subject, time, code), since a fixed order would leak the
-    masked codes.
-
-    Args:
-      patients: the split.
-      index: its visits.
-      windows: the windows of the epoch.
-      members: (n,) the windows to lay out.
-      salt: `EVALUATION_SALT` or a function of (seed, epoch).
+    masked codes; `salt` is `EVALUATION_SALT` or a function of (seed, epoch).
 
     Returns:
-      The columns of `COLUMNS`, and `times`, int64 as `Patients.times` (-1 for `[CLS]` and static tokens), each
-      `(windows.lengths[members].sum(),)`: ages in years (NaN where birth is unknown), dates in years since 1 January
-      2000 (negative before), visit_ids from 0 in the window, positions from 0 in the sequence by recording time (not by
-      visit where visits overlap, so that no position depends on a later record), time_deltas in days since the start of
-      the previous visit, time_ranks the rank of the recording time in the window (from 1, equal for equal times; 0 for
-      `[CLS]` and static tokens), maskable True for codes of visits that the vocabulary knows. `[CLS]` and static tokens
-      have the age and date of the window's first visit, `[SEP]` the age, date and time of its visit's last code.
+      `COLUMNS`, and `times`, int64 as `Patients.times` (-1 for `[CLS]` and static tokens), all 1-D. `[CLS]` and static
+      tokens have the age and date of the window's first visit, `[SEP]` the age, date and time of its visit's last code.
     """
-    owners = windows.patients[members]
-    lengths = windows.lengths[members]
+    owners, lengths = windows.patients[members], windows.lengths[members]
     offsets = np.cumsum(lengths) - lengths
     owner = np.repeat(np.arange(len(members)), lengths)
     columns: dict[str, np.ndarray] = {name: np.zeros(lengths.sum(), kind) for name, kind in COLUMNS.items()}
     columns["codes"][offsets] = CLS
+    statics = index.static_counts[owners]
+    columns["codes"][ranges(offsets + 1, statics)] = patients.codes[ranges(patients.offsets[:-1][owners], statics)]
 
     # First come arrays with one entry per visit of a window, then arrays with one entry per token.
     num_visits = windows.stop[members] - windows.start[members]
     visit_owner = np.repeat(np.arange(len(members)), num_visits)
     visit_ids = ranges(np.zeros_like(num_visits), num_visits)
     visit = windows.start[members][visit_owner] + visit_ids
-    begin, end = index.starts[0][visit], index.starts[1][visit]
-    begin = begin + np.where(visit_ids == 0, windows.skipped[members][visit_owner], 0)
+    start, end = index.starts[0][visit], index.starts[1][visit]
+    previous = np.maximum(visit - 1, index.first_visit[owners][visit_owner])
+    gaps = (patients.minutes[start] - patients.minutes[index.starts[0][previous]]) / MINUTES_PER_DAY
+    begin = start + np.where(visit_ids == 0, windows.skipped[members][visit_owner], 0)
     sizes = end - begin
-    is_first = visit == index.first_visit[owners][visit_owner]
-    previous_starts = index.starts[0][np.where(is_first, visit, visit - 1)]
-    gaps = (patients.minutes[index.starts[0][visit]] - patients.minutes[previous_starts]) / MINUTES_PER_DAY
 
     source = _shuffled(patients, ranges(begin, sizes), np.repeat(visit_owner, sizes), owners, salt)
     costs = sizes + index.use_sep
     visit_offset = np.cumsum(costs) - costs
-    visit_offset += (offsets + 1 + index.static_counts[owners] - _exclusive_sums(costs, num_visits))[visit_owner]
+    first_visit = visit_offset[np.cumsum(num_visits) - num_visits]
+    visit_offset += (offsets + 1 + statics - first_visit)[visit_owner]
     target = ranges(visit_offset, sizes)
 
     columns["codes"][target] = patients.codes[source]
@@ -265,16 +248,7 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
     columns["ages"][:] = np.where(patients.has_birth[owners][owner], minutes / MINUTES_PER_YEAR, np.nan)
     # The sum of two int32 may overflow int32.
     columns["dates"][:] = (patients.origins[owners].astype(np.int64)[owner] + minutes) / MINUTES_PER_YEAR
-
-    statics = index.static_counts[owners]
-    columns["codes"][ranges(offsets + 1, statics)] = patients.codes[ranges(patients.offsets[:-1][owners], statics)]
     return columns
-
-
-def _exclusive_sums(values: np.ndarray, group_sizes: np.ndarray) -> np.ndarray:
-    """Returns the sum of all values before each group."""
-    running = np.concatenate([[0], np.cumsum(values)])
-    return running[np.cumsum(group_sizes) - group_sizes]
 
 
 def _shuffled(patients: Patients, source: np.ndarray, member: np.ndarray, owners: np.ndarray, salt: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from behrt_jax.data import events
+from behrt_jax.data.metadata import describe_codes
 from behrt_jax.labels.follow_up import section_of
 
 TRUTH_FILE = "truth.parquet"  # true states of simulated patients
@@ -82,7 +83,7 @@ def _true_stages(file: Path, people: pl.DataFrame, earlier: pl.Expr) -> tuple[tu
 def _coded(data: Path, definitions: Path, people: pl.DataFrame, earlier: pl.Expr, say) -> tuple:
     shards = events.find_shards(data)
     present = pl.concat([pl.scan_parquet(shard).select(pl.col("code").cast(pl.String)).unique() for shard in shards])
-    codes = match_codes(definitions, present.unique().collect()["code"].sort().to_list(), read_descriptions(data))
+    codes = match_codes(definitions, present.unique().collect()["code"].sort().to_list(), describe_codes(data))
     names = tuple(name for name, members in codes.items() if members)
     if absent := [name for name in codes if name not in names]:
         say(f"{definitions}: no code of {data} is in {', '.join(absent)}; left out")
@@ -141,8 +142,3 @@ def _patterns(section: dict, key: str, where: str) -> tuple[str, ...]:
     if isinstance(patterns, str) or not all(isinstance(each, str) for each in patterns):
         raise ValueError(f"{where}.{key}: found {patterns!r}; expected a list of patterns, such as [CONDITION//*]")
     return tuple(patterns)
-
-
-def read_descriptions(root: Path) -> dict[str, str]:
-    """Reads the descriptions of codes, as far as `metadata/codes.parquet` of a data set has them."""
-    return dict(events.read_codes(root, "description").iter_rows())

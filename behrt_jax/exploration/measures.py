@@ -1,6 +1,7 @@
 """Measures of representations, with intervals: separation of groups, diseases of neighbours, disease probes."""
 
 import numpy as np
+from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
 from behrt_jax.exploration.disease_groups import DiseaseGroups
@@ -47,7 +48,8 @@ def exclusive(groups: Groups, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def retrieve(groups: Groups, found: Splits, split: str) -> PerTargetScores:
     """Measures the diseases that patients of a split share with their nearest train patients."""
-    near = embedding_metrics.nearest(found[split], found["train"], NEIGHBOURS)
+    neighbours = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(found["train"]))).fit(found["train"])
+    near = neighbours.kneighbors(found[split], return_distance=False)
     return embedding_metrics.retrieval(near, groups[split].has, groups["train"].has)
 
 

@@ -1,7 +1,7 @@
 """Representations of patients to compare: embeddings, bags of codes, and principal components of the bags."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,13 @@ from behrt_jax.metrics.embeddings import directions
 OWN, MEAN, BAG, PRINCIPAL = "embeddings", "embeddings, mean pooling", "bag of codes", "PCA of bag of codes"
 BOTH = "embeddings beside the bag"
 LENGTHS = (0.5, 1.0, 2.0)  # norms of embeddings that are concatenated with bags of norm 1
+# Weightings of codes: the half-life of counts in visits, and a function of (N, V) counts and (V,) rarities.
+WEIGHTINGS: dict[str, tuple[float, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
+    "counts": (np.inf, lambda counts, rarity: counts),
+    "log counts": (np.inf, lambda counts, rarity: np.log1p(counts)),
+    "tf-idf": (np.inf, lambda counts, rarity: np.log1p(counts) * rarity),
+    "log counts, newer": (HALF_LIVES["newer"], lambda counts, rarity: np.log1p(counts)),
+}
 Splits = dict[str, np.ndarray]  # (N, D) by split
 
 
@@ -32,7 +39,7 @@ def of_embeddings(pooled: dict[str, Splits]) -> list[Candidate]:
 
 
 def of_bags(histories: dict[str, dataset.Patients], rarity: np.ndarray, components: int = 0) -> list[Candidate]:
-    """Returns the candidates of bags of codes: eleven weightings of counts, with and without centring.
+    """Returns the candidates of bags of codes: the `WEIGHTINGS` of counts, with and without centring.
 
     Args:
       histories: by split.
@@ -40,8 +47,8 @@ def of_bags(histories: dict[str, dataset.Patients], rarity: np.ndarray, componen
       components: number of principal components of train to use in place of the (N, V) bags; 0 for the bags.
     """
     candidates = []
-    for name, half_life, weigh in _weightings(rarity):
-        bags = functools.partial(_bags, histories, len(rarity), half_life, weigh)
+    for name, (half_life, weigh) in WEIGHTINGS.items():
+        bags = functools.partial(_bags, histories, rarity, half_life, weigh)
         # Components are slow to compute and are cached; bags are large and fast to recompute.
         make = functools.cache(functools.partial(_principal, bags, components)) if components else bags
         candidates += _centred_or_not(name, make)
@@ -73,20 +80,9 @@ def _centred_or_not(name: str, make: Callable[[], Splits]) -> list[Candidate]:
     ]
 
 
-def _weightings(rarity: np.ndarray) -> Iterator[tuple[str, float, Callable[[np.ndarray], np.ndarray]]]:
-    """Yields weightings of codes: a name, the half-life of counts in visits, and a transform of the counts."""
-    yield "counts", np.inf, lambda counts: counts
-    yield "log counts", np.inf, np.log1p
-    yield "presence", np.inf, lambda counts: counts > 0
-    yield "tf-idf", np.inf, lambda counts: np.log1p(counts) * rarity
-    yield "presence, idf", np.inf, lambda counts: (counts > 0) * rarity
-    for name, half_life in HALF_LIVES.items():
-        yield f"counts, {name}", half_life, lambda counts: counts
-        yield f"log counts, {name}", half_life, np.log1p
-
-
-def _bags(histories: dict[str, dataset.Patients], size: int, half_life: float, weigh: Callable) -> Splits:
-    return {split: weigh(count_codes(each, size, half_life)).astype(np.float32) for split, each in histories.items()}
+def _bags(histories: dict[str, dataset.Patients], rarity: np.ndarray, half_life: float, weigh: Callable) -> Splits:
+    counts = {split: count_codes(each, len(rarity), half_life) for split, each in histories.items()}
+    return {split: weigh(each, rarity).astype(np.float32) for split, each in counts.items()}
 
 
 def _principal(bags: Callable[[], Splits], components: int) -> Splits:

@@ -1,15 +1,14 @@
 """Subtypes: clusters of embeddings, their stability, their codes, and the survival of their patients."""
 
-from pathlib import Path
-
 import numpy as np
 import polars as pl
 from sklearn.cluster import HDBSCAN, KMeans
 from sklearn.decomposition import PCA
 
-from behrt_jax.data import code_counts, histories
+from behrt_jax.data import histories
+from behrt_jax.data.code_counts import count_codes
+from behrt_jax.data.metadata import describe_codes
 from behrt_jax.data.vocabulary import NUM_SPECIAL
-from behrt_jax.exploration import disease_groups
 from behrt_jax.exploration.representations import Candidate, Splits
 from behrt_jax.metrics import bootstrap, survival
 from behrt_jax.metrics import embeddings as embedding_metrics
@@ -31,9 +30,10 @@ def describe(name: str, candidates: list[Candidate], population, found, at, clus
     labels = fit.predict(held_out)
     draws = embedding_metrics.stability(train, held_out, number, DRAWS)
     clusters_of = {split: fit.predict(each) for split, each in splits.items()}
+    silhouette, others = _cluster_scores(held_out, labels)
     result = {
         "embeddings": name,
-        "k_means": {"clusters": number, "silhouette": _silhouette(held_out, labels), **_others(held_out, labels)},
+        "k_means": {"clusters": number, "silhouette": silhouette, **others},
         "stability": bootstrap.interval(float(np.mean(draws)), draws),
         "hdbscan": _density(train, held_out),
         "clusters": _profiles(population, found, clusters_of),
@@ -49,48 +49,41 @@ def choose_clusters(splits: Splits, clusters: int) -> tuple[KMeans, int]:
     if (most := max(options)) >= len(splits["train"]):
         raise ValueError(f"--clusters={most}: expected fewer than the {len(splits['train']):,} patients of train")
     fits = [embedding_metrics.fit_clusters(splits["train"], number) for number in options]
-    best = int(np.argmax([_silhouette(splits["tuning"], fit.predict(splits["tuning"])) for fit in fits]))
+    best = int(np.argmax([_cluster_scores(splits["tuning"], fit.predict(splits["tuning"]))[0] for fit in fits]))
     return fits[best], options[best]
 
 
-def _silhouette(embeddings: np.ndarray, labels: np.ndarray) -> float:
-    several = 1 < len(np.unique(labels)) < len(labels)
-    return float(embedding_metrics.cluster_scores(embeddings, labels)[0].mean()) if several else -1.0
-
-
-def _others(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def _cluster_scores(embeddings: np.ndarray, labels: np.ndarray) -> tuple[float, dict[str, float]]:
+    """Returns the mean silhouette and the other scores; -1 and none without two clusters, one of several members."""
     if not 1 < len(np.unique(labels)) < len(labels):
-        return {}
-    return embedding_metrics.cluster_scores(embeddings, labels)[1]
+        return -1.0, {}
+    silhouettes, others = embedding_metrics.cluster_scores(embeddings, labels)
+    return float(silhouettes.mean()), others
 
 
 def _density(train: np.ndarray, held_out: np.ndarray) -> dict:
     """Clusters train and held-out patients together by density after PCA; in many dimensions HDBSCAN finds none."""
     pca = PCA(min(DENSE_DIMENSIONS, *train.shape), random_state=0).fit(train)
     components = pca.transform(np.concatenate([train, held_out]))
-    labels = HDBSCAN(min_cluster_size=min(DENSE_MEMBERS, len(components) // 2), copy=True).fit_predict(components)[
-        len(train) :
-    ]
+    clustering = HDBSCAN(min_cluster_size=min(DENSE_MEMBERS, len(components) // 2), copy=True)
+    labels = clustering.fit_predict(components)[len(train) :]
     dense = labels >= 0
     return {
         "clusters": int(len(np.unique(labels[dense]))),
         "in_none": float((~dense).mean()),
-        "silhouette": _silhouette(held_out[dense], labels[dense]),
+        "silhouette": _cluster_scores(held_out[dense], labels[dense])[0],
     }
 
 
 def _profiles(population, found, labels: dict[str, np.ndarray]) -> list[dict]:
     """Describes each cluster over all patients: size, age, diseases, and the codes that distinguish it."""
-    tokens, moments = found.vocabulary.tokens, population.moments
-    count = code_counts.count_codes
-    presence = np.concatenate([count(moments[split].histories, len(tokens)) > 0 for split in labels])
-    member, has = (
-        np.concatenate(list(labels.values())),
-        np.concatenate([population.groups[split].has for split in labels]),
-    )
-    ages = np.concatenate([_ages(moments[split]) for split in labels])
+    tokens, moments = found.vocabulary.tokens, [population.moments[split] for split in labels]
+    presence = np.concatenate([count_codes(moment.histories, len(tokens)) > 0 for moment in moments])
+    member = np.concatenate(list(labels.values()))
+    has = np.concatenate([population.groups[split].has for split in labels])
+    ages = np.concatenate([histories.ages_at(moment.histories, moment.times) for moment in moments])
     odds, scores = embedding_metrics.distinguishing_codes(presence, member)
-    descriptions = disease_groups.read_descriptions(Path(found.config.data.path))
+    descriptions = describe_codes(found.config.data.path)
     names, profiles = population.groups["train"].names, []
     for cluster in range(len(odds)):
         inside = member == cluster
@@ -114,10 +107,6 @@ def _profiles(population, found, labels: dict[str, np.ndarray]) -> list[dict]:
     return profiles
 
 
-def _ages(moment) -> np.ndarray:
-    return histories.ages_at(moment.histories, moment.times)
-
-
 def _survival(population, labels: np.ndarray, at: np.datetime64) -> dict:
     """Computes survival of held-out patients after the date, by cluster: Kaplan-Meier curves and a log-rank test."""
     people = pl.DataFrame({"subject_id": population.moments["held_out"].rows.subject_ids, "cluster": labels})
@@ -130,12 +119,10 @@ def _survival(population, labels: np.ndarray, at: np.datetime64) -> dict:
         members = seen & (labels == cluster)
         times = np.unique(days[members])
         grid = times[np.unique(np.linspace(0, len(times) - 1, CURVE_POINTS).astype(int))] if members.any() else times
-        weights = np.ones((1, members.sum()))
-        alive = (
-            1 - survival.cumulative_incidence(days[members], died[members], weights, grid)[0] if members.any() else grid
-        )
-        curve = {"days": grid.tolist(), "alive": alive.tolist()}
-        curves.append({"patients": int(members.sum()), "deaths": int(died[members].sum()), **curve})
+        curve = {"patients": int(members.sum()), "deaths": int(died[members].sum()), "days": grid.tolist()}
+        ones = np.ones((1, members.sum()))
+        died_by = survival.cumulative_incidence(days[members], died[members], ones, grid)[0]
+        curves.append({**curve, "alive": (1 - died_by).tolist()})
     result = {"curves": curves, "not_followed": int((~seen).sum())}
     if died[seen].any() and len(np.unique(labels[seen])) > 1:
         statistic, p = cox.log_rank(days[seen], died[seen], labels[seen])

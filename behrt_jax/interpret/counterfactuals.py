@@ -17,15 +17,12 @@ OF_TOKENS = (*COLUMNS, "patient_ids", "in_visit")
 
 
 def remove_tokens(columns: Columns, removed: jax.Array) -> Columns:
-    """Lays histories out as if some tokens had never been recorded; takes one history per row and can be jitted.
+    """Lays histories out as if the tokens `removed`, (B, L) bool, had never been recorded; can be jitted.
 
     Later tokens move up, positions and visits are renumbered, and days are counted from the visit that now precedes. A
     visit that loses its last code is removed with its `[SEP]`. `[CLS]` and static tokens get the age and date of the
     first remaining token, `[SEP]` those of the last token of its visit. Tokens older than the row do not move in.
-
-    Args:
-      columns: (B, L) each, including `in_visit`; arrays of other shapes, such as `target` and `covariates`, are kept.
-      removed: (B, L) bool.
+    Arrays of other shapes than (B, L), such as `target` and `covariates`, are kept.
     """
     inside, visits = columns["in_visit"], columns["visit_ids"]
     rows = jnp.arange(removed.shape[0])[:, None]
@@ -97,12 +94,7 @@ def remove_visit(columns: Columns, visit: int) -> Columns:
 
 
 def add_codes(columns: Columns, codes: list[int], visit: int) -> Columns:
-    """Adds codes at the end of a visit of one history.
-
-    Args:
-      columns: (1, L) each.
-      codes: ids in the vocabulary.
-      visit: numbered from 0 in the row.
+    """Adds codes (ids) at the end of a visit, numbered from 0 in the row, of one history of (1, L) columns.
 
     Raises:
       ValueError: the row has no such visit, or not enough room.

@@ -8,7 +8,7 @@ from scipy.special import logit
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
-from behrt_jax.data.dataset import TOKEN_FIELDS, Patients, take
+from behrt_jax.data.dataset import Patients, gather, take
 from behrt_jax.data.windows import VisitIndex
 from behrt_jax.interpret.attribution import is_explained, masked_places
 from behrt_jax.interpret.cases import AttributionCase
@@ -25,16 +25,10 @@ CLIP = 1e-12
 def oracle_effects(
     case: AttributionCase, world: World, seen: Histories, index: VisitIndex, tokens: tuple[str, ...]
 ) -> np.ndarray:
-    """Computes the drop of the oracle's log odds of each target without a code: (N, L); NaN elsewhere.
+    """Computes the drop of the oracle's log odds of each target of a case without a code: (N, L); NaN elsewhere.
 
-    The code of the encounter is left out: every visit has it, so no history of the world is without it.
-
-    Args:
-      case: a case of next visits or masked codes.
-      world: the world that generated the patients.
-      seen: the observed histories of the case's patients, visit by visit as in `index`.
-      index: the index of the visits.
-      tokens: of the vocabulary, by id.
+    The code of the encounter is left out: every visit has it, so no history of the world is without it. `seen` are the
+    observed histories of the case's patients, visit by visit as in `index`; `tokens` are the vocabulary's, by id.
     """
     columns = {code: place for place, code in enumerate(world.codes)}
     column_of = np.array([columns.get(token, -1) for token in tokens])
@@ -57,11 +51,10 @@ def oracle_effects(
             probabilities = probabilities.reshape(count, length, -1)[:, -1, target]
         else:
             hidden = np.zeros(codes.shape, bool)
-            hidden[:, case.visits[row, mask_places[row]] - first, target] = True
+            masked_visit = case.visits[row, mask_places[row]] - first
+            hidden[:, masked_visit, target] = True
             probabilities = oracle.masked_probabilities(world, repeated, hidden.reshape(repeated.codes.shape))
-            probabilities = probabilities.reshape(count, length, -1)[
-                :, case.visits[row, mask_places[row]] - first, target
-            ]
+            probabilities = probabilities.reshape(count, length, -1)[:, masked_visit, target]
         log_odds = logit(np.clip(probabilities, CLIP, 1 - CLIP))
         effects[row, places] = log_odds[0] - log_odds[1:]
     return effects
@@ -102,23 +95,16 @@ def hazard_effects(
 
 def repeat(one: Patients, kept: np.ndarray) -> Patients:
     """Repeats a history K times, each with the tokens marked in a row of `kept`, (K, tokens) bool."""
-    columns = {name: np.tile(getattr(one, name), len(kept))[kept.ravel()] for name in TOKEN_FIELDS}
-    subject = {name: np.repeat(getattr(one, name), len(kept)) for name in ("subject_ids", "has_birth", "origins")}
-    return Patients(**subject, offsets=np.append(0, np.cumsum(kept.sum(axis=1))), **columns)
+    return gather(one, np.zeros(len(kept), int), kept.sum(axis=1), np.nonzero(kept)[1])
 
 
 def agreement(truth: np.ndarray, scores: np.ndarray, owners: np.ndarray) -> bootstrap.PerTargetScores:
-    """Measures the agreement of scores with the truth in each history.
-
-    Args:
-      truth: (N, L) effects; NaN where there is nothing to compare.
-      scores: (N, L).
-      owners: (N,) the patient of each history.
+    """Measures the agreement of (N, L) scores with the true effects (NaN: nothing to compare) in each history.
 
     Returns:
-      For each history `auroc`, of absolute scores for the `TOP` codes with the largest absolute effects; `spearman`,
-      of absolute values; and `pearson`, of signed values. Omits histories with fewer than 2 x `TOP` codes, or with
-      fewer than `TOP` codes that have an effect.
+      For each history, with its patient of (N,) `owners`: `auroc`, of absolute scores for the `TOP` codes with the
+      largest absolute effects; `spearman`, of absolute values; and `pearson`, of signed values. Omits histories with
+      fewer than 2 x `TOP` codes, or with fewer than `TOP` codes that have an effect.
     """
     measures, patients = {"auroc": [], "spearman": [], "pearson": []}, []
     for row, effects in enumerate(truth):

@@ -51,19 +51,20 @@ class AcesTask:
 
 
 def parse_aces(task: dict[str, Any], file: Path, text: str) -> AcesTask:
-    """Parses an ACES task file.
-
-    Args:
-      task: its parsed YAML.
-      file: the task file.
-      text: its content.
+    """Parses an ACES task file, given its YAML and its text.
 
     Raises:
       ValueError: ACES rejects it, or it does not define the label and the prediction time.
     """
     check_task(task, str(file))
-    with _aces_log(collections.Counter()), _one_line(f"{file}: not a task that ACES reads"):
-        config = _load(text)
+    with (
+        _aces_log(collections.Counter()),
+        _one_line(f"{file}: not a task that ACES reads"),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        task_file = Path(folder) / "task.yaml"  # the only suffix that ACES accepts
+        task_file.write_text(text, encoding="utf-8")
+        config = TaskExtractorConfig.load(task_file)
     check_config(config, str(file))
     window, follow_up = _parse_metadata(task.get("metadata"), f"{file}: metadata")
     return AcesTask(
@@ -76,13 +77,6 @@ def parse_aces(task: dict[str, Any], file: Path, text: str) -> AcesTask:
         window=window,
         follow_up=follow_up,
     )
-
-
-def _load(text: str) -> TaskExtractorConfig:
-    with tempfile.TemporaryDirectory() as folder:
-        task_file = Path(folder) / "task.yaml"  # the only suffix that ACES accepts
-        task_file.write_text(text, encoding="utf-8")
-        return TaskExtractorConfig.load(task_file)
 
 
 def _parse_metadata(metadata: Any, where: str) -> tuple[datetime.timedelta | None, FollowUp | None]:
@@ -102,12 +96,7 @@ def _parse_metadata(metadata: Any, where: str) -> tuple[datetime.timedelta | Non
 
 
 def label_aces(shard: Path, events: pl.DataFrame, task: AcesTask) -> Made:
-    """Makes the labels of one shard.
-
-    Args:
-      shard: the file, for errors.
-      events: its events from `read_shard`, with the columns of the task.
-      task: the task.
+    """Makes the labels of one shard from its events from `read_shard`, with the columns of the task.
 
     Returns:
       `subject_id, prediction_time, boolean_value`; index dates at or after death, and negatives whose follow-up ends

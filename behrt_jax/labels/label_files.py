@@ -35,9 +35,7 @@ DATE_EXAMPLES = "dates with the year first and no time zone, such as 2025-12-31 
 def read_label_files(source: Path, say: Callable[[str], None]) -> pl.DataFrame:
     """Reads a Parquet or CSV file of labels, or a folder of Parquet or CSV shards.
 
-    Args:
-      source: the file or folder.
-      say: called with a line of counts when files are left out or words are read as empty cells.
+    Calls `say` with a line of counts when files are left out or words are read as empty cells.
 
     Returns:
       All columns. In those of labels, empty cells, NaN and, in `event`, words such as NA are null; others are all null.

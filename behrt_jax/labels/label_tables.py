@@ -38,16 +38,7 @@ class LabelTable(NamedTuple):
 
 
 def read_label_table(file: Path, say: Callable[[str], None], with_outcomes: bool = True) -> LabelTable:
-    """Reads and validates a Parquet or CSV file of labels, or a folder of Parquet or CSV shards.
-
-    Args:
-      file: the file or folder.
-      say: called with a line of counts when rows were out of order or repeated, files left out or words read as empty.
-      with_outcomes: whether an outcome is required; if not, subjects and times are enough.
-
-    Raises:
-      ValueError: see `behrt_jax.labels.labels.read_labels`.
-    """
+    """Reads and validates a Parquet or CSV file of labels, or a folder of shards; see `labels.read_labels`."""
     table = read_label_files(file, say)
     if not table.height:
         raise ValueError(f"{file}: holds no labels; expected rows of {', '.join(KEYS)} and a label")

@@ -130,14 +130,9 @@ def check_learnable(labels: Labels, where: str) -> None:
 
 
 def describe_lack(labels: Labels, where: str) -> str:
-    """Describes what labels lack for training or evaluation: rows, a second class, or an event of each cause.
+    """Describes what labels of some patients, named `where`, lack for training or evaluation; "" for nothing.
 
-    Args:
-      labels: labels of some patients.
-      where: the name of this group, such as `train`.
-
-    Returns:
-      The reason; "" if nothing is lacking.
+    They may lack rows, a second class, or an event of each cause.
     """
     size, counts = len(labels), labels.outcomes().sum(axis=0)
     if not size:
@@ -153,11 +148,7 @@ def describe_lack(labels: Labels, where: str) -> str:
 
 
 def match_subjects(labels: Labels, lives: pl.DataFrame) -> tuple[np.ndarray, collections.Counter]:
-    """Finds the labels of subjects that have data and are alive at the prediction time.
-
-    Args:
-      labels: N labels.
-      lives: `subject_id, birth, death` of the subjects with data, null where unknown; see `follow_up.subjects`.
+    """Finds the labels of subjects (of `follow_up.subjects`) with data who are alive at the prediction time.
 
     Returns:
       The rows to keep, and counts of those left out: `of unknown subjects`, `before birth`, `at or after death`.
@@ -182,12 +173,6 @@ def temporal_split(
     cutoff must not be used in training, so times to event are censored there. A classification label does not have the
     time of its outcome; `outcome_window_days`, the length of its outcome window, keeps training rows that far from the
     cutoff.
-
-    Args:
-      labels: N labels of the split's patients.
-      split: the name of the split.
-      cutoff: the date.
-      outcome_window_days: how many days before the cutoff training rows end.
 
     Returns:
       The labels kept, and how many of them were censored at the cutoff.

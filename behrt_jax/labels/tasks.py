@@ -41,12 +41,9 @@ def load_task(path: str | Path) -> AcesTask | TimeToEventTask:
 def make_labels(
     task: AcesTask | TimeToEventTask, shards: Sequence[Path], track: Callable[[Iterable], Iterable] = iter
 ) -> Made:
-    """Makes the labels of a task; holds one shard and the labels in memory.
+    """Makes the labels of a task from shards of MEDS events, no two of which share a subject.
 
-    Args:
-      task: the task.
-      shards: files of MEDS events; no two share a subject.
-      track: wraps the shards to show progress, as `tqdm.tqdm` does.
+    Holds one shard and the labels in memory. `track` wraps the shards to show progress, as `tqdm.tqdm` does.
 
     Returns:
       The labels of all shards, sorted, and the counts; there may be no labels.

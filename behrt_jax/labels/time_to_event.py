@@ -49,11 +49,7 @@ class TimeToEventTask:
 
 
 def parse_time_to_event(task: dict[str, Any], where: str) -> TimeToEventTask:
-    """Parses a time-to-event task file.
-
-    Raises:
-      ValueError: a key is unknown or missing, or its value is invalid.
-    """
+    """Parses a time-to-event task file; a ValueError if a key is unknown or missing, or its value is invalid."""
     section_of(task, ("description", "metadata", "time_to_event"), where)
     where = f"{where}: time_to_event"
     section = section_of(task["time_to_event"], ("index", "require", "events", "follow_up"), where)
@@ -70,6 +66,7 @@ def parse_time_to_event(task: dict[str, Any], where: str) -> TimeToEventTask:
     if index.get("visits", True) is not True:
         raise ValueError(f"{where}.index.visits: '{index['visits']}'; expected true")
     dates = index.get("dates") or []
+    follow_up = section_of(section["follow_up"], ("until", "last_event"), f"{where}.follow_up")
     return TimeToEventTask(
         description=str(task.get("description", "")).strip(),
         dates=tuple(as_time(date, f"{where}.index.dates") for date in (dates if isinstance(dates, list) else [dates])),
@@ -78,9 +75,7 @@ def parse_time_to_event(task: dict[str, Any], where: str) -> TimeToEventTask:
         min_age=_number(require.get("min_age", 0), f"{where}.require.min_age"),
         none_before=_patterns(require.get("none_before") or [], f"{where}.require.none_before"),
         events=_causes(events, f"{where}.events"),
-        follow_up=parse_follow_up(
-            section_of(section["follow_up"], ("until", "last_event"), f"{where}.follow_up"), f"{where}.follow_up"
-        ),
+        follow_up=parse_follow_up(follow_up, f"{where}.follow_up"),
     )
 
 
@@ -115,12 +110,7 @@ def _whole(value: Any, where: str) -> int:
 
 
 def label_time_to_event(events: pl.DataFrame, task: TimeToEventTask, visits_named: bool) -> Made:
-    """Makes the labels of one shard.
-
-    Args:
-      events: a shard from `name_visits`.
-      task: the task.
-      visits_named: whether any event of the data set names its visit; if none does, calendar days are visits.
+    """Makes the labels of one shard from `name_visits`; unless `visits_named`, calendar days are visits.
 
     Returns:
       `subject_id, prediction_time, event_time` and `event`: boolean for one cause, the cause's name or null for more.

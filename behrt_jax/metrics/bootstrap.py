@@ -112,18 +112,13 @@ def estimate(outcomes: PerTargetScores, prefix: str, seed: int = 0) -> dict[str,
 
 
 def summarize(outcomes: PerTargetScores, prefix: str, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Averages scores, with percentile bootstrap intervals over patients (Efron 1979).
+    """Averages scores, with 95% percentile bootstrap intervals over patients (Efron 1979); see `estimate`.
 
     Targets of one patient are not independent, so whole patients are sampled with replacement, 1,000 times.
 
-    Args:
-      outcomes: scores of at least one target.
-      prefix: put before each name, as `mlm` in `mlm/accuracy`.
-      seed: of the resamples.
-
     Returns:
-      Name to `{"value", "low", "high", "n", "patients"}` with 95% intervals and the numbers of targets and patients;
-      `loss` also as `perplexity`.
+      Name, as `mlm/accuracy` with the prefix `mlm`, to `{"value", "low", "high", "n", "patients"}`, with the numbers of
+      targets and patients; `loss` also as `perplexity`.
     """
     return summaries(estimate(outcomes, prefix, seed))
 
@@ -134,13 +129,7 @@ def summaries(estimates: dict[str, Estimate]) -> dict[str, dict[str, float]]:
 
 
 def paired(first: PerTargetScores, second: PerTargetScores, prefix: str, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Compares two models at the same targets, by paired differences.
-
-    Args:
-      first: scores of one model.
-      second: scores of the other model; its targets may be in another order.
-      prefix: put before each name.
-      seed: of the resamples.
+    """Compares the means of two models at the same targets, in any order, by paired differences.
 
     Returns:
       Name to `{"value", "low", "high"}` of the first model's mean minus the second's.

@@ -136,21 +136,17 @@ def fit_slope(
     weights: np.ndarray,
     mean: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
 ) -> np.ndarray:
-    """Fits a generalised linear model of one covariate by Newton's method under each of many weights.
+    """Fits a generalised linear model of one (N,) covariate by Newton's method under each of (R, N) weights.
 
-    Args:
-      covariate: (N,).
-      targets: (N,).
-      weights: (R, N).
-      mean: function from (R, N) linear predictors to the means and their derivatives.
+    `mean` maps (R, N) linear predictors to the means of the (N,) targets and their derivatives.
 
     Returns:
       (R,) slopes; NaN where there is none, as with separated classes.
     """
+    start = np.zeros((1, 2))
     if len(weights) > 1:  # slopes of resamples are close to the slope of all rows
-        start = _newton(covariate, targets, np.ones_like(weights[:1]), mean, np.zeros((1, 2)))
-        return _newton(covariate, targets, weights, mean, np.repeat(start, len(weights), axis=0))[:, 1]
-    return _newton(covariate, targets, weights, mean, np.zeros((1, 2)))[:, 1]
+        start = _newton(covariate, targets, np.ones_like(weights[:1]), mean, start)
+    return _newton(covariate, targets, weights, mean, np.repeat(start, len(weights), axis=0))[:, 1]
 
 
 def _newton(covariate, targets, weights, mean, line) -> np.ndarray:
@@ -161,13 +157,7 @@ def _newton(covariate, targets, weights, mean, line) -> np.ndarray:
         means, derivative = mean(line @ powers[:, :2].T)
         gradient = (weights * (targets - means)) @ powers[:, :2]
         curvature = (weights * derivative) @ powers
-        numerators = np.stack(
-            [
-                curvature[:, 2] * gradient[:, 0] - curvature[:, 1] * gradient[:, 1],
-                curvature[:, 0] * gradient[:, 1] - curvature[:, 1] * gradient[:, 0],
-            ],
-            axis=1,
-        )
+        numerators = curvature[:, [2, 0]] * gradient - curvature[:, 1:2] * gradient[:, ::-1]
         step = divide(numerators, (curvature[:, 0] * curvature[:, 2] - curvature[:, 1] ** 2)[:, None])
         size = np.abs(step).max(axis=1)
         line = line + step / np.maximum(size, 1)[:, None]
@@ -298,16 +288,15 @@ def replicate(
 
 
 def estimates(found: dict[str, np.ndarray], prefix: str, part: str, owners: np.ndarray) -> dict[str, Estimate]:
-    """Builds estimates from (1 + R,) values, the first on the data; omits those undefined on the data or all resamples.
+    """Builds estimates from (1 + R,) values, the first on the data; omits those undefined there or on all resamples.
 
     `owners`, (N,) int, are the patients of the rows that were measured.
     """
-    metrics = {
-        name: values for name, values in found.items() if np.isfinite(values[0]) and np.isfinite(values[1:]).any()
-    }
     counts = len(owners), len(np.unique(owners))
     return {
-        f"{prefix}{name}{part}": Estimate(float(values[0]), values[1:], *counts) for name, values in metrics.items()
+        f"{prefix}{name}{part}": Estimate(float(values[0]), values[1:], *counts)
+        for name, values in found.items()
+        if np.isfinite(values[0]) and np.isfinite(values[1:]).any()
     }
 
 

@@ -44,11 +44,7 @@ def exclusive_groups(has: np.ndarray) -> np.ndarray:
 
 
 def cluster_scores(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-    """Scores how well groups are separated by Euclidean distance.
-
-    Args:
-      embeddings: (N, D).
-      labels: (N,) int, at least two groups, not all of them of a single member.
+    """Scores how well (N,) groups, two or more and one of several members, are separated by Euclidean distance.
 
     Returns:
       (N,) silhouettes of the rows, -1 to 1, whose mean is the score (Rousseeuw 1987); and a dictionary with
@@ -96,16 +92,6 @@ def _mean_silhouettes(distances: np.ndarray, labels: np.ndarray, weights: np.nda
     scores = divide(between - within, np.maximum(between, within))
     totals = np.where(num_others > 0, np.nan_to_num(scores), 0) * weights
     return np.where(several, divide(totals.sum(axis=1), weights.sum(axis=1)), np.nan)
-
-
-def nearest(queries: np.ndarray, gallery: np.ndarray, k: int) -> np.ndarray:
-    """Returns the (Q, k) rows of an (N, D) gallery that are nearest to (Q, D) queries, nearest first."""
-    lengths, step = (gallery**2).sum(axis=1), max(CELLS // max(len(gallery), 1), 1)
-    parts = [
-        np.argsort(lengths - 2 * queries[start : start + step] @ gallery.T, axis=1, kind="stable")[:, :k]
-        for start in range(0, len(queries), step)
-    ]
-    return np.concatenate(parts)
 
 
 def retrieval(near: np.ndarray, own: np.ndarray, gallery: np.ndarray) -> PerTargetScores:
@@ -180,9 +166,7 @@ def stability(train: np.ndarray, others: np.ndarray, clusters: int, draws: int, 
 def distinguishing_codes(presence: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scores how much more common each code is in a cluster than in the others.
 
-    Args:
-      presence: (N, V) bool, the codes of each patient.
-      labels: (N,) int clusters from 0 to K - 1.
+    `presence` is (N, V) bool, the codes of each patient, `labels` (N,) int, clusters from 0 to K - 1.
 
     Returns:
       (K, V) log odds ratios, with half a patient added to each cell, and (K, V) the same over their standard errors

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from behrt_jax.metrics.bootstrap import Estimate, divide, resamples
 
@@ -59,10 +60,10 @@ def group_cells(
 
 
 def measure(probabilities: np.ndarray, examples: Examples, threshold: float, seed: int = 0) -> dict[str, Estimate]:
-    """Measures the predictions of a model.
+    """Measures (N, T) float32 probabilities of the codes of `examples`, independent of each other.
 
     Args:
-      probabilities: (N, T) float32, independent probabilities of the codes.
+      probabilities: of the codes.
       examples: the visits and their targets.
       threshold: the lowest probability at which a code is predicted; `best_threshold` on the tuning split.
       seed: of the resamples; two models measured with the same seed are paired.
@@ -87,29 +88,19 @@ def measure(probabilities: np.ndarray, examples: Examples, threshold: float, see
 
 
 def best_threshold(probabilities: np.ndarray, targets: Targets) -> float:
-    """Returns the threshold of the highest micro-F1 over all cut points."""
-    cuts, hits, num_predicted = _curve(np.asarray(probabilities, np.float32), _dense(targets))
-    return float(cuts[np.argmax(2 * hits / (num_predicted + hits[0]))]) if len(cuts) else 1.0
-
-
-def average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Computes the exact step-wise average precision of (n,) scores, as scikit-learn does; ties make one step."""
-    _, hits, num_predicted = _curve(scores, targets)
-    return float((-np.diff(hits, append=0) * hits / num_predicted).sum() / hits[0])
-
-
-def auroc(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Computes the exact area under the ROC curve of (n,) scores; a tie counts half."""
-    positives, negatives = scores[targets], np.sort(scores[~targets])
-    below = np.searchsorted(negatives, positives, "left") + np.searchsorted(negatives, positives, "right")
-    return float(below.sum(dtype=np.float64) / 2 / len(positives) / len(negatives))
+    """Returns the threshold of the highest micro-F1 over all cut points; 1 without targets."""
+    if not targets.sum():
+        return 1.0
+    precision, recall, cuts = _curve(np.asarray(probabilities, np.float32), _dense(targets))
+    return float(cuts[np.argmax(precision * recall / (precision + recall))])
 
 
 def precision_recall(probabilities: np.ndarray, targets: Targets, points: int = 200) -> tuple[np.ndarray, ...]:
     """Returns precision, recall and threshold, each (points or fewer,), at cuts spaced evenly over the positives."""
-    cuts, hits, num_predicted = _curve(probabilities, _dense(targets))
+    precision, recall, cuts = _curve(probabilities, _dense(targets))
+    hits = np.rint(recall * targets.sum())
     indices = np.unique(np.searchsorted(-hits, -np.linspace(hits[0], 1, points), "right") - 1)
-    return hits[indices] / num_predicted[indices], hits[indices] / hits[0], cuts[indices]
+    return precision[indices], recall[indices], cuts[indices]
 
 
 def reliability(probabilities: np.ndarray, targets: Targets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -133,12 +124,10 @@ def _dense(targets) -> np.ndarray:
 
 
 def _curve(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the distinct scores of targets, ascending, and the number of targets and of cells at or above each."""
-    cuts = np.unique(scores[targets])
-    places = np.searchsorted(cuts, scores, side="right")
-    counts = (np.bincount(bins.ravel(), minlength=len(cuts) + 1) for bins in (places[targets], places))
-    hits, num_predicted = (np.cumsum(histogram[:0:-1])[::-1] for histogram in counts)
-    return cuts, hits, num_predicted
+    """Returns precision, recall and threshold at the distinct scores of targets, ascending."""
+    precision, recall, cuts = precision_recall_curve(targets.ravel(), scores.ravel())
+    is_hit = recall[:-1] > recall[1:]
+    return precision[:-1][is_hit], recall[:-1][is_hit], cuts[is_hit]
 
 
 def _ratios(probabilities, targets, seen, owners, weights, threshold) -> dict[str, Estimate | None]:
@@ -147,12 +136,8 @@ def _ratios(probabilities, targets, seen, owners, weights, threshold) -> dict[st
     for start in range(0, len(owners), ROWS):
         rows = slice(start, start + ROWS)
         scores, labels, new_labels = probabilities[rows], targets[rows], targets[rows] & ~seen[rows]
-        ones, num_labels, num_new, predictions = (
-            np.ones(len(scores)),
-            labels.sum(axis=1),
-            new_labels.sum(axis=1),
-            scores >= threshold,
-        )
+        num_labels, num_new = labels.sum(axis=1), new_labels.sum(axis=1)
+        ones, predictions = np.ones(len(scores)), scores >= threshold
         probs = np.clip(scores.astype(np.float64), EPSILON, 1 - EPSILON)
         hits_new = hits_at(np.where(seen[rows], -np.inf, scores), new_labels, 10)
         sums = {
@@ -186,7 +171,7 @@ def _micro_average_precision(probabilities, targets, cells, owners, weights) -> 
     edges = np.unique(np.concatenate([_spread(positives, MICRO_QUANTILES), positives[-MICRO_TOP:]]))
     histograms = _count(np.repeat(owners, cells.sum(axis=1)), scores, hits, edges, weights)
     patients = len(np.unique(owners[(targets & cells).any(axis=1)]))
-    return _estimate(_binned(*histograms)[0], average_precision(scores, hits), len(positives), patients)
+    return _estimate(_binned(*histograms)[0], average_precision_score(hits, scores), len(positives), patients)
 
 
 def _means_over_codes(probabilities, targets, owners, weights, threshold) -> dict[str, Estimate | None]:
@@ -219,8 +204,8 @@ def _measure_code(column, wanted, owners, weights, threshold) -> tuple[np.ndarra
     cut = np.searchsorted(edges, threshold, side="right")
     f1 = divide(2 * hits[:, cut:].sum(axis=1), totals[:, cut:].sum(axis=1) + hits.sum(axis=1))
     f1 = np.where(hits.any(axis=1), f1, np.nan)
-    exact = average_precision(column, wanted), np.nan if wanted.all() else auroc(column, wanted), f1[0]
-    return np.stack([precision, area, f1]), np.array(exact)
+    exact_area = np.nan if wanted.all() else roc_auc_score(wanted, column)
+    return np.stack([precision, area, f1]), np.array([average_precision_score(wanted, column), exact_area, f1[0]])
 
 
 def _count(owners, scores, hits, edges, weights) -> list[np.ndarray]:

@@ -111,20 +111,17 @@ def measure(
     followed, train = check(followed, "rows"), check(train, "rows of train")
     _check_predictions(scores, curves, len(followed.days))
     owners, weights = patient_weights(patients, len(scores), seed)
-    valid_horizons, importance = (
-        usable_horizons(followed, train, curves, horizons),
-        inverse_censoring(train, followed.days),
-    )
+    horizons, importance = usable_horizons(followed, train, curves, horizons), inverse_censoring(train, followed.days)
     results = {}
     for part, rows in parts(groups, len(scores)).items():
         subset = Followed(*(column[rows] for column in followed))
         if part and not subset.events.any():
             continue
         part_curves = curves and curves._replace(survival=np.asarray(curves.survival, np.float64)[rows])
-        values = _concordances(scores[rows], subset, owners[rows], weights, importance[rows], valid_horizons)
-        functions = [_aucs(scores[rows], subset, importance[rows], part_curves, valid_horizons)]
-        if part_curves and valid_horizons:
-            functions.append(_calibration(subset, train, importance[rows], part_curves, valid_horizons))
+        values = _concordances(scores[rows], subset, owners[rows], weights, importance[rows], horizons)
+        functions = [_aucs(scores[rows], subset, importance[rows], part_curves, horizons)]
+        if part_curves and horizons:
+            functions.append(_calibration(subset, train, importance[rows], part_curves, horizons))
         for function in functions:
             values |= replicate(function, owners[rows], weights)
         if part_curves:
@@ -161,31 +158,19 @@ def measure_causes(
     results = {}
     for index, name in enumerate(names):
         followed = check(Followed(days, np.asarray(causes) == index + 1), "rows")
-        values = _concordances(np.asarray(scores)[:, index], followed, owners, weights, np.ones(len(followed.days)), [])
+        values = _concordances(np.asarray(scores)[:, index], followed, owners, weights)
         results |= estimates(values, PREFIX, f"/cause={name}", owners)
     return results
 
 
 def concordance(events: np.ndarray, days: np.ndarray, scores: np.ndarray) -> float:
-    """Computes Harrell's C: the share of comparable pairs where the row with the earlier event has the higher score.
+    """Computes Harrell's C of (N,) scores, higher for an earlier event; a tie counts half.
 
-    Args:
-      events: (N,) bool.
-      days: (N,) to the event or the end of follow-up.
-      scores: (N,) higher is earlier; a tie counts half.
-
-    Returns:
-      0 to 1; NaN without a comparable pair.
+    It is the share of comparable pairs where the row with the earlier event has the higher score: 0 to 1, NaN without a
+    comparable pair. `days` are (N,) to the event or the end of follow-up, `events` (N,) bool.
     """
-    days, events = check(Followed(days, events), "rows")
-    scores, concordant, comparable = np.asarray(scores), 0.0, 0
-    event_rows = np.flatnonzero(events)
-    for chunk in np.split(event_rows, np.arange(CHUNK, len(event_rows), CHUNK)):
-        outlive = (days > days[chunk, None]) | ((days == days[chunk, None]) & ~events)
-        comparable += np.count_nonzero(outlive)
-        concordant += np.count_nonzero(outlive & (scores < scores[chunk, None]))
-        concordant += np.count_nonzero(outlive & (scores == scores[chunk, None])) / 2
-    return concordant / comparable if comparable else float("nan")
+    rows, ones = np.arange(len(days)), np.ones((1, len(days)))
+    return float(_concordances(np.asarray(scores), check(Followed(days, events), "rows"), rows, ones)["c_index"][0])
 
 
 def usable_horizons(
@@ -238,24 +223,11 @@ def cumulative_incidence(
 
 
 def calibration_table(
-    risk: np.ndarray,
-    days: np.ndarray,
-    causes: np.ndarray,
-    weights: np.ndarray,
-    horizon: float,
-    cause: int = 1,
-    num_bins: int = NUM_BINS,
+    risk: np.ndarray, days, causes, weights, horizon: float, cause: int = 1, num_bins: int = NUM_BINS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compares (N,) risks of an event by a horizon with its observed cumulative incidence, in bins of equal mass.
+    """Compares (N,) risks of an event by a horizon (days) with its cumulative incidence, in bins of equal mass.
 
-    Args:
-      risk: (N,) predicted cumulative incidence at the horizon.
-      days: (N,) of follow-up.
-      causes: (N,) as in `cumulative_incidence`.
-      weights: (R, N) counts of the rows.
-      horizon: in days.
-      cause: the event.
-      num_bins: the largest number of bins; ties share a bin.
+    There are `num_bins` or fewer, as ties share a bin; for the other arguments see `cumulative_incidence`.
 
     Returns:
       The mean risk, the observed incidence and the weight of each non-empty bin, each (R, bins).
@@ -282,15 +254,14 @@ def d_calibration_shares(followed: Followed, curves: Curves) -> np.ndarray:
     return np.where(is_event[:, None], np.arange(NUM_BINS) == decile, spread)
 
 
-def _concordances(scores, followed, owners, weights, importance, horizons) -> dict[str, np.ndarray]:
+def _concordances(scores, followed, owners, weights, importance=None, horizons=()) -> dict[str, np.ndarray]:
     """Computes C indices: for each event, counts the rows that outlive it and those of them with a lower score."""
     order = np.argsort(owners, kind="stable")
-    scores, days, events, importance = scores[order], followed.days[order], followed.events[order], importance[order]
+    scores, days, events = scores[order], followed.days[order], followed.events[order]
     unique_owners, starts, owners = np.unique(owners[order], return_index=True, return_inverse=True)
     weights = weights[:, unique_owners].astype(np.float32)
-    is_before = [days < horizon for horizon in horizons]
-    kinds = {"c_index": np.ones(len(days)), **{f"c_index@{h:g}": b for h, b in zip(horizons, is_before, strict=True)}}
-    kinds |= {f"uno_c@{h:g}": b * importance**2 for h, b in zip(horizons, is_before, strict=True)}
+    kinds = {"c_index": np.ones(len(days)), **{f"c_index@{horizon:g}": days < horizon for horizon in horizons}}
+    kinds |= {f"uno_c@{horizon:g}": (days < horizon) * importance[order] ** 2 for horizon in horizons}
     event_weights = np.stack([*kinds.values()], axis=1).astype(np.float64)
     concordant, comparable = np.zeros((2, len(weights), len(kinds)))
     event_rows = np.flatnonzero(events)

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ml_collections import ConfigDict
 
+from behrt_jax.data.events import SPLITS
 from behrt_jax.data.vocabulary import Vocabulary
 from behrt_jax.evaluation import tables
 from behrt_jax.objectives.config import ObjectiveConfig
@@ -15,11 +17,7 @@ from behrt_jax.training import metrics_writer
 from behrt_jax.training.workdir import MACHINE_FILE
 
 KINDS_SHOWN = 8
-SIMULATED = """The patients are simulated: which diseases follow which, and how they are treated, is what the authors
-of the simulator wrote down, not what happens to people. Measure it on your patients before you expect anything of it
-there; pre-training on your own data is the better start."""
-OTHERS = """It was trained on people. Parameters can hold traces of them: how well one can tell from this model whether
-a patient was among them, or what they had, was not measured. Its vocabulary names what enough patients had."""
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Origin(NamedTuple):
@@ -45,81 +43,25 @@ class Run(NamedTuple):
 
 def write(output: Path, run: Run, origin: Origin) -> str:
     """Returns the card as Markdown."""
-    data, model = run.config.data, run.config.model
-    place = output.name if output.is_absolute() else output
-    counts = {split: f"{run.report[f'patients/{split}']:,}" for split in ("train", "tuning", "held_out")}
-    simulated = origin.patients == "simulated"
-    return f"""---
-license: {origin.license.lower()}
-library_name: behrt_jax
-pipeline_tag: feature-extraction
-tags: [electronic-health-records, meds, behrt, jax, flax]
----
-
-# {output.name}
-
-A BEHRT encoder of {run.parameters:,} parameters, pre-trained on {_objectives(run.config)} of {counts["train"]}
-{origin.patients} patients. {"Not for clinical use." if simulated else "Not a medical device; not for care."}
-
-```python
-import behrt_jax
-
-config, vocabulary, model, params = behrt_jax.load("{place}")
-```
-
-    python -m experiments.finetune --config=configs/survival.py --config.labels=LABELS --config.pretrained={place}
-
-## Use
-
-To start fine-tuning or probing from, to teach, and to test software with. Not to decide anything about a patient.
-
-## Limits
-
-{SIMULATED if simulated else OTHERS}
-
-- It knows {len(run.vocabulary.codes):,} codes; another is read as its nearest parent that it knows, or as `[UNK]`.
-- It reads the newest {data.row_length} tokens of a history, without {_left_out(data)}.
-- Its scores are of held-out patients of the same source. No other source, and no harm to a group, was measured.
-
-## Data
-
-`{Path(data.path).name}`, in MEDS: {counts["train"]} patients to train on, {counts["tuning"]} for tuning and
-{counts["held_out"]} held out. {" ".join([origin.about, "Licence:"]).lstrip()} {origin.license}.
-
-## Training
-
-{run.config.train.num_steps:,} steps of {run.config.train.batch_size * run.config.train.accumulate_steps} rows of \
-{data.row_length} tokens, seed {run.config.seed}; {run.cost}. Published is step
-{run.step:,}, that of the lowest loss on tuning ({run.metrics["loss"]:.4f}).
-
-| embedding / hidden / feed-forward | layers / heads | parameters | vocabulary |
-|---|---|---|---|
-| {model.embedding_dim} / {model.hidden_dim} / {model.feedforward_dim} | {model.num_layers} / {model.num_heads} | \
-{run.parameters:,} | {len(run.vocabulary):,} |
-
-## Scores
-
-    python -m experiments.evaluate --workdir={place}
-
-```
-{tables.format_result(run.evaluation)}
-```
-
-## Vocabulary
-
-Codes of {min(run.vocabulary.patients):,} train patients or more, and how many of each kind:
-
-| kind | codes |
-|---|---|
-{_kinds(run.vocabulary)}
-
-Made by `python -m experiments.publish`: every key is in `config.json`, scores by group are in `evaluation.json`,
-counts of codes in `vocabulary.json`; `checkpoints/` holds the parameters alone (Orbax).
-"""
-
-
-def _objectives(config: ConfigDict) -> str:
-    return " and ".join(tables.TITLES[name] for name in ObjectiveConfig(**config.objective).weights)
+    config, loader = run.config, FileSystemLoader(TEMPLATES)
+    page = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    page.filters["number"] = "{:,}".format
+    return page.get_template("model_card.md").render(
+        output=output,
+        place=output.name if output.is_absolute() else output,
+        run=run,
+        origin=origin,
+        simulated=origin.patients == "simulated",
+        data=config.data,
+        model=config.model,
+        train=config.train,
+        source=Path(config.data.path).name,
+        objectives=" and ".join(tables.TITLES[name] for name in ObjectiveConfig(**config.objective).weights),
+        patients={split: run.report[f"patients/{split}"] for split in SPLITS},
+        left_out=_left_out(config.data),
+        scores=tables.format_result(run.evaluation),
+        kinds=_kinds(run.vocabulary),
+    )
 
 
 def _left_out(data: ConfigDict) -> str:
@@ -138,11 +80,9 @@ def describe_cost(workdir: Path, config: ConfigDict, hardware: str) -> str:
     return duration + (f" on {hardware}" if hardware else "")
 
 
-def _kinds(vocabulary: Vocabulary) -> str:
-    kinds: collections.Counter[str] = collections.Counter()
-    for code in vocabulary.codes:
-        parts = code.split("//")
-        kinds["//".join(parts[:2] if len(parts) > 2 else parts[:1])] += 1
-    rows = [f"| `{kind}` | {number:,} |" for kind, number in kinds.most_common(KINDS_SHOWN)]
-    others = sum(number for _, number in kinds.most_common()[KINDS_SHOWN:])
-    return "\n".join([*rows, f"| others | {others:,} |"] if others else rows)
+def _kinds(vocabulary: Vocabulary) -> list[tuple[str, int]]:
+    """Counts the codes of the most common kinds, which are the first two parts of long names, and of the others."""
+    parts = [code.split("//") for code in vocabulary.codes]
+    kinds = collections.Counter("//".join(each[:2] if len(each) > 2 else each[:1]) for each in parts).most_common()
+    others = sum(count for _, count in kinds[KINDS_SHOWN:])
+    return [(f"`{kind}`", count) for kind, count in kinds[:KINDS_SHOWN]] + [("others", others)] * bool(others)

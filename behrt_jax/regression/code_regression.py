@@ -89,13 +89,10 @@ class CodeRegression(NamedTuple):
     def log_risks(
         self, patients: Patients, times: np.ndarray, tokens: tuple[str, ...], is_train: bool = False
     ) -> np.ndarray:
-        """Computes the log risks of N histories, (N, K) float32; for train, by the members fitted without the patient.
+        """Computes the (N, K) float32 log risks of N histories at (N,) datetime64 times.
 
-        Args:
-          patients: N rows, as `histories.histories_at` returns them, without prediction tokens.
-          times: (N,) datetime64, the prediction times.
-          tokens: of the vocabulary, by id.
-          is_train: whether these are the patients that the regressions were fitted to.
+        The histories are from `histories.histories_at`, without prediction tokens. For train (`is_train`), the members
+        fitted without the patient compute them.
         """
         table = self.encoder.encode(patients, times, tokens).joined()
         member_ids = 1 + fold_of(patients.subject_ids) if is_train else np.zeros(len(times), int)
@@ -117,11 +114,7 @@ class CodeRegression(NamedTuple):
 
 
 def load(file: Path) -> CodeRegression:
-    """Reads a file of `CodeRegression.save`.
-
-    Raises:
-      ValueError: the file is missing, or is no such file.
-    """
+    """Reads a file of `CodeRegression.save`; a ValueError if it is missing or no such file."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             count = len({name.partition("/")[0] for name in arrays if name[0].isdigit()})
@@ -196,20 +189,13 @@ def sample(count: int, most: int) -> np.ndarray:
     return np.arange(count) if count <= most else np.sort(np.random.default_rng(0).choice(count, most, replace=False))
 
 
-def discordance(happened: np.ndarray, days: np.ndarray, risks: np.ndarray) -> float:
-    """Computes 1 - Harrell's C; 0.5 without a comparable pair."""
-    concordance = survival.concordance(happened, days, risks)
-    return 0.5 if np.isnan(concordance) else 1.0 - concordance
-
-
 def _fit(singles, num_basic: int, target, judge, chosen=(None, None)) -> tuple[Weights, tuple]:
     """Fits features, then features and products, each with the setting in `chosen` or the best one by `judge`."""
     no_limits = np.array([-np.inf, np.inf])
     empty = Weights(np.zeros((0, 2), int), np.zeros(0), np.ones(0), np.zeros(singles.shape[1]), no_limits)
     main_effects, first = _choose(empty, singles, num_basic, target, judge, chosen[0])
-    strongest = np.argsort(-np.abs(main_effects.weights), kind="stable")[
-        : min(STRONGEST, np.count_nonzero(main_effects.weights))
-    ]
+    num_strongest = min(STRONGEST, np.count_nonzero(main_effects.weights))
+    strongest = np.argsort(-np.abs(main_effects.weights), kind="stable")[:num_strongest]
     pairs = np.sort(strongest)[np.stack(np.triu_indices(len(strongest), 1), axis=1)]
     products = _multiply(singles, pairs)
     mean, deviation = products.mean(axis=0), products.std(axis=0)
@@ -225,10 +211,8 @@ def _choose(like: Weights, inputs: np.ndarray, num_basic: int, target: Target, j
     """Returns the weights of a setting, or of the setting with the lowest loss, and that setting."""
     scales = np.ones(inputs.shape[1])
     scales[:num_basic] = FREE
-    path = [
-        (each, like._replace(weights=coefficients * scales))
-        for each, coefficients in _path(inputs * scales, target, setting)
-    ]
+    coefficients = _path(inputs * scales, target, setting)
+    path = [(each, like._replace(weights=weights * scales)) for each, weights in coefficients]
     setting, weights = path[-1] if setting else min(path, key=lambda each: judge(each[1]))
     return weights, setting
 
@@ -262,7 +246,9 @@ def _multiply(singles: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def _discordance(target: Target, checks: np.ndarray, weights: Weights) -> float:
+    """Computes 1 - Harrell's C or the AUROC; 0.5 without a comparable pair."""
     risks = weights.log_risk(checks)
     if target.days is not None:
-        return discordance(target.happened, target.days, risks)
+        concordance = survival.concordance(target.happened, target.days, risks)
+        return 0.5 if np.isnan(concordance) else 1.0 - concordance
     return 1.0 - float(roc_auc_score(target.happened, risks)) if 0 < target.happened.mean() < 1 else 0.5

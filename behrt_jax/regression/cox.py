@@ -14,9 +14,7 @@ TOLERANCE = 1e-3  # relative excess of a gradient over the L1 penalty before its
 class PartialLikelihood:
     """Negative log partial likelihood of N rows as a function of their log risks (Efron 1977).
 
-    Args:
-      days: (N,) to the event or the end of follow-up.
-      events: (N,) bool.
+    `days` are (N,) to the event or the end of follow-up, `events` (N,) bool; as in all functions here.
     """
 
     def __init__(self, days: np.ndarray, events: np.ndarray):
@@ -46,13 +44,9 @@ class PartialLikelihood:
 
 
 def fit_ridge(inputs: Matrix, days: np.ndarray, events: np.ndarray, ridge: float) -> np.ndarray:
-    """Fits Cox regression with the penalty `ridge / 2 * sum(weights ** 2)` on the negative log partial likelihood.
+    """Fits Cox regression of (N, D) inputs with the penalty `ridge / 2 * sum(weights ** 2)`.
 
-    Args:
-      inputs: (N, D).
-      days: (N,) to the event or the end of follow-up.
-      events: (N,) bool.
-      ridge: strength of the penalty.
+    It is added to the negative log partial likelihood.
 
     Returns:
       (D,) weights of the log risk.
@@ -70,7 +64,7 @@ def fit_ridge(inputs: Matrix, days: np.ndarray, events: np.ndarray, ridge: float
 def fit_path(
     inputs: Matrix, days: np.ndarray, events: np.ndarray, ratio: float, shares: Sequence[float] | np.ndarray
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """Fits elastic net Cox regressions (Simon et al. 2011), each starting from the previous one.
+    """Fits elastic net Cox regressions (Simon et al. 2011) of (N, D) inputs, each starting from the previous one.
 
     They minimise the negative log partial likelihood over N, plus
     `penalty * (ratio * sum(abs(weights)) + (1 - ratio) / 2 * sum(weights ** 2))`. Features are screened by the strong
@@ -78,7 +72,7 @@ def fit_path(
 
     Args:
       inputs: (N, D).
-      days: (N,) to the event or the end of follow-up.
+      days: (N,).
       events: (N,) bool.
       ratio: the L1 share, above 0.
       shares: decreasing penalties, relative to the smallest that leaves all weights at 0.
@@ -105,12 +99,7 @@ def fit_path(
 
 
 def log_rank(days: np.ndarray, events: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """Tests whether groups have the same hazard (Mantel 1966).
-
-    Args:
-      days: (N,) to the event or the end of follow-up.
-      events: (N,) bool.
-      groups: (N,) labels, at least two distinct ones.
+    """Tests whether groups, (N,) labels, at least two distinct ones, have the same hazard (Mantel 1966).
 
     Returns:
       The statistic and its p-value.

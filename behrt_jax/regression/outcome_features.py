@@ -34,12 +34,9 @@ class Inputs(NamedTuple):
 
 
 def features(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inputs:
-    """Computes features of histories at their prediction times, unscaled.
+    """Computes features of N histories at their (N,) datetime64 prediction times, unscaled.
 
-    Args:
-      patients: N rows, as `histories.histories_at` returns them, without prediction tokens.
-      times: (N,) datetime64.
-      tokens: of the vocabulary, by id.
+    The histories are from `histories.histories_at`, without prediction tokens.
 
     Returns:
       `basic`: age in decades (0 where unknown) and a column for each `GENDER//...`. `codes`: log counts of all codes,

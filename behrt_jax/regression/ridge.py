@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.optimize
 from scipy.special import expit
 
 Blocks = dict[str, np.ndarray]  # (N, D) each, of the same N rows
 
 RANK = 256  # largest number of directions of the features
-NEWTON_STEPS, HALVINGS = 50, 30
-TOLERANCE = 1e-8  # of the loss, in nats, at which Newton's method stops
+TOLERANCE = 1e-6  # norm of the gradient, in nats, at which the fit stops
 INTERCEPT_PENALTY = 1e-4
 LARGEST = 30.0  # log rate, so that its exponential stays finite
 
@@ -128,39 +128,31 @@ def _fit_setting(
     parts = [np.zeros((len(data.happened), 0)), *(blocks[name] * setting[name] for name in names)]
     inputs, right = _rotate(np.concatenate(parts, axis=1))
     inputs = np.column_stack([inputs, np.ones(len(inputs))])
-    coefficients, hessian = _newton(inputs, data)
+    coefficients, hessian = _minimize(inputs, data)
     split = np.split(coefficients[:-1] @ right, np.cumsum([part.shape[1] for part in parts[1:]])[:-1])
     weights = {name: setting[name] * part for name, part in zip(names, split, strict=False)}
     return weights, float(coefficients[-1]), _leave_out(inputs, coefficients, hessian, data, groups)
 
 
-def _newton(inputs: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
+def _minimize(inputs: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
     """Minimises loss and ridge; returns (D,) coefficients, with the bias last, and the (D, D) Hessian there."""
     penalty = np.append(np.ones(inputs.shape[1] - 1), INTERCEPT_PENALTY)
-    found = np.zeros(inputs.shape[1])
+    start = np.zeros(inputs.shape[1])
     expected, _ = _moments(data.offset, data)
-    found[-1] = np.log((data.happened.sum() + 0.5) / (expected.sum() + 0.5))
+    start[-1] = np.log((data.happened.sum() + 0.5) / (expected.sum() + 0.5))
 
-    def measure(found):
+    def loss(found):
         return _losses(data.offset + inputs @ found, data).sum() + penalty @ found**2 / 2
 
-    loss = measure(found)
-    for _ in range(NEWTON_STEPS):
-        mean, variance = _moments(data.offset + inputs @ found, data)
-        hessian = (inputs.T * variance) @ inputs + np.diag(penalty)
-        step = np.linalg.solve(hessian, inputs.T @ (mean - data.happened) + penalty * found)
-        for _ in range(HALVINGS):
-            after = measure(found - step)
-            if after <= loss:
-                break
-            step = step / 2
-        else:
-            break
-        found, gain, loss = found - step, loss - after, after
-        if gain < TOLERANCE:
-            break
-    _, variance = _moments(data.offset + inputs @ found, data)
-    return found, (inputs.T * variance) @ inputs + np.diag(penalty)
+    def gradient(found):
+        return inputs.T @ (_moments(data.offset + inputs @ found, data)[0] - data.happened) + penalty * found
+
+    def hessian(found):
+        return (inputs.T * _moments(data.offset + inputs @ found, data)[1]) @ inputs + np.diag(penalty)
+
+    options = {"gtol": TOLERANCE}
+    found = scipy.optimize.minimize(loss, start, jac=gradient, hess=hessian, method="trust-exact", options=options).x
+    return found, hessian(found)
 
 
 def _leave_out(

@@ -49,7 +49,7 @@ class Guesses(NamedTuple):
 
 
 def reliability(probabilities: np.ndarray, came: np.ndarray, owners: np.ndarray, floor: int = 1) -> Reliability | None:
-    """Compares probabilities with outcomes, in as many bins as have enough patients each; None if no binning has.
+    """Compares probabilities with outcomes, in as many bins as have `floor` patients each; None if no binning has.
 
     Args:
       probabilities: (N, T) float32.

@@ -74,11 +74,7 @@ class Source(NamedTuple):
         return drop_small(result, MIN_PATIENTS if is_other else self.floor)[0]
 
     def patients(self, split: str) -> dataset.Patients:
-        """Reads the patients of a split, or `all`.
-
-        Raises:
-          ValueError: the data cannot be read.
-        """
+        """Reads the patients of a split, or `all`; a ValueError if the data cannot be read."""
         if self.prepared is None:
             raise ValueError(NO_DATA)
         return dataset.read(self.prepared.folder, split)
@@ -88,11 +84,7 @@ class Source(NamedTuple):
         return self.descriptions[code] or self.vocabulary.tokens[code]
 
     def read_json(self, name: str) -> dict | None:
-        """Reads a JSON file of the workdir; None if it does not exist.
-
-        Raises:
-          ValueError: the file is not JSON.
-        """
+        """Reads a JSON file of the workdir; None if it does not exist; a ValueError if it is not JSON."""
         file = self.folder / name
         try:
             return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
@@ -101,13 +93,9 @@ class Source(NamedTuple):
 
 
 def load(folder: Path, data: str | None, show_patients: bool | None, say: Callable[[str], None]) -> Source:
-    """Loads a run and finds its data.
+    """Loads a run and finds its data, or `data`, another MEDS data set with the patients to show.
 
-    Args:
-      folder: the workdir.
-      data: a MEDS data set with the patients to show; the run's own if None.
-      show_patients: whether to show single patients; if None, only if the data set is known to be simulated.
-      say: receives progress messages.
+    Single patients are shown if `show_patients` is set; if it is None, only if the data set is known to be simulated.
 
     Raises:
       ValueError: the workdir cannot be loaded.

@@ -138,22 +138,11 @@ def simulate_outcomes(
     return TrueOutcomes(np.minimum(until_event, until_censored), events, log_hazard, hazard, scale, shape)
 
 
-def draw_hazard(
-    patients: Patients,
-    times: np.ndarray,
-    tokens: tuple[str, ...],
-    seed: int,
-    num_rules: int,
-    group_size: int,
-    spread: float,
-) -> Hazard:
+def draw_hazard(patients, times, tokens, seed: int, num_rules: int, group_size: int, spread: float) -> Hazard:
     """Draws rules that vary in the population, with coefficients of random sign and similar size.
 
     Common codes are drawn more often than rare ones. Rules with the same value in nearly all histories are redrawn.
-    The arguments are those of `simulate_outcomes`.
-
-    Raises:
-      ValueError: too few codes occur in enough histories, or no rule varies.
+    The arguments and errors are those of `simulate_outcomes`.
     """
     rng, shares = np.random.default_rng([seed, 0]), _share_of_holders(patients, len(tokens))
     codes = np.flatnonzero((shares >= CODE_SHARES[0]) & (shares <= CODE_SHARES[1]))
@@ -202,9 +191,7 @@ def evaluate_rule(rule: Rule, patients: Patients, times: np.ndarray, tokens: tup
     return ((days >= rule.low) & (days < rule.high)).astype(float)
 
 
-def _draw_rule(
-    kind: str, drawn: np.ndarray, size: int, patients: Patients, tokens: tuple[str, ...], rng: np.random.Generator
-) -> Rule:
+def _draw_rule(kind: str, drawn: np.ndarray, size: int, patients: Patients, tokens, rng) -> Rule:
     """Draws the bounds of a rule for the drawn codes."""
     first, second = (tuple(tokens[code] for code in np.sort(part)) for part in (drawn[:size], drawn[size:]))
     if kind == "order":

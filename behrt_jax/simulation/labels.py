@@ -18,15 +18,11 @@ MONTH = pl.duration(seconds=worlds.SECONDS_PER_MONTH)
 
 
 def choose_visits(truth: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """Chooses the index visit of each patient: the first one selected by a hash, excluding the very first; by patient.
+    """Chooses the index visit of each patient of a truth table: the first one selected by a hash, but the very first.
 
     Whether a visit is the index does not depend on later events. A draw among all visits of a patient would favour
     visits with few later ones, so that the choice itself would reveal an early death. Patients without a selected
     visit are left out.
-
-    Args:
-      truth: the truth table of `simulator.write`, a row per visit.
-      seed: determines the selected visits.
     """
     later = truth.filter(pl.col("visit") > 0).sort("subject_id", "visit")
     fractions = hash_fraction(seed, later["subject_id"].to_numpy(), later["visit"].to_numpy())

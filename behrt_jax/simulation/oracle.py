@@ -20,14 +20,10 @@ _EDGE = 1e-14  # probabilities are kept this far from 0 and 1, whose odds are 0 
 
 
 def read_histories(folder: str | Path, subject_ids: Iterable[int]) -> Histories:
-    """Reads the observed histories of some patients of a simulated data set.
-
-    Args:
-      folder: a folder written by `simulator.write`.
-      subject_ids: N ids, ascending; patient i is the i-th of them.
+    """Reads the observed histories of N patients of a folder that `simulator.write` wrote, but not deaths.
 
     Returns:
-      Their histories, with the codes of the folder's world. Death is not read.
+      Histories in the order of the `subject_ids`, which ascend, with the codes of the folder's world.
 
     Raises:
       ValueError: the folder is not a simulated data set, the ids do not ascend, or a subject has no visit.
@@ -57,14 +53,9 @@ def next_visit_probabilities(
 ) -> np.ndarray:
     """Returns the probability of each code at the next visit, given sex and the visits so far: (V, C).
 
-    Conditions on a next visit with at least one of the targets.
-
-    Args:
-      world: the patients' world.
-      histories: observed histories.
-      targets: (C,) bool.
-      time_known: whether the month of the next visit is known too, as to a model that is given this time; the rows of
-        last visits, which have no next one in the histories, are then NaN.
+    Conditions on a next visit with at least one of the `targets`, (C,) bool. With `time_known`, the month of the next
+    visit is known too, as to a model that is given this time; the rows of last visits, which have no next one in the
+    histories, are then NaN.
 
     Raises:
       ValueError: no entry of `targets` is True.
@@ -86,13 +77,8 @@ def next_visit_probabilities(
 def masked_probabilities(world: World, histories: Histories, hidden: np.ndarray) -> np.ndarray:
     """Returns the probability of each code at a mask, given all that is observed of the patient: (V, C).
 
-    The number of masked codes of a visit is known, but not which they are. All masks of a visit therefore have the same
-    distribution.
-
-    Args:
-      world: the patients' world.
-      histories: observed histories; their masked codes are not read.
-      hidden: (V, C) bool, the masked codes; visits without one get zeros.
+    The masked codes are `hidden`, (V, C) bool; visits without one get zeros. The number of masked codes of a visit is
+    known, but not which they are. All masks of a visit therefore have the same distribution.
 
     Raises:
       ValueError: a masked code was not recorded.
@@ -177,10 +163,7 @@ def survival_curves(world: World, sex: np.ndarray, month: np.ndarray, states: np
 def filter_states(world: World, histories: Histories, likelihoods: np.ndarray | None = None) -> np.ndarray:
     """Returns the distribution of the state at each visit given its patient's visits up to and including it: (V, S).
 
-    Args:
-      world: the patients' world.
-      histories: observed histories.
-      likelihoods: (V, S), from `code_likelihoods`; computed if not given.
+    `likelihoods`, (V, S), are from `code_likelihoods`; computed if not given.
     """
     return _filter(world, histories, likelihoods)[1]
 

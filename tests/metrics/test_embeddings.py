@@ -5,7 +5,6 @@ import pytest
 from scipy.spatial.distance import cdist
 from scipy.stats import fisher_exact
 from sklearn.metrics import silhouette_score
-from sklearn.neighbors import NearestNeighbors
 
 from behrt_jax.metrics import embeddings as quality
 
@@ -96,14 +95,6 @@ def test_intervals_of_the_silhouette_cover_the_truth():
     assert 0.88 <= np.mean(covers) <= 0.99
     assert np.mean(spreads) == pytest.approx(np.std(values), rel=0.15)
     assert np.mean(fixed) < 0.6 * np.std(values)
-
-
-def test_nearest_are_those_of_scikit_learn_also_in_parts(monkeypatch):
-    queries, gallery = planted(30, 0)[0], planted(80, 1)[0]
-    expected = NearestNeighbors(n_neighbors=7).fit(gallery).kneighbors(queries, return_distance=False)
-    np.testing.assert_array_equal(quality.nearest(queries, gallery, 7), expected)
-    monkeypatch.setattr(quality, "CELLS", 200)
-    np.testing.assert_array_equal(quality.nearest(queries, gallery, 7), expected)
 
 
 def test_retrieval_by_hand():
