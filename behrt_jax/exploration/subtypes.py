@@ -90,7 +90,7 @@ def _profiles(population, found, labels: dict[str, np.ndarray]) -> list[dict]:
     )
     ages = np.concatenate([_ages(moments[split]) for split in labels])
     odds, scores = embedding_metrics.distinguishing_codes(presence, member)
-    descriptions = disease_groups.read_descriptions(Path(found.config.data.path))
+    descriptions = disease_groups.read_descriptions(Path(found.recipe.data.path))
     names, profiles = population.groups["train"].names, []
     for cluster in range(len(odds)):
         inside = member == cluster

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from behrt_jax.data.config import DataConfig
 from behrt_jax.data.vocabulary import Vocabulary
 from behrt_jax.evaluation import tables
-from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.training import metrics_writer
+from behrt_jax.training.recipe import PretrainingRecipe
 from behrt_jax.training.workdir import MACHINE_FILE
 
 KINDS_SHOWN = 8
@@ -33,7 +33,7 @@ class Origin(NamedTuple):
 class Run(NamedTuple):
     """The facts about a run that its card states."""
 
-    config: ConfigDict
+    recipe: PretrainingRecipe
     vocabulary: Vocabulary
     parameters: int
     step: int
@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
 def write(output: Path, run: Run, origin: Origin) -> str:
     """Returns the card as Markdown."""
-    data, model = run.config.data, run.config.model
+    data, model = run.recipe.data, run.recipe.model
     place = output.name if output.is_absolute() else output
     counts = {split: f"{run.report[f'patients/{split}']:,}" for split in ("train", "tuning", "held_out")}
     simulated = origin.patients == "simulated"
@@ -58,7 +58,7 @@ tags: [electronic-health-records, meds, behrt, jax, flax]
 
 # {output.name}
 
-A BEHRT encoder of {run.parameters:,} parameters, pre-trained on {_objectives(run.config)} of {counts["train"]}
+A BEHRT encoder of {run.parameters:,} parameters, pre-trained on {_objectives(run.recipe)} of {counts["train"]}
 {origin.patients} patients. {"Not for clinical use." if simulated else "Not a medical device; not for care."}
 
 ```python
@@ -88,8 +88,8 @@ To start fine-tuning or probing from, to teach, and to test software with. Not t
 
 ## Training
 
-{run.config.train.num_steps:,} steps of {run.config.train.batch_size * run.config.train.accumulate_steps} rows of \
-{data.row_length} tokens, seed {run.config.seed}; {run.cost}. Published is step
+{run.recipe.train.num_steps:,} steps of {run.recipe.train.batch_size * run.recipe.train.accumulate_steps} rows of \
+{data.row_length} tokens, seed {run.recipe.seed}; {run.cost}. Published is step
 {run.step:,}, that of the lowest loss on tuning ({run.metrics["loss"]:.4f}).
 
 | embedding / hidden / feed-forward | layers / heads | parameters | vocabulary |
@@ -118,22 +118,23 @@ counts of codes in `vocabulary.json`; `checkpoints/` holds the parameters alone 
 """
 
 
-def _objectives(config: ConfigDict) -> str:
-    return " and ".join(tables.TITLES[name] for name in ObjectiveConfig(**config.objective).weights)
+def _objectives(recipe: PretrainingRecipe) -> str:
+    return " and ".join(tables.TITLES[name] for name in recipe.objective.weights)
 
 
-def _left_out(data: ConfigDict) -> str:
+def _left_out(data: DataConfig) -> str:
     patterns = [f"`{pattern}`" for pattern in data.codes_exclude]
     return f"codes such as {', '.join(patterns[:4])} (`data.codes_exclude`)" if patterns else "any code left out"
 
 
-def describe_cost(workdir: Path, config: ConfigDict, hardware: str) -> str:
+def describe_cost(workdir: Path, recipe: PretrainingRecipe, hardware: str) -> str:
     """Describes how long a run took at its median speed, and on what hardware."""
     machine = workdir / MACHINE_FILE
     if not hardware and machine.exists():
         hardware = ", ".join(json.loads(machine.read_text()).values())
-    speed = float(np.median(metrics_writer.read_series(workdir, "train", "tokens_per_second", config.train.num_steps)))
-    tokens = config.train.num_steps * config.train.batch_size * config.train.accumulate_steps * config.data.row_length
+    speed = float(np.median(metrics_writer.read_series(workdir, "train", "tokens_per_second", recipe.train.num_steps)))
+    train = recipe.train
+    tokens = train.num_steps * train.batch_size * train.accumulate_steps * recipe.data.row_length
     duration = f"about {tokens / speed / 60:,.0f} minutes at {speed:,.0f} tokens a second"
     return duration + (f" on {hardware}" if hardware else "")
 

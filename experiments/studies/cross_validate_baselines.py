@@ -20,6 +20,7 @@ from behrt_jax.evaluation.tables import COLUMNS, format_cell, format_signed
 from behrt_jax.finetuning import data, setup
 from behrt_jax.metrics import bootstrap
 from behrt_jax.metrics.bootstrap import Estimate
+from behrt_jax.training.recipe import with_facts
 from experiments import _cli
 from experiments.studies.cross_validate import average, write_view
 
@@ -28,11 +29,13 @@ REPLICATES_FILE, VALUES_FILE = "replicates.npz", "values.json"
 
 def measure_fold(config, fold: int, say) -> dict[str, dict[str, Estimate]]:
     """Fits and measures the baselines of a fold; permutes resamples so that folds are independent of each other."""
-    prepared, splits = data.read_splits(config, None, say)
-    setup.fill_in(config, splits["train"].labels, len(prepared.vocabulary))
+    recipe = setup.read(config)
+    prepared, splits = data.read_splits(recipe, None, say)
+    facts = setup.find_facts(recipe, splits["train"].labels, len(prepared.vocabulary))
+    recipe, (train, held_out) = with_facts(recipe, facts), (splits[name].labels for name in ("train", "held_out"))
     order, result = np.random.default_rng(fold).permutation(bootstrap.NUM_RESAMPLES), {}
-    for name, (predictions, threshold) in fit_baselines(config, splits, prepared.vocabulary.tokens, say).items():
-        estimates = measure(config, predictions, splits["held_out"].labels, splits["train"].labels, threshold, {})
+    for name, (predictions, threshold) in fit_baselines(recipe, splits, prepared.vocabulary.tokens, say).items():
+        estimates = measure(predictions, threshold, held_out, train, facts.names, recipe.evaluation.horizons, {})
         result[name] = {key: each._replace(replicates=each.replicates[order]) for key, each in estimates.items()}
     return result
 

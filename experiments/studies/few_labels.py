@@ -27,7 +27,7 @@ from behrt_jax.probing.features import Reader
 from behrt_jax.probing.probe import read_sizes
 from behrt_jax.probing.scores import rank
 from behrt_jax.probing.table import AGE, BOOSTING, FORECAST, SCRATCH, TUNED, count, format_table, show
-from behrt_jax.training import workdir
+from behrt_jax.training import config_file, workdir
 from configs import default
 from experiments import _cli
 from experiments.studies import few_labels_run
@@ -77,7 +77,7 @@ def of_run(config: ConfigDict, run: str, several: bool, forecast: tuple[str, ...
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.pretrained, config.forecast.codes = run, forecast
-        config.data.path = workdir.read_config(Path(run)).data.path if several else config.data.path
+        config.data.path = config_file.read(Path(run))[0].data.path if several else config.data.path
     return config
 
 
@@ -105,12 +105,12 @@ def measure_task(
     if (0, 0, AGE) not in results.found:
         ages = probing_features.ages(held_out.histories, held_out.labels.prediction_times)
         results.add(0, 0, AGE, rank(ages, held_out.labels))
-    if task.config.forecast.codes and (0, 0, FORECAST) not in results.found:
+    if task.recipe.forecast.codes and (0, 0, FORECAST) not in results.found:
         results.add(0, 0, FORECAST, rank(few_labels_run.forecast(task), held_out.labels))
     for size, draw, arm in todo:
         bar.set_postfix_str(f"{show(size)} patients, draw {draw}, {arm}")
         if (size, draw, arm) not in results.found:
-            rows = sampling.draw_rows(train.labels, size, task.config.seed, draw)
+            rows = sampling.draw_rows(train.labels, size, task.recipe.seed, draw)
             if arm in (SCRATCH, TUNED):
                 scores = few_labels_run.train_and_score(task, rows, draw, arm == TUNED, compiled)
             else:
@@ -140,7 +140,9 @@ def main() -> None:
                 task_folder = folder / f"run-{number}" / name if len(runs) > 1 else folder / name
                 task = few_labels_run.read_task(config, file, FLAGS.most_labels, task_folder, bar.write)
                 patients = dataset.read(task.prepared.folder, "train")
-                reader = reader or Reader(workdir.load(run), patients, folder / FEATURES_FOLDER)
+                reader = reader or Reader(
+                    workdir.load_pretraining(run, f"--pretrained={run}"), patients, folder / FEATURES_FOLDER
+                )
                 results = Results(task_folder)
                 measure_task(task, results, todo, reader, compiled, bar)
                 estimates[name].append(results.found)

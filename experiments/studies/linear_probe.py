@@ -33,14 +33,14 @@ def cut_histories(patients: dataset.Patients, index: windows.VisitIndex, size: i
     return histories, targets, visits[kept]
 
 
-def embed_histories(config, model, params, patients):
+def embed_histories(recipe, model, params, patients):
     """Returns frozen embeddings of truncated histories by pooling, each (n, D), and the next visit's codes (n, V)."""
-    index = windows.index_visits(patients, config.data.row_length, config.data.use_sep)
+    index = windows.index_visits(patients, recipe.data.row_length, recipe.data.use_sep)
     poolings = POOLINGS if model.config.sees_future else POOLINGS[1:]  # `cls` sees the first visit alone
     embeddings, targets = {name: [] for name in poolings}, []
     for salt in range(1, CUTS + 1):
-        histories, visit_codes, _ = cut_histories(patients, index, config.model.vocab_size, salt)
-        pooled = embed(config, model, params, histories, poolings=poolings)
+        histories, visit_codes, _ = cut_histories(patients, index, recipe.model.vocab_size, salt)
+        pooled = embed(recipe.data, model, params, histories, recipe.evaluation.batch_size, poolings=poolings)
         for name in poolings:
             embeddings[name].append(pooled[name])
         targets.append(visit_codes)

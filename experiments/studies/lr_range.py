@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from behrt_jax.training import loop, pretraining, state
-from behrt_jax.training.optimizer import OptimizerConfig, make_optimizer
+from behrt_jax.training.optimizer import make_optimizer
 from experiments import _cli
 
 SMOOTHING = 0.9
@@ -29,13 +29,13 @@ def measure(config, num_steps: int, lowest: float, highest: float) -> tuple[np.n
       (n,) learning rates and (n,) losses, smoothed and corrected for their start at zero; ends early at NaN.
     """
     _, patients, task = pretraining.setup(config, say=print)
-    rates = np.geomspace(lowest, highest, num_steps)
+    recipe, rates = task.recipe, np.geomspace(lowest, highest, num_steps)
     schedule = optax.exponential_decay(lowest, 1, float(rates[1] / rates[0]))
-    optimizer = make_optimizer(OptimizerConfig(**config.optimizer), num_steps, schedule)
-    current = state.create_state(pretraining.initialize(config, task, patients), optimizer, config.seed)
-    train_step = loop.make_train_step(task.objective, optimizer, config.seed, config.train.accumulate_steps)
+    optimizer = make_optimizer(recipe.optimizer, num_steps, schedule)
+    current = state.create_state(pretraining.initialize(task, patients), optimizer, recipe.seed)
+    train_step = loop.make_train_step(task.objective, optimizer, recipe.seed, recipe.train.accumulate_steps)
     losses, average = [], 0.0
-    stream = itertools.islice(pretraining.training_columns(config, task, patients, 0), num_steps)
+    stream = itertools.islice(pretraining.training_columns(task, patients, 0), num_steps)
     for step, columns in enumerate(tqdm(stream, total=num_steps, unit="step", dynamic_ncols=True), start=1):
         current, metrics = train_step(current, columns)
         means = {

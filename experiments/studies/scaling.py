@@ -23,7 +23,7 @@ from scipy.optimize import curve_fit
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.evaluation.tables import format_cell
-from behrt_jax.training import workdir
+from behrt_jax.training import config_file
 from behrt_jax.training.workdir import EVALUATION_FILE
 from experiments import _cli
 
@@ -94,15 +94,15 @@ def read_run(folder: Path) -> dict:
     if result["split"] != "held_out" or "data" in result:
         raise ValueError(f"{folder / EVALUATION_FILE}: is of other patients than held_out; run experiments.evaluate")
     if "train_patients" not in result:
-        config = workdir.read_config(folder)
-        everyone = count_train(config)
-        result["train_patients"] = min(config.train.max_patients or everyone, everyone)
+        recipe, _ = config_file.read(folder)
+        everyone = count_train(recipe.data)
+        result["train_patients"] = min(recipe.train.max_patients or everyone, everyone)
     return result
 
 
-def count_train(config) -> int:
+def count_train(config: DataConfig) -> int:
     """Counts the train patients in the data of a recipe."""
-    return prepare(DataConfig(**config.data), progress=print).report["patients/train"]
+    return prepare(config, progress=print).report["patients/train"]
 
 
 def by_patients(results: list[dict]) -> dict[int, dict]:
@@ -176,7 +176,7 @@ def draw(results: dict[int, dict], file: Path) -> None:
 
 def main() -> None:
     """Runs the command."""
-    sizes = read_sizes(FLAGS.sizes, count_train(FLAGS.config))
+    sizes = read_sizes(FLAGS.sizes, count_train(DataConfig(**FLAGS.config.data)))
     (folder := Path(FLAGS.workdir)).mkdir(parents=True, exist_ok=True)
     overrides = [word for word in sys.argv[1:] if word.startswith(("--config=", "--config."))]
     results = by_patients([run_size(folder, size, overrides) for size in sizes])
