@@ -23,7 +23,7 @@ from behrt_jax.models.embeddings import (
     VisitEmbedding,
 )
 from behrt_jax.models.pretraining import BEHRTForMLM, BEHRTForNextVisitPrediction
-from behrt_jax.training.workdir import load
+from behrt_jax.workflows.load import load
 
 if TYPE_CHECKING:
     from behrt_jax.workflows.embed import embed

@@ -19,8 +19,6 @@ def get_finetune_config(outcome: str) -> config_dict.ConfigDict:
     config.add_codes = False  # whether codes of train that the pre-trained vocabulary lacks get rows of their own
     config.forecast = config_dict.ConfigDict()
     config.forecast.codes = ()  # such as MEDS_DEATH: the head reads how soon the pre-trained run expects each
-    config.forecast.ids = ()  # set from the pre-trained run, as are its bins of time
-    config.forecast.edges = ()
     config.freeze = "none"  # or: encoder, so that only the head is trained
     config.layer_decay = 0.8  # factor of the learning rate from each layer to the one below it
     config.lora = config_dict.ConfigDict()
@@ -39,7 +37,6 @@ def get_finetune_config(outcome: str) -> config_dict.ConfigDict:
     config[outcome] = {"classification": _classification, "survival": _survival}[outcome]()
     config.optimizer, config.train = _optimizer(), _train()
     config.evaluation = config_dict.ConfigDict({"batch_size": 32})
-    config.names = ()  # set from the labels: of outcomes, of classes, or of causes
     if outcome == "classification":
         config.evaluation.calibration = "temperature"  # fitted on tuning; or: isotonic, none
     else:
@@ -51,7 +48,6 @@ def get_finetune_config(outcome: str) -> config_dict.ConfigDict:
 
 def _classification() -> config_dict.ConfigDict:
     config = config_dict.ConfigDict()
-    config.kind = "binary"  # set from the labels; or: multi_class, multi_label
     config.class_weights = "none"  # or: balanced
     config.focal_gamma = 0.0  # above 0: focal loss
     return config
@@ -62,7 +58,6 @@ def _survival() -> config_dict.ConfigDict:
     config.loss = "piecewise"  # rates in bins of time; or: discrete hazards, cox
     config.num_bins = 16
     config.edges = ()  # the last day of each bin; (): by quantiles of the events of train
-    config.num_causes = 1  # set from the labels
     return config
 
 

@@ -21,7 +21,7 @@ def main() -> None:
     """Runs the command."""
     folder, k = Path(FLAGS.workdir), FLAGS.neighbours
     loaded = workdir.load(folder)
-    data = FLAGS.data or loaded.config.data.path
+    data = FLAGS.data or loaded.recipe.data.path
     descriptions = metadata.read_descriptions(data, loaded.vocabulary)
     if FLAGS.query is not None:
         print(show_neighbours(loaded, descriptions, FLAGS.query, k))

@@ -18,20 +18,21 @@ from behrt_jax.finetuning import finetuned
 from behrt_jax.interpret import examples as interpret_examples
 from behrt_jax.interpret import methods
 from behrt_jax.interpret.explain import ask_finetuned, ask_run, report
-from behrt_jax.training import workdir
+from behrt_jax.training import config_file
+from behrt_jax.training.recipe import PRETRAINING
 from experiments import _cli
 
 
 def main() -> None:
     """Runs the command."""
     folder = Path(FLAGS.workdir)
-    config = workdir.read_config(folder)
-    source, number = FLAGS.data or config.data.path, FLAGS.patients
+    recipe, _ = config_file.read(folder)
+    source, number = FLAGS.data or recipe.data.path, FLAGS.patients
     if number:
         metadata.check_allowed(source, FLAGS.show_patients)
-    if "objective" in config:
+    if recipe.kind == PRETRAINING:
         run = load_run(folder, "held_out", FLAGS.data, print)
-        model, params = run.trained.model, run.params
+        model, params = run.task.model, run.params
         if not {"mlm", "next_visit"} & {*model.objectives}:
             raise ValueError(f"--workdir={folder}: was trained on events alone; expected masked codes or next visits")
         make = interpret_examples.next_visits if "next_visit" in model.objectives else interpret_examples.masked_codes
@@ -46,7 +47,7 @@ def main() -> None:
         case, truth = ask(FLAGS.compared)
         print(report(case, truth, methods.explain(case, model, params, print), FLAGS.seed))
     if number:
-        kind = "outcome" if "objective" not in config else "next_visit" if "next_visit" in model.objectives else "mlm"
+        kind = "outcome" if recipe.kind != PRETRAINING else "next_visit" if "next_visit" in model.objectives else "mlm"
         print(f"written: {interpret_examples.write(folder, kind, source, examples(number))}")
 
 

@@ -7,6 +7,7 @@ Everything is fitted on train, chosen on tuning and measured on held-out patient
 `DIR/embedding_quality.json`.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -25,16 +26,16 @@ def main() -> None:
     """Runs the command."""
     folder, at = Path(FLAGS.workdir), snapshots.read_date(FLAGS.at)
     loaded = workdir.load(folder)
-    with loaded.config.unlocked():
-        loaded.config.data.path = FLAGS.data or loaded.config.data.path
+    data = dataclasses.replace(loaded.recipe.data, path=FLAGS.data or loaded.recipe.data.path)
+    loaded = loaded._replace(recipe=dataclasses.replace(loaded.recipe, data=data))
     population = read_population(loaded, FLAGS.diseases, at, FLAGS.windows == "all")
     families = find_families(loaded, population)
     result = {
         "workdir": str(folder),
-        "data": loaded.config.data.path,
+        "data": data.path,
         "at": FLAGS.at,
         "windows": FLAGS.windows,
-        "dimensions": loaded.config.model.hidden_dim,
+        "dimensions": loaded.recipe.model.hidden_dim,
         "patients": {split: len(snapshot.histories) for split, snapshot in population.moments.items()},
         **choices.measure(families, population.groups),
     }

@@ -15,7 +15,6 @@ import numpy as np
 from absl import flags
 
 from behrt_jax.data import dataset
-from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.labels import labels as label_data
 from behrt_jax.probing.features import Reader
@@ -31,14 +30,14 @@ def main() -> None:
     if bool(FLAGS.predict) != bool(FLAGS.output):
         raise ValueError("--predict and --output: found one without the other; expected both, or neither")
     loaded = load(FLAGS.workdir, FLAGS.data)
-    labels = read_labels(FLAGS.labels, loaded.config.data.path)
+    labels = read_labels(FLAGS.labels, loaded.recipe.data.path)
     check_kind(labels, f"--labels={FLAGS.labels}")
-    folder = prepare(DataConfig(**loaded.config.data), loaded.vocabulary, progress=print).folder
+    folder = prepare(loaded.recipe.data, loaded.vocabulary, progress=print).folder
     train = read(loaded, folder, labels, "train")
     label_data.check_learnable(train.labels, "train")
     reader = Reader(loaded, dataset.read(folder, "train"), Path(FLAGS.features), random=False)
     if FLAGS.predict:
-        queries = read_wanted(loaded, FLAGS.predict, FLAGS.predict_data or loaded.config.data.path)
+        queries = read_wanted(loaded, FLAGS.predict, FLAGS.predict_data or loaded.recipe.data.path)
         predict(reader, train, queries).write_parquet(FLAGS.output)
         number = len(np.unique(queries.labels.subject_ids))
         print(f"written: {FLAGS.output}, {len(queries.labels):,} predictions of {number:,} patients")

@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from behrt_jax.data.config import DataConfig
 from behrt_jax.labels import label_files
 from behrt_jax.simulation.hazards import simulate_outcomes
 from behrt_jax.simulation.outcome_files import (
@@ -30,9 +31,9 @@ def main() -> None:
     config, output, options = FLAGS.config, Path(FLAGS.output), {name: getattr(FLAGS, name) for name in HAZARD_FLAGS}
     if output.suffix != ".parquet" or output.is_dir():
         raise ValueError(f"--output={output}: expected a file that ends in .parquet")
-    config.data.path = FLAGS.data
+    data = DataConfig(**{**config.data, "path": FLAGS.data})
     index_times = choose_times(FLAGS.data, FLAGS.min_visits, FLAGS.seed, print)
-    times, patients, tokens = read_histories(config, index_times, print)
+    times, patients, tokens = read_histories(data, index_times, config.history.include_at, print)
     truth = simulate_outcomes(patients, times.prediction_times, tokens, FLAGS.seed, **options)
     table = to_table(times, truth)
     print("\n".join(summarize(table, truth)))

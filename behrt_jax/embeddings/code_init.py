@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 from flax.traverse_util import flatten_dict, unflatten_dict
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from behrt_jax.data import dataset, events, windows
+from behrt_jax.data.config import DataConfig
 from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
 from behrt_jax.embeddings import skip_gram
 from behrt_jax.models.embeddings import CODE_TABLE
@@ -20,21 +20,30 @@ from behrt_jax.models.embeddings import CODE_TABLE
 SKIP_GRAM = "skip_gram"
 
 
-def check(config: ConfigDict) -> None:
+def check(source: str, dim: int) -> None:
     """Raises a ValueError if the table named by `code_init` cannot be used, before any other work."""
-    if config.code_init not in ("", SKIP_GRAM):
-        read_table(Path(config.code_init), config.model.embedding_dim)
+    if source not in ("", SKIP_GRAM):
+        read_table(Path(source), dim)
 
 
 def make_rows(
-    config: ConfigDict, vocabulary: Vocabulary, train: dataset.Patients, say: Callable[[str], None]
+    source: str,
+    vocabulary: Vocabulary,
+    train: dataset.Patients,
+    config: DataConfig,
+    dim: int,
+    seed: int,
+    say: Callable[[str], None],
 ) -> np.ndarray | None:
-    """Makes the initial rows of the code table; deterministic given the config and the train patients.
+    """Makes the initial rows of the code table; deterministic given the seed and the train patients.
 
     Args:
-      config: with `code_init`, and the seed.
+      source: the key `code_init`: empty, `skip_gram`, or the file of a table.
       vocabulary: V tokens.
       train: the patients to train a skip-gram on.
+      config: sets the rows of patients.
+      dim: D, `model.embedding_dim`.
+      seed: of the skip-gram.
       say: receives a message on how many codes have an initial row.
 
     Returns:
@@ -44,30 +53,30 @@ def make_rows(
     Raises:
       ValueError: the user's table cannot be used, or has no code of the vocabulary.
     """
-    if not ("code_init" in config and config.code_init):
+    if not source:
         return None
-    if config.code_init == SKIP_GRAM:
-        rows = fit_skip_gram(config, train, len(vocabulary))
+    if source == SKIP_GRAM:
+        rows = fit_skip_gram(train, len(vocabulary), config, dim, seed)
         say(f"code_init=skip_gram: {_coverage(rows, vocabulary)}")
     else:
-        codes, values = read_table(Path(config.code_init), config.model.embedding_dim)
+        codes, values = read_table(Path(source), dim)
         places = np.array([vocabulary.ids.get(code, -1) for code in codes])
         rows = np.full((len(vocabulary), values.shape[1]), np.nan, np.float32)
         rows[places[places >= NUM_SPECIAL]] = values[places >= NUM_SPECIAL]
         unused = places < NUM_SPECIAL
         note = f"{unused.sum():,} codes of the table are not in the vocabulary"
-        say(f"code_init={config.code_init}: {_coverage(rows, vocabulary)}; {note}")
+        say(f"code_init={source}: {_coverage(rows, vocabulary)}; {note}")
         if unused.all():
             raise ValueError(
-                f"code_init={config.code_init}: none of its {len(codes):,} codes is in the vocabulary; expected names "
+                f"code_init={source}: none of its {len(codes):,} codes is in the vocabulary; expected names "
                 f"as in the data, such as {vocabulary.codes[0]}"
             )
     known = _known(rows)
     rows[known] -= rows[known].mean(axis=0)
-    rows = _narrow(rows, known, config.model.embedding_dim)
+    rows = _narrow(rows, known, dim)
     spread = rows[known].std()
     if not spread > 0:
-        raise ValueError(f"code_init={config.code_init}: all its rows are alike; expected embeddings that differ")
+        raise ValueError(f"code_init={source}: all its rows are alike; expected embeddings that differ")
     rows[known] /= spread
     return rows
 
@@ -103,13 +112,13 @@ def place(variables: Any, rows: np.ndarray) -> Any:
     return unflatten_dict({**flat, path: values.astype(table.dtype)}, sep="/")
 
 
-def fit_skip_gram(config: ConfigDict, train: dataset.Patients, vocab_size: int) -> np.ndarray:
+def fit_skip_gram(train: dataset.Patients, vocab_size: int, config: DataConfig, dim: int, seed: int) -> np.ndarray:
     """Trains a skip-gram on the codes in visits of train patients, with a progress bar; see `skip_gram.train`."""
-    index = windows.index_visits(train, config.data.row_length, config.data.use_sep)
+    index = windows.index_visits(train, config.row_length, config.use_sep)
     every = 0.5 if sys.stderr.isatty() else 30.0
-    width, steps = config.model.embedding_dim, skip_gram.NUM_STEPS
+    steps = skip_gram.NUM_STEPS
     with tqdm(total=steps, desc="skip-gram", unit="step", dynamic_ncols=True, mininterval=every) as bar:
-        return skip_gram.train(train, index, vocab_size, width, config.seed, steps, lambda step: bar.update())
+        return skip_gram.train(train, index, vocab_size, dim, seed, steps, lambda step: bar.update())
 
 
 def read_table(file: Path, dim: int) -> tuple[list[str], np.ndarray]:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from behrt_jax.data import batches, dataset
 from behrt_jax.data import windows as data_windows
+from behrt_jax.data.config import DataConfig
 from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
 from behrt_jax.models import inputs as models_inputs
 from behrt_jax.models import pooling as pools
@@ -22,10 +22,11 @@ LEAST = 1e-6  # weight of a special token, so that a history without a known cod
 
 
 def embed(
-    config: ConfigDict,
+    config: DataConfig,
     model,
     params,
     patients: dataset.Patients,
+    batch_size: int,
     windows: data_windows.Windows | None = None,
     poolings: tuple[str, ...] = ("mean",),
     vocabulary: Vocabulary | None = None,
@@ -34,10 +35,11 @@ def embed(
     """Embeds patients.
 
     Args:
-      config: the run's config.
+      config: the section `data` of the run.
       model: the run's model.
       params: its parameters.
       patients: M patients, or histories.
+      batch_size: rows per batch.
       windows: windows of the patients, as from `windows.windows_until`; each patient's newest if not given. Embeddings
         of several windows of a patient are averaged, weighted by the number or the total weight of their tokens.
       poolings: see `BEHRT.get_patient_embedding`; or those of `token_weights`, weighted means of the states.
@@ -47,14 +49,14 @@ def embed(
     Returns:
       (M, D) float32, by pooling.
     """
-    index = data_windows.index_visits(patients, config.data.row_length, config.data.use_sep)
+    index = data_windows.index_visits(patients, config.row_length, config.use_sep)
     epoch = batches.evaluation_epoch(index, windows)
-    num_slots, size = int(np.diff(epoch.plan.offsets).max(initial=1)), config.evaluation.batch_size
+    num_slots = int(np.diff(epoch.plan.offsets).max(initial=1))
     num_slots += -num_slots % SLOTS
-    rarity = code_rarity(vocabulary) if vocabulary is not None else np.zeros(config.model.vocab_size, np.float32)
-    sums = {name: np.zeros((len(patients), config.model.hidden_dim + 1), np.float32) for name in poolings}
-    for number in range(epoch.num_batches(size)):
-        batch = batches.batch_of(patients, index, epoch, number, size)
+    rarity = code_rarity(vocabulary) if vocabulary is not None else np.zeros(model.config.vocab_size, np.float32)
+    sums = {name: np.zeros((len(patients), model.config.hidden_dim + 1), np.float32) for name in poolings}
+    for number in range(epoch.num_batches(batch_size)):
+        batch = batches.batch_of(patients, index, epoch, number, batch_size)
         rows, slots = np.nonzero(batch["patient_index"] >= 0)
         weights = token_weights(batch, index, rarity)
         arguments = (

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from ml_collections import ConfigDict
 
 from behrt_jax.data import dataset, windows
 from behrt_jax.data import histories as data_histories
+from behrt_jax.data.config import DataConfig
 
 LAST = "last"
 SINCE = np.datetime64("2000-01-01", "us")
@@ -39,19 +39,21 @@ def read_date(text: str) -> np.datetime64 | None:
 
 
 def take_snapshot(
-    config: ConfigDict,
     patients: dataset.Patients,
     at: np.datetime64 | None,
     lives: pl.DataFrame,
+    row_length: int,
+    prediction_token: bool = False,
     whole: bool = False,
 ) -> tuple[Snapshot, dict[str, int]]:
     """Truncates histories strictly before a date, or just after their last event.
 
     Args:
-      config: a run's config; with `history.prediction_token`, if fine-tuned, a prediction token ends what is read.
       patients: a split.
       at: the date; None for the end of each history.
       lives: `subject_id, birth, death`, from `labels.follow_up.read_lives`.
+      row_length: tokens per row.
+      prediction_token: whether such a token ends what the model reads, as for a fine-tuned one that learned with it.
       whole: whether the model reads whole histories, in several windows; else their newest tokens.
 
     Returns:
@@ -70,15 +72,15 @@ def take_snapshot(
     alive = np.flatnonzero(~unborn & ~dead)
     histories, kept, _ = data_histories.histories_at(patients, patients.subject_ids[alive], times[alive])
     times = times[alive][kept]
-    rows = histories if whole else data_histories.newest_visits(histories, config.data.row_length)
-    if config.get("history") and config.history.prediction_token and len(rows):
-        rows = data_histories.append_prediction_token(rows, times, config.data.row_length)
+    rows = histories if whole else data_histories.newest_visits(histories, row_length)
+    if prediction_token and len(rows):
+        rows = data_histories.append_prediction_token(rows, times, row_length)
     left_out = {"not yet born": int(unborn.sum()), "dead by then": int((dead & ~unborn).sum())}
     left_out["without an event before that the model reads"] = len(alive) - len(kept)
     return Snapshot(times, histories, rows), {reason: number for reason, number in left_out.items() if number}
 
 
-def windows_of(config: ConfigDict, rows: dataset.Patients, whole: bool) -> windows.Windows | None:
+def windows_of(config: DataConfig, rows: dataset.Patients, whole: bool) -> windows.Windows | None:
     """Returns windows that together cover each whole history, or None for the newest window of each."""
-    index = windows.index_visits(rows, config.data.row_length, config.data.use_sep)
+    index = windows.index_visits(rows, config.row_length, config.use_sep)
     return windows.covering_windows(index)[0] if whole else None

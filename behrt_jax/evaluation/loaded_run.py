@@ -1,29 +1,27 @@
 """A finished run, loaded for evaluation: the model, its data, and the patients to score."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from behrt_jax.data import dataset, windows
 from behrt_jax.data import prepare as data_prepare
-from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
 from behrt_jax.simulation import oracle, world
 from behrt_jax.training import digests as training_digests
 from behrt_jax.training import pretraining, workdir
+from behrt_jax.training.recipe import PretrainingRecipe
 
 
 class Run(NamedTuple):
     """A finished run and the patients to score.
 
     Attributes:
-      config: the run's config.
-      vocabulary: the model's vocabulary.
-      trained: the model and its objectives.
+      task: the recipe, the vocabulary, the model and its objectives.
       params: parameters of the best checkpoint.
       source: the MEDS data set of the patients to score.
       split: the split to score.
@@ -34,9 +32,7 @@ class Run(NamedTuple):
       digests: digests of the training inputs; see `digests.of_pretraining`.
     """
 
-    config: ConfigDict
-    vocabulary: Vocabulary
-    trained: pretraining.PretrainingTask
+    task: pretraining.PretrainingTask
     params: Any
     source: Path
     split: str
@@ -46,9 +42,19 @@ class Run(NamedTuple):
     say: Callable[[str], None]
     digests: dict[str, str]
 
+    @property
+    def recipe(self) -> PretrainingRecipe:
+        """The recipe of the run."""
+        return self.task.recipe
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary of the model."""
+        return self.task.vocabulary
+
     def index(self, patients: dataset.Patients) -> windows.VisitIndex:
         """Indexes the visits of patients, with the run's row length and separators."""
-        return windows.index_visits(patients, self.config.data.row_length, self.config.data.use_sep)
+        return pretraining.index(self.recipe.data, patients)
 
 
 def load_run(folder: Path, split: str, data: str | None, say: Callable[[str], None]) -> Run:
@@ -57,43 +63,42 @@ def load_run(folder: Path, split: str, data: str | None, say: Callable[[str], No
     Raises:
       ValueError: the workdir cannot be loaded, or its data differs from the data of training.
     """
-    config, vocabulary, _, params = workdir.load(folder)
-    prepared = prepare(DataConfig(**config.data), progress=say)
+    recipe, facts, vocabulary, _, params = workdir.load_pretraining(folder, str(folder))
+    prepared = prepare(recipe.data, progress=say)
     if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
         raise ValueError(
-            f"{config.data.path}: gives another vocabulary than {folder} was trained with; baselines are fitted on the "
+            f"{recipe.data.path}: gives another vocabulary than {folder} was trained with; baselines are fitted on the "
             "train split of the run: restore that data"
         )
     scored_data = prepared
     if data is not None:
-        scored_data = prepare(
-            DataConfig(**{**config.data, "path": data}), fitted=vocabulary, splits=(split,), progress=say
-        )
+        scored = dataclasses.replace(recipe.data, path=data)
+        scored_data = prepare(scored, fitted=vocabulary, splits=(split,), progress=say)
         say(data_prepare.describe_coverage(scored_data.report, split))
     train, tuning = (dataset.read(prepared.folder, name) for name in ("train", "tuning"))
-    everyone, max_patients = dataset.read(scored_data.folder, split), config.evaluation.max_patients
-    train, tuning = dataset.sample(train, config.train.max_patients), dataset.sample(tuning, max_patients)
-    digests = {"data.path": training_digests.of_patients(pretraining.mark(config, train), tuning)}
-    workdir.check_digests(folder, config, digests, say)
+    everyone, max_patients = dataset.read(scored_data.folder, split), recipe.evaluation.max_patients
+    train, tuning = dataset.sample(train, recipe.train.max_patients), dataset.sample(tuning, max_patients)
+    digests = {"data.path": training_digests.of_patients(pretraining.mark(recipe, train), tuning)}
+    workdir.check_digests(folder, recipe, digests, say)
     patients = dataset.sample(everyone, max_patients)
     if len(patients) < len(everyone):
         say(f"scoring {len(patients):,} of {len(everyone):,} patients of {split} (evaluation.max_patients)")
-    trained = pretraining.make_task(config, vocabulary)
-    source = Path(data or config.data.path)
-    return Run(config, vocabulary, trained, params, source, split, train, tuning, patients, say, digests)
+    task = pretraining.make_task(recipe, facts, vocabulary)
+    source = Path(data or recipe.data.path)
+    return Run(task, params, source, split, train, tuning, patients, say, digests)
 
 
 def check_comparable(run: Run, other: Run, folder: str) -> None:
     """Raises a ValueError if `other`, the run in `folder`, does not predict the same targets as `run`."""
     if other.vocabulary.fingerprint != run.vocabulary.fingerprint:
         raise ValueError(f"--versus={folder}: has another vocabulary; expected a run of the same data")
-    shared = set(run.trained.model.objectives) & set(other.trained.model.objectives)
+    shared = set(run.task.model.objectives) & set(other.task.model.objectives)
     if not shared:
         raise ValueError(f"--versus={folder}: was trained on nothing that this run was trained on; name another run")
     differences = []
-    if shared - {"mlm"} and not np.array_equal(run.trained.is_target, other.trained.is_target):
+    if shared - {"mlm"} and not np.array_equal(run.task.is_target, other.task.is_target):
         differences.append("targets")
-    if "time_to_event" in shared and run.config.objective.event_edges != other.config.objective.event_edges:
+    if "time_to_event" in shared and run.recipe.objective.event_edges != other.recipe.objective.event_edges:
         differences.append("event_edges")
     if differences:
         keys = " and ".join(f"objective.{key}" for key in differences)

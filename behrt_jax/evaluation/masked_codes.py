@@ -25,11 +25,11 @@ def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True
       other: another run on the same data, to compare with.
       with_baselines: whether to fit baselines.
     """
-    scored_batches = list(masked_batches(run, run.patients, run.config.evaluation.num_mask_samples))
+    scored_batches = list(masked_batches(run, run.patients, run.recipe.evaluation.num_mask_samples))
     if not sum(len(masked.labels) for masked in scored_batches):
         run.say(f"masked codes: not scored, as {len(run.patients):,} patients have no code to mask")
         return {"metrics": {}, "baselines": {}, "versus": {}}
-    scores = scoring.score(scoring.make_score_step(run.trained.model), run.params, scored_batches)
+    scores = scoring.score(scoring.make_score_step(run.task.model), run.params, scored_batches)
     predictors = {}
     if with_baselines:
         predictors = masked_codes.fit_baselines(
@@ -42,9 +42,7 @@ def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True
         )
     compared = {name: masked_codes.predict(predictor, scored_batches) for name, predictor in predictors.items()}
     if other is not None:
-        compared["other run"] = scoring.score(
-            scoring.make_score_step(other.trained.model), other.params, scored_batches
-        )
+        compared["other run"] = scoring.score(scoring.make_score_step(other.task.model), other.params, scored_batches)
     result = bootstrap.report(scores, compared, "mlm")
     result |= score_oracle(run, lambda: bootstrap.summarize(ask_oracle(run, scored_batches), "mlm"))
     return result
@@ -56,7 +54,7 @@ def ask_oracle(run: Run, hidden: list[scoring.MaskedBatch]) -> bootstrap.PerTarg
     tokens = run.vocabulary.tokens
     column = {code: place for place, code in enumerate(simulated_world.codes)}
     columns = np.array([column.get(token, -1) for token in tokens])
-    draws = run.config.evaluation.num_mask_samples
+    draws = run.recipe.evaluation.num_mask_samples
     parts = []
     for draw in range(draws):
         batch_visits = [_visits(masked) for masked in hidden[draw::draws]]
@@ -72,26 +70,26 @@ def ask_oracle(run: Run, hidden: list[scoring.MaskedBatch]) -> bootstrap.PerTarg
 
 def training_batches(run: Run) -> Iterator[dict]:
     """Yields batches of the train split indefinitely."""
-    length, use_sep = run.config.data.row_length, run.config.data.use_sep
-    size = run.config.evaluation.batch_size
-    return batches.training_batches(run.train, length, size, run.config.seed, use_sep=use_sep)
+    length, use_sep = run.recipe.data.row_length, run.recipe.data.use_sep
+    size = run.recipe.evaluation.batch_size
+    return batches.training_batches(run.train, length, size, run.recipe.seed, use_sep=use_sep)
 
 
 def masked_training_batches(run: Run) -> Iterator[scoring.MaskedBatch]:
     """Yields batches of the train split indefinitely, masked as in evaluation."""
-    return scoring.mask_batches(training_batches(run), run.config.evaluation.mask_rate, len(run.vocabulary), draws=1)
+    return scoring.mask_batches(training_batches(run), run.recipe.evaluation.mask_rate, len(run.vocabulary), draws=1)
 
 
 def model_steps(run: Run) -> int:
     """Returns how many batches of `masked_training_batches` mask as many codes as training did."""
-    train, settings = run.config.train, run.config.evaluation
-    rows = train.num_steps * train.batch_size * run.config.objective.mask_rate / settings.mask_rate
+    train, settings = run.recipe.train, run.recipe.evaluation
+    rows = train.num_steps * train.batch_size * run.recipe.objective.mask_rate / settings.mask_rate
     return math.ceil(rows / settings.batch_size)
 
 
 def masked_batches(run: Run, patients: Patients, draws: int) -> Iterator[scoring.MaskedBatch]:
     """Yields the newest window of each patient, with masks drawn `draws` times."""
-    settings, data = run.config.evaluation, run.config.data
+    settings, data = run.recipe.evaluation, run.recipe.data
     plain = batches.evaluation_batches(patients, data.row_length, settings.batch_size, data.use_sep)
     return scoring.mask_batches(plain, settings.mask_rate, len(run.vocabulary), draws)
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from behrt_jax.baselines import next_visit
 from behrt_jax.baselines.next_visit import Split
@@ -57,9 +56,9 @@ def score_next_visits(run: Run, other: Run | None = None, with_baselines: bool =
     median_days = np.full(len(scored.examples), np.median(days_before(train)))
     result["baselines"]["median days of train"] = bootstrap.summarize(days_errors(scored, median_days), "next_visit")
     result |= score_oracle(run, lambda: bootstrap.summaries(measure(ask_oracle(run, scored), tuning, splits.described)))
-    if run.trained.model.time_known:
+    if run.task.model.time_known:
         run.say("next visits, with their start known")
-        other = other if other is not None and other.trained.model.time_known else None
+        other = other if other is not None and other.task.model.time_known else None
         known_time_result, _ = _compare(run, other, splits, with_baselines, time_known=True)
         result["metrics"] |= _renamed(known_time_result["metrics"])
         for part in ("baselines", "versus"):
@@ -119,33 +118,33 @@ def _renamed(entries: dict) -> dict:
 
 def model_examples(run: Run, train: Split) -> int:
     """Estimates how many next-visit examples the model saw in training, with repeats, if all rows were full."""
-    settings = run.config.train
-    tokens = settings.num_steps * settings.batch_size * run.config.data.row_length
+    settings = run.recipe.train
+    tokens = settings.num_steps * settings.batch_size * run.recipe.data.row_length
     return round(tokens * len(train.examples) / max(len(train.patients.codes), 1))
 
 
 def find_examples(run: Run, patients: Patients) -> Split:
     """Finds the visits of patients to predict."""
     index = run.index(patients)
-    return Split(patients, index, next_visit_targets.find_next_visits(patients, index, run.trained.is_target))
+    return Split(patients, index, next_visit_targets.find_next_visits(patients, index, run.task.is_target))
 
 
 def predict(run: Run, tuning: Split | None, scored: Split, time_known: bool = False) -> tuple[Predictions, np.ndarray]:
     """Returns a run's predictions for tuning, if given, and for the scored examples, and the days for the latter."""
-    predictor = make_predictor(run.config, run.trained, run.params, time_known)
+    predictor = make_predictor(run.task, run.params, time_known)
     probabilities, days = predictor(scored)
     return Predictions(tuning and predictor(tuning)[0], probabilities), days
 
 
 def make_predictor(
-    config: ConfigDict, trained: PretrainingTask, params, time_known: bool = False
+    task: PretrainingTask, params, time_known: bool = False
 ) -> Callable[[Split], tuple[np.ndarray, np.ndarray]]:
     """Returns a function that maps the examples of a split to (N, T) probabilities and (N,) days."""
-    cut = config.objective.history == "random_cut"
-    step = scoring.make_predict_step(trained.model, np.flatnonzero(trained.is_target), causal=not cut)
+    cut = task.recipe.objective.history == "random_cut"
+    step = scoring.make_predict_step(task.model, np.flatnonzero(task.is_target), causal=not cut)
 
     def predict(split: Split) -> tuple[np.ndarray, np.ndarray]:
-        rows = next_visit_targets.boundary_batches(*split, config.evaluation.batch_size, cut)
+        rows = next_visit_targets.boundary_batches(*split, task.recipe.evaluation.batch_size, cut)
         return scoring.predict_next_visits(step, params, rows, split.examples.targets.shape, time_known)
 
     return predict

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from behrt_jax.baselines import outcomes
 from behrt_jax.data import events
@@ -12,21 +11,23 @@ from behrt_jax.finetuning import predict, setup
 from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.finetuning.predict import ClassPredictions, Predictions, SurvivalPredictions, targets_of
 from behrt_jax.metrics import classification
+from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.training import workdir
+from behrt_jax.training.recipe import FinetuningRecipe
 
 
 def fit_baselines(
-    config: ConfigDict, splits: dict[str, LabeledHistories], tokens, say
+    recipe: FinetuningRecipe, splits: dict[str, LabeledHistories], tokens, say
 ) -> dict[str, tuple[Predictions, dict]]:
     """Fits every baseline; returns its predictions for held-out patients, and its threshold, chosen on tuning."""
     parts = {name: (part.histories, part.labels.prediction_times) for name, part in splits.items()}
     train, tuning, held_out = (parts[name] for name in events.SPLITS)
-    embeddings = embed_splits(config, splits, tokens, say)
+    embeddings = embed_splits(recipe, splits, tokens, say)
 
     def progress(line: str) -> None:
         say(f"fitting baselines: {line}")
 
-    if "survival" in config:
+    if isinstance(recipe.outcome, SurvivalConfig):
         follow_up = {name: (part.labels.days, part.labels.events) for name, part in splits.items()}
         train_data = outcomes.Followed(*train, *follow_up["train"], embeddings["train"])
         tuning_data = outcomes.Followed(*tuning, *follow_up["tuning"], embeddings["tuning"])
@@ -40,7 +41,7 @@ def fit_baselines(
             values[name] = SurvivalPredictions(scores, risks), {}
         return values
     classes = {name: targets_of(part.labels) for name, part in splits.items()}
-    is_binary = config.classification.kind == "binary"
+    is_binary = recipe.outcome.kind == "binary"
     numbers = {name: values.astype(int) if is_binary else values for name, values in classes.items()}
     train_data = outcomes.Classified(*train, numbers["train"], embeddings["train"])
     tuning_data = outcomes.Classified(*tuning, numbers["tuning"], embeddings["tuning"])
@@ -54,38 +55,41 @@ def fit_baselines(
             each[:, 1] if is_binary else each for each in (tuning_scores, held_out_scores)
         )
         fitted = {}
-        if config.classification.kind != "multi_class":
+        if recipe.outcome.kind != "multi_class":
             fitted["threshold"] = classification.best_threshold(tuning_scores, classes["tuning"]).tolist()
         values[name] = ClassPredictions(held_out_scores), fitted
     return values
 
 
-def predict_without_encoder(config: ConfigDict, splits: dict[str, LabeledHistories]) -> tuple[Predictions, dict]:
+def predict_without_encoder(recipe: FinetuningRecipe, splits: dict[str, LabeledHistories]) -> tuple[Predictions, dict]:
     """Predicts for held-out patients from the code regression of `history.regression` alone, without an encoder.
 
     The initial head turns the regression's output, its input, into logits, which are processed like a model's. The
     difference to a run with both therefore shows what the encoder adds.
     """
-    kernel, bias = setup.begin_head(config, splits["train"])
+    kernel, bias = setup.begin_head(recipe.outcome, splits["train"])
     logits = {name: part.covariates @ kernel + bias for name, part in splits.items()}
-    fitted = predict.fit_afterwards(config, logits, {name: part.labels for name, part in splits.items()})
-    return predict.predict(config, logits["held_out"], fitted), fitted
+    fitted = predict.fit_afterwards(recipe, logits, {name: part.labels for name, part in splits.items()})
+    return predict.predict(recipe.outcome, logits["held_out"], fitted), fitted
 
 
-def embed_splits(config: ConfigDict, splits: dict[str, LabeledHistories], tokens, say) -> dict[str, np.ndarray | None]:
+def embed_splits(
+    recipe: FinetuningRecipe, splits: dict[str, LabeledHistories], tokens, say
+) -> dict[str, np.ndarray | None]:
     """Embeds each split with the run that fine-tuning started from: (M, D), or None if there is no such run.
 
     The encoder is used as it was before fine-tuning, because the fine-tuned one has seen the outcomes of train.
     """
     no_embeddings = dict.fromkeys(splits)
-    if not config.pretrained:
+    if not recipe.pretrained:
         return no_embeddings
-    if not (Path(config.pretrained) / workdir.CONFIG_FILE).exists():
-        say(f"fitting baselines: without embeddings, as {config.pretrained} is not there any more")
+    if not (Path(recipe.pretrained) / workdir.CONFIG_FILE).exists():
+        say(f"fitting baselines: without embeddings, as {recipe.pretrained} is not there any more")
         return no_embeddings
-    run = workdir.load(config.pretrained)
+    run = workdir.load(recipe.pretrained)
     if len(run.vocabulary) != len(tokens):
         say("fitting baselines: without embeddings, as codes were added to the vocabulary")
         return no_embeddings
     say("fitting baselines: embedding histories with the pre-trained model")
-    return {name: embed(run.config, run.model, run.params, part.rows)["mean"] for name, part in splits.items()}
+    arguments, size = (run.recipe.data, run.model, run.params), run.recipe.evaluation.batch_size
+    return {name: embed(*arguments, part.rows, size)["mean"] for name, part in splits.items()}

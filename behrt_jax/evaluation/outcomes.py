@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from behrt_jax.data import histories
 from behrt_jax.data.metadata import is_synthetic
@@ -54,13 +53,14 @@ def evaluate_run(
     run = load(folder, splits, say)
     held_out, train = (run.splits[name].labels for name in ("held_out", "train"))
     say("scoring")
-    logits = {name: predict.score(run.config, run.model, run.params, entries) for name, entries in run.splits.items()}
-    fitted = predict.fit_afterwards(run.config, logits, {name: part.labels for name, part in run.splits.items()})
+    recipe, names = run.recipe, run.facts.names
+    logits = {name: predict.score(recipe, run.model, run.params, entries) for name, entries in run.splits.items()}
+    fitted = predict.fit_afterwards(recipe, logits, {name: part.labels for name, part in run.splits.items()})
     (folder / workdir.FITTED_FILE).write_text(json.dumps(fitted, indent=1))
-    predictions = predict.predict(run.config, logits["held_out"], fitted)
-    compared = fit_baselines(run.config, run.splits, run.tokens, say) if with_baselines else {}
-    if run.config.history.get("regression"):
-        compared[REGRESSION] = predict_without_encoder(run.config, run.splits)
+    predictions = predict.predict(recipe.outcome, logits["held_out"], fitted)
+    compared = fit_baselines(recipe, run.splits, run.tokens, say) if with_baselines else {}
+    if recipe.history.regression:
+        compared[REGRESSION] = predict_without_encoder(recipe, run.splits)
     for name in versus:
         compared[name] = score_other(Path(name), run, say)
     if held_out.truth is not None:
@@ -68,28 +68,25 @@ def evaluate_run(
     groups = find_groups(run.splits["held_out"], run.tokens)
     data.warn_of_few(held_out, say)
     say("resampling patients")
-    entries = measure(run.config, predictions, held_out, train, fitted, groups)
+    measured = (held_out, train, names, recipe.evaluation.horizons, groups)
+    entries = measure(predictions, fitted, *measured)
     result = {"split": "held_out", "patients": len(np.unique(held_out.subject_ids))}
     result["train_patients"] = len(np.unique(train.subject_ids))
     result["evaluated"] = digests.of_evaluation(folder, setup.digest_inputs(run.splits))
     result |= {"metrics": bootstrap.summaries(entries), "baselines": {}, "versus": {}}
     estimates = {"BEHRT": entries}
     for name, (other_predictions, other_fitted) in compared.items():
-        estimates[name] = measure(run.config, other_predictions, held_out, train, other_fitted, groups)
+        estimates[name] = measure(other_predictions, other_fitted, *measured)
         (result if name == "oracle" else result["baselines"])[name] = bootstrap.summaries(estimates[name])
         result["versus"][name] = subtract(entries, estimates[name])
     if "oracle" in estimates:
         models = {name: each for name, each in estimates.items() if name != "oracle"}
         result["versus_oracle"] = {name: subtract(each, estimates["oracle"]) for name, each in models.items()}
-    predict.write(folder / "predictions.parquet", run.config, held_out, predictions, fitted)
-    draw(
-        run.config,
-        predictions,
-        {name: other_predictions for name, (other_predictions, _) in compared.items()},
-        held_out,
-        folder / "figures",
-        say,
-    )
+    horizons = recipe.evaluation.horizons
+    predict.write(folder / "predictions.parquet", held_out, predictions, names, fitted, horizons)
+    models = {"BEHRT": predictions, **{name: other for name, (other, _) in compared.items()}}
+    fewest = 1 if is_synthetic(recipe.data.path) else MIN_PATIENTS
+    draw(models, held_out, names, horizons, folder / "figures", fewest, say)
     replicates = {f"{model}: {name}": each.replicates for model, run in estimates.items() for name, each in run.items()}
     np.savez_compressed(folder / REPLICATES_FILE, allow_pickle=False, **replicates)
     scratch = folder / f"{EVALUATION_FILE}.tmp"
@@ -118,41 +115,45 @@ def find_groups(found: LabeledHistories, tokens: tuple[str, ...]) -> dict[str, n
 
 
 def measure(
-    config: ConfigDict, said: Predictions, labels: Labels, train: Labels, fitted: dict, groups: dict[str, np.ndarray]
+    said: Predictions,
+    fitted: dict,
+    labels: Labels,
+    train: Labels,
+    names: tuple[str, ...],
+    horizons: tuple[float, ...],
+    groups: dict[str, np.ndarray],
 ) -> dict[str, Estimate]:
     """Computes the metrics of predictions; censoring weights are estimated on `train`."""
     patients = labels.subject_ids
     if isinstance(said, ClassPredictions):
-        names = config.names if said.probabilities.ndim > 1 else ()
+        names = names if said.probabilities.ndim > 1 else ()
         threshold = np.asarray(fitted.get("threshold", 0.5))
         return classification.measure(said.probabilities, targets_of(labels), patients, threshold, groups, names)
-    if len(config.names) > 1:
-        return survival.measure_causes(said.scores, labels.days, labels.events, patients, config.names)
-    times = curve_times(config, train)
+    if len(names) > 1:
+        return survival.measure_causes(said.scores, labels.days, labels.events, patients, names)
+    times = curve_times(horizons, train)
     curves = Curves(times, np.clip(1 - said.risks(times)[:, 0], 0, 1))  # a risk near 1 may be rounded above it
     followed, weights = (Followed(each.days, each.events > 0) for each in (labels, train))
-    horizons = config.evaluation.horizons
     return survival.measure(said.scores[:, 0], followed, patients, weights, curves, groups, horizons)
 
 
-def curve_times(config: ConfigDict, train: Labels) -> np.ndarray:
+def curve_times(horizons: tuple[float, ...], train: Labels) -> np.ndarray:
     """Returns the (T,) days at which to compare survival curves: the horizons, and quantiles of train's event times."""
     shares = np.linspace(0, 1, CURVE_POINTS)
     days = np.quantile(train.days[train.events > 0], shares, method="inverted_cdf")
-    return np.unique(np.concatenate([days, config.evaluation.horizons]))
+    return np.unique(np.concatenate([days, horizons]))
 
 
 def draw(
-    config: ConfigDict,
-    said: Predictions,
-    compared: dict[str, Predictions],
+    models: dict[str, Predictions],
     labels: Labels,
+    names: tuple[str, ...],
+    horizons: tuple[float, ...],
     folder: Path,
+    fewest: int,
     say: Callable[[str], None] = print,
 ) -> list[Path]:
-    """Draws the figures of binary or survival outcomes for the run and the compared models; returns the files."""
-    models, title = {"BEHRT": said, **compared}, ", ".join(config.names)
-    fewest = 1 if is_synthetic(config.data.path) else MIN_PATIENTS
+    """Draws the figures of binary or survival outcomes of models, by name; none of fewer than `fewest` patients."""
     if len(np.unique(labels.subject_ids)) < fewest:
         say(f"figures are left out: the held-out labels are of fewer than {fewest} patients, who may be real")
         return []
@@ -165,19 +166,19 @@ def draw(
             if isinstance(prediction, ClassPredictions)
         }
         return plots_classification.draw_classification(
-            scores, targets_of(labels), labels.subject_ids, folder, title, fewest
+            scores, targets_of(labels), labels.subject_ids, folder, ", ".join(names), fewest
         )
-    horizon, files = float(max(config.evaluation.horizons)), []
+    horizon, files = float(max(horizons)), []
     at_horizon = {
         name: prediction.risks(np.array([horizon]))[:, :, 0]
         for name, prediction in models.items()
         if isinstance(prediction, SurvivalPredictions)
     }
-    for place, name in enumerate(config.names) if at_horizon else ():
+    for place, name in enumerate(names) if at_horizon else ():
         if not (labels.events == place + 1).any():
             continue
         risks = {model: prediction[:, place] for model, prediction in at_horizon.items()}
-        where = folder if len(config.names) == 1 else folder / name
+        where = folder if len(names) == 1 else folder / name
         rows = labels.days, labels.events, labels.subject_ids
-        files += plots_survival.draw_survival(risks, *rows, horizon, where, config.names, place + 1, fewest)
+        files += plots_survival.draw_survival(risks, *rows, horizon, where, names, place + 1, fewest)
     return files

@@ -18,7 +18,7 @@ def draw(folder: Path, split: str, data: str | None = None) -> list[Path]:
     target.mkdir(exist_ok=True)
     files = [_draw_learning_curve(folder, target / "learning_curve.png")]
     run = load_run(folder, split, data, say=lambda line: None)
-    if "next_visit" in run.trained.model.objectives:
+    if "next_visit" in run.task.model.objectives:
         scored = find_examples(run, run.patients)
         if not len(scored.examples):
             return files

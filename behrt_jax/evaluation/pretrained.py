@@ -48,12 +48,12 @@ def evaluate_run(
     result |= {"evaluated": digests.of_evaluation(folder, run.digests, run.patients)}
     result |= {} if data is None else {"data": Path(data).name}
     result |= {"metrics": {}, "baselines": {}, "versus": {}}
-    counts = examples.count(run.config, run.trained.model, run.vocabulary, run.trained.is_target, run.patients)
-    for name in run.trained.model.objectives:
+    counts = examples.count(run.task, run.patients)
+    for name in run.task.model.objectives:
         if not counts[name]:
             say(f"{tables.TITLES[name]}: not scored, as {len(run.patients):,} patients have no {examples.NAMES[name]}")
             continue
-        compared_run = other if other is not None and name in other.trained.model.objectives else None
+        compared_run = other if other is not None and name in other.task.model.objectives else None
         section = SECTIONS[name](run, compared_run, with_baselines)
         result["metrics"] |= section["metrics"]
         for part in ("baselines", "versus"):

@@ -25,11 +25,11 @@ def score_events(run: Run, other: Run | None = None, with_baselines: bool = True
       other: another run on the same data, to compare with.
       with_baselines: whether to fit baselines.
     """
-    edges = tuple(run.config.objective.event_edges)
+    edges = tuple(run.recipe.objective.event_edges)
     predictors = {"own": _predictor(run)}
     if with_baselines:
         rates = _fit_rates(run, edges)[None, None]
-        rows = (run.config.evaluation.batch_size, run.config.objective.queries_per_row)
+        rows = (run.recipe.evaluation.batch_size, run.recipe.objective.queries_per_row)
         predictors["rates of train"] = lambda columns: jnp.broadcast_to(rates, (*rows, *rates.shape[2:]))
     if other is not None:
         predictors["other run"] = _predictor(other)
@@ -38,8 +38,8 @@ def score_events(run: Run, other: Run | None = None, with_baselines: bool = True
 
 
 def _predictor(run: Run) -> Predictor:
-    targets = np.flatnonzero(run.trained.is_target)
-    step = jax.jit(lambda params, columns: time_to_event.score_events(run.trained.model, params, columns, targets))
+    targets = np.flatnonzero(run.task.is_target)
+    step = jax.jit(lambda params, columns: time_to_event.score_events(run.task.model, params, columns, targets))
     return functools.partial(step, run.params)
 
 
@@ -47,17 +47,17 @@ def _outcomes(
     run: Run, edges: tuple[float, ...], predictors: dict[str, Predictor]
 ) -> dict[str, bootstrap.PerTargetScores]:
     """Returns the loss of each predictor at each visit, averaged over codes, on the patients' newest windows."""
-    config = run.config
+    recipe = run.recipe
     times = event_targets.index_events(
-        run.patients, run.index(run.patients), run.trained.is_target, config.objective.first_event_only
+        run.patients, run.index(run.patients), run.task.is_target, recipe.objective.first_event_only
     )
     loss_fn = jax.jit(
         lambda rates, days, happened: time_to_event.event_losses(rates, days, happened, edges).mean(axis=-1)
     )
-    sizes = (config.data.row_length, config.evaluation.batch_size, config.data.use_sep)
+    sizes = (recipe.data.row_length, recipe.evaluation.batch_size, recipe.data.use_sep)
     parts = {name: [] for name in predictors}
     for number, plain in enumerate(batches.evaluation_batches(run.patients, *sizes)):
-        batch = times.add(plain, config.objective.queries_per_row, windows.EVALUATION_SALT + number)
+        batch = times.add(plain, recipe.objective.queries_per_row, windows.EVALUATION_SALT + number)
         rows, slots = np.nonzero(batch["event_weights"])
         patients = plain["patient_index"][rows, plain["patient_ids"][rows, batch["event_ends"][rows, slots]] - 1]
         for name, predictor in predictors.items():
@@ -70,7 +70,7 @@ def _outcomes(
 def _fit_rates(run: Run, edges: tuple[float, ...]) -> np.ndarray:
     """Estimates the log event rate, events over exposure, of each bin and target code on train: (bins, T)."""
     times = event_targets.index_events(
-        run.train, run.index(run.train), run.trained.is_target, run.config.objective.first_event_only
+        run.train, run.index(run.train), run.task.is_target, run.recipe.objective.first_event_only
     )
     visits = times.spread(FITTED_VISITS)
     events = exposure = np.zeros(())

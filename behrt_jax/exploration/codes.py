@@ -1,5 +1,6 @@
 """Evaluation of code embeddings: nearest neighbours, and how often they share a group."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import jax
 import numpy as np
 
 from behrt_jax.data import code_counts, dataset, windows
-from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.data.vocabulary import NUM_SPECIAL
 from behrt_jax.embeddings import code_init
@@ -16,13 +16,14 @@ from behrt_jax.evaluation.tables import format_cell, format_signed
 from behrt_jax.exploration import code_groups
 from behrt_jax.metrics import bootstrap
 from behrt_jax.training import workdir
+from behrt_jax.training.recipe import PRETRAINING
 from behrt_jax.training.workdir import CODE_EMBEDDINGS_FILE
 
 OWN = "this run"
 MOST_MATCHES = 5
 
 
-def show_neighbours(loaded: workdir.Loaded, descriptions: list[str], query: str, k: int) -> str:
+def show_neighbours(loaded: workdir.LoadedRun, descriptions: list[str], query: str, k: int) -> str:
     """Formats the nearest neighbours of the codes that match a query, or of the most frequent ones if many match."""
     vocabulary = loaded.vocabulary
     matches = code_embeddings.find_codes(query, vocabulary, descriptions)
@@ -38,29 +39,29 @@ def show_neighbours(loaded: workdir.Loaded, descriptions: list[str], query: str,
     return "\n".join(lines)
 
 
-def make_tables(loaded: workdir.Loaded, data: str) -> dict[str, np.ndarray]:
+def make_tables(loaded: workdir.LoadedRun, data: str) -> dict[str, np.ndarray]:
     """Returns the code tables of the run and of baselines of the same width, some of them fitted to train patients.
 
     Omits the fitted ones, with a message, if the data is missing or gives another vocabulary than the run has.
     """
-    config, vocabulary, model, params = loaded
+    recipe, _, vocabulary, model, params = loaded
     run_table = code_embeddings.code_table(params)
-    random_params = jax.jit(lambda key: workdir.initialize(model, key))(jax.random.key(config.seed))
+    random_params = jax.jit(lambda key: workdir.initialize(model, key))(jax.random.key(recipe.seed))
     tables = {OWN: run_table, "untrained": code_embeddings.code_table(random_params)}
     if not Path(data).is_dir():
         print(f"{data}: not here, so there are no baselines from it and no descriptions; give --data=DIR")
         return tables
-    prepared = prepare(DataConfig(**{**config.data, "path": data}), progress=print)
+    prepared = prepare(dataclasses.replace(recipe.data, path=data), progress=print)
     if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
         print(f"{data}: gives another vocabulary than the run was trained with, so no baselines are fitted on it")
         return tables
-    max_patients = config.train.max_patients if "objective" in config else 0
+    max_patients = recipe.train.max_patients if recipe.kind == PRETRAINING else 0
     train = dataset.sample(dataset.read(prepared.folder, "train"), max_patients)
-    index = windows.index_visits(train, config.data.row_length, config.data.use_sep)
+    index = windows.index_visits(train, recipe.data.row_length, recipe.data.use_sep)
     tables["PPMI-SVD"] = code_embeddings.ppmi_svd(
         code_counts.visit_codes(train, index, len(run_table)), run_table.shape[1]
     )
-    skip_gram = code_init.fit_skip_gram(config, train, len(run_table))
+    skip_gram = code_init.fit_skip_gram(train, len(run_table), recipe.data, recipe.model.embedding_dim, recipe.seed)
     return {**tables, "skip-gram": np.nan_to_num(skip_gram)}
 
 
@@ -92,7 +93,7 @@ def format_agreement(result: dict[str, dict], k: int) -> str:
     return "\n".join(lines)
 
 
-def list_neighbours(loaded: workdir.Loaded, descriptions: list[str], groups: dict[str, np.ndarray], k: int) -> dict:
+def list_neighbours(loaded: workdir.LoadedRun, descriptions: list[str], groups: dict[str, np.ndarray], k: int) -> dict:
     """Returns each code's description, number of train patients and neighbours, as JSON-serialisable values."""
     vocabulary, codes = loaded.vocabulary, range(NUM_SPECIAL, len(loaded.vocabulary))
     ids, cosines = code_embeddings.nearest(code_embeddings.code_table(loaded.params), [*codes], k)
@@ -110,7 +111,7 @@ def list_neighbours(loaded: workdir.Loaded, descriptions: list[str], groups: dic
     }
 
 
-def write_report(folder: Path, loaded: workdir.Loaded, data: str, descriptions: list[str], k: int, diseases: str):
+def write_report(folder: Path, loaded: workdir.LoadedRun, data: str, descriptions: list[str], k: int, diseases: str):
     """Measures agreement, prints it, and writes it with all neighbours to the workdir atomically."""
     groups = code_groups.find_groups(loaded.vocabulary, descriptions, data, diseases)
     result = measure(make_tables(loaded, data), groups, k) if groups else {}

@@ -11,22 +11,28 @@ from behrt_jax.embeddings import snapshots
 from behrt_jax.embeddings.patients import embed
 from behrt_jax.labels.label_tables import read_label_table
 from behrt_jax.training import workdir
+from behrt_jax.training.recipe import has_prediction_token
 
 CHUNK = 512  # patients embedded and written at once
 WINDOWS = ("newest", "all")
 
 
-def split_frames(found: workdir.Loaded, patients: dataset.Patients, split: str, at, lives, pooling: str, whole: bool):
+def split_frames(
+    found: workdir.LoadedRun, patients: dataset.Patients, split: str, at, lives, pooling: str, whole: bool
+):
     """Yields for each chunk of a split's patients: a table of embeddings, its size, and exclusions by reason."""
-    config, tokens = found.config, found.vocabulary.tokens
+    recipe, tokens = found.recipe, found.vocabulary.tokens
+    rows = (recipe.data.row_length, has_prediction_token(recipe), whole)
     places = np.arange(len(patients))
     for start in range(0, len(patients), CHUNK):
         chunk = dataset.take(patients, (places >= start) & (places < start + CHUNK))
-        snapshot, left_out = snapshots.take_snapshot(config, chunk, at, lives, whole)
-        windows = snapshots.windows_of(config, snapshot.rows, whole)
-        arguments = (config, found.model, found.params, snapshot.rows, windows, (pooling,), found.vocabulary)
+        snapshot, left_out = snapshots.take_snapshot(chunk, at, lives, *rows)
+        windows = snapshots.windows_of(recipe.data, snapshot.rows, whole)
+        arguments = (recipe.data, found.model, found.params, snapshot.rows, recipe.evaluation.batch_size, windows)
         pooled = (
-            embed(*arguments)[pooling] if len(snapshot.rows) else np.zeros((0, config.model.hidden_dim), np.float32)
+            embed(*arguments, (pooling,), found.vocabulary)[pooling]
+            if len(snapshot.rows)
+            else np.zeros((0, recipe.model.hidden_dim), np.float32)
         )
         sex = pl.Series(sexes(snapshot.histories, tokens).tolist(), dtype=pl.String)
         columns = {

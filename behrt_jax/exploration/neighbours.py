@@ -24,7 +24,7 @@ class Date(NamedTuple):
     families: dict[str, list[Candidate]]
 
 
-def read_date(found: workdir.Loaded, diseases: str, date: str, whole: bool) -> Date:
+def read_date(found: workdir.LoadedRun, diseases: str, date: str, whole: bool) -> Date:
     """Reads and embeds the patients of a run's data as of a date."""
     print(f"{date}:")
     population = exploration_population.read_population(found, diseases, snapshots.read_date(date), whole)

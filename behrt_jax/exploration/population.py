@@ -9,7 +9,6 @@ from tqdm import tqdm
 from behrt_jax.data import dataset, events
 from behrt_jax.data import prepare as data_prepare
 from behrt_jax.data import windows as data_windows
-from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.embeddings import snapshots
 from behrt_jax.embeddings.patients import WEIGHTED, code_rarity, embed
@@ -18,6 +17,7 @@ from behrt_jax.exploration import representations as made
 from behrt_jax.exploration.disease_groups import DiseaseGroups
 from behrt_jax.labels import follow_up
 from behrt_jax.training import workdir
+from behrt_jax.training.recipe import has_prediction_token
 
 POOLINGS = ("mean", *WEIGHTED)
 
@@ -31,32 +31,34 @@ class Population(NamedTuple):
     pooled: dict[str, dict[str, np.ndarray]]
 
 
-def read_population(found: workdir.Loaded, diseases: str, at, whole: bool) -> Population:
+def read_population(found: workdir.LoadedRun, diseases: str, at, whole: bool) -> Population:
     """Reads the patients of a run's data and embeds them."""
-    config = found.config
-    prepared = prepare(DataConfig(**config.data), found.vocabulary, progress=print)
+    recipe, data = found.recipe, found.recipe.data
+    prepared = prepare(data, found.vocabulary, progress=print)
     print(data_prepare.describe_coverage(prepared.report, "all"))
-    lives, split_snapshots = follow_up.read_lives(config.data.path), {}
+    lives, split_snapshots = follow_up.read_lives(data.path), {}
     for split in events.SPLITS:
         everyone = dataset.read(prepared.folder, split)
-        patients = dataset.sample(everyone, config.evaluation.max_patients)
+        patients = dataset.sample(everyone, recipe.evaluation.max_patients)
         if len(patients) < len(everyone):
             print(f"{split}: {len(patients):,} of {len(everyone):,} patients are taken (evaluation.max_patients)")
-        split_snapshots[split], left_out = snapshots.take_snapshot(config, patients, at, lives, whole)
+        split_snapshots[split], left_out = snapshots.take_snapshot(
+            patients, at, lives, data.row_length, has_prediction_token(recipe), whole
+        )
         for reason, number in left_out.items():
             print(f"{split}: {number:,} patients left out, {reason}")
         if not len(split_snapshots[split].rows):
             raise ValueError(f"--at: no patient of {split} was alive with an event before; name a later date")
     pooled = {name: {} for name in POOLINGS}
     for split, snapshot in split_snapshots.items():
-        windows = snapshots.windows_of(config, snapshot.rows, whole)
-        index = data_windows.index_visits(snapshot.rows, config.data.row_length, config.data.use_sep)
+        windows = snapshots.windows_of(data, snapshot.rows, whole)
+        index = data_windows.index_visits(snapshot.rows, data.row_length, data.use_sep)
         rows = len((windows or data_windows.newest_windows(index)).lengths)
         with tqdm(desc=f"embedding {split}, {rows:,} windows", unit="batch") as bar:
-            args = (config, found.model, found.params, snapshot.rows, windows, POOLINGS, found.vocabulary, bar.update)
-            for name, values in embed(*args).items():
+            args = (data, found.model, found.params, snapshot.rows, recipe.evaluation.batch_size, windows)
+            for name, values in embed(*args, POOLINGS, found.vocabulary, bar.update).items():
                 pooled[name][split] = values
-    return Population(split_snapshots, _read_groups(config.data.path, diseases, split_snapshots, at), lives, pooled)
+    return Population(split_snapshots, _read_groups(data.path, diseases, split_snapshots, at), lives, pooled)
 
 
 def _read_groups(data: str, diseases: str, known: dict[str, snapshots.Snapshot], at) -> dict[str, DiseaseGroups]:
@@ -69,7 +71,7 @@ def _read_groups(data: str, diseases: str, known: dict[str, snapshots.Snapshot],
     return {split: DiseaseGroups(all_groups.names, *part) for split, part in zip(known, parts, strict=True)}
 
 
-def find_families(found: workdir.Loaded, population: Population) -> dict[str, list[made.Candidate]]:
+def find_families(found: workdir.LoadedRun, population: Population) -> dict[str, list[made.Candidate]]:
     """Returns the candidates of each representation to compare."""
     histories = {split: snapshot.histories for split, snapshot in population.moments.items()}
     rarity = code_rarity(found.vocabulary)
@@ -77,5 +79,5 @@ def find_families(found: workdir.Loaded, population: Population) -> dict[str, li
         made.OWN: made.of_embeddings(population.pooled),
         made.MEAN: made.of_embeddings({"mean": population.pooled["mean"]}),
         made.BAG: made.of_bags(histories, rarity),
-        made.PRINCIPAL: made.of_bags(histories, rarity, found.config.model.hidden_dim),
+        made.PRINCIPAL: made.of_bags(histories, rarity, found.recipe.model.hidden_dim),
     }

@@ -83,7 +83,7 @@ def _profiles(population, found, labels: dict[str, np.ndarray]) -> list[dict]:
     has = np.concatenate([population.groups[split].has for split in labels])
     ages = np.concatenate([histories.ages_at(moment.histories, moment.times) for moment in moments])
     odds, scores = embedding_metrics.distinguishing_codes(presence, member)
-    descriptions = describe_codes(found.config.data.path)
+    descriptions = describe_codes(found.recipe.data.path)
     names, profiles = population.groups["train"].names, []
     for cluster in range(len(odds)):
         inside = member == cluster

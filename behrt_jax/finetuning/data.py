@@ -5,11 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 import polars as pl
-from ml_collections import ConfigDict
 
 from behrt_jax.data import dataset
 from behrt_jax.data import events as data_events
-from behrt_jax.data.config import DataConfig
 from behrt_jax.data.hashing import hash_integers
 from behrt_jax.data.prepare import Prepared, prepare
 from behrt_jax.data.vocabulary import Vocabulary
@@ -17,43 +15,47 @@ from behrt_jax.finetuning.labeled_histories import LabeledHistories, describe_un
 from behrt_jax.labels import labels as label_data
 from behrt_jax.labels.follow_up import read_lives
 from behrt_jax.labels.labels import Labels
+from behrt_jax.training.recipe import CLASSIFICATION, SURVIVAL, FinetuningRecipe, TemporalSplitConfig
 
 FEW = 10  # patients with an outcome, below which bootstrap intervals are too narrow
 
 
 def read_splits(
-    config: ConfigDict, vocabulary: Vocabulary | None, say: Callable[[str], None], add_codes: bool = False
+    recipe: FinetuningRecipe, vocabulary: Vocabulary | None, say: Callable[[str], None], add_codes: bool = False
 ) -> tuple[Prepared, dict[str, LabeledHistories]]:
-    """Reads the labels and the data of a config; the data uses the given vocabulary, if any.
+    """Reads the labels and the data of a recipe; the data uses the given vocabulary, if any.
 
     Raises:
-      ValueError: labels or data cannot be read or do not fit the config, or a split has no labels.
+      ValueError: labels or data cannot be read or do not fit the recipe, or a split has no labels.
     """
-    cutoff = read_cutoff(config)
-    labels = label_data.read_labels(config.labels.split(",") if config.labels else (), say)
-    check_kind(config, labels)
-    prepared = prepare(DataConfig(**config.data), vocabulary, progress=say, add_codes=add_codes)
-    labels = match(labels, read_lives(config.data.path), say)
+    cutoff = read_cutoff(recipe)
+    labels = label_data.read_labels(recipe.labels.split(",") if recipe.labels else (), say)
+    check_kind(recipe, labels)
+    prepared = prepare(recipe.data, vocabulary, progress=say, add_codes=add_codes)
+    labels = match(labels, read_lives(recipe.data.path), say)
     splits, num_wrong_side = {}, 0
+    tokens, row_length = prepared.vocabulary.tokens, recipe.data.row_length
     for split in data_events.SPLITS:
         patients = dataset.read(prepared.folder, split)
         split_labels = labels.take(np.isin(labels.subject_ids, patients.subject_ids))
-        usable_labels = split_labels if cutoff is None else keep_side(config, split_labels, split, cutoff, say)
-        usable_labels = keep_few(config, usable_labels, say) if split == "train" else usable_labels
+        usable_labels = (
+            split_labels if cutoff is None else keep_side(recipe.temporal_split, split_labels, split, cutoff, say)
+        )
+        usable_labels = keep_few(recipe.train.max_patients, usable_labels, say) if split == "train" else usable_labels
         num_wrong_side += len(split_labels) - len(usable_labels)
-        splits[split] = find_histories(config, patients, usable_labels, prepared.vocabulary.tokens, split, say)
+        splits[split] = find_histories(recipe.history, row_length, patients, usable_labels, tokens, split, say)
     report_rest(len(labels) - num_wrong_side, list(splits.values()), say)
-    for line in describe_unknown(splits, prepared.vocabulary.tokens):
+    for line in describe_unknown(splits, tokens):
         say(line)
     if empty := [split for split, part in splits.items() if not len(part.labels)]:
-        side = f" and temporal_split.cutoff={config.temporal_split.cutoff}" if cutoff else ""
-        raise ValueError(f"labels={config.labels}{side}: no label is left in {', '.join(empty)}; expected some in each")
+        side = f" and temporal_split.cutoff={recipe.temporal_split.cutoff}" if cutoff else ""
+        raise ValueError(f"labels={recipe.labels}{side}: no label is left in {', '.join(empty)}; expected some in each")
     return prepared, splits
 
 
-def read_cutoff(config: ConfigDict) -> np.datetime64 | None:
+def read_cutoff(recipe: FinetuningRecipe) -> np.datetime64 | None:
     """Returns the cutoff date of `temporal_split`, or None; raises a ValueError if its keys are not a date and days."""
-    settings = config.temporal_split
+    settings = recipe.temporal_split
     if not settings.cutoff:
         return None
     try:
@@ -62,7 +64,7 @@ def read_cutoff(config: ConfigDict) -> np.datetime64 | None:
         raise ValueError(
             f"temporal_split.cutoff: found {settings.cutoff}; expected a date such as 2015-01-01"
         ) from error
-    is_classification = "classification" in config
+    is_classification = recipe.kind == CLASSIFICATION
     if not (settings.outcome_window_days > 0 or (settings.outcome_window_days == 0 and not is_classification)):
         reason = ", the outcome's window, as labels of train must be known by the cutoff" if is_classification else ""
         raise ValueError(
@@ -72,10 +74,9 @@ def read_cutoff(config: ConfigDict) -> np.datetime64 | None:
 
 
 def keep_side(
-    config: ConfigDict, labels: Labels, split: str, cutoff: np.datetime64, say: Callable[[str], None]
+    settings: TemporalSplitConfig, labels: Labels, split: str, cutoff: np.datetime64, say: Callable[[str], None]
 ) -> Labels:
     """Keeps the labels on a split's side of the cutoff; reports how many are left out, or censored at the cutoff."""
-    settings = config.temporal_split
     kept_labels, num_censored = label_data.temporal_split(labels, split, cutoff, settings.outcome_window_days)
     gap = f"{settings.outcome_window_days:g} days before " if settings.outcome_window_days else ""
     side = f"before {settings.cutoff}" if split == "held_out" else f"from {gap}{settings.cutoff} on"
@@ -86,9 +87,9 @@ def keep_side(
     return kept_labels
 
 
-def keep_few(config: ConfigDict, labels: Labels, say: Callable[[str], None]) -> Labels:
+def keep_few(max_patients: int, labels: Labels, say: Callable[[str], None]) -> Labels:
     """Keeps the labels of at most `train.max_patients` patients, those with the lowest hash of their id."""
-    patients, max_patients = np.unique(labels.subject_ids), config.train.max_patients
+    patients = np.unique(labels.subject_ids)
     if not 0 < max_patients < len(patients):
         return labels
     say(f"train: {max_patients:,} of {len(patients):,} labelled patients are taken (train.max_patients)")
@@ -96,16 +97,16 @@ def keep_few(config: ConfigDict, labels: Labels, say: Callable[[str], None]) -> 
     return labels.take(np.isin(labels.subject_ids, sample))
 
 
-def kinds(config: ConfigDict) -> tuple[str, ...]:
+def kinds(recipe: FinetuningRecipe) -> tuple[str, ...]:
     """Returns the kinds of labels that a recipe accepts."""
-    return ("survival",) if "survival" in config else ("binary", "multiclass", "multilabel")
+    return ("survival",) if recipe.kind == SURVIVAL else ("binary", "multiclass", "multilabel")
 
 
-def check_kind(config: ConfigDict, labels: Labels) -> None:
+def check_kind(recipe: FinetuningRecipe, labels: Labels) -> None:
     """Raises a ValueError if labels are not of the kind of the recipe."""
-    if labels.kind not in kinds(config):
-        recipe = "survival" if labels.kind == "survival" else "classification"
-        raise ValueError(f"labels: found {labels.kind} labels in {config.labels}; use --config=configs/{recipe}.py")
+    if labels.kind not in kinds(recipe):
+        expected = "survival" if labels.kind == "survival" else "classification"
+        raise ValueError(f"labels: found {labels.kind} labels in {recipe.labels}; use --config=configs/{expected}.py")
 
 
 def match(labels: Labels, lives: pl.DataFrame, say: Callable[[str], None]) -> Labels:

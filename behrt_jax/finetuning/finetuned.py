@@ -5,19 +5,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from behrt_jax.finetuning import data, head_regression, predict, setup
 from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.finetuning.predict import Predictions
 from behrt_jax.labels.labels import Labels
 from behrt_jax.training import workdir
+from behrt_jax.training.recipe import Facts, FinetuningRecipe
 
 
 class FinetunedModel(NamedTuple):
     """A loaded fine-tuned run, with its labelled histories by split and the tokens of its vocabulary."""
 
-    config: ConfigDict
+    recipe: FinetuningRecipe
+    facts: Facts
     tokens: tuple[str, ...]
     model: Any
     params: Any
@@ -30,26 +31,22 @@ def load(folder: Path, splits: dict[str, LabeledHistories] | None, say: Callable
     Raises:
       ValueError: the workdir cannot be loaded, or its data is not the data that the model was trained with.
     """
-    config, vocabulary, model, params = workdir.load(folder)
-    if "objective" in config:
-        raise ValueError(f"{folder}: was pre-trained; expected a run of experiments.finetune")
+    recipe, facts, vocabulary, model, params = workdir.load_finetuning(folder, str(folder))
     if splits is None:
-        prepared, splits = data.read_splits(config, vocabulary if config.pretrained else None, say)
+        prepared, splits = data.read_splits(recipe, vocabulary if recipe.pretrained else None, say)
         if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
-            raise ValueError(f"{config.data.path}: gives another vocabulary than {folder} has; restore its data")
-        workdir.check_digests(folder, config, setup.digest_inputs(splits), say)
-        splits = head_regression.add(splits, head_regression.load(folder, config), vocabulary.tokens)
-    return FinetunedModel(config, vocabulary.tokens, model, params, splits)
+            raise ValueError(f"{recipe.data.path}: gives another vocabulary than {folder} has; restore its data")
+        workdir.check_digests(folder, recipe, setup.digest_inputs(splits), say)
+        splits = head_regression.add(splits, head_regression.load(folder, recipe.history), vocabulary.tokens)
+    return FinetunedModel(recipe, facts, vocabulary.tokens, model, params, splits)
 
 
-def load_other(
-    folder: Path, config: ConfigDict, mine: Labels, say: Callable[[str], None]
-) -> tuple[FinetunedModel, dict]:
+def load_other(folder: Path, source: str, mine: Labels, say: Callable[[str], None]) -> tuple[FinetunedModel, dict]:
     """Loads a second run to compare with, and the parameters fitted after its training.
 
     Args:
       folder: workdir of the second run.
-      config: of the first run.
+      source: the key `labels` of the first run.
       mine: held-out labels of the first run.
       say: called with progress messages.
 
@@ -62,13 +59,13 @@ def load_other(
     is_same = all(
         np.array_equal(getattr(mine, name), getattr(other_labels, name), equal_nan=name == "days") for name in columns
     )
-    if not is_same or other.config.names != config.names:
-        raise ValueError(f"--versus={folder}: is of other labels; expected a run of {config.labels}")
+    if not is_same or other_labels.names != mine.names:
+        raise ValueError(f"--versus={folder}: is of other labels; expected a run of {source}")
     return other, predict.read_fitted(folder)
 
 
 def score_other(folder: Path, own: FinetunedModel, say: Callable[[str], None]) -> tuple[Predictions, dict]:
     """Computes the held-out predictions of a second run; returns them and its fitted parameters; see `load_other`."""
-    other, fitted = load_other(folder, own.config, own.splits["held_out"].labels, say)
-    logits = predict.score(other.config, other.model, other.params, other.splits["held_out"])
-    return predict.predict(other.config, logits, fitted), fitted
+    other, fitted = load_other(folder, own.recipe.labels, own.splits["held_out"].labels, say)
+    logits = predict.score(other.recipe, other.model, other.params, other.splits["held_out"])
+    return predict.predict(other.recipe.outcome, logits, fitted), fitted

@@ -4,20 +4,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.labels.labels import Labels
 from behrt_jax.regression import code_regression
 from behrt_jax.regression.code_regression import CodeRegression, Target
+from behrt_jax.training.recipe import HistoryConfig
 from behrt_jax.training.workdir import REGRESSION_FILE
 
 
 def fit(
-    config: ConfigDict, splits: dict[str, LabeledHistories], tokens: tuple[str, ...], say: Callable[[str], None]
+    config: HistoryConfig, splits: dict[str, LabeledHistories], tokens: tuple[str, ...], say: Callable[[str], None]
 ) -> CodeRegression | None:
     """Fits the regression of a recipe, if any: one log risk for each cause, label or class; one for a binary label."""
-    if not config.history.regression:
+    if not config.regression:
         return None
     say("fitting a regression on codes, and once more without each fold of train")
     parts = [splits[name] for name in ("train", "tuning")]
@@ -37,9 +37,9 @@ def targets_of(labels: Labels) -> list[Target]:
     return [Target(~np.isnan(each), each > 0) for each in labels.values.T]
 
 
-def load(folder: Path, config: ConfigDict) -> CodeRegression | None:
-    """Loads the regression of a fine-tuned workdir; None if its recipe has none, as in older recipes."""
-    return code_regression.load(folder / REGRESSION_FILE) if config.history.get("regression") else None
+def load(folder: Path, config: HistoryConfig) -> CodeRegression | None:
+    """Loads the regression of a fine-tuned workdir; None if its recipe has none."""
+    return code_regression.load(folder / REGRESSION_FILE) if config.regression else None
 
 
 def add(

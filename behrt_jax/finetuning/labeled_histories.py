@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from behrt_jax.data import batches, dataset
 from behrt_jax.data import histories as data_histories
 from behrt_jax.data.sexes import sexes
 from behrt_jax.labels.labels import Labels
 from behrt_jax.models import inputs
+from behrt_jax.training.recipe import FinetuningRecipe, HistoryConfig
 
 SLOTS = 32
 
@@ -35,7 +35,8 @@ class LabeledHistories(NamedTuple):
 
 
 def find_histories(
-    config: ConfigDict,
+    history: HistoryConfig,
+    row_length: int,
     patients: dataset.Patients,
     labels: Labels,
     tokens: tuple[str, ...],
@@ -45,7 +46,8 @@ def find_histories(
     """Selects the labels of the given patients, truncates histories at their prediction times, and reports counts.
 
     Args:
-      config: `history` and `data` set what is in a history and the length of a row.
+      history: what is in a history.
+      row_length: tokens per row.
       patients: such as those of a split.
       labels: of these and of other patients.
       tokens: of the vocabulary, by id.
@@ -53,20 +55,18 @@ def find_histories(
       say: called with the counts.
     """
     patient_labels = labels.take(np.flatnonzero(np.isin(labels.subject_ids, patients.subject_ids)))
-    times, include_at = patient_labels.prediction_times, config.history.include_at
+    times, include_at = patient_labels.prediction_times, history.include_at
     histories, kept, _ = data_histories.histories_at(patients, patient_labels.subject_ids, times, include_at)
     patient_labels = patient_labels.take(kept)
-    rows = data_histories.newest_visits(histories, config.data.row_length)
-    if config.history.prediction_token and len(patient_labels):
-        rows = data_histories.append_prediction_token(rows, patient_labels.prediction_times, config.data.row_length)
+    rows = data_histories.newest_visits(histories, row_length)
+    if history.prediction_token and len(patient_labels):
+        rows = data_histories.append_prediction_token(rows, patient_labels.prediction_times, row_length)
     say(
         f"{name}: {len(patient_labels):,} labels of {len(np.unique(patient_labels.subject_ids)):,} patients: "
         f"{describe(patient_labels)}"
     )
     covariates = data_histories.covariates_at(histories, patient_labels.prediction_times, tokens)
-    return LabeledHistories(
-        patient_labels, histories, rows, covariates[:, : covariates.shape[1] * config.history.age_and_sex]
-    )
+    return LabeledHistories(patient_labels, histories, rows, covariates[:, : covariates.shape[1] * history.age_and_sex])
 
 
 def describe(labels: Labels) -> str:
@@ -116,23 +116,25 @@ def add_labels(batch: dict[str, np.ndarray], labelled: LabeledHistories) -> dict
     return {**batch, **columns}
 
 
-def training_columns(config: ConfigDict, train: LabeledHistories, start_step: int) -> Iterator[dict]:
+def training_columns(recipe: FinetuningRecipe, train: LabeledHistories, start_step: int) -> Iterator[dict]:
     """Yields the inputs of the train step, from the batch of `start_step` on."""
-    length, size, use_sep = config.data.row_length, config.train.batch_size, config.data.use_sep
-    stream = batches.training_batches(train.rows, length, size, config.seed, start_step, use_sep, newest=True)
+    length, size, use_sep = recipe.data.row_length, recipe.train.batch_size, recipe.data.use_sep
+    stream = batches.training_batches(train.rows, length, size, recipe.seed, start_step, use_sep, newest=True)
     return (inputs.device_columns(add_labels(batch, train)) for batch in stream)
 
 
-def evaluation_batches(config: ConfigDict, found: LabeledHistories) -> Iterator[dict]:
+def evaluation_batches(recipe: FinetuningRecipe, found: LabeledHistories) -> Iterator[dict]:
     """Yields batches with each labelled history once, in a fixed order."""
-    sizes = (config.data.row_length, config.evaluation.batch_size, config.data.use_sep)
+    sizes = (recipe.data.row_length, recipe.evaluation.batch_size, recipe.data.use_sep)
     return (add_labels(batch, found) for batch in batches.evaluation_batches(found.rows, *sizes))
 
 
-def read_each(config: ConfigDict, found: LabeledHistories, width: int, read: Callable[[dict], jax.Array]) -> np.ndarray:
+def read_each(
+    recipe: FinetuningRecipe, found: LabeledHistories, width: int, read: Callable[[dict], jax.Array]
+) -> np.ndarray:
     """Applies a function from a batch to (B, P, width) to all labelled histories; returns (M, width) float32."""
     outputs = np.zeros((len(found.labels), width), np.float32)
-    for batch in evaluation_batches(config, found):
+    for batch in evaluation_batches(recipe, found):
         rows, slots = np.nonzero(batch["patient_index"] >= 0)
         values = np.asarray(read(inputs.device_columns(batch)))
         outputs[batch["patient_index"][rows, slots]] = values[rows, slots]

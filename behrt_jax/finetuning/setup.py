@@ -26,6 +26,7 @@ from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.regression.code_regression import CodeRegression
 from behrt_jax.training import workdir
 from behrt_jax.training.optimizer import layer_lr_scales, stop_frozen_gradients
+from behrt_jax.training.recipe import Facts, FinetuningRecipe, read_recipe, with_facts
 
 KINDS = {"binary": "binary", "multiclass": "multi_class", "multilabel": "multi_label"}
 
@@ -34,6 +35,8 @@ class FinetuningTask(NamedTuple):
     """A model with an outcome head, its data and its objective.
 
     Attributes:
+      recipe: every section of the recipe, with the facts in them.
+      facts: what the data say.
       prepared, splits: the data, and labelled histories by split.
       model: takes the parameters that `workdir.load` returns, with LoRA's factors merged.
       objective: takes the trained parameters, which with LoRA are `{"base", "factors"}`.
@@ -43,6 +46,8 @@ class FinetuningTask(NamedTuple):
       digests: of the labels, the histories and the pre-trained parameters; see `digest_inputs`.
     """
 
+    recipe: FinetuningRecipe
+    facts: Facts
     prepared: Prepared
     splits: dict[str, LabeledHistories]
     model: BEHRTForSequenceClassification
@@ -53,94 +58,115 @@ class FinetuningTask(NamedTuple):
     digests: Mapping[str, str] = MappingProxyType({})
 
 
-def setup(config: ConfigDict, say: Callable[[str], None]) -> FinetuningTask:
-    """Reads labels and data and builds the task of a config; raises a ValueError if nothing can be learned."""
-    if config.add_codes and not config.pretrained:
+def read(config: ConfigDict) -> FinetuningRecipe:
+    """Reads the recipe of a config; raises a ValueError if it is not one of fine-tuning, or its keys do not agree."""
+    recipe = read_recipe(config.to_dict())
+    if not isinstance(recipe, FinetuningRecipe):
+        raise ValueError("recipe: is of pre-training; expected configs/classification.py or configs/survival.py")
+    if recipe.add_codes and not recipe.pretrained:
         raise ValueError("add_codes: found True without pretrained; expected a run whose vocabulary is added to")
-    if config.forecast.codes and not config.pretrained:
-        codes = ", ".join(config.forecast.codes)
+    if recipe.forecast.codes and not recipe.pretrained:
+        codes = ", ".join(recipe.forecast.codes)
         raise ValueError(f"forecast.codes: found {codes} without pretrained; expected a run of configs/events.py")
-    pretrained = pretrained_runs.load_pretrained(config) if config.pretrained else None
-    prepared, splits = data.read_splits(config, pretrained and pretrained.vocabulary, say, config.add_codes)
+    return recipe
+
+
+def setup(config: ConfigDict, say: Callable[[str], None]) -> FinetuningTask:
+    """Reads the recipe of a config, its labels and data, and builds the task; the config is not changed.
+
+    Raises:
+      ValueError: the recipe, the labels or the data cannot be used, or nothing can be learned.
+    """
+    recipe, pretrained, forecast = read(config), None, ((), ())
+    if recipe.pretrained:
+        recipe, pretrained = pretrained_runs.load_pretrained(recipe)
+        forecast = pretrained_runs.find_forecast(recipe, pretrained)
+    prepared, splits = data.read_splits(recipe, pretrained and pretrained.vocabulary, say, recipe.add_codes)
     labels = splits["train"].labels
     for split in ("train", "tuning"):
         label_data.check_learnable(splits[split].labels, split)
-    if config.forecast.codes and ((kind := labels.kind) not in ("binary", "survival") or len(labels.names) > 1):
+    if recipe.forecast.codes and ((kind := labels.kind) not in ("binary", "survival") or len(labels.names) > 1):
         raise ValueError(f"forecast.codes: found {kind} labels; expected one binary label, or times to an event")
     digests = digest_inputs(splits, pretrained)
     num_new_codes = len(prepared.vocabulary) - len(pretrained.vocabulary) if pretrained else 0
     if pretrained:
         say(prepare.describe_coverage(prepared.report, "train"))
-        pretrained = pretrained_runs.add_rows(pretrained, prepared.vocabulary, config.data.path)
-    regression = head_regression.fit(config, splits, prepared.vocabulary.tokens, say)
+        pretrained = pretrained_runs.add_rows(pretrained, prepared.vocabulary, recipe.data.path)
+    regression = head_regression.fit(recipe.history, splits, prepared.vocabulary.tokens, say)
     splits = head_regression.add(splits, regression, prepared.vocabulary.tokens)
-    task = build(config, prepared, splits, pretrained and pretrained.params, num_new_codes)
+    facts = find_facts(recipe, labels, len(prepared.vocabulary), forecast)
+    task = build(recipe, facts, prepared, splits, pretrained and pretrained.params, num_new_codes)
     return task._replace(regression=regression, digests=digests)
 
 
 def build(
-    config: ConfigDict, prepared: Prepared, splits: dict[str, LabeledHistories], begun: Any, num_new_codes: int = 0
+    recipe: FinetuningRecipe,
+    facts: Facts,
+    prepared: Prepared,
+    splits: dict[str, LabeledHistories],
+    begun: Any,
+    num_new_codes: int = 0,
 ) -> FinetuningTask:
-    """Builds the task of a config and completes the config; `begun` are pre-trained parameters, None from scratch."""
-    fill_in(config, splits["train"].labels, len(prepared.vocabulary))
-    model = workdir.build_outcome_model(config)
-    objective, first_head = make_objective(config, model, splits["train"]), begin_head(config, splits["train"])
-    if config.lora.rank:
-        objective = adapt_objective(objective, config.lora.scale)
-    rates = scales(config, num_new_codes)
-    if config.lora.rank or config.freeze != "none":
+    """Builds the task of a recipe and its facts; `begun` are pre-trained parameters, None from scratch."""
+    recipe = with_facts(recipe, facts)
+    model = workdir.build_outcome_model(recipe, facts)
+    objective, first_head = make_objective(recipe, model, splits["train"]), begin_head(recipe.outcome, splits["train"])
+    if recipe.lora.rank:
+        objective = adapt_objective(objective, recipe.lora.scale)
+    rates = scales(recipe, num_new_codes)
+    if recipe.lora.rank or recipe.freeze != "none":
         objective = hold(objective, rates)
-    start = functools.partial(initialize, config, model, begun, first_head)
-    return FinetuningTask(prepared, splits, model, objective, start, rates)
+    start = functools.partial(initialize, recipe.lora.rank, model, begun, first_head)
+    return FinetuningTask(recipe, facts, prepared, splits, model, objective, start, rates)
 
 
-def fill_in(config: ConfigDict, train: Labels, vocab_size: int) -> None:
-    """Sets the config keys that depend on the labels of train and on the vocabulary."""
-    with config.unlocked():
-        config.model.vocab_size, config.names = vocab_size, train.names
-        if "classification" in config:
-            config.classification.kind = KINDS[train.kind]
-        else:
-            config.survival.num_causes = len(train.names)
-            if not config.survival.edges:
-                config.survival.edges = survival.fit_edges(train.days, train.events, config.survival.num_bins)
+def find_facts(
+    recipe: FinetuningRecipe,
+    train: Labels,
+    vocab_size: int,
+    forecast: tuple[tuple[int, ...], tuple[float, ...]] = ((), ()),
+) -> Facts:
+    """Returns what the labels of train and the vocabulary say; `forecast` is from `pretrained.find_forecast`."""
+    names = {"names": train.names, "forecast_ids": forecast[0], "forecast_edges": forecast[1]}
+    if not isinstance(recipe.outcome, SurvivalConfig):
+        return Facts(vocab_size, label_kind=KINDS[train.kind], **names)
+    edges = () if recipe.outcome.edges else survival.fit_edges(train.days, train.events, recipe.outcome.num_bins)
+    return Facts(vocab_size, survival_edges=tuple(edges), **names)
 
 
-def make_objective(config: ConfigDict, model, found: LabeledHistories) -> Objective:
+def make_objective(recipe: FinetuningRecipe, model, found: LabeledHistories) -> Objective:
     """Builds the objective of a recipe for the labels of train."""
-    if "survival" in config:
-        settings = SurvivalConfig(**config.survival)
-        if settings.loss == "cox" and config.train.accumulate_steps > 1:
-            problem = f"found {config.train.accumulate_steps} with survival.loss=cox"
+    outcome = recipe.outcome
+    if isinstance(outcome, SurvivalConfig):
+        if outcome.loss == "cox" and recipe.train.accumulate_steps > 1:
+            problem = f"found {recipe.train.accumulate_steps} with survival.loss=cox"
             raise ValueError(
                 f"train.accumulate_steps: {problem}; expected 1, as the risk sets of Cox are whole batches"
             )
-        return survival.make_objective(model, settings)
-    settings, (targets, num_classes) = ClassificationConfig(**config.classification), _targets(config, found.labels)
-    weights = None if settings.class_weights == "none" else classification.balanced_weights(targets, num_classes)
-    return classification.make_objective(model, settings, weights)
+        return survival.make_objective(model, outcome)
+    targets, num_classes = _targets(outcome.kind, found.labels)
+    weights = None if outcome.class_weights == "none" else classification.balanced_weights(targets, num_classes)
+    return classification.make_objective(model, outcome, weights)
 
 
-def begin_head(config: ConfigDict, found: LabeledHistories) -> tuple[np.ndarray, np.ndarray]:
+def begin_head(
+    outcome: ClassificationConfig | SurvivalConfig, found: LabeledHistories
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the covariate kernel and the bias of the initial head, from a regression on the covariates of train."""
     train = found.labels
-    if "survival" in config:
-        return head_init.init_survival_head(
-            found.covariates, train.days, train.events, SurvivalConfig(**config.survival)
-        )
-    settings = ClassificationConfig(**config.classification)
-    targets, num_classes = _targets(config, train)
-    return head_init.init_classification_head(found.covariates, targets, settings, num_classes)
+    if isinstance(outcome, SurvivalConfig):
+        return head_init.init_survival_head(found.covariates, train.days, train.events, outcome)
+    targets, num_classes = _targets(outcome.kind, train)
+    return head_init.init_classification_head(found.covariates, targets, outcome, num_classes)
 
 
-def _targets(config: ConfigDict, labels: Labels) -> tuple[np.ndarray, int]:
+def _targets(kind: str, labels: Labels) -> tuple[np.ndarray, int]:
     """Returns the targets of a classification objective, and the number of classes."""
-    kind = config.classification.kind
     targets = labels.values if kind == "multi_label" else labels.values[:, 0]
     return targets, len(labels.names) if kind == "multi_class" else 2
 
 
-def initialize(config: ConfigDict, model, begun: Any, head: tuple[np.ndarray, np.ndarray], key: jax.Array) -> Any:
+def initialize(lora_rank: int, model, begun: Any, head: tuple[np.ndarray, np.ndarray], key: jax.Array) -> Any:
     """Initialises the trained parameters: the pre-trained encoder, and a head that starts at `head`."""
     variables = workdir.initialize(model, key)
     params = dict(variables["params"])
@@ -151,15 +177,15 @@ def initialize(config: ConfigDict, model, begun: Any, head: tuple[np.ndarray, np
     kernel = kernel.at[len(kernel) - len(head[0]) :].set(head[0])
     params["head"] = {"output": {"kernel": kernel, "bias": jnp.asarray(head[1])}}
     params = {**variables, "params": params}
-    if config.lora.rank:
-        return {"base": params, "factors": lora.initialize(params, config.lora.rank, jax.random.fold_in(key, 1))}
+    if lora_rank:
+        return {"base": params, "factors": lora.initialize(params, lora_rank, jax.random.fold_in(key, 1))}
     return params
 
 
-def scales(config: ConfigDict, num_new_codes: int = 0) -> Callable[[Any], Any]:
+def scales(recipe: FinetuningRecipe, num_new_codes: int = 0) -> Callable[[Any], Any]:
     """Returns a function from parameters to multipliers of learning rates; new codes are never frozen."""
-    freeze = "encoder" if config.lora.rank else config.freeze
-    return functools.partial(layer_lr_scales, decay=config.layer_decay, freeze=freeze, num_new_codes=num_new_codes)
+    freeze = "encoder" if recipe.lora.rank else recipe.freeze
+    return functools.partial(layer_lr_scales, decay=recipe.layer_decay, freeze=freeze, num_new_codes=num_new_codes)
 
 
 def hold(objective: Objective, scales: Callable[[Any], Any]) -> Objective:
@@ -171,10 +197,10 @@ def hold(objective: Objective, scales: Callable[[Any], Any]) -> Objective:
     return objective._replace(measure=measure)
 
 
-def tuning_scorer(config: ConfigDict, task: FinetuningTask) -> Callable[[Any], dict[str, float]]:
+def tuning_scorer(task: FinetuningTask) -> Callable[[Any], dict[str, float]]:
     """Returns a function from trained parameters to the metrics of the objective on tuning."""
     step = scoring.make_tuning_step(task.objective)
-    tuning_batches = list(labeled_histories.evaluation_batches(config, task.splits["tuning"]))
+    tuning_batches = list(labeled_histories.evaluation_batches(task.recipe, task.splits["tuning"]))
     return lambda params: scoring.score_objective(step, task.objective, params, tuning_batches)
 
 
@@ -187,7 +213,7 @@ def adapt_objective(objective: Objective, scale: float) -> Objective:
     return objective._replace(measure=measure)
 
 
-def digest_inputs(splits: dict[str, LabeledHistories], pretrained: workdir.Loaded | None = None) -> dict[str, str]:
+def digest_inputs(splits: dict[str, LabeledHistories], pretrained: workdir.LoadedRun | None = None) -> dict[str, str]:
     """Computes digests of the inputs of fine-tuning, by config key: labels, histories and pre-trained parameters.
 
     Args:

@@ -6,16 +6,17 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from behrt_jax.data import batches, next_visit_targets
 from behrt_jax.data import windows as data_windows
 from behrt_jax.data.dataset import Patients
 from behrt_jax.data.hashing import hash_integers
 from behrt_jax.data.vocabulary import MASK
+from behrt_jax.finetuning.finetuned import FinetunedModel
 from behrt_jax.interpret import attribution
 from behrt_jax.objectives import survival
 from behrt_jax.objectives.survival import SurvivalConfig
+from behrt_jax.training.pretraining import PretrainingTask
 
 
 class AttributionCase(NamedTuple):
@@ -57,11 +58,11 @@ def make_case(kind: str, patients: Patients, index, windows, score, extra: dict,
 
 
 def make_next_visit_case(
-    config, model, params, patients, index, visits: np.ndarray, targets: np.ndarray
+    task: PretrainingTask, params, patients, index, visits: np.ndarray, targets: np.ndarray
 ) -> AttributionCase:
     """Makes a case of the log odds of a code at each of (N,) visits of the index, from the history before the visit."""
-    causal = config.objective.history != "random_cut"
-    score = functools.partial(attribution.next_visit_odds, model, params, causal=causal)
+    causal = task.recipe.objective.history != "random_cut"
+    score = functools.partial(attribution.next_visit_odds, task.model, params, causal=causal)
     windows = data_windows.windows_until(index, visits, index.owners[visits])
     options = {"places": attribution.last_places, "arguments": {"causal": causal}}
     options |= {"until": patients.times[index.starts[0][visits]]}
@@ -101,18 +102,19 @@ def take(case: AttributionCase, rows: np.ndarray) -> AttributionCase:
     return case._replace(columns=columns, visits=case.visits[rows], owners=case.owners[rows])
 
 
-def make_outcome_case(config: ConfigDict, model, params, found, number: int = 0) -> AttributionCase:
+def make_outcome_case(own: FinetunedModel, found, number: int = 0) -> AttributionCase:
     """Makes a case of an outcome of labelled histories: a logit, or the log cumulative hazard by the last horizon."""
-    index = data_windows.index_visits(found.rows, config.data.row_length, config.data.use_sep)
+    recipe, outcome = own.recipe, own.recipe.outcome
+    index = data_windows.index_visits(found.rows, recipe.data.row_length, recipe.data.use_sep)
 
     def score(columns):
-        logits = attribution.outcome_logits(model, params, columns)
-        if "survival" in config:
-            return survival.log_hazard_by(logits, SurvivalConfig(**config.survival), config.evaluation.horizons[-1])
+        logits = attribution.outcome_logits(own.model, own.params, columns)
+        if isinstance(outcome, SurvivalConfig):
+            return survival.log_hazard_by(logits, outcome, recipe.evaluation.horizons[-1])
         return logits[:, number]
 
     extra = {"covariates": found.covariates} if found.covariates.shape[1] else {}
-    places = (lambda columns: 0 * attribution.last_places(columns)) if config.model.pooling == "cls" else None
+    places = (lambda columns: 0 * attribution.last_places(columns)) if recipe.model.pooling == "cls" else None
     windows = data_windows.newest_windows(index)
     return make_case("outcome", found.rows, index, windows, score, extra, places=places)
 

@@ -34,10 +34,10 @@ def choose(case: AttributionCase, number: int) -> AttributionCase:
 
 def next_visits(run: Run, number: int) -> list[dict]:
     """Returns example patients, with the codes predicted for their last visit from the earlier ones."""
-    patients, is_target = run.patients, run.trained.is_target
+    patients, is_target = run.patients, run.task.is_target
     index = run.index(patients)
     visits, targets = cases.last_targets(patients, index, is_target)
-    case = cases.make_next_visit_case(run.config, run.trained.model, run.params, patients, index, visits, targets)
+    case = cases.make_next_visit_case(run.task, run.params, patients, index, visits, targets)
     case = choose(case, number)
     following, starts = case.visits.max(axis=1) + 1, index.starts
     visit_codes = [patients.codes[starts[0][visit] : starts[1][visit]] for visit in following]
@@ -49,18 +49,18 @@ def masked_codes(run: Run, number: int) -> list[dict]:
     """Returns example patients, with the codes predicted at a mask."""
     is_code = np.arange(len(run.vocabulary)) >= NUM_SPECIAL
     index = run.index(run.patients)
-    case = choose(cases.make_masked_code_case(run.trained.model, run.params, run.patients, index, is_code), number)
+    case = choose(cases.make_masked_code_case(run.task.model, run.params, run.patients, index, is_code), number)
     return describe_codes(case, run, is_code, [{int(code)} for code in case.columns["target"]])
 
 
 def describe_codes(case: AttributionCase, run: Run, is_target: np.ndarray, came: list[set[int]]) -> list[dict]:
     """Returns the rows of a case with the most likely codes among `is_target`, (V,) bool, and the drivers of some."""
-    logits = np.where(is_target, code_logits(case, run.trained.model, run.params), -np.inf)
+    logits = np.where(is_target, code_logits(case, run.task.model, run.params), -np.inf)
     probabilities = softmax(logits, axis=1) if case.kind == "mlm" else expit(logits)
     best = np.argsort(-logits, axis=1)[:, :SHOWN]
     wide = cases.take(case, np.repeat(np.arange(len(best)), EXPLAINED))
     wide = wide._replace(columns={**wide.columns, "target": best[:, :EXPLAINED].ravel().astype(np.int32)})
-    drivers = methods.explain(wide, run.trained.model, run.params, run.say)
+    drivers = methods.explain(wide, run.task.model, run.params, run.say)
     names, patients = Names(run.vocabulary.tokens, run.source), []
     for row, codes in enumerate(best):
         predictions = [
@@ -98,12 +98,12 @@ def outcomes(
     drivers = methods.explain(case, own.model, own.params, say)
     read = jax.jit(lambda params, columns: attribution.outcome_logits(own.model, params, columns))
     logits = np.asarray(read(own.params, models_inputs.device_columns(case.columns)))
-    predictions = predict.predict(own.config, logits, predict.read_fitted(folder))
+    predictions = predict.predict(own.recipe.outcome, logits, predict.read_fitted(folder))
     names, patients = Names(own.tokens, data), []
     for row in range(len(logits)):
-        prediction = {"name": own.config.names[0], "drivers": told_drivers(drivers, row, shown_tokens(case, row))}
+        prediction = {"name": own.facts.names[0], "drivers": told_drivers(drivers, row, shown_tokens(case, row))}
         if isinstance(predictions, predict.SurvivalPredictions):
-            days = own.config.evaluation.horizons
+            days = own.recipe.evaluation.horizons
             risks = predictions.risks(np.asarray(days))[row].sum(axis=0)
             prediction["risk_by_day"] = {
                 f"{day:g}": round(float(risk), 5) for day, risk in zip(days, risks, strict=True)

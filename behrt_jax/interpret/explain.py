@@ -20,11 +20,11 @@ MEASURES = {"auroc": "AUROC", "spearman": "rank correlation, sizes", "pearson": 
 def ask_run(run: Run, most: int) -> tuple[AttributionCase, np.ndarray | None]:
     """Returns a case of some patients of a pre-trained run, and the oracle's effects; None if not simulated."""
     patients = dataset.sample(run.patients, most)
-    index, model, params = run.index(patients), run.trained.model, run.params
+    index, model, params = run.index(patients), run.task.model, run.params
     simulated = (run.source / world.WORLD_FILE).exists()
     if "next_visit" in model.objectives:
-        visits, targets = cases.last_targets(patients, index, run.trained.is_target)
-        case = cases.make_next_visit_case(run.config, model, params, patients, index, visits, targets)
+        visits, targets = cases.last_targets(patients, index, run.task.is_target)
+        case = cases.make_next_visit_case(run.task, params, patients, index, visits, targets)
     else:
         certain = ground_truth.certain_codes(world.load_world(run.source)) if simulated else ()
         case = cases.make_masked_code_case(model, params, patients, index, ~np.isin(run.vocabulary.tokens, certain))
@@ -73,8 +73,8 @@ def ask_finetuned(
         rows=dataset.take(held_out.rows, is_chosen),
         covariates=held_out.covariates[is_chosen],
     )
-    case = cases.make_outcome_case(own.config, own.model, own.params, held_out)
-    file, truth = Path(own.config.labels).with_suffix(TRUTH_SUFFIX), None
+    case = cases.make_outcome_case(own, held_out)
+    file, truth = Path(own.recipe.labels).with_suffix(TRUTH_SUFFIX), None
     if with_truth and file.exists():
         times = held_out.labels.prediction_times
         truth = ground_truth.hazard_effects(case, held_out.histories, times, file, own.tokens)

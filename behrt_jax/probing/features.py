@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import scipy.sparse
-from ml_collections import ConfigDict
 
 from behrt_jax.data import histories as data_histories
 from behrt_jax.data import windows
@@ -20,6 +19,7 @@ from behrt_jax.data.hashing import hash_fraction
 from behrt_jax.embeddings.patients import embed
 from behrt_jax.regression.ridge import Blocks
 from behrt_jax.training import workdir
+from behrt_jax.training.recipe import PretrainingRecipe
 
 DEMOGRAPHICS, COUNTS, EMBEDDINGS, RANDOM = "demographics", "counts", "embeddings", "random"
 SINCE = np.datetime64("2000-01-01", "m")
@@ -30,7 +30,7 @@ TINY = 1e-6
 class Run(NamedTuple):
     """A pre-trained run: its recipe, model, parameters by block, and tokens by id."""
 
-    config: ConfigDict
+    recipe: PretrainingRecipe
     model: Any
     params: dict[str, Any]
     tokens: tuple[str, ...]
@@ -39,7 +39,7 @@ class Run(NamedTuple):
 class Reader:
     """Computes scaled features of histories with a pre-trained run; caches embeddings in a folder, as they are slow."""
 
-    def __init__(self, found: workdir.Loaded, train: Patients, folder: Path, random: bool = True):
+    def __init__(self, found: workdir.LoadedRun[PretrainingRecipe], train: Patients, folder: Path, random: bool = True):
         """Initialises the reader.
 
         Args:
@@ -50,10 +50,10 @@ class Reader:
         """
         params = {EMBEDDINGS: found.params}
         if random:
-            params[RANDOM] = workdir.initialize(found.model, jax.random.key(found.config.seed + 1))
-        self.run = Run(found.config, found.model, params, found.vocabulary.tokens)
+            params[RANDOM] = workdir.initialize(found.model, jax.random.key(found.recipe.seed + 1))
+        self.run = Run(found.recipe, found.model, params, found.vocabulary.tokens)
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
-        self.digest = workdir.digest(leaves, found.vocabulary.tokens, str(found.config.data), str(found.config.model))
+        self.digest = workdir.digest(leaves, found.vocabulary.tokens, found.recipe.data, found.recipe.model)
         self.folder, self.scaling = folder, None
         self.unlabeled = train
 
@@ -90,8 +90,9 @@ class Scaling(NamedTuple):
 
 def embed_histories(run: Run, histories: Patients) -> Blocks:
     """Embeds M histories with each of a run's parameters: the mean hidden state of the newest tokens, (M, D)."""
-    rows = data_histories.newest_visits(histories, run.config.data.row_length)
-    return {name: embed(run.config, run.model, params, rows)["mean"] for name, params in run.params.items()}
+    rows = data_histories.newest_visits(histories, run.recipe.data.row_length)
+    size = run.recipe.evaluation.batch_size
+    return {name: embed(run.recipe.data, run.model, params, rows, size)["mean"] for name, params in run.params.items()}
 
 
 def describe(run: Run, histories: Patients, times: np.ndarray) -> Blocks:
@@ -113,7 +114,7 @@ def demographics(histories: Patients, times: np.ndarray, tokens: tuple[str, ...]
 
 def count_codes(run: Run, histories: Patients) -> np.ndarray:
     """Computes (M, V) log counts of codes in histories, with 1 for static tokens."""
-    index = windows.index_visits(histories, run.config.data.row_length, run.config.data.use_sep)
+    index = windows.index_visits(histories, run.recipe.data.row_length, run.recipe.data.use_sep)
     codes = visit_codes(histories, index, len(run.tokens)).astype(np.float32)
     sides = np.ones(codes.shape[0], np.float32), index.owners, np.arange(codes.shape[0] + 1)
     owners = scipy.sparse.csr_array(sides, shape=(codes.shape[0], len(histories)))

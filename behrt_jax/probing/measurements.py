@@ -61,12 +61,12 @@ def measure_task(
     if (0, 0, AGE) not in results.found:
         ages = probing_features.ages(held_out.histories, held_out.labels.prediction_times)
         results.add(0, 0, AGE, rank(ages, held_out.labels))
-    if task.config.forecast.codes and (0, 0, FORECAST) not in results.found:
+    if task.recipe.forecast.codes and (0, 0, FORECAST) not in results.found:
         results.add(0, 0, FORECAST, rank(few_label_task.forecast(task), held_out.labels))
     for size, draw, arm in todo:
         bar.set_postfix_str(f"{show(size)} patients, draw {draw}, {arm}")
         if (size, draw, arm) not in results.found:
-            rows = sampling.draw_rows(train.labels, size, task.config.seed, draw)
+            rows = sampling.draw_rows(train.labels, size, task.recipe.seed, draw)
             if arm in (SCRATCH, TUNED):
                 scores = few_label_task.train_and_score(task, rows, draw, arm == TUNED, compiled)
             else:

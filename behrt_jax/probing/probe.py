@@ -1,16 +1,15 @@
 """Predicts an outcome from few labels: frozen embeddings and code counts, with age and sex."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from ml_collections import ConfigDict
 from scipy.special import expit
 from tqdm import tqdm
 
 from behrt_jax.data import dataset
 from behrt_jax.data import prepare as data_prepare
-from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.finetuning import data as labeled_data
 from behrt_jax.finetuning import labeled_histories, sampling
@@ -23,6 +22,10 @@ from behrt_jax.probing.features import Reader
 from behrt_jax.probing.scores import rank
 from behrt_jax.probing.table import AGE, COUNTS, OURS
 from behrt_jax.training import workdir
+from behrt_jax.training.recipe import HistoryConfig, PretrainingRecipe
+
+# Histories as in pre-training: without a prediction token.
+HISTORY = HistoryConfig(include_at=False, age_and_sex=True, prediction_token=False)
 
 
 def read_sizes(words: list[str]) -> list[int]:
@@ -33,23 +36,20 @@ def read_sizes(words: list[str]) -> list[int]:
     return sorted({np.iinfo(int).max if word == "all" else int(word) for word in words})
 
 
-def load(folder: str, data: str | None) -> workdir.Loaded:
+def load(folder: str, data: str | None) -> workdir.LoadedRun[PretrainingRecipe]:
     """Loads a pre-trained run, with its data set or another MEDS data set."""
-    run = workdir.load(Path(folder))
-    if "objective" not in run.config:
-        raise ValueError(f"--workdir={folder}: was fine-tuned; expected a run of experiments.pretrain")
-    with run.config.unlocked():
-        # Histories as in pre-training: without a prediction token.
-        run.config.history = ConfigDict({"include_at": False, "prediction_token": False, "age_and_sex": True})
-        run.config.data.path = data or run.config.data.path
-    run.config.lock()
-    return run
+    run = workdir.load_pretraining(folder, f"--workdir={folder}")
+    recipe = dataclasses.replace(
+        run.recipe, data=dataclasses.replace(run.recipe.data, path=data or run.recipe.data.path)
+    )
+    return run._replace(recipe=recipe)
 
 
-def read(found: workdir.Loaded, folder: Path, labels: Labels, split: str) -> LabeledHistories:
+def read(found: workdir.LoadedRun[PretrainingRecipe], folder: Path, labels: Labels, split: str) -> LabeledHistories:
     """Reads the labels of a split, or of `all`, and the histories at their prediction times."""
     patients = dataset.read(folder, split)
-    return labeled_histories.find_histories(found.config, patients, labels, found.vocabulary.tokens, split, print)
+    arguments = (found.recipe.data.row_length, patients, labels, found.vocabulary.tokens, split, print)
+    return labeled_histories.find_histories(HISTORY, *arguments)
 
 
 def read_labels(file: str, data: str, with_outcomes: bool = True) -> Labels:
@@ -91,10 +91,9 @@ def predict(reader: Reader, train: LabeledHistories, wanted: LabeledHistories) -
     )
 
 
-def read_wanted(found: workdir.Loaded, file: str, data: str) -> LabeledHistories:
+def read_wanted(found: workdir.LoadedRun[PretrainingRecipe], file: str, data: str) -> LabeledHistories:
     """Reads the histories to predict, of any split, at the subjects and times of a file."""
-    config = DataConfig(**{**found.config.data, "path": data})
-    prepared = prepare(config, found.vocabulary, splits=(), progress=print)
+    prepared = prepare(dataclasses.replace(found.recipe.data, path=data), found.vocabulary, splits=(), progress=print)
     print(data_prepare.describe_coverage(prepared.report, "all"))
     histories = read(found, prepared.folder, read_labels(file, data, with_outcomes=False), "all")
     if not len(histories.labels):

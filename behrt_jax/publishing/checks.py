@@ -1,12 +1,12 @@
 """Checks before publication: no information on few patients, on other runs, or on the machine."""
 
+import dataclasses
 import json
 import platform
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from behrt_jax.data import events
+from behrt_jax.data.config import DataConfig
 from behrt_jax.data.vocabulary import MIN_BIN_PATIENTS, Vocabulary, round_edge
 from behrt_jax.evaluation.small_cells import drop_small
 from behrt_jax.training import workdir
@@ -80,17 +80,17 @@ def read_evaluation(file: Path, floor: int) -> tuple[dict, int]:
     return drop_small(result, floor)
 
 
-def without_places(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
-    """Makes paths in a config relative, or keeps only the last part of a path elsewhere; also returns the changes."""
-    config, changes = config.copy_and_resolve_references(), []
+def without_places(config: DataConfig) -> tuple[DataConfig, list[str]]:
+    """Makes paths relative, or keeps only the last part of a path elsewhere; also returns the changes."""
+    paths, changes = {}, []
     for key in PATHS:
-        path = Path(config.data[key])
+        path = Path(getattr(config, key))
         if path.is_absolute() or ".." in path.parts:
             here = Path.cwd()
             full = path.resolve()
-            config.data[key] = str(full.relative_to(here)) if full.is_relative_to(here) else full.name
-            changes.append(f"data.{key} became {config.data[key]!r}")
-    return config, changes
+            paths[key] = str(full.relative_to(here)) if full.is_relative_to(here) else full.name
+            changes.append(f"data.{key} became {paths[key]!r}")
+    return dataclasses.replace(config, **paths), changes
 
 
 def check_anonymous(folder: Path) -> None:

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from ml_collections import ConfigDict
 
+from behrt_jax.data.config import DataConfig
 from behrt_jax.data.events import SPLITS
 from behrt_jax.data.vocabulary import Vocabulary
 from behrt_jax.evaluation import tables
-from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.training import metrics_writer
+from behrt_jax.training.recipe import PretrainingRecipe
 from behrt_jax.training.workdir import MACHINE_FILE
 
 KINDS_SHOWN = 8
@@ -31,7 +31,7 @@ class Origin(NamedTuple):
 class Run(NamedTuple):
     """The facts about a run that its card states."""
 
-    config: ConfigDict
+    recipe: PretrainingRecipe
     vocabulary: Vocabulary
     parameters: int
     step: int
@@ -43,7 +43,7 @@ class Run(NamedTuple):
 
 def write(output: Path, run: Run, origin: Origin) -> str:
     """Returns the card as Markdown."""
-    config, loader = run.config, FileSystemLoader(TEMPLATES)
+    recipe, loader = run.recipe, FileSystemLoader(TEMPLATES)
     page = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     page.filters["number"] = "{:,}".format
     return page.get_template("model_card.md").render(
@@ -52,30 +52,31 @@ def write(output: Path, run: Run, origin: Origin) -> str:
         run=run,
         origin=origin,
         simulated=origin.patients == "simulated",
-        data=config.data,
-        model=config.model,
-        train=config.train,
-        source=Path(config.data.path).name,
-        objectives=" and ".join(tables.TITLES[name] for name in ObjectiveConfig(**config.objective).weights),
+        data=recipe.data,
+        model=recipe.model,
+        train=recipe.train,
+        source=Path(recipe.data.path).name,
+        objectives=" and ".join(tables.TITLES[name] for name in recipe.objective.weights),
         patients={split: run.report[f"patients/{split}"] for split in SPLITS},
-        left_out=_left_out(config.data),
+        left_out=_left_out(recipe.data),
         scores=tables.format_result(run.evaluation),
         kinds=_kinds(run.vocabulary),
     )
 
 
-def _left_out(data: ConfigDict) -> str:
+def _left_out(data: DataConfig) -> str:
     patterns = [f"`{pattern}`" for pattern in data.codes_exclude]
     return f"codes such as {', '.join(patterns[:4])} (`data.codes_exclude`)" if patterns else "any code left out"
 
 
-def describe_cost(workdir: Path, config: ConfigDict, hardware: str) -> str:
+def describe_cost(workdir: Path, recipe: PretrainingRecipe, hardware: str) -> str:
     """Describes how long a run took at its median speed, and on what hardware."""
     machine = workdir / MACHINE_FILE
     if not hardware and machine.exists():
         hardware = ", ".join(json.loads(machine.read_text()).values())
-    speed = float(np.median(metrics_writer.read_series(workdir, "train", "tokens_per_second", config.train.num_steps)))
-    tokens = config.train.num_steps * config.train.batch_size * config.train.accumulate_steps * config.data.row_length
+    speed = float(np.median(metrics_writer.read_series(workdir, "train", "tokens_per_second", recipe.train.num_steps)))
+    train = recipe.train
+    tokens = train.num_steps * train.batch_size * train.accumulate_steps * recipe.data.row_length
     duration = f"about {tokens / speed / 60:,.0f} minutes at {speed:,.0f} tokens a second"
     return duration + (f" on {hardware}" if hardware else "")
 

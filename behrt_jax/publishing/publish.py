@@ -1,5 +1,6 @@
 """Publishes the encoder of a run: its best parameters, the files that `behrt_jax.load` needs, and a model card."""
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -7,7 +8,6 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.evaluation.small_cells import MIN_PATIENTS
 from behrt_jax.models.behrt import count_parameters
@@ -22,20 +22,18 @@ COMMIT = "commit_success.txt"  # Orbax writes a path of this machine into it
 FLOORS = {"simulated": 1, "public": 1, "real": MIN_PATIENTS}  # fewest patients behind any published number
 
 
-def load_best(folder: Path) -> tuple[workdir.Loaded, int, dict[str, float]]:
+def load_best(folder: Path) -> tuple[workdir.LoadedRun, int, dict[str, float]]:
     """Loads a pre-trained run, the step of its best checkpoint and that checkpoint's metrics on tuning.
 
     Raises:
       ValueError: the run is fine-tuned or cannot be loaded, or its best checkpoint is damaged or was not evaluated.
     """
-    loaded = workdir.load(folder)
-    if "objective" not in loaded.config:
-        raise ValueError(f"--workdir={folder}: was fine-tuned; expected a run of experiments.pretrain")
+    loaded = workdir.load_pretraining(folder, f"--workdir={folder}")
 
     def refuse(line: str) -> None:
         raise ValueError(f"{line}; expected the best one to be whole")
 
-    params = workdir.restore_params(folder, loaded.config, loaded.model, refuse)
+    params = workdir.restore_params(folder, loaded.model, warn=refuse)
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
     best = checkpoints.best()
     checkpoints.close()
@@ -61,17 +59,18 @@ def publish(folder: Path, output: Path, origin: model_card.Origin, floor: int, h
     if origin.patients == "real":
         checks.check_value_edges(loaded.vocabulary, floor)
     result, dropped = checks.read_evaluation(folder / EVALUATION_FILE, floor)
-    report = prepare(DataConfig(**loaded.config.data), progress=print).report
+    report = prepare(loaded.recipe.data, progress=print).report
     checks.check_splits(report, floor)
-    config, changes = checks.without_places(loaded.config)
+    data, changes = checks.without_places(loaded.recipe.data)
+    recipe = dataclasses.replace(loaded.recipe, data=data)
     with tempfile.TemporaryDirectory() as scratch:
         staging = Path(scratch) / output.name
-        workdir.open_workdir(staging, config, loaded.vocabulary)
+        workdir.open_workdir(staging, recipe, loaded.facts, loaded.vocabulary)
         write_parameters(staging / workdir.CHECKPOINTS, loaded.params, step, metrics)
         (staging / EVALUATION_FILE).write_text(json.dumps(result, indent=1))
-        cost = model_card.describe_cost(folder, config, hardware)
+        cost = model_card.describe_cost(folder, recipe, hardware)
         size = count_parameters(loaded.params)
-        run = model_card.Run(config, loaded.vocabulary, size, step, metrics, result, report, cost)
+        run = model_card.Run(recipe, loaded.vocabulary, size, step, metrics, result, report, cost)
         (staging / CARD).write_text(model_card.write(output, run, origin))
         checks.check_anonymous(staging)
         if output.exists():

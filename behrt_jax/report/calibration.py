@@ -10,6 +10,7 @@ from behrt_jax.metrics.classification import most_bins
 from behrt_jax.report.parts import Figure, Missing, Section, Table, Text, draw
 from behrt_jax.report.scoring import Reliability, Scored, reliability
 from behrt_jax.report.source import Source
+from behrt_jax.training.recipe import SURVIVAL, FinetuningRecipe
 
 PREDICTIONS_FILE = "predictions.parquet"
 MOST_OUTCOMES = 6
@@ -43,9 +44,9 @@ def _of_outcomes(source: Source) -> dict[str, Reliability | None]:
         return {}
     predictions = pl.read_parquet(file)
     owners = np.unique(predictions["subject_id"].to_numpy(), return_inverse=True)[1]
-    names = list(source.config.names)
-    if "survival" in source.config:
-        horizon = f"{max(source.config.evaluation.horizons):g}"
+    names = list(source.facts.names)
+    if isinstance(source.recipe, FinetuningRecipe) and source.recipe.kind == SURVIVAL:
+        horizon = f"{max(source.recipe.evaluation.horizons):g}"
         return {
             f"{name} within {horizon} days": _of_survival(predictions, name, place, horizon, owners, source.floor)
             for place, name in enumerate(names, start=1)

@@ -61,8 +61,15 @@ def patient_maps(source: Source, diseases: Path) -> Section:
     everyone = source.patients("all")
     patients = dataset.sample(everyone, MOST_PATIENTS)
     source.say(f"embedding {len(patients):,} patients")
-    pooling = source.config.model.pooling
-    vectors = embed(source.config, source.model, source.params, patients, poolings=(pooling,))[pooling]
+    pooling = source.recipe.model.pooling
+    vectors = embed(
+        source.recipe.data,
+        source.model,
+        source.params,
+        patients,
+        source.recipe.evaluation.batch_size,
+        poolings=(pooling,),
+    )[pooling]
     colourings = colour_patients(source, patients, diseases)
     shows_patients = source.may_show(source.is_synthetic)
     legend = f"Each point is one of {len(patients):,} patients"
@@ -74,7 +81,7 @@ def patient_maps(source: Source, diseases: Path) -> Section:
         f"{legend}, by the encoder's states over the newest visits ({pooling} of tokens); all splits are here. Those "
         "who lie close look alike to the model; distances across the map, axes and the sizes of clumps mean nothing."
     )
-    layouts = lay_out(vectors, source.config.seed, source.say)
+    layouts = lay_out(vectors, source.recipe.seed, source.say)
     parts: list = (
         [make_maps(layouts, colourings, shows_patients, "patients")] if layouts else [Text("Too few patients to draw.")]
     )

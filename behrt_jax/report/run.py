@@ -8,7 +8,9 @@ import jax
 from behrt_jax.data import events
 from behrt_jax.report.parts import Missing, Section, Table, Text
 from behrt_jax.report.source import NO_DATA, Source
+from behrt_jax.training.config_file import flatten
 from behrt_jax.training.describe import left_out
+from behrt_jax.training.recipe import SURVIVAL, FinetuningRecipe, to_config
 from behrt_jax.training.workdir import PARAMETERS_FILE
 
 SHOWN_KINDS = 12
@@ -26,18 +28,18 @@ MODEL_KEYS = {
 
 def describe(source: Source) -> Section:
     """Makes the section on the model, its data and its settings."""
-    config = source.config
+    recipe = source.recipe
     sizes = source.read_json(PARAMETERS_FILE) or {"all": sum(leaf.size for leaf in jax.tree.leaves(source.params))}
     rows = [["trained on", training_goal(source)], ["parameters", f"{sizes['all']:,}"]]
     if sizes.get("trained", sizes["all"]) != sizes["all"]:
         rows.append(["of which trained", f"{sizes['trained']:,}"])
-    if not source.is_pretrained:
-        rows.append(["begun from", Path(config.pretrained).name if config.pretrained else "random parameters"])
-    rows += [[label, str(config.model[key])] for key, label in MODEL_KEYS.items()]
-    rows += [["tokens a row", f"{config.data.row_length:,}"], ["seed", str(config.seed)]]
+    if isinstance(recipe, FinetuningRecipe):
+        rows.append(["begun from", Path(recipe.pretrained).name if recipe.pretrained else "random parameters"])
+    rows += [[label, str(getattr(recipe.model, key))] for key, label in MODEL_KEYS.items()]
+    rows += [["tokens a row", f"{recipe.data.row_length:,}"], ["seed", str(recipe.seed)]]
     paragraph, *tables = _describe_data(source)
     parts: list = [paragraph, Table("The model", ["what", "value"], rows), *tables, _count_kinds(source)]
-    flat = [[key, str(value)] for key, value in sorted(_flatten(config.to_dict()).items())]
+    flat = [[key, str(value)] for key, value in sorted(flatten(to_config(recipe, source.facts)).items())]
     private_keys = ("data.path", "data.prepared_dir", "labels", "pretrained")  # paths of this machine are private
     flat = [[key, Path(value).name if key in private_keys else value] for key, value in flat]
     parts.append(Table("Every setting of the run", ["key", "value"], flat, note="folded"))
@@ -49,8 +51,8 @@ def training_goal(source: Source) -> str:
     names = {"mlm": "hidden codes", "next_visit": "the next visit", "time_to_event": "the time to every code"}
     if source.is_pretrained:
         return " and ".join(names[each] for each in source.model.objectives)
-    kind = "the time to" if "survival" in source.config else "whether a patient has"
-    return f"{kind} {', '.join(source.config.names)}"
+    kind = "the time to" if source.recipe.kind == SURVIVAL else "whether a patient has"
+    return f"{kind} {', '.join(source.facts.names)}"
 
 
 def _describe_data(source: Source) -> list:
@@ -109,10 +111,3 @@ def _count_kinds(source: Source) -> Table:
     title = f"The vocabulary: {len(vocabulary.codes):,} codes, fitted on train"
     note = f"Without {few:,} codes of fewer than {source.floor} train patients." if few else ""
     return Table(title, ["kind of code", "codes", "times in train"], rows, note)
-
-
-def _flatten(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

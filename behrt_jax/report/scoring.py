@@ -77,12 +77,12 @@ def guess_hidden(run: Run) -> Guesses:
     @jax.jit
     def guess(params, columns, masked):
         (_, *arrays), kwargs = model_arguments(columns)
-        logits = run.trained.model.apply(params, masked.inputs, *arrays, **kwargs, masked_positions=masked.positions)
+        logits = run.task.model.apply(params, masked.inputs, *arrays, **kwargs, masked_positions=masked.positions)
         probabilities = jax.nn.softmax(jnp.asarray(logits, jnp.float32))
         return probabilities.max(axis=-1), probabilities.argmax(axis=-1) == masked.labels
 
     parts = []
-    for sample in masked_codes.masked_batches(run, run.patients, run.config.evaluation.num_mask_samples):
+    for sample in masked_codes.masked_batches(run, run.patients, run.recipe.evaluation.num_mask_samples):
         probabilities, right = jax.device_get(guess(run.params, inputs.device_columns(sample.batch), sample.masked))
         chosen, ages = np.nonzero(sample.masked.weights), sample.batch["ages"][sample.targets]
         parts.append((probabilities[chosen], right[chosen], sample.patients, ages))
@@ -92,13 +92,13 @@ def guess_hidden(run: Run) -> Guesses:
 def score(run: Run, floor: int = 1) -> Scored:
     """Computes the scores that the report shows in addition to the evaluation, in bins of `floor` patients or more."""
     reliabilities, groups = {}, {}
-    if "mlm" in run.trained.model.objectives:
+    if "mlm" in run.task.model.objectives:
         guesses = guess_hidden(run)
         owners = np.unique(guesses.patients, return_inverse=True)[1]
         confidences, labels = guesses.probabilities[:, None], guesses.right[:, None]
         reliabilities["Hidden codes, the likeliest code"] = reliability(confidences, labels, owners, floor)
         groups = _by_group(run, guesses)
-    if "next_visit" in run.trained.model.objectives:
+    if "next_visit" in run.task.model.objectives:
         split = next_visit.find_examples(run, run.patients)
         if len(split.examples):
             probabilities = next_visit.predict(run, None, split)[0].scored

@@ -1,19 +1,18 @@
 """The source of a report: a run and, if they can be read, the patients of its data."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from behrt_jax.data import dataset, metadata
-from behrt_jax.data.config import DataConfig
 from behrt_jax.data.metadata import is_synthetic
 from behrt_jax.data.prepare import Prepared, prepare
 from behrt_jax.data.vocabulary import Vocabulary
 from behrt_jax.evaluation.small_cells import MIN_PATIENTS, drop_small
 from behrt_jax.training import workdir
+from behrt_jax.training.recipe import PRETRAINING, Facts, FinetuningRecipe, Recipe
 from behrt_jax.training.workdir import EVALUATION_FILE
 
 NO_DATA = "the data of the run cannot be read"
@@ -24,7 +23,8 @@ class Source(NamedTuple):
 
     Attributes:
       folder: the run's workdir.
-      config: the run's config.
+      recipe: the run's recipe.
+      facts: what the data say.
       vocabulary: the model's vocabulary.
       model: the model.
       params: parameters of the best checkpoint.
@@ -38,7 +38,8 @@ class Source(NamedTuple):
     """
 
     folder: Path
-    config: ConfigDict
+    recipe: Recipe
+    facts: Facts
     vocabulary: Vocabulary
     model: Any
     params: Any
@@ -53,7 +54,7 @@ class Source(NamedTuple):
     @property
     def is_pretrained(self) -> bool:
         """Whether the run was pre-trained, not fine-tuned."""
-        return "objective" in self.config
+        return self.recipe.kind == PRETRAINING
 
     def may_show(self, is_synthetic: bool) -> bool:
         """Returns whether single patients may be shown, given whether they are known to be simulated."""
@@ -62,7 +63,7 @@ class Source(NamedTuple):
     @property
     def floor(self) -> int:
         """The fewest patients behind any shown number: 1 if single patients may be shown."""
-        known = self.is_synthetic and is_synthetic(self.config.data.path)  # the shown data, and the run's own
+        known = self.is_synthetic and is_synthetic(self.recipe.data.path)  # the shown data, and the run's own
         return 1 if self.may_show(known) else MIN_PATIENTS
 
     def read_evaluation(self) -> dict | None:
@@ -100,11 +101,17 @@ def load(folder: Path, data: str | None, show_patients: bool | None, say: Callab
     Raises:
       ValueError: the workdir cannot be loaded.
     """
-    config, vocabulary, model, params = workdir.load(folder)
-    path, prepared, problem, about = Path(data or config.data.path), None, "", {}
-    fixed_vocabulary = vocabulary if data or config.get("pretrained") else None
+    run = workdir.load(folder)
+    recipe, vocabulary = run.recipe, run.vocabulary
+    path, prepared, problem, about = Path(data or recipe.data.path), None, "", {}
+    is_fixed = data or (isinstance(recipe, FinetuningRecipe) and recipe.pretrained)
     try:
-        prepared = prepare(DataConfig(**{**config.data, "path": str(path)}), fixed_vocabulary, splits=(), progress=say)
+        prepared = prepare(
+            dataclasses.replace(recipe.data, path=str(path)),
+            vocabulary if is_fixed else None,
+            splits=(),
+            progress=say,
+        )
         if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
             prepared, problem = None, f"gives another vocabulary than {folder} has"
         elif (path / "metadata" / "dataset.json").exists():
@@ -114,9 +121,8 @@ def load(folder: Path, data: str | None, show_patients: bool | None, say: Callab
     if problem:
         say(f"warning: {path}: {problem}; sections on patients are left out, --data=DIR names where the data lies")
     simulated = is_synthetic(path)
-    loaded = (folder, config, vocabulary, model, params, path, prepared)
     descriptions = metadata.read_descriptions(path, vocabulary)
-    source = Source(*loaded, about, descriptions, simulated, show_patients, say)
+    source = Source(folder, *run, path, prepared, about, descriptions, simulated, show_patients, say)
     if prepared and not source.may_show(simulated):
         say("single patients are not shown, as the data is not known to be simulated; --show_patients shows them")
     return source

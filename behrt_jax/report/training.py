@@ -64,7 +64,7 @@ def cost(source: Source) -> Section:
     speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
     sessions = session_seconds(source.folder)
     machine = source.read_json(MACHINE_FILE) or {"machine": "not recorded"}
-    settings = source.config.train
+    settings = source.recipe.train
     rows = [
         ["steps", f"{last_step(source.folder, lines):,} of {settings.num_steps:,}"],
         ["rows a step", f"{settings.batch_size:,}"],

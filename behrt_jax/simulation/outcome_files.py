@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from ml_collections import ConfigDict
 
 from behrt_jax.data import dataset, events, histories
 from behrt_jax.data.config import DataConfig
@@ -47,17 +46,17 @@ def choose_times(data: str, min_visits: int, seed: int, say: Callable[[str], Non
 
 
 def read_histories(
-    config: ConfigDict, times: Labels, say: Callable[[str], None]
+    config: DataConfig, times: Labels, include_at: bool, say: Callable[[str], None]
 ) -> tuple[Labels, Patients, tuple[str, ...]]:
     """Returns the prediction times with a history, the whole histories in the same order, and the tokens by id."""
-    prepared = prepare(DataConfig(**config.data), None, progress=say)
+    prepared = prepare(config, None, progress=say)
     tokens, patients = prepared.vocabulary.tokens, dataset.read(prepared.folder, "all")
     times = times.take(np.flatnonzero(np.isin(times.subject_ids, patients.subject_ids)))
-    arguments = (times.subject_ids, times.prediction_times, config.history.include_at)
+    arguments = (times.subject_ids, times.prediction_times, include_at)
     truncated_histories, rows, _ = histories.histories_at(patients, *arguments)
     say(f"{len(rows):,} of {len(times):,} prediction times have a history before them")
-    is_long = np.diff(truncated_histories.offsets) > config.data.row_length
-    say(f"{is_long.mean():.1%} of histories have more codes than a row of {config.data.row_length} tokens holds")
+    is_long = np.diff(truncated_histories.offsets) > config.row_length
+    say(f"{is_long.mean():.1%} of histories have more codes than a row of {config.row_length} tokens holds")
     return times.take(rows), truncated_histories, tokens
 
 

@@ -1,10 +1,9 @@
 """Descriptions of a data set that commands print: its contents and the omitted items."""
 
-from ml_collections import ConfigDict
-
 from behrt_jax.data import batches, dataset, events, windows
 from behrt_jax.data.prepare import Prepared
 from behrt_jax.recipes import default
+from behrt_jax.training.recipe import PretrainingRecipe
 
 
 def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
@@ -37,13 +36,13 @@ def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
     return lines
 
 
-def describe_unmatched(config: ConfigDict, prepared: Prepared) -> list[str]:
+def describe_unmatched(recipe: PretrainingRecipe, prepared: Prepared) -> list[str]:
     """Lists patterns of a recipe that match no code, except default ones, which cover many kinds of data."""
-    targets = () if config.objective.name == "mlm" else config.objective.targets
+    targets = () if recipe.objective.name == "mlm" else recipe.objective.targets
     codes = list(prepared.vocabulary.codes)
     unmatched = {
-        "data.codes_include": set(prepared.report["unmatched_patterns"]).intersection(config.data.codes_include),
-        "data.codes_exclude": set(prepared.report["unmatched_patterns"]).intersection(config.data.codes_exclude),
+        "data.codes_include": set(prepared.report["unmatched_patterns"]).intersection(recipe.data.codes_include),
+        "data.codes_exclude": set(prepared.report["unmatched_patterns"]).intersection(recipe.data.codes_exclude),
         "objective.targets": {pattern for pattern in targets if not events.matching_codes(codes, (pattern,), ())},
     }
     lines = []

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from behrt_jax.data.dataset import Patients
 from behrt_jax.embeddings import code_init
@@ -13,17 +12,17 @@ from behrt_jax.training import workdir
 from behrt_jax.training.checkpoints import Checkpoints
 
 
-def of_pretraining(config: ConfigDict, train: Patients, tuning: Patients) -> dict[str, str]:
+def of_pretraining(table: str, train: Patients, tuning: Patients) -> dict[str, str]:
     """Digests the inputs of pre-training by config key: the patients, and the table of initial code embeddings.
 
     Args:
-      config: the recipe.
+      table: the key `code_init` of the recipe.
       train: the patients to train on, from `pretraining.setup`.
       tuning: the patients to tune on.
     """
     digests = {"data.path": of_patients(train, tuning)}
-    if config.get("code_init") and config.code_init != code_init.SKIP_GRAM:
-        digests["code_init"] = workdir.digest(np.frombuffer(Path(config.code_init).read_bytes(), np.uint8))
+    if table not in ("", code_init.SKIP_GRAM):
+        digests["code_init"] = workdir.digest(np.frombuffer(Path(table).read_bytes(), np.uint8))
     return digests
 
 

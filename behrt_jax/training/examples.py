@@ -5,14 +5,15 @@ from collections.abc import Iterable
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from behrt_jax.data import code_counts
+from behrt_jax.data.config import DataConfig
 from behrt_jax.data.dataset import Patients
 from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
 from behrt_jax.models.inputs import device_columns
 from behrt_jax.objectives.base import Objective
 from behrt_jax.training import pretraining
+from behrt_jax.training.recipe import PretrainingRecipe
 
 NAMES = {
     "mlm": "codes to mask",
@@ -33,27 +34,23 @@ def carries_value(vocabulary: Vocabulary) -> np.ndarray:
     return np.append(special, [code.rpartition("//Q")[0] in vocabulary.value_edges for code in vocabulary.codes])
 
 
-def count(
-    config: ConfigDict, model, vocabulary: Vocabulary, is_target: np.ndarray, patients: Patients, training: bool = False
-) -> dict[str, int]:
+def count(task: "pretraining.PretrainingTask", patients: Patients, training: bool = False) -> dict[str, int]:
     """Counts the examples of each objective of a model in a split: `{"mlm": 91234, "next_visit": 4321}`.
 
     Args:
-      config: the recipe.
-      model: a `BEHRTForPretraining`.
-      vocabulary: V tokens.
-      is_target: (V,) bool, the target codes of next visits and events.
+      task: the model, its objective and its recipe.
       patients: the split; with `objective.query_times="anytime"`, from `pretraining.mark`.
       training: whether to leave out codes that carry a value if `objective.mask_values=False`, as in training.
     """
     counts = {}
-    for name in model.objectives:
+    for name in task.model.objectives:
         if name == "mlm":
-            counts[name] = _count_codes(vocabulary, patients, with_values=config.objective.mask_values or not training)
+            with_values = task.recipe.objective.mask_values or not training
+            counts[name] = _count_codes(task.vocabulary, patients, with_values)
         elif name == "next_visit":
-            counts[name] = _count_next_visits(config, is_target, patients)
+            counts[name] = _count_next_visits(task.recipe.data, task.is_target, patients)
         else:
-            counts[name] = _count_event_visits(config, is_target, patients)
+            counts[name] = _count_event_visits(task.recipe, task.is_target, patients)
     return counts
 
 
@@ -63,7 +60,7 @@ def _count_codes(vocabulary: Vocabulary, patients: Patients, with_values: bool) 
     return int(maskable[patients.codes[patients.visits >= 0]].sum())
 
 
-def _count_next_visits(config: ConfigDict, is_target: np.ndarray, patients: Patients) -> int:
+def _count_next_visits(config: DataConfig, is_target: np.ndarray, patients: Patients) -> int:
     """Counts the examples of `next_visit_targets.find_next_visits`, without building their inputs."""
     index = pretraining.index(config, patients)
     owners, starts = index.owners, patients.times[index.starts[0]]
@@ -73,19 +70,19 @@ def _count_next_visits(config: ConfigDict, is_target: np.ndarray, patients: Pati
     return int((starts[visits] > starts[index.first_visit[owners[visits]]]).sum())
 
 
-def _count_event_visits(config: ConfigDict, is_target: np.ndarray, patients: Patients) -> int:
+def _count_event_visits(recipe: PretrainingRecipe, is_target: np.ndarray, patients: Patients) -> int:
     """Counts the visits to predict events from; 0 if no patient has an event after the first visit."""
-    times = pretraining.find_times(config, patients, is_target)
-    first_visits = pretraining.index(config, patients).first_visit[:-1]
+    times = pretraining.find_times(recipe, patients, is_target)
+    first_visits = pretraining.index(recipe.data, patients).first_visit[:-1]
     chunks = np.array_split(first_visits, -(-len(first_visits) // CHUNK))
     return int((times.weights > 0).sum()) if any(times.after(chunk)[1].any() for chunk in chunks) else 0
 
 
-def check(config: ConfigDict, counts: dict[str, int], split: str) -> None:
+def check(recipe: PretrainingRecipe, counts: dict[str, int], split: str) -> None:
     """Checks that a split has examples of each objective.
 
     Args:
-      config: the recipe.
+      recipe: the recipe.
       counts: from `count`, or of the batches of the split.
       split: its name.
 
@@ -93,16 +90,18 @@ def check(config: ConfigDict, counts: dict[str, int], split: str) -> None:
       ValueError: an objective has no examples; the message names it.
     """
     for name in (name for name, number in counts.items() if not number):
-        is_joint = config.objective.name == "joint"
+        is_joint = recipe.objective.name == "joint"
         key = f"objective.{name}_weight" if is_joint else f"objective.name={name}"
         remedy = "set it to 0" if is_joint else "name another objective"
         raise ValueError(
-            f"{key}: no {NAMES[name]} in {split} of {config.data.path}; expected {NEEDS[name]}, there too; {remedy}, "
+            f"{key}: no {NAMES[name]} in {split} of {recipe.data.path}; expected {NEEDS[name]}, there too; {remedy}, "
             "or use more patients"
         )
 
 
-def check_batches(config: ConfigDict, objective: Objective, batches: Iterable[dict], split: str, seed: int = 0) -> None:
+def check_batches(
+    recipe: PretrainingRecipe, objective: Objective, batches: Iterable[dict], split: str, seed: int = 0
+) -> None:
     """Checks that the rows of a split hold examples, sampled as in `scoring.score_objective`; see `check`.
 
     Short rows may lose examples. Reads batches only until each objective has one example.
@@ -115,7 +114,7 @@ def check_batches(config: ConfigDict, objective: Objective, batches: Iterable[di
         if all(totals.values()):
             return
     missing = {name.partition("/")[0]: 0 for name, value in totals.items() if not value}
-    check(config, missing, f"rows of {config.data.row_length} tokens (data.row_length) of {split}")
+    check(recipe, missing, f"rows of {recipe.data.row_length} tokens (data.row_length) of {split}")
 
 
 def describe(split: str, counts: dict[str, int]) -> str:

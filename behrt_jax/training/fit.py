@@ -13,11 +13,12 @@ from tqdm import tqdm
 from behrt_jax.training import digests, loop, metrics_writer, workdir
 from behrt_jax.training.checkpoints import Checkpoints
 from behrt_jax.training.interrupts import Interrupt
+from behrt_jax.training.recipe import PRETRAINING, Recipe
 from behrt_jax.training.workdir import EVALUATION_FILE, MACHINE_FILE
 
 
 def resume_and_fit(
-    config,
+    recipe: Recipe,
     folder: Path,
     objective,
     optimizer,
@@ -31,7 +32,7 @@ def resume_and_fit(
     """Resumes training from the newest checkpoint of a workdir, if any, and runs it to completion.
 
     Args:
-      config: the recipe.
+      recipe: its sections `train` and `seed` are used, and its kind.
       folder: the workdir.
       objective: the objective to minimise.
       optimizer: from `optimizer.make_optimizer`.
@@ -46,7 +47,7 @@ def resume_and_fit(
       The exit status if the run was interrupted, or was already finished and evaluated; None if the caller must
       evaluate it now.
     """
-    settings = loop.TrainConfig(**config.train)
+    settings = recipe.train
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
     current = checkpoints.restore_newest(current, warn=lambda line: say(f"warning: {line}")) or current
     start_step = int(current.step)
@@ -55,7 +56,7 @@ def resume_and_fit(
         if start_step:
             say(f"resuming {folder} after step {start_step:,} of {settings.num_steps:,}")
         arguments = (
-            config,
+            recipe,
             folder,
             objective,
             optimizer,
@@ -78,11 +79,13 @@ def resume_and_fit(
     return None
 
 
-def fit(config, folder, objective, optimizer, current, columns, evaluate, checkpoints, losses, say) -> int | None:
+def fit(
+    recipe: Recipe, folder, objective, optimizer, current, columns, evaluate, checkpoints, losses, say
+) -> int | None:
     """Trains from a state to completion.
 
     Args:
-      config: the recipe.
+      recipe: its sections `train` and `seed` are used, and its kind.
       folder: the workdir.
       objective: the objective to minimise.
       optimizer: from `optimizer.make_optimizer`.
@@ -96,8 +99,8 @@ def fit(config, folder, objective, optimizer, current, columns, evaluate, checkp
     Returns:
       The signal that interrupted training, or None.
     """
-    train_config = loop.TrainConfig(**config.train)
-    train_step = loop.make_train_step(objective, optimizer, config.seed, train_config.accumulate_steps)
+    train_config = recipe.train
+    train_step = loop.make_train_step(objective, optimizer, recipe.seed, train_config.accumulate_steps)
     start_step = int(current.step)
     (folder / MACHINE_FILE).write_text(json.dumps(describe_machine()))
     log_file = metrics_writer.MetricsWriter(folder, start_step)
@@ -132,7 +135,7 @@ def fit(config, folder, objective, optimizer, current, columns, evaluate, checkp
                 advance=lambda step: bar.update(step - bar.n),
                 interrupted=interrupt,
                 tuning_losses=losses,
-                evaluate_initial="objective" not in config,  # fine-tuning may not improve its head's regression
+                evaluate_initial=recipe.kind != PRETRAINING,  # fine-tuning may not improve its head's regression
             )
         except loop.TrainingDivergedError as error:
             steps = checkpoints.steps()

@@ -22,6 +22,7 @@ from behrt_jax.objectives.base import Objective
 from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.objectives.joint import make_objective
 from behrt_jax.training import examples, workdir
+from behrt_jax.training.recipe import Facts, PretrainingRecipe, read_recipe, with_facts
 
 EVENT_BINS = 8
 
@@ -30,74 +31,76 @@ class PretrainingTask(NamedTuple):
     """A model and its pre-training objective.
 
     Attributes:
+      recipe: every section of the recipe, with the facts in them.
+      facts: what the data say.
+      vocabulary: V tokens.
       model: with a head for each objective.
       objective: the objective to minimise.
       tuning_objective: the same on fixed targets, with single codes masked at `evaluation.mask_rate`.
       is_target: (V,) bool, the target codes of next visits and events; all False for masked codes alone.
-      vocabulary: V tokens.
     """
 
+    recipe: PretrainingRecipe
+    facts: Facts
+    vocabulary: Vocabulary
     model: BEHRTForPretraining
     objective: Objective
     tuning_objective: Objective
     is_target: np.ndarray
-    vocabulary: Vocabulary
 
 
-def make_task(config: ConfigDict, vocabulary: Vocabulary) -> PretrainingTask:
-    """Builds the task of a config whose `model.vocab_size` and `objective.event_edges` are set."""
-    settings = ObjectiveConfig(**config.objective)
-    is_target = _find_targets(settings, vocabulary)
-    model = workdir.build_model(config)
-    arguments = (config.data.use_sep, is_target, examples.carries_value(vocabulary))
+class PretrainingRun(NamedTuple):
+    """The prepared data, the patients to train on, and the task."""
+
+    prepared: Prepared
+    train: dataset.Patients
+    task: PretrainingTask
+
+
+def make_task(recipe: PretrainingRecipe, facts: Facts, vocabulary: Vocabulary) -> PretrainingTask:
+    """Builds the task of a recipe and its facts."""
+    recipe = with_facts(recipe, facts)
+    is_target = _find_targets(recipe.objective, vocabulary)
+    model = workdir.build_model(recipe.model, recipe.objective)
+    arguments = (recipe.data.use_sep, is_target, examples.carries_value(vocabulary))
     tuning_settings = dataclasses.replace(
-        settings, mask_rate=config.evaluation.mask_rate, masking="codes", mask_values=True
+        recipe.objective, mask_rate=recipe.evaluation.mask_rate, masking="codes", mask_values=True
     )
-    return PretrainingTask(
-        model,
-        make_objective(model, settings, *arguments),
-        make_objective(model, tuning_settings, *arguments, mlm.EVALUATION),
-        is_target,
-        vocabulary,
-    )
+    objective = make_objective(model, recipe.objective, *arguments)
+    tuning_objective = make_objective(model, tuning_settings, *arguments, mlm.EVALUATION)
+    return PretrainingTask(recipe, facts, vocabulary, model, objective, tuning_objective, is_target)
 
 
-def setup(
-    config: ConfigDict, say: Callable[[str], None] = lambda line: None
-) -> tuple[Prepared, dataset.Patients, PretrainingTask]:
-    """Prepares the data of a config, sets the config values that depend on it, and builds the task.
-
-    Returns:
-      The prepared data, the patients to train on, and the task.
+def setup(config: ConfigDict, say: Callable[[str], None] = lambda line: None) -> PretrainingRun:
+    """Reads the recipe of a config, prepares its data, and builds the task; the config is not changed.
 
     Raises:
-      ValueError: the data cannot be used, or has no examples of an objective.
+      ValueError: the recipe or the data cannot be used, or the data has no examples of an objective.
     """
-    prepared = prepare(DataConfig(**config.data), progress=say)
-    train = dataset.sample(dataset.read(prepared.folder, "train"), config.train.max_patients)
-    settings = ObjectiveConfig(**config.objective)
-    train = mark(config, train, say)
-    with config.unlocked():
-        config.model.vocab_size = len(prepared.vocabulary)
-        if "time_to_event" in settings.weights and not settings.event_edges:
-            times = find_times(config, train, _find_targets(settings, prepared.vocabulary))
-            config.objective.event_edges = event_targets.fit_edges(times, EVENT_BINS, digits=config.data.value_digits)
-    task = make_task(config, prepared.vocabulary)
-    count_examples(config, task, train, "train", say)
-    return prepared, train, task
+    recipe = read_recipe(config.to_dict())
+    if not isinstance(recipe, PretrainingRecipe):
+        raise ValueError(f"recipe: is of {recipe.kind}; expected one of pre-training, such as configs/small.py")
+    code_init.check(recipe.code_init, recipe.model.embedding_dim)
+    prepared = prepare(recipe.data, progress=say)
+    train = dataset.sample(dataset.read(prepared.folder, "train"), recipe.train.max_patients)
+    train, objective, edges = mark(recipe, train, say), recipe.objective, ()
+    if "time_to_event" in objective.weights and not objective.event_edges:
+        times = find_times(recipe, train, _find_targets(objective, prepared.vocabulary))
+        edges = tuple(event_targets.fit_edges(times, EVENT_BINS, digits=recipe.data.value_digits))
+    task = make_task(recipe, Facts(len(prepared.vocabulary), event_edges=edges), prepared.vocabulary)
+    count_examples(task, train, "train", say)
+    return PretrainingRun(prepared, train, task)
 
 
-def count_examples(
-    config: ConfigDict, task: PretrainingTask, patients: dataset.Patients, split: str, say: Callable[[str], None]
-) -> None:
+def count_examples(task: PretrainingTask, patients: dataset.Patients, split: str, say: Callable[[str], None]) -> None:
     """Reports the examples of each objective in a split; raises a ValueError if train or tuning has none of one."""
-    counts = examples.count(config, task.model, task.vocabulary, task.is_target, patients, split == "train")
+    counts = examples.count(task, patients, split == "train")
     say(examples.describe(split, counts))
     if split == "held_out":
         for name in (name for name, number in counts.items() if not number):
             say(f"warning: held_out has no {examples.NAMES[name]}; the evaluation will leave them out")
     else:
-        examples.check(config, counts, split)
+        examples.check(task.recipe, counts, split)
 
 
 def _find_targets(settings: ObjectiveConfig, vocabulary: Vocabulary) -> np.ndarray:
@@ -107,16 +110,18 @@ def _find_targets(settings: ObjectiveConfig, vocabulary: Vocabulary) -> np.ndarr
 
 
 def initialize(
-    config: ConfigDict, task: PretrainingTask, train: dataset.Patients, say: Callable[[str], None] = lambda line: None
+    task: PretrainingTask, train: dataset.Patients, say: Callable[[str], None] = lambda line: None
 ) -> Callable:
     """Returns a function from a key to the variables; heads start at the rates of train, codes as in `code_init`."""
-    code_rows = code_init.make_rows(config, task.vocabulary, train, say)
-    visit_codes = code_counts.visit_codes(train, index(config, train), len(task.is_target))
+    recipe = task.recipe
+    arguments = (recipe.data, recipe.model.embedding_dim, recipe.seed, say)
+    code_rows = code_init.make_rows(recipe.code_init, task.vocabulary, train, *arguments)
+    visit_codes = code_counts.visit_codes(train, index(recipe.data, train), len(task.is_target))
     shares = (visit_codes.sum(axis=0) + 0.5) / (visit_codes.shape[0] + 1.0)
     logits = np.log(shares / np.maximum(1 - shares, 1e-3)).astype(np.float32)
     rates = {}
     if "time_to_event" in task.model.objectives:
-        times = find_times(config, train, task.is_target)
+        times = find_times(recipe, train, task.is_target)
         size = len(task.is_target)
         rates = {"log_rates": event_targets.log_rates(times, size), "age_rates": event_targets.age_rates(times, size)}
 
@@ -133,32 +138,32 @@ def initialize(
     return make
 
 
-def training_columns(
-    config: ConfigDict, task: PretrainingTask, train: dataset.Patients, start_step: int
-) -> Iterator[dict]:
+def training_columns(task: PretrainingTask, train: dataset.Patients, start_step: int) -> Iterator[dict]:
     """Yields the batches for the train step, starting with that of `start_step`."""
-    length, size, use_sep = config.data.row_length, config.train.batch_size, config.data.use_sep
-    times = find_times(config, train, task.is_target) if "time_to_event" in task.model.objectives else None
-    weights = times.weights if times and config.objective.query_times == "anytime" else None
-    stream = batches.training_batches(train, length, size, config.seed, start_step, use_sep, weights=weights)
-    add = adder(config, times, config.seed)
+    recipe = task.recipe
+    length, size, use_sep = recipe.data.row_length, recipe.train.batch_size, recipe.data.use_sep
+    times = find_times(recipe, train, task.is_target) if "time_to_event" in task.model.objectives else None
+    weights = times.weights if times and recipe.objective.query_times == "anytime" else None
+    stream = batches.training_batches(train, length, size, recipe.seed, start_step, use_sep, weights=weights)
+    add = adder(recipe.objective, times, recipe.seed)
     return (inputs.device_columns(add(batch, step)) for step, batch in enumerate(stream, start_step))
 
 
 def tuning_scorer(
-    config: ConfigDict, task: PretrainingTask, tuning: dataset.Patients, say: Callable[[str], None] = lambda line: None
+    task: PretrainingTask, tuning: dataset.Patients, say: Callable[[str], None] = lambda line: None
 ) -> Callable[[Any], dict[str, float]]:
     """Returns a function from parameters to the objective's metrics on the newest window of each patient.
 
     Raises:
       ValueError: tuning has no examples of an objective, so that its loss would be undefined.
     """
-    length, size, use_sep = config.data.row_length, config.evaluation.batch_size, config.data.use_sep
+    recipe = task.recipe
+    length, size, use_sep = recipe.data.row_length, recipe.evaluation.batch_size, recipe.data.use_sep
     tuning_step = scoring.make_tuning_step(task.tuning_objective)
-    tuning = mark(config, tuning)
-    count_examples(config, task, tuning, "tuning", say)
-    times = find_times(config, tuning, task.is_target) if "time_to_event" in task.model.objectives else None
-    add = adder(config, times, windows.EVALUATION_SALT)
+    tuning = mark(recipe, tuning)
+    count_examples(task, tuning, "tuning", say)
+    times = find_times(recipe, tuning, task.is_target) if "time_to_event" in task.model.objectives else None
+    add = adder(recipe.objective, times, windows.EVALUATION_SALT)
 
     def read() -> Iterator[dict]:
         stream = batches.evaluation_batches(tuning, length, size, use_sep)
@@ -167,36 +172,38 @@ def tuning_scorer(
     def score(params) -> dict[str, float]:
         return scoring.score_objective(tuning_step, task.tuning_objective, params, read())
 
-    examples.check_batches(config, task.tuning_objective, read(), "tuning")
+    examples.check_batches(recipe, task.tuning_objective, read(), "tuning")
     return score
 
 
 def mark(
-    config: ConfigDict, patients: dataset.Patients, say: Callable[[str], None] = lambda line: None
+    recipe: PretrainingRecipe, patients: dataset.Patients, say: Callable[[str], None] = lambda line: None
 ) -> dataset.Patients:
     """Inserts query tokens between visits if `objective.query_times` is `anytime`, and reports their number."""
-    if config.objective.query_times != "anytime":
+    if recipe.objective.query_times != "anytime":
         return patients
-    output = event_targets.insert_query_tokens(patients, config.seed)
+    output = event_targets.insert_query_tokens(patients, recipe.seed)
     num_queries = len(output.codes) - len(patients.codes)
     say(f"Inserted {num_queries:,} query tokens between visits; the figures below count them as visits.")
     return output
 
 
-def index(config: ConfigDict, patients: dataset.Patients) -> windows.VisitIndex:
+def index(config: DataConfig, patients: dataset.Patients) -> windows.VisitIndex:
     """Indexes the visits of patients for the rows of a recipe."""
-    return windows.index_visits(patients, config.data.row_length, config.data.use_sep)
+    return windows.index_visits(patients, config.row_length, config.use_sep)
 
 
-def find_times(config: ConfigDict, patients: dataset.Patients, is_target: np.ndarray) -> event_targets.EventTimes:
+def find_times(
+    recipe: PretrainingRecipe, patients: dataset.Patients, is_target: np.ndarray
+) -> event_targets.EventTimes:
     """Indexes the times of target codes of patients, with or without query tokens, by the settings of a recipe."""
-    first, by_time = config.objective.first_event_only, config.objective.query_times == "anytime"
-    return event_targets.index_events(patients, index(config, patients), is_target, first, by_time)
+    first, by_time = recipe.objective.first_event_only, recipe.objective.query_times == "anytime"
+    return event_targets.index_events(patients, index(recipe.data, patients), is_target, first, by_time)
 
 
-def adder(config: ConfigDict, times: event_targets.EventTimes | None, seed: int) -> Callable[[dict, int], dict]:
+def adder(config: ObjectiveConfig, times: event_targets.EventTimes | None, seed: int) -> Callable[[dict, int], dict]:
     """Returns a function that adds event targets to the batch of a step; without `times`, it changes nothing."""
     if times is None:
         return lambda batch, step: batch
-    add = functools.partial(times.add, num_visits=config.objective.queries_per_row)
+    add = functools.partial(times.add, num_visits=config.queries_per_row)
     return lambda batch, step: add(batch, salt=int(hash_integers(seed, step + 1).view(np.int64)))

@@ -1,6 +1,7 @@
 """Embeddings of the patients of a data set, as a table."""
 
 import collections
+import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,6 @@ import polars as pl
 from tqdm import tqdm
 
 from behrt_jax.data import dataset, events, prepare
-from behrt_jax.data.config import DataConfig
 from behrt_jax.embeddings import snapshots
 from behrt_jax.exploration.export import add_outcomes, read_outcomes, split_frames
 from behrt_jax.labels import follow_up
@@ -48,12 +48,11 @@ def embed(
         read_outcomes([*labels]),
         workdirs.load(workdir),
     )
-    with run.config.unlocked():
-        run.config.data.path = data or run.config.data.path
+    path = data or run.recipe.data.path
     splits = events.SPLITS if data is None else ()
-    prepared = prepare.prepare(DataConfig(**run.config.data), run.vocabulary, splits, say)
+    prepared = prepare.prepare(dataclasses.replace(run.recipe.data, path=path), run.vocabulary, splits, say)
     say(prepare.describe_coverage(prepared.report, "all"))
-    lives = follow_up.read_lives(run.config.data.path)
+    lives = follow_up.read_lives(path)
     left_out, num_written, label_counts = collections.Counter(), 0, collections.Counter()
     output.parent.mkdir(parents=True, exist_ok=True)
     number = sum(prepared.report[f"patients/{split}"] for split in events.SPLITS)
@@ -68,7 +67,7 @@ def embed(
                 num_written += frame.height
                 bar.update(size)
         if not num_written:
-            raise ValueError(f"--at={at}: no patient of {run.config.data.path} was alive with an event before")
+            raise ValueError(f"--at={at}: no patient of {path} was alive with an event before")
         scratch = Path(parts) / "all"
         pl.scan_parquet(Path(parts) / "*.parquet").sink_parquet(scratch)
         scratch.replace(output)
@@ -76,5 +75,5 @@ def embed(
         say(f"left out: {num_patients:,} patients {reason}")
     for name, values in label_counts.items():
         say(f"{name}: of {values:,} patients, as of the latest prediction time up to the embedding's")
-    say(f"written: {output}, {num_written:,} patients, {run.config.model.hidden_dim} numbers each")
+    say(f"written: {output}, {num_written:,} patients, {run.recipe.model.hidden_dim} numbers each")
     return output

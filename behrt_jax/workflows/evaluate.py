@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from behrt_jax.evaluation import outcomes, plots, pretrained, tables
-from behrt_jax.training import workdir as workdirs
+from behrt_jax.training import config_file
+from behrt_jax.training.recipe import PRETRAINING
 
 
 class Evaluation(NamedTuple):
@@ -49,7 +50,7 @@ def evaluate(
       ValueError: the workdir cannot be read, or something does not apply to its kind of run.
     """
     folder = Path(workdir)
-    if "objective" in workdirs.read_config(folder):
+    if config_file.read(folder)[0].kind == PRETRAINING:
         if len(versus) > 1:
             raise ValueError(f"--versus={','.join(versus)}: {folder} is pre-trained; expected one other run")
         other = versus[0] if versus else None

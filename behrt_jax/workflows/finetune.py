@@ -10,14 +10,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from behrt_jax.data.config import DataConfig
 from behrt_jax.evaluation import outcomes, tables
 from behrt_jax.finetuning import finetuned, labeled_histories, probe_init, setup
-from behrt_jax.models.config import BEHRTConfig
-from behrt_jax.training import digests, loop, state
+from behrt_jax.training import digests, state
 from behrt_jax.training import workdir as workdirs
 from behrt_jax.training.fit import resume_and_fit
-from behrt_jax.training.optimizer import OptimizerConfig, count_trained, make_optimizer
+from behrt_jax.training.optimizer import count_trained, make_optimizer
 from behrt_jax.training.workdir import EVALUATION_FILE, PARAMETERS_FILE, REGRESSION_FILE
 from behrt_jax.workflows.pretrain import TrainedRun
 
@@ -45,21 +43,17 @@ def finetune(
     Raises:
       ValueError: the recipe, the labels or the data cannot be used, or the workdir belongs to another run.
     """
-    config, folder = config.copy_and_resolve_references(), Path(workdir)
-    train_config, optimizer_config = loop.TrainConfig(**config.train), OptimizerConfig(**config.optimizer)
-    DataConfig(**config.data)
-    BEHRTConfig(**{**config.model, "vocab_size": 1})
-
-    task = setup.setup(config, say=say)
+    folder, task = Path(workdir), setup.setup(config, say=say)
+    recipe = task.recipe
     for other in versus:  # fails before training if the evaluation cannot use a run
-        finetuned.load_other(Path(other), config, task.splits["held_out"].labels, lambda line: None)
-    workdirs.open_workdir(folder, config, task.prepared.vocabulary, task.digests, say)
+        finetuned.load_other(Path(other), recipe.labels, task.splits["held_out"].labels, lambda line: None)
+    workdirs.open_workdir(folder, recipe, task.facts, task.prepared.vocabulary, task.digests, say)
     if task.regression:
         task.regression.save(folder / REGRESSION_FILE)
-    optimizer = make_optimizer(optimizer_config, train_config.num_steps, scales=task.scales)
-    train_state = state.create_state(task.initialize, optimizer, config.seed)
-    if config.forecast.codes:
-        params = probe_init.init_head(config, task.model, train_state.params, task.splits)
+    optimizer = make_optimizer(recipe.optimizer, recipe.train.num_steps, scales=task.scales)
+    train_state = state.create_state(task.initialize, optimizer, recipe.seed)
+    if recipe.forecast.codes:
+        params = probe_init.init_head(recipe, task.model, train_state.params, task.splits)
         train_state = dataclasses.replace(train_state, params=jax.tree.map(jnp.array, params))
     sizes = jax.tree.map(count_trained, train_state.params, task.scales(train_state.params))
     num_params, num_trained = (
@@ -68,18 +62,10 @@ def finetune(
     )
     say(f"parameters: {num_params:,}, of which {num_trained:,} are trained")
     (folder / PARAMETERS_FILE).write_text(json.dumps({"all": num_params, "trained": num_trained}))
-    columns = functools.partial(labeled_histories.training_columns, config, task.splits["train"])
+    columns = functools.partial(labeled_histories.training_columns, recipe, task.splits["train"])
     evaluation_digest = functools.partial(digests.of_evaluation, folder, task.digests)
-    args = (
-        config,
-        folder,
-        task.objective,
-        optimizer,
-        train_state,
-        columns,
-        setup.tuning_scorer(config, task),
-        evaluation_digest,
-    )
+    scorer = setup.tuning_scorer(task)
+    args = (recipe, folder, task.objective, optimizer, train_state, columns, scorer, evaluation_digest)
     status = resume_and_fit(*args, resume_with or f"behrt_jax.finetune(config, '{folder}')", say)
     if status is not None:
         return TrainedRun(folder, status, None)

@@ -1,5 +1,6 @@
 """Predictions of a fine-tuned run for the patients of a data set."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import numpy as np
 import polars as pl
 
 from behrt_jax.data import dataset, prepare
-from behrt_jax.data.config import DataConfig
 from behrt_jax.finetuning import data as labeled_data
 from behrt_jax.finetuning import head_regression, labeled_histories
 from behrt_jax.finetuning import predict as predictions
@@ -36,26 +36,25 @@ def predict(
       ValueError: the run is not fine-tuned, or nothing can be predicted.
     """
     folder, output = Path(workdir), Path(output)
-    config, vocabulary, model, params = workdirs.load(folder)
-    if "objective" in config:
-        raise ValueError(f"--workdir={folder}: was pre-trained; expected a run of experiments.finetune")
+    recipe, facts, vocabulary, model, params = workdirs.load_finetuning(folder, f"--workdir={folder}")
     fitted = predictions.read_fitted(folder)
     label_set = read_labels((labels,), say, with_outcomes=False)
-    if label_set.kind != "times" and label_set.kind not in labeled_data.kinds(config):
+    if label_set.kind != "times" and label_set.kind not in labeled_data.kinds(recipe):
         raise ValueError(f"--labels={labels}: holds {label_set.kind} labels; {folder} predicts another kind")
-    with config.unlocked():
-        config.data.path = data
-    prepared = prepare.prepare(DataConfig(**config.data), vocabulary, splits=(), progress=say)
+    prepared = prepare.prepare(dataclasses.replace(recipe.data, path=data), vocabulary, splits=(), progress=say)
     say(prepare.describe_coverage(prepared.report, "all"))
     label_set = labeled_data.match(label_set, follow_up.read_lives(data), say)
     patients, tokens = dataset.read(prepared.folder, "all"), vocabulary.tokens
-    histories = labeled_histories.find_histories(config, patients, label_set, tokens, "predicted", say)
+    arguments = (recipe.history, recipe.data.row_length, patients, label_set, tokens, "predicted", say)
+    histories = labeled_histories.find_histories(*arguments)
     labeled_data.report_rest(len(label_set), [histories], say)
     if not len(histories.labels):
         raise ValueError(f"--labels={labels}: no row is of a patient with an event before; nothing to predict")
-    histories = head_regression.add({"predicted": histories}, head_regression.load(folder, config), tokens)["predicted"]
-    values = predictions.predict(config, predictions.score(config, model, params, histories), fitted)
-    predictions.write(output, config, histories.labels, values, fitted)
+    regression = head_regression.load(folder, recipe.history)
+    histories = head_regression.add({"predicted": histories}, regression, tokens)["predicted"]
+    logits = predictions.score(recipe, model, params, histories)
+    values = predictions.predict(recipe.outcome, logits, fitted)
+    predictions.write(output, histories.labels, values, facts.names, fitted, recipe.evaluation.horizons)
     number = len(np.unique(histories.labels.subject_ids))
     say(f"written: {output}, {len(histories.labels):,} predictions of {number:,} patients")
     return pl.read_parquet(output)

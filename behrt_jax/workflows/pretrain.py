@@ -8,18 +8,14 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from behrt_jax.data import dataset
-from behrt_jax.data.config import DataConfig
-from behrt_jax.embeddings import code_init
 from behrt_jax.evaluation import loaded_run, pretrained, tables
 from behrt_jax.models.behrt import count_parameters
-from behrt_jax.models.config import BEHRTConfig
-from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.training import digests as input_digests
-from behrt_jax.training import loop, pretraining, state
+from behrt_jax.training import pretraining, state
 from behrt_jax.training import workdir as workdirs
 from behrt_jax.training.describe import describe_data, describe_rows, describe_unmatched
 from behrt_jax.training.fit import resume_and_fit
-from behrt_jax.training.optimizer import OptimizerConfig, make_optimizer
+from behrt_jax.training.optimizer import make_optimizer
 
 
 class TrainedRun(NamedTuple):
@@ -56,31 +52,26 @@ def pretrain(
     Raises:
       ValueError: the recipe or the data cannot be used, or the workdir belongs to another run.
     """
-    config, folder = config.copy_and_resolve_references(), Path(workdir)
-    # Validates the whole recipe before minutes are spent on the data.
-    data_config, train_config = DataConfig(**config.data), loop.TrainConfig(**config.train)
-    BEHRTConfig(**{**config.model, "vocab_size": 1})
-    optimizer = make_optimizer(OptimizerConfig(**config.optimizer), train_config.num_steps)
-    ObjectiveConfig(**config.objective)
-    code_init.check(config)
-
+    folder = Path(workdir)
     prepared, patients, task = pretraining.setup(config, say=say)
+    recipe = task.recipe
     splits = {name: dataset.read(prepared.folder, name) for name in ("tuning", "held_out")}
-    splits = {name: dataset.sample(part, config.evaluation.max_patients) for name, part in splits.items()}
-    scorer = pretraining.tuning_scorer(config, task, splits["tuning"], say)
-    pretraining.count_examples(config, task, pretraining.mark(config, splits["held_out"]), "held_out", say)
-    check_oracle(config, task, splits["held_out"], say)
-    digests = input_digests.of_pretraining(config, patients, splits["tuning"])
-    workdirs.open_workdir(folder, config, prepared.vocabulary, digests, say)
-    train_state = state.create_state(pretraining.initialize(config, task, patients, say), optimizer, config.seed)
-    for line in (*describe_data(prepared, count_parameters(train_state.params)), *describe_unmatched(config, prepared)):
+    splits = {name: dataset.sample(part, recipe.evaluation.max_patients) for name, part in splits.items()}
+    scorer = pretraining.tuning_scorer(task, splits["tuning"], say)
+    pretraining.count_examples(task, pretraining.mark(recipe, splits["held_out"]), "held_out", say)
+    check_oracle(task, splits["held_out"], say)
+    digests = input_digests.of_pretraining(recipe.code_init, patients, splits["tuning"])
+    workdirs.open_workdir(folder, recipe, task.facts, prepared.vocabulary, digests, say)
+    optimizer = make_optimizer(recipe.optimizer, recipe.train.num_steps)
+    train_state = state.create_state(pretraining.initialize(task, patients, say), optimizer, recipe.seed)
+    for line in (*describe_data(prepared, count_parameters(train_state.params)), *describe_unmatched(recipe, prepared)):
         say(line)
-    say(describe_rows(patients, data_config.row_length, data_config.use_sep, config.seed))
+    say(describe_rows(patients, recipe.data.row_length, recipe.data.use_sep, recipe.seed))
     if task.is_target.any():
         say(f"targets: {task.is_target.sum():,} codes by objective.targets and objective.min_patients")
-    columns = functools.partial(pretraining.training_columns, config, task, patients)
+    columns = functools.partial(pretraining.training_columns, task, patients)
     evaluation_digest = functools.partial(input_digests.of_evaluation, folder, digests, splits["held_out"])
-    args = (config, folder, task.objective, optimizer, train_state, columns, scorer, evaluation_digest)
+    args = (recipe, folder, task.objective, optimizer, train_state, columns, scorer, evaluation_digest)
     status = resume_and_fit(*args, resume_with or f"behrt_jax.pretrain(config, '{folder}')", say)
     if status is not None:
         return TrainedRun(folder, status, None)
@@ -91,13 +82,12 @@ def pretrain(
     return TrainedRun(folder, 0, evaluation)
 
 
-def check_oracle(
-    config: ConfigDict, task: pretraining.PretrainingTask, held_out: dataset.Patients, say: Callable[[str], None]
-) -> None:
+def check_oracle(task: pretraining.PretrainingTask, held_out: dataset.Patients, say: Callable[[str], None]) -> None:
     """Warns before training if the evaluation of simulated patients cannot use the oracle."""
-    if loaded_run.is_simulated(config.data.path) and {"mlm", "next_visit"} & set(task.model.objectives):
+    data = task.recipe.data
+    if loaded_run.is_simulated(data.path) and {"mlm", "next_visit"} & set(task.model.objectives):
         try:
-            index = pretraining.index(config, held_out)
-            loaded_run.read_simulation(Path(config.data.path), task.vocabulary, held_out, index)
+            index = pretraining.index(data, held_out)
+            loaded_run.read_simulation(Path(data.path), task.vocabulary, held_out, index)
         except ValueError as error:
             say(f"warning: the evaluation will leave out the oracle: {error}")

@@ -22,7 +22,7 @@ from behrt_jax.probing.features import Reader
 from behrt_jax.probing.measurements import ResultsFile, measure_task
 from behrt_jax.probing.probe import read_sizes
 from behrt_jax.probing.table import BOOSTING, SCRATCH, TUNED, count, format_table
-from behrt_jax.training import workdir
+from behrt_jax.training import config_file, workdir
 from configs import default
 from experiments import _cli
 
@@ -44,7 +44,7 @@ def of_run(config: ConfigDict, run: str, several: bool, forecast: tuple[str, ...
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.pretrained, config.forecast.codes = run, forecast
-        config.data.path = workdir.read_config(Path(run)).data.path if several else config.data.path
+        config.data.path = config_file.read(Path(run))[0].data.path if several else config.data.path
     return config
 
 
@@ -81,7 +81,9 @@ def main() -> None:
                 task_folder = folder / f"run-{number}" / name if len(runs) > 1 else folder / name
                 task = few_label_task.read_task(config, file, FLAGS.most_labels, task_folder, bar.write)
                 patients = dataset.read(task.prepared.folder, "train")
-                reader = reader or Reader(workdir.load(run), patients, folder / FEATURES_FOLDER)
+                reader = reader or Reader(
+                    workdir.load_pretraining(run, f"--pretrained={run}"), patients, folder / FEATURES_FOLDER
+                )
                 results = ResultsFile(task_folder)
                 measure_task(task, results, todo, reader, compiled, bar)
                 estimates[name].append(results.found)

@@ -20,7 +20,7 @@ from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.evaluation.tables import format_cell
 from behrt_jax.metrics.power_law import describe_fit, fit_power_law, patients_for
-from behrt_jax.training import workdir
+from behrt_jax.training import config_file
 from behrt_jax.training.workdir import EVALUATION_FILE
 from experiments import _cli
 from experiments.studies import sweep
@@ -63,15 +63,15 @@ def read_run(folder: Path) -> dict:
     if result["split"] != "held_out" or "data" in result:
         raise ValueError(f"{folder / EVALUATION_FILE}: is of other patients than held_out; run experiments.evaluate")
     if "train_patients" not in result:
-        config = workdir.read_config(folder)
-        everyone = count_train(config)
-        result["train_patients"] = min(config.train.max_patients or everyone, everyone)
+        recipe, _ = config_file.read(folder)
+        everyone = count_train(recipe.data)
+        result["train_patients"] = min(recipe.train.max_patients or everyone, everyone)
     return result
 
 
-def count_train(config) -> int:
+def count_train(config: DataConfig) -> int:
     """Counts the train patients in the data of a recipe."""
-    return prepare(DataConfig(**config.data), progress=print).report["patients/train"]
+    return prepare(config, progress=print).report["patients/train"]
 
 
 def by_patients(results: list[dict]) -> dict[int, dict]:
@@ -125,7 +125,7 @@ def draw(results: dict[int, dict], file: Path) -> None:
 
 def main() -> None:
     """Runs the command."""
-    sizes = read_sizes(FLAGS.sizes, count_train(FLAGS.config))
+    sizes = read_sizes(FLAGS.sizes, count_train(DataConfig(**FLAGS.config.data)))
     folder = Path(FLAGS.workdir)
     given = [word for word in sys.argv[1:] if word.startswith("--config.")]
     command = ("pretrain", FLAGS["config"].config_filename)
