@@ -86,6 +86,11 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
     fit, known_tokens = fitted is None or add_codes, frozenset(base_vocab.ids)
     progress(f"reading {config.path}")
     stats = gather_shard_stats(config, counts, with_samples=fit and config.value_bins > 1)
+
+    def tokenized(split: str, edges, counts=None, parents=None) -> Iterator[pl.DataFrame]:
+        rest = stats.splits.filter(split=split), stats.visits_named, counts, parents, known_tokens
+        return (tokenize.tokenize(shard, config, edges, *rest) for shard in stats.shards[split])
+
     needed = needed if fitted else tuple(dict.fromkeys(("train", *needed)))
     for split in needed:
         if not stats.shards[split]:
@@ -97,13 +102,22 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
         progress("fitting the vocabulary on the train split")
         edges = vocabulary.fit_value_edges(stats.samples, config.value_bins, config.min_patients, config.value_digits)
         edges = {code: values for code, values in edges.items() if code not in base_vocab.ids} | base_vocab.value_edges
-        parts = [vocabulary.count_tokens(tokens) for tokens in _tokenized(stats, "train", config, edges, known_tokens)]
+        parts = [vocabulary.count_tokens(tokens) for tokens in tokenized("train", edges)]
         vocab = vocabulary.fit_vocabulary(parts, edges, config.min_patients, base_vocab)
     parents = vocabulary.nearest_known_ancestors(config.path, vocab) if base_vocab.codes else {}
     if add_codes:
         counts["codes_added"] = len(vocab) - len(base_vocab)
     progress("writing the prepared data")
-    examples = _first_examples(stats, config, vocab, known_tokens, parents, needed, counts)
+    examples = {}
+    for split in events.SPLITS:
+        split_examples = _examples(split, tokenized(split, vocab.value_edges, counts, parents), vocab, counts)
+        if (first := next(split_examples, None)) is not None:
+            examples[split] = itertools.chain([first], split_examples)
+        elif split in needed:
+            raise ValueError(
+                f"{config.path}: no patient of split '{split}' has a code left in the sequence; check "
+                "data.codes_include and data.codes_exclude"
+            )
     return Prepared(folder, vocab, _write(folder, config, examples, stats, vocab, counts))
 
 
@@ -136,42 +150,10 @@ def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], surv
     return report
 
 
-def _tokenized(
-    survey: ShardStats, split: str, config: DataConfig, edges, kept: frozenset[str], counts=None, parents=None
-) -> Iterator[pl.DataFrame]:
-    """Tokenizes the shards of a split, one at a time."""
-    members = survey.splits.filter(pl.col("split") == split)
-    visits_named = survey.visits_named
-    return (
-        tokenize.tokenize(shard, config, edges, members, visits_named, counts, parents, kept)
-        for shard in survey.shards[split]
-    )
-
-
-def _first_examples(
-    survey: ShardStats, config: DataConfig, fitted, kept, parents, needed, counts
-) -> dict[str, Iterator]:
-    """Returns a generator of examples for each split that has any; a ValueError if a needed split has none."""
-    present = {}
-    for split in events.SPLITS:
-        examples = _examples(survey, split, config, fitted, kept, parents, counts)
-        first = next(examples, None)
-        if first is not None:
-            present[split] = itertools.chain([first], examples)
-        elif split in needed:
-            raise ValueError(
-                f"{config.path}: no patient of split '{split}' has a code left in the sequence; check "
-                "data.codes_include and data.codes_exclude"
-            )
-    return present
-
-
-def _examples(
-    survey: ShardStats, split: str, config: DataConfig, fitted, kept, parents, counts
-) -> Iterator[tuple[int, dict]]:
-    """Yields the subject id and example of each patient of a split, and updates `counts`."""
+def _examples(split: str, tables: Iterator[pl.DataFrame], fitted, counts) -> Iterator[tuple[int, dict]]:
+    """Yields the subject id and example of each patient from tables of tokens of a split, and updates `counts`."""
     records_sex = sexes.sex_tokens(fitted.tokens) > 0
-    for tokens in _tokenized(survey, split, config, fitted.value_edges, kept, counts, parents):
+    for tokens in tables:
         tokens = tokens.with_columns(code_id=fitted.encode(tokens["token"]))
         counts[f"tokens/{split}"] += tokens.height
         counts[f"backed_off/{split}"] += tokens["backed_off"].sum()

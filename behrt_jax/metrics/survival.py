@@ -10,7 +10,7 @@ contain its value.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import chi2
@@ -254,8 +254,13 @@ def d_calibration_shares(followed: Followed, curves: Curves) -> np.ndarray:
     return np.where(is_event[:, None], np.arange(NUM_BINS) == decile, spread)
 
 
-def _concordances(scores, followed, owners, weights, importance=None, horizons=()) -> dict[str, np.ndarray]:
-    """Computes C indices: for each event, counts the rows that outlive it and those of them with a lower score."""
+def _concordances(
+    scores, followed, owners, weights, importance: Any = None, horizons: Sequence[float] = ()
+) -> dict[str, np.ndarray]:
+    """Computes C indices: for each event, counts the rows that outlive it and those of them with a lower score.
+
+    With horizons, `importance` is (N,), from `inverse_censoring`.
+    """
     order = np.argsort(owners, kind="stable")
     scores, days, events = scores[order], followed.days[order], followed.events[order]
     unique_owners, starts, owners = np.unique(owners[order], return_index=True, return_inverse=True)
