@@ -76,7 +76,8 @@ def of_run(config: ConfigDict, run: str, several: bool, forecast: tuple[str, ...
     """Returns the recipe for a pre-trained run; if there are several, with the run's own training data."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.pretrained, config.forecast.codes = run, forecast
+        config.pretrained, config.head.forecast_codes = run, forecast
+        config.head.features += ("forecast",) if forecast else ()
         config.data.path = config_file.read(Path(run))[0].data.path if several else config.data.path
     return config
 
@@ -105,7 +106,7 @@ def measure_task(
     if (0, 0, AGE) not in results.found:
         ages = probing_features.ages(held_out.histories, held_out.labels.prediction_times)
         results.add(0, 0, AGE, rank(ages, held_out.labels))
-    if task.recipe.forecast.codes and (0, 0, FORECAST) not in results.found:
+    if task.recipe.head.forecast_codes and (0, 0, FORECAST) not in results.found:
         results.add(0, 0, FORECAST, rank(few_labels_run.forecast(task), held_out.labels))
     for size, draw, arm in todo:
         bar.set_postfix_str(f"{show(size)} patients, draw {draw}, {arm}")

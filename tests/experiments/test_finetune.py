@@ -14,7 +14,7 @@ import behrt_jax
 from behrt_jax.data import dataset
 from behrt_jax.data.events import SPLITS_FILE
 from behrt_jax.data.prepare import prepare
-from behrt_jax.finetuning import head_regression, labeled_histories, predict, setup
+from behrt_jax.finetuning import head_features, labeled_histories, predict, setup
 from behrt_jax.labels import labels as label_data
 from behrt_jax.training import workdir
 from tests.experiments.conftest import ROOT, TINY, Workplace, assert_same_end, evaluation_of, metrics_of
@@ -39,7 +39,7 @@ def arguments(place: Workplace, recipe: str, labels, run: str, **overrides) -> l
 @pytest.fixture(scope="session")
 def survival_run(workplace, deaths, joint):
     """A run that is fine-tuned from a pre-trained one beside a regression: its workdir and what it printed."""
-    chosen = {"pretrained": joint, "survival__num_bins": 3, "history__regression": True}
+    chosen = {"pretrained": joint, "survival__num_bins": 3, "head__features": ("regression",)}
     given = [*arguments(workplace, "survival", deaths, "survival", **chosen), "--nobaselines"]
     drawn = {"behrt_jax.evaluation.outcomes.MIN_PATIENTS": 1}  # of real patients, so few are not drawn
     done = workplace.run(given, "experiments.finetune", constants=drawn)
@@ -129,13 +129,13 @@ def test_nothing_after_the_prediction_time_moves_a_prediction(workplace, surviva
     recipe, _, vocabulary, model, params = workdir.load_finetuning(survival_run[0], "run")
     labels = label_data.read_labels([deaths], lambda line: None)
     prepared = prepare(recipe.data)
-    regression = head_regression.load(survival_run[0], recipe.history)
+    regression = head_features.load(survival_run[0], recipe.head)
     patients = dataset.read(prepared.folder, "train")
 
     def said(patients):
         arguments = (patients, labels, vocabulary.tokens, "train", lambda line: None)
         found = labeled_histories.find_histories(recipe.history, recipe.data.row_length, *arguments)
-        (found,) = head_regression.add({"train": found}, regression, vocabulary.tokens).values()
+        (found,) = head_features.select(recipe.head, {"train": found}, vocabulary.tokens, regression).values()
         return found.labels, predict.score(recipe, model, params, found)
 
     mine, before = said(patients)

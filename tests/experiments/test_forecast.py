@@ -14,6 +14,7 @@ from behrt_jax.models.inputs import model_arguments
 from experiments.studies import few_labels_run
 from tests.experiments.test_finetune import tiny_config
 
+FORECAST = {"head.features": ("age_sex", "forecast")}
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
@@ -42,7 +43,9 @@ def code(events):
 
 @pytest.fixture(scope="module")
 def task(workplace, deaths, events, code):
-    config = tiny_config("survival", workplace, deaths, pretrained=str(events), **{"forecast.codes": (code,)})
+    config = tiny_config(
+        "survival", workplace, deaths, pretrained=str(events), **FORECAST, **{"head.forecast_codes": (code,)}
+    )
     return setup.setup(config, lambda line: None)
 
 
@@ -119,12 +122,12 @@ def test_what_cannot_be_foretold_is_an_error(workplace, deaths, joint, events, c
         dates.with_columns(boolean_value=pl.col("subject_id") % 2 == 1).write_parquet(files[0])
         dates.with_columns(boolean_value=pl.col("subject_id") % 3 == 1).write_parquet(files[1])
         recipe, labels = "classification", ",".join(map(str, files))
-    config = tiny_config(recipe, workplace, labels, pretrained=run, **{"forecast.codes": codes})
+    config = tiny_config(recipe, workplace, labels, pretrained=run, **FORECAST, **{"head.forecast_codes": codes})
     messages = {
-        "not causal": "forecast.codes: pretrained=.* is trained on joint; expected a run of configs/events.py",
+        "not causal": "head.forecast_codes: pretrained=.* is trained on joint; expected a run of configs/events.py",
         "unknown code": "does not know CONDITION//NONE; expected codes that it knows",
-        "from scratch": "forecast.codes: found CONDITION.* without pretrained; expected a run of configs/events.py",
-        "several labels": "forecast.codes: found multilabel labels; expected one binary label, or times to an event",
+        "from scratch": "forecast_codes: found CONDITION.* without pretrained; expected a run of configs/events.py",
+        "several labels": "forecast_codes: found multilabel labels; expected one binary label, or times to an event",
     }
     with pytest.raises(ValueError, match=messages[wrong]):
         setup.setup(config, lambda line: None)

@@ -287,7 +287,7 @@ def test_keys_of_older_runs_are_read_under_their_names_of_today():
     assert config_file.rename_keys(older) == {
         "data": {"use_sep": False, "events_without_visit": "group_by_day", "path": "d"},
         "history": {"prediction_token": False},
-        "forecast": {"codes": ["X"]},
+        "head": {"features": ("forecast",), "forecast_codes": ["X"]},
         "temporal_split": {"cutoff": "2015-01-01", "outcome_window_days": 3.0},
         "evaluation": {"num_mask_samples": 7},
         "objective": {
@@ -298,6 +298,44 @@ def test_keys_of_older_runs_are_read_under_their_names_of_today():
         },
     }
     assert set(config_file.rename_keys({"objective": {"query_times": "after_visits"}})) == {"objective"}
+
+
+@pytest.mark.parametrize(
+    ("history", "codes", "features"),
+    [
+        ({"age_and_sex": True}, (), ("age_sex",)),
+        ({"age_and_sex": False}, (), ()),
+        ({"age_and_sex": True, "regression": True}, (), ("regression",)),
+        ({"age_and_sex": True, "regression": False}, ("X",), ("age_sex", "forecast")),
+        ({"age_and_sex": False, "regression": True}, ("X",), ("regression", "forecast")),
+    ],
+)
+def test_the_older_keys_of_what_a_head_reads_are_features_now(history, codes, features):
+    older = {"history": {"include_at": True, **history}, "forecast": {"codes": codes, "ids": (7,), "edges": ()}}
+    found = config_file.rename_keys(older)
+    assert found["history"] == {"include_at": True} and "forecast" not in found
+    assert found["head"] == {
+        "features": features,
+        "forecast_codes": codes,
+        "forecast_ids": (7,),
+        "forecast_edges": (),
+    }
+    assert recipe.HeadConfig(found["head"]["features"], codes).features == features
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"features": ("age",)}, "head.features: found age; expected a tuple of age_sex, regression, forecast"),
+        ({"features": "age_sex"}, "head.features: found age_sex; expected a tuple of"),
+        ({"features": ("age_sex", "regression")}, "head.features: found age_sex and regression"),
+        ({"features": ("forecast",)}, "head.forecast_codes: found .*; expected codes"),
+        ({"forecast_codes": ("X",)}, "head.forecast_codes: found .*; expected codes"),
+    ],
+)
+def test_a_head_that_cannot_be_is_refused(keys, message):
+    with pytest.raises(ValueError, match=message):
+        recipe.HeadConfig(**keys)
 
 
 def as_older(config: dict) -> dict:
@@ -337,6 +375,7 @@ def test_edges_of_the_user_are_in_the_recipe_and_fitted_ones_in_the_facts(tmp_pa
 @pytest.mark.parametrize("name", ["classification", "survival"])
 def test_a_fine_tuned_config_is_read_back_as_it_was_and_an_older_one_too(tmp_path, name):
     made = default.get_finetune_config(name)
+    made.head.features, made.head.forecast_codes = ("age_sex", "forecast"), ("X",)
     facts = recipe.Facts(30, names=("a", "b"), forecast_ids=(7,), forecast_edges=(3.0,))
     kinds = {"classification": {"label_kind": "multi_label"}, "survival": {"survival_edges": (5.0, 9.0)}}
     facts = dataclasses.replace(facts, **kinds[name])
@@ -346,7 +385,9 @@ def test_a_fine_tuned_config_is_read_back_as_it_was_and_an_older_one_too(tmp_pat
     assert config_file.read(tmp_path) == (own, facts)
     older = recipe.to_config(own, facts)
     older["history"]["mark"] = older["history"].pop("prediction_token")
-    older["foretold"] = older.pop("forecast")
+    older["history"] |= {"age_and_sex": True, "regression": False}
+    older["foretold"] = {key.removeprefix("forecast_"): each for key, each in older.pop("head").items()}
+    del older["foretold"]["features"]
     (tmp_path / "config.json").write_text(json.dumps(older))
     assert config_file.read(tmp_path) == (own, facts)
     assert recipe.read_recipe(recipe.to_config(own, facts)) == own  # a loaded config is a recipe too
