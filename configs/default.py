@@ -17,8 +17,11 @@ def get_finetune_config(outcome: str) -> config_dict.ConfigDict:
     config.labels = ""  # a file of labels, or several, separated by commas: one binary outcome each
     config.pretrained = ""  # the workdir of a pre-trained run, whose data and model keys are taken; "": from scratch
     config.add_codes = False  # whether codes of train that the pre-trained vocabulary lacks get rows of their own
-    config.forecast = config_dict.ConfigDict()
-    config.forecast.codes = ()  # such as MEDS_DEATH: the head reads how soon the pre-trained run expects each
+    config.head = config_dict.ConfigDict()
+    # What the head reads beside the embedding, at the prediction time: age_sex; or regression, on counts of codes, age
+    # and sex; and forecast, how soon the pre-trained run expects each of forecast_codes, such as MEDS_DEATH.
+    config.head.features = ("age_sex",)
+    config.head.forecast_codes = ()
     config.freeze = "none"  # or: encoder, so that only the head is trained
     config.layer_decay = 0.8  # factor of the learning rate from each layer to the one below it
     config.lora = config_dict.ConfigDict()
@@ -26,8 +29,6 @@ def get_finetune_config(outcome: str) -> config_dict.ConfigDict:
     config.lora.scale = 1.0  # of these changes
     config.history = config_dict.ConfigDict()
     config.history.include_at = False  # whether events at the very prediction time are known
-    config.history.age_and_sex = True  # as they are at the prediction time, for the head beside the embedding
-    config.history.regression = False  # in their place what a regression on counts of codes, age and sex says
     config.history.prediction_token = True  # a token at the prediction time tells how long ago the last visit was
     config.temporal_split = config_dict.ConfigDict()
     config.temporal_split.cutoff = ""  # a date such as 2015-01-01: training is before it, the test after; "": off

@@ -27,6 +27,8 @@ MAY_IMPORT = {
     "publishing": CORE | {"objectives", "training", "evaluation"},
     "recipes": set(),
 }
+DOOR = {f"workflows/{name}.py" for name in ("pretrain", "finetune", "load")}
+DOOR |= {"training/pretraining.py", "finetuning/setup.py"}
 MAY_IMPORT["workflows"] = set(MAY_IMPORT) - {"publishing", "probing", "interpret", "simulation", "baselines"}
 NEVER = {"behrt_jax": ("configs", "experiments", "tests", "pickle"), "experiments": ("tests", "pickle")}
 
@@ -55,6 +57,15 @@ def sources(place: str) -> list[Path]:
     files = sorted((ROOT / place).rglob("*.py"))
     assert files
     return files
+
+
+def test_a_raw_config_stops_at_the_door():
+    """Below these modules, sections of a recipe travel; what a run is, is a field of its recipe."""
+    for file in sources("behrt_jax"):
+        name = str(file.relative_to(ROOT / "behrt_jax"))
+        if not name.startswith("recipes/"):
+            assert name in DOOR or not offences(file.read_text(), file, ("ml_collections",)), file
+            assert ".unlocked()" not in file.read_text(), file
 
 
 def test_every_package_is_in_the_table():

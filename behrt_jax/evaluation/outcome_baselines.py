@@ -62,7 +62,7 @@ def fit_baselines(
 
 
 def predict_without_encoder(recipe: FinetuningRecipe, splits: dict[str, LabeledHistories]) -> tuple[Predictions, dict]:
-    """Predicts for held-out patients from the code regression of `history.regression` alone, without an encoder.
+    """Predicts for held-out patients from the code regression of `head.features` alone, without an encoder.
 
     The initial head turns the regression's output, its input, into logits, which are processed like a model's. The
     difference to a run with both therefore shows what the encoder adds.

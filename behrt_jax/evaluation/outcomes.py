@@ -59,7 +59,7 @@ def evaluate_run(
     (folder / workdir.FITTED_FILE).write_text(json.dumps(fitted, indent=1))
     predictions = predict.predict(recipe.outcome, logits["held_out"], fitted)
     compared = fit_baselines(recipe, run.splits, run.tokens, say) if with_baselines else {}
-    if recipe.history.regression:
+    if "regression" in recipe.head.features:
         compared[REGRESSION] = predict_without_encoder(recipe, run.splits)
     for name in versus:
         compared[name] = score_other(Path(name), run, say)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from behrt_jax.finetuning import data, head_regression, predict, setup
+from behrt_jax.finetuning import data, head_features, predict, setup
 from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.finetuning.predict import Predictions
 from behrt_jax.labels.labels import Labels
@@ -37,7 +37,8 @@ def load(folder: Path, splits: dict[str, LabeledHistories] | None, say: Callable
         if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
             raise ValueError(f"{recipe.data.path}: gives another vocabulary than {folder} has; restore its data")
         workdir.check_digests(folder, recipe, setup.digest_inputs(splits), say)
-        splits = head_regression.add(splits, head_regression.load(folder, recipe.history), vocabulary.tokens)
+        regression = head_features.load(folder, recipe.head)
+        splits = head_features.select(recipe.head, splits, vocabulary.tokens, regression)
     return FinetunedModel(recipe, facts, vocabulary.tokens, model, params, splits)
 
 

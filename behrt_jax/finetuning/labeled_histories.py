@@ -24,8 +24,7 @@ class LabeledHistories(NamedTuple):
       histories: complete histories, for baselines.
       rows: the model's inputs: the newest tokens that fit in a row and, with `history.prediction_token`, that token at
         the end.
-      covariates: (M, F) float32 age and sex, with `history.age_and_sex`; or log risks of a regression on codes, with
-        `history.regression`; F is 0 without both.
+      covariates: (M, F) float32 age and sex; after `head_features.select`, those of `head.features`.
     """
 
     labels: Labels
@@ -66,7 +65,7 @@ def find_histories(
         f"{describe(patient_labels)}"
     )
     covariates = data_histories.covariates_at(histories, patient_labels.prediction_times, tokens)
-    return LabeledHistories(patient_labels, histories, rows, covariates[:, : covariates.shape[1] * history.age_and_sex])
+    return LabeledHistories(patient_labels, histories, rows, covariates)
 
 
 def describe(labels: Labels) -> str:

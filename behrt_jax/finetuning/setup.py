@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from behrt_jax.data import prepare
 from behrt_jax.data.prepare import Prepared
-from behrt_jax.finetuning import data, head_init, head_regression, labeled_histories
+from behrt_jax.finetuning import data, head_features, head_init, labeled_histories
 from behrt_jax.finetuning import pretrained as pretrained_runs
 from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.labels import labels as label_data
@@ -42,7 +42,7 @@ class FinetuningTask(NamedTuple):
       objective: takes the trained parameters, which with LoRA are `{"base", "factors"}`.
       initialize: function from a random key to the trained parameters.
       scales: function from the trained parameters to multipliers of their learning rates.
-      regression: with `history.regression`; its log risks are the covariates of `splits`.
+      regression: with the feature `regression`; its log risks are the covariates of `splits`.
       digests: of the labels, the histories and the pre-trained parameters; see `digest_inputs`.
     """
 
@@ -58,16 +58,16 @@ class FinetuningTask(NamedTuple):
     digests: Mapping[str, str] = MappingProxyType({})
 
 
-def read(config: ConfigDict) -> FinetuningRecipe:
-    """Reads the recipe of a config; raises a ValueError if it is not one of fine-tuning, or its keys do not agree."""
-    recipe = read_recipe(config.to_dict())
+def read(values: dict[str, Any]) -> FinetuningRecipe:
+    """Reads a recipe's values; raises a ValueError if it is not one of fine-tuning, or its keys do not agree."""
+    recipe = read_recipe(values)
     if not isinstance(recipe, FinetuningRecipe):
         raise ValueError("recipe: is of pre-training; expected configs/classification.py or configs/survival.py")
     if recipe.add_codes and not recipe.pretrained:
         raise ValueError("add_codes: found True without pretrained; expected a run whose vocabulary is added to")
-    if recipe.forecast.codes and not recipe.pretrained:
-        codes = ", ".join(recipe.forecast.codes)
-        raise ValueError(f"forecast.codes: found {codes} without pretrained; expected a run of configs/events.py")
+    if recipe.head.forecast_codes and not recipe.pretrained:
+        codes = ", ".join(recipe.head.forecast_codes)
+        raise ValueError(f"head.forecast_codes: found {codes} without pretrained; expected a run of configs/events.py")
     return recipe
 
 
@@ -77,7 +77,7 @@ def setup(config: ConfigDict, say: Callable[[str], None]) -> FinetuningTask:
     Raises:
       ValueError: the recipe, the labels or the data cannot be used, or nothing can be learned.
     """
-    recipe, pretrained, forecast = read(config), None, ((), ())
+    recipe, pretrained, forecast = read(config.to_dict()), None, ((), ())
     if recipe.pretrained:
         recipe, pretrained = pretrained_runs.load_pretrained(recipe)
         forecast = pretrained_runs.find_forecast(recipe, pretrained)
@@ -85,15 +85,15 @@ def setup(config: ConfigDict, say: Callable[[str], None]) -> FinetuningTask:
     labels = splits["train"].labels
     for split in ("train", "tuning"):
         label_data.check_learnable(splits[split].labels, split)
-    if recipe.forecast.codes and ((kind := labels.kind) not in ("binary", "survival") or len(labels.names) > 1):
-        raise ValueError(f"forecast.codes: found {kind} labels; expected one binary label, or times to an event")
+    if recipe.head.forecast_codes and ((kind := labels.kind) not in ("binary", "survival") or len(labels.names) > 1):
+        raise ValueError(f"head.forecast_codes: found {kind} labels; expected one binary label, or times to an event")
     digests = digest_inputs(splits, pretrained)
     num_new_codes = len(prepared.vocabulary) - len(pretrained.vocabulary) if pretrained else 0
     if pretrained:
         say(prepare.describe_coverage(prepared.report, "train"))
         pretrained = pretrained_runs.add_rows(pretrained, prepared.vocabulary, recipe.data.path)
-    regression = head_regression.fit(recipe.history, splits, prepared.vocabulary.tokens, say)
-    splits = head_regression.add(splits, regression, prepared.vocabulary.tokens)
+    regression = head_features.fit(recipe.head, splits, prepared.vocabulary.tokens, say)
+    splits = head_features.select(recipe.head, splits, prepared.vocabulary.tokens, regression)
     facts = find_facts(recipe, labels, len(prepared.vocabulary), forecast)
     task = build(recipe, facts, prepared, splits, pretrained and pretrained.params, num_new_codes)
     return task._replace(regression=regression, digests=digests)

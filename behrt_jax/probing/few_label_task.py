@@ -8,10 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 from behrt_jax.data.prepare import Prepared
-from behrt_jax.finetuning import data, labeled_histories, predict, pretrained, probe_init, sampling, setup
+from behrt_jax.finetuning import (
+    data,
+    head_features,
+    labeled_histories,
+    predict,
+    pretrained,
+    probe_init,
+    sampling,
+    setup,
+)
 from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.labels import labels as label_data
 from behrt_jax.labels.labels import Labels
@@ -22,12 +30,12 @@ from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.probing import scores
 from behrt_jax.training import loop, workdir
 from behrt_jax.training.optimizer import make_optimizer
-from behrt_jax.training.recipe import Facts, FinetuningRecipe, ForecastConfig, with_facts
+from behrt_jax.training.recipe import Facts, FinetuningRecipe, HeadConfig, with_facts
 from behrt_jax.training.state import TrainState
 
 # From scratch, all layers have the same learning rate. No labels are spent on choosing the number of steps, which is
 # the same for any number of labels.
-SCRATCH = {"layer_decay": 1.0, "forecast": ForecastConfig()}
+SCRATCH = {"layer_decay": 1.0, "head": HeadConfig()}
 
 
 class Task(NamedTuple):
@@ -51,19 +59,23 @@ class Steps(NamedTuple):
     train: Callable
 
 
-def read_task(config: ConfigDict, file: str, most: int, folder, say: Callable[[str], None]) -> Task:
-    """Reads a task, with at most `most` labels of each outcome per patient, and records its recipe in a folder."""
+def read_task(values: dict[str, Any], file: str, most: int, folder, say: Callable[[str], None]) -> Task:
+    """Reads a task, with at most `most` labels of each outcome per patient, and records its recipe in a folder.
+
+    `values` are those of a recipe with the sections of both kinds of labels, `classification` and `survival`.
+    """
     labels = label_data.read_labels([file], lambda line: None)
     scores.check_kind(labels, f"--labels={file}")
-    if config.history.regression:
-        raise ValueError("history.regression: found True; expected False, as few labels have a regression of their own")
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.labels = file
-        del config["classification" if labels.kind == "survival" else "survival"]
-    recipe, loaded = pretrained.load_pretrained(setup.read(config))
+    if "regression" in values["head"]["features"]:
+        raise ValueError(
+            "head.features: found regression; expected it left out, as few labels have a regression of their own"
+        )
+    other_kind = "classification" if labels.kind == "survival" else "survival"
+    values = {name: value for name, value in values.items() if name != other_kind}
+    recipe, loaded = pretrained.load_pretrained(setup.read({**values, "labels": file}))
     forecast = pretrained.find_forecast(recipe, loaded)
     prepared, splits = data.read_splits(recipe, loaded.vocabulary, say)
+    splits = head_features.select(recipe.head, splits, prepared.vocabulary.tokens)
     splits = {name: sampling.take(split, sampling.cap(split.labels, most)) for name, split in splits.items()}
     for name in ("train", "held_out"):
         label_data.check_learnable(splits[name].labels, name)
@@ -77,7 +89,7 @@ def read_task(config: ConfigDict, file: str, most: int, folder, say: Callable[[s
 
 
 def forecast(task: Task) -> np.ndarray:
-    """Returns the pre-trained run's forecast for held-out patients, without labels: the mean over `forecast.codes`."""
+    """Returns the pre-trained run's forecast for held-out patients, without labels: the mean over its codes."""
     facts = task.find_facts(task.splits["train"].labels, task.forecast)
     finetuning_task = setup.build(task.recipe, facts, task.prepared, task.splits, task.begun)
     width = task.recipe.model.hidden_dim

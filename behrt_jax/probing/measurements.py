@@ -61,7 +61,7 @@ def measure_task(
     if (0, 0, AGE) not in results.found:
         ages = probing_features.ages(held_out.histories, held_out.labels.prediction_times)
         results.add(0, 0, AGE, rank(ages, held_out.labels))
-    if task.recipe.forecast.codes and (0, 0, FORECAST) not in results.found:
+    if task.recipe.head.forecast_codes and (0, 0, FORECAST) not in results.found:
         results.add(0, 0, FORECAST, rank(few_label_task.forecast(task), held_out.labels))
     for size, draw, arm in todo:
         bar.set_postfix_str(f"{show(size)} patients, draw {draw}, {arm}")

@@ -25,7 +25,7 @@ from behrt_jax.training import workdir
 from behrt_jax.training.recipe import HistoryConfig, PretrainingRecipe
 
 # Histories as in pre-training: without a prediction token.
-HISTORY = HistoryConfig(include_at=False, age_and_sex=True, prediction_token=False)
+HISTORY = HistoryConfig(include_at=False, prediction_token=False)
 
 
 def read_sizes(words: list[str]) -> list[int]:

@@ -149,8 +149,8 @@ def fit(
     encoder = fit_scaler(*train, tokens)
     if not len(encoder.varied) + len(encoder.used):
         raise ValueError(
-            "history.regression: found no age, sex or code that tells patients of train apart; expected some, each of "
-            f"{MIN_PATIENTS} patients or more; use --config.history.regression=False"
+            "head.features: found no age, sex or code that tells patients of train apart; expected some, each of "
+            f"{MIN_PATIENTS} patients or more; leave out regression"
         )
     rows, num_basic = sample(len(train[1]), MAX_ROWS), len(encoder.varied)
     singles = encoder.encode(*train, tokens).joined()[rows].toarray()

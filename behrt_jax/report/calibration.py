@@ -10,7 +10,7 @@ from behrt_jax.metrics.classification import most_bins
 from behrt_jax.report.parts import Figure, Missing, Section, Table, Text, draw
 from behrt_jax.report.scoring import Reliability, Scored, reliability
 from behrt_jax.report.source import Source
-from behrt_jax.training.recipe import SURVIVAL, FinetuningRecipe
+from behrt_jax.training.recipe import SURVIVAL, OutcomeEvaluationConfig
 
 PREDICTIONS_FILE = "predictions.parquet"
 MOST_OUTCOMES = 6
@@ -45,8 +45,9 @@ def _of_outcomes(source: Source) -> dict[str, Reliability | None]:
     predictions = pl.read_parquet(file)
     owners = np.unique(predictions["subject_id"].to_numpy(), return_inverse=True)[1]
     names = list(source.facts.names)
-    if isinstance(source.recipe, FinetuningRecipe) and source.recipe.kind == SURVIVAL:
-        horizon = f"{max(source.recipe.evaluation.horizons):g}"
+    settings = source.recipe.evaluation
+    if source.recipe.kind == SURVIVAL and isinstance(settings, OutcomeEvaluationConfig):
+        horizon = f"{max(settings.horizons):g}"
         return {
             f"{name} within {horizon} days": _of_survival(predictions, name, place, horizon, owners, source.floor)
             for place, name in enumerate(names, start=1)

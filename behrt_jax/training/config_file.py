@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from behrt_jax.training.recipe import Facts, Recipe, find_facts, read_recipe, to_config, with_facts, without_facts
+from behrt_jax.training.recipe import Facts, Recipe, find_facts, read_recipe, take, to_config, with_facts, without_facts
 
 CONFIG_FILE = "config.json"
 # Keys that may change when a run resumes: locations of data, and settings of logging and evaluation only.
@@ -24,7 +24,8 @@ SET_FROM_DATA = (
     "survival.edges",
     "survival.num_causes",
     "objective.event_edges",
-    "forecast.",
+    "head.forecast_ids",
+    "head.forecast_edges",
 )
 # Old names in workdirs from before version 0.2; to be dropped at version 1.0. Sections come before their keys.
 RENAMED_KEYS = {
@@ -44,6 +45,8 @@ RENAMED_VALUES = {
     ("objective", "query_times", "visits"): "after_visits",
     ("objective", "query_times", "any"): "anytime",
 }
+# Old keys of what the head reads beside the embedding, and the names in `head.features`; `regression` has age and sex.
+HEAD_FEATURES = {"history.age_and_sex": "age_sex", "history.regression": "regression", "forecast.codes": "forecast"}
 # Keys that older runs lack, with the value equivalent to the behaviour of those runs.
 DEFAULTS = {"objective": {"first_event_only": False, "query_times": "after_visits", "known_time_share": 0.0}}
 
@@ -90,6 +93,13 @@ def rename_keys(config: dict) -> dict:
     for (section, key, old), new in RENAMED_VALUES.items():
         if config.get(section, {}).get(key) == old:
             config[section][key] = new
+    if "history" in config and "head" not in config:
+        values = {name: take(config, key) for key, name in HEAD_FEATURES.items()}
+        features = [
+            name for name, value in values.items() if value and not (name == "age_sex" and values["regression"])
+        ]
+        forecast = {"codes": values["forecast"] or (), **config.pop("forecast", {})}
+        config["head"] = {"features": tuple(features), **{f"forecast_{key}": each for key, each in forecast.items()}}
     return config
 
 

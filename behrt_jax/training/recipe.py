@@ -13,6 +13,7 @@ from behrt_jax.training.loop import TrainConfig
 from behrt_jax.training.optimizer import OptimizerConfig
 
 PRETRAINING, CLASSIFICATION, SURVIVAL = "pretraining", "classification", "survival"
+FEATURES = ("age_sex", "regression", "forecast")
 OUTCOMES = {CLASSIFICATION: ClassificationConfig, SURVIVAL: SurvivalConfig}
 # Fields of sections that are facts: until the data are read, they hold these values.
 UNKNOWN = {"model": {"vocab_size": 1}, CLASSIFICATION: {"kind": "binary"}, SURVIVAL: {"num_causes": 1}}
@@ -56,22 +57,39 @@ class HistoryConfig:
 
     Attributes:
       include_at: whether events at the exact prediction time are included.
-      age_and_sex: whether the head reads age and sex at the prediction time.
-      regression: whether the head reads the log risk of a regression on codes, age and sex instead.
       prediction_token: whether a token at the prediction time ends the history.
     """
 
     include_at: bool
-    age_and_sex: bool
     prediction_token: bool
-    regression: bool = False  # default for older runs, whose configs lack this key
 
 
 @dataclasses.dataclass(frozen=True)
-class ForecastConfig:
-    """The section `forecast` of fine-tuning: codes whose pre-trained forecasts the head reads."""
+class HeadConfig:
+    """The section `head` of fine-tuning: what the head reads beside the patient embedding, at the prediction time.
 
-    codes: tuple[str, ...] = ()
+    Attributes:
+      features: any of `age_sex`; `regression`, the log risk of a regression on codes, age and sex (without `age_sex`);
+        and `forecast`, how soon the pre-trained run expects some codes.
+      forecast_codes: the codes of `forecast`.
+    """
+
+    features: tuple[str, ...] = ("age_sex",)
+    forecast_codes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        unknown = [self.features] if isinstance(self.features, str) else sorted({*self.features} - {*FEATURES})
+        if unknown:
+            raise ValueError(f"head.features: found {', '.join(unknown)}; expected a tuple of {', '.join(FEATURES)}")
+        if {"age_sex", "regression"} <= {*self.features}:
+            raise ValueError(
+                "head.features: found age_sex and regression, which reads age and sex; expected one of them"
+            )
+        if ("forecast" in self.features) != bool(self.forecast_codes):
+            raise ValueError(
+                f"head.forecast_codes: found {self.forecast_codes} with head.features={self.features}; expected codes, "
+                "such as ('MEDS_DEATH',), together with the feature forecast, or neither"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +149,7 @@ class FinetuningRecipe:
     freeze: str
     layer_decay: float
     add_codes: bool = False
-    forecast: ForecastConfig = ForecastConfig()
+    head: HeadConfig = HeadConfig()
     lora: LoRAConfig = LoRAConfig()
     temporal_split: TemporalSplitConfig = TemporalSplitConfig()
     seed: int = 0
@@ -150,7 +168,7 @@ class Facts:
       names: of outcomes, classes or causes.
       label_kind: `binary`, `multi_class` or `multi_label`.
       survival_edges: the last day of each time bin, fitted to train.
-      forecast_ids: ids of the codes in `forecast.codes`.
+      forecast_ids: ids of the codes in `head.forecast_codes`.
       forecast_edges: inner edges (days) of the pre-trained run's bins of event rates.
     """
 
@@ -170,8 +188,8 @@ FACT_KEYS = {
     "names": "names",
     "label_kind": "classification.kind",
     "survival_edges": "survival.edges",
-    "forecast_ids": "forecast.ids",
-    "forecast_edges": "forecast.edges",
+    "forecast_ids": "head.forecast_ids",
+    "forecast_edges": "head.forecast_edges",
 }
 
 
@@ -187,7 +205,7 @@ def read_recipe(config: Mapping[str, Any]) -> Recipe:
       ValueError: a key is unknown or missing, or its value cannot be used.
     """
     config = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
-    for key in ("names", "forecast.ids", "forecast.edges"):
+    for key in ("names", "head.forecast_ids", "head.forecast_edges"):
         take(config, key)
     for section, values in UNKNOWN.items():
         if section in config:
@@ -244,7 +262,7 @@ def to_config(recipe: Recipe, facts: Facts) -> dict[str, Any]:
     config = to_dict(recipe)
     if isinstance(recipe, FinetuningRecipe):
         config["names"] = facts.names
-        config["forecast"] |= {"ids": facts.forecast_ids, "edges": facts.forecast_edges}
+        config["head"] |= {"forecast_ids": facts.forecast_ids, "forecast_edges": facts.forecast_edges}
     return config
 
 

@@ -141,8 +141,8 @@ def build_outcome_model(recipe: FinetuningRecipe, facts: Facts) -> BEHRTForSeque
     """Builds the model of a fine-tuning recipe with its facts, with a head for outcomes."""
     num_outcomes = 1 if facts.label_kind == "binary" else len(facts.names)
     num_labels = recipe.outcome.num_logits if isinstance(recipe.outcome, SurvivalConfig) else num_outcomes
-    num_covariates = histories.NUM_COVARIATES if recipe.history.age_and_sex else 0
-    num_covariates = num_outcomes if recipe.history.regression else num_covariates
+    num_covariates = histories.NUM_COVARIATES if "age_sex" in recipe.head.features else 0
+    num_covariates = num_outcomes if "regression" in recipe.head.features else num_covariates
     return BEHRTForSequenceClassification(
         recipe.model, num_labels, num_covariates, facts.forecast_ids, facts.forecast_edges
     )

@@ -52,7 +52,7 @@ def finetune(
         task.regression.save(folder / REGRESSION_FILE)
     optimizer = make_optimizer(recipe.optimizer, recipe.train.num_steps, scales=task.scales)
     train_state = state.create_state(task.initialize, optimizer, recipe.seed)
-    if recipe.forecast.codes:
+    if recipe.head.forecast_codes:
         params = probe_init.init_head(recipe, task.model, train_state.params, task.splits)
         train_state = dataclasses.replace(train_state, params=jax.tree.map(jnp.array, params))
     sizes = jax.tree.map(count_trained, train_state.params, task.scales(train_state.params))

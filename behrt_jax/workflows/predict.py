@@ -9,7 +9,7 @@ import polars as pl
 
 from behrt_jax.data import dataset, prepare
 from behrt_jax.finetuning import data as labeled_data
-from behrt_jax.finetuning import head_regression, labeled_histories
+from behrt_jax.finetuning import head_features, labeled_histories
 from behrt_jax.finetuning import predict as predictions
 from behrt_jax.labels import follow_up
 from behrt_jax.labels.labels import read_labels
@@ -50,8 +50,8 @@ def predict(
     labeled_data.report_rest(len(label_set), [histories], say)
     if not len(histories.labels):
         raise ValueError(f"--labels={labels}: no row is of a patient with an event before; nothing to predict")
-    regression = head_regression.load(folder, recipe.history)
-    histories = head_regression.add({"predicted": histories}, regression, tokens)["predicted"]
+    regression = head_features.load(folder, recipe.head)
+    histories = head_features.select(recipe.head, {"predicted": histories}, tokens, regression)["predicted"]
     logits = predictions.score(recipe, model, params, histories)
     values = predictions.predict(recipe.outcome, logits, fitted)
     predictions.write(output, histories.labels, values, facts.names, fitted, recipe.evaluation.horizons)

@@ -43,7 +43,8 @@ def of_run(config: ConfigDict, run: str, several: bool, forecast: tuple[str, ...
     """Returns the recipe for a pre-trained run; if there are several, with the run's own training data."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.pretrained, config.forecast.codes = run, forecast
+        config.pretrained, config.head.forecast_codes = run, forecast
+        config.head.features += ("forecast",) if forecast else ()
         config.data.path = config_file.read(Path(run))[0].data.path if several else config.data.path
     return config
 
@@ -79,7 +80,7 @@ def main() -> None:
                 config = of_run(FLAGS.config, run, len(runs) > 1, tuple(code for label, code in codes if label == name))
                 bar.write(f"{run}, {name}:")
                 task_folder = folder / f"run-{number}" / name if len(runs) > 1 else folder / name
-                task = few_label_task.read_task(config, file, FLAGS.most_labels, task_folder, bar.write)
+                task = few_label_task.read_task(config.to_dict(), file, FLAGS.most_labels, task_folder, bar.write)
                 patients = dataset.read(task.prepared.folder, "train")
                 reader = reader or Reader(
                     workdir.load_pretraining(run, f"--pretrained={run}"), patients, folder / FEATURES_FOLDER

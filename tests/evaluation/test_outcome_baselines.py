@@ -12,6 +12,7 @@ from behrt_jax.finetuning import setup
 from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.finetuning.predict import ClassPredictions, SurvivalPredictions
 from behrt_jax.labels.labels import Labels
+from behrt_jax.training.recipe import with_facts
 from configs import classification, survival
 
 NOBODY = Patients(*(np.zeros(0, int) for _ in range(8)))
@@ -27,6 +28,12 @@ def splits_of(kind, log_risks, values, days, events):
     return found
 
 
+def recipe_of(config, splits):
+    """The recipe of a config, with what the labels of train say."""
+    recipe = setup.read(config)
+    return with_facts(recipe, setup.find_facts(recipe, splits["train"].labels, vocab_size=10))
+
+
 @pytest.mark.parametrize("loss", ["cox", "piecewise"])
 def test_risks_of_times_to_an_event_are_those_of_the_regression(loss):
     """Times are exponential with the rate that the regression says, but for a factor that is to be found."""
@@ -36,8 +43,8 @@ def test_risks_of_times_to_an_event_are_those_of_the_regression(loss):
     splits = splits_of("survival", log_risks, np.zeros((12000, 0)), days.clip(max=2000), (days < 2000).astype(np.int32))
     config = survival.get_config()
     config.survival.loss = loss
-    setup.fill_in(config, splits["train"].labels, 10)
-    said, _ = predict_without_encoder(config, splits)
+    recipe = recipe_of(config, splits)
+    said, _ = predict_without_encoder(recipe, splits)
     own = log_risks[np.arange(12000) % 3 == SPLITS.index("held_out")]
     assert isinstance(said, SurvivalPredictions)
     assert spearmanr(said.scores[:, 0], own).statistic > 1 - 1e-6
@@ -53,8 +60,8 @@ def test_probabilities_are_those_of_the_regression():
     splits = splits_of("binary", log_odds, values, np.full(12000, np.nan), np.zeros(12000, np.int32))
     config = classification.get_config()
     config.evaluation.calibration = "none"
-    setup.fill_in(config, splits["train"].labels, 10)
-    said, fitted = predict_without_encoder(config, splits)
+    recipe = recipe_of(config, splits)
+    said, fitted = predict_without_encoder(recipe, splits)
     own = log_odds[np.arange(12000) % 3 == SPLITS.index("held_out")]
     assert isinstance(said, ClassPredictions) and 0 < fitted["threshold"] < 1
     np.testing.assert_allclose(said.probabilities, expit(own - 1), atol=0.06)

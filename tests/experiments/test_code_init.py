@@ -15,6 +15,7 @@ from behrt_jax.embeddings import code_init, skip_gram
 from behrt_jax.embeddings.code_init import read_table
 from behrt_jax.embeddings.codes import code_table
 from behrt_jax.training import pretraining
+from behrt_jax.training.recipe import read_recipe
 from configs import small
 from tests.experiments.conftest import TINY, assert_same_end
 
@@ -40,10 +41,18 @@ def write_table(folder, codes, values, name="table.parquet"):
     return file
 
 
+def rows_of(config, vocabulary, train):
+    """Returns the initial rows of the code table of a config."""
+    data = DataConfig(**config.data)
+    return code_init.make_rows(
+        config.code_init, vocabulary, train, data, config.model.embedding_dim, config.seed, print
+    )
+
+
 def begin(config, lines=None):
     """Returns the prepared data and the code table that a run begins with."""
     prepared, train, trained = pretraining.setup(config)
-    initialize = pretraining.initialize(config, trained, train, (lines if lines is not None else []).append)
+    initialize = pretraining.initialize(trained, train, (lines if lines is not None else []).append)
     # Not compiled as one program, in which a table of its own may change how the random rows are rounded.
     return prepared.vocabulary, code_table(initialize(jax.random.key(config.seed)))
 
@@ -76,7 +85,7 @@ def test_a_wider_table_keeps_what_differs_most(config, tmp_path):
     )
     values = told + 50.0 + 1e-4 * rng.standard_normal(told.shape)
     config.code_init = str(write_table(tmp_path, prepared.vocabulary.codes, values))
-    rows = code_init.make_rows(config, prepared.vocabulary, None, print)[NUM_SPECIAL:]
+    rows = rows_of(config, prepared.vocabulary, None)[NUM_SPECIAL:]
     assert rows.shape == (len(told), DIM)
     kept, given = (each @ each.T / np.square(each).sum() for each in (rows, told - told.mean(axis=0)))
     np.testing.assert_allclose(kept, given, atol=1e-5)
@@ -89,7 +98,7 @@ def test_skip_gram_is_a_function_of_seed_and_train_patients(config, few_steps):
 
     def made(patients, seed=0):
         config.seed = seed
-        return code_init.make_rows(config, prepared.vocabulary, patients, print)
+        return rows_of(config, prepared.vocabulary, patients)
 
     first = made(train)
     np.testing.assert_array_equal(made(train), first)
@@ -105,7 +114,7 @@ def test_the_code_table_alone_begins_elsewhere(config, few_steps, quick_compilat
     def variables(init):
         config.code_init = init
         _, train, trained = pretraining.setup(config)
-        return jax.jit(pretraining.initialize(config, trained, train))(jax.random.key(0))
+        return jax.jit(pretraining.initialize(trained, train))(jax.random.key(0))
 
     begun, plain = variables("skip_gram"), variables("")
     same = jax.tree.map(lambda one, two: bool((np.asarray(one) == np.asarray(two)).all()), begun, plain)
@@ -143,7 +152,7 @@ def test_a_table_that_cannot_be_used_is_named_with_what_is_wrong(content, messag
     pl.DataFrame(content).write_parquet(file)
     config.code_init, config.model.embedding_dim = str(file), 2
     with pytest.raises(ValueError) as caught:
-        code_init.check(config)
+        code_init.check(config.code_init, config.model.embedding_dim)
     assert str(caught.value).startswith(f"code_init={file}: ") and message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -151,14 +160,14 @@ def test_a_table_that_cannot_be_used_is_named_with_what_is_wrong(content, messag
 def test_a_table_that_is_not_there_is_named(config, tmp_path):
     config.code_init = "skipgram"
     with pytest.raises(ValueError, match="code_init=skipgram: no such file; expected skip_gram, or Parquet"):
-        code_init.check(config)
+        code_init.check(config.code_init, config.model.embedding_dim)
     config.code_init = str(tmp_path / "text.parquet")
     (tmp_path / "text.parquet").write_text("code,embedding")
     with pytest.raises(ValueError, match="text.parquet: not a readable parquet file"):
-        code_init.check(config)
+        code_init.check(config.code_init, config.model.embedding_dim)
     for good in ("", "skip_gram"):
         config.code_init = good
-        code_init.check(config)
+        code_init.check(config.code_init, config.model.embedding_dim)
 
 
 def test_arrays_are_read_like_lists(tmp_path):
@@ -173,16 +182,17 @@ def test_a_table_without_a_known_code_or_of_equal_rows_is_refused(config, tmp_pa
     rng = np.random.default_rng(0)
     config.code_init = str(write_table(tmp_path, ["X", "Y"], rng.standard_normal((2, DIM))))
     with pytest.raises(ValueError, match="none of its 2 codes is in the vocabulary; expected names as in the data"):
-        code_init.make_rows(config, vocabulary, None, print)
+        rows_of(config, vocabulary, None)
     write_table(tmp_path, vocabulary.codes[:3], np.ones((3, DIM)))
     with pytest.raises(ValueError, match="all its rows are alike"):
-        code_init.make_rows(config, vocabulary, None, print)
+        rows_of(config, vocabulary, None)
 
 
 def test_a_config_from_before_the_key_begins_at_random(config):
     with config.unlocked():
         del config.code_init
-    assert code_init.make_rows(config, None, None, print) is None
+    assert read_recipe(config.to_dict()).code_init == ""
+    assert code_init.make_rows("", None, None, None, DIM, 0, print) is None
 
 
 @pytest.mark.slow

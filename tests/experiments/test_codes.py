@@ -7,7 +7,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-import behrt_jax
 from behrt_jax.data import metadata
 from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
 from behrt_jax.embeddings import codes as code_embeddings
@@ -15,7 +14,7 @@ from behrt_jax.embeddings import skip_gram
 from behrt_jax.exploration import code_groups, codes
 from behrt_jax.training import pretraining, state, workdir
 from behrt_jax.training.checkpoints import Checkpoints
-from behrt_jax.training.optimizer import OptimizerConfig, make_optimizer
+from behrt_jax.training.optimizer import make_optimizer
 from configs import small
 from tests.experiments.conftest import BUNDLED, TINY, cut_data_set
 
@@ -32,10 +31,10 @@ def run(tmp_path_factory):
     paths = {"data.path": str(data), "data.prepared_dir": str(folder / "prepared")}
     config.update_from_flattened_dict({**TINY, **paths})
     prepared, patients, trained = pretraining.setup(config)
-    optimizer = make_optimizer(OptimizerConfig(**config.optimizer), 10)
-    workdir.open_workdir(folder / "run", config, prepared.vocabulary)
+    optimizer = make_optimizer(trained.recipe.optimizer, 10)
+    workdir.open_workdir(folder / "run", trained.recipe, trained.facts, prepared.vocabulary)
     checkpoints = Checkpoints(folder / "run" / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
-    begun = state.create_state(pretraining.initialize(config, trained, patients), optimizer, seed=7)
+    begun = state.create_state(pretraining.initialize(trained, patients), optimizer, seed=7)
     checkpoints.save(begun, {workdir.TUNING_LOSS: 1.0})
     checkpoints.close()
     return folder / "run"
@@ -44,8 +43,8 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(run):
     """What the command prints and writes, with few steps of skip-gram."""
-    loaded, lines = behrt_jax.load(run), []
-    data = loaded.config.data.path
+    loaded, lines = workdir.load(run), []
+    data = loaded.recipe.data.path
     descriptions = metadata.read_descriptions(data, loaded.vocabulary)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(skip_gram, "NUM_STEPS", 20)
@@ -65,7 +64,7 @@ def test_the_file_has_the_promised_form(written):
     for code, found in content["codes"].items():
         assert len(found["neighbours"]) == 4 and found["description"] == descriptions[vocabulary.ids[code]]
         assert found["description"] or "SNOMED" not in code
-        assert found["patients"] >= loaded.config.data.min_patients
+        assert found["patients"] >= loaded.recipe.data.min_patients
         near = [vocabulary.ids[entry["code"]] for entry in found["neighbours"]]
         cosines = units[near] @ units[vocabulary.ids[code]]
         np.testing.assert_allclose([entry["cosine"] for entry in found["neighbours"]], cosines, atol=1e-4)
@@ -104,7 +103,7 @@ def test_a_query_prints_a_table_of_neighbours(workplace, run):
 
 
 def test_a_run_whose_data_is_elsewhere_still_has_neighbours(run, tmp_path, capsys):
-    loaded = behrt_jax.load(run)
+    loaded = workdir.load(run)
     tables = codes.make_tables(loaded, str(tmp_path / "gone"))
     assert set(tables) == {codes.OWN, "untrained"} and "not here" in capsys.readouterr().out
     own, untrained = tables.values()
@@ -112,7 +111,7 @@ def test_a_run_whose_data_is_elsewhere_still_has_neighbours(run, tmp_path, capsy
 
 
 def test_many_matches_show_the_most_frequent(run):
-    loaded = behrt_jax.load(run)
+    loaded = workdir.load(run)
     shown = codes.show_neighbours(loaded, [""] * len(loaded.vocabulary), "SNOMED", 2)
     named = [code for code in loaded.vocabulary.codes if "SNOMED" in code]
     assert f"{len(named)} codes match; the 5 most frequent:" in shown

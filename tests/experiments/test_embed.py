@@ -7,11 +7,11 @@ import pytest
 import behrt_jax
 from behrt_jax.data import batches, dataset
 from behrt_jax.data import windows as data_windows
-from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
 from behrt_jax.embeddings import patients, snapshots
 from behrt_jax.labels import follow_up
+from behrt_jax.training import workdir
 
 DATE = "2012-06-01"
 
@@ -19,9 +19,9 @@ DATE = "2012-06-01"
 @pytest.fixture(scope="module")
 def run(whole):
     """The run that was never stopped, its train patients and their lives."""
-    found = behrt_jax.load(whole[0])
-    prepared = prepare(DataConfig(**found.config.data), found.vocabulary)
-    return found, dataset.read(prepared.folder, "train"), follow_up.read_lives(found.config.data.path)
+    found = workdir.load(whole[0])
+    prepared = prepare(found.recipe.data, found.vocabulary)
+    return found, dataset.read(prepared.folder, "train"), follow_up.read_lives(found.recipe.data.path)
 
 
 def embed(workplace, run: str, name: str, *flags: str):
@@ -53,8 +53,8 @@ def test_one_row_a_patient_with_what_is_known_of_them(last, workplace, deaths):
 
 
 def test_mean_pooling_is_the_mean_of_the_states_of_the_newest_window(last, run):
-    (config, _, model, params), train, _ = run
-    index = data_windows.index_visits(train, config.data.row_length, config.data.use_sep)
+    (recipe, _, _, model, params), train, _ = run
+    index = data_windows.index_visits(train, recipe.data.row_length, recipe.data.use_sep)
     windows = data_windows.newest_windows(index)
     for patient in (0, 7):
         columns = data_windows.build_columns(train, index, windows, np.array([patient]), data_windows.EVALUATION_SALT)
@@ -107,23 +107,23 @@ def test_errors_are_one_line(workplace, whole, flag, message):
 
 
 def test_several_windows_of_short_histories_are_their_newest(run):
-    (config, vocabulary, model, params), train, _ = run
+    (recipe, _, vocabulary, model, params), train, _ = run
     few = dataset.take(train, np.arange(len(train)) < 4)
-    short = data_windows.newest_windows(data_windows.index_visits(few, config.data.row_length, config.data.use_sep))
-    assert snapshots.windows_of(config, few, whole=False) is None
-    given = (config, model, params, few)
+    short = data_windows.newest_windows(data_windows.index_visits(few, recipe.data.row_length, recipe.data.use_sep))
+    assert snapshots.windows_of(recipe.data, few, whole=False) is None
+    given = (recipe.data, model, params, few, recipe.evaluation.batch_size)
     newest = patients.embed(*given, poolings=("mean", "rare"), vocabulary=vocabulary)
     again = patients.embed(*given, short, ("mean", "rare"), vocabulary)
-    whole = patients.embed(*given, snapshots.windows_of(config, few, whole=True), ("mean",), vocabulary)
+    whole = patients.embed(*given, snapshots.windows_of(recipe.data, few, whole=True), ("mean",), vocabulary)
     for name, values in newest.items():
         np.testing.assert_allclose(values, again[name], atol=1e-6)
-    longer = np.diff(few.offsets) > 2 * config.data.row_length
+    longer = np.diff(few.offsets) > 2 * recipe.data.row_length
     assert longer.any() and (abs(newest["mean"] - whole["mean"]).max(axis=1) > 1e-3)[longer].all()
 
 
 def test_weights_of_tokens_are_those_of_plain_loops(run):
-    (config, vocabulary, *_), train, _ = run
-    index = data_windows.index_visits(train, config.data.row_length, config.data.use_sep)
+    (recipe, _, vocabulary, *_), train, _ = run
+    index = data_windows.index_visits(train, recipe.data.row_length, recipe.data.use_sep)
     epoch = batches.evaluation_epoch(index)
     batch = batches.batch_of(train, index, epoch, 0, 4)
     rarity = patients.code_rarity(vocabulary)
@@ -147,11 +147,8 @@ def test_rarity_is_that_of_patients():
 @pytest.mark.parametrize("at", [None, np.datetime64("2012-06-01", "us")])
 def test_a_fine_tuned_model_reads_a_mark_at_the_moment(run, at):
     found, train, lives = run
-    config = found.config.copy_and_resolve_references()
-    plain, _ = snapshots.take_snapshot(config, train, at, lives)
-    with config.unlocked():
-        config.history = {"prediction_token": True, "include_at": False, "age_and_sex": False}
-    marked, _ = snapshots.take_snapshot(config, train, at, lives)
+    plain, _ = snapshots.take_snapshot(train, at, lives, found.recipe.data.row_length)
+    marked, _ = snapshots.take_snapshot(train, at, lives, found.recipe.data.row_length, prediction_token=True)
     np.testing.assert_array_equal(plain.times, marked.times)
     times = marked.rows.origins.astype(np.int64) * dataset.MICROSECONDS + marked.rows.last_times
     np.testing.assert_array_equal(snapshots.SINCE + times.astype("timedelta64[us]"), marked.times)

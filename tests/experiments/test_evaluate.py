@@ -43,7 +43,7 @@ def test_other_data(trained, whole, tmp_path):
 
 def test_data_that_changed_since_training_is_refused(trained, tmp_path):
     config = json.loads((trained / "config.json").read_text())
-    config["data"]["path"] = str(cut_data_set(tmp_path / "other", skip=50))
+    config["recipe"]["data"]["path"] = str(cut_data_set(tmp_path / "other", skip=50))
     (trained / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="gives another vocabulary than .* was trained with"):
         evaluate_run(trained, "held_out", say=lambda line: None)

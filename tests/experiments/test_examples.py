@@ -51,7 +51,7 @@ def begin(config, lines=None):
     say = (lambda line: None) if lines is None else lines.append
     prepared, train, trained = pretraining.setup(config, say)
     tuning = dataset.read(prepared.folder, "tuning")
-    return train, trained, pretraining.tuning_scorer(config, trained, tuning, say)
+    return train, trained, pretraining.tuning_scorer(trained, tuning, say)
 
 
 @pytest.mark.parametrize("split", ["train", "tuning"])
@@ -93,7 +93,7 @@ def test_rows_too_short_for_two_visits_are_told_as_such(tmp_path):
         count = staticmethod(lambda columns: {"next_visit/loss": columns["codes"].sum() * 1.0})
 
     with pytest.raises(ValueError, match=r"in rows of 8 tokens \(data\.row_length\) of tuning"):
-        examples.check_batches(config, Nothing, empty, "tuning")  # pyright: ignore[reportArgumentType]
+        examples.check_batches(trained.recipe, Nothing, empty, "tuning")  # pyright: ignore[reportArgumentType]
     assert trained.model.objectives == ("next_visit",)
 
 
@@ -102,14 +102,14 @@ def test_counts_are_those_of_the_data(tmp_path):
     config = config_of(tmp_path, "joint", {"train": 3, "tuning": 2, "held_out": 1}, **{"data.min_patients": 1})
     config.objective.time_to_event_weight = 1.0
     train, trained, score = begin(config, lines)
-    found = examples.count(config, trained.model, trained.vocabulary, trained.is_target, train)
+    found = examples.count(trained, train)
     # Two codes a visit; each visit after the first is to be predicted.
     assert found == {"mlm": 12 * 3 * 2, "next_visit": 12 * 2, "time_to_event": 12 * 3}
-    index = pretraining.index(config, train)
+    index = pretraining.index(trained.recipe.data, train)
     assert found["next_visit"] == len(next_visit_targets.find_next_visits(train, index, trained.is_target))
     assert "examples of train: 72 codes to mask, 24 next visits to predict, 36 visits to predict events from" in lines
     assert any(line.startswith("examples of tuning: 24 codes to mask, 6 next visits") for line in lines)
-    variables = pretraining.initialize(config, trained, train)(jax.random.key(0))
+    variables = pretraining.initialize(trained, train)(jax.random.key(0))
     assert all(np.isfinite(value) for value in score(variables).values())
 
 
@@ -120,11 +120,12 @@ def test_codes_that_all_carry_a_value_are_none_to_mask_where_values_are_not_mask
     valued = dataclasses.replace(
         trained.vocabulary, codes=tuple(f"{code}//Q1" for code in trained.vocabulary.codes), value_edges=edges
     )
-    config.objective.mask_values = False
-    given = (config, trained.model, valued, trained.is_target, train)
-    assert examples.count(*given) == {"mlm": 12 * 2 * 2} and examples.count(*given, training=True) == {"mlm": 0}
+    objective = dataclasses.replace(trained.recipe.objective, mask_values=False)
+    recipe = dataclasses.replace(trained.recipe, objective=objective)
+    task = trained._replace(recipe=recipe, vocabulary=valued)
+    assert examples.count(task, train) == {"mlm": 12 * 2 * 2} and examples.count(task, train, True) == {"mlm": 0}
     with pytest.raises(ValueError, match=r"objective\.name=mlm: no codes to mask in train of .*; expected a code in"):
-        examples.check(config, {"mlm": 0}, "train")
+        examples.check(recipe, {"mlm": 0}, "train")
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-import behrt_jax
 from behrt_jax.data import dataset
 from behrt_jax.finetuning import predict, sampling
 from behrt_jax.labels.labels import Labels
@@ -18,6 +17,7 @@ from behrt_jax.probing import features, few_label_task
 from behrt_jax.probing.arms import FITTED
 from behrt_jax.probing.features import DEMOGRAPHICS, Reader, at_random_times
 from behrt_jax.probing.table import AGE, BOOSTING, COUNTS, OURS, RANDOM, SCRATCH, TUNED
+from behrt_jax.training import workdir
 from experiments.studies import few_labels
 from tests.experiments.conftest import Workplace
 
@@ -47,20 +47,30 @@ def files(workplace) -> dict[str, str]:
     return {name: str(workplace.folder / f"few-{name}.parquet") for name in made}
 
 
-@pytest.fixture(scope="module", params=["ill", pytest.param("event", marks=pytest.mark.slow)])
-def task(request, workplace, joint, files, tmp_path_factory) -> few_label_task.Task:
+@pytest.fixture
+def config(workplace, joint):
+    return config_of(workplace, joint)
+
+
+def config_of(workplace, joint):
     config = few_labels.recipe()
     config.pretrained = str(joint)
     places = {"data.path": str(workplace.data), "data.prepared_dir": str(workplace.folder / "prepared")}
     config.update_from_flattened_dict({**TRAINING, **places, "survival.num_bins": 2})
+    return config
+
+
+@pytest.fixture(scope="module", params=["ill", pytest.param("event", marks=pytest.mark.slow)])
+def task(request, workplace, joint, files, tmp_path_factory) -> few_label_task.Task:
+    config = config_of(workplace, joint)
     folder = tmp_path_factory.mktemp("few") / request.param
-    return few_label_task.read_task(config, files[request.param], 2, folder, lambda line: None)
+    return few_label_task.read_task(config.to_dict(), files[request.param], 2, folder, lambda line: None)
 
 
 @pytest.fixture(scope="module")
 def reader(task, joint, tmp_path_factory) -> Reader:
     patients = dataset.read(task.prepared.folder, "train")
-    return Reader(behrt_jax.load(joint), patients, tmp_path_factory.mktemp("features"))
+    return Reader(workdir.load_pretraining(joint, "run"), patients, tmp_path_factory.mktemp("features"))
 
 
 def blocks_of(reader: Reader, found) -> dict[str, np.ndarray]:
@@ -145,15 +155,15 @@ def test_from_scratch_the_encoder_is_random_at_first_and_then_trained(task, monk
     rows, ends = sampling.draw_rows(task.splits["train"].labels, 5, 0, 0), {}
     score = predict.score
 
-    def note(config, model, params, found):
-        ends[config.train.num_steps] = params["params"]
-        return score(config, model, params, found)
+    def note(recipe, model, params, found):
+        ends[recipe.train.num_steps] = params["params"]
+        return score(recipe, model, params, found)
 
     monkeypatch.setattr(predict, "score", note)
     for steps in (1, 12):
-        config = task.config.copy_and_resolve_references()
-        config.train.num_steps = steps
-        few_label_task.train_and_score(task._replace(config=config), rows, 0, False, {})
+        train = dataclasses.replace(task.recipe.train, num_steps=steps)
+        recipe = dataclasses.replace(task.recipe, train=train)
+        few_label_task.train_and_score(task._replace(recipe=recipe), rows, 0, False, {})
     moved = [
         np.abs(a - b).max() for a, b in zip(*(jax.tree.leaves(ends[steps]["behrt"]) for steps in (1, 12)), strict=True)
     ]
@@ -172,32 +182,29 @@ def test_embeddings_are_kept_and_those_of_others_are_not_taken_for_them(task, re
         blocks_of(reader, sampling.take(train, np.arange(3)))
 
 
-def test_results_of_other_labels_are_not_mixed_in(workplace, task, tmp_path):
-    config = task.config.copy_and_resolve_references()
-    other = pl.read_parquet(task.config.labels)
+def test_results_of_other_labels_are_not_mixed_in(config, task, tmp_path):
+    other = pl.read_parquet(task.recipe.labels)
     kinds = {"boolean_value": ~pl.col("boolean_value")} if "boolean_value" in other else {"event": ~pl.col("event")}
     file = str(tmp_path / "same.parquet")
     other.write_parquet(file)
-    with config.unlocked():
-        config.classification = config.survival = {}
-    few_label_task.read_task(config, file, 2, tmp_path / "run", lambda line: None)
-    few_label_task.read_task(config, file, 2, tmp_path / "run", lambda line: None)
+    few_label_task.read_task(config.to_dict(), file, 2, tmp_path / "run", lambda line: None)
+    few_label_task.read_task(config.to_dict(), file, 2, tmp_path / "run", lambda line: None)
     other.with_columns(**kinds).write_parquet(file)
     with pytest.raises(ValueError, match="labels"):
-        few_label_task.read_task(config, file, 2, tmp_path / "run", lambda line: None)
+        few_label_task.read_task(config.to_dict(), file, 2, tmp_path / "run", lambda line: None)
 
 
-def test_results_of_another_recipe_are_not_mixed_in_and_labels_of_other_kinds_are_refused(workplace, task, tmp_path):
-    config = task.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.classification = config.survival = {}
-    few_label_task.workdir.open_workdir(tmp_path, task.config, task.prepared.vocabulary)
-    with pytest.raises(ValueError, match="most_labels: 2 there, 3 now"):
-        few_label_task.read_task(config, task.config.labels, 3, tmp_path, lambda line: None)
+def test_results_of_another_recipe_are_not_mixed_in_and_labels_of_other_kinds_are_refused(config, task, tmp_path):
+    few_label_task.read_task(config.to_dict(), task.recipe.labels, 2, tmp_path, lambda line: None)
+    with pytest.raises(ValueError, match="began with other contents of labels"):
+        few_label_task.read_task(config.to_dict(), task.recipe.labels, 3, tmp_path, lambda line: None)
+    config.layer_decay = 0.5
+    with pytest.raises(ValueError, match="layer_decay: 0.8 there, 0.5 now"):
+        few_label_task.read_task(config.to_dict(), task.recipe.labels, 2, tmp_path, lambda line: None)
     classes = pl.DataFrame({"subject_id": [1, 2, 3], "prediction_time": [datetime.datetime(2020, 1, 1)] * 3})
     classes.with_columns(categorical_value=pl.Series(["a", "b", "c"])).write_parquet(tmp_path / "classes.parquet")
     with pytest.raises(ValueError, match="found multiclass labels; expected one binary label, or times to an event"):
-        few_label_task.read_task(config, str(tmp_path / "classes.parquet"), 3, tmp_path, lambda line: None)
+        few_label_task.read_task(config.to_dict(), str(tmp_path / "classes.parquet"), 3, tmp_path, lambda line: None)
 
 
 def arguments(place: Workplace, joint, files: dict[str, str], draws: int) -> list[str]:

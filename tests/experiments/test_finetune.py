@@ -12,11 +12,11 @@ import pytest
 
 import behrt_jax
 from behrt_jax.data import dataset
-from behrt_jax.data.config import DataConfig
 from behrt_jax.data.events import SPLITS_FILE
 from behrt_jax.data.prepare import prepare
-from behrt_jax.finetuning import head_regression, labeled_histories, predict, setup
+from behrt_jax.finetuning import head_features, labeled_histories, predict, setup
 from behrt_jax.labels import labels as label_data
+from behrt_jax.training import workdir
 from tests.experiments.conftest import ROOT, TINY, Workplace, assert_same_end, evaluation_of, metrics_of
 
 MODEL = [key for key in TINY if key.startswith("model.")]
@@ -39,7 +39,7 @@ def arguments(place: Workplace, recipe: str, labels, run: str, **overrides) -> l
 @pytest.fixture(scope="session")
 def survival_run(workplace, deaths, joint):
     """A run that is fine-tuned from a pre-trained one beside a regression: its workdir and what it printed."""
-    chosen = {"pretrained": joint, "survival__num_bins": 3, "history__regression": True}
+    chosen = {"pretrained": joint, "survival__num_bins": 3, "head__features": ("regression",)}
     given = [*arguments(workplace, "survival", deaths, "survival", **chosen), "--nobaselines"]
     drawn = {"behrt_jax.evaluation.outcomes.MIN_PATIENTS": 1}  # of real patients, so few are not drawn
     done = workplace.run(given, "experiments.finetune", constants=drawn)
@@ -85,7 +85,9 @@ def test_the_encoder_begins_where_pre_training_stopped(workplace, deaths, joint)
     trained = behrt_jax.load(joint).params["params"]
     for leaf, other in zip(*(jax.tree.leaves(part["behrt"]) for part in (begun, trained)), strict=True):
         np.testing.assert_array_equal(leaf, other)
-    assert config.model.rotary == "ages" and config.survival.num_causes == 1 and len(config.survival.edges) > 1
+    recipe = task.recipe
+    assert recipe.model.rotary == "ages" and recipe.outcome.num_causes == 1 and len(recipe.outcome.edges) > 1  # pyright: ignore
+    assert task.facts.survival_edges == recipe.outcome.edges and not config.survival.edges  # pyright: ignore
 
 
 def tiny_config(recipe: str, place: Workplace, labels, **overrides):
@@ -124,18 +126,17 @@ def test_a_fine_tuned_run_is_loaded_in_one_call(survival_run):
 
 
 def test_nothing_after_the_prediction_time_moves_a_prediction(workplace, survival_run, deaths):
-    config, vocabulary, model, params = behrt_jax.load(survival_run[0])
+    recipe, _, vocabulary, model, params = workdir.load_finetuning(survival_run[0], "run")
     labels = label_data.read_labels([deaths], lambda line: None)
-    prepared = prepare(DataConfig(**config.data))
-    regression = head_regression.load(survival_run[0], config)
+    prepared = prepare(recipe.data)
+    regression = head_features.load(survival_run[0], recipe.head)
     patients = dataset.read(prepared.folder, "train")
 
     def said(patients):
-        found = labeled_histories.find_histories(
-            config, patients, labels, vocabulary.tokens, "train", lambda line: None
-        )
-        (found,) = head_regression.add({"train": found}, regression, vocabulary.tokens).values()
-        return found.labels, predict.score(config, model, params, found)
+        arguments = (patients, labels, vocabulary.tokens, "train", lambda line: None)
+        found = labeled_histories.find_histories(recipe.history, recipe.data.row_length, *arguments)
+        (found,) = head_features.select(recipe.head, {"train": found}, vocabulary.tokens, regression).values()
+        return found.labels, predict.score(recipe, model, params, found)
 
     mine, before = said(patients)
     # Codes at or after each patient's last prediction time are others now.

@@ -14,6 +14,7 @@ from behrt_jax.models.inputs import model_arguments
 from behrt_jax.probing import few_label_task
 from tests.experiments.test_finetune import tiny_config
 
+FORECAST = {"head.features": ("age_sex", "forecast")}
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
@@ -42,20 +43,22 @@ def code(events):
 
 @pytest.fixture(scope="module")
 def task(workplace, deaths, events, code):
-    config = tiny_config("survival", workplace, deaths, pretrained=str(events), **{"forecast.codes": (code,)})
-    return config, setup.setup(config, lambda line: None)
+    config = tiny_config(
+        "survival", workplace, deaths, pretrained=str(events), **FORECAST, **{"head.forecast_codes": (code,)}
+    )
+    return setup.setup(config, lambda line: None)
 
 
 def test_what_is_foretold_is_the_forecast_of_the_pre_trained_run_at_the_prediction_time(task, events, code):
-    config, built = task
-    assert config.model.pooling == "mean" and config.forecast.ids == (behrt_jax.load(events).vocabulary.ids[code],)
+    built, recipe, facts = task, task.recipe, task.facts
+    assert recipe.model.pooling == "mean" and facts.forecast_ids == (behrt_jax.load(events).vocabulary.ids[code],)
     variables, found = built.initialize(jax.random.key(0)), built.splits["held_out"]
-    read = probe_init.read_patients(config, built.model, variables, found)
-    width = config.model.hidden_dim
+    read = probe_init.read_patients(recipe, built.model, variables, found)
+    width = recipe.model.hidden_dim
     assert read.shape == (len(found.labels), width + 1 + found.covariates.shape[1])
     np.testing.assert_array_equal(read[:, width + 1 :], found.covariates)
     _, _, model, params = behrt_jax.load(events)
-    edges = np.array([0.0, *config.forecast.edges, np.inf])
+    edges = np.array([0.0, *facts.forecast_edges, np.inf])
     spent = np.diff(np.minimum(edges, FORECAST_DAYS))
 
     def forecast(columns):
@@ -64,42 +67,43 @@ def test_what_is_foretold_is_the_forecast_of_the_pre_trained_run_at_the_predicti
         numbers = range(1, 1 + columns["weights"].shape[1])
         ends = np.array([[np.flatnonzero(row == n)[-1] if (row == n).any() else 0 for n in numbers] for row in ids])
         log_rates = model.apply(params, *inputs, **named, visit_ends=ends, method="predict_events")
-        rates = np.exp(np.asarray(log_rates)[..., config.forecast.ids[0]])
+        rates = np.exp(np.asarray(log_rates)[..., facts.forecast_ids[0]])
         return np.log(rates @ spent)[..., None]
 
     np.testing.assert_allclose(
-        read[:, width : width + 1], labeled_histories.read_each(config, found, 1, forecast), atol=1e-4
+        read[:, width : width + 1], labeled_histories.read_each(recipe, found, 1, forecast), atol=1e-4
     )
 
 
 def test_before_any_label_the_forecast_alone_is_read(task, events):
-    config, built = task
-    found, width = built.splits["held_out"], config.model.hidden_dim
-    begun = few_label_task.Task(config, built.prepared, built.splits, behrt_jax.load(events).params)
-    read = probe_init.read_patients(config, built.model, built.initialize(jax.random.key(0)), found)[:, width]
+    built, recipe = task, task.recipe
+    found, width = built.splits["held_out"], recipe.model.hidden_dim
+    forecast = built.facts.forecast_ids, built.facts.forecast_edges
+    begun = few_label_task.Task(recipe, built.prepared, built.splits, behrt_jax.load(events).params, forecast)
+    read = probe_init.read_patients(recipe, built.model, built.initialize(jax.random.key(0)), found)[:, width]
     np.testing.assert_array_equal(few_label_task.forecast(begun), read)
 
 
 def test_the_head_begins_at_what_labels_say_of_the_forecast(task, monkeypatch):
     """Deaths that come as the forecast has it: the head begins at it, whatever age and sex say."""
-    config, built = task
+    built, recipe = task, task.recipe
     variables, planted = built.initialize(jax.random.key(0)), {}
-    width = config.model.hidden_dim
+    width = recipe.model.hidden_dim
     for name, found in built.splits.items():
-        forecasts = probe_init.read_patients(config, built.model, variables, found)[:, width]
+        forecasts = probe_init.read_patients(recipe, built.model, variables, found)[:, width]
         ranks = forecasts.argsort().argsort() / len(forecasts)
         labels = dataclasses.replace(found.labels, days=9000.0 - 8900 * ranks, events=np.ones(len(ranks), np.int32))
         planted[name] = found._replace(labels=labels)
     monkeypatch.setattr(probe_init, "SCALES", (0.0,))
-    begun = probe_init.init_head(config, built.model, variables, planted)
+    begun = probe_init.init_head(recipe, built.model, variables, planted)
     kernel = np.asarray(begun["params"]["head"]["output"]["kernel"])
     assert (kernel[width] > 0).all() and not kernel[:width].any()
     jax.tree.map(np.testing.assert_array_equal, begun["params"]["behrt"], variables["params"]["behrt"])
 
 
 def test_from_scratch_the_head_for_events_is_another(task):
-    config, built = task
-    scratch = setup.build(config, built.prepared, built.splits, None).initialize(jax.random.key(0))
+    built = task
+    scratch = setup.build(built.recipe, built.facts, built.prepared, built.splits, None).initialize(jax.random.key(0))
     ours = built.initialize(jax.random.key(0))
     shapes = [jax.tree.map(np.shape, each) for each in (scratch, ours)]
     assert shapes[0] == shapes[1]
@@ -118,12 +122,12 @@ def test_what_cannot_be_foretold_is_an_error(workplace, deaths, joint, events, c
         dates.with_columns(boolean_value=pl.col("subject_id") % 2 == 1).write_parquet(files[0])
         dates.with_columns(boolean_value=pl.col("subject_id") % 3 == 1).write_parquet(files[1])
         recipe, labels = "classification", ",".join(map(str, files))
-    config = tiny_config(recipe, workplace, labels, pretrained=run, **{"forecast.codes": codes})
+    config = tiny_config(recipe, workplace, labels, pretrained=run, **FORECAST, **{"head.forecast_codes": codes})
     messages = {
-        "not causal": "forecast.codes: pretrained=.* is trained on joint; expected a run of configs/events.py",
+        "not causal": "head.forecast_codes: pretrained=.* is trained on joint; expected a run of configs/events.py",
         "unknown code": "does not know CONDITION//NONE; expected codes that it knows",
-        "from scratch": "forecast.codes: found CONDITION.* without pretrained; expected a run of configs/events.py",
-        "several labels": "forecast.codes: found multilabel labels; expected one binary label, or times to an event",
+        "from scratch": "forecast_codes: found CONDITION.* without pretrained; expected a run of configs/events.py",
+        "several labels": "forecast_codes: found multilabel labels; expected one binary label, or times to an event",
     }
     with pytest.raises(ValueError, match=messages[wrong]):
         setup.setup(config, lambda line: None)

@@ -28,7 +28,7 @@ def changed_copy(folder, target, **changes):
     """Copies a workdir and changes keys of its objective, as if it had been trained with them."""
     shutil.copytree(folder, target)
     config = json.loads((folder / "config.json").read_text())
-    config["objective"].update(changes)
+    config["recipe"]["objective"].update(changes)
     (target / "config.json").write_text(json.dumps(config))
     return target
 
@@ -50,7 +50,7 @@ def test_stopped_and_run_again_it_ends_the_same(workplace, joint):
     arguments = workplace.arguments("joint_stopped", **JOINT)
     stopped = workplace.stop_at("joint_stopped", arguments, 12, signal.SIGTERM)
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
-    edges = json.loads((workplace.folder / "joint_stopped" / "config.json").read_text())["objective"]["event_edges"]
+    edges = json.loads((workplace.folder / "joint_stopped" / "config.json").read_text())["facts"]["event_edges"]
     assert len(edges) == 7 and edges == sorted(set(edges)) and edges[0] > 0
     assert "resuming" in workplace.train(arguments)
     assert_same_end(workplace.folder / "joint_stopped", joint)
@@ -121,7 +121,7 @@ def test_only_runs_that_predict_the_same_are_compared(joint, whole, tmp_path):
     fewer = changed_copy(joint, tmp_path / "fewer", min_patients=12)
     with pytest.raises(ValueError, match=r"--versus=.*/fewer: has other objective\.targets"):
         compare(fewer)
-    edges = json.loads((joint / "config.json").read_text())["objective"]["event_edges"]
+    edges = json.loads((joint / "config.json").read_text())["facts"]["event_edges"]
     later = changed_copy(joint, tmp_path / "later", event_edges=[2 * edge for edge in edges])
     with pytest.raises(ValueError, match=r"--versus=.*/later: has other objective\.event_edges"):
         compare(later)

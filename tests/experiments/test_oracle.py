@@ -142,7 +142,7 @@ def test_as_many_visits_of_other_patients_are_refused_too(run, simulated, tmp_pa
 def test_codes_that_the_world_does_not_have_cannot_come(run):
     every = np.ones(len(run.vocabulary), bool)
     every[:5] = False
-    wider = run._replace(trained=run.trained._replace(is_target=every))
+    wider = run._replace(task=run.task._replace(is_target=every))
     split = next_visit_evaluation.find_examples(wider, wider.patients)
     found = next_visit_evaluation.ask_oracle(wider, split).scored
     tokens = np.asarray(run.vocabulary.tokens)[split.examples.codes]

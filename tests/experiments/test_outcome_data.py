@@ -12,6 +12,7 @@ import pytest
 from behrt_jax.data import events
 from behrt_jax.data.hashing import hash_integers
 from behrt_jax.evaluation import outcomes, plots_survival
+from behrt_jax.evaluation.small_cells import MIN_PATIENTS
 from behrt_jax.finetuning import data as labeled_data
 from behrt_jax.finetuning import predict, setup
 from behrt_jax.finetuning.finetuned import FinetunedModel
@@ -55,7 +56,7 @@ def binary(table: pl.DataFrame) -> pl.DataFrame:
 
 def read(config) -> tuple[dict, list[str]]:
     said = []
-    return labeled_data.read_splits(config, None, said.append)[1], said
+    return labeled_data.read_splits(setup.read(config), None, said.append)[1], said
 
 
 def test_out_of_time(workplace, table):
@@ -194,7 +195,7 @@ def test_nothing_to_learn_ends_before_training(workplace, table, recipe, split, 
 def evaluate(workplace, tmp_path, monkeypatch):
     """Evaluates what a model says at random of held-out labels; returns what is written and the warnings."""
 
-    def score(config, model, params, found) -> np.ndarray:
+    def score(recipe, model, params, found) -> np.ndarray:
         return np.random.default_rng(0).normal(size=(len(found.labels), model.num_labels)).astype(np.float32)
 
     monkeypatch.setattr(predict, "score", score)
@@ -203,7 +204,7 @@ def evaluate(workplace, tmp_path, monkeypatch):
     def run(recipe: str, labels: pl.DataFrame) -> tuple[dict, list[str]]:
         config, said = configure(recipe, workplace, labels), []
         task = setup.setup(config, lambda line: None)
-        own = FinetunedModel(config, task.prepared.vocabulary.tokens, task.model, None, task.splits)
+        own = FinetunedModel(task.recipe, task.facts, task.prepared.vocabulary.tokens, task.model, None, task.splits)
         monkeypatch.setattr(outcomes, "load", lambda *given: own)
         result = outcomes.evaluate_run(tmp_path, with_baselines=False, say=said.append)
         assert evaluation_of(tmp_path) == json.loads(json.dumps(result))
@@ -250,8 +251,10 @@ def test_held_out_labels_without_one_of_two_causes(table, evaluate, tmp_path, mo
 
 def test_figures_are_of_enough_patients_who_may_be_real(table, workplace, tmp_path):
     config, said = configure("survival", workplace, table), []
-    held_out = setup.setup(config, lambda line: None).splits["held_out"].labels
-    assert outcomes.draw(config, None, {}, held_out, tmp_path / "figures", said.append) == []
+    task = setup.setup(config, lambda line: None)
+    labels, horizons = task.splits["held_out"].labels, task.recipe.evaluation.horizons
+    arguments = (labels, task.facts.names, horizons, tmp_path / "figures", MIN_PATIENTS, said.append)
+    assert outcomes.draw({}, *arguments) == []
     assert said == ["figures are left out: the held-out labels are of fewer than 11 patients, who may be real"]
 
 

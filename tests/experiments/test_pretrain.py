@@ -30,7 +30,7 @@ def test_a_run_writes_all_that_it_promises(whole):
     assert "found 60 patients (40 train, 10 tuning, 10 held_out), 105,562 events" in done.stdout
     count = behrt_jax.count_parameters(behrt_jax.load(folder).params)
     assert f"the model has {count:,} parameters" in done.stdout and str(folder) in done.stdout
-    assert json.loads((folder / "config.json").read_text())["train"]["num_steps"] == NUM_STEPS
+    assert json.loads((folder / "config.json").read_text())["recipe"]["train"]["num_steps"] == NUM_STEPS
 
 
 def test_metrics_of_every_step_and_every_evaluation_are_finite(whole):

@@ -1,5 +1,6 @@
 """Fine-tuning on data with codes that the pre-trained vocabulary does not know."""
 
+import dataclasses
 import json
 
 import jax
@@ -14,7 +15,7 @@ from behrt_jax.data.vocabulary import UNK
 from behrt_jax.finetuning import finetuned, labeled_histories, setup
 from behrt_jax.models.embeddings import CODE_TABLE
 from behrt_jax.training import loop
-from behrt_jax.training.optimizer import OptimizerConfig, make_optimizer
+from behrt_jax.training.optimizer import make_optimizer
 from behrt_jax.training.state import create_state
 from tests.experiments.test_finetune import arguments, tiny_config
 
@@ -70,11 +71,11 @@ def test_added_rows_begin_as_what_was_read_before_and_learn_alone(
     old, codes = len(known), task.prepared.vocabulary.codes
     added = codes[len(known.codes) :]
     assert codes[: len(known.codes)] == known.codes and {name.split("//")[0] for name in added} == {"CHILD", "NEW"}
-    assert config.model.vocab_size == old + len(added)
+    assert task.recipe.model.vocab_size == old + len(added)
     (coverage,) = [line for line in lines if line.startswith("coverage of train: ")]
     assert f"; {len(added)} codes were added to it" in coverage
 
-    optimizer = make_optimizer(OptimizerConfig(**{**config.optimizer, "weight_decay": 0.5}), 4, scales=task.scales)
+    optimizer = make_optimizer(dataclasses.replace(task.recipe.optimizer, weight_decay=0.5), 4, scales=task.scales)
     state = create_state(task.initialize, optimizer, 0)
     before, begun = table_of(params), table_of(state.params["base"])
     np.testing.assert_array_equal(begun[:old], before)
@@ -86,7 +87,9 @@ def test_added_rows_begin_as_what_was_read_before_and_learn_alone(
     begin = jax.tree.map(np.array, state.params["base"])
     step = loop.make_train_step(task.objective, optimizer, 0)
     seen = set()
-    for _, columns in zip(range(4), labeled_histories.training_columns(config, task.splits["train"], 0), strict=False):
+    for _, columns in zip(
+        range(4), labeled_histories.training_columns(task.recipe, task.splits["train"], 0), strict=False
+    ):
         state, _ = step(state, columns)
         seen |= set(np.unique(columns["codes"]).tolist())
     after = flatten_dict(state.params["base"], sep="/")

@@ -56,7 +56,7 @@ def test_nothing_of_the_optimizer_the_logs_or_the_machine_goes_out(published, wh
         for name in (str(workplace.folder), str(whole[0]), platform.node(), str(Path.cwd())):
             by_chance = file.parent.name == "d" and len(name) < 5  # two letters are somewhere in compressed numbers
             assert by_chance or name.encode() not in file.read_bytes(), file
-    assert json.loads((folder / "config.json").read_text())["data"]["path"] == "meds"
+    assert json.loads((folder / "config.json").read_text())["recipe"]["data"]["path"] == "meds"
     assert "data.path became 'meds'" in lines
     assert any(line.startswith("goes out: ") and "in how many train patients" in line for line in lines)
 

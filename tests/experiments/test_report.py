@@ -11,7 +11,6 @@ import numpy as np
 import polars as pl
 import pytest
 from matplotlib.figure import Figure
-from ml_collections import ConfigDict
 from sklearn.decomposition import PCA
 
 import behrt_jax
@@ -26,6 +25,7 @@ from behrt_jax.report.layout import SIDE, Colouring
 from behrt_jax.report.scores import judge
 from behrt_jax.report.scoring import Scored, reliability
 from behrt_jax.report.training import format_time, session_seconds
+from behrt_jax.training.recipe import Facts, OutcomeEvaluationConfig
 from tests.experiments.conftest import NUM_STEPS
 
 SECTIONS = ("run", "results", "calibration", "groups", "patients", "codes", "examples", "curves", "cost")
@@ -260,7 +260,7 @@ def planted(run, folder, data):
     result |= {"baselines": {"linear": metrics}, "versus": {"linear": versus}}
     (folder / "evaluation.json").write_text(json.dumps(result))
     config = json.loads((folder / "config.json").read_text())
-    config["data"]["path"] = str(data)
+    config["recipe"]["data"]["path"] = str(data)
     (folder / "config.json").write_text(json.dumps(config))
     return [format_cell(each) for each in (one, few, {**entry, "value": 0.55555}, rest)]
 
@@ -308,7 +308,7 @@ def test_what_is_missing_names_the_command_that_makes_it(workplace, whole, tmp_p
         (folder / name).unlink()
     shutil.rmtree(folder / "tensorboard")
     config = json.loads((folder / "config.json").read_text())
-    config["data"]["path"] = str(tmp_path / "gone")
+    config["recipe"]["data"]["path"] = str(tmp_path / "gone")
     (folder / "config.json").write_text(json.dumps(config))
     said = []
     source = report_source.load(folder, None, None, said.append)
@@ -339,6 +339,12 @@ def test_outcomes_are_calibrated_and_shown(workplace, joint, deaths, tmp_path):
     assert "joint" in page.cells and str(workplace.folder) not in " ".join(page.cells)
 
 
+def source_of(folder, kind: str, names, **keys):
+    """What the section on calibration reads of a fine-tuned run."""
+    recipe = SimpleNamespace(kind=kind, evaluation=OutcomeEvaluationConfig(batch_size=8, **keys))
+    return SimpleNamespace(folder=folder, recipe=recipe, facts=Facts(30, names=names), floor=MIN_PATIENTS)
+
+
 @pytest.mark.parametrize("names", [("ill",), ("ill", "well")])
 def test_reliability_of_classes_is_that_of_their_predictions(names, tmp_path):
     rng = np.random.default_rng(0)
@@ -350,8 +356,7 @@ def test_reliability_of_classes_is_that_of_their_predictions(names, tmp_path):
     for place, name in enumerate(names if len(names) > 1 else ()):
         columns |= {f"probability/{name}": said[:, place], f"value/{name}": came[:, place]}
     pl.DataFrame(columns).write_parquet(tmp_path / "predictions.parquet")
-    source = SimpleNamespace(folder=tmp_path, config=ConfigDict({"names": names}), floor=MIN_PATIENTS)
-    found = calibration._of_outcomes(source)
+    found = calibration._of_outcomes(source_of(tmp_path, "classification", names))
     assert list(found) == list(names)
     for place, table in enumerate(found.values()):
         assert table.counts.sum() == 900 and np.ptp(table.counts) <= 1
@@ -374,8 +379,7 @@ def test_exact_incidences_of_competing_events_lie_on_the_diagonal(tmp_path):
     pl.DataFrame(columns | {"risk/a@1825": exact[0], "risk/b@1825": exact[1]}).write_parquet(
         tmp_path / "predictions.parquet"
     )
-    config = ConfigDict({"names": ("a", "b"), "survival": {}, "evaluation": {"horizons": (365.0, horizon)}})
-    found = calibration._of_outcomes(SimpleNamespace(folder=tmp_path, config=config, floor=MIN_PATIENTS))
+    found = calibration._of_outcomes(source_of(tmp_path, "survival", ("a", "b"), horizons=(365.0, horizon)))
     assert list(found) == ["a within 1825 days", "b within 1825 days"]
     for table in found.values():
         np.testing.assert_allclose(table.observed, table.predicted, atol=0.06)

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from behrt_jax.data.config import DataConfig
 from behrt_jax.data.events import SPLITS_FILE
 from behrt_jax.evaluation import tables
 from behrt_jax.evaluation.outcomes import REGRESSION, ask_oracle
@@ -27,7 +28,7 @@ def histories_at(data, times, prepared):
     """What `read_histories` finds."""
     config = survival.get_config()
     config.data.path, config.data.prepared_dir, config.data.min_patients = str(data), str(prepared), 3
-    return read_histories(config, times, silent)
+    return read_histories(DataConfig(**config.data), times, config.history.include_at, silent)
 
 
 @pytest.fixture(scope="session")
@@ -147,7 +148,7 @@ def test_the_oracle_stands_beside_a_run(workplace, drawn):
     both = workplace.folder / "both"
     given = arguments(workplace, "survival", file, "both", **chosen, train__num_steps=4, survival__num_bins=3)
     alone = workplace.folder / "oracle"
-    given += ["--config.history.regression=True", "--nobaselines", f"--versus={alone}"]
+    given += ["--config.head.features=('regression',)", "--nobaselines", f"--versus={alone}"]
     done = workplace.run(given, "experiments.finetune")
     assert done.returncode == 0, done.stderr
     rows, found = {"BEHRT", REGRESSION, str(alone)}, evaluation_of(both)

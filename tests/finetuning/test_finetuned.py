@@ -15,8 +15,8 @@ LABELS = Labels("survival", ("event",), np.arange(3), TIMES, np.zeros((3, 0)), n
 
 
 def run_of(labels: Labels) -> finetuned.FinetunedModel:
-    config = SimpleNamespace(names=labels.names, labels="labels.parquet")
-    return finetuned.FinetunedModel(config, (), None, None, {"held_out": SimpleNamespace(labels=labels)})  # pyright: ignore
+    recipe = SimpleNamespace(labels="labels.parquet", outcome=None)
+    return finetuned.FinetunedModel(recipe, None, (), None, None, {"held_out": SimpleNamespace(labels=labels)})  # pyright: ignore
 
 
 @pytest.mark.parametrize("column", ["subject_ids", "prediction_times", "days", "events", "names"])
@@ -32,5 +32,5 @@ def test_runs_of_the_same_labels_are(monkeypatch):
     monkeypatch.setattr(finetuned, "load", lambda folder, splits, say: run_of(LABELS))
     monkeypatch.setattr(predict, "read_fitted", lambda folder: {"threshold": 0.5})
     monkeypatch.setattr(predict, "score", lambda *run: "logits")
-    monkeypatch.setattr(predict, "predict", lambda config, logits, fitted: logits)
+    monkeypatch.setattr(predict, "predict", lambda outcome, logits, fitted: logits)
     assert finetuned.score_other(Path("there"), run_of(LABELS), print) == ("logits", {"threshold": 0.5})

@@ -1,5 +1,6 @@
 """Loading where researchers load: in notebooks, in threads, on other devices, without the commands or the data."""
 
+import dataclasses
 import functools
 import os
 import re
@@ -12,12 +13,11 @@ import pytest
 
 import behrt_jax
 from behrt_jax.data import dataset
-from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.training import pretraining, workdir
 from behrt_jax.training.checkpoints import Checkpoints
 from behrt_jax.training.state import TrainState
-from tests.training.test_workdir import config, vocabulary
+from tests.training.test_workdir import config, run_of, vocabulary
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "pretrained" / "synthea-small"
@@ -58,9 +58,10 @@ SAVE += "test_load.save_tiny(Path(sys.argv[1])); import jax; print(jax.device_co
 
 def save_tiny(folder: Path) -> None:
     """Writes a workdir of a tiny model with its parameters alone."""
-    made = config()
-    workdir.open_workdir(folder, made, vocabulary())
-    params = jax.jit(functools.partial(workdir.initialize, workdir.build_model(made)))(jax.random.key(0))
+    recipe, facts = run_of(config())
+    workdir.open_workdir(folder, recipe, facts, vocabulary())
+    model = workdir.build_model(recipe.model, recipe.objective)
+    params = jax.jit(functools.partial(workdir.initialize, model))(jax.random.key(0))
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
     checkpoints.save(TrainState(jax.numpy.int32(3), params, None), {workdir.TUNING_LOSS: 1.5})
     checkpoints.close()
@@ -132,15 +133,16 @@ def test_the_shipped_encoder_is_small_and_is_what_its_card_says():
 
 @pytest.mark.current_only
 def test_the_shipped_encoder_does_on_tuning_what_it_did_when_it_was_trained(tmp_path):
-    found = behrt_jax.load(SHIPPED)
+    found = workdir.load_pretraining(SHIPPED, "shipped")
     checkpoints = Checkpoints(SHIPPED / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
     _, expected = checkpoints.best()
     checkpoints.close()
-    own = {**found.config.data, "path": str(ROOT / found.config.data.path), "prepared_dir": str(tmp_path)}
-    prepared = prepare(DataConfig(**own))
+    data = found.recipe.data
+    prepared = prepare(dataclasses.replace(data, path=str(ROOT / data.path), prepared_dir=str(tmp_path)))
     assert prepared.vocabulary.fingerprint == found.vocabulary.fingerprint
-    made, tuning = pretraining.make_task(found.config, found.vocabulary), dataset.read(prepared.folder, "tuning")
-    scores = pretraining.tuning_scorer(found.config, made, tuning)(found.params)
+    task = pretraining.make_task(found.recipe, found.facts, found.vocabulary)
+    tuning = dataset.read(prepared.folder, "tuning")
+    scores = pretraining.tuning_scorer(task, tuning)(found.params)
     assert scores == pytest.approx(expected, rel=1e-3)
     shuffled = jax.tree.map(lambda leaf: leaf[::-1], found.params)
-    assert pretraining.tuning_scorer(found.config, made, tuning)(shuffled)["loss"] > 2 * expected["loss"]
+    assert pretraining.tuning_scorer(task, tuning)(shuffled)["loss"] > 2 * expected["loss"]

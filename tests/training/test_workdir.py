@@ -10,7 +10,7 @@ import behrt_jax
 from behrt_jax.data.dataset import Patients
 from behrt_jax.data.vocabulary import Vocabulary
 from behrt_jax.labels.labels import Labels
-from behrt_jax.training import workdir
+from behrt_jax.training import config_file, recipe, workdir
 from behrt_jax.training.checkpoints import Checkpoints
 from behrt_jax.training.optimizer import make_optimizer
 from configs import default
@@ -33,20 +33,26 @@ def config(**overrides):
     return made
 
 
+def run_of(made):
+    """The recipe of a config, and the facts in it."""
+    return recipe.read_recipe(made.to_dict()), recipe.find_facts(made.to_dict())
+
+
 def test_a_new_workdir_holds_config_and_vocabulary(tmp_path):
     folder = tmp_path / "runs" / "new"
-    assert workdir.open_workdir(folder, config(), vocabulary()) is False
-    assert workdir.open_workdir(folder, config(), vocabulary()) is True
+    assert workdir.open_workdir(folder, *run_of(config()), vocabulary()) is False
+    assert workdir.open_workdir(folder, *run_of(config()), vocabulary()) is True
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "vocabulary.json"]
-    assert json.loads((folder / "config.json").read_text())["model"]["hidden_dim"] == 16
+    assert json.loads((folder / "config.json").read_text())["recipe"]["model"]["hidden_dim"] == 16
     assert Vocabulary.load(folder / "vocabulary.json").fingerprint == vocabulary().fingerprint
 
 
 def test_a_config_is_read_back_as_it_was(tmp_path):
-    workdir.open_workdir(tmp_path, config(), vocabulary())
-    found = workdir.read_config(tmp_path)
-    assert found.to_dict() == config().to_dict() and found.is_locked
-    assert isinstance(found.data.codes_exclude, tuple)
+    workdir.open_workdir(tmp_path, *run_of(config()), vocabulary())
+    assert config_file.read(tmp_path) == run_of(config())
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["kind"] == "pretraining" and content["facts"]["vocab_size"] == tiny.VOCAB_SIZE
+    assert "vocab_size" not in content["recipe"]["model"]
 
 
 @pytest.mark.parametrize(
@@ -60,36 +66,35 @@ def test_a_config_is_read_back_as_it_was(tmp_path):
             {"optimizer__b2": 0.9, "train__patience": 3},
             r"optimizer.b2: 0.\d+ there, 0.9 now; train.patience: 0 there, 3",
         ),
-        ({"train__new_key": 1}, r"train.new_key: absent there, 1 now"),
     ],
 )
 def test_a_workdir_of_another_config_names_keys_and_values(tmp_path, overrides, message):
-    workdir.open_workdir(tmp_path, config(train__num_steps=1500), vocabulary())
+    workdir.open_workdir(tmp_path, *run_of(config(train__num_steps=1500)), vocabulary())
     with pytest.raises(ValueError, match=message) as caught:
-        workdir.open_workdir(tmp_path, config(**{"train__num_steps": 1500, **overrides}), vocabulary())
+        workdir.open_workdir(tmp_path, *run_of(config(**{"train__num_steps": 1500, **overrides})), vocabulary())
     assert str(tmp_path) in str(caught.value) and "use another --workdir" in str(caught.value)
-    assert workdir.read_config(tmp_path).to_dict() == config(train__num_steps=1500).to_dict()
+    assert config_file.read(tmp_path) == run_of(config(train__num_steps=1500))
 
 
 def test_a_run_from_before_a_key_goes_on_where_the_key_is_empty(tmp_path):
-    older = config()
-    with older.unlocked():
-        del older.code_init
-    workdir.open_workdir(tmp_path, older, vocabulary())
+    workdir.open_workdir(tmp_path, *run_of(config()), vocabulary())
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["recipe"]["code_init"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
     other = config()
     other.code_init = "skip_gram"
     with pytest.raises(ValueError, match="code_init: absent there, skip_gram now"):
-        workdir.open_workdir(tmp_path, other, vocabulary())
-    assert workdir.open_workdir(tmp_path, config(), vocabulary())
-    assert workdir.read_config(tmp_path).code_init == ""
+        workdir.open_workdir(tmp_path, *run_of(other), vocabulary())
+    assert workdir.open_workdir(tmp_path, *run_of(config()), vocabulary())
+    assert config_file.read(tmp_path)[0].code_init == ""
 
 
 def test_a_changed_seed_is_another_config(tmp_path):
-    workdir.open_workdir(tmp_path, config(), vocabulary())
+    workdir.open_workdir(tmp_path, *run_of(config()), vocabulary())
     other = config()
     other.seed = 5
     with pytest.raises(ValueError, match="seed: 0 there, 5 now"):
-        workdir.open_workdir(tmp_path, other, vocabulary())
+        workdir.open_workdir(tmp_path, *run_of(other), vocabulary())
 
 
 @pytest.mark.parametrize(
@@ -102,29 +107,30 @@ def test_a_changed_seed_is_another_config(tmp_path):
     ],
 )
 def test_some_keys_may_change_between_a_run_and_its_resume(tmp_path, overrides):
-    workdir.open_workdir(tmp_path, config(), vocabulary())
-    assert workdir.open_workdir(tmp_path, config(**overrides), vocabulary())
-    assert workdir.read_config(tmp_path).to_dict() == config(**overrides).to_dict()
+    workdir.open_workdir(tmp_path, *run_of(config()), vocabulary())
+    assert workdir.open_workdir(tmp_path, *run_of(config(**overrides)), vocabulary())
+    assert config_file.read(tmp_path) == run_of(config(**overrides))
 
 
 def test_a_workdir_of_another_vocabulary_is_refused(tmp_path):
-    workdir.open_workdir(tmp_path, config(), vocabulary())
+    workdir.open_workdir(tmp_path, *run_of(config()), vocabulary())
     with pytest.raises(ValueError, match="vocabulary.json: belongs to another vocabulary than elsewhere now gives"):
-        workdir.open_workdir(tmp_path, config(data__path="elsewhere"), vocabulary("B"))
+        workdir.open_workdir(tmp_path, *run_of(config(data__path="elsewhere")), vocabulary("B"))
 
 
 def test_another_size_of_the_vocabulary_is_told_as_such_and_not_as_a_key_nobody_set(tmp_path):
-    workdir.open_workdir(tmp_path, config(), vocabulary())
+    workdir.open_workdir(tmp_path, *run_of(config()), vocabulary())
     smaller = vocabulary()
     smaller = Vocabulary(smaller.codes[1:], smaller.counts[1:], smaller.patients[1:], {})
     with pytest.raises(ValueError, match="vocabulary.json: belongs to another vocabulary"):
-        workdir.open_workdir(tmp_path, config(model__vocab_size=len(smaller)), smaller)
+        workdir.open_workdir(tmp_path, *run_of(config(model__vocab_size=len(smaller))), smaller)
 
 
 def trained(folder, steps=(3,)):
     """A workdir with a checkpoint of random parameters for each step; the first has the lowest tuning loss."""
-    workdir.open_workdir(folder, config(), vocabulary())
-    model = workdir.build_model(config())
+    workdir.open_workdir(folder, *run_of(config()), vocabulary())
+    made, _ = run_of(config())
+    model = workdir.build_model(made.model, made.objective)
     optimizer = make_optimizer(tiny.optimizer_config(), 10)
     state = tiny.initial_state(model, optimizer)
     checkpoints, saved = Checkpoints(folder / "checkpoints", workdir.TUNING_LOSS), {}
@@ -139,7 +145,7 @@ def trained(folder, steps=(3,)):
 def test_load_gives_the_best_model_with_the_same_logits(tmp_path):
     model, saved = trained(tmp_path, steps=(3, 6))
     loaded_config, loaded_vocabulary, loaded_model, params = behrt_jax.load(tmp_path)
-    assert loaded_config.to_dict() == config().to_dict()
+    assert loaded_config.to_dict() == config().to_dict() and loaded_config.is_locked
     assert loaded_vocabulary == vocabulary()
     batch = tiny.packed_batch([[6, 4]], 12)
     columns, named = tiny.columns(batch), tiny.named(batch)
@@ -153,7 +159,7 @@ def test_load_gives_the_best_model_with_the_same_logits(tmp_path):
 def test_load_says_what_a_workdir_lacks(tmp_path):
     with pytest.raises(ValueError, match=r"missing/config.json: not the config of a workdir"):
         behrt_jax.load(tmp_path / "missing")
-    workdir.open_workdir(tmp_path, config(), vocabulary())
+    workdir.open_workdir(tmp_path, *run_of(config()), vocabulary())
     with pytest.raises(ValueError, match=r"checkpoints: no such directory; .* run experiments.pretrain first"):
         behrt_jax.load(tmp_path)
     (tmp_path / "checkpoints").mkdir()
@@ -168,11 +174,11 @@ def test_load_says_what_a_workdir_lacks(tmp_path):
 def test_a_config_that_is_no_config_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"config.json: not the config of a workdir"):
-        workdir.read_config(tmp_path)
+        config_file.read(tmp_path)
 
 
 def test_load_refuses_files_of_different_runs(tmp_path):
-    workdir.open_workdir(tmp_path, config(model__vocab_size=99), vocabulary())
+    workdir.open_workdir(tmp_path, *run_of(config(model__vocab_size=99)), vocabulary())
     with pytest.raises(ValueError, match=r"holds 30 tokens, but config.json says model.vocab_size=99"):
         behrt_jax.load(tmp_path)
 
@@ -180,7 +186,7 @@ def test_load_refuses_files_of_different_runs(tmp_path):
 def test_load_says_when_the_parameters_are_of_another_model(tmp_path):
     trained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
-    content["model"]["feedforward_dim"] = 24
+    content["recipe"]["model"]["feedforward_dim"] = 24
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"feedforward.*has shape .*16.*, expected .*24.*another model config"):
         behrt_jax.load(tmp_path)
@@ -240,17 +246,17 @@ def test_the_digest_of_patients_tells_every_change_but_the_order_of_tokens_that_
 
 def test_a_run_whose_inputs_changed_is_refused(tmp_path):
     begun = {"data.path": "1", "code_init": "2"}
-    assert workdir.open_workdir(tmp_path, config(), vocabulary(), begun) is False
-    assert workdir.open_workdir(tmp_path, config(), vocabulary(), begun) is True
+    assert workdir.open_workdir(tmp_path, *run_of(config()), vocabulary(), begun) is False
+    assert workdir.open_workdir(tmp_path, *run_of(config()), vocabulary(), begun) is True
     changed = {"data.path": "3", "code_init": "2"}
     with pytest.raises(ValueError, match=r"began with other contents of data.path \(data/synthea-1151\) than there"):
-        workdir.open_workdir(tmp_path, config(), vocabulary(), changed)
+        workdir.open_workdir(tmp_path, *run_of(config()), vocabulary(), changed)
 
 
 def test_a_workdir_from_before_digests_goes_on_and_says_that_nothing_was_compared(tmp_path):
-    workdir.open_workdir(tmp_path, config(), vocabulary())
+    workdir.open_workdir(tmp_path, *run_of(config()), vocabulary())
     said = []
-    assert workdir.open_workdir(tmp_path, config(), vocabulary(), {"data.path": "1"}, said.append)
+    assert workdir.open_workdir(tmp_path, *run_of(config()), vocabulary(), {"data.path": "1"}, said.append)
     assert said == [
         f"{tmp_path}: has no digest of data.path, as older runs; whether they changed is not checked",
     ]
@@ -258,15 +264,15 @@ def test_a_workdir_from_before_digests_goes_on_and_says_that_nothing_was_compare
 
 
 def test_what_is_set_from_the_data_is_not_blamed_where_the_data_changed(tmp_path):
-    workdir.open_workdir(tmp_path, config(objective__event_edges=(1.0,)), vocabulary(), {"data.path": "1"})
+    workdir.open_workdir(tmp_path, *run_of(config(objective__event_edges=(1.0,))), vocabulary(), {"data.path": "1"})
     other = config(objective__event_edges=(2.0,))
     with pytest.raises(ValueError, match="began with other contents of data.path"):
-        workdir.open_workdir(tmp_path, other, vocabulary(), {"data.path": "2"})
+        workdir.open_workdir(tmp_path, *run_of(other), vocabulary(), {"data.path": "2"})
     with pytest.raises(ValueError, match=r"objective.event_edges: \(1.0,\) there, \(2.0,\) now"):
-        workdir.open_workdir(tmp_path, other, vocabulary(), {"data.path": "1"})
+        workdir.open_workdir(tmp_path, *run_of(other), vocabulary(), {"data.path": "1"})
     longer = config(objective__event_edges=(2.0,), data__row_length=64)
     with pytest.raises(ValueError, match=r"belongs to another config \(data.row_length: \d+ there, 64 now\)"):
-        workdir.open_workdir(tmp_path, longer, vocabulary(), {"data.path": "2"})
+        workdir.open_workdir(tmp_path, *run_of(longer), vocabulary(), {"data.path": "2"})
 
 
 def test_keys_of_older_runs_are_read_under_their_names_of_today():
@@ -278,10 +284,10 @@ def test_keys_of_older_runs_are_read_under_their_names_of_today():
         "evaluation": {"mask_draws": 7},
         "objective": {"event_times": "any", "event_first": True, "event_visits": 9, "days_weight": 0.5},
     }
-    assert workdir.rename_keys(older) == {
+    assert config_file.rename_keys(older) == {
         "data": {"use_sep": False, "events_without_visit": "group_by_day", "path": "d"},
         "history": {"prediction_token": False},
-        "forecast": {"codes": ["X"]},
+        "head": {"features": ("forecast",), "forecast_codes": ["X"]},
         "temporal_split": {"cutoff": "2015-01-01", "outcome_window_days": 3.0},
         "evaluation": {"num_mask_samples": 7},
         "objective": {
@@ -291,14 +297,114 @@ def test_keys_of_older_runs_are_read_under_their_names_of_today():
             "time_gap_weight": 0.5,
         },
     }
-    assert set(workdir.rename_keys({"objective": {"query_times": "after_visits"}})) == {"objective"}
+    assert set(config_file.rename_keys({"objective": {"query_times": "after_visits"}})) == {"objective"}
+
+
+@pytest.mark.parametrize(
+    ("history", "codes", "features"),
+    [
+        ({"age_and_sex": True}, (), ("age_sex",)),
+        ({"age_and_sex": False}, (), ()),
+        ({"age_and_sex": True, "regression": True}, (), ("regression",)),
+        ({"age_and_sex": True, "regression": False}, ("X",), ("age_sex", "forecast")),
+        ({"age_and_sex": False, "regression": True}, ("X",), ("regression", "forecast")),
+    ],
+)
+def test_the_older_keys_of_what_a_head_reads_are_features_now(history, codes, features):
+    older = {"history": {"include_at": True, **history}, "forecast": {"codes": codes, "ids": (7,), "edges": ()}}
+    found = config_file.rename_keys(older)
+    assert found["history"] == {"include_at": True} and "forecast" not in found
+    assert found["head"] == {
+        "features": features,
+        "forecast_codes": codes,
+        "forecast_ids": (7,),
+        "forecast_edges": (),
+    }
+    assert recipe.HeadConfig(found["head"]["features"], codes).features == features
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"features": ("age",)}, "head.features: found age; expected a tuple of age_sex, regression, forecast"),
+        ({"features": "age_sex"}, "head.features: found age_sex; expected a tuple of"),
+        ({"features": ("age_sex", "regression")}, "head.features: found age_sex and regression"),
+        ({"features": ("forecast",)}, "head.forecast_codes: found .*; expected codes"),
+        ({"forecast_codes": ("X",)}, "head.forecast_codes: found .*; expected codes"),
+    ],
+)
+def test_a_head_that_cannot_be_is_refused(keys, message):
+    with pytest.raises(ValueError, match=message):
+        recipe.HeadConfig(**keys)
+
+
+def as_older(config: dict) -> dict:
+    """A config as it was stored before version 0.2: with old names, and the facts among its keys."""
+    older = json.loads(json.dumps(config))
+    older["data"]["separators"] = older["data"].pop("use_sep")
+    older["evaluation"]["mask_draws"] = older["evaluation"].pop("num_mask_samples")
+    return older
 
 
 def test_an_older_workdir_goes_on_under_the_names_of_today(tmp_path):
-    workdir.open_workdir(tmp_path, config(), vocabulary())
-    stored = json.loads((tmp_path / "config.json").read_text())
-    stored["data"]["separators"] = stored["data"].pop("use_sep")
-    stored["evaluation"]["mask_draws"] = stored["evaluation"].pop("num_mask_samples")
-    (tmp_path / "config.json").write_text(json.dumps(stored))
-    assert workdir.open_workdir(tmp_path, config(), vocabulary()) is True
-    assert workdir.read_config(tmp_path).data.use_sep == config().data.use_sep
+    made = config(objective__name="time_to_event", objective__event_edges=(1.0, 20.0))
+    workdir.open_workdir(tmp_path, *run_of(made), vocabulary())
+    (tmp_path / "config.json").write_text(json.dumps(as_older(made.to_dict())))
+    assert config_file.read(tmp_path) == run_of(made)
+    assert workdir.open_workdir(tmp_path, *run_of(made), vocabulary()) is True
+    fitted = recipe.Facts(tiny.VOCAB_SIZE, event_edges=(1.0, 20.0))
+    assert config_file.read(tmp_path)[1] == fitted
+    moved = config(objective__name="time_to_event", data__path="moved")
+    own = recipe.with_facts(recipe.read_recipe(moved.to_dict()), fitted)
+    assert workdir.open_workdir(tmp_path, own, fitted, vocabulary())
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["recipe"]["data"]["path"] == "moved" and content["recipe"]["objective"]["event_edges"] == []
+    assert content["facts"]["event_edges"] == [1.0, 20.0] and config_file.read(tmp_path) == (own, fitted)
+    with pytest.raises(ValueError, match=r"train.num_steps: \d+ there, 77 now"):
+        workdir.open_workdir(tmp_path, *run_of(config(train__num_steps=77)), vocabulary())
+
+
+def test_edges_of_the_user_are_in_the_recipe_and_fitted_ones_in_the_facts(tmp_path):
+    made = recipe.read_recipe(config(objective__event_edges=(1.0,)).to_dict())
+    for facts, edges in ((recipe.Facts(30), [1.0]), (recipe.Facts(30, event_edges=(2.0,)), [])):
+        config_file.write(tmp_path, recipe.with_facts(made, facts), facts)
+        assert json.loads((tmp_path / "config.json").read_text())["recipe"]["objective"]["event_edges"] == edges
+        assert config_file.read(tmp_path) == (recipe.with_facts(made, facts), facts)
+
+
+@pytest.mark.parametrize("name", ["classification", "survival"])
+def test_a_fine_tuned_config_is_read_back_as_it_was_and_an_older_one_too(tmp_path, name):
+    made = default.get_finetune_config(name)
+    made.head.features, made.head.forecast_codes = ("age_sex", "forecast"), ("X",)
+    facts = recipe.Facts(30, names=("a", "b"), forecast_ids=(7,), forecast_edges=(3.0,))
+    kinds = {"classification": {"label_kind": "multi_label"}, "survival": {"survival_edges": (5.0, 9.0)}}
+    facts = dataclasses.replace(facts, **kinds[name])
+    own = recipe.with_facts(recipe.read_recipe(made.to_dict()), facts)
+    assert own.kind == name
+    config_file.write(tmp_path, own, facts)
+    assert config_file.read(tmp_path) == (own, facts)
+    older = recipe.to_config(own, facts)
+    older["history"]["mark"] = older["history"].pop("prediction_token")
+    older["history"] |= {"age_and_sex": True, "regression": False}
+    older["foretold"] = {key.removeprefix("forecast_"): each for key, each in older.pop("head").items()}
+    del older["foretold"]["features"]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    assert config_file.read(tmp_path) == (own, facts)
+    assert recipe.read_recipe(recipe.to_config(own, facts)) == own  # a loaded config is a recipe too
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"new_key": 1}}, "train.new_key: no such key; expected one of num_steps, "),
+        ({"new_key": 1}, "new_key: no such key; expected one of data, "),
+        ({"survival": {}, "objective": None}, "missing"),
+    ],
+)
+def test_a_key_of_no_section_is_named(changes, message):
+    made = config().to_dict()
+    for key, value in changes.items():
+        made[key] = {**made.get(key, {}), **value} if isinstance(value, dict) else value
+    made = {key: value for key, value in made.items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        recipe.read_recipe(made)

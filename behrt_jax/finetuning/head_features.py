@@ -1,4 +1,4 @@
-"""The regression on codes whose log risk replaces age and sex as a head input, with `history.regression`."""
+"""The covariates that the head reads beside the embedding: age and sex, or log risks of a regression on codes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,15 +9,15 @@ from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.labels.labels import Labels
 from behrt_jax.regression import code_regression
 from behrt_jax.regression.code_regression import CodeRegression, Target
-from behrt_jax.training.recipe import HistoryConfig
+from behrt_jax.training.recipe import HeadConfig
 from behrt_jax.training.workdir import REGRESSION_FILE
 
 
 def fit(
-    config: HistoryConfig, splits: dict[str, LabeledHistories], tokens: tuple[str, ...], say: Callable[[str], None]
+    config: HeadConfig, splits: dict[str, LabeledHistories], tokens: tuple[str, ...], say: Callable[[str], None]
 ) -> CodeRegression | None:
     """Fits the regression of a recipe, if any: one log risk for each cause, label or class; one for a binary label."""
-    if not config.regression:
+    if "regression" not in config.features:
         return None
     say("fitting a regression on codes, and once more without each fold of train")
     parts = [splits[name] for name in ("train", "tuning")]
@@ -37,20 +37,26 @@ def targets_of(labels: Labels) -> list[Target]:
     return [Target(~np.isnan(each), each > 0) for each in labels.values.T]
 
 
-def load(folder: Path, config: HistoryConfig) -> CodeRegression | None:
+def load(folder: Path, config: HeadConfig) -> CodeRegression | None:
     """Loads the regression of a fine-tuned workdir; None if its recipe has none."""
-    return code_regression.load(folder / REGRESSION_FILE) if config.regression else None
+    return code_regression.load(folder / REGRESSION_FILE) if "regression" in config.features else None
 
 
-def add(
-    splits: dict[str, LabeledHistories], regression: CodeRegression | None, tokens: tuple[str, ...]
+def select(
+    config: HeadConfig,
+    splits: dict[str, LabeledHistories],
+    tokens: tuple[str, ...],
+    regression: CodeRegression | None = None,
 ) -> dict[str, LabeledHistories]:
-    """Replaces the covariates of labelled histories by the log risks of a regression fitted to `train`.
+    """Selects the covariates of labelled histories: age and sex, log risks of a regression fitted to `train`, or none.
 
-    Age and sex are among its features: as separate covariates, they would be fitted to few labels a second time.
+    Age and sex are among the features of the regression: as separate covariates, they would be fitted to few labels a
+    second time.
     """
-    if regression is None:
+    if "age_sex" in config.features:
         return splits
+    if regression is None:
+        return {name: part._replace(covariates=part.covariates[:, :0]) for name, part in splits.items()}
     new_splits = {}
     for name, part in splits.items():
         inputs = (part.histories, part.labels.prediction_times, tokens)
