@@ -128,7 +128,7 @@ def main() -> None:
     sizes = read_sizes(FLAGS.sizes, count_train(DataConfig(**FLAGS.config.data)))
     folder = Path(FLAGS.workdir)
     given = [word for word in sys.argv[1:] if word.startswith("--config.")]
-    command = ("pretrain", FLAGS["config"].config_filename)
+    command = ("pretrain", FLAGS["config"].config_filename)  # pyright: ignore
     runs = {size: sweep.training(*command, folder / str(size), {"train.max_patients": size}, *given) for size in sizes}
     sweep.run_all({f"{size:,} patients": run for size, run in runs.items()}, FLAGS.jobs)
     results = by_patients([read_run(run.workdir) for run in runs.values()])

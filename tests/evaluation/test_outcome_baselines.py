@@ -30,7 +30,7 @@ def splits_of(kind, log_risks, values, days, events):
 
 def recipe_of(config, splits):
     """The recipe of a config, with what the labels of train say."""
-    recipe = setup.read(config)
+    recipe = setup.read(config.to_dict())
     return with_facts(recipe, setup.find_facts(recipe, splits["train"].labels, vocab_size=10))
 
 

@@ -320,7 +320,7 @@ def read(place: MedsFolder, files: Files) -> tuple[dict, list[str]]:
     data = {"path": str(place.root), "prepared_dir": str(place.prepared_dir), "min_patients": 2}
     config.update_from_flattened_dict({"labels": str(files.path), **{f"data.{key}": data[key] for key in data}})
     said = []
-    return labeled_data.read_splits(setup.read(config), None, said.append)[1], said
+    return labeled_data.read_splits(setup.read(config.to_dict()), None, said.append)[1], said
 
 
 def number_in(said: list[str], pattern: str) -> int:

@@ -56,7 +56,7 @@ def binary(table: pl.DataFrame) -> pl.DataFrame:
 
 def read(config) -> tuple[dict, list[str]]:
     said = []
-    return labeled_data.read_splits(setup.read(config), None, said.append)[1], said
+    return labeled_data.read_splits(setup.read(config.to_dict()), None, said.append)[1], said
 
 
 def test_out_of_time(workplace, table):
