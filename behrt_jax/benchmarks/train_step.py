@@ -1,0 +1,77 @@
+"""The contestant of this library: the train step of a recipe, or its forward pass. Started by `worker`.
+
+Also runs with another checkout on the path: it uses only what older versions have too.
+"""
+
+import importlib
+
+import jax
+import numpy as np
+
+from behrt_jax.models.config import BEHRTConfig
+from behrt_jax.models.inputs import model_arguments
+from behrt_jax.models.pretraining import BEHRTForPretraining
+from behrt_jax.objectives.config import ObjectiveConfig
+from behrt_jax.objectives.joint import make_objective
+from behrt_jax.training import loop, state, workdir
+from behrt_jax.training.optimizer import OptimizerConfig, make_optimizer
+
+
+def start(settings: dict, batches: list[dict]) -> dict:
+    """Starts the contestant; see `worker`."""
+    recipe = importlib.import_module(f"behrt_jax.recipes.{settings['tier']}").get_config()
+    sizes = {"vocab_size": settings["vocabulary"], "dropout": settings["dropout"]}
+    model = BEHRTForPretraining(BEHRTConfig(**{**recipe.model, **sizes}), ("mlm",))
+    start_what = start_inference if settings["what"] == "inference" else start_training
+    step, measure = start_what(recipe, model, batches)
+    return {"step": step, "measure": measure, "read": lambda number: real_codes(batches[number])}
+
+
+def real_codes(batch: dict) -> np.ndarray:
+    """Returns the codes of a packed batch without padding, (n,)."""
+    return batch["codes"][batch["patient_ids"] != 0]
+
+
+def start_training(recipe, model, batches: list[dict]):
+    """Returns the step and the measurements of training on masked codes."""
+    objective = make_objective(model, ObjectiveConfig(**{**recipe.objective, "name": "mlm"}), recipe.data.use_sep)
+    optimizer = make_optimizer(OptimizerConfig(**recipe.optimizer), recipe.train.num_steps)
+    train_step = loop.make_train_step(objective, optimizer, recipe.seed)
+    current = state.create_state(lambda key: workdir.initialize(model, key), optimizer, recipe.seed)
+
+    def step(number: int):
+        nonlocal current
+        current, metrics = train_step(current, batches[number])
+        loss, masked = jax.device_get(metrics["mlm/loss"])
+        return loss / max(masked, 1), masked
+
+    return step, lambda: analyse(train_step, current, batches[0], current.params)
+
+
+def start_inference(recipe, model, batches: list[dict]):
+    """Returns the step and the measurements of embedding patients."""
+    params = workdir.initialize(model, jax.random.key(recipe.seed))
+    num_patients = max(int(batch["patient_ids"].max()) for batch in batches)
+
+    @jax.jit
+    def embed(params, batch):
+        inputs, columns = model_arguments(batch)
+        return model.apply(params, *inputs, **columns, num_patients=num_patients, method="get_patient_embedding")
+
+    def step(number: int):
+        jax.block_until_ready(embed(params, batches[number]))
+        return 0.0, 0
+
+    return step, lambda: analyse(embed, params, batches[0], params)
+
+
+def analyse(function, arguments, batch: dict, params) -> dict:
+    """Returns XLA's own figures of a compiled function, and the number of parameters."""
+    compiled = function.lower(arguments, batch).compile()
+    costs = compiled.cost_analysis()
+    costs = costs[0] if isinstance(costs, list) else costs  # a list under the versions for jax-metal
+    return {
+        "flops": float(costs["flops"]),
+        "temporary_bytes": int(compiled.memory_analysis().temp_size_in_bytes),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+    }
