@@ -1,7 +1,8 @@
 """Measures the speed of this library beside PyTorch peers and other checkouts, in interleaved rounds of one call.
 
-python -m experiments.benchmark [--what=step|inference|startup] [--tier=small] [--vocabulary=1000] [--row_length=256]
-  [--peers=reference,strong,hf] [--peer_python=PATH] [--against=CHECKOUT] [--rounds=5] [--steps=5] [--output=DIR]
+python -m experiments.benchmark [--what=step|memory|inference|startup] [--tier=small] [--vocabulary=1000]
+  [--row_length=256] [--peers=reference,strong,hf] [--peer_python=PATH] [--against=CHECKOUT] [--rounds=5] [--steps=5]
+  [--output=DIR]
 
 Peers need the packages of requirements-benchmark.txt, here or in the environment of --peer_python. docs/performance.md
 explains the table.
@@ -30,7 +31,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
-    flags.DEFINE_enum("what", "step", WHAT, "step trains, inference embeds patients, startup starts processes.")
+    flags.DEFINE_enum("what", "step", WHAT, "step and memory train, inference embeds, startup starts processes.")
     flags.DEFINE_enum("tier", "small", TIERS, "The recipe.")
     flags.DEFINE_integer("vocabulary", 1000, "Rows of the code table.")
     flags.DEFINE_integer("row_length", 256, "Tokens per packed row.")

@@ -10,7 +10,7 @@ import jax
 from behrt_jax.benchmarks import contestants, report, rounds, workload
 from behrt_jax.benchmarks.workload import Workload
 
-WHAT = ("step", "inference", "startup")
+WHAT = ("step", "memory", "inference", "startup")
 
 
 def benchmark(
@@ -60,7 +60,7 @@ def benchmark(
         else:
             results, peaks = rounds.run(chosen, folder, num_rounds, steps, say)
             rows = report.compare(results, peaks)
-            table = report.format_steps(rows)
+            table = report.format_memory(rows) if work.what == "memory" else report.format_steps(rows)
     content, text = report.write(output, settings, rows, table, peaks)
     say(f"{text}\nwritten: {output / report.JSON_FILE}, {output / report.TABLE_FILE}")
     return content

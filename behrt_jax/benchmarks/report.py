@@ -14,6 +14,9 @@ JSON_FILE, TABLE_FILE = "benchmark.json", "benchmark.md"
 MEBIBYTE = 2**20
 STEP_COLUMNS = ("contestant", "real tokens/s", "first / this", "share of product peak", "GFLOP a step", "peak memory")
 STEP_COLUMNS += ("temporaries", "parameters", "first loss")
+FIGURES = ("parameters", "start_bytes", "peak_bytes", "temporary_bytes", "state_bytes", "flops")
+MEMORY_COLUMNS = ("contestant", "peak memory", "growth from the first step on", "temporaries of a step")
+MEMORY_COLUMNS += ("parameters and optimizer",)
 START_COLUMNS = ("contestant", "cold start to first step, s", "warm, s", "until ready, s", "first step, s")
 
 
@@ -43,7 +46,7 @@ def compare(results: list[Result], peaks: np.ndarray) -> list[dict]:
             "first_loss": result.first_loss,
             "start_seconds": result.start_seconds,
             "first_step_seconds": result.first_step_seconds,
-            **{name: result.measures.get(name) for name in ("parameters", "peak_bytes", "temporary_bytes", "flops")},
+            **{name: result.measures.get(name) for name in FIGURES},
         }
         flops = result.measures.get("flops")
         row["share_of_peak"] = summarise(flops / np.median(result.seconds, axis=1) / peaks) if flops else None
@@ -61,6 +64,15 @@ def format_steps(rows: list[dict]) -> str:
         cells = [row["name"], _spread(row["tokens_per_second"], ",.0f"), _spread(row["ratio"], ".2f"), share, flops]
         cells += [memory, temporaries, f"{row['parameters']:,}", f"{row['first_loss']:.3f}"]
         lines.append(_row(cells))
+    return "\n".join(lines) + "\n"
+
+
+def format_memory(rows: list[dict]) -> str:
+    """Formats the memory in the figures of `compare` as a Markdown table."""
+    lines = [_row(MEMORY_COLUMNS), "|---" * len(MEMORY_COLUMNS) + "|"]
+    for row in rows:
+        sizes = (row["peak_bytes"], row["peak_bytes"] - row["start_bytes"], row["temporary_bytes"], row["state_bytes"])
+        lines.append(_row([row["name"], *map(_mebibytes, sizes)]))
     return "\n".join(lines) + "\n"
 
 

@@ -55,9 +55,11 @@ def run(
       ValueError: a contestant cannot run, or did other work than the first.
     """
     with processes.running([*contestants, processes.PRODUCT], folder) as (*running, product):
+        names = [contestant.name for contestant in contestants]
         read = [processes.ask(item, read=True) for item in running]
+        check_tokens(names, read)
         first = [processes.ask(item, steps=WARM_UP) for item in (*running, product)]
-        check_equal_work([item.contestant.name for item in running], read, first)
+        check_masks(names, [sum(own["masked"]) for own in first[:-1]])
         seconds, peaks = [[] for _ in running], []
         for number in range(rounds):
             for item, own in zip(running, seconds, strict=True):
@@ -95,23 +97,25 @@ def run_starts(
     return starts
 
 
-def check_equal_work(names: list[str], read: list[dict], first: list[dict]) -> None:
-    """Checks that contestants read the same tokens and mask as many.
-
-    Args:
-      names: of the contestants.
-      read: what each reads of all batches, from `worker.read_all`.
-      first: its first steps, from `worker.run_steps`.
+def check_tokens(names: list[str], read: list[dict]) -> None:
+    """Checks that contestants read the same tokens; `read` is from `worker.read_all`.
 
     Raises:
       ValueError: a contestant differs from the first.
     """
-    for name, own, steps in zip(names[1:], read[1:], first[1:], strict=False):
+    for name, own in zip(names[1:], read[1:], strict=True):
         if own != read[0]:
             counts = f"{sum(own['tokens']):,} tokens, {names[0]} {sum(read[0]['tokens']):,}"
             raise ValueError(f"{name} reads other tokens than {names[0]}: {counts}; their rates would not compare")
-        expected, found = sum(first[0]["masked"]), sum(steps["masked"])
-        if abs(found - expected) > MASKED_TOLERANCE * expected:
-            raise ValueError(
-                f"{name} masks {found:,} codes where {names[0]} masks {expected:,}; their rates would not compare"
-            )
+
+
+def check_masks(names: list[str], masked: list[int]) -> None:
+    """Checks that contestants mask about as many codes.
+
+    Raises:
+      ValueError: a contestant differs from the first.
+    """
+    for name, number in zip(names[1:], masked[1:], strict=True):
+        if abs(number - masked[0]) > MASKED_TOLERANCE * masked[0]:
+            counts = f"{number:,} codes, {names[0]} {masked[0]:,}"
+            raise ValueError(f"{name} masks {counts}; their rates would not compare")

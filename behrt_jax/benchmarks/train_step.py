@@ -23,7 +23,7 @@ def start(settings: dict, batches: list[dict]) -> dict:
     sizes = {"vocab_size": settings["vocabulary"], "dropout": settings["dropout"]}
     model = BEHRTForPretraining(BEHRTConfig(**{**recipe.model, **sizes}), ("mlm",))
     start_what = start_inference if settings["what"] == "inference" else start_training
-    step, measure = start_what(recipe, model, batches)
+    step, measure = start_what(recipe, model, batches, settings["what"] != "memory")
     return {"step": step, "measure": measure, "read": lambda number: real_codes(batches[number])}
 
 
@@ -32,8 +32,8 @@ def real_codes(batch: dict) -> np.ndarray:
     return batch["codes"][batch["patient_ids"] != 0]
 
 
-def start_training(recipe, model, batches: list[dict]):
-    """Returns the step and the measurements of training on masked codes."""
+def start_training(recipe, model, batches: list[dict], wait: bool):
+    """Returns the step and the measurements of training on masked codes; without `wait`, steps are only dispatched."""
     objective = make_objective(model, ObjectiveConfig(**{**recipe.objective, "name": "mlm"}), recipe.data.use_sep)
     optimizer = make_optimizer(OptimizerConfig(**recipe.optimizer), recipe.train.num_steps)
     train_step = loop.make_train_step(objective, optimizer, recipe.seed)
@@ -42,14 +42,14 @@ def start_training(recipe, model, batches: list[dict]):
     def step(number: int):
         nonlocal current
         current, metrics = train_step(current, batches[number])
-        loss, masked = jax.device_get(metrics["mlm/loss"])
-        return loss / max(masked, 1), masked
+        loss, masked = jax.block_until_ready(metrics["mlm/loss"]) if wait else metrics["mlm/loss"]
+        return loss / masked, masked
 
-    return step, lambda: analyse(train_step, current, batches[0], current.params)
+    return step, lambda: analyse(train_step, current, batches[0])
 
 
-def start_inference(recipe, model, batches: list[dict]):
-    """Returns the step and the measurements of embedding patients."""
+def start_inference(recipe, model, batches: list[dict], wait: bool):
+    """Returns the step and the measurements of embedding patients; `wait` as in `start_training`."""
     params = workdir.initialize(model, jax.random.key(recipe.seed))
     num_patients = max(int(batch["patient_ids"].max()) for batch in batches)
 
@@ -59,19 +59,21 @@ def start_inference(recipe, model, batches: list[dict]):
         return model.apply(params, *inputs, **columns, num_patients=num_patients, method="get_patient_embedding")
 
     def step(number: int):
-        jax.block_until_ready(embed(params, batches[number]))
-        return 0.0, 0
+        embedded = embed(params, batches[number])
+        return (jax.block_until_ready(embedded) if wait else embedded).sum(), 0
 
-    return step, lambda: analyse(embed, params, batches[0], params)
+    return step, lambda: analyse(embed, params, batches[0])
 
 
-def analyse(function, arguments, batch: dict, params) -> dict:
-    """Returns XLA's own figures of a compiled function, and the number of parameters."""
-    compiled = function.lower(arguments, batch).compile()
+def analyse(function, state, batch: dict) -> dict:
+    """Returns XLA's own figures of a compiled function, the number of parameters, and the size of its state."""
+    params = getattr(state, "params", state)
+    compiled = function.lower(state, batch).compile()
     costs = compiled.cost_analysis()
     costs = costs[0] if isinstance(costs, list) else costs  # a list under the versions for jax-metal
     return {
         "flops": float(costs["flops"]),
         "temporary_bytes": int(compiled.memory_analysis().temp_size_in_bytes),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
     }

@@ -5,7 +5,7 @@ python -P worker.py CONTESTANT.py WORKLOAD_FOLDER
 Imports neither JAX nor this package, so that a contestant may be PyTorch in an environment of its own, or another
 checkout of this library. The contestant's `start(settings, batches)` returns a dict of functions:
 
-    step(number) -> (loss, masked codes) of batch `number`, when its results are there
+    step(number) -> (loss, masked codes) of batch `number`, when its results are there; for `memory`, at once
     read(number) -> (n,) codes that it reads of batch `number`, before masking, without padding
     measure() -> further figures by name
 
@@ -15,11 +15,11 @@ Requests are `{"steps": N}`, `{"read": true}` and `{"measure": true}`.
 import importlib.util
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
 
-START = time.perf_counter()
 SETTINGS_FILE, BATCHES_FILE = "workload.json", "batches.npz"
 
 
@@ -52,7 +52,10 @@ def start(file: Path, folder: Path) -> tuple[dict, list[dict]]:
 
 
 def peak_bytes() -> int:
-    """Returns the largest memory of this process so far; 0 on a system that does not say."""
+    """Returns the largest resident memory of this process so far; 0 on a system that does not say."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux counts the memory of the process that started this one in ru_maxrss
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024  # pyright: ignore
     try:
         import resource
     except ImportError:
@@ -67,9 +70,9 @@ def run_steps(step, first: int, number: int, num_batches: int) -> dict:
         begin = time.perf_counter()
         loss, count = step(index % num_batches)
         seconds.append(time.perf_counter() - begin)
-        losses.append(float(loss))
-        masked.append(int(count))
-    return {"seconds": seconds, "losses": losses, "masked": masked}
+        losses.append(loss)
+        masked.append(count)
+    return {"seconds": seconds, "losses": [float(loss) for loss in losses], "masked": [int(count) for count in masked]}
 
 
 def read_all(read, num_batches: int) -> dict:
@@ -93,8 +96,8 @@ def main() -> None:
         contestant, batches = start(Path(sys.argv[1]), Path(sys.argv[2]))
     except ModuleNotFoundError as error:
         return answer({"missing": error.name})
-    answer({"ready": time.perf_counter() - START})
-    done = 0
+    at_start, done = peak_bytes(), 0
+    answer({"ready": True})
     for line in sys.stdin:
         request = json.loads(line)
         if "steps" in request:
@@ -103,7 +106,7 @@ def main() -> None:
         elif "read" in request:
             answer(read_all(contestant["read"], len(batches)))
         else:
-            answer({"peak_bytes": peak_bytes(), **contestant["measure"]()})
+            answer({"start_bytes": at_start, "peak_bytes": peak_bytes(), **contestant["measure"]()})
 
 
 if __name__ == "__main__":
