@@ -1,0 +1,120 @@
+"""What a train step of a recipe needs: parameters, memory and FLOPs, by XLA's analysis of the compiled step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from behrt_jax.benchmarks.train_step import loop_flops
+from behrt_jax.data.vocabulary import NUM_SPECIAL
+from behrt_jax.data.windows import COLUMNS
+from behrt_jax.models.behrt import count_parameters
+from behrt_jax.models.config import BEHRTConfig
+from behrt_jax.models.pretraining import BEHRTForPretraining
+from behrt_jax.objectives.config import ObjectiveConfig
+from behrt_jax.objectives.joint import make_objective
+from behrt_jax.training import loop, state, workdir
+from behrt_jax.training.optimizer import OptimizerConfig, make_optimizer
+
+EVENT_BINS = 8  # of a recipe that fits them to its data
+
+
+class StepCost(NamedTuple):
+    """The needs of a step.
+
+    Attributes:
+      parameters: their number.
+      parameter_bytes: their size, which is that of their gradients too.
+      optimizer_bytes: of Adam's moments.
+      temporary_bytes: of all else that the step holds at once, gradients included.
+      flops: of the whole batch.
+    """
+
+    parameters: int
+    parameter_bytes: int
+    optimizer_bytes: int
+    temporary_bytes: int
+    flops: float
+
+    @property
+    def memory(self) -> int:
+        """All bytes that the step needs."""
+        return self.parameter_bytes + self.optimizer_bytes + self.temporary_bytes
+
+
+class Step(NamedTuple):
+    """A train step and its arguments.
+
+    Attributes:
+      run: (state, batch) -> (state, metrics), jitted.
+      make_state: () -> the initial state.
+      make_batch: () -> a batch of random patients.
+    """
+
+    run: Any
+    make_state: Any
+    make_batch: Any
+
+
+def make_step(config: ConfigDict, vocab_size: int, rows: int) -> Step:
+    """Builds the train step of a recipe for `rows` rows, without its data; all codes are targets."""
+    model_config = BEHRTConfig(**{**config.model, "vocab_size": vocab_size})
+    objective_config = ObjectiveConfig(**config.objective)
+    edges = objective_config.event_edges or tuple(30.0 * 2.0**power for power in range(EVENT_BINS - 1))
+    objective_config = ObjectiveConfig(**{**config.objective, "event_edges": edges})
+    time_known = objective_config.known_time_share > 0
+    model = BEHRTForPretraining(model_config, tuple(objective_config.weights), len(edges) + 1, time_known)
+    has_value = np.zeros(vocab_size, bool)
+    objective = make_objective(model, objective_config, config.data.use_sep, has_value=has_value)
+    optimizer = make_optimizer(OptimizerConfig(**config.optimizer), config.train.num_steps)
+    return Step(
+        loop.make_train_step(objective, optimizer, config.seed),
+        lambda: state.create_state(lambda key: workdir.initialize(model, key), optimizer, config.seed),
+        lambda: random_batch(objective_config, vocab_size, rows, config.data.row_length),
+    )
+
+
+def random_batch(config: ObjectiveConfig, vocab_size: int, rows: int, length: int) -> dict[str, np.ndarray]:
+    """Makes full rows of one patient each, with random codes and a visit every eight tokens."""
+    rng, places = np.random.default_rng(0), np.tile(np.arange(length), (rows, 1))
+    batch = {name: np.zeros((rows, length), kind) for name, kind in COLUMNS.items()}
+    batch["codes"][:] = rng.integers(min(NUM_SPECIAL, vocab_size - 1), vocab_size, (rows, length))
+    batch["visit_ids"][:], batch["positions"][:], batch["time_ranks"][:] = places // 8, places, places // 8 + 1
+    batch["ages"][:], batch["dates"][:], batch["time_deltas"][:] = 20 + places / 10, places / 10, 30.0
+    batch["maskable"][:] = places > 0
+    batch["patient_ids"] = np.ones((rows, length), np.int32)
+    if "time_to_event" in config.weights:
+        shape = (rows, config.queries_per_row)
+        batch["event_ends"] = np.tile(np.linspace(0, length - 1, shape[1], dtype=np.int32), (rows, 1))
+        batch["event_weights"] = np.ones(shape, np.float32)
+        batch["event_days"] = rng.uniform(1, 1000, (*shape, vocab_size)).astype(np.float32)
+        batch["event_happened"] = rng.random((*shape, vocab_size)) < 0.01
+    return batch
+
+
+def compute(config: ConfigDict, vocab_size: int, rows: int) -> StepCost:
+    """Compiles the step of a recipe for `rows` rows on this machine's default device and returns its needs.
+
+    Nothing is run, so that a step may be larger than the memory at hand. With `train.accumulate_steps`, the memory is
+    that of a part of the batch, and of the sum of gradients beside it.
+    """
+    parts = config.train.accumulate_steps
+    step = make_step(config, vocab_size, -(-rows // parts))
+    shapes = jax.eval_shape(step.make_state)
+    batch = step.make_batch()
+    compiled = step.run.lower(shapes, batch).compile()
+    costs = compiled.cost_analysis()
+    costs = costs[0] if isinstance(costs, list) else costs  # a list under the versions for jax-metal
+    parameter_bytes, moment_bytes = _size(shapes.params), _size(shapes.opt_state)
+    temporaries = compiled.memory_analysis().temp_size_in_bytes + (parameter_bytes if parts > 1 else 0)
+    flops = float(costs["flops"])
+    if config.objective.name in ("mlm", "joint"):
+        masked = round(config.objective.mask_rate * batch["maskable"].sum())
+        shape, rate = batch["codes"].shape, config.objective.mask_rate
+        flops += loop_flops(masked, shape, rate, BEHRTConfig(**{**config.model, "vocab_size": vocab_size}))
+    return StepCost(count_parameters(shapes.params), parameter_bytes, moment_bytes, temporaries, flops * parts)
+
+
+def _size(shapes) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
