@@ -19,8 +19,8 @@ class Device(NamedTuple):
     memory: float
 
 
-# NVIDIA's data sheets (dense figures, without sparsity): A40 of 2021, A100 80GB SXM of 2021, H100 SXM of 2023 and H200
-# SXM of 2024. Apple states 2.6 TFLOP/s for the GPU of the M1, whose memory is that of the machine; 16 GB are assumed, and
+# NVIDIA data sheets (dense figures, without sparsity): A40 of 2021, A100 80GB SXM of 2021, H100 SXM of 2023, H200 SXM
+# of 2024. Apple states 2.6 TFLOP/s for the GPU of the M1, whose memory is that of the machine: 16 GB are assumed, and
 # no gain from bfloat16.
 DEVICES = {
     "a40": Device("NVIDIA A40", 37.4e12, 149.7e12, 48e9),

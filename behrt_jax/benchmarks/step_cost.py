@@ -14,10 +14,8 @@ from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.pretraining import BEHRTForPretraining
 from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.objectives.joint import make_objective
-from behrt_jax.training import loop, state, workdir
+from behrt_jax.training import loop, pretraining, state, workdir
 from behrt_jax.training.optimizer import OptimizerConfig, make_optimizer
-
-EVENT_BINS = 8  # of a recipe that fits them to its data
 
 
 class StepCost(NamedTuple):
@@ -61,7 +59,7 @@ def make_step(config: ConfigDict, vocab_size: int, rows: int) -> Step:
     """Builds the train step of a recipe for `rows` rows, without its data; all codes are targets."""
     model_config = BEHRTConfig(**{**config.model, "vocab_size": vocab_size})
     objective_config = ObjectiveConfig(**config.objective)
-    edges = objective_config.event_edges or tuple(30.0 * 2.0**power for power in range(EVENT_BINS - 1))
+    edges = objective_config.event_edges or tuple(30.0 * 2.0**power for power in range(pretraining.EVENT_BINS - 1))
     objective_config = ObjectiveConfig(**{**config.objective, "event_edges": edges})
     time_known = objective_config.known_time_share > 0
     model = BEHRTForPretraining(model_config, tuple(objective_config.weights), len(edges) + 1, time_known)
