@@ -1,0 +1,132 @@
+"""A tiny benchmark of several contestants ends in figures that agree with each other, or in one clear line."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from behrt_jax.benchmarks import contestants, report, rounds, workload
+from behrt_jax.benchmarks.benchmark import benchmark
+from behrt_jax.benchmarks.contestants import ROOT, Contestant
+from behrt_jax.benchmarks.rounds import Result
+from behrt_jax.benchmarks.workload import Workload
+
+PEERS = ROOT / "experiments" / "studies" / "peers"
+TINY = Workload(rows=2, row_length=64, num_batches=2, threads=1)
+
+SLEEPER = """
+import time
+
+def start(settings, batches):
+    codes = [batch["codes"][batch["patient_ids"] != 0] for batch in batches]
+    masked = [settings["mask_rate"] * batch["maskable"].sum() for batch in batches]
+
+    def step(number):
+        time.sleep(0.2)
+        return 1.0, round(masked[number])
+
+    return {{"step": step, "read": lambda number: codes[number]{read}, "measure": lambda: {{"parameters": 0}}}}
+"""
+
+
+def sleeper(folder, read="") -> Contestant:
+    """A contestant that does nothing, slowly."""
+    file = folder / "sleeper.py"
+    file.write_text(SLEEPER.format(read=read))
+    return Contestant("sleeper", file, ROOT, sys.executable)
+
+
+@pytest.fixture(scope="module")
+def prepared_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("prepared"))
+
+
+def run(tmp_path, prepared_dir, others, own=True, **options):
+    lines = []
+    chosen = [*contestants.choose(PEERS, []), *others] if own else others
+    settings = {"num_rounds": 2, "steps": 2, "data": str(ROOT / "data" / "synthea-1151"), **options}
+    content = benchmark(TINY, chosen, tmp_path / "out", prepared_dir=prepared_dir, say=lines.append, **settings)
+    return content, "\n".join(lines)
+
+
+def test_two_contestants_end_in_a_table_with_ratios(tmp_path, prepared_dir):
+    content, said = run(tmp_path, prepared_dir, [sleeper(tmp_path)])
+    assert json.loads((tmp_path / "out" / "benchmark.json").read_text()) == content
+    assert (tmp_path / "out" / "benchmark.md").read_text() in said
+    own, other = content["contestants"]
+    assert (own["name"], other["name"]) == ("this checkout", "sleeper")
+    assert own["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+    tokens = 2 * 64
+    assert 0 < other["tokens_per_second"]["high"] <= tokens / 0.2 < own["tokens_per_second"]["median"]
+    assert other["ratio"]["median"] > 1 and other["ratio"]["low"] <= other["ratio"]["median"] <= other["ratio"]["high"]
+    assert own["parameters"] == 503_424 + 9_384  # encoder and head
+    assert own["flops"] > 6 * 300_000 * tokens / 2 and own["state_bytes"] > 3 * 4 * own["parameters"]
+    assert 0 < own["share_of_peak"]["low"] < 1.5 and other["share_of_peak"] is None
+    assert own["peak_bytes"] > own["start_bytes"] > 0 and own["temporary_bytes"] > 0
+    assert content["product_flops_per_second"]["median"] > 1e9
+    assert content["workload"]["rows"] == 2 and "Python" in content["machine"]
+
+
+def test_contestants_that_read_other_tokens_are_refused(tmp_path, prepared_dir):
+    message = "sleeper reads other tokens than this checkout: .*their rates would not compare"
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, prepared_dir, [sleeper(tmp_path, "[1:]")])
+
+
+def test_a_missing_package_is_one_clear_line(tmp_path, prepared_dir):
+    file = tmp_path / "lacking.py"
+    file.write_text("import torch_that_is_not_there\n")
+    lacking = Contestant("lacking", file, ROOT, sys.executable)
+    with pytest.raises(
+        ValueError, match="lacking: .* has no package torch_that_is_not_there; install requirements-ben"
+    ):
+        run(tmp_path, prepared_dir, [lacking], own=False)
+
+
+def test_a_contestant_that_fails_is_named(tmp_path, prepared_dir, capfd):
+    file = tmp_path / "failing.py"
+    file.write_text("raise RuntimeError('out of luck')\n")
+    with pytest.raises(ValueError, match="failing: its process stopped with status 1"):
+        run(tmp_path, prepared_dir, [Contestant("failing", file, ROOT, sys.executable)], own=False)
+    assert "out of luck" in capfd.readouterr().err
+
+
+def test_what_cannot_be_run_is_refused_before_any_work(tmp_path, prepared_dir):
+    with pytest.raises(ValueError, match="--peers: found 'weak'; expected some of hf, reference, strong"):
+        contestants.choose(PEERS, ["strong", "weak"])
+    with pytest.raises(ValueError, match="--against=.*: expected a checkout"):
+        contestants.choose(PEERS, [], str(tmp_path))
+    with pytest.raises(ValueError, match="--tier: found 'huge'"):
+        Workload(tier="huge")
+    with pytest.raises(ValueError, match="--threads: found 1000"):
+        Workload(threads=1000)
+    with pytest.raises(ValueError, match="--rounds: found 0"):
+        run(tmp_path, prepared_dir, [], num_rounds=0)
+
+
+def test_a_vocabulary_smaller_than_that_of_the_data_is_refused(tmp_path, prepared_dir):
+    with pytest.raises(ValueError, match="--vocabulary: found 100; expected .* or more"):
+        workload.write(Workload(vocabulary=100), tmp_path, prepared_dir, str(ROOT / "data" / "synthea-1151"))
+
+
+def test_ratios_are_paired_by_round():
+    """A machine that is twice as slow in one round slows both; the ratio does not see it."""
+    slow = np.array([[1.0, 1.0], [2.0, 2.0], [1.0, 1.0]])
+    results = [Result(name, s, 100 / s, 0.0, 0.0, 0.0, {"flops": 6.0}) for name, s in (("a", slow), ("b", 3 * slow))]
+    first, second = report.compare(results, 12 / slow[:, 0])
+    assert second["ratio"] == {"median": 3.0, "low": 3.0, "high": 3.0}
+    assert first["tokens_per_second"] == {"median": 100.0, "low": 50.0, "high": 100.0}
+    assert first["share_of_peak"]["low"] == first["share_of_peak"]["high"] == 0.5
+    assert second["share_of_peak"]["median"] == pytest.approx(1 / 6)
+
+
+def test_the_first_start_counts_apart():
+    (row,) = report.compare_starts(["a"], [[(3.0, 6.0), (2.0, 1.0), (4.0, 1.0)]])
+    assert row["cold_seconds"] == 9.0 and row["total_seconds"] == {"median": 4.0, "low": 3.0, "high": 5.0}
+
+
+def test_masks_may_differ_by_chance_alone():
+    rounds.check_masks(["a", "b"], [100, 95])
+    with pytest.raises(ValueError, match="b masks 50 codes, a 100; their rates would not compare"):
+        rounds.check_masks(["a", "b"], [100, 50])
