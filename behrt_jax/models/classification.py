@@ -99,11 +99,12 @@ class BEHRTForSequenceClassification(BEHRTWithHead):
         Returns:
           (B, D) or (B, P, D) embeddings, and (B, E) or (B, P, E) float32 log expected counts; None if E is 0.
         """
-        hidden = self.encode(codes, ages, visit_ids, attention_mask, **columns)
+        inputs = (codes, ages, visit_ids, attention_mask)
+        if not self.forecast_ids:
+            return self.get_patient_embedding(*inputs, num_patients=num_patients, **columns), None
+        hidden = self.encode(*inputs, **columns)
         pool = functools.partial(self.behrt.pool, attention_mask=attention_mask, num_patients=num_patients)
         pooled = pool(hidden, pooling=self.config.pooling)
-        if not self.forecast_ids:
-            return pooled, None
         state, age = pool(hidden, pooling="last"), pool(ages[..., None], pooling="last")[..., 0]
         edges = np.array([0.0, *self.event_edges, np.inf])
         exposure = np.diff(np.minimum(edges, FORECAST_DAYS)).astype(np.float32)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.dropout import Dropout
+from behrt_jax.models.encoder import take_places
 
 
 class LSTMEncoder(nn.Module):
@@ -44,7 +45,7 @@ class LSTMEncoder(nn.Module):
             order = jnp.lexsort((time_ranks, patient_ids, is_padding.astype(jnp.int32)))
             inverse = jnp.argsort(order, axis=1)
             patient_ids = jnp.take_along_axis(patient_ids, order, axis=1)
-            x = jnp.take_along_axis(x, order[:, :, None], axis=1)
+            x = take_places(x, order)
         same_patient = patient_ids[:, 1:] == patient_ids[:, :-1]
         same_patient = jnp.pad(same_patient, ((0, 0), (1, 0)))
         for layer in range(self.config.num_layers):
@@ -55,8 +56,8 @@ class LSTMEncoder(nn.Module):
             _, states = jax.lax.scan(step, start, (x.swapaxes(0, 1), same_patient.swapaxes(0, 1)))
             x = Dropout(self.config.dropout)(states.swapaxes(0, 1), deterministic)
         if inverse is not None:
-            x = jnp.take_along_axis(x, inverse[:, :, None], axis=1)
-        x = x if places is None else jnp.take_along_axis(x, places[:, :, None], axis=1)
+            x = take_places(x, inverse)
+        x = x if places is None else take_places(x, places)
         return nn.LayerNorm(name="norm")(x)
 
 

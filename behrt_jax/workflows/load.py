@@ -29,8 +29,7 @@ def load(workdir: str | Path) -> Loaded:
 
     Returns:
       `(config, vocabulary, model, params)`. `config` is the recipe with what the data added to it, such as
-      `config.model.vocab_size`; it is locked.
-      `model.apply(params, codes, ages, visit_ids, attention_mask)` returns the
+      `config.model.vocab_size`; it is locked. `model.apply(params, codes, ages, visit_ids, attention_mask)` returns the
       logits of masked codes if the model was trained on them, `method="predict_next_visits"` those of next visits; for
       a fine-tuned model, the logits of its outcomes (see `objectives.classification` and `objectives.survival`). Pass
       `time_deltas=` (days since the previous visit) too if `config.model.time_bins` is not 0, and `dates=` (years since

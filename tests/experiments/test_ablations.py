@@ -40,14 +40,18 @@ def test_every_variant_is_a_model_and_an_objective_of_the_small_tier(group, name
     ObjectiveConfig(**config.objective)
 
 
-def test_each_variant_and_seed_has_a_workdir_of_its_own(tmp_path):
-    folders = [
-        ablations.make_run(tmp_path, group, name, seed, num_steps, []).workdir.name
+def test_each_variant_and_seed_has_a_workdir_of_its_own_unless_groups_share_the_run(tmp_path):
+    runs = [
+        ablations.make_run(tmp_path, group, name, seed, num_steps, [])
         for group, name in VARIANTS
         for seed in (0, 1)
         for num_steps in (5, 600)
     ]
-    assert len({*folders}) == len(folders) and "no-sep-600-seed-1" in folders
+    by_folder = {}
+    for run in runs:
+        by_folder.setdefault(run.workdir.name, set()).add(run)
+    assert all(len(same) == 1 for same in by_folder.values()) and "small-no-sep-600-seed-1" in by_folder
+    assert len(by_folder) == len(runs) - 4  # the small recipe, of two groups: two seeds, two lengths
 
 
 def test_the_table_has_means_and_ranges_over_seeds():
@@ -67,15 +71,23 @@ def test_the_table_has_means_and_ranges_over_seeds():
 
 
 @pytest.mark.slow
-def test_two_variants_are_trained_and_tabulated(workplace):
+@pytest.mark.parametrize(
+    ("group", "variants"),
+    [
+        ("training", ["joint recipe", "learning rate 0.008"]),
+        ("masking", ["small recipe", "whole visits masked", "code table from skip-gram"]),
+    ],
+)
+def test_variants_are_trained_and_tabulated(workplace, group, variants):
     folder = workplace.folder / "ablations"
     keys = {key: value for key, value in TINY.items() if key not in ("train.num_steps", "train.evaluate_every")}
     keys |= {"data.path": workplace.data, "data.prepared_dir": workplace.folder / "prepared"}
     given = [f"--set={key}={value}" for key, value in keys.items() if key != "optimizer.learning_rate"]
-    chosen = ["--variants=joint recipe", "--variants=learning rate 0.008", "--group=training", "--jobs=2"]
+    chosen = [*(f"--variants={name}" for name in variants), f"--group={group}", "--jobs=2"]
     steps = ["--seeds=1", "--num_steps=4", f"--workdir={folder}"]
     done = workplace.run([*given, *chosen, *steps], "experiments.studies.ablations")
     assert done.returncode == 0, done.stderr
-    rows = [line.split("|")[1:-1] for line in (folder / "training.md").read_text().splitlines()[4:]]
-    assert [row[0].strip() for row in rows] == ["joint recipe", "learning rate 0.008"]
-    assert rows[0][1] == rows[1][1] and rows[0][3] != rows[1][3]
+    rows = [line.split("|")[1:-1] for line in (folder / f"{group}.md").read_text().splitlines()[4:]]
+    assert [row[0].strip() for row in rows] == variants
+    parameters, losses = ({row[place] for row in rows} for place in (1, 3))
+    assert len(parameters) == 1 and len(losses) == len(variants)

@@ -24,7 +24,13 @@ def test_every_way_is_run_and_the_tuning_loss_chooses(workplace, deaths, joint):
     keys |= {"data.path": workplace.data, "data.prepared_dir": workplace.folder / "prepared"}
     keys |= {"model.dropout": TINY["model.dropout"], "survival.num_bins": 3}
     folder = workplace.folder / "adaptations"
-    given = [f"--labels={deaths}", f"--pretrained={joint}", f"--workdir={folder}", "--learning_rates=0.001,0.01"]
+    given = [
+        f"--labels={deaths}",
+        f"--pretrained={joint}",
+        f"--workdir={folder}",
+        "--learning_rates=0.001,0.01",
+        "--jobs=2",
+    ]
     chosen = [f"--set={key}={value}" for key, value in keys.items()]
     done = workplace.run([*given, *chosen], "experiments.studies.adaptations")
     assert done.returncode == 0, done.stderr

@@ -123,7 +123,7 @@ def test_few_labels_of_other_labels_are_not_mixed_in(own, workplace):
     config.pretrained = str(pretrained)
     places = {"data.path": str(workplace.data), "data.prepared_dir": str(workplace.folder / "prepared")}
     config.update_from_flattened_dict({**places, "survival.num_bins": 2})
-    given = (config, str(labels), 1, workplace.folder / "inputs" / "few", silent)
+    given = (config.to_dict(), str(labels), 1, workplace.folder / "inputs" / "few", silent)
     few_label_task.read_task(*given)
     few_label_task.read_task(*given)
     with replaced(labels) as table:

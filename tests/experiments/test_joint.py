@@ -24,11 +24,12 @@ def silent(line):
     del line
 
 
-def changed_copy(folder, target, **changes):
-    """Copies a workdir and changes keys of its objective, as if it had been trained with them."""
+def changed_copy(folder, target, facts=None, **changes):
+    """Copies a workdir and changes keys of its objective, or facts, as if it had been trained with them."""
     shutil.copytree(folder, target)
     config = json.loads((folder / "config.json").read_text())
     config["recipe"]["objective"].update(changes)
+    config["facts"].update(facts or {})
     (target / "config.json").write_text(json.dumps(config))
     return target
 
@@ -122,7 +123,7 @@ def test_only_runs_that_predict_the_same_are_compared(joint, whole, tmp_path):
     with pytest.raises(ValueError, match=r"--versus=.*/fewer: has other objective\.targets"):
         compare(fewer)
     edges = json.loads((joint / "config.json").read_text())["facts"]["event_edges"]
-    later = changed_copy(joint, tmp_path / "later", event_edges=[2 * edge for edge in edges])
+    later = changed_copy(joint, tmp_path / "later", facts={"event_edges": [2 * edge for edge in edges]})
     with pytest.raises(ValueError, match=r"--versus=.*/later: has other objective\.event_edges"):
         compare(later)
     assert (joint / "evaluation.json").read_bytes() == before
