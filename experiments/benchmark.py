@@ -22,8 +22,9 @@ PEERS = Path(__file__).parent / "studies" / "peers"
 
 def main() -> None:
     """Runs the command."""
-    names = [field for field in Workload.__dataclass_fields__ if field in FLAGS]
-    work = Workload(**{name: FLAGS[name].value for name in names})
+    work = Workload(
+        FLAGS.what, FLAGS.tier, FLAGS.vocabulary, FLAGS.row_length, FLAGS.rows, FLAGS.dropout, FLAGS.threads
+    )
     chosen = contestants.choose(PEERS, FLAGS.peers, FLAGS.against, FLAGS.peer_python)
     output = Path(FLAGS.output)
     benchmark(work, chosen, output, num_rounds=FLAGS.rounds, steps=FLAGS.steps, prepared_dir=FLAGS.prepared_dir)

@@ -69,7 +69,7 @@ def benchmark(
 @contextlib.contextmanager
 def _empty_compilation_cache(folder: Path) -> Iterator[None]:
     """Gives contestants a cache folder of their own, so that their first start compiles and later ones do not."""
-    before = jax.config.jax_compilation_cache_dir
+    before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     try:
         yield

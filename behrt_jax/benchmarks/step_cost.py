@@ -72,7 +72,7 @@ def make_step(recipe: PretrainingRecipe, vocab_size: int, rows: int) -> Step:
 def random_batch(config: ObjectiveConfig, vocab_size: int, rows: int, length: int) -> dict[str, np.ndarray]:
     """Makes full rows of one patient each, with random codes and a visit every eight tokens."""
     rng, places = np.random.default_rng(0), np.tile(np.arange(length), (rows, 1))
-    batch = {name: np.zeros((rows, length), kind) for name, kind in COLUMNS.items()}
+    batch: dict[str, np.ndarray] = {name: np.zeros((rows, length), kind) for name, kind in COLUMNS.items()}
     batch["codes"][:] = rng.integers(min(NUM_SPECIAL, vocab_size - 1), vocab_size, (rows, length))
     batch["visit_ids"][:], batch["positions"][:], batch["time_ranks"][:] = places // 8, places, places // 8 + 1
     batch["ages"][:], batch["dates"][:], batch["time_deltas"][:] = 20 + places / 10, places / 10, 30.0

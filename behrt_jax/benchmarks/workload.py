@@ -87,9 +87,8 @@ def write(workload: Workload, folder: Path, prepared_dir: str, data: str = "") -
         "optimizer": {name: recipe.optimizer[name] for name in ("learning_rate", "weight_decay", "b2", "clip_norm")},
     }
     (folder / worker.SETTINGS_FILE).write_text(json.dumps(settings, indent=1))
-    np.savez(
-        folder / worker.BATCHES_FILE, **{name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-    )
+    columns: dict = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+    np.savez(folder / worker.BATCHES_FILE, **columns)
     return settings
 
 
