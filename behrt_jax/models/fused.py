@@ -238,11 +238,11 @@ def code_losses(
     Returns:
       Weighted sums: `loss` (nats), and `accuracy`, `top5_accuracy` and `top20_accuracy` (ties count as errors).
     """
-    return _sum_blocks(queries, table, bias, labels, weights, with_gradient=False)[0]
+    return _sum_blocks(_score_codes, (*SUMS,), queries, table, bias, (labels, weights), with_gradient=False)[0]
 
 
 def _code_losses_forward(queries, table, bias, labels, weights):
-    return _sum_blocks(queries, table, bias, labels, weights, with_gradient=True)
+    return _sum_blocks(_score_codes, (*SUMS,), queries, table, bias, (labels, weights), with_gradient=True)
 
 
 def _code_losses_backward(slopes, sums_slope):
@@ -251,32 +251,77 @@ def _code_losses_backward(slopes, sums_slope):
 
 code_losses.defvjp(_code_losses_forward, _code_losses_backward)
 CUTOFFS = {"accuracy": 1, "top5_accuracy": 5, "top20_accuracy": 20}
+SUMS = ("loss", *CUTOFFS)
+
+
+@jax.custom_vjp
+def absence_loss(
+    queries: jax.Array, table: jax.Array, bias: jax.Array, is_target: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """Sums the binary cross-entropy of target codes as if none occurred, without holding all logits at once.
+
+    Subtracting the logits of the codes that do occur gives the cross-entropy: softplus(z) - z is that of an event.
+
+    Args:
+      queries: (N, E), one for each position.
+      table: (V, E).
+      bias: (V,).
+      is_target: (V,) bool.
+      weights: (N,), 0 where a position does not count. Positions of weight 0 cost nothing. Not differentiated.
+
+    Returns:
+      The weighted sum (nats).
+    """
+    score = functools.partial(_score_absence, is_target)
+    return _sum_blocks(score, ("loss",), queries, table, bias, (weights,), with_gradient=False)[0]["loss"]
+
+
+def _absence_loss_forward(queries, table, bias, is_target, weights):
+    score = functools.partial(_score_absence, is_target)
+    sums, slopes = _sum_blocks(score, ("loss",), queries, table, bias, (weights,), with_gradient=True)
+    return sums["loss"], slopes
+
+
+def _absence_loss_backward(slopes, loss_slope):
+    return (*(slope * loss_slope.astype(slope.dtype) for slope in slopes), None, None)
+
+
+absence_loss.defvjp(_absence_loss_forward, _absence_loss_backward)
 
 
 def block_size(num_positions: int, vocab_size: int) -> int:
-    """Returns how many positions `code_losses` scores at a time: all but on a CPU, where blocks stay in the cache."""
+    """Returns how many positions are scored at a time: all but on a CPU, where blocks stay in the cache."""
     if jax.default_backend() != "cpu":
         return num_positions
     return min(num_positions, MAX_BLOCK, max(MIN_BLOCK, BLOCK_ENTRIES // vocab_size))
 
 
-def _sum_blocks(queries, table, bias, labels, weights, with_gradient: bool):
-    """Returns the sums of `code_losses`, and the gradients of the loss by queries, table and bias if wanted."""
-    num_positions, block = len(queries), block_size(len(queries), len(table))
+def _sum_blocks(score, names: tuple[str, ...], queries, table, bias, columns: tuple, with_gradient: bool):
+    """Scores positions in blocks: returns the sums, and the gradients of the loss by queries, table and bias if wanted.
+
+    Args:
+      score: (query, table, bias, *columns of a block) -> sums by name, and the gradient of the loss by the logits.
+      names: of the sums.
+      queries: (N, E).
+      table: (V, E).
+      bias: (V,).
+      columns: (N,) each; the last are the weights.
+      with_gradient: whether gradients are wanted.
+    """
+    num_positions, block, weights = len(queries), block_size(len(queries), len(table)), columns[-1]
     # Positions that count come first, so that the blocks after them need not be computed.
     order = jnp.argsort(weights <= 0, stable=True)
     order = jnp.pad(order, (0, -num_positions % block), constant_values=num_positions)
-    sorted_queries, sorted_labels, sorted_weights = (
-        jnp.take(values, order, axis=0, mode="fill", fill_value=0) for values in (queries, labels, weights)
+    sorted_queries, *sorted_columns = (
+        jnp.take(values, order, axis=0, mode="fill", fill_value=0) for values in (queries, *columns)
     )
 
     def add_block(number, carry):
         sums, query_slopes, parameter_slope = carry
-        query, label, weight = (
-            lax.dynamic_slice_in_dim(values, number * block, block)
-            for values in (sorted_queries, sorted_labels, sorted_weights)
+        query, *rest = (
+            lax.dynamic_slice_in_dim(values, number * block, block) for values in (sorted_queries, *sorted_columns)
         )
-        block_sums, logit_slope = _score_block(query, table, bias, label, weight)
+        block_sums, logit_slope = score(query, table, bias, *rest)
         sums = jax.tree.map(jnp.add, sums, block_sums)
         if not with_gradient:
             return sums, query_slopes, parameter_slope
@@ -287,7 +332,7 @@ def _sum_blocks(queries, table, bias, labels, weights, with_gradient: bool):
         with_ones = _turn(jnp.concatenate([query, jnp.ones((block, 1), query.dtype)], axis=1))
         return sums, query_slopes, parameter_slope + _product(with_ones, logit_slope, 1, 0)
 
-    zeros = {name: jnp.zeros((), jnp.promote_types(queries.dtype, jnp.float32)) for name in ("loss", *CUTOFFS)}
+    zeros = {name: jnp.zeros((), jnp.promote_types(queries.dtype, jnp.float32)) for name in names}
     parameter_slope = jnp.zeros((table.shape[1] + 1, table.shape[0]), table.dtype)
     carry = zeros, jnp.zeros_like(sorted_queries), parameter_slope
     if block == num_positions:
@@ -299,9 +344,19 @@ def _sum_blocks(queries, table, bias, labels, weights, with_gradient: bool):
     return sums, (query_slopes, parameter_slope[:-1].T, parameter_slope[-1])
 
 
-def _score_block(query, table, bias, label, weight):
-    """Returns the sums of one block, and the (block, V) gradient of its loss by the logits."""
-    logits = (_product(query, table, 1, 1) + bias[None]).astype(jnp.promote_types(query.dtype, jnp.float32))
+def _block_logits(query, table, bias):
+    return (_product(query, table, 1, 1) + bias[None]).astype(jnp.promote_types(query.dtype, jnp.float32))
+
+
+def _score_absence(is_target, query, table, bias, weight):
+    """Returns the sum of `absence_loss` of one block, and its (block, V) gradient by the logits."""
+    logits, weights = _block_logits(query, table, bias), jnp.where(is_target[None, :], weight[:, None], 0.0)
+    return {"loss": (jax.nn.softplus(logits) * weights).sum()}, jax.nn.sigmoid(logits) * weights
+
+
+def _score_codes(query, table, bias, label, weight):
+    """Returns the sums of `code_losses` of one block, and the (block, V) gradient of its loss by the logits."""
+    logits = _block_logits(query, table, bias)
     label_logits = jnp.take_along_axis(logits, label[:, None], axis=1)
     highest = logits.max(axis=-1, keepdims=True)
     exponentials = jnp.exp(logits - highest)

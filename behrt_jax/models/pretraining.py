@@ -155,12 +155,23 @@ class BEHRTForPretraining(BEHRTWithHead):
         Raises:
           ValueError: the model has no head for next visits.
         """
+        inputs = (codes, ages, visit_ids, attention_mask)
+        states, days = self._read_visits(*inputs, visit_ends=visit_ends, causal=causal, gaps=gaps, **columns)
+        return self.next_visit(states, self.behrt.embedding.attend), days
+
+    def query_next_visits(self, codes, ages, visit_ids, attention_mask, **arguments) -> tuple[CodeQueries, jax.Array]:
+        """Returns what the logits of `predict_next_visits` are made of, and the expected log(1 + days)."""
+        states, days = self._read_visits(codes, ages, visit_ids, attention_mask, **arguments)
+        return CodeQueries(*self.next_visit.queries(states), self.behrt.embedding.codes.embedding), days
+
+    def _read_visits(self, codes, ages, visit_ids, attention_mask, *, visit_ends, causal=True, gaps=None, **columns):
+        """Returns the (B, K, D) states from which next visits are predicted, and the expected log(1 + days)."""
         self._need("next_visit", "next visits")
         states = self.encode(codes, ages, visit_ids, attention_mask, causal=causal, places=visit_ends, **columns)
         days = self.next_days(states)
         if self.time_known:
             states = self.next_gap(states, jnp.full(visit_ends.shape, jnp.nan) if gaps is None else gaps)
-        return self.next_visit(states, self.behrt.embedding.attend), days
+        return states, days
 
     def predict_events(self, codes, ages, visit_ids, attention_mask, *, visit_ends, **columns) -> jax.Array:
         """Predicts the event rates of every code after some visits: `apply(..., method="predict_events")`.

@@ -5,8 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from behrt_jax.models.encoder import visit_slots
+from behrt_jax.models.encoder import take_places, visit_slots
+from behrt_jax.models.fused import absence_loss
 from behrt_jax.models.inputs import model_arguments
+from behrt_jax.models.pretraining import CodeQueries
 from behrt_jax.objectives.base import Objective
 from behrt_jax.objectives.config import ObjectiveConfig
 
@@ -103,22 +105,27 @@ def _find_repeats(values: jax.Array) -> jax.Array:
     return jax.vmap(lambda place, flag: jnp.zeros_like(flag).at[place].set(flag))(order, repeats)
 
 
-def next_visit_losses(logits: jax.Array, boundaries: Boundaries, is_target: jax.Array) -> jax.Array:
-    """Computes the loss of the codes of next visits, without a dense array of targets.
+def next_visit_loss(
+    queries: CodeQueries, boundaries: Boundaries, is_target: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """Sums the loss of the codes of next visits, without a dense array of targets or of logits.
 
     Args:
-      logits: (B, K, V).
+      queries: of the (B, K) visits to predict.
       boundaries: from `find_boundaries`.
       is_target: (V,) bool.
+      weights: (B, K), 0 for visits that do not count.
 
     Returns:
-      (B, K) binary cross-entropy summed over target codes (nats).
+      The weighted sum of binary cross-entropies over target codes (nats).
     """
-    logits = logits.astype(jnp.float32)
-    losses_if_absent = jnp.where(is_target[None, None, :], jax.nn.softplus(logits), 0.0).sum(axis=-1)
-    slots = jnp.minimum(boundaries.slots, logits.shape[1] - 1)
-    code_logits = jax.vmap(lambda table, slot, code: table[slot, code])(logits, slots, boundaries.codes)
-    return losses_if_absent - boundaries.add_up(jnp.where(boundaries.wanted, code_logits, 0.0))
+    flat = queries.queries.reshape(-1, queries.queries.shape[-1])
+    if_absent = absence_loss(flat, queries.table, queries.bias, is_target, weights.reshape(-1))
+    slots = jnp.minimum(boundaries.slots, weights.shape[1] - 1)
+    own = take_places(queries.queries, slots)
+    logits = (own * queries.table[boundaries.codes]).sum(axis=-1) + queries.bias[boundaries.codes]
+    counted = jnp.where(boundaries.wanted, jnp.take_along_axis(weights, slots, axis=1), 0.0)
+    return if_absent - (logits * counted).sum()
 
 
 def cut_histories(key: jax.Array, batch: dict[str, jax.Array], boundaries: Boundaries):
@@ -181,12 +188,13 @@ def make_objective(model, config: ObjectiveConfig, use_sep: bool, is_target) -> 
 
     def measure(params, prepared, dropout_key):
         batch, boundaries, gaps = prepared
-        logits, days = score_next_visits(model, params, batch, boundaries.ends, every_visit, dropout_key, gaps)
-        losses = next_visit_losses(logits, boundaries, is_target)
+        arguments = (batch, boundaries.ends, every_visit, dropout_key, gaps)
+        queries, days = score_next_visits(model, params, *arguments, method="query_next_visits")
+        loss = next_visit_loss(queries, boundaries, is_target, known(boundaries))
         errors = jnp.square(days - jnp.log1p(boundaries.days))
         counts = count(prepared)
         return {
-            "next_visit/loss": ((losses * known(boundaries)).sum(), counts["next_visit/loss"]),
+            "next_visit/loss": (loss, counts["next_visit/loss"]),
             "next_visit/days_loss": ((errors * boundaries.weights).sum(), counts["next_visit/days_loss"]),
         }
 
@@ -201,14 +209,17 @@ def days_ahead(batch: dict[str, jax.Array], boundaries: Boundaries) -> jax.Array
     return jnp.maximum(start_dates - end_dates, 0.0) * DAYS_PER_YEAR
 
 
-def score_next_visits(model, params, batch, ends, causal: bool = True, dropout_key: jax.Array | None = None, gaps=None):
+def score_next_visits(
+    model, params, batch, ends, causal=True, dropout_key=None, gaps=None, method: str = "predict_next_visits"
+):
     """Computes logits (B, K, V) and log-days (B, K) of the visits after `ends` with a `BEHRTForPretraining`.
 
     A key enables dropout. `gaps` (B, K) are days to the start of the visits, NaN where the model must not know it.
+    With `method="query_next_visits"`, returns the `CodeQueries` of the logits in their place.
     """
     columns, keywords = model_arguments(batch)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     arguments = {**keywords, "visit_ends": ends, "causal": causal, "deterministic": dropout_key is None}
     if gaps is not None:
         arguments["gaps"] = gaps
-    return model.apply(params, *columns, **arguments, rngs=rngs, method="predict_next_visits")
+    return model.apply(params, *columns, **arguments, rngs=rngs, method=method)

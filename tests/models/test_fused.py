@@ -158,6 +158,25 @@ def test_losses_of_codes_in_blocks_of_any_size(block, monkeypatch):
         assert 0 < sums[name] == ((places < cutoff) * weights).sum(), name
 
 
+@pytest.mark.parametrize("block", [4, 8, N])
+def test_the_loss_of_absent_codes_in_blocks_of_any_size(block, monkeypatch):
+    monkeypatch.setattr(fused, "block_size", lambda num_positions, vocab_size: block)
+    *parameters, labels, weights = code_arguments()
+    is_target, weights = np.arange(V) % 3 > 0, 2.5 * weights
+
+    def fast(*parameters):
+        return fused.absence_loss(*parameters, is_target, weights)
+
+    def plain(queries, table, bias):
+        losses = jnp.logaddexp(0.0, jnp.matmul(queries, table.T) + bias[None])
+        return (jnp.where(is_target[None], losses, 0.0).sum(axis=1) * weights).sum()
+
+    assert_same(fast, plain, *parameters, **EXACT)
+    queries, *rest = parameters
+    queries[weights == 0] = 1e6  # what does not count may be anything
+    assert fast(queries, *rest) == fast(*parameters)
+
+
 def test_positions_that_do_not_count_may_hold_anything(monkeypatch):
     monkeypatch.setattr(fused, "block_size", lambda num_positions, vocab_size: 4)
     queries, *parameters, labels, weights = code_arguments()

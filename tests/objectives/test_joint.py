@@ -100,10 +100,11 @@ def lookup(params, codes, ages, visit_ids, patient_ids, masked_positions=None, v
     places = visit_ends if masked_positions is None else masked_positions
     scores = params["table"][jnp.take_along_axis(codes, places, axis=1)]
     scores += params["slope"][0] * jnp.take_along_axis(ages, places, axis=1)[..., None] / 50
-    if method == "predict_next_visits":
-        return scores, scores[..., 0]
+    queries = CodeQueries(scores, jnp.zeros(tiny.VOCAB_SIZE), jnp.eye(tiny.VOCAB_SIZE))
+    if method == "query_next_visits":
+        return queries, scores[..., 0]
     if method == "query_codes":
-        return CodeQueries(scores, jnp.zeros(tiny.VOCAB_SIZE), jnp.eye(tiny.VOCAB_SIZE))
+        return queries
     return scores[:, :, None] + params["bins"][None, None, :, None]
 
 

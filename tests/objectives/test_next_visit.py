@@ -13,7 +13,7 @@ import pytest
 from behrt_jax.data import batches as data_batches
 from behrt_jax.data.windows import index_visits
 from behrt_jax.models.inputs import device_columns, model_arguments
-from behrt_jax.models.pretraining import BEHRTForPretraining
+from behrt_jax.models.pretraining import BEHRTForPretraining, CodeQueries
 from behrt_jax.objectives import next_visit
 from tests import tiny
 from tests.data.handmade import random_patients
@@ -113,19 +113,24 @@ def test_a_row_full_of_visits_has_room_for_all():
     assert assert_as_by_loop(batch, True) == 8
 
 
-def test_losses_are_those_of_a_dense_table_of_targets():
+BIAS = np.linspace(-3, 3, V).astype(np.float32)
+
+
+def test_the_loss_is_that_of_a_dense_table_of_targets():
     rng = np.random.default_rng(0)
     for batch in (by_hand(), packed(1), packed(2)):
         boundaries = finder(True)(batch)
         logits = (5 * rng.standard_normal((*boundaries.ends.shape, V))).astype(np.float32)
-        found = next_visit.next_visit_losses(jnp.asarray(logits), boundaries, jnp.asarray(IS_TARGET))
+        weights = rng.integers(0, 3, boundaries.ends.shape).astype(np.float32) * boundaries.weights
+        queries = CodeQueries(jnp.asarray(logits - BIAS), jnp.asarray(BIAS), jnp.eye(V))
+        found = next_visit.next_visit_loss(queries, boundaries, jnp.asarray(IS_TARGET), jnp.asarray(weights))
         table = np.zeros(logits.shape, np.float32)
         for row, expected in enumerate(by_loop(batch, True)):
             for number, (*_, held) in enumerate(expected):
                 table[row, number, list(held)] = 1.0
         dense = np.asarray(optax.sigmoid_binary_cross_entropy(logits, table))[..., IS_TARGET].sum(axis=-1)
-        np.testing.assert_allclose(found, dense, rtol=1e-5)
-        assert table.any()
+        np.testing.assert_allclose(found, (dense * weights).sum(), rtol=1e-5)
+        assert table.any() and weights.any() and not weights.all()
 
 
 # What a prediction sees.
@@ -275,7 +280,9 @@ def test_nothing_from_the_cut_on_is_seen_where_codes_see_each_other_both_ways(nu
 # The objective.
 def scores_as_model(days):
     """A model that gives its parameters as logits, and fixed log-days."""
-    return types.SimpleNamespace(apply=lambda params, *args, **kwargs: (params, days))
+    return types.SimpleNamespace(
+        apply=lambda params, *args, **kwargs: (CodeQueries(params, jnp.zeros(V), jnp.eye(V)), days)
+    )
 
 
 @pytest.mark.parametrize("history", ["every_visit", "random_cut"])
@@ -315,7 +322,7 @@ def test_the_model_is_asked_causally_only_where_the_row_goes_on_and_draws_dropou
 
     def apply(params, *columns, **arguments):
         asked.append((columns, arguments))
-        return params, params[..., 0]
+        return CodeQueries(params, jnp.zeros(V), jnp.eye(V)), params[..., 0]
 
     batch = packed(8)
     objective = next_visit.make_objective(
