@@ -2,7 +2,7 @@
 
 python -m experiments.benchmark [--what=step|memory|inference|startup] [--tier=small] [--vocabulary=1000]
   [--row_length=256] [--peers=reference,strong,hf] [--peer_python=PATH] [--against=CHECKOUT] [--rounds=5] [--steps=5]
-  [--output=DIR]
+  [--least_ratio=1.2] [--output=DIR]
 
 Peers need the packages of requirements-benchmark.txt, here or in the environment of --peer_python. docs/performance.md
 explains the table.
@@ -26,8 +26,8 @@ def main() -> None:
         FLAGS.what, FLAGS.tier, FLAGS.vocabulary, FLAGS.row_length, FLAGS.rows, FLAGS.dropout, FLAGS.threads
     )
     chosen = contestants.choose(PEERS, FLAGS.peers, FLAGS.against, FLAGS.peer_python)
-    output = Path(FLAGS.output)
-    benchmark(work, chosen, output, num_rounds=FLAGS.rounds, steps=FLAGS.steps, prepared_dir=FLAGS.prepared_dir)
+    options = {"num_rounds": FLAGS.rounds, "steps": FLAGS.steps, "least_ratio": FLAGS.least_ratio}
+    benchmark(work, chosen, Path(FLAGS.output), prepared_dir=FLAGS.prepared_dir, **options)
 
 
 if __name__ == "__main__":
@@ -41,6 +41,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("threads", 0, "CPUs of each contestant; 0: all.")
     flags.DEFINE_integer("rounds", 5, "Rounds; each contestant runs once per round.")
     flags.DEFINE_integer("steps", 5, "Steps per contestant and round.")
+    flags.DEFINE_float("least_ratio", 0.0, "An error below this ratio to any other contestant, by the median.")
     flags.DEFINE_list("peers", [], "PyTorch peers: reference, strong, hf.")
     flags.DEFINE_string("peer_python", "", "The Python that runs peers; default: this one.")
     flags.DEFINE_string("against", "", "Another checkout of this library.")

@@ -20,6 +20,7 @@ def benchmark(
     *,
     num_rounds: int = 5,
     steps: int = 5,
+    least_ratio: float = 0.0,
     prepared_dir: str = "prepared",
     data: str = "",
     say: Callable[[str], None] = print,
@@ -32,6 +33,8 @@ def benchmark(
       output: output folder.
       num_rounds: rounds; in each, every contestant runs once.
       steps: steps per contestant and round; not used for startup.
+      least_ratio: how many times as fast as every other contestant the first must be, by the median; not used for
+        startup.
       prepared_dir: the cache of prepared data.
       data: a MEDS data set; the recipe's if empty.
       say: receives progress messages and the table.
@@ -40,7 +43,7 @@ def benchmark(
       The content of `benchmark.json`.
 
     Raises:
-      ValueError: a setting is not valid, or a contestant cannot run.
+      ValueError: a setting is not valid, a contestant cannot run, or the first is not as fast as `least_ratio` asks.
     """
     if work.what not in WHAT:
         raise ValueError(f"--what: found {work.what!r}; expected one of {', '.join(WHAT)}")
@@ -63,6 +66,8 @@ def benchmark(
             table = report.format_memory(rows) if work.what == "memory" else report.format_steps(rows)
     content, text = report.write(output, settings, rows, table, peaks)
     say(f"{text}\nwritten: {output / report.JSON_FILE}, {output / report.TABLE_FILE}")
+    if work.what != "startup":
+        report.check_ratios(rows, least_ratio)
     return content
 
 

@@ -54,6 +54,22 @@ def compare(results: list[Result], peaks: np.ndarray) -> list[dict]:
     return rows
 
 
+def check_ratios(rows: list[dict], least: float) -> None:
+    """Checks how many times as fast as each other contestant the first is.
+
+    Args:
+      rows: from `compare`.
+      least: the smallest median ratio to accept.
+
+    Raises:
+      ValueError: a ratio is smaller.
+    """
+    for row in rows[1:]:
+        if row["ratio"]["median"] < least:
+            found = f"{_spread(row['ratio'], '.2f')} times as fast as {row['name']}"
+            raise ValueError(f"--least_ratio={least:g}: {rows[0]['name']} is {found}; find what became slow")
+
+
 def format_steps(rows: list[dict]) -> str:
     """Formats the figures of `compare` as a Markdown table."""
     lines = [_row(STEP_COLUMNS), "|---" * len(STEP_COLUMNS) + "|"]

@@ -110,6 +110,12 @@ def test_a_vocabulary_smaller_than_that_of_the_data_is_refused(tmp_path, prepare
         workload.write(Workload(vocabulary=100), tmp_path, prepared_dir, str(ROOT / "data" / "synthea-1151"))
 
 
+def test_a_contestant_that_is_not_slower_as_asked_is_an_error(tmp_path, prepared_dir):
+    message = r"--least_ratio=1e\+06: this checkout is .* times as fast as sleeper; find what became slow"
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, prepared_dir, [sleeper(tmp_path)], least_ratio=1e6)
+
+
 def test_ratios_are_paired_by_round():
     """A machine that is twice as slow in one round slows both; the ratio does not see it."""
     slow = np.array([[1.0, 1.0], [2.0, 2.0], [1.0, 1.0]])
