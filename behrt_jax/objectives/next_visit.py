@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from behrt_jax.models.encoder import visit_slots
-from behrt_jax.models.inputs import model_arguments
-from behrt_jax.objectives.base import Objective
+from behrt_jax.objectives.base import Objective, apply_model
 from behrt_jax.objectives.config import ObjectiveConfig
 
 DAYS_PER_YEAR = 365.25
@@ -206,9 +205,5 @@ def score_next_visits(model, params, batch, ends, causal: bool = True, dropout_k
 
     A key enables dropout. `gaps` (B, K) are days to the start of the visits, NaN where the model must not know it.
     """
-    columns, keywords = model_arguments(batch)
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    arguments = {**keywords, "visit_ends": ends, "causal": causal, "deterministic": dropout_key is None}
-    if gaps is not None:
-        arguments["gaps"] = gaps
-    return model.apply(params, *columns, **arguments, rngs=rngs, method="predict_next_visits")
+    arguments = {"visit_ends": ends, "causal": causal, "gaps": gaps, "method": "predict_next_visits"}
+    return apply_model(model, params, batch, dropout_key, **arguments)
