@@ -18,7 +18,6 @@ from behrt_jax.models.embeddings import (
     BEHRTEmbedding,
     PositionalEmbedding,
     SinusoidalPositionalEncoding,
-    Time2Vec,
     TimeEmbedding,
     VisitEmbedding,
 )
@@ -43,7 +42,6 @@ __all__ = [
     "BEHRTForSequenceClassification",
     "PositionalEmbedding",
     "SinusoidalPositionalEncoding",
-    "Time2Vec",
     "TimeEmbedding",
     "VisitEmbedding",
     "attribution",

@@ -109,14 +109,12 @@ def _model() -> config_dict.ConfigDict:
     config.max_visits = 512
     config.max_age = 100
     config.age_bin_size = 5.0
-    config.age_encoding = "bins"  # or: time2vec, sinusoidal
-    config.date_encoding = "none"  # or: time2vec; leave it out where dates were shifted to hide them
     config.time_bins = 0  # of days since the previous visit, such as 28; 0: left out
     config.time_bin_days = 0.0  # days a bin; 0: two bins a doubling
     config.visit_bias = True  # attention falls with the number of visits between; see docs/choices.md
     config.rotary = "ages"  # attention tells how long two tokens lie apart; or: positions, none
     config.causal = False  # True: a token sees only what was recorded no later than itself
-    config.encoder = "transformer"  # or: hierarchical (visit vectors, then a Transformer over visits), lstm
+    config.encoder = "transformer"  # or: lstm
     config.pooling = "mean"  # from tokens to the patient, in heads for patients; or: cls, last, max, attention
     config.dropout = 0.0
     config.dtype = "float32"  # of matrix products; bfloat16 is for GPUs

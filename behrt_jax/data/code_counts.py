@@ -3,7 +3,6 @@
 import numpy as np
 import scipy.sparse
 
-from behrt_jax.data import dataset
 from behrt_jax.data.dataset import Patients
 from behrt_jax.data.vocabulary import NUM_SPECIAL
 from behrt_jax.data.windows import VisitIndex
@@ -24,7 +23,7 @@ def visit_codes(patients: Patients, index: VisitIndex, vocab_size: int) -> scipy
     return scipy.sparse.csr_array((np.ones(len(cells[0]), bool), cells), shape=(len(index.owners), vocab_size))
 
 
-def count_codes(histories: dataset.Patients, size: int, half_life: float = np.inf) -> np.ndarray:
+def count_codes(histories: Patients, size: int, half_life: float = np.inf) -> np.ndarray:
     """Counts codes and static tokens of histories, (N, V) float32; code weights halve every `half_life` visits back."""
     kept = (histories.visits >= 0) & (histories.codes >= NUM_SPECIAL)
     owners = histories.owners

@@ -50,19 +50,7 @@ def check_allowed(data: str | Path, show_patients: bool) -> None:
         )
 
 
-class Names:
-    """Names and descriptions of tokens.
-
-    Attributes:
-      tokens: the tokens of the vocabulary, by id.
-      descriptions: by code, from `metadata/codes.parquet`.
-    """
-
-    def __init__(self, tokens: tuple[str, ...], data: str | Path):
-        self.tokens = tokens
-        self.descriptions = describe_codes(data)
-
-    def __call__(self, code: int) -> dict[str, str | None]:
-        """Returns `code` and `description` of a token; `code` includes the bin of a value."""
-        token = self.tokens[code]
-        return {"code": token, "description": self.descriptions.get(token.partition("//Q")[0])}
+def name_tokens(tokens: tuple[str, ...], data: str | Path) -> list[dict[str, str | None]]:
+    """Returns `code` and `description` of each token, by id; `code` includes the bin of a value."""
+    descriptions = describe_codes(data)
+    return [{"code": token, "description": descriptions.get(token.partition("//Q")[0])} for token in tokens]

@@ -198,8 +198,7 @@ def attention_rollout(weights: jax.Array, patient_ids: jax.Array) -> jax.Array:
     """Computes attention rollout (Abnar and Zuidema 2020): the product over layers of (mean over heads + identity) / 2.
 
     Args:
-      weights: (layers, B, H, L, L) from query to key, as `encode(..., capture_attention=True)` returns them. In the
-        hierarchical encoder visits attend to visits, and only the rows of their first tokens are meaningful.
+      weights: (layers, B, H, L, L) from query to key, as `encode(..., capture_attention=True)` returns them.
       patient_ids: (B, L), 0 for padding.
 
     Returns:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import expit, softmax
 
 from behrt_jax.data.hashing import hash_integers
-from behrt_jax.data.metadata import Names, is_synthetic
+from behrt_jax.data.metadata import is_synthetic, name_tokens
 from behrt_jax.data.vocabulary import NUM_SPECIAL
 from behrt_jax.evaluation.loaded_run import Run
 from behrt_jax.finetuning import predict
@@ -61,15 +61,15 @@ def describe_codes(case: AttributionCase, run: Run, is_target: np.ndarray, came:
     wide = cases.take(case, np.repeat(np.arange(len(best)), EXPLAINED))
     wide = wide._replace(columns={**wide.columns, "target": best[:, :EXPLAINED].ravel().astype(np.int32)})
     drivers = methods.explain(wide, run.task.model, run.params, run.say)
-    names, patients = Names(run.vocabulary.tokens, run.source), []
+    names, patients = name_tokens(run.vocabulary.tokens, run.source), []
     for row, codes in enumerate(best):
         predictions = [
-            {**names(code), "probability": round(float(probabilities[row, code]), 5), "came": int(code) in came[row]}
+            {**names[code], "probability": round(float(probabilities[row, code]), 5), "came": int(code) in came[row]}
             for code in codes
         ]
         for rank in range(EXPLAINED):
             predictions[rank]["drivers"] = told_drivers(drivers, row * EXPLAINED + rank, shown_tokens(case, row))
-        truth = [names(code) for code in sorted(came[row])]
+        truth = [names[code] for code in sorted(came[row])]
         patients.append({"number": row + 1, **timeline(case, row, names), "predictions": predictions, "came": truth})
     return patients
 
@@ -99,7 +99,7 @@ def outcomes(
     read = jax.jit(lambda params, columns: attribution.outcome_logits(own.model, params, columns))
     logits = np.asarray(read(own.params, models_inputs.device_columns(case.columns)))
     predictions = predict.predict(own.recipe.outcome, logits, predict.read_fitted(folder))
-    names, patients = Names(own.tokens, data), []
+    names, patients = name_tokens(own.tokens, data), []
     for row in range(len(logits)):
         prediction = {"name": own.facts.names[0], "drivers": told_drivers(drivers, row, shown_tokens(case, row))}
         if isinstance(predictions, predict.SurvivalPredictions):

@@ -2,18 +2,17 @@
 
 import numpy as np
 
-from behrt_jax.data.metadata import Names
 from behrt_jax.data.vocabulary import MASK
 from behrt_jax.interpret import attribution
 from behrt_jax.interpret.cases import AttributionCase
 
 
-def timeline(case: AttributionCase, row: int, names: Names) -> dict[str, list]:
-    """Returns the visits of a history, and its tokens that have attributions or are `[MASK]`."""
+def timeline(case: AttributionCase, row: int, names: list[dict]) -> dict[str, list]:
+    """Returns the visits of a history, and its tokens that have attributions or are `[MASK]`, named by `names[id]`."""
     columns = {name: values[row] for name, values in case.columns.items() if name not in ("covariates", "target")}
     numbers = np.where(columns["in_visit"], columns["visit_ids"], -1)
     tokens = [
-        {**names(columns["codes"][place]), "visit": int(numbers[place]) if numbers[place] >= 0 else None}
+        {**names[columns["codes"][place]], "visit": int(numbers[place]) if numbers[place] >= 0 else None}
         for place in shown_tokens(case, row)
     ]
     visits = []

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from behrt_jax.models import pooling as pools
 from behrt_jax.models.config import CHOICES, BEHRTConfig
 from behrt_jax.models.embeddings import BEHRTEmbedding
-from behrt_jax.models.encoder import Encoder, HierarchicalEncoder
+from behrt_jax.models.encoder import Encoder
 from behrt_jax.models.inputs import check_inputs, count_patients
 from behrt_jax.models.lstm import LSTMEncoder
 
@@ -32,8 +32,7 @@ class BEHRT(nn.Module):
     def setup(self):
         """Declares the embeddings and the encoder."""
         self.embedding = BEHRTEmbedding(self.config)
-        encoders = {"transformer": Encoder, "hierarchical": HierarchicalEncoder, "lstm": LSTMEncoder}
-        self.encoder = encoders[self.config.encoder](self.config)
+        self.encoder = (LSTMEncoder if self.config.encoder == "lstm" else Encoder)(self.config)
         self.attention_pooling = pools.AttentionPooling()
 
     def __call__(
@@ -60,7 +59,7 @@ class BEHRT(nn.Module):
             only to tokens of its row with the same number.
           positions: (B, L) int positions in the patient's sequence; the index in the row if not given.
           time_deltas: (B, L) float days since the previous visit; used if `config.time_bins` is not 0.
-          dates: (B, L) float years since 1 January 2000; used if `config.date_encoding` is not `none`.
+          dates: (B, L) float years since 1 January 2000; with `config.rotary="ages"`, used where ages are unknown.
           time_ranks: (B, L) int rank of each token's recording time within its patient, equal for tokens of one time;
             defines the order for a causal model. If not given, `visit_ids` define it.
           deterministic: disables dropout; if False, dropout uses the RNG stream `dropout`.
@@ -80,7 +79,7 @@ class BEHRT(nn.Module):
         check_inputs(self.config, codes, positions, **columns)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(codes.shape[1]), codes.shape)
-        x = self.embedding(codes, ages, visit_ids, positions, time_deltas, dates, deterministic)
+        x = self.embedding(codes, ages, visit_ids, positions, time_deltas, deterministic)
         # Rotary attention uses only differences of years, so dates can replace unknown ages.
         years = ages if dates is None else jnp.where(jnp.isnan(ages), dates, ages)
         causal = self.config.causal if causal is None else causal
@@ -181,7 +180,7 @@ def encode(model, params, codes, ages, visit_ids, attention_mask, *, capture_att
 
     Returns:
       (B, L, D) hidden states; with `capture_attention`, also (num_layers, B, H, L, L) float32 weights, from the query
-      (second-to-last axis) to the key. In the hierarchical encoder, a visit is at the index of its first token.
+      (second-to-last axis) to the key.
 
     Raises:
       ValueError: attention weights of an LSTM are requested.

@@ -4,11 +4,9 @@ import dataclasses
 from typing import Any
 
 CHOICES = {
-    "age_encoding": ("bins", "time2vec", "sinusoidal"),
-    "date_encoding": ("none", "time2vec"),
     "position_encoding": ("learned", "sinusoidal", "none"),
     "rotary": ("none", "positions", "ages"),
-    "encoder": ("transformer", "hierarchical", "lstm"),
+    "encoder": ("transformer", "lstm"),
     "pooling": ("cls", "last", "mean", "max", "attention"),
     "dtype": ("float32", "bfloat16"),
 }
@@ -27,17 +25,15 @@ class BEHRTConfig:
       feedforward_dim: width of the feed-forward layer.
       max_positions: rows of the table of `position_encoding="learned"`; later positions share the last row.
       max_visits: rows of the visit table; later visits share the last row.
-      max_age: years; with `age_encoding="bins"`, older ages share the last bin.
+      max_age: years; older ages share the last bin.
       age_bin_size: years per bin.
-      age_encoding: `bins`, `time2vec` or `sinusoidal`.
-      date_encoding: `none`, or `time2vec` of the calendar date. Use `none` if dates were shifted for de-identification.
       position_encoding: `learned`, `sinusoidal` or `none`.
       time_bins: rows of the table of days since the previous visit; 0 disables it.
       time_bin_days: days per bin; 0 for logarithmic bins, two per doubling. The reference uses 53 bins of 7 days.
       rotary: rotary encoding of queries and keys by `positions` or `ages` (dates where birth is unknown), or `none`.
       visit_bias: whether attention scores fall with the number of visits between two tokens, with one slope per head.
       causal: whether a token attends only to tokens recorded no later than itself.
-      encoder: `transformer` over codes, `hierarchical` (a Transformer over visit vectors pooled from codes), or `lstm`.
+      encoder: `transformer` or `lstm`.
       pooling: how patient-level heads pool tokens: `cls`, `last`, `mean`, `max` or `attention`.
       dropout: dropout rate after the embeddings and in each residual branch.
       dtype: of the matrix products in Transformer blocks, `float32` or `bfloat16`; everything else is float32.
@@ -53,8 +49,6 @@ class BEHRTConfig:
     max_visits: int = 512
     max_age: int = 100
     age_bin_size: float = 5.0
-    age_encoding: str = "bins"
-    date_encoding: str = "none"
     position_encoding: str = "learned"
     time_bins: int = 0
     time_bin_days: float = 0.0
@@ -84,7 +78,7 @@ class BEHRTConfig:
             raise ValueError(
                 f"model.rotary: the width of a head, hidden_dim / num_heads, is {width}; expected an even one"
             )
-        if "sinusoidal" in (self.age_encoding, self.position_encoding):
+        if self.position_encoding == "sinusoidal":
             self._expect(self.embedding_dim % 2 == 0, "embedding_dim", "an even width for a sinusoidal encoding")
         if self.max_age <= 0 or not 0 < self.age_bin_size <= self.max_age:
             problem = f"found {self.age_bin_size} with max_age={self.max_age}"

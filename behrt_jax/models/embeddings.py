@@ -1,4 +1,4 @@
-"""Token embeddings: code, age, visit, position, time since the previous visit, and calendar date."""
+"""Token embeddings: code, age, visit, position, and time since the previous visit."""
 
 import flax.linen as nn
 import jax
@@ -84,40 +84,10 @@ class SinusoidalPositionalEncoding(nn.Module):
     base: float = 10_000.0
 
     def __call__(self, positions: jax.Array) -> jax.Array:
-        """Maps (B, L) positions, or ages in years (Delphi, Shmatko et al. 2025), to (B, L, dim); NaN gives zeros."""
+        """Maps (B, L) positions to (B, L, dim)."""
         frequencies = self.base ** (-jnp.arange(0, self.dim, 2) / self.dim)
-        angles = jnp.nan_to_num(positions)[..., None] * frequencies[None, None, :]
-        waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, self.dim)
-        return jnp.where(jnp.isnan(positions)[..., None], 0.0, waves)
-
-
-class Time2Vec(nn.Module):
-    """Embeds a time as one linear feature and sines with learned frequencies and phases (Kazemi et al. 2019).
-
-    The initial periods are spaced geometrically from a quarter of a year to two centuries. Each feature has a learned
-    amplitude, initialised so that it is about as large as the embeddings it is added to.
-
-    Attributes:
-      dim: width.
-      scale: years that map to 1, which keeps the input of order 1.
-    """
-
-    dim: int
-    scale: float = 50.0
-
-    @nn.compact
-    def __call__(self, years: jax.Array) -> jax.Array:
-        """Maps (B, L) float years (an age, or a date since 2000) to (B, L, dim); NaN maps to a learned vector."""
-        periods = jnp.geomspace(0.25, 200.0, self.dim - 1) / self.scale
-        initial = jnp.concatenate([jnp.ones(1), 2 * jnp.pi / periods])
-        frequencies = self.param("frequencies", lambda key: initial)
-        phases = self.param("phases", nn.initializers.uniform(2 * jnp.pi), (self.dim,))
-        amplitudes = self.param("amplitudes", nn.initializers.constant(SINE_SCALE), (self.dim,))
-        unknown = self.param("unknown", INITIALIZER, (1, 1, self.dim))
-        finite = jnp.clip(jnp.nan_to_num(years), -1e4, 1e4)  # a NaN here would spread to all patients of the row
-        angles = finite[..., None] / self.scale * frequencies[None, None] + phases[None, None]
-        features = jnp.concatenate([angles[..., :1], jnp.sin(angles[..., 1:])], axis=-1)
-        return jnp.where(jnp.isnan(years)[..., None], unknown, features * amplitudes[None, None])
+        angles = positions[..., None] * frequencies[None, None, :]
+        return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, self.dim)
 
 
 class TimeEmbedding(nn.Module):
@@ -144,7 +114,7 @@ class TimeEmbedding(nn.Module):
 
 
 class BEHRTEmbedding(nn.Module):
-    """The normalised sum of code, age, visit, position, time and date embeddings, projected to the hidden width.
+    """The normalised sum of code, age, visit, position and time embeddings, projected to the hidden width.
 
     Attributes:
       config: architecture.
@@ -157,13 +127,7 @@ class BEHRTEmbedding(nn.Module):
         config = self.config
         dim = config.embedding_dim
         self.codes = nn.Embed(config.vocab_size, dim, embedding_init=CODE_INITIALIZER)
-        if config.age_encoding == "bins":
-            self.ages = AgeEmbedding(dim, config.max_age, config.age_bin_size)
-        elif config.age_encoding == "time2vec":
-            self.ages = Time2Vec(dim)
-        else:
-            self.ages = SinusoidalPositionalEncoding(dim)
-            self.age_scale = self.param("age_scale", nn.initializers.constant(SINE_SCALE), ())
+        self.ages = AgeEmbedding(dim, config.max_age, config.age_bin_size)
         self.visits = VisitEmbedding(dim, config.max_visits)
         if config.position_encoding == "learned":
             self.positions = PositionalEmbedding(dim, config.max_positions)
@@ -172,27 +136,25 @@ class BEHRTEmbedding(nn.Module):
             self.position_scale = self.param("position_scale", nn.initializers.constant(SINE_SCALE), ())
         if config.time_bins:
             self.times = TimeEmbedding(dim, config.time_bins, config.time_bin_days)
-        if config.date_encoding == "time2vec":
-            self.dates = Time2Vec(dim)
         self.norm = LayerNorm()
         self.projection = Dense(config.hidden_dim)
         self.dropout = Dropout(config.dropout)
 
-    def __call__(
-        self, codes, ages, visit_ids, positions, time_deltas=None, dates=None, deterministic: bool = True
-    ) -> jax.Array:
+    def __call__(self, codes, ages, visit_ids, positions, time_deltas=None, deterministic: bool = True) -> jax.Array:
         """Embeds (B, L) tokens to (B, L, D); see `BEHRT.__call__` for the arguments."""
         config = self.config
-        x = self.codes(codes) + self.visits(visit_ids)
-        x = x + self.ages(ages) * (self.age_scale if config.age_encoding == "sinusoidal" else 1.0)
+        x = self.codes(codes) + self.visits(visit_ids) + self.ages(ages)
         if config.position_encoding != "none":
             x = x + self.positions(positions) * (
                 self.position_scale if config.position_encoding == "sinusoidal" else 1.0
             )
         if config.time_bins:
-            x = x + self.times(_needed("time_deltas", time_deltas, "days since the previous visit", "time_bins"))
-        if config.date_encoding != "none":
-            x = x + self.dates(_needed("dates", dates, "years since 2000", "date_encoding"))
+            if time_deltas is None:
+                raise ValueError(
+                    "time_deltas: found None; expected (B, L) days since the previous visit, as model.time_bins is "
+                    f"{config.time_bins}"
+                )
+            x = x + self.times(time_deltas)
         normalized, affine = self.norm(x)
         if deterministic or not config.dropout:
             return self.projection(normalized, affine)
@@ -201,12 +163,6 @@ class BEHRTEmbedding(nn.Module):
     def attend(self, query: jax.Array) -> jax.Array:
         """Scores (..., embedding_dim) queries against the code table: (..., V)."""
         return self.codes.attend(query)
-
-
-def _needed(name: str, values: jax.Array | None, unit: str, key: str) -> jax.Array:
-    if values is None:
-        raise ValueError(f"{name}: found None; expected (B, L) {unit}, as model.{key} asks for it")
-    return values
 
 
 CODE_TABLE = "/behrt/embedding/codes/embedding"  # path suffix of the (V, embedding_dim) code table

@@ -211,62 +211,12 @@ class Encoder(nn.Module):
         return affine.apply(normalized)
 
 
-class HierarchicalEncoder(nn.Module):
-    """A Transformer over visit vectors pooled from codes; each token adds its own vector to its visit's state.
-
-    A visit's vector is the mean of its tokens, as in the visit-level models of Choi et al. (2016) and Li et al. (2022).
-    The tokens of a visit must be contiguous. In a causal model, each recording time within a visit has a separate
-    vector, so that no vector includes later records.
-
-    Attributes:
-      config: architecture.
-    """
-
-    config: BEHRTConfig
-
-    @nn.compact
-    def __call__(
-        self,
-        x,
-        patient_ids,
-        visit_ids,
-        positions,
-        years,
-        deterministic: bool = True,
-        causal: bool = False,
-        time_ranks=None,
-        places=None,
-    ) -> jax.Array:
-        """Maps (B, L, D) to (B, L, D); visits attend to those of equal, non-zero `patient_ids` (B, L).
-
-        With `places` (B, K), returns the (B, K, D) states at these indices.
-        """
-        del positions  # the visit number is the position of a visit
-        starts, slots = visit_slots(patient_ids, visit_ids, time_ranks if causal else None)
-        indices = jnp.arange(patient_ids.shape[1])[None, None, :]
-        members = (slots[:, :, None] == indices) & (patient_ids != 0)[:, :, None]  # (B, L, visits)
-        weights = members / jnp.maximum(members.sum(axis=1, keepdims=True), 1)
-        visits = jnp.einsum("blv,bld->bvd", weights.astype(x.dtype), x)
-        # A visit is at the index of its first token, with that token's patient, number and age; the rest is padding.
-        owners = jnp.where(starts, patient_ids, 0)
-        encoder = Encoder(self.config, name="visits")
-        states = encoder(visits, owners, visit_ids, visit_ids, years, deterministic, causal, time_ranks)
-        if places is not None:
-            x, slots = take_places(x, places), take_places(slots[:, :, None], places)[:, :, 0]
-        normalized, affine = LayerNorm(name="norm")(x + take_places(states, slots))
-        return affine.apply(normalized)
-
-
-def visit_slots(
-    patient_ids: jax.Array, visit_ids: jax.Array, time_ranks: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
+def visit_slots(patient_ids: jax.Array, visit_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns whether each token starts a visit, (B, L) bool, and the index of the first token of its visit, (B, L).
 
-    Padding starts no visit; its index is meaningless. With `time_ranks`, each recording time starts a new visit.
+    Padding starts no visit; its index is meaningless.
     """
     changes = (jnp.diff(patient_ids, axis=1) != 0) | (jnp.diff(visit_ids, axis=1) != 0)
-    if time_ranks is not None:
-        changes |= jnp.diff(time_ranks, axis=1) != 0
     starts = jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True) & (patient_ids != 0)
     indices = jnp.where(starts, jnp.arange(starts.shape[1])[None, :], 0)
     return starts, jax.lax.cummax(indices, axis=1)

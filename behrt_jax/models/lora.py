@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 # Queries, keys and values share one kernel: their updates share A, and each has separate columns of B.
-KERNELS = r"/encoder/(.+/)?block_\d+/(attention|feedforward)/\w+/kernel$"
+KERNELS = r"/encoder/block_\d+/(attention|feedforward)/\w+/kernel$"
 
 
 def initialize(params: Any, rank: int, key: jax.Array, kernels: str = KERNELS) -> dict:

@@ -46,13 +46,19 @@ class BEHRTForMLM(BEHRTWithHead):
         Returns:
           (B, K, V) logits, or (B, L, V) without `masked_positions`.
         """
+        head = self.code_head()
         hidden = self.encode(codes, ages, visit_ids, attention_mask, places=masked_positions, **columns)
-        return self.head(hidden, self.behrt.embedding.attend)
+        return head(hidden, self.behrt.embedding.attend)
 
     def query_codes(self, codes, ages, visit_ids, attention_mask, *, masked_positions, **columns) -> CodeQueries:
         """Returns what the logits at (B, K) masked positions are made of: `apply(..., method="query_codes")`."""
+        head = self.code_head()
         hidden = self.encode(codes, ages, visit_ids, attention_mask, places=masked_positions, **columns)
-        return CodeQueries(*self.head.queries(hidden), self.behrt.embedding.codes.embedding)
+        return CodeQueries(*head.queries(hidden), self.behrt.embedding.codes.embedding)
+
+    def code_head(self) -> CodeHead:
+        """Returns the head of masked codes."""
+        return self.head
 
 
 class BEHRTForNextVisitPrediction(BEHRTWithHead):
@@ -90,8 +96,8 @@ class BEHRTForNextVisitPrediction(BEHRTWithHead):
         return self.head(state, self.behrt.embedding.attend)
 
 
-class BEHRTForPretraining(BEHRTWithHead):
-    """BEHRT with one head per pre-training objective.
+class BEHRTForPretraining(BEHRTForMLM):
+    """BEHRT with one head per pre-training objective; calls score masked codes, as those of `BEHRTForMLM` do.
 
     Attributes:
       objectives: any of `mlm`, `next_visit` and `time_to_event`.
@@ -116,21 +122,10 @@ class BEHRTForPretraining(BEHRTWithHead):
         if "time_to_event" in self.objectives:
             self.time_to_event = EventHead(self.config, self.event_bins)
 
-    def __call__(self, codes, ages, visit_ids, attention_mask, *, masked_positions=None, **columns) -> jax.Array:
-        """Computes the logits of the vocabulary at masked positions; see `BEHRTForMLM.__call__`.
-
-        Raises:
-          ValueError: the model has no head for masked codes.
-        """
+    def code_head(self) -> CodeHead:
+        """Returns the head of masked codes; a ValueError if the model has none."""
         self._need("mlm", "codes behind masks")
-        hidden = self.encode(codes, ages, visit_ids, attention_mask, places=masked_positions, **columns)
-        return self.mlm(hidden, self.behrt.embedding.attend)
-
-    def query_codes(self, codes, ages, visit_ids, attention_mask, *, masked_positions, **columns) -> CodeQueries:
-        """Returns what the logits at masked positions are made of; see `BEHRTForMLM.query_codes`."""
-        self._need("mlm", "codes behind masks")
-        hidden = self.encode(codes, ages, visit_ids, attention_mask, places=masked_positions, **columns)
-        return CodeQueries(*self.mlm.queries(hidden), self.behrt.embedding.codes.embedding)
+        return self.mlm
 
     def predict_next_visits(
         self, codes, ages, visit_ids, attention_mask, *, visit_ends, causal=True, gaps=None, **columns

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from behrt_jax.models.inputs import model_arguments
+
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 
@@ -29,6 +31,13 @@ class Objective(NamedTuple):
         return sum(weight * means[name] for name, weight in self.weights.items())
 
 
+def apply_model(model, params, batch: dict[str, jax.Array], dropout_key: jax.Array | None, **arguments) -> Any:
+    """Calls a model on packed rows with further arguments of `model.apply`; a key enables dropout."""
+    columns, keywords = model_arguments(batch)
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    return model.apply(params, *columns, **keywords, **arguments, deterministic=dropout_key is None, rngs=rngs)
+
+
 def combine(parts: dict[str, tuple[Objective, float]]) -> Objective:
     """Combines weighted objectives into one; returns a single objective of weight 1 unchanged."""
     if len(parts) == 1 and next(iter(parts.values()))[1] == 1.0:
@@ -38,13 +47,12 @@ def combine(parts: dict[str, tuple[Objective, float]]) -> Objective:
         return dict(zip(parts, jax.random.split(key, len(parts)), strict=True))
 
     def prepare(batch, key):
-        return {name: part.prepare(batch, part_key) for (name, part_key), (part, _) in _pairs(split(key), parts)}
+        keys = split(key)
+        return {name: part.prepare(batch, keys[name]) for name, (part, _) in parts.items()}
 
     def measure(params, prepared, dropout_key):
         keys = dict.fromkeys(parts) if dropout_key is None else split(dropout_key)
-        return _merge(
-            part.measure(params, prepared[name], part_key) for (name, part_key), (part, _) in _pairs(keys, parts)
-        )
+        return _merge(part.measure(params, prepared[name], keys[name]) for name, (part, _) in parts.items())
 
     def count(prepared):
         return _merge(part.count(prepared[name]) for name, (part, _) in parts.items())
@@ -53,10 +61,6 @@ def combine(parts: dict[str, tuple[Objective, float]]) -> Objective:
         {name: part_weight * weight for name, weight in part.weights.items()} for part, part_weight in parts.values()
     ]
     return Objective(prepare, measure, count, _merge(weights))
-
-
-def _pairs(keys: dict, parts: dict):
-    return zip(keys.items(), parts.values(), strict=True)
 
 
 def _merge(found) -> dict:

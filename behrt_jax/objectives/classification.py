@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from behrt_jax.models.inputs import model_arguments
-from behrt_jax.objectives.base import Objective
+from behrt_jax.objectives.base import Objective, apply_model
 
 CHOICES = {"kind": ("binary", "multi_class", "multi_label"), "class_weights": ("none", "balanced")}
 NEGATIVE = -1e30
@@ -124,12 +123,8 @@ def make_objective(model, config: ClassificationConfig, class_weights: np.ndarra
 
 def score_patients(model, params, batch: dict[str, jax.Array], dropout_key: jax.Array | None = None) -> jax.Array:
     """Computes the (B, P, K) logits of a `BEHRTForSequenceClassification`; a key enables dropout."""
-    columns, keywords = model_arguments(batch)
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    arguments = {**keywords, "num_patients": batch["weights"].shape[1], "deterministic": dropout_key is None}
-    if "covariates" in batch:
-        arguments["covariates"] = batch["covariates"]
-    return model.apply(params, *columns, **arguments, rngs=rngs)
+    arguments = {"num_patients": batch["weights"].shape[1], "covariates": batch.get("covariates")}
+    return apply_model(model, params, batch, dropout_key, **arguments)
 
 
 def probabilities(logits: np.ndarray, kind: str) -> np.ndarray:

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 from behrt_jax.models.encoder import visit_slots
 from behrt_jax.models.fused import CUTOFFS, code_losses
-from behrt_jax.models.inputs import model_arguments
-from behrt_jax.objectives.base import Objective
+from behrt_jax.objectives.base import Objective, apply_model
 from behrt_jax.objectives.config import ObjectiveConfig
 
 MASK_ID = 3
@@ -174,7 +173,5 @@ def score_masked(model, params, batch: dict[str, jax.Array], masked: Masked) -> 
 
 
 def _apply(model, params, batch: dict[str, jax.Array], masked: Masked, dropout_key=None, method: str = "__call__"):
-    (_, *columns), keywords = model_arguments(batch)
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    arguments = {"masked_positions": masked.positions, "deterministic": dropout_key is None, **keywords}
-    return model.apply(params, masked.inputs, *columns, **arguments, rngs=rngs, method=method)
+    arguments = {"masked_positions": masked.positions, "method": method}
+    return apply_model(model, params, {**batch, "codes": masked.inputs}, dropout_key, **arguments)

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 
 from behrt_jax.models.encoder import take_places, visit_slots
 from behrt_jax.models.fused import absence_loss
-from behrt_jax.models.inputs import model_arguments
 from behrt_jax.models.pretraining import CodeQueries
-from behrt_jax.objectives.base import Objective
+from behrt_jax.objectives.base import Objective, apply_model
 from behrt_jax.objectives.config import ObjectiveConfig
 
 DAYS_PER_YEAR = 365.25
@@ -217,9 +216,5 @@ def score_next_visits(
     A key enables dropout. `gaps` (B, K) are days to the start of the visits, NaN where the model must not know it.
     With `method="query_next_visits"`, returns the `CodeQueries` of the logits in their place.
     """
-    columns, keywords = model_arguments(batch)
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    arguments = {**keywords, "visit_ends": ends, "causal": causal, "deterministic": dropout_key is None}
-    if gaps is not None:
-        arguments["gaps"] = gaps
-    return model.apply(params, *columns, **arguments, rngs=rngs, method=method)
+    arguments = {"visit_ends": ends, "causal": causal, "gaps": gaps, "method": method}
+    return apply_model(model, params, batch, dropout_key, **arguments)

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from behrt_jax.models.inputs import model_arguments
-from behrt_jax.objectives.base import Objective
+from behrt_jax.objectives.base import Objective, apply_model
 
 LARGEST_LOG_RATE = 5.0  # a code every ten minutes; keeps the exponential finite
 
@@ -51,10 +50,8 @@ def score_events(model, params, batch, targets: np.ndarray, dropout_key: jax.Arr
 
     A key enables dropout.
     """
-    columns, keywords = model_arguments(batch)
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    arguments = {**keywords, "visit_ends": batch["event_ends"], "deterministic": dropout_key is None}
-    return model.apply(params, *columns, **arguments, rngs=rngs, method="predict_events")[..., targets]
+    arguments = {"visit_ends": batch["event_ends"], "method": "predict_events"}
+    return apply_model(model, params, batch, dropout_key, **arguments)[..., targets]
 
 
 def make_objective(model, edges: tuple[float, ...], is_target: np.ndarray) -> Objective:

@@ -49,13 +49,17 @@ RENAMED_VALUES = {
 HEAD_FEATURES = {"history.age_and_sex": "age_sex", "history.regression": "regression", "forecast.codes": "forecast"}
 # Keys that older runs lack, with the value equivalent to the behaviour of those runs.
 DEFAULTS = {"objective": {"first_event_only": False, "query_times": "after_visits", "known_time_share": 0.0}}
+# Keys of removed choices, with the value equivalent to the current behaviour; and removed values of other keys.
+REMOVED_KEYS = {"model.age_encoding": "bins", "model.date_encoding": "none"}
+REMOVED_VALUES = (("model", "encoder", "hierarchical"),)
+LAST_COMMIT_WITH_REMOVED = "f210f47"
 
 
 def read(workdir: Path) -> tuple[Recipe, Facts]:
     """Reads the recipe of a workdir, with the facts in its sections, and the facts.
 
     Raises:
-      ValueError: the file is missing, is not JSON, or does not hold a recipe.
+      ValueError: the file is missing, is not JSON, does not hold a recipe, or holds one with a removed choice.
     """
     file = workdir / CONFIG_FILE
     try:
@@ -65,12 +69,14 @@ def read(workdir: Path) -> tuple[Recipe, Facts]:
         for section, defaults in DEFAULTS.items():
             if section in config:
                 config[section] = {**defaults, **config[section]}
+        drop_removed_keys(config)
         if is_flat:
             return read_recipe(config), find_facts(config)
         facts = Facts(**to_tuples(content["facts"]))
         return with_facts(read_recipe(config), facts), facts
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{file}: not the config of a workdir ({error}); expected one that pretrain wrote") from error
+        problem = f"not the config of a workdir that this version can load ({error})"
+        raise ValueError(f"{file}: {problem}; expected one that pretrain wrote") from error
 
 
 def write(workdir: Path, recipe: Recipe, facts: Facts) -> None:
@@ -101,6 +107,20 @@ def rename_keys(config: dict) -> dict:
         forecast = {"codes": values["forecast"] or (), **config.pop("forecast", {})}
         config["head"] = {"features": tuple(features), **{f"forecast_{key}": each for key, each in forecast.items()}}
     return config
+
+
+def drop_removed_keys(config: dict) -> None:
+    """Drops removed keys from a config; raises a ValueError if the run rests on a removed choice."""
+    values = {key: take(config, key) for key in REMOVED_KEYS}
+    removed = [f"{key}={value}" for key, value in values.items() if value not in (None, REMOVED_KEYS[key])]
+    for section, key, value in REMOVED_VALUES:
+        if config.get(section, {}).get(key) == value:
+            removed.append(f"{section}.{key}={value}")
+    if removed:
+        raise ValueError(
+            f"{', '.join(removed)}: removed, as it measured no better (docs/ablations.md); "
+            f"`git checkout {LAST_COMMIT_WITH_REMOVED}` to load the run"
+        )
 
 
 def differences(old: tuple[Recipe, Facts], new: tuple[Recipe, Facts]) -> list[str]:

@@ -99,9 +99,7 @@ def check(recipe: PretrainingRecipe, counts: dict[str, int], split: str) -> None
         )
 
 
-def check_batches(
-    recipe: PretrainingRecipe, objective: Objective, batches: Iterable[dict], split: str, seed: int = 0
-) -> None:
+def check_batches(recipe: PretrainingRecipe, objective: Objective, batches: Iterable[dict], split: str) -> None:
     """Checks that the rows of a split hold examples, sampled as in `scoring.score_objective`; see `check`.
 
     Short rows may lose examples. Reads batches only until each objective has one example.
@@ -109,7 +107,7 @@ def check_batches(
     step = jax.jit(lambda columns, key: objective.count(objective.prepare(columns, key)))
     totals: dict[str, float] = {}
     for number, batch in zip(itertools.count(), batches, strict=False):
-        counts = step(device_columns(batch), jax.random.fold_in(jax.random.key(seed), number))
+        counts = step(device_columns(batch), jax.random.fold_in(jax.random.key(0), number))
         totals = {name: totals.get(name, 0.0) + float(value) for name, value in counts.items()}
         if all(totals.values()):
             return

@@ -65,7 +65,6 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 def make_optimizer(
     config: OptimizerConfig,
     num_steps: int,
-    schedule: optax.Schedule | None = None,
     scales: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
     """Builds the optimizer of a run.
@@ -73,7 +72,6 @@ def make_optimizer(
     Args:
       config: the section `optimizer`.
       num_steps: total number of updates.
-      schedule: replaces `make_schedule`.
       scales: maps parameters to a tree of learning-rate factors of the same structure, such as a partial
         `layer_lr_scales`: floats, or a column of floats for the rows of a parameter. Parameters of scale 0 never
         change, have no moments, and their gradients do not count in clipping. Rows of scale 0 never change;
@@ -82,7 +80,7 @@ def make_optimizer(
     adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            schedule or make_schedule(config, num_steps),
+            make_schedule(config, num_steps),
             b2=config.b2,
             weight_decay=config.weight_decay,
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),

@@ -154,7 +154,7 @@ def initialize(model: nn.Module, key: jax.Array) -> Any:
     ints = jax.numpy.zeros((1, 2), "int32")
     days = ints.astype("float32")
     method = "score_all" if isinstance(model, BEHRTForPretraining) else "__call__"
-    return model.init(key, ints, days, ints, ints, time_deltas=days, dates=days, method=method)
+    return model.init(key, ints, days, ints, ints, time_deltas=days, method=method)
 
 
 def digest(*values: Any) -> str:

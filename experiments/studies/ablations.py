@@ -34,16 +34,12 @@ MODEL = {
     "positions: learned table, not rotary": {"model.rotary": "none", "model.position_encoding": "learned"},
     "positions: sinusoidal, not rotary": {"model.rotary": "none", "model.position_encoding": "sinusoidal"},
     "ages: bins of one year": {"model.age_bin_size": 1.0},
-    "ages: Time2Vec": {"model.age_encoding": "time2vec"},
-    "ages: sinusoidal": {"model.age_encoding": "sinusoidal"},
-    "dates: Time2Vec added": {"model.date_encoding": "time2vec"},
     "days since last visit: logarithmic bins added": {"model.time_bins": 28},
     "days since last visit: 7-day bins to a year added": {"model.time_bins": 53, "model.time_bin_days": 7.0},
     "no [SEP]": {"data.use_sep": False},
     "20% masked in training": {"objective.mask_rate": 0.2},
     "15% masked in training": {"objective.mask_rate": 0.15},
     REFERENCE: {},
-    "encoder: hierarchical": {"model.encoder": "hierarchical"},
     "encoder: LSTM, 1.2 M parameters": {"model.encoder": "lstm", "model.hidden_dim": 256},
 }
 SKIP_GRAM = {"code table from skip-gram": {"code_init": "skip_gram"}}

@@ -66,12 +66,11 @@ CASES = {
     "masked": (attribution.masked_odds, PRETRAINED, True),
     "next visit": (attribution.next_visit_odds, PRETRAINED, False),
     "outcome": (outcome, FINETUNED, False),
-    "hierarchical": (outcome, BEHRTForSequenceClassification(tiny.config(encoder="hierarchical"), 2, 3), False),
     "lstm": (outcome, BEHRTForSequenceClassification(tiny.config(encoder="lstm"), 2, 3), False),
 }
 
 
-SLOW = ("masked", "hierarchical", "lstm")
+SLOW = ("masked", "lstm")
 
 
 class Asked(NamedTuple):

@@ -21,7 +21,7 @@ def parameters(model, pooling: str | None = None, seed: int = 0):
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
-        begin = path[-1].key in ("scale", "amplitudes")
+        begin = path[-1].key == "scale"
         width = leaf.shape[0] if path[-1].key == "kernel" else 10
         return (begin + rng.standard_normal(leaf.shape) / width**0.5).astype(np.float32)
 

@@ -32,19 +32,9 @@ def softmax(scores):
 
 # The embeddings, one token at a time.
 def sinusoids(value, dim):
-    """Vaswani et al. (2017), section 3.5; zeros for an unknown value."""
-    if np.isnan(value):
-        return np.zeros(dim)
+    """Vaswani et al. (2017), section 3.5."""
     angles = [value / 10_000 ** ((feature - feature % 2) / dim) for feature in range(dim)]
     return np.array([np.cos(angle) if feature % 2 else np.sin(angle) for feature, angle in enumerate(angles)])
-
-
-def time2vec(years, weights):
-    """Kazemi et al. (2019), equation 1, of units of 50 years, with an amplitude for each feature."""
-    if np.isnan(years):
-        return weights["unknown"][0, 0]
-    angles = years / 50 * weights["frequencies"] + weights["phases"]
-    return np.array([angles[0], *np.sin(angles[1:])]) * weights["amplitudes"]
 
 
 def age_row(age, config):
@@ -61,23 +51,15 @@ def time_row(days, config):
 
 
 def embed(token, weights, config):
-    dim = config.embedding_dim
     x = weights["codes"]["embedding"][token["codes"]]
     x = x + weights["visits"]["table"]["embedding"][min(token["visit_ids"], config.max_visits - 1)]
-    if config.age_encoding == "bins":
-        x = x + weights["ages"]["table"]["embedding"][age_row(token["ages"], config)]
-    elif config.age_encoding == "time2vec":
-        x = x + time2vec(token["ages"], weights["ages"])
-    else:
-        x = x + weights["age_scale"] * sinusoids(token["ages"], dim)
+    x = x + weights["ages"]["table"]["embedding"][age_row(token["ages"], config)]
     if config.position_encoding == "learned":
         x = x + weights["positions"]["table"]["embedding"][min(token["positions"], config.max_positions - 1)]
     elif config.position_encoding == "sinusoidal":
-        x = x + weights["position_scale"] * sinusoids(token["positions"], dim)
+        x = x + weights["position_scale"] * sinusoids(token["positions"], config.embedding_dim)
     if config.time_bins:
         x = x + weights["times"]["table"]["embedding"][time_row(token["time_deltas"], config)]
-    if config.date_encoding == "time2vec":
-        x = x + time2vec(token["dates"], weights["dates"])
     return dense(layer_norm(x, weights["norm"]), weights["projection"])
 
 
@@ -134,18 +116,6 @@ def transformer(x, weights, patient, config):
     return layer_norm(x, weights["norm"])
 
 
-def hierarchical(x, weights, patient, config):
-    """Visits are means of their tokens; each has the age of its first token, and its number as its position."""
-    numbers = list(dict.fromkeys(patient["visit_ids"].tolist()))
-    own = [np.flatnonzero(patient["visit_ids"] == number) for number in numbers]
-    visits = {"visit_ids": np.array(numbers), "positions": np.array(numbers)}
-    for name in ("ages", "dates"):
-        visits[name] = np.array([patient[name][tokens[0]] for tokens in own])
-    states = transformer(np.stack([x[tokens].mean(axis=0) for tokens in own]), weights["visits"], visits, config)
-    context = np.stack([states[numbers.index(number)] for number in patient["visit_ids"]])
-    return layer_norm(x + context, weights["norm"])
-
-
 def lstm(x, weights, patient, config):
     """Hochreiter and Schmidhuber (1997) with a forget gate, one token at a time."""
     for layer in range(config.num_layers):
@@ -162,7 +132,7 @@ def lstm(x, weights, patient, config):
     return layer_norm(x, weights["norm"])
 
 
-ENCODERS = {"transformer": transformer, "hierarchical": hierarchical, "lstm": lstm}
+ENCODERS = {"transformer": transformer, "lstm": lstm}
 
 
 # Batches: what a model gives for packed rows.

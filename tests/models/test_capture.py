@@ -38,11 +38,10 @@ def captured(model, params_of=None):
     [
         BEHRT(tiny.config(num_layers=3)),
         BEHRT(tiny.config(causal=True)),
-        BEHRT(tiny.config(encoder="hierarchical")),
         BEHRTForMLM(tiny.config()),
         BEHRTForSequenceClassification(tiny.config(pooling="attention")),
     ],
-    ids=["three layers", "causal", "hierarchical", "mlm", "classification"],
+    ids=["three layers", "causal", "mlm", "classification"],
 )
 def test_capturing_leaves_the_states_as_they_are(model):
     method = {} if isinstance(model, BEHRT) else {"method": "encode"}
@@ -65,18 +64,6 @@ def test_weights_of_a_token_sum_to_one_within_its_patient(causal):
     for layer in weights:
         assert not layer[inside & ~seen].any()
         assert (layer[inside & seen] > 0).all()
-
-
-def test_visits_attend_at_the_place_of_their_first_token():
-    _, weights = captured(BEHRT(tiny.config(encoder="hierarchical")))
-    ids, visits = BATCH["patient_ids"], BATCH["visit_ids"]
-    before = [np.pad(column, ((0, 0), (1, 0)), constant_values=-1)[:, :-1] for column in (ids, visits)]
-    starts = REAL & ((before[0] != ids) | (before[1] != visits))
-    seen = (ids[:, :, None] == ids[:, None, :]) & starts[:, None, :] & starts[:, :, None]
-    for head in range(2):
-        found = np.where(starts[:, :, None], weights[0, :, head], 0.0)
-        np.testing.assert_array_equal(found > 0, seen)
-        np.testing.assert_allclose(found.sum(axis=-1)[starts], 1.0, atol=1e-5)
 
 
 def test_twelve_layers_come_in_order():
@@ -142,9 +129,8 @@ def test_bfloat16_is_within_two_percent_of_float32(overrides):
     assert 1e-4 < difference < 0.02
 
 
-@pytest.mark.parametrize("encoder", ["transformer", "hierarchical"])
-def test_in_bfloat16_parameters_states_and_weights_are_float32(encoder):
-    model = BEHRTForMLM(tiny.config(encoder=encoder, dtype="bfloat16"))
+def test_in_bfloat16_parameters_states_and_weights_are_float32():
+    model = BEHRTForMLM(tiny.config(dtype="bfloat16"))
     columns, named = tiny.columns(BATCH), tiny.named(BATCH)
     params = jax.eval_shape(model.init, jax.random.key(0), *columns, **named)
     found = jax.eval_shape(functools.partial(encode, model, capture_attention=True), params, *columns, **named)

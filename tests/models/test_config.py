@@ -27,11 +27,9 @@ RECIPE_COUNTS = {"small": 503_424, "medium": 2_338_560, "large": 13_142_528}
 RECIPES = {"small": (small, 0.45e6, 0.60e6), "medium": (medium, 2e6, 3e6), "large": (large, 10e6, 15e6)}
 SIZES = ("embedding_dim", "hidden_dim", "num_layers", "num_heads", "feedforward_dim")
 CHOICES = {
-    "age_encoding": "bins, time2vec, sinusoidal",
-    "date_encoding": "none, time2vec",
     "position_encoding": "learned, sinusoidal, none",
     "rotary": "none, positions, ages",
-    "encoder": "transformer, hierarchical, lstm",
+    "encoder": "transformer, lstm",
     "pooling": "cls, last, mean, max, attention",
     "dtype": "float32, bfloat16",
 }
@@ -91,13 +89,9 @@ def test_preset_counts_follow_from_the_sizes(tier):
     ("overrides", "more"),
     [
         ({"time_bins": 53, "time_bin_days": 7.0}, 53 * 64),
-        ({"date_encoding": "time2vec"}, 4 * 64),
-        ({"age_encoding": "time2vec"}, 4 * 64 - 22 * 64),
-        ({"age_encoding": "sinusoidal"}, 1 - 22 * 64),
         ({"position_encoding": "sinusoidal"}, 1 - 50 * 64),
         ({"position_encoding": "none"}, -50 * 64),
         ({"rotary": "ages", "visit_bias": True, "causal": True, "dtype": "bfloat16"}, 0),
-        ({"encoder": "hierarchical"}, 2 * 128),
         ({"max_visits": 100, "max_age": 80, "age_bin_size": 1.0}, (100 - 512 + 82 - 22) * 64),
     ],
 )
@@ -142,8 +136,7 @@ def test_a_wrong_choice_lists_the_choices(key):
     [
         ({"hidden_dim": 30, "num_heads": 4}, r"model.hidden_dim: 30 is not divisible by model.num_heads=4; .* 32"),
         ({"hidden_dim": 30, "num_heads": 10}, "model.rotary: the width of a head, .*, is 3; expected an even one"),
-        ({"embedding_dim": 7, "age_encoding": "sinusoidal"}, "model.embedding_dim: found 7; expected an even width"),
-        ({"embedding_dim": 7, "position_encoding": "sinusoidal"}, "model.embedding_dim: found 7; expected an even"),
+        ({"embedding_dim": 7, "position_encoding": "sinusoidal"}, "model.embedding_dim: found 7; expected an even w"),
         ({"embedding_dim": 0}, "model.embedding_dim: found 0; expected 1 or more"),
         ({"hidden_dim": 0}, "model.hidden_dim: found 0; expected 1 or more"),
         ({"num_layers": 0}, "model.num_layers: found 0; expected 1 or more"),
@@ -186,10 +179,8 @@ def test_odd_widths_are_fine_without_what_needs_pairs():
 def test_causal_models_and_lstms_do_not_see_the_future():
     for encoder, causal, expected in (
         ("transformer", False, True),
-        ("hierarchical", False, True),
         ("lstm", False, False),
         ("transformer", True, False),
-        ("hierarchical", True, False),
         ("lstm", True, False),
     ):
         assert tiny.config(encoder=encoder, causal=causal).sees_future is expected

@@ -8,7 +8,6 @@ from behrt_jax.models.embeddings import (
     AgeEmbedding,
     PositionalEmbedding,
     SinusoidalPositionalEncoding,
-    Time2Vec,
     TimeEmbedding,
     VisitEmbedding,
 )
@@ -81,52 +80,6 @@ def test_sines_and_cosines_alternate_as_vaswani_wrote_them(dim):
     np.testing.assert_array_equal(found[0, 0], [0, 1] * (dim // 2))
 
 
-def test_sines_take_fractions_and_an_unknown_age_gives_zeros():
-    ages = np.array([[0.5, np.nan, 40.25, np.inf]], np.float32)
-    found = np.asarray(SinusoidalPositionalEncoding(4, base=100.0).apply({}, ages))[0]
-    for place in (0, 2):
-        age = ages[0, place]
-        np.testing.assert_allclose(
-            found[place], [np.sin(age), np.cos(age), np.sin(age / 10), np.cos(age / 10)], atol=1e-5
-        )
-    assert not found[1].any() and np.isfinite(found[3]).all()
-
-
-def test_time2vec_is_a_line_and_sines_of_its_parameters():
-    module, years = Time2Vec(6, scale=20.0), np.array([[-35.5, 0.0, 0.25, 18.75, 97.0, np.nan]], np.float32)
-    params = tiny.scattered(module.init(jax.random.key(0), years))
-    found, weights = np.asarray(module.apply(params, years))[0], params["params"]
-    assert {name: leaf.shape for name, leaf in weights.items()} == {
-        "frequencies": (6,),
-        "phases": (6,),
-        "amplitudes": (6,),
-        "unknown": (1, 1, 6),
-    }
-    frequencies, phases, amplitudes = (np.float64(weights[name]) for name in ("frequencies", "phases", "amplitudes"))
-    for place, year in enumerate(years[0, :5].astype(float)):
-        assert found[place, 0] == pytest.approx((year / 20 * frequencies[0] + phases[0]) * amplitudes[0], abs=1e-5)
-        waves = np.sin(year / 20 * frequencies[1:] + phases[1:]) * amplitudes[1:]
-        np.testing.assert_allclose(found[place, 1:], waves, atol=5e-4)
-    np.testing.assert_array_equal(found[5], weights["unknown"][0, 0])
-
-
-def test_time2vec_begins_small_with_periods_from_a_quarter_to_two_centuries():
-    params = Time2Vec(9, scale=50.0).init(jax.random.key(0), np.zeros((1, 1), np.float32))["params"]
-    periods = 2 * np.pi / np.asarray(params["frequencies"][1:]) * 50.0
-    assert params["frequencies"][0] == 1
-    np.testing.assert_allclose(periods[[0, -1]], [0.25, 200.0], rtol=1e-5)
-    np.testing.assert_allclose(periods[1:] / periods[:-1], 800 ** (1 / 7), rtol=1e-5)
-    assert (params["phases"] >= 0).all() and (params["phases"] < 2 * np.pi).all()
-    assert len(set(np.asarray(params["phases"]).tolist())) == 9
-    np.testing.assert_allclose(params["amplitudes"], 0.03)
-
-
-def test_time2vec_is_finite_for_any_number():
-    years = np.array([[np.inf, -np.inf, 3e38, -3e38]], np.float32)
-    module = Time2Vec(8)
-    assert np.isfinite(module.apply(module.init(jax.random.key(0), years), years)).all()
-
-
 def test_days_fall_in_two_bins_a_doubling_and_clamp_at_both_ends():
     days = [-5.0, 0.0, 0.41, 0.42, 0.99, 1.0, 3.0, 7.0, 1e9, np.inf]
     found, table = embed(TimeEmbedding(6, 7), days)
@@ -162,28 +115,21 @@ def test_linear_bins_are_weeks_and_longer_times_share_the_last():
     np.testing.assert_array_equal(weeks, [min(day // 7, 52) for day in range(400)])
 
 
-@pytest.mark.parametrize(
-    ("column", "key", "overrides"),
-    [
-        ("time_deltas", "time_bins", {}),
-        ("time_deltas", "time_bins", {"time_bin_days": 7.0}),
-        ("dates", "date_encoding", {"date_encoding": "time2vec", "time_bins": 0}),
-    ],
-)
-def test_a_missing_column_is_named_with_the_key_that_asks_for_it(column, key, overrides):
+@pytest.mark.parametrize("overrides", [{}, {"time_bin_days": 7.0}])
+def test_a_missing_column_is_named_with_the_key_that_asks_for_it(overrides):
     batch, model = tiny.packed_batch([[6]], 8), BEHRT(tiny.config(**overrides))
     params = parameters(model)
-    given = {**tiny.named(batch), column: None}
-    with pytest.raises(ValueError, match=rf"^{column}: found None; expected \(B, L\) .*model\.{key} asks for it"):
+    given = {**tiny.named(batch), "time_deltas": None}
+    with pytest.raises(ValueError, match=r"^time_deltas: found None; expected \(B, L\) .*as model\.time_bins is 12\b"):
         model.apply(params, *tiny.columns(batch), **given)
 
 
 COLUMNS = ("ages", "visit_ids", "positions", "time_deltas", "dates")
 READ = {
     "reference": ({"time_bins": 0}, {"ages", "visit_ids", "positions"}),
-    "all": ({"date_encoding": "time2vec"}, {"ages", "visit_ids", "positions", "time_deltas", "dates"}),
-    "fixed": ({"age_encoding": "sinusoidal", "position_encoding": "sinusoidal"}, set(COLUMNS) - {"dates"}),
-    "none": ({"age_encoding": "time2vec", "position_encoding": "none", "time_bins": 0}, {"ages", "visit_ids"}),
+    "all": ({}, {"ages", "visit_ids", "positions", "time_deltas"}),
+    "fixed": ({"position_encoding": "sinusoidal"}, {"ages", "visit_ids", "positions", "time_deltas"}),
+    "none": ({"position_encoding": "none", "time_bins": 0}, {"ages", "visit_ids"}),
 }
 
 
@@ -201,13 +147,12 @@ def test_the_sum_reads_the_columns_that_the_config_names_and_no_other(name):
 
 def test_a_fixed_encoding_is_scaled_by_a_learned_number():
     batch = tiny.packed_batch([[8]], 8)
-    model = BEHRT(tiny.config(age_encoding="sinusoidal", position_encoding="sinusoidal", rotary="none"))
+    model = BEHRT(tiny.config(position_encoding="sinusoidal", rotary="none"))
     shapes = jax.eval_shape(model.init, jax.random.key(0), *tiny.columns(batch), **tiny.named(batch))
-    assert not {"ages", "positions"} & set(shapes["params"]["embedding"])
+    assert "positions" not in shapes["params"]["embedding"]
     params = parameters(model)
     embedding = params["params"]["embedding"]
-    for scale, column in (("age_scale", "ages"), ("position_scale", "positions")):
-        off = {"params": {**params["params"], "embedding": {**embedding, scale: np.float32(0.0)}}}
-        moved = batch | {column: batch[column][:, ::-1].copy()}
-        assert np.array_equal(apply(model, batch, off), apply(model, moved, off))
-        assert not np.array_equal(apply(model, batch, params), apply(model, moved, params))
+    off = {"params": {**params["params"], "embedding": {**embedding, "position_scale": np.float32(0.0)}}}
+    moved = batch | {"positions": batch["positions"][:, ::-1].copy()}
+    assert np.array_equal(apply(model, batch, off), apply(model, moved, off))
+    assert not np.array_equal(apply(model, batch, params), apply(model, moved, params))

@@ -41,15 +41,14 @@ def assert_identical(found, expected):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(("encoder", "inside"), [("transformer", ""), ("hierarchical", "visits/")])
-def test_every_dense_layer_of_the_blocks_is_adapted_and_nothing_else(encoder, inside):
-    params = parameters(classifier(encoder=encoder, num_layers=2))
+def test_every_dense_layer_of_the_blocks_is_adapted_and_nothing_else():
+    params = parameters(classifier(num_layers=2))
     factors = flatten_dict(factors_of(params, rank=3), sep="/")
-    blocks = [f"params/behrt/encoder/{inside}block_{number}/" for number in (0, 1)]
+    blocks = [f"params/behrt/encoder/block_{number}/" for number in (0, 1)]
     expected = {f"{block}{layer}/kernel/lora_{x}" for block in blocks for layer in LAYERS for x in "ab"}
     assert set(factors) == expected
-    assert factors[f"params/behrt/encoder/{inside}block_0/attention/qkv/kernel/lora_a"].shape == (16, 3)
-    assert factors[f"params/behrt/encoder/{inside}block_0/attention/qkv/kernel/lora_b"].shape == (3, 48)
+    assert factors["params/behrt/encoder/block_0/attention/qkv/kernel/lora_a"].shape == (16, 3)
+    assert factors["params/behrt/encoder/block_0/attention/qkv/kernel/lora_b"].shape == (3, 48)
 
 
 def test_it_begins_as_the_base_with_a_random_and_b_zero():

@@ -12,7 +12,7 @@ from tests.models import reference, variants
 BATCH = variants.awkward_batch()
 REAL = BATCH["patient_ids"] > 0
 ROWS = np.arange(3)[:, None]
-WITH_HEADS = ("sinusoidal ages", "hierarchical, causal", "lstm")
+WITH_HEADS = ("one head", "causal, months", "lstm")
 
 
 pytestmark = pytest.mark.usefixtures("strict_jax")

@@ -136,7 +136,6 @@ def alone(batch, row, patient):
     ("pooling", "overrides"),
     [
         *((pooling, {}) for pooling in POOLINGS),
-        ("mean", {"encoder": "hierarchical"}),
         ("mean", {"encoder": "lstm"}),
         ("attention", {"causal": True}),
     ],
@@ -182,9 +181,7 @@ def test_an_unknown_pooling_lists_the_poolings():
         embed(*model_of(), tiny.packed_batch([[4]], 8), pooling="median")
 
 
-@pytest.mark.parametrize(
-    "overrides", [{"causal": True}, {"encoder": "lstm"}, {"encoder": "hierarchical", "causal": True}]
-)
+@pytest.mark.parametrize("overrides", [{"causal": True}, {"encoder": "lstm"}])
 def test_a_first_token_that_sees_no_later_visit_is_no_patient(overrides):
     with pytest.raises(ValueError, match="pooling: found 'cls', but the first token of a causal model .* use mean"):
         embed(*model_of(**overrides), tiny.packed_batch([[4]], 8), pooling="cls")

@@ -14,21 +14,18 @@ from tests.models.drawn import apply, parameters
 
 LENGTH = 16
 PLAIN = {"visit_bias": False, "rotary": "none"}
-TIME = {"age_encoding": "time2vec", "date_encoding": "time2vec"}
 MODELS = {
     "reference": {**PLAIN, "time_bins": 53, "time_bin_days": 7.0},
-    "all of time": {**TIME, "rotary": "ages", "position_encoding": "sinusoidal"},
-    "causal": {**TIME, "causal": True},
-    "hierarchical": {**TIME, "encoder": "hierarchical"},
-    "causal hierarchical": {**TIME, "encoder": "hierarchical", "causal": True, "rotary": "ages"},
-    "lstm": {**TIME, "encoder": "lstm"},
+    "positions": {"rotary": "positions"},
+    "all of time": {"rotary": "ages", "position_encoding": "sinusoidal"},
+    "causal": {"causal": True},
+    "causal, months": {"causal": True, "rotary": "ages", "position_encoding": "none"},
+    "lstm": {"encoder": "lstm"},
 }
-BLIND = ("causal", "causal hierarchical", "lstm")  # to the future
+BLIND = ("causal", "causal, months", "lstm")  # to the future
 UNORDERED = {
-    "no rotation": {**PLAIN, **TIME, "position_encoding": "none"},
-    "rotated by age": {**TIME, "position_encoding": "none", "rotary": "ages"},
-    "hierarchical": {**TIME, "position_encoding": "none", "rotary": "ages", "encoder": "hierarchical"},
-    "hierarchical, no rotation": {**PLAIN, **TIME, "position_encoding": "none", "encoder": "hierarchical"},
+    "no rotation": {**PLAIN, "position_encoding": "none"},
+    "rotated by age": {"position_encoding": "none", "rotary": "ages"},
 }
 
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)

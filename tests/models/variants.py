@@ -14,50 +14,19 @@ PLAIN = {"visit_bias": False, "rotary": "none", "time_bins": 0}
 CONFIGS = {
     "defaults": PLAIN,
     "current recipe": {"num_heads": 4},
-    "causal, months": {
-        "causal": True,
-        "rotary": "ages",
-        "position_encoding": "none",
-        "date_encoding": "time2vec",
-        "pooling": "attention",
-    },
+    "months": {"rotary": "ages", "position_encoding": "none"},
+    "causal, months": {"causal": True, "rotary": "ages", "position_encoding": "none", "pooling": "attention"},
     "causal alone": {**PLAIN, "causal": True, "max_age": 60, "age_bin_size": 7.0},
     "sinusoidal positions": {
-        "age_encoding": "time2vec",
         "position_encoding": "sinusoidal",
         "time_bin_days": 7.0,
         "rotary": "none",
         "pooling": "max",
     },
-    "sinusoidal ages": {**PLAIN, "age_encoding": "sinusoidal", "visit_bias": True, "num_heads": 1, "pooling": "cls"},
+    "one head": {**PLAIN, "visit_bias": True, "num_heads": 1, "pooling": "cls"},
     "rotary alone": {**PLAIN, "rotary": "positions", "pooling": "attention"},
-    "all of time": {
-        "age_encoding": "time2vec",
-        "date_encoding": "time2vec",
-        "position_encoding": "sinusoidal",
-        "rotary": "ages",
-        "causal": True,
-    },
-    "hierarchical": {**PLAIN, "encoder": "hierarchical", "time_bins": 12, "pooling": "cls"},
-    "hierarchical, causal": {
-        "encoder": "hierarchical",
-        "causal": True,
-        "date_encoding": "time2vec",
-    },
-    "hierarchical, months": {
-        **PLAIN,
-        "encoder": "hierarchical",
-        "age_encoding": "sinusoidal",
-        "rotary": "ages",
-        "pooling": "max",
-    },
-    "lstm": {
-        **PLAIN,
-        "encoder": "lstm",
-        "age_encoding": "time2vec",
-        "date_encoding": "time2vec",
-        "pooling": "last",
-    },
+    "all of time": {"position_encoding": "sinusoidal", "rotary": "ages", "causal": True},
+    "lstm": {**PLAIN, "encoder": "lstm", "pooling": "last"},
     "lstm, no positions": {"encoder": "lstm", "position_encoding": "none", "pooling": "attention"},
 }
 HEADS = {
@@ -81,8 +50,8 @@ def poolings(config) -> list[str]:
 def drawn(config, heads: tuple[str, ...] = ()) -> dict:
     """Weights of a `BEHRT` with all poolings, and of heads, by name; without a run of `init`.
 
-    Float32 holds the sine of 1,000 radians to 3e-5. So that outputs can be held to 1e-5, the waves of Time2Vec are
-    slow here, not of 3 months, and where queries and keys turn once in 6 months their product is small.
+    Float32 holds the sine of 1,000 radians to 3e-5. So that outputs can be held to 1e-5, the product of queries and
+    keys is small where they turn once in 6 months.
     """
     batch = tiny.packed_batch([[2]], 2)
     columns, named = tiny.columns(batch), tiny.named(batch)
@@ -92,8 +61,6 @@ def drawn(config, heads: tuple[str, ...] = ()) -> dict:
         shapes[name] = jax.eval_shape(HEADS[name](config).init, jax.random.key(0), *columns, **named)["params"]["head"]
 
     def begin(path, leaf):
-        if path[-1].key == "frequencies":
-            return np.geomspace(1, 30, leaf.size, dtype=np.float32)
         return np.full(leaf.shape, path[-1].key == "scale", np.float32)
 
     return tiny.scattered(

@@ -22,7 +22,6 @@ LENGTH = 48
 ENCODERS = (
     {"rotary": "ages"},
     {"rotary": "none", "position_encoding": "learned"},
-    {"encoder": "hierarchical", "rotary": "ages"},
     {"encoder": "lstm", "rotary": "none"},
 )
 

@@ -132,11 +132,11 @@ def small(names=("embedding", "encoder/block_0", "encoder/block_1", "encoder/nor
     return unflatten_dict({**flat, "params/head/bias": np.ones(2, np.float32)}, sep="/")
 
 
-@pytest.mark.parametrize("encoder", ["transformer", "hierarchical", "lstm"])
+@pytest.mark.parametrize("encoder", ["transformer", "lstm"])
 def test_the_rate_falls_from_the_head_to_the_embeddings(encoder):
     shapes = jax.eval_shape(functools.partial(initialize, classifier(encoder)), jax.random.key(0))
     found = flatten_dict(layer_lr_scales(shapes, decay=0.5), sep="/")
-    expected = {"head": 1, "attention_pooling": 1, "encoder/norm": 1, "visits/norm": 1, "embedding": 0.5**4}
+    expected = {"head": 1, "attention_pooling": 1, "encoder/norm": 1, "embedding": 0.5**4}
     expected |= {f"{name}_{n}": 0.5 ** (3 - n) for name in ("block", "layer") for n in range(3)}
     for path, scale in found.items():
         (matching,) = {value for part, value in expected.items() if f"/{part}/" in path}

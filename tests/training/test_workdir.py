@@ -364,6 +364,41 @@ def test_an_older_workdir_goes_on_under_the_names_of_today(tmp_path):
         workdir.open_workdir(tmp_path, *run_of(config(train__num_steps=77)), vocabulary())
 
 
+REMOVED_KEYS = {"age_encoding": "bins", "date_encoding": "none"}
+
+
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_a_run_with_keys_that_were_removed_since_resumes_if_it_left_them_at_their_defaults(tmp_path, is_flat):
+    workdir.open_workdir(tmp_path, *run_of(config()), vocabulary())
+    content = json.loads((tmp_path / "config.json").read_text())
+    older = as_older(config().to_dict()) if is_flat else content
+    (older if is_flat else older["recipe"])["model"] |= REMOVED_KEYS
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    assert config_file.read(tmp_path) == run_of(config())
+    assert workdir.open_workdir(tmp_path, *run_of(config()), vocabulary()) is True
+    with pytest.raises(ValueError, match="model.hidden_dim: 16 there, 32 now"):
+        workdir.open_workdir(tmp_path, *run_of(config(model__hidden_dim=32)), vocabulary())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("age_encoding", "time2vec"),
+        ("age_encoding", "sinusoidal"),
+        ("date_encoding", "time2vec"),
+        ("encoder", "hierarchical"),
+    ],
+)
+def test_a_run_of_a_removed_choice_is_refused_with_the_commit_that_loads_it(tmp_path, key, value):
+    workdir.open_workdir(tmp_path, *run_of(config()), vocabulary())
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["recipe"]["model"] |= {**REMOVED_KEYS, key: value}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    removed = rf"config.json: .*\(model.{key}={value}: removed, as it measured no better \(docs/ablations.md\); "
+    with pytest.raises(ValueError, match=removed + "`git checkout f210f47` to load the run"):
+        config_file.read(tmp_path)
+
+
 def test_edges_of_the_user_are_in_the_recipe_and_fitted_ones_in_the_facts(tmp_path):
     made = recipe.read_recipe(config(objective__event_edges=(1.0,)).to_dict())
     for facts, edges in ((recipe.Facts(30), [1.0]), (recipe.Facts(30, event_edges=(2.0,)), [])):
