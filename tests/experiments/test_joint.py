@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import behrt_jax
-from behrt_jax.evaluation import plots
+from behrt_jax.evaluation.comparison import Comparison
 from behrt_jax.evaluation.loaded_run import load_run
 from behrt_jax.evaluation.next_visit import score_next_visits
 from behrt_jax.evaluation.pretrained import evaluate_run
+from behrt_jax.plots.pretraining import draw_pretraining
 from tests.experiments.conftest import JOINT, assert_same_end, evaluation_of, has_curve, metrics_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -102,19 +103,19 @@ def test_what_was_trained_predicts_next_visits_from_the_past_alone(joint):
 @pytest.mark.slow
 def test_a_run_does_not_differ_from_itself(joint, tmp_path):
     copy = shutil.copytree(joint, tmp_path / "copy")
-    result = evaluate_run(copy, "held_out", versus=str(joint), with_baselines=False, say=silent)
-    assert result["metrics"] == evaluation_of(joint)["metrics"]
-    found = result["versus"][str(joint)]
+    result = evaluate_run(copy, "held_out", compare_to=[str(joint)], with_baselines=False, say=silent)
+    assert result.own == evaluation_of(joint)["metrics"]
+    found = result.differences[str(joint)]
     compared = {"mlm/accuracy", "next_visit/average_precision", "next_visit/micro_f1", "time_to_event/loss"}
     assert compared <= set(found)
     assert {(entry["value"], entry["low"], entry["high"]) for entry in found.values()} == {(0.0, 0.0, 0.0)}
-    assert result["baselines"][str(joint)]["mlm/accuracy"] == result["metrics"]["mlm/accuracy"]
-    assert evaluation_of(copy) == result
+    assert result.baselines[str(joint)]["mlm/accuracy"] == result.own["mlm/accuracy"]
+    assert evaluation_of(copy) == result.to_dict()
 
 
 def test_only_runs_that_predict_the_same_are_compared(joint, whole, tmp_path):
     def compare(other):
-        evaluate_run(joint, "held_out", versus=str(other), with_baselines=False, say=silent)
+        evaluate_run(joint, "held_out", compare_to=[str(other)], with_baselines=False, say=silent)
 
     before = (joint / "evaluation.json").read_bytes()
     with pytest.raises(ValueError, match=r"--versus=.*/whole: has another vocabulary"):
@@ -131,11 +132,11 @@ def test_only_runs_that_predict_the_same_are_compared(joint, whole, tmp_path):
 
 def test_runs_are_compared_on_what_both_were_trained_on(joint, cut, tmp_path):
     copy = shutil.copytree(joint, tmp_path / "copy")
-    result = evaluate_run(copy, "held_out", versus=str(cut), with_baselines=False, say=silent)
-    assert {name.partition("/")[0] for name in result["versus"][str(cut)]} == {"next_visit"}
-    assert {"mlm/accuracy", "time_to_event/loss"} <= set(result["metrics"])
+    result = evaluate_run(copy, "held_out", compare_to=[str(cut)], with_baselines=False, say=silent)
+    assert {name.partition("/")[0] for name in result.differences[str(cut)]} == {"next_visit"}
+    assert {"mlm/accuracy", "time_to_event/loss"} <= set(result.own)
     theirs = evaluation_of(cut)["metrics"]["next_visit/average_precision"]
-    assert result["baselines"][str(cut)]["next_visit/average_precision"] == theirs
+    assert result.baselines[str(cut)]["next_visit/average_precision"] == theirs
 
 
 def test_patients_of_one_visit_have_no_next_visit_to_score(joint):
@@ -145,14 +146,14 @@ def test_patients_of_one_visit_have_no_next_visit_to_score(joint):
     sizes = np.bincount(patients.owners[kept], minlength=len(patients))
     columns = {name: getattr(patients, name)[kept] for name in ("codes", "visits", "minutes", "microseconds")}
     first = dataclasses.replace(patients, offsets=np.concatenate([[0], np.cumsum(sizes)]), **columns)
-    found = score_next_visits(run._replace(patients=first, say=lines.append), with_baselines=False)
-    assert found == {"metrics": {}, "baselines": {}, "versus": {}}
+    found = score_next_visits(run._replace(patients=first, say=lines.append), {}, with_baselines=False)
+    assert found == Comparison()
     assert lines == [f"next visits: not scored, as none of {len(first)} patients has a second visit with a target"]
 
 
 def test_figures_are_pictures_of_something(joint, tmp_path):
     copy = shutil.copytree(joint, tmp_path / "copy")
-    files = plots.draw(copy, "held_out")
+    files = draw_pretraining(copy, evaluation_of(copy))
     assert [file.name for file in files] == ["learning_curve.png", "reliability.png", "precision_recall.png"]
     for file in files:
         assert has_curve(file)
