@@ -66,10 +66,10 @@ def find_groups(run: Run, masked: list[scoring.MaskedBatch]) -> dict[str, np.nda
 
 def by_group(scores: bootstrap.PerTargetScores, groups: dict[str, np.ndarray]) -> dict[str, dict]:
     """Returns the accuracy in each group: `{"mlm/accuracy/sex=F": entry}`."""
-    entries = {}
+    accuracy, entries = scores.values["accuracy"], {}
     for name, rows in groups.items():
-        part = bootstrap.PerTargetScores(scores.patients[rows], {"accuracy": scores.values["accuracy"][rows]})
-        entries[f"mlm/accuracy/{name}"] = bootstrap.summarize(part, "mlm")["mlm/accuracy"]
+        part = bootstrap.PerTargetScores(scores.patients[rows], {f"accuracy/{name}": accuracy[rows]})
+        entries |= bootstrap.summarize(part, "mlm")
     return entries
 
 

@@ -52,70 +52,67 @@ def evaluate_run(
       say: receives progress messages.
 
     Returns:
-      The comparison; the oracle is one of its parts if the true hazards of the labels are known.
+      The comparison, with the oracle if the true hazards of the labels are known.
     """
     run = load(folder, splits, say)
     say("scoring")
-    models = score_models(folder, run, compare_to, with_baselines, say)
+    own, others = score_own(folder, run), score_others(run, compare_to, with_baselines, say)
     held_out, train = (run.splits[name].labels for name in ("held_out", "train"))
     data.warn_of_few(held_out, say)
     say("resampling patients")
     names, horizons = run.facts.names, run.recipe.evaluation.horizons
     measured = (held_out, train, names, horizons, find_groups(run.splits["held_out"], run.tokens))
-    estimates = {name: measure(*model, *measured) for name, model in models.items()}
-    replicates = {f"{model}: {name}": each.replicates for model, own in estimates.items() for name, each in own.items()}
+    estimates, models = measure(*own, *measured), {OWN: own, **others}
+    other_estimates = {name: measure(*model, *measured) for name, model in others.items()}
+    every = {OWN: estimates, **other_estimates}.items()
+    replicates = {f"{model}: {name}": each.replicates for model, found in every for name, each in found.items()}
     np.savez_compressed(folder / REPLICATES_FILE, allow_pickle=False, **replicates)
-    predictions, fitted = models[OWN]
-    predict.write(folder / "predictions.parquet", held_out, predictions, names, fitted, horizons)
+    predict.write(folder / "predictions.parquet", held_out, own[0], names, own[1], horizons)
+    drawn = {name: predictions for name, (predictions, _) in models.items()}
     fewest = 1 if is_synthetic(run.recipe.data.path) else MIN_PATIENTS
-    drawn = {name: predicted for name, (predicted, _) in models.items()}
     about = {"split": "held_out", "patients": len(np.unique(held_out.subject_ids))}
     about["train_patients"] = len(np.unique(train.subject_ids))
     about["evaluated"] = digests.of_evaluation(folder, setup.digest_inputs(run.splits))
-    result = compare(estimates)._replace(
+    result = compare(estimates, other_estimates)._replace(
         about=about,
-        reliability=find_reliability(predictions, held_out, names, horizons),
+        reliability=find_reliability(own[0], held_out, names, horizons),
         figures=tuple(draw(drawn, held_out, names, horizons, folder / "figures", fewest, say)),
     )
     comparison.write(folder, result)
     return result
 
 
-def score_models(
-    folder: Path, run: FinetunedModel, compare_to: Sequence[str], with_baselines: bool, say: Callable[[str], None]
-) -> dict[str, tuple[Predictions, dict]]:
-    """Predicts for held-out patients by each model, by name: first the run, which is fitted to tuning and written.
-
-    Returns:
-      The predictions of each model, and what was fitted after its training; see `predict.fit_afterwards`.
-    """
-    recipe, held_out = run.recipe, run.splits["held_out"].labels
-    logits = {name: predict.score(recipe, run.model, run.params, entries) for name, entries in run.splits.items()}
-    fitted = predict.fit_afterwards(recipe, logits, {name: part.labels for name, part in run.splits.items()})
+def score_own(folder: Path, run: FinetunedModel) -> tuple[Predictions, dict]:
+    """Predicts for held-out patients; returns what was fitted after training too, and writes it to the workdir."""
+    recipe, splits = run.recipe, run.splits
+    logits = {name: predict.score(recipe, run.model, run.params, part) for name, part in splits.items()}
+    fitted = predict.fit_afterwards(recipe, logits, {name: part.labels for name, part in splits.items()})
     (folder / workdir.FITTED_FILE).write_text(json.dumps(fitted, indent=1))
-    models = {OWN: (predict.predict(recipe.outcome, logits["held_out"], fitted), fitted)}
-    if with_baselines:
-        models |= fit_baselines(recipe, run.splits, run.tokens, say)
-    if "regression" in recipe.head.features:
-        models[REGRESSION] = predict_without_encoder(recipe, run.splits)
-    for name in compare_to:
-        models[name] = score_other(Path(name), run, say)
-    if held_out.truth is not None:
-        models[ORACLE] = ask_oracle(held_out), {}
-    return models
+    return predict.predict(recipe.outcome, logits["held_out"], fitted), fitted
 
 
-def compare(estimates: dict[str, dict[str, Estimate]]) -> Comparison:
-    """Compares the estimates of the run with those of each other model, and each model with the oracle if known."""
-    others = {name: each for name, each in estimates.items() if name != OWN}
-    differences = {name: subtract(estimates[OWN], each) for name, each in others.items()}
-    oracle, models = estimates.get(ORACLE, {}), {name: each for name, each in estimates.items() if name != ORACLE}
+def score_others(
+    run: FinetunedModel, compare_to: Sequence[str], with_baselines: bool, say: Callable[[str], None]
+) -> dict[str, tuple[Predictions, dict]]:
+    """Predicts for held-out patients by baselines, other runs and the oracle; also returns what each fitted."""
+    models = fit_baselines(run.recipe, run.splits, run.tokens, say) if with_baselines else {}
+    if "regression" in run.recipe.head.features:
+        models[REGRESSION] = predict_without_encoder(run.recipe, run.splits)
+    models |= {name: score_other(Path(name), run, say) for name in compare_to}
+    held_out = run.splits["held_out"].labels
+    return models if held_out.truth is None else {**models, ORACLE: (ask_oracle(held_out), {})}
+
+
+def compare(own: dict[str, Estimate], others: dict[str, dict[str, Estimate]]) -> Comparison:
+    """Compares the estimates of the run with those of other models, and every model with the oracle if known."""
+    baselines, oracle = {name: each for name, each in others.items() if name != ORACLE}, others.get(ORACLE, {})
+    models = {OWN: own, **baselines} if oracle else {}
     return Comparison(
-        own=bootstrap.summaries(estimates[OWN]),
-        baselines={name: bootstrap.summaries(each) for name, each in others.items() if name != ORACLE},
-        differences=differences,
+        own=bootstrap.summaries(own),
+        baselines={name: bootstrap.summaries(each) for name, each in baselines.items()},
+        differences={name: subtract(own, each) for name, each in others.items()},
         oracle=bootstrap.summaries(oracle),
-        oracle_differences={name: subtract(each, oracle) for name, each in models.items()} if oracle else {},
+        oracle_differences={name: subtract(each, oracle) for name, each in models.items()},
     )
 
 
@@ -123,21 +120,20 @@ def find_reliability(
     predictions: Predictions, labels: Labels, names: tuple[str, ...], horizons: tuple[float, ...]
 ) -> dict[str, reliability.ReliabilityCurves]:
     """Computes the reliability curves of each outcome, class or, at the last horizon, each event that occurred."""
+    patients = labels.subject_ids
     if isinstance(predictions, SurvivalPredictions):
         horizon = float(max(horizons))
-        risks, rows = predictions.risks(np.array([horizon]))[:, :, 0], (labels.days, labels.events, labels.subject_ids)
+        risks, rows = predictions.risks(np.array([horizon]))[:, :, 0], (labels.days, labels.events, patients)
         return {
             f"{name} within {horizon:g} days": reliability.of_risks(risks[:, place - 1], *rows, horizon, place)
             for place, name in enumerate(names, start=1)
             if (labels.events == place).any()
         }
-    probabilities, targets = predictions.probabilities.reshape(len(labels), -1), targets_of(labels)
-    if labels.kind == "multiclass":
-        targets = np.eye(len(names), dtype=bool)[targets]
-    columns = zip(names, probabilities.T.astype(np.float32), targets.reshape(len(labels), -1).T, strict=True)
+    targets = np.eye(len(names), dtype=bool)[targets_of(labels)] if labels.kind == "multiclass" else targets_of(labels)
+    columns = [each.reshape(len(labels), len(names), 1) for each in (predictions.probabilities, targets)]
     return {
-        name: reliability.of_probabilities(scores[:, None], outcomes[:, None], labels.subject_ids)
-        for name, scores, outcomes in columns
+        name: reliability.of_probabilities(columns[0][:, place].astype(np.float32), columns[1][:, place], patients)
+        for place, name in enumerate(names)
     }
 
 

@@ -64,11 +64,8 @@ def draw_survival(
             predicted, observed, _ = calibration_table(risk, days, causes, weights, horizon, cause, num_bins)
             tables[name] = predicted[0], observed
     estimator = "Kaplan-Meier" if len(names) == 1 else "Aalen-Johansen"
-    calibration_labels = {
-        "xlabel": f"predicted risk by {horizon:g} days",
-        "ylabel": f"observed ({estimator})",
-        "title": title,
-    }
+    calibration_labels = {"xlabel": f"predicted risk by {horizon:g} days", "ylabel": f"observed ({estimator})"}
+    calibration_labels["title"] = title
     files += draw_points(tables, risks, calibration_labels, folder / "survival_calibration.png")
 
     present = {name: place for place, name in enumerate(names, start=1) if (causes == place).any()}

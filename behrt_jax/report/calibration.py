@@ -48,14 +48,7 @@ def _draw(title: str, curve: list[dict]) -> Figure:
         axes.set(xlabel="predicted probability", ylabel="observed frequency", xlim=(0, top), ylim=(0, top))
         axes.legend(frameon=False, loc="upper left")
 
-    rows = [
-        [
-            f"{point['predicted']:.3f}",
-            f"{point['value']:.3f} [{point['low']:.3f}, {point['high']:.3f}]",
-            f"{point['n']:,}",
-        ]
-        for point in curve
-    ]
+    rows = [[f"{point['predicted']:.3f}", format_cell(point), f"{point['n']:,}"] for point in curve]
     table = Table(title, ["predicted", "observed", "predictions"], rows)
     summary = f"Predictions lie {distance:.3f} from what was observed, on average over {counts.sum():,} of them."
     return draw(f"{title}: predicted against observed", summary, table, paint, (4.2, 3.8))
