@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from behrt_jax.evaluation import tables
+from behrt_jax.metrics import bootstrap
+from behrt_jax.metrics.bootstrap import PerTargetScores
 from behrt_jax.training.workdir import EVALUATION_FILE
 
 
@@ -51,10 +53,16 @@ class Comparison(NamedTuple):
         return tables.format_result(self.to_dict())
 
 
+def of_scores(own: PerTargetScores, others: dict[str, PerTargetScores], prefix: str) -> Comparison:
+    """Compares the scores of a run with those of others at the same targets; see `bootstrap.report`."""
+    report = bootstrap.report(own, others, prefix)
+    return Comparison(own=report["metrics"], baselines=report["baselines"], differences=report["versus"])
+
+
 def join(comparisons: Iterable[Comparison]) -> Comparison:
     """Joins comparisons of several objectives; the entries of a baseline that several have are joined too."""
     *fields, _ = zip(*comparisons, strict=True)
-    return Comparison(*(functools.reduce(_merge, parts) for parts in fields))
+    return Comparison._make([*(functools.reduce(_merge, parts) for parts in fields), ()])
 
 
 def _merge(left: dict, right: dict) -> dict:

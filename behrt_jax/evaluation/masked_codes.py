@@ -11,7 +11,7 @@ from behrt_jax.data import batches
 from behrt_jax.data.dataset import Patients
 from behrt_jax.data.sexes import sexes
 from behrt_jax.evaluation import reliability
-from behrt_jax.evaluation.comparison import Comparison
+from behrt_jax.evaluation.comparison import Comparison, of_scores
 from behrt_jax.evaluation.loaded_run import Run, read_simulation, score_oracle
 from behrt_jax.metrics import bootstrap, multilabel
 from behrt_jax.objectives import scoring
@@ -45,7 +45,7 @@ def score_masked(run: Run, others: dict[str, Run], with_baselines: bool = True) 
         )
     compared = {name: masked_codes.predict(predictor, scored_batches) for name, predictor in predictors.items()}
     compared |= {name: _score(other, scored_batches)[0] for name, other in others.items()}
-    comparison = Comparison({}, *bootstrap.report(scores, compared, "mlm").values())
+    comparison = of_scores(scores, compared, "mlm")
     groups = find_groups(run, scored_batches)
     is_right = scores.values["accuracy"][:, None] > 0
     return comparison._replace(

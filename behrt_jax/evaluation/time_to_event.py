@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from behrt_jax.data import batches, event_targets, windows
-from behrt_jax.evaluation.comparison import Comparison
+from behrt_jax.evaluation.comparison import Comparison, of_scores
 from behrt_jax.evaluation.loaded_run import Run
 from behrt_jax.metrics import bootstrap
 from behrt_jax.models import inputs
@@ -34,7 +34,7 @@ def score_events(run: Run, others: dict[str, Run], with_baselines: bool = True) 
         predictors["rates of train"] = lambda columns: jnp.broadcast_to(rates, (*rows, *rates.shape[2:]))
     predictors |= {name: _predictor(other) for name, other in others.items()}
     outcomes = _outcomes(run, edges, predictors)
-    return Comparison({}, *bootstrap.report(outcomes.pop("own"), outcomes, "time_to_event").values())
+    return of_scores(outcomes.pop("own"), outcomes, "time_to_event")
 
 
 def _predictor(run: Run) -> Predictor:
