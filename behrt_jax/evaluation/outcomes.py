@@ -202,11 +202,7 @@ def draw(
     if labels.kind == "binary":
         if label_data.describe_lack(labels, "held_out"):
             return []
-        scores = {
-            name: prediction.probabilities
-            for name, prediction in models.items()
-            if isinstance(prediction, ClassPredictions)
-        }
+        scores = {name: each.probabilities for name, each in models.items() if isinstance(each, ClassPredictions)}
         return draw_classification(scores, targets_of(labels), labels.subject_ids, folder, ", ".join(names), fewest)
     horizon, files = float(max(horizons)), []
     at_horizon = {

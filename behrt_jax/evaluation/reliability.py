@@ -39,13 +39,11 @@ def of_risks(
 ) -> ReliabilityCurves:
     """Computes the curves of (N,) risks of an event by a horizon (days); see `survival.calibration_table`."""
     curves, weights = [], row_weights(patients)
-    for num_bins in dict.fromkeys(most_bins(risks, patients, fewest) for fewest in (1, MIN_PATIENTS)):
-        if num_bins:
-            table = survival.calibration_table(risks, days, causes, weights, horizon, cause, num_bins)
-            predicted, observed, mass = table
-            bins = equal_mass_bins(risks, num_bins)
-            counts = [len(np.unique(patients[bins == each])) for each in np.unique(bins)]
-            curves.append(_points(predicted[0], observed[0], observed[1:], mass[0], counts))
+    for num_bins in sorted({most_bins(risks, patients, fewest) for fewest in (1, MIN_PATIENTS)} - {0}, reverse=True):
+        predicted, observed, mass = survival.calibration_table(risks, days, causes, weights, horizon, cause, num_bins)
+        bins = equal_mass_bins(risks, num_bins)
+        counts = [len(np.unique(patients[bins == each])) for each in np.unique(bins)]
+        curves.append(_points(predicted[0], observed[0], observed[1:], mass[0], counts))
     return curves
 
 

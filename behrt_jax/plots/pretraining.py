@@ -40,7 +40,8 @@ def _draw_learning_curve(lines: list[dict], names: list[str], file: Path) -> Pat
 def _draw_reliability(curve: list[dict], file: Path) -> Path:
     """Draws the observed frequency of codes against their predicted probability, in bins of equal mass."""
     means, shares = ([point[name] for point in curve] for name in ("predicted", "value"))
-    figure, axes = _square()
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.subplots()
     lowest = max(min([*means, *(share for share in shares if share > 0)]), 1e-6)
     axes.plot([lowest, 1], [lowest, 1], color="0.7", linewidth=1)
     axes.loglog(means, [max(share, lowest) for share in shares], marker="o", linewidth=1)
@@ -50,12 +51,8 @@ def _draw_reliability(curve: list[dict], file: Path) -> Path:
 
 def _draw_precision_recall(precision: list[float], recall: list[float], file: Path) -> Path:
     """Draws the precision-recall curve over all visits and codes."""
-    figure, axes = _square()
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.subplots()
     axes.plot(recall, precision, linewidth=1.5)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1), title="Next visits: all codes")
     return save(figure, file)
-
-
-def _square():
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    return figure, figure.subplots()
