@@ -25,7 +25,7 @@ def calibration(source: Source) -> Section:
     if result is None:
         return Section("calibration", "Calibration", intro, [missing(source)])
     curves = list(result.get("reliability", {}).items())[:MOST_CURVES]
-    parts: list = [_draw(TITLES.get(name, name), finest) for name, (finest, *_) in curves]
+    parts: list = [_draw(TITLES[name] if name in TITLES else name, finest) for name, (finest, *_) in curves]
     if source.floor > 1:
         intro += f" Each point is of {source.floor} patients or more; what is of fewer is not shown."
     if is_older(result):
