@@ -2,7 +2,8 @@
 
 python -m experiments.evaluate --workdir=DIR [--versus=DIR] [--data=DIR] [--split=held_out] [--nobaselines] [--plots]
 
-A fine-tuned model is always evaluated on held-out patients, with figures; `--versus=DIR,DIR` may name several runs.
+`--versus=DIR,DIR` names several runs. A fine-tuned model is evaluated on the held-out patients of its own data, so
+`--data` and `--split` are refused, and its figures are written with and without `--plots`.
 """
 
 from pathlib import Path
@@ -17,19 +18,21 @@ from experiments import _cli
 
 def main() -> None:
     """Runs the command."""
-    options = {"split": FLAGS.split, "data": FLAGS.data, "versus": FLAGS.versus, "baselines": FLAGS.baselines}
-    evaluation = evaluate(FLAGS.workdir, **options, figures=FLAGS.plots)
-    print(evaluation.table())
-    for file in (Path(FLAGS.workdir) / EVALUATION_FILE, *evaluation.figures):
+    options = {"split": FLAGS.split, "data": FLAGS.data, "compare_to": FLAGS.versus, "baselines": FLAGS.baselines}
+    comparison = evaluate(FLAGS.workdir, **options, figures=FLAGS.plots)
+    print(comparison.table())
+    for file in (Path(FLAGS.workdir) / EVALUATION_FILE, *comparison.figures):
         print(f"written: {file}")
 
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
     flags.DEFINE_string("workdir", None, "What experiments.pretrain or experiments.finetune wrote.", required=True)
-    flags.DEFINE_list("versus", [], "The workdir of another run of the same data, to compare with.")
+    flags.DEFINE_list("versus", [], "Workdirs of other runs of the same data, to compare with.")
     flags.DEFINE_string("data", None, "Another MEDS data set to score on; default: the run's own.")
     flags.DEFINE_enum("split", "held_out", events.SPLITS, "Which patients to score.")
     flags.DEFINE_bool("baselines", True, "Fit baselines; they take some minutes.")
-    flags.DEFINE_bool("plots", False, "Also write figures: learning curve, reliability, precision and recall.")
+    flags.DEFINE_bool(
+        "plots", False, "Write figures of a pre-trained run too; those of a fine-tuned one are always written."
+    )
     _cli.run(main)

@@ -15,7 +15,7 @@ def main() -> int:
     """Runs the command."""
     folder = _cli.default_workdir(FLAGS.workdir)
     command = _cli.resume_command("finetune", folder)
-    run = finetune(FLAGS.config, folder, versus=FLAGS.versus, baselines=FLAGS.baselines, resume_with=command)
+    run = finetune(FLAGS.config, folder, compare_to=FLAGS.versus, baselines=FLAGS.baselines, resume_with=command)
     if run.evaluation:
         print(f"next: python -m experiments.predict --workdir={folder} --data=DIR --labels=FILE --output=FILE")
     return run.status

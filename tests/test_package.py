@@ -22,7 +22,7 @@ config.model.update(embedding_dim=8, hidden_dim=16, num_layers=1, num_heads=2, f
 config.data.row_length, config.train.batch_size, config.evaluation.num_mask_samples = 64, 2, 2
 before = config.to_dict()
 run = behrt_jax.pretrain(config, "run", baselines=False)
-assert run.status == 0 and run.evaluation["metrics"]["mlm/loss"]["value"] > 0 and config.to_dict() == before
+assert run.status == 0 and run.evaluation.own["mlm/loss"]["value"] > 0 and config.to_dict() == before
 assert "masked codes" in behrt_jax.evaluate("run", baselines=False).table()
 assert len(behrt_jax.load("run").vocabulary) == behrt_jax.load("run").config.model.vocab_size
 """

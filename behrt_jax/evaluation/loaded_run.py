@@ -143,12 +143,12 @@ def is_simulated(source: str | Path) -> bool:
 
 
 def score_oracle(run: Run, score: Callable[[], dict]) -> dict:
-    """Returns `{"oracle": score()}`; empty if not simulated and, with a warning, if `score` raises a ValueError."""
+    """Returns `score()`; empty if the data is not simulated and, with a warning, if `score` raises a ValueError."""
     if not is_simulated(run.source):
         return {}
     run.say("asking the oracle")
     try:
-        return {"oracle": score()}
+        return score()
     except ValueError as error:
         run.say(f"warning: the oracle is left out: {error}")
         return {}

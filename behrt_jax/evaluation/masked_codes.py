@@ -9,27 +9,30 @@ import numpy as np
 from behrt_jax.baselines import masked_codes
 from behrt_jax.data import batches
 from behrt_jax.data.dataset import Patients
+from behrt_jax.data.sexes import sexes
+from behrt_jax.evaluation import reliability
+from behrt_jax.evaluation.comparison import Comparison, of_scores
 from behrt_jax.evaluation.loaded_run import Run, read_simulation, score_oracle
-from behrt_jax.metrics import bootstrap
+from behrt_jax.metrics import bootstrap, multilabel
 from behrt_jax.objectives import scoring
 from behrt_jax.simulation import oracle
 
 BASELINE_BATCHES = 200
 
 
-def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True) -> dict:
-    """Scores a run and the baselines on the same masked codes.
+def score_masked(run: Run, others: dict[str, Run], with_baselines: bool = True) -> Comparison:
+    """Scores a run, other runs and the baselines on the same masked codes; all but the oracle by age and sex too.
 
     Args:
       run: the run to score.
-      other: another run on the same data, to compare with.
+      others: other runs on the same data, by name.
       with_baselines: whether to fit baselines.
     """
     scored_batches = list(masked_batches(run, run.patients, run.recipe.evaluation.num_mask_samples))
     if not sum(len(masked.labels) for masked in scored_batches):
         run.say(f"masked codes: not scored, as {len(run.patients):,} patients have no code to mask")
-        return {"metrics": {}, "baselines": {}, "versus": {}}
-    scores = scoring.score(scoring.make_score_step(run.task.model), run.params, scored_batches)
+        return Comparison()
+    scores, confidences = _score(run, scored_batches)
     predictors = {}
     if with_baselines:
         predictors = masked_codes.fit_baselines(
@@ -41,11 +44,33 @@ def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True
             model_steps=model_steps(run),
         )
     compared = {name: masked_codes.predict(predictor, scored_batches) for name, predictor in predictors.items()}
-    if other is not None:
-        compared["other run"] = scoring.score(scoring.make_score_step(other.task.model), other.params, scored_batches)
-    result = bootstrap.report(scores, compared, "mlm")
-    result |= score_oracle(run, lambda: bootstrap.summarize(ask_oracle(run, scored_batches), "mlm"))
-    return result
+    compared |= {name: _score(other, scored_batches)[0] for name, other in others.items()}
+    comparison = of_scores(scores, compared, "mlm")
+    groups = find_groups(run, scored_batches)
+    is_right = scores.values["accuracy"][:, None] > 0
+    return comparison._replace(
+        own=comparison.own | by_group(scores, groups),
+        baselines={name: comparison.baselines[name] | by_group(each, groups) for name, each in compared.items()},
+        oracle=score_oracle(run, lambda: bootstrap.summarize(ask_oracle(run, scored_batches), "mlm")),
+        reliability={"mlm": reliability.of_probabilities(confidences[:, None], is_right, scores.patients)},
+    )
+
+
+def find_groups(run: Run, masked: list[scoring.MaskedBatch]) -> dict[str, np.ndarray]:
+    """Returns masks of the masked codes, (n,) bool, by the age when they were recorded and by sex."""
+    ages = np.concatenate([each.batch["ages"][each.targets] for each in masked])
+    patients = np.concatenate([each.patients for each in masked])
+    cells = multilabel.group_cells(None, ages, sexes(run.patients, run.vocabulary.tokens)[patients])
+    return {name: cell[:, 0] for name, cell in cells.items() if cell.any()}
+
+
+def by_group(scores: bootstrap.PerTargetScores, groups: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Returns the accuracy in each group: `{"mlm/accuracy/sex=F": entry}`."""
+    accuracy, entries = scores.values["accuracy"], {}
+    for name, rows in groups.items():
+        part = bootstrap.PerTargetScores(scores.patients[rows], {f"accuracy/{name}": accuracy[rows]})
+        entries |= bootstrap.summarize(part, "mlm")
+    return entries
 
 
 def ask_oracle(run: Run, hidden: list[scoring.MaskedBatch]) -> bootstrap.PerTargetScores:
@@ -92,6 +117,12 @@ def masked_batches(run: Run, patients: Patients, draws: int) -> Iterator[scoring
     settings, data = run.recipe.evaluation, run.recipe.data
     plain = batches.evaluation_batches(patients, data.row_length, settings.batch_size, data.use_sep)
     return scoring.mask_batches(plain, settings.mask_rate, len(run.vocabulary), draws)
+
+
+def _score(run: Run, masked: list[scoring.MaskedBatch]) -> tuple[bootstrap.PerTargetScores, np.ndarray]:
+    """Scores a run on masked codes; also returns the probability of the most likely code, (n,)."""
+    scores = scoring.score(scoring.make_score_step(run.task.model), run.params, masked)
+    return scores, scores.values.pop("confidence")
 
 
 def _visits(masked: scoring.MaskedBatch) -> np.ndarray:

@@ -10,14 +10,15 @@ from behrt_jax.baselines.next_visit import Split
 from behrt_jax.data import next_visit_targets, windows
 from behrt_jax.data.dataset import Patients
 from behrt_jax.data.sexes import sexes
+from behrt_jax.evaluation import reliability
+from behrt_jax.evaluation.comparison import Comparison, join
 from behrt_jax.evaluation.loaded_run import Run, read_simulation, score_oracle
 from behrt_jax.metrics import bootstrap, multilabel
 from behrt_jax.objectives import scoring
 from behrt_jax.simulation import oracle
 from behrt_jax.training.pretraining import PretrainingTask
 
-METRICS = ("average_precision", "average_precision/new", "micro_f1", "recall@10", "recall@10/new")
-COMPARED = tuple(f"{multilabel.PREFIX}{metric}" for metric in METRICS)
+COMPARED = ("average_precision", "average_precision/new", "micro_f1", "recall@10", "recall@10/new")
 
 
 class Predictions(NamedTuple):
@@ -32,42 +33,35 @@ class Predictions(NamedTuple):
     scored: np.ndarray
 
 
-def score_next_visits(run: Run, other: Run | None = None, with_baselines: bool = True) -> dict:
-    """Scores a run and the baselines on the same next visits, each predicted from the history before it.
+def score_next_visits(run: Run, others: dict[str, Run], with_baselines: bool = True) -> Comparison:
+    """Scores a run, other runs and the baselines on the same next visits, each predicted from the history before it.
 
     A run trained with known visit times (`objective.known_time_share`) is also scored with the start of each next visit
     given to all models, as `next_visit_known_time/...`.
 
     Args:
       run: the run to score.
-      other: another run on the same data, to compare with.
+      others: other runs on the same data, by name.
       with_baselines: whether to fit baselines.
 
     Returns:
-      As `evaluation.pretrained.evaluate_run`; empty, with a message, if there is no visit to predict.
+      The comparison; empty, with a message, if there is no visit to predict.
     """
     train, tuning, scored = (find_examples(run, patients) for patients in (run.train, run.tuning, run.patients))
     if not len(scored.examples):
         run.say(f"next visits: not scored, as none of {len(run.patients):,} patients has a second visit with a target")
-        return {"metrics": {}, "baselines": {}, "versus": {}}
+        return Comparison()
     splits = Splits(train, tuning, scored, describe(run, scored))
-    result, days = _compare(run, other, splits, with_baselines)
-    result["metrics"] |= bootstrap.summarize(days_errors(scored, days), "next_visit")
+    comparison, days = _compare(run, others, splits, with_baselines)
     median_days = np.full(len(scored.examples), np.median(days_before(train)))
-    result["baselines"]["median days of train"] = bootstrap.summarize(days_errors(scored, median_days), "next_visit")
-    result |= score_oracle(run, lambda: bootstrap.summaries(measure(ask_oracle(run, scored), tuning, splits.described)))
+    errors = {"median days of train": bootstrap.summarize(days_errors(scored, median_days), "next_visit")}
+    own_errors = bootstrap.summarize(days_errors(scored, days), "next_visit")
+    parts = [comparison, Comparison(own=own_errors, baselines=errors)]
     if run.task.model.time_known:
         run.say("next visits, with their start known")
-        other = other if other is not None and other.task.model.time_known else None
-        known_time_result, _ = _compare(run, other, splits, with_baselines, time_known=True)
-        result["metrics"] |= _renamed(known_time_result["metrics"])
-        for part in ("baselines", "versus"):
-            for name, entries in known_time_result[part].items():
-                result[part][name] = result[part].get(name, {}) | _renamed(entries)
-        if "oracle" in result:
-            oracle_estimates = measure(ask_oracle(run, scored, time_known=True), tuning, splits.described)
-            result["oracle"] |= _renamed(bootstrap.summaries(oracle_estimates))
-    return result
+        others = {name: other for name, other in others.items() if other.task.model.time_known}
+        parts.append(_compare(run, others, splits, with_baselines, time_known=True)[0])
+    return join(parts)
 
 
 class Splits(NamedTuple):
@@ -80,10 +74,11 @@ class Splits(NamedTuple):
 
 
 def _compare(
-    run: Run, other: Run | None, splits: Splits, with_baselines: bool, time_known: bool = False
-) -> tuple[dict, np.ndarray]:
-    """Scores a run, another run and the baselines on the same inputs; returns the result and the run's days."""
-    run_predictions, days = predict(run, splits.tuning, splits.scored, time_known)
+    run: Run, others: dict[str, Run], splits: Splits, with_baselines: bool, time_known: bool = False
+) -> tuple[Comparison, np.ndarray]:
+    """Scores a run, other runs and the baselines on the same inputs; returns the comparison and the run's days."""
+    name, scored = "next_visit_known_time" if time_known else "next_visit", splits.scored
+    own, days = predict(run, splits.tuning, scored, time_known)
     predictors = {}
     if with_baselines:
         fit = next_visit.fit_with_time_known if time_known else next_visit.fit_baselines
@@ -94,26 +89,27 @@ def _compare(
             lambda name: run.say(f"fitting baselines: {name}"),
             model_examples(run, splits.train),
         )
-    compared = {
-        name: Predictions(predictor(splits.tuning), predictor(splits.scored)) for name, predictor in predictors.items()
-    }
-    if other is not None:
-        compared["other run"] = predict(other, splits.tuning, splits.scored, time_known)[0]
-    run.say("resampling patients")
-    run_estimates = measure(run_predictions, splits.tuning, splits.described)
-    result = {"metrics": bootstrap.summaries(run_estimates), "baselines": {}, "versus": {}}
-    for name, predictions in compared.items():
+    compared = {key: Predictions(predictor(splits.tuning), predictor(scored)) for key, predictor in predictors.items()}
+    compared |= {key: predict(other, splits.tuning, scored, time_known)[0] for key, other in others.items()}
+
+    def estimate(predictions: Predictions) -> dict[str, bootstrap.Estimate]:
         estimates = measure(predictions, splits.tuning, splits.described)
-        result["baselines"][name] = bootstrap.summaries(estimates)
-        result["versus"][name] = bootstrap.compare(
-            {key: run_estimates[key] for key in COMPARED if key in run_estimates}, estimates
-        )
-    return result, days
+        return {key.replace("next_visit", name, 1): each for key, each in estimates.items()}
 
-
-def _renamed(entries: dict) -> dict:
-    """Renames entries to those of next visits with a known start."""
-    return {f"next_visit_known_time/{name.removeprefix(multilabel.PREFIX)}": entry for name, entry in entries.items()}
+    run.say("resampling patients")
+    estimates, other_estimates = estimate(own), {key: estimate(each) for key, each in compared.items()}
+    differing = {key: each for key, each in estimates.items() if key.partition("/")[2] in COMPARED}
+    precision, recall, _ = multilabel.precision_recall(own.scored, scored.examples.targets)
+    targets, patients = scored.examples.targets.toarray(), scored.examples.patients
+    comparison = Comparison(
+        own=bootstrap.summaries(estimates),
+        baselines={key: bootstrap.summaries(each) for key, each in other_estimates.items()},
+        differences={key: bootstrap.compare(differing, each) for key, each in other_estimates.items()},
+        oracle=score_oracle(run, lambda: bootstrap.summaries(estimate(ask_oracle(run, scored, time_known)))),
+        reliability={name: reliability.of_probabilities(own.scored, targets, patients)},
+        precision_recall={name: {"precision": precision.tolist(), "recall": recall.tolist()}},
+    )
+    return comparison, days
 
 
 def model_examples(run: Run, train: Split) -> int:

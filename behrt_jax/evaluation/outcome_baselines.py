@@ -47,13 +47,8 @@ def fit_baselines(
     tuning_data = outcomes.Classified(*tuning, numbers["tuning"], embeddings["tuning"])
     values = {}
     for name, classify in outcomes.fit_classification(train_data, tuning_data, tokens, progress).items():
-        tuning_scores, held_out_scores = (
-            classify(*tuning, embeddings["tuning"]),
-            classify(*held_out, embeddings["held_out"]),
-        )
-        tuning_scores, held_out_scores = (
-            each[:, 1] if is_binary else each for each in (tuning_scores, held_out_scores)
-        )
+        scores = classify(*tuning, embeddings["tuning"]), classify(*held_out, embeddings["held_out"])
+        tuning_scores, held_out_scores = (each[:, 1] if is_binary else each for each in scores)
         fitted = {}
         if recipe.outcome.kind != "multi_class":
             fitted["threshold"] = classification.best_threshold(tuning_scores, classes["tuning"]).tolist()

@@ -9,11 +9,12 @@ import numpy as np
 from behrt_jax.data import histories
 from behrt_jax.data.metadata import is_synthetic
 from behrt_jax.data.sexes import sexes
-from behrt_jax.evaluation import plots_classification, plots_survival
+from behrt_jax.evaluation import comparison, reliability
+from behrt_jax.evaluation.comparison import Comparison
 from behrt_jax.evaluation.outcome_baselines import fit_baselines, predict_without_encoder
 from behrt_jax.evaluation.small_cells import MIN_PATIENTS
 from behrt_jax.finetuning import data, predict, setup
-from behrt_jax.finetuning.finetuned import load, score_other
+from behrt_jax.finetuning.finetuned import FinetunedModel, load, score_other
 from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.finetuning.predict import ClassPredictions, Predictions, SurvivalPredictions, targets_of
 from behrt_jax.labels import labels as label_data
@@ -21,10 +22,13 @@ from behrt_jax.labels.labels import Labels
 from behrt_jax.metrics import bootstrap, classification, multilabel, survival
 from behrt_jax.metrics.bootstrap import Estimate
 from behrt_jax.metrics.survival import Curves, Followed
+from behrt_jax.plots.classification import draw_classification
+from behrt_jax.plots.survival import draw_survival
 from behrt_jax.training import digests, workdir
-from behrt_jax.training.workdir import EVALUATION_FILE, REPLICATES_FILE
+from behrt_jax.training.workdir import REPLICATES_FILE
 
 CURVE_POINTS = 50
+OWN, ORACLE = "BEHRT", "oracle"
 REGRESSION = "the regression on codes alone"  # an input of the head, next to the embedding
 WITHOUT_SPREAD = "survival/d_calibration_p"  # without spread over resamples, so differences have no interval
 
@@ -32,67 +36,105 @@ WITHOUT_SPREAD = "survival/d_calibration_p"  # without spread over resamples, so
 def evaluate_run(
     folder: Path,
     splits: dict[str, LabeledHistories] | None = None,
-    versus: Sequence[str] = (),
+    compare_to: Sequence[str] = (),
     with_baselines: bool = True,
     say: Callable[[str], None] = print,
-) -> dict:
+) -> Comparison:
     """Evaluates the best checkpoint of a workdir and the baselines on held-out patients, and writes the result.
+
+    Also writes predictions, figures, and the replicates of every metric.
 
     Args:
       folder: the workdir.
       splits: its labelled histories; read from the data if not given.
-      versus: workdirs of other runs on the same labels, scored as further baselines.
+      compare_to: workdirs of other runs on the same labels, scored as further baselines.
       with_baselines: whether to fit baselines.
       say: receives progress messages.
 
     Returns:
-      As `evaluation.pretrained.evaluate_run`. If the true hazards of the labels are known, also `oracle`, the
-      difference to it under `versus`, and under `versus_oracle` the difference of each model to it: of `BEHRT`, and
-      of the baselines by name.
+      The comparison, with the oracle if the true hazards of the labels are known.
     """
     run = load(folder, splits, say)
-    held_out, train = (run.splits[name].labels for name in ("held_out", "train"))
     say("scoring")
-    recipe, names = run.recipe, run.facts.names
-    logits = {name: predict.score(recipe, run.model, run.params, entries) for name, entries in run.splits.items()}
-    fitted = predict.fit_afterwards(recipe, logits, {name: part.labels for name, part in run.splits.items()})
-    (folder / workdir.FITTED_FILE).write_text(json.dumps(fitted, indent=1))
-    predictions = predict.predict(recipe.outcome, logits["held_out"], fitted)
-    compared = fit_baselines(recipe, run.splits, run.tokens, say) if with_baselines else {}
-    if "regression" in recipe.head.features:
-        compared[REGRESSION] = predict_without_encoder(recipe, run.splits)
-    for name in versus:
-        compared[name] = score_other(Path(name), run, say)
-    if held_out.truth is not None:
-        compared["oracle"] = ask_oracle(held_out), {}
-    groups = find_groups(run.splits["held_out"], run.tokens)
+    own, others = score_own(folder, run), score_others(run, compare_to, with_baselines, say)
+    held_out, train = (run.splits[name].labels for name in ("held_out", "train"))
     data.warn_of_few(held_out, say)
     say("resampling patients")
-    measured = (held_out, train, names, recipe.evaluation.horizons, groups)
-    entries = measure(predictions, fitted, *measured)
-    result = {"split": "held_out", "patients": len(np.unique(held_out.subject_ids))}
-    result["train_patients"] = len(np.unique(train.subject_ids))
-    result["evaluated"] = digests.of_evaluation(folder, setup.digest_inputs(run.splits))
-    result |= {"metrics": bootstrap.summaries(entries), "baselines": {}, "versus": {}}
-    estimates = {"BEHRT": entries}
-    for name, (other_predictions, other_fitted) in compared.items():
-        estimates[name] = measure(other_predictions, other_fitted, *measured)
-        (result if name == "oracle" else result["baselines"])[name] = bootstrap.summaries(estimates[name])
-        result["versus"][name] = subtract(entries, estimates[name])
-    if "oracle" in estimates:
-        models = {name: each for name, each in estimates.items() if name != "oracle"}
-        result["versus_oracle"] = {name: subtract(each, estimates["oracle"]) for name, each in models.items()}
-    horizons = recipe.evaluation.horizons
-    predict.write(folder / "predictions.parquet", held_out, predictions, names, fitted, horizons)
-    models = {"BEHRT": predictions, **{name: other for name, (other, _) in compared.items()}}
-    fewest = 1 if is_synthetic(recipe.data.path) else MIN_PATIENTS
-    draw(models, held_out, names, horizons, folder / "figures", fewest, say)
-    replicates = {f"{model}: {name}": each.replicates for model, run in estimates.items() for name, each in run.items()}
+    names, horizons = run.facts.names, run.recipe.evaluation.horizons
+    measured = (held_out, train, names, horizons, find_groups(run.splits["held_out"], run.tokens))
+    estimates, models = measure(*own, *measured), {OWN: own, **others}
+    other_estimates = {name: measure(*model, *measured) for name, model in others.items()}
+    every = {OWN: estimates, **other_estimates}.items()
+    replicates = {f"{model}: {name}": each.replicates for model, found in every for name, each in found.items()}
     np.savez_compressed(folder / REPLICATES_FILE, allow_pickle=False, **replicates)
-    scratch = folder / f"{EVALUATION_FILE}.tmp"
-    scratch.write_text(json.dumps(result, indent=1))
-    scratch.replace(folder / EVALUATION_FILE)
+    predict.write(folder / "predictions.parquet", held_out, own[0], names, own[1], horizons)
+    drawn = {name: predictions for name, (predictions, _) in models.items()}
+    fewest = 1 if is_synthetic(run.recipe.data.path) else MIN_PATIENTS
+    about = {"split": "held_out", "patients": len(np.unique(held_out.subject_ids))}
+    about["train_patients"] = len(np.unique(train.subject_ids))
+    about["evaluated"] = digests.of_evaluation(folder, setup.digest_inputs(run.splits))
+    result = compare(estimates, other_estimates)._replace(
+        about=about,
+        reliability=find_reliability(own[0], held_out, names, horizons),
+        figures=tuple(draw(drawn, held_out, names, horizons, folder / "figures", fewest, say)),
+    )
+    comparison.write(folder, result)
     return result
+
+
+def score_own(folder: Path, run: FinetunedModel) -> tuple[Predictions, dict]:
+    """Predicts for held-out patients; returns what was fitted after training too, and writes it to the workdir."""
+    recipe, splits = run.recipe, run.splits
+    logits = {name: predict.score(recipe, run.model, run.params, part) for name, part in splits.items()}
+    fitted = predict.fit_afterwards(recipe, logits, {name: part.labels for name, part in splits.items()})
+    (folder / workdir.FITTED_FILE).write_text(json.dumps(fitted, indent=1))
+    return predict.predict(recipe.outcome, logits["held_out"], fitted), fitted
+
+
+def score_others(
+    run: FinetunedModel, compare_to: Sequence[str], with_baselines: bool, say: Callable[[str], None]
+) -> dict[str, tuple[Predictions, dict]]:
+    """Predicts for held-out patients by baselines, other runs and the oracle; also returns what each fitted."""
+    models = fit_baselines(run.recipe, run.splits, run.tokens, say) if with_baselines else {}
+    if "regression" in run.recipe.head.features:
+        models[REGRESSION] = predict_without_encoder(run.recipe, run.splits)
+    models |= {name: score_other(Path(name), run, say) for name in compare_to}
+    held_out = run.splits["held_out"].labels
+    return models if held_out.truth is None else {**models, ORACLE: (ask_oracle(held_out), {})}
+
+
+def compare(own: dict[str, Estimate], others: dict[str, dict[str, Estimate]]) -> Comparison:
+    """Compares the estimates of the run with those of other models, and every model with the oracle if known."""
+    baselines, oracle = {name: each for name, each in others.items() if name != ORACLE}, others.get(ORACLE, {})
+    models = {OWN: own, **baselines} if oracle else {}
+    return Comparison(
+        own=bootstrap.summaries(own),
+        baselines={name: bootstrap.summaries(each) for name, each in baselines.items()},
+        differences={name: subtract(own, each) for name, each in others.items()},
+        oracle=bootstrap.summaries(oracle),
+        oracle_differences={name: subtract(each, oracle) for name, each in models.items()},
+    )
+
+
+def find_reliability(
+    predictions: Predictions, labels: Labels, names: tuple[str, ...], horizons: tuple[float, ...]
+) -> dict[str, reliability.ReliabilityCurves]:
+    """Computes the reliability curves of each outcome, class or, at the last horizon, each event that occurred."""
+    patients = labels.subject_ids
+    if isinstance(predictions, SurvivalPredictions):
+        horizon = float(max(horizons))
+        risks, rows = predictions.risks(np.array([horizon]))[:, :, 0], (labels.days, labels.events, patients)
+        return {
+            f"{name} within {horizon:g} days": reliability.of_risks(risks[:, place - 1], *rows, horizon, place)
+            for place, name in enumerate(names, start=1)
+            if (labels.events == place).any()
+        }
+    targets = np.eye(len(names), dtype=bool)[targets_of(labels)] if labels.kind == "multiclass" else targets_of(labels)
+    columns = [each.reshape(len(labels), len(names), 1) for each in (predictions.probabilities, targets)]
+    return {
+        name: reliability.of_probabilities(columns[0][:, place].astype(np.float32), columns[1][:, place], patients)
+        for place, name in enumerate(names)
+    }
 
 
 def subtract(own: dict[str, Estimate], other: dict[str, Estimate]) -> dict[str, dict[str, float]]:
@@ -160,14 +202,8 @@ def draw(
     if labels.kind == "binary":
         if label_data.describe_lack(labels, "held_out"):
             return []
-        scores = {
-            name: prediction.probabilities
-            for name, prediction in models.items()
-            if isinstance(prediction, ClassPredictions)
-        }
-        return plots_classification.draw_classification(
-            scores, targets_of(labels), labels.subject_ids, folder, ", ".join(names), fewest
-        )
+        scores = {name: each.probabilities for name, each in models.items() if isinstance(each, ClassPredictions)}
+        return draw_classification(scores, targets_of(labels), labels.subject_ids, folder, ", ".join(names), fewest)
     horizon, files = float(max(horizons)), []
     at_horizon = {
         name: prediction.risks(np.array([horizon]))[:, :, 0]
@@ -180,5 +216,5 @@ def draw(
         risks = {model: prediction[:, place] for model, prediction in at_horizon.items()}
         where = folder if len(names) == 1 else folder / name
         rows = labels.days, labels.events, labels.subject_ids
-        files += plots_survival.draw_survival(risks, *rows, horizon, where, names, place + 1, fewest)
+        files += draw_survival(risks, *rows, horizon, where, names, place + 1, fewest)
     return files

@@ -1,16 +1,15 @@
 """Held-out metrics of a pre-trained model and its baselines."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from behrt_jax.evaluation import tables
+from behrt_jax.evaluation import comparison, tables
+from behrt_jax.evaluation.comparison import Comparison
 from behrt_jax.evaluation.loaded_run import check_comparable, load_run
 from behrt_jax.evaluation.masked_codes import score_masked
 from behrt_jax.evaluation.next_visit import score_next_visits
 from behrt_jax.evaluation.time_to_event import score_events
 from behrt_jax.training import digests, examples
-from behrt_jax.training.workdir import EVALUATION_FILE
 
 SECTIONS = {"mlm": score_masked, "next_visit": score_next_visits, "time_to_event": score_events}
 
@@ -19,50 +18,34 @@ def evaluate_run(
     folder: Path,
     split: str,
     data: str | None = None,
-    versus: str | None = None,
+    compare_to: Sequence[str] = (),
     with_baselines: bool = True,
     say: Callable[[str], None] = print,
-) -> dict:
+) -> Comparison:
     """Evaluates the best checkpoint of a workdir and the baselines on the same targets, and writes the result.
 
     Args:
       folder: the workdir.
       split: `train`, `tuning` or `held_out`.
       data: another MEDS data set to score on, with the model's vocabulary; the run's own if None.
-      versus: the workdir of another run on the same data, scored as one more baseline.
+      compare_to: workdirs of other runs on the same data, scored as further baselines.
       with_baselines: whether to fit baselines.
       say: receives progress messages.
-
-    Returns:
-      `{"split", "patients", "train_patients", "evaluated", "metrics": {NAME: ENTRY}, "baselines": {BASELINE: {NAME:
-      ENTRY}}, "versus": {BASELINE: {NAME: {"value", "low", "high"}}}}` with ENTRY `{"value", "low", "high", "n",
-      "patients"}`. `versus` holds the differences to each baseline; in an entry, `n` counts the measured targets and
-      `patients` their patients; `evaluated` is a digest of the inputs (`digests.of_evaluation`). With `data` there is
-      also its folder's name, and for simulated data `oracle`.
     """
     run = load_run(folder, split, data, say)
-    other = None if versus is None else load_run(Path(versus), split, data, say)
-    if other is not None:
-        check_comparable(run, other, str(versus))
-    result = {"split": split, "patients": len(run.patients), "train_patients": len(run.train)}
-    result |= {"evaluated": digests.of_evaluation(folder, run.digests, run.patients)}
-    result |= {} if data is None else {"data": Path(data).name}
-    result |= {"metrics": {}, "baselines": {}, "versus": {}}
-    counts = examples.count(run.task, run.patients)
+    others = {name: load_run(Path(name), split, data, say) for name in compare_to}
+    for name, other in others.items():
+        check_comparable(run, other, name)
+    about = {"split": split, "patients": len(run.patients), "train_patients": len(run.train)}
+    about |= {"evaluated": digests.of_evaluation(folder, run.digests, run.patients)}
+    about |= {} if data is None else {"data": Path(data).name}
+    parts, counts = [Comparison(about)], examples.count(run.task, run.patients)
     for name in run.task.model.objectives:
         if not counts[name]:
             say(f"{tables.TITLES[name]}: not scored, as {len(run.patients):,} patients have no {examples.NAMES[name]}")
             continue
-        compared_run = other if other is not None and name in other.task.model.objectives else None
-        section = SECTIONS[name](run, compared_run, with_baselines)
-        result["metrics"] |= section["metrics"]
-        for part in ("baselines", "versus"):
-            for baseline, entries in section[part].items():
-                label = versus if baseline == "other run" else baseline
-                result[part][label] = {**result[part].get(label, {}), **entries}
-        if "oracle" in section:
-            result["oracle"] = {**result.get("oracle", {}), **section["oracle"]}
-    scratch = folder / f"{EVALUATION_FILE}.tmp"
-    scratch.write_text(json.dumps(result, indent=1))
-    scratch.replace(folder / EVALUATION_FILE)
+        comparable = {key: other for key, other in others.items() if name in other.task.model.objectives}
+        parts.append(SECTIONS[name](run, comparable, with_baselines))
+    result = comparison.join(parts)
+    comparison.write(folder, result)
     return result

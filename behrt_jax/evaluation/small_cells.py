@@ -2,15 +2,17 @@
 
 from behrt_jax.evaluation.tables import GROUPS
 
+CURVES = ("reliability", "precision_recall")
 MIN_PATIENTS = 11  # fewest real patients behind a published or shown number; the small-cell policy of the US CMS
 
 
 def drop_small(result: dict, floor: int) -> tuple[dict, int]:
-    """Returns an evaluation without estimates of fewer than `floor` patients, and how many were suppressed.
+    """Returns an evaluation without numbers of fewer than `floor` patients, and how many entries were suppressed.
 
     If the suppressed groups of a metric together have fewer than `floor` patients, the smallest remaining group is
     suppressed too: otherwise their values could be computed from the rest. Groups without a recorded number of
-    patients, as in older evaluations, are suppressed.
+    patients, as in older evaluations, are suppressed. Of the reliability curves of a target the finest is kept whose
+    bins are all of enough patients. Curves of precision and recall, whose ends are of few, are suppressed.
     """
     if floor <= 1:
         return result, 0
@@ -27,7 +29,20 @@ def drop_small(result: dict, floor: int) -> tuple[dict, int]:
     shown = {name: keep(result[name]) for name in ("metrics", "oracle") if name in result}
     parts = [part for part in ("baselines", "versus", "versus_oracle") if part in result]
     shown |= {part: {name: keep(table) for name, table in result[part].items()} for part in parts}
-    return {**result, **shown}, len(small)
+    if "reliability" in result:
+        shown["reliability"] = keep_curves(result["reliability"], floor)
+    num_curves = sum(len(result[part]) - len(shown.get(part, {})) for part in CURVES if part in result)
+    rest = {name: part for name, part in result.items() if name not in CURVES}
+    return {**rest, **shown}, len(small) + num_curves
+
+
+def keep_curves(curves: dict[str, list], floor: int) -> dict[str, list]:
+    """Returns, by target, the first of its reliability curves with `floor` patients or more in each bin, if any."""
+    enough = {
+        name: [curve for curve in each if min(point["patients"] for point in curve) >= floor][:1]
+        for name, each in curves.items()
+    }
+    return {name: each for name, each in enough.items() if each}
 
 
 def small_names(patients: dict[str, int], floor: int) -> set[str]:

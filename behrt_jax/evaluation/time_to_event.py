@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from behrt_jax.data import batches, event_targets, windows
+from behrt_jax.evaluation.comparison import Comparison, of_scores
 from behrt_jax.evaluation.loaded_run import Run
 from behrt_jax.metrics import bootstrap
 from behrt_jax.models import inputs
@@ -17,12 +18,12 @@ FITTED_VISITS = 5000
 Predictor = Callable[[dict], jax.Array]  # maps columns to (B, K, bins, T) log rates
 
 
-def score_events(run: Run, other: Run | None = None, with_baselines: bool = True) -> dict:
-    """Scores a run's event rates after each visit, and the constant rates of train on the same visits.
+def score_events(run: Run, others: dict[str, Run], with_baselines: bool = True) -> Comparison:
+    """Scores a run's event rates after each visit, and those of other runs and of train as a whole.
 
     Args:
       run: the run to score.
-      other: another run on the same data, to compare with.
+      others: other runs on the same data, by name.
       with_baselines: whether to fit baselines.
     """
     edges = tuple(run.recipe.objective.event_edges)
@@ -31,10 +32,9 @@ def score_events(run: Run, other: Run | None = None, with_baselines: bool = True
         rates = _fit_rates(run, edges)[None, None]
         rows = (run.recipe.evaluation.batch_size, run.recipe.objective.queries_per_row)
         predictors["rates of train"] = lambda columns: jnp.broadcast_to(rates, (*rows, *rates.shape[2:]))
-    if other is not None:
-        predictors["other run"] = _predictor(other)
+    predictors |= {name: _predictor(other) for name, other in others.items()}
     outcomes = _outcomes(run, edges, predictors)
-    return bootstrap.report(outcomes.pop("own"), outcomes, "time_to_event")
+    return of_scores(outcomes.pop("own"), outcomes, "time_to_event")
 
 
 def _predictor(run: Run) -> Predictor:

@@ -17,6 +17,7 @@ from behrt_jax.metrics.bootstrap import Estimate, divide, resamples
 PREFIX = "classification/"
 CALIBRATION_BINS = 10
 NET_BENEFIT_THRESHOLDS = (0.05, 0.1, 0.2, 0.3)
+FIGURE_RESAMPLES = 200  # a drawn band or bar needs fewer than a reported interval
 CELLS = 2_000_000  # resamples times rows worked on at once
 MAX_NEWTON_STEPS = 60
 TOLERANCE = 1e-4  # of the last step; the error of Newton's method is about its square
@@ -269,6 +270,12 @@ def patient_weights(patients: np.ndarray, num_rows: int, seed: int) -> tuple[np.
         raise ValueError(f"{np.shape(patients)} patients do not fit {num_rows:,} rows")
     unique_patients, owners = np.unique(patients, return_inverse=True)
     return owners, np.vstack([np.ones((1, len(unique_patients)), np.uint16), resamples(len(unique_patients), seed)])
+
+
+def row_weights(patients: np.ndarray) -> np.ndarray:
+    """Returns how often each row counts: once in the data, then in each resample of a figure, (1 + R, N) int."""
+    owners, weights = patient_weights(patients, len(patients), seed=0)
+    return weights[: FIGURE_RESAMPLES + 1, owners].astype(int)
 
 
 def parts(groups: dict[str, np.ndarray] | None, num_rows: int) -> dict[str, np.ndarray]:

@@ -103,13 +103,6 @@ def precision_recall(probabilities: np.ndarray, targets: Targets, points: int = 
     return precision[indices], recall[indices], cuts[indices]
 
 
-def reliability(probabilities: np.ndarray, targets: Targets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the mean probability, the observed share and the number of cells of each equal-mass bin."""
-    table = calibration_table(probabilities, _dense(targets), np.zeros(len(probabilities), int))[0]
-    means, shares, cells = table[:, table[2] > 0]
-    return means / cells, shares / cells, cells.astype(int)
-
-
 def hits_at(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
     """Counts the targets among the k highest scores of each row, (N,); targets rank last among tied scores."""
     k = min(k, scores.shape[1])

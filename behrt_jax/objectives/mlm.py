@@ -168,8 +168,10 @@ def make_objective(model, config: ObjectiveConfig, has_value=None, replacement: 
 
 
 def score_masked(model, params, batch: dict[str, jax.Array], masked: Masked) -> dict[str, jax.Array]:
-    """Computes `masked_outcomes` of a model, without dropout."""
-    return masked_outcomes(_apply(model, params, batch, masked), masked)
+    """Computes `masked_outcomes` of a model, without dropout; `confidence` is the probability of the likeliest code."""
+    logits = _apply(model, params, batch, masked)
+    confidence = jax.nn.softmax(logits.astype(jnp.float32)).max(axis=-1)
+    return {**masked_outcomes(logits, masked), "confidence": confidence}
 
 
 def _apply(model, params, batch: dict[str, jax.Array], masked: Masked, dropout_key=None, method: str = "__call__"):

@@ -69,7 +69,7 @@ def _mask(key, codes, maskable, mask_rate, vocab_size):
 
 
 def make_score_step(model):
-    """Returns a jitted (params, columns, masked) -> `masked_outcomes` of each masked code, (B, K) each."""
+    """Returns a jitted (params, columns, masked) -> `mlm.score_masked` of each masked code, (B, K) each."""
     return jax.jit(lambda params, columns, masked: mlm.score_masked(model, params, columns, masked))
 
 
@@ -77,7 +77,7 @@ def score(score_step, params, masked_batches: Iterable[MaskedBatch]) -> PerTarge
     """Scores a model on masked codes.
 
     Returns:
-      The `mlm.masked_outcomes` of each masked code, with its patient.
+      The `mlm.score_masked` of each masked code, with its patient.
     """
     parts = []
     for masked_batch in masked_batches:

@@ -7,30 +7,22 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from behrt_jax.evaluation.loaded_run import load_run
 from behrt_jax.report import codes, maps, patients, run, scores
 from behrt_jax.report.calibration import calibration
 from behrt_jax.report.parts import Missing, Section
-from behrt_jax.report.scoring import Scored, score
 from behrt_jax.report.source import Source
 from behrt_jax.report.training import cost, curves
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def find_sections(source: Source, data: str | None, diseases: Path) -> list[Section]:
+def find_sections(source: Source, diseases: Path) -> list[Section]:
     """Makes the sections of a report; reports why if one cannot be made."""
-    scored = Scored({}, {})
-    if source.is_pretrained and source.prepared is not None:
-        try:
-            scored = score(load_run(source.folder, "held_out", data, source.say), source.floor)
-        except ValueError as error:
-            source.say(f"warning: held-out patients are not scored: {error}")
     return [
         attempt(source, "run", "Model and data", lambda: run.describe(source)),
         attempt(source, "results", "Results on held-out patients", lambda: scores.held_out(source)),
-        attempt(source, "calibration", "Calibration", lambda: calibration(source, scored)),
-        attempt(source, "groups", "By sex and age", lambda: scores.groups(source, scored)),
+        attempt(source, "calibration", "Calibration", lambda: calibration(source)),
+        attempt(source, "groups", "By sex and age", lambda: scores.groups(source)),
         attempt(source, "patients", "Map of the patients", lambda: maps.patient_maps(source, diseases)),
         attempt(source, "codes", "Map of the codes", lambda: codes.code_maps(source)),
         attempt(source, "examples", "Example patients", lambda: patients.examples(source)),

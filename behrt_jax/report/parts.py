@@ -8,7 +8,7 @@ from cycler import cycler
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Drawing
 
-from behrt_jax.evaluation.plots_classification import COLORS
+from behrt_jax.plots.classification import COLORS
 
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "report",  # so that the same numbers give the same file bytes

@@ -3,10 +3,8 @@
 import numpy as np
 
 from behrt_jax.evaluation import tables
-from behrt_jax.evaluation.small_cells import small_names
 from behrt_jax.evaluation.tables import Selected, format_cell, format_signed
 from behrt_jax.report.parts import Figure, Missing, Section, Table, Text, draw
-from behrt_jax.report.scoring import Scored
 from behrt_jax.report.source import Source
 
 LOWER_IS_BETTER = (*tables.LOWER_IS_BETTER, "perplexity", "calibration_error", "log_days_error")
@@ -18,6 +16,7 @@ UNITS = {
     "classification": "labels",
     "survival": "labels",
 }
+OLDER = "An older version wrote this evaluation, without {}. Evaluate the run again to have it:"
 GROUP_NAMES = {"sex": "sex", "age": "age, years", "type": "kind of code"}
 
 
@@ -25,7 +24,7 @@ def headline(source: Source) -> list:
     """Returns a sentence for each objective: its first metric, compared with the best baseline."""
     result = source.read_evaluation()
     if result is None:
-        return [_missing(source)]
+        return [missing(source)]
     if not result["metrics"]:
         return [_hidden(source)]
     sentences = []
@@ -45,8 +44,8 @@ def held_out(source: Source) -> Section:
     """Makes the section with the metrics of the run and the baselines, and their differences."""
     result, parts = source.read_evaluation(), []
     if result is None or not result["metrics"]:
-        missing = _missing(source) if result is None else _hidden(source)
-        return Section("results", "Results on held-out patients", "", [missing])
+        part = missing(source) if result is None else _hidden(source)
+        return Section("results", "Results on held-out patients", "", [part])
     for objective in tables.objectives(result):
         selected = tables.select(result, objective)
         header = ["model", *selected.columns.values()]
@@ -69,17 +68,17 @@ def held_out(source: Source) -> Section:
     return Section("results", "Results on held-out patients", intro, parts)
 
 
-def groups(source: Source, scored: Scored) -> Section:
+def groups(source: Source) -> Section:
     """Makes the section with the first metric by sex, age band and kind of code."""
     result, parts = source.read_evaluation(), []
     if result is None:
-        return Section("groups", "By sex and age", "", [_missing(source)])
+        return Section("groups", "By sex and age", "", [missing(source)])
     for objective in tables.objectives(result):
         selected = tables.select(result, objective)
         label = next(iter(selected.columns.values()))
         entries = tables.select_groups(result, selected)
-        if objective == "mlm" and not entries:
-            entries = _enough(scored.hidden_groups, source.floor)
+        if objective == "mlm" and not entries and is_older(result):
+            parts.append(missing(source, OLDER.format("accuracy of masked codes by sex and age")))
         for kind, title in GROUP_NAMES.items():
             some = {name.partition("=")[2]: each for name, each in entries.items() if name.startswith(f"{kind}=")}
             models = {"run": tables.OWN, "best": selected.best}
@@ -109,12 +108,6 @@ def judge(metric: str, difference: dict) -> str:
     if difference["low"] <= 0 <= difference["high"]:
         return "cannot be told apart"
     return "better" if (difference["value"] < 0) == metric.endswith(LOWER_IS_BETTER) else "worse"
-
-
-def _enough(found: dict[str, dict], floor: int) -> dict[str, dict]:
-    """Returns the groups with enough patients."""
-    small = small_names({f"/{name}": each["run"]["patients"] for name, each in found.items()}, floor)
-    return {name: each for name, each in found.items() if f"/{name}" not in small}
 
 
 def _cell(entry: dict) -> str:
@@ -159,5 +152,11 @@ def _hidden(source: Source) -> Text:
     return Text(f"Results are of fewer than {source.floor} held-out patients, too few to be shown of real ones.")
 
 
-def _missing(source: Source) -> Missing:
-    return Missing("The run is not evaluated yet.", f"python -m experiments.evaluate --workdir={source.folder}")
+def is_older(result: dict) -> bool:
+    """Returns whether an evaluation is of a version that wrote no reliability curves and no groups of masked codes."""
+    return "reliability" not in result
+
+
+def missing(source: Source, text: str = "The run is not evaluated yet.") -> Missing:
+    """Says what is missing, and the command that evaluates the run."""
+    return Missing(text, f"python -m experiments.evaluate --workdir={source.folder}")

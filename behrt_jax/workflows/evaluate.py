@@ -2,27 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from behrt_jax.evaluation import outcomes, plots, pretrained, tables
+from behrt_jax.evaluation import outcomes, pretrained
+from behrt_jax.evaluation.comparison import Comparison
+from behrt_jax.plots.pretraining import draw_pretraining
 from behrt_jax.training import config_file
 from behrt_jax.training.recipe import PRETRAINING
-
-
-class Evaluation(NamedTuple):
-    """The result of an evaluation.
-
-    Attributes:
-      values: the content of `evaluation.json`; see `evaluation.pretrained.evaluate_run`.
-      figures: the files drawn.
-    """
-
-    values: dict
-    figures: list[Path]
-
-    def table(self) -> str:
-        """Formats the metrics of the run and the baselines as text."""
-        return tables.format_result(self.values)
 
 
 def evaluate(
@@ -30,18 +15,18 @@ def evaluate(
     *,
     split: str = "held_out",
     data: str | None = None,
-    versus: Sequence[str] = (),
+    compare_to: Sequence[str | Path] = (),
     baselines: bool = True,
     figures: bool = False,
     say: Callable[[str], None] = print,
-) -> Evaluation:
+) -> Comparison:
     """Scores the best checkpoint of a workdir and baselines on the same targets, and writes `evaluation.json`.
 
     Args:
       workdir: written by `pretrain` or `finetune`.
       split: `train`, `tuning` or `held_out`; only `held_out` for a fine-tuned run.
       data: another MEDS data set to score a pre-trained run on; the run's own if None.
-      versus: workdirs of other runs on the same data, to compare with; at most one for a pre-trained run.
+      compare_to: workdirs of other runs on the same data, and for a fine-tuned run on the same labels.
       baselines: whether to fit baselines; they take some minutes.
       figures: whether to draw figures of a pre-trained run; those of a fine-tuned one are always drawn.
       say: receives progress messages.
@@ -49,18 +34,14 @@ def evaluate(
     Raises:
       ValueError: the workdir cannot be read, or something does not apply to its kind of run.
     """
-    folder = Path(workdir)
+    folder, others = Path(workdir), [str(other) for other in compare_to]
     if config_file.read(folder)[0].kind == PRETRAINING:
-        if len(versus) > 1:
-            raise ValueError(f"--versus={','.join(versus)}: {folder} is pre-trained; expected one other run")
-        other = versus[0] if versus else None
-        values = pretrained.evaluate_run(folder, split, data, other, baselines, say)
-        return Evaluation(values, list(plots.draw(folder, split, data)) if figures else [])
+        result = pretrained.evaluate_run(folder, split, data, others, baselines, say)
+        return result._replace(figures=tuple(draw_pretraining(folder, result.to_dict()))) if figures else result
     if data or split != "held_out":
         flag = f"--data={data}" if data else f"--split={split}"
         raise ValueError(
             f"{flag}: {folder} is fine-tuned, which is evaluated on the held-out patients of its own data; "
             "expected neither --data nor --split: for other patients use experiments.predict"
         )
-    values = outcomes.evaluate_run(folder, versus=list(versus), with_baselines=baselines, say=say)
-    return Evaluation(values, sorted((folder / "figures").glob("*")))
+    return outcomes.evaluate_run(folder, compare_to=others, with_baselines=baselines, say=say)

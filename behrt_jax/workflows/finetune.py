@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from behrt_jax.evaluation import outcomes, tables
+from behrt_jax.evaluation import outcomes
 from behrt_jax.finetuning import finetuned, labeled_histories, probe_init, setup
 from behrt_jax.training import digests, state
 from behrt_jax.training import workdir as workdirs
@@ -24,7 +24,7 @@ def finetune(
     config: ConfigDict,
     workdir: str | Path,
     *,
-    versus: Sequence[str | Path] = (),
+    compare_to: Sequence[str | Path] = (),
     baselines: bool = True,
     say: Callable[[str], None] = print,
     resume_with: str = "",
@@ -35,7 +35,7 @@ def finetune(
       config: a recipe such as `behrt_jax.recipes.survival.get_config()`, with `labels` and usually `pretrained`; it is
         not changed.
       workdir: output folder.
-      versus: workdirs of other runs of the same labels, to compare with.
+      compare_to: workdirs of other runs of the same labels, to compare with.
       baselines: whether to fit baselines for the evaluation; they take some minutes.
       say: receives progress messages.
       resume_with: how to resume after an interrupt, for the message; the same call if empty.
@@ -45,7 +45,7 @@ def finetune(
     """
     folder, task = Path(workdir), setup.setup(config, say=say)
     recipe = task.recipe
-    for other in versus:  # fails before training if the evaluation cannot use a run
+    for other in compare_to:  # fails before training if the evaluation cannot use a run
         finetuned.load_other(Path(other), recipe.labels, task.splits["held_out"].labels, lambda line: None)
     workdirs.open_workdir(folder, recipe, task.facts, task.prepared.vocabulary, task.digests, say)
     if task.regression:
@@ -69,8 +69,8 @@ def finetune(
     status = resume_and_fit(*args, resume_with or f"behrt_jax.finetune(config, '{folder}')", say)
     if status is not None:
         return TrainedRun(folder, status, None)
-    evaluation = outcomes.evaluate_run(folder, task.splits, [str(other) for other in versus], baselines, say)
-    say(tables.format_result(evaluation))
-    figures = "figures/, " if any((folder / "figures").glob("*")) else ""
+    evaluation = outcomes.evaluate_run(folder, task.splits, [str(other) for other in compare_to], baselines, say)
+    say(evaluation.table())
+    figures = "figures/, " if evaluation.figures else ""
     say(f"written to {folder}: {EVALUATION_FILE}, predictions.parquet, {figures}and what load() needs")
     return TrainedRun(folder, 0, evaluation)

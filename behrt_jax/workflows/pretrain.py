@@ -8,7 +8,8 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from behrt_jax.data import dataset
-from behrt_jax.evaluation import loaded_run, pretrained, tables
+from behrt_jax.evaluation import loaded_run, pretrained
+from behrt_jax.evaluation.comparison import Comparison
 from behrt_jax.models.behrt import count_parameters
 from behrt_jax.training import digests as input_digests
 from behrt_jax.training import pretraining, state
@@ -24,12 +25,12 @@ class TrainedRun(NamedTuple):
     Attributes:
       workdir: the argument of `behrt_jax.load`.
       status: 0 if training finished, otherwise 128 plus the number of the signal that stopped it.
-      evaluation: the content of `evaluation.json`; None if the run was stopped or had already finished.
+      evaluation: metrics on held-out patients; None if the run was stopped or had already finished.
     """
 
     workdir: Path
     status: int
-    evaluation: dict | None
+    evaluation: Comparison | None
 
 
 def pretrain(
@@ -76,7 +77,7 @@ def pretrain(
     if status is not None:
         return TrainedRun(folder, status, None)
     evaluation = pretrained.evaluate_run(folder, "held_out", with_baselines=baselines, say=say)
-    say(tables.format_result(evaluation))
+    say(evaluation.table())
     outputs = f"{workdirs.EVALUATION_FILE}, metrics.jsonl, tensorboard/, checkpoints/, and what load() needs"
     say(f"written to {folder}: {outputs}")
     return TrainedRun(folder, 0, evaluation)

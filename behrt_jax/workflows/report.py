@@ -36,7 +36,7 @@ def write_report(
         ) from error
     output = Path(output or Path(workdir) / "report.html")
     run = source.load(Path(workdir), data, show_patients, say)
-    page = render(run, find_sections(run, data, Path(diseases)))
+    page = render(run, find_sections(run, Path(diseases)))
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = output.with_name(f"{output.name}.tmp")
     scratch.write_text(page, encoding="utf-8")

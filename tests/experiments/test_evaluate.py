@@ -36,9 +36,9 @@ def test_another_split_by_the_command(trained, whole, monkeypatch, capsys):
 def test_other_data(trained, whole, tmp_path):
     other = cut_data_set(tmp_path / "other", skip=50)
     result = evaluate_run(trained, "held_out", str(other), say=lambda line: None)
-    assert result["split"] == "held_out" and 8 <= result["patients"] <= 10
-    assert result["metrics"] != evaluation_of(whole[0])["metrics"]
-    assert evaluation_of(trained) == result
+    assert result.about["split"] == "held_out" and 8 <= result.about["patients"] <= 10
+    assert result.own != evaluation_of(whole[0])["metrics"]
+    assert evaluation_of(trained) == result.to_dict()
 
 
 def test_data_that_changed_since_training_is_refused(trained, tmp_path):

@@ -138,4 +138,4 @@ def test_held_out_without_a_second_visit_is_left_out_of_the_evaluation_and_the_r
     assert "warning: held_out has no next visits to predict; the evaluation will leave them out" in done.stdout
     assert "next visits: not scored, as 6 patients have no next visits to predict" in done.stdout
     result = evaluate_run(workplace.folder / "alone", "held_out", with_baselines=False, say=lambda line: None)
-    assert {name.partition("/")[0] for name in result["metrics"]} == {"mlm"}
+    assert {name.partition("/")[0] for name in result.own} == {"mlm"}

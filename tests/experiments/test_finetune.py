@@ -78,6 +78,13 @@ def test_a_run_says_what_it_found_and_what_it_reached(survival_run, deaths):
     assert "regression on codes 1 of 1: " in done.stdout
 
 
+@pytest.mark.parametrize("given", [{"data": "other"}, {"split": "tuning"}])
+def test_an_evaluation_of_other_patients_is_refused(survival_run, given):
+    ((name, value),) = given.items()
+    with pytest.raises(ValueError, match=f"--{name}={value}: .*survival is fine-tuned.* use experiments.predict"):
+        behrt_jax.evaluate(survival_run[0], **given)
+
+
 def test_the_encoder_begins_where_pre_training_stopped(workplace, deaths, joint):
     config = tiny_config("survival", workplace, deaths, pretrained=str(joint))
     task = setup.setup(config, lambda line: None)

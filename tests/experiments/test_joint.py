@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 
 import behrt_jax
-from behrt_jax.evaluation import plots
+from behrt_jax.data.sexes import sexes
+from behrt_jax.evaluation.comparison import Comparison
 from behrt_jax.evaluation.loaded_run import load_run
-from behrt_jax.evaluation.next_visit import score_next_visits
+from behrt_jax.evaluation.masked_codes import masked_batches
+from behrt_jax.evaluation.next_visit import find_examples, predict, score_next_visits
 from behrt_jax.evaluation.pretrained import evaluate_run
+from behrt_jax.models.inputs import device_columns, model_arguments
+from behrt_jax.plots.pretraining import draw_pretraining
 from tests.experiments.conftest import JOINT, assert_same_end, evaluation_of, has_curve, metrics_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+POINT = ("predicted", "value")
 WEIGHTS = {"mlm/loss": 1.0, "next_visit/loss": 0.2, "next_visit/days_loss": 0.2 * 0.1, "time_to_event/loss": 1.0}
 
 
@@ -102,19 +107,19 @@ def test_what_was_trained_predicts_next_visits_from_the_past_alone(joint):
 @pytest.mark.slow
 def test_a_run_does_not_differ_from_itself(joint, tmp_path):
     copy = shutil.copytree(joint, tmp_path / "copy")
-    result = evaluate_run(copy, "held_out", versus=str(joint), with_baselines=False, say=silent)
-    assert result["metrics"] == evaluation_of(joint)["metrics"]
-    found = result["versus"][str(joint)]
+    result = evaluate_run(copy, "held_out", compare_to=[str(joint)], with_baselines=False, say=silent)
+    assert result.own == evaluation_of(joint)["metrics"]
+    found = result.differences[str(joint)]
     compared = {"mlm/accuracy", "next_visit/average_precision", "next_visit/micro_f1", "time_to_event/loss"}
     assert compared <= set(found)
     assert {(entry["value"], entry["low"], entry["high"]) for entry in found.values()} == {(0.0, 0.0, 0.0)}
-    assert result["baselines"][str(joint)]["mlm/accuracy"] == result["metrics"]["mlm/accuracy"]
-    assert evaluation_of(copy) == result
+    assert result.baselines[str(joint)]["mlm/accuracy"] == result.own["mlm/accuracy"]
+    assert evaluation_of(copy) == result.to_dict()
 
 
 def test_only_runs_that_predict_the_same_are_compared(joint, whole, tmp_path):
     def compare(other):
-        evaluate_run(joint, "held_out", versus=str(other), with_baselines=False, say=silent)
+        evaluate_run(joint, "held_out", compare_to=[str(other)], with_baselines=False, say=silent)
 
     before = (joint / "evaluation.json").read_bytes()
     with pytest.raises(ValueError, match=r"--versus=.*/whole: has another vocabulary"):
@@ -131,11 +136,11 @@ def test_only_runs_that_predict_the_same_are_compared(joint, whole, tmp_path):
 
 def test_runs_are_compared_on_what_both_were_trained_on(joint, cut, tmp_path):
     copy = shutil.copytree(joint, tmp_path / "copy")
-    result = evaluate_run(copy, "held_out", versus=str(cut), with_baselines=False, say=silent)
-    assert {name.partition("/")[0] for name in result["versus"][str(cut)]} == {"next_visit"}
-    assert {"mlm/accuracy", "time_to_event/loss"} <= set(result["metrics"])
+    result = evaluate_run(copy, "held_out", compare_to=[str(cut)], with_baselines=False, say=silent)
+    assert {name.partition("/")[0] for name in result.differences[str(cut)]} == {"next_visit"}
+    assert {"mlm/accuracy", "time_to_event/loss"} <= set(result.own)
     theirs = evaluation_of(cut)["metrics"]["next_visit/average_precision"]
-    assert result["baselines"][str(cut)]["next_visit/average_precision"] == theirs
+    assert result.baselines[str(cut)]["next_visit/average_precision"] == theirs
 
 
 def test_patients_of_one_visit_have_no_next_visit_to_score(joint):
@@ -145,14 +150,42 @@ def test_patients_of_one_visit_have_no_next_visit_to_score(joint):
     sizes = np.bincount(patients.owners[kept], minlength=len(patients))
     columns = {name: getattr(patients, name)[kept] for name in ("codes", "visits", "minutes", "microseconds")}
     first = dataclasses.replace(patients, offsets=np.concatenate([[0], np.cumsum(sizes)]), **columns)
-    found = score_next_visits(run._replace(patients=first, say=lines.append), with_baselines=False)
-    assert found == {"metrics": {}, "baselines": {}, "versus": {}}
+    found = score_next_visits(run._replace(patients=first, say=lines.append), {}, with_baselines=False)
+    assert found == Comparison()
     assert lines == [f"next visits: not scored, as none of {len(first)} patients has a second visit with a target"]
+
+
+def test_curves_and_groups_are_those_of_the_predictions(joint):
+    """Recomputed from logits and probabilities, in bins of equal mass; and of each sex, over its masked codes."""
+    run, result = load_run(joint, "held_out", None, silent), evaluation_of(joint)
+    masked = list(masked_batches(run, run.patients, run.recipe.evaluation.num_mask_samples))
+    apply, confidences, is_right = jax.jit(run.task.model.apply), [], []
+    for each in masked:
+        (_, *columns), named = model_arguments(device_columns(each.batch))
+        logits = np.asarray(apply(run.params, each.masked.inputs, *columns, **named), np.float64)[each.targets]
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        confidences.append(1 / powers.sum(axis=1))
+        is_right.append(logits.argmax(axis=1) == each.labels)
+    split = find_examples(run, run.patients)
+    cells = predict(run, None, split)[0].scored, split.examples.targets.toarray()
+    confidences, is_right = np.concatenate(confidences), np.concatenate(is_right)
+    for name, scores, hits in (("mlm", confidences, is_right), ("next_visit", cells[0].ravel(), cells[1].ravel())):
+        finest = {key: np.array([point[key] for point in result["reliability"][name][0]]) for key in ("n", *POINT)}
+        assert finest["n"].sum() == len(scores)
+        order, ends = np.argsort(scores, kind="stable"), np.cumsum(finest["n"])[:-1]
+        for key, values in zip(POINT, (scores, hits), strict=True):
+            expected = [part.mean() for part in np.split(values[order], ends)]
+            np.testing.assert_allclose(finest[key], expected, rtol=1e-3, atol=3 / finest["n"].min())  # ties of rounding
+    sex = sexes(run.patients, run.vocabulary.tokens)[np.concatenate([each.patients for each in masked])]
+    for name in ("F", "M"):
+        entry = result["metrics"][f"mlm/accuracy/sex={name}"]
+        assert entry["value"] == pytest.approx(is_right[sex == name].mean(), abs=1e-6)
+        assert entry["n"] == (sex == name).sum()
 
 
 def test_figures_are_pictures_of_something(joint, tmp_path):
     copy = shutil.copytree(joint, tmp_path / "copy")
-    files = plots.draw(copy, "held_out")
+    files = draw_pretraining(copy, evaluation_of(copy))
     assert [file.name for file in files] == ["learning_curve.png", "reliability.png", "precision_recall.png"]
     for file in files:
         assert has_curve(file)

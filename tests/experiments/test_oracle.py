@@ -56,7 +56,7 @@ def test_the_oracle_is_above_the_model_and_every_baseline(trained, monkeypatch):
     lines = []
     result = evaluate_run(trained, "held_out", say=lines.append)
     assert lines.count("asking the oracle") == 2
-    oracle, others = result["oracle"], {"model": result["metrics"], **result["baselines"]}
+    oracle, others = result.oracle, {"model": result.own, **result.baselines}
     for metric, sign in (
         ("mlm/accuracy", 1),
         ("mlm/loss", -1),
@@ -85,8 +85,8 @@ def test_the_oracle_is_left_out_for_data_with_a_visit_that_the_world_lacks(train
     left_out = [line for line in lines if line.startswith("warning: the oracle is left out: ")]
     expected = r".*/other: holds [\d,]+ visits of these patients, the prepared data [\d,]+, or other ones; train with"
     assert len(left_out) == 2 and all(re.search(expected, line) for line in left_out)
-    assert "oracle" not in result and {"mlm/loss", "next_visit/loss"} <= set(result["metrics"])
-    assert json.loads((copy / "evaluation.json").read_text()) == result
+    assert not result.oracle and {"mlm/loss", "next_visit/loss"} <= set(result.own)
+    assert json.loads((copy / "evaluation.json").read_text()) == result.to_dict()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 
 from behrt_jax.data import events
 from behrt_jax.data.hashing import hash_integers
-from behrt_jax.evaluation import outcomes, plots_survival
+from behrt_jax.evaluation import outcomes
 from behrt_jax.evaluation.small_cells import MIN_PATIENTS
 from behrt_jax.finetuning import data as labeled_data
 from behrt_jax.finetuning import predict, setup
@@ -207,9 +207,9 @@ def evaluate(workplace, tmp_path, monkeypatch):
         own = FinetunedModel(task.recipe, task.facts, task.prepared.vocabulary.tokens, task.model, None, task.splits)
         monkeypatch.setattr(outcomes, "load", lambda *given: own)
         result = outcomes.evaluate_run(tmp_path, with_baselines=False, say=said.append)
-        assert evaluation_of(tmp_path) == json.loads(json.dumps(result))
+        assert evaluation_of(tmp_path) == json.loads(json.dumps(result.to_dict()))
         assert pl.read_parquet(tmp_path / "predictions.parquet").height == len(task.splits["held_out"].labels)
-        return result["metrics"], [line for line in said if line.startswith("warning")]
+        return result.own, [line for line in said if line.startswith("warning")]
 
     return run
 
@@ -236,8 +236,8 @@ def test_held_out_labels_without_an_event(table, evaluate, tmp_path):
 def test_held_out_labels_without_one_of_two_causes(table, evaluate, tmp_path, monkeypatch):
     """The other, second by name, is measured and drawn; few patients have it, which is said."""
     monkeypatch.setattr(outcomes, "MIN_PATIENTS", 1)  # of real patients, so few are not drawn
-    drawn, original = [], plots_survival.draw_survival
-    monkeypatch.setattr(plots_survival, "draw_survival", lambda *given: drawn.append(given[0]) or original(*given))
+    drawn, original = [], outcomes.draw_survival
+    monkeypatch.setattr(outcomes, "draw_survival", lambda *given: drawn.append(given[0]) or original(*given))
     falls = (pl.col("split") == "held_out") | (pl.col("prediction_time") == january(2010))
     cause = pl.when(pl.col("event") & falls).then(pl.lit("stroke")).when("event").then(pl.lit("death"))
     found, warnings = evaluate("survival", table.with_columns(event=cause))

@@ -5,7 +5,6 @@ import os
 import shutil
 import struct
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -14,8 +13,10 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
 import behrt_jax
+from behrt_jax.evaluation import loaded_run
 from behrt_jax.evaluation.small_cells import MIN_PATIENTS
 from behrt_jax.evaluation.tables import Selected, format_cell, format_signed
+from behrt_jax.objectives import scoring
 from behrt_jax.report import calibration, layout, patients, scores
 from behrt_jax.report import codes as report_codes
 from behrt_jax.report import maps as report_maps
@@ -23,10 +24,8 @@ from behrt_jax.report import page as report_page
 from behrt_jax.report import source as report_source
 from behrt_jax.report.layout import SIDE, Colouring
 from behrt_jax.report.scores import judge
-from behrt_jax.report.scoring import Scored, reliability
 from behrt_jax.report.training import format_time, session_seconds
-from behrt_jax.training.recipe import Facts, OutcomeEvaluationConfig
-from tests.experiments.conftest import NUM_STEPS
+from tests.experiments.conftest import NUM_STEPS, evaluation_of
 
 SECTIONS = ("run", "results", "calibration", "groups", "patients", "codes", "examples", "curves", "cost")
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=\"alert('2')\"> & \u2028 {{ 7 * 7 }}"
@@ -77,7 +76,7 @@ def plane(vectors, seed, say):
 def write_page(folder, output, data=None, show_patients=None) -> str:
     said = []
     source = report_source.load(folder, data, show_patients, said.append)
-    text = report_page.render(source, report_page.find_sections(source, data, report_maps.DISEASES))
+    text = report_page.render(source, report_page.find_sections(source, report_maps.DISEASES))
     output.write_text(text, encoding="utf-8")
     return text
 
@@ -246,6 +245,9 @@ def test_cells_hold_as_many_as_they_say():
     assert not len(few) and not len(sizes)
 
 
+COARSE = {"value": 0.45678, "low": 0.44567, "high": 0.46789, "n": 4397, "patients": 300, "predicted": 0.5}
+
+
 def planted(run, folder, data):
     """A copy of a run of many held-out patients; but one has the oldest band alone, in 76 rows, and one sex is of 9."""
     shutil.copytree(run, folder)
@@ -258,6 +260,7 @@ def planted(run, folder, data):
     versus = {name: {"value": 0.0321, "low": 0.0123, "high": 0.0456} for name in metrics}
     result = {"split": "held_out", "patients": 300, "metrics": metrics}
     result |= {"baselines": {"linear": metrics}, "versus": {"linear": versus}}
+    result["reliability"] = {"mlm": [[{**one, "predicted": 0.9}, {**entry, "predicted": 0.4}], [COARSE]]}
     (folder / "evaluation.json").write_text(json.dumps(result))
     config = json.loads((folder / "config.json").read_text())
     config["recipe"]["data"]["path"] = str(data)
@@ -272,33 +275,42 @@ def test_a_group_of_one_real_patient_is_shown_nowhere(explained, workplace, tmp_
     rare = {code for code, number in zip(vocabulary.codes, vocabulary.patients, strict=True) if number < MIN_PATIENTS}
     assert rare
     page = Page(text := write_page(tmp_path / "run", tmp_path / "report.html"))
-    assert large in page.cells and not {one, few, next_smallest} & set(page.cells)
+    assert {large, format_cell(COARSE)} <= set(page.cells) and not {one, few, next_smallest} & set(page.cells)
     assert not [value for value in ("0.512 [", "0.712 [", "0.662 [") if value in text]
     names = {name for each in page.json for name in [*each.get("names", ()), *each.get("codes", ())]}
     assert len(names) > 10 and not rare & (names | set(page.cells))
     shown = Page(write_page(tmp_path / "run", tmp_path / "report.html", show_patients=True))
-    assert {one, few, large, next_smallest} <= set(shown.cells)
+    assert {one, few, large, next_smallest} <= set(shown.cells) and format_cell(COARSE) not in shown.cells
     assert rare <= {name for each in shown.json for name in [*each.get("names", ()), *each.get("codes", ())]}
 
 
-def test_groups_that_the_report_scores_itself_are_of_enough_patients():
-    cells = {"sex=F": 90, "sex=M": 30, "age=0-20": 1, "age=20-40": 50, "age=40-60": 69}
-    entry = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 999}
-    scored = Scored({}, {name: {"run": {**entry, "patients": number}} for name, number in cells.items()})
-    assert list(scores._enough(scored.hidden_groups, 11)) == ["sex=F", "sex=M", "age=40-60"]
-    assert list(scores._enough(scored.hidden_groups, 1)) == list(cells)
+def test_the_report_draws_what_evaluation_wrote_and_asks_no_model(joint, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the report scored something")
 
-
-def test_points_of_reliability_are_of_enough_patients():
-    """One patient has a third of the predictions, and the highest ones: alone in bins of rows."""
-    rng = np.random.default_rng(0)
-    owners = np.concatenate([np.arange(100), np.full(50, 100)])
-    said = np.concatenate([rng.uniform(0.1, 0.4, 100), rng.uniform(0.9, 0.91, 50)]).astype(np.float32)[:, None]
-    came = rng.random(said.shape) < said
-    assert reliability(said, came, owners).predicted.max() > 0.9
-    table = reliability(said, came, owners, MIN_PATIENTS)
-    assert 0 < table.predicted.max() < 0.9 and table.counts.sum() == 150
-    assert reliability(said[:9], came[:9], owners[:9], MIN_PATIENTS) is None
+    for owner, name in ((scoring, "score"), (scoring, "predict_next_visits"), (loaded_run, "load_run")):
+        monkeypatch.setattr(owner, name, refuse)
+    folder = shutil.copytree(joint, tmp_path / "run")
+    result = evaluation_of(folder)
+    source = report_source.load(folder, None, True, lambda line: None)
+    monkeypatch.setattr(type(source.model), "apply", refuse)
+    sections = [scores.held_out(source), calibration.calibration(source), scores.groups(source)]
+    page = Page(report_page.render(source, sections))
+    assert {name.partition("/")[0] for name in result["metrics"]} == {"mlm", "next_visit", "time_to_event"}
+    groups = [name for name in result["metrics"] if name.startswith("mlm/accuracy/")]
+    assert "mlm/accuracy/sex=F" in groups and any("age=" in name for name in groups)
+    assert {format_cell(result["metrics"][name]) for name in ("mlm/accuracy", *groups)} <= set(page.cells)
+    for (finest, *_), title in zip(result["reliability"].values(), calibration.TITLES.values(), strict=False):
+        assert f"{title}: predicted against observed" in page.text
+        for point in finest:
+            row = [f"{point['predicted']:.3f}", format_cell(point), f"{point['n']:,}"]
+            assert any(page.cells[place : place + 3] == row for place in range(len(page.cells)))
+    for part in ("reliability", *groups):  # as an older version wrote it
+        result.pop(part, None) or result["metrics"].pop(part)
+    (folder / "evaluation.json").write_text(json.dumps(result))
+    older = Page(report_page.render(source, [calibration.calibration(source), scores.groups(source)]))
+    assert older.text.count("An older version wrote this evaluation, without ") == 2
+    assert older.text.count(f"python -m experiments.evaluate --workdir={folder}") == 2
 
 
 def test_what_is_missing_names_the_command_that_makes_it(workplace, whole, tmp_path):
@@ -312,7 +324,7 @@ def test_what_is_missing_names_the_command_that_makes_it(workplace, whole, tmp_p
     (folder / "config.json").write_text(json.dumps(config))
     said = []
     source = report_source.load(folder, None, None, said.append)
-    page = Page(report_page.render(source, report_page.find_sections(source, None, report_maps.DISEASES)))
+    page = Page(report_page.render(source, report_page.find_sections(source, report_maps.DISEASES)))
     assert any("--data=DIR" in line for line in said)
     assert f"python -m experiments.evaluate --workdir={folder}" in page.text
     assert f"python -m experiments.explain --workdir={folder}" in page.text
@@ -337,53 +349,6 @@ def test_outcomes_are_calibrated_and_shown(workplace, joint, deaths, tmp_path):
     assert format_cell(result["metrics"]["survival/c_index"]) in page.cells
     assert "the time to" in page.text and "within 1825 days: predicted against observed" in page.text
     assert "joint" in page.cells and str(workplace.folder) not in " ".join(page.cells)
-
-
-def source_of(folder, kind: str, names, **keys):
-    """What the section on calibration reads of a fine-tuned run."""
-    recipe = SimpleNamespace(kind=kind, evaluation=OutcomeEvaluationConfig(batch_size=8, **keys))
-    return SimpleNamespace(folder=folder, recipe=recipe, facts=Facts(30, names=names), floor=MIN_PATIENTS)
-
-
-@pytest.mark.parametrize("names", [("ill",), ("ill", "well")])
-def test_reliability_of_classes_is_that_of_their_predictions(names, tmp_path):
-    rng = np.random.default_rng(0)
-    said = rng.random((900, len(names)))
-    came = rng.random(said.shape) < said**2  # overconfident
-    columns = {"subject_id": np.arange(900) // 3}
-    if len(names) == 1:
-        columns |= {"predicted_boolean_probability": said[:, 0], "boolean_value": came[:, 0]}
-    for place, name in enumerate(names if len(names) > 1 else ()):
-        columns |= {f"probability/{name}": said[:, place], f"value/{name}": came[:, place]}
-    pl.DataFrame(columns).write_parquet(tmp_path / "predictions.parquet")
-    found = calibration._of_outcomes(source_of(tmp_path, "classification", names))
-    assert list(found) == list(names)
-    for place, table in enumerate(found.values()):
-        assert table.counts.sum() == 900 and np.ptp(table.counts) <= 1
-        order = np.argsort(said[:, place])
-        for number, rows in enumerate(np.array_split(order, len(table.counts))):
-            assert table.predicted[number] == pytest.approx(said[rows, place].mean(), abs=5e-3)
-            assert table.observed[number] == pytest.approx(came[rows, place].mean(), abs=0.05)
-        inside = (table.low <= table.predicted**2 + 0.02) & (table.predicted**2 - 0.02 <= table.high)
-        assert inside.mean() > 0.7
-
-
-def test_exact_incidences_of_competing_events_lie_on_the_diagonal(tmp_path):
-    rng, horizon = np.random.default_rng(3), 1825.0
-    x = rng.normal(size=6000)
-    rates = np.stack([np.exp(x), 2 * np.exp(0.5 * x)]) / horizon
-    until, censored = rng.exponential(1 / rates), rng.uniform(horizon / 2, 3 * horizon, 6000)
-    exact = rates / rates.sum(axis=0) * -np.expm1(-rates.sum(axis=0) * horizon)
-    days = np.minimum(until.min(axis=0), censored)
-    columns = {"subject_id": np.arange(6000), "days": days, "event": np.where(days == censored, 0, 1 + until.argmin(0))}
-    pl.DataFrame(columns | {"risk/a@1825": exact[0], "risk/b@1825": exact[1]}).write_parquet(
-        tmp_path / "predictions.parquet"
-    )
-    found = calibration._of_outcomes(source_of(tmp_path, "survival", ("a", "b"), horizons=(365.0, horizon)))
-    assert list(found) == ["a within 1825 days", "b within 1825 days"]
-    for table in found.values():
-        np.testing.assert_allclose(table.observed, table.predicted, atol=0.06)
-        assert ((table.low <= table.predicted) & (table.predicted <= table.high)).mean() > 0.7
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from behrt_jax.evaluation.plots_classification import COLORS, draw_band, draw_points, row_weights, save
-from behrt_jax.metrics.classification import equal_mass_bins, most_bins
+from behrt_jax.metrics.classification import equal_mass_bins, most_bins, row_weights
 from behrt_jax.metrics.survival import calibration_table, cumulative_incidence
+from behrt_jax.plots.classification import COLORS, draw_band, draw_points, save
 
 RISK_GROUPS = ("lowest quarter of risk", "second", "third", "highest quarter")
 DAYS_PER_YEAR = 365.25
@@ -51,11 +51,7 @@ def draw_survival(
     grid = np.linspace(0, last, POINTS)
     labels = {"title": title, "xlabel": f"{unit} since the prediction time", "xlim": (0, last / size)}
 
-    first = next(iter(risks.values()))
-    num_groups = most_bins(first, patients, fewest, len(RISK_GROUPS)) or 1
-    groups = equal_mass_bins(first, num_groups)
-    is_whole = num_groups == len(RISK_GROUPS)
-    group_names = RISK_GROUPS if is_whole else [f"{place + 1} of {num_groups}, by risk" for place in range(num_groups)]
+    groups, group_names = _risk_groups(next(iter(risks.values())), patients, fewest)
     curves = {
         group_names[group]: _curve(days, causes, weights * (groups == group), grid, cause, patients, fewest)
         for group in np.unique(groups)  # many ties may leave one empty
@@ -68,23 +64,33 @@ def draw_survival(
             predicted, observed, _ = calibration_table(risk, days, causes, weights, horizon, cause, num_bins)
             tables[name] = predicted[0], observed
     estimator = "Kaplan-Meier" if len(names) == 1 else "Aalen-Johansen"
-    calibration_labels = {
-        "xlabel": f"predicted risk by {horizon:g} days",
-        "ylabel": f"observed ({estimator})",
-        "title": title,
-    }
+    calibration_labels = {"xlabel": f"predicted risk by {horizon:g} days", "ylabel": f"observed ({estimator})"}
+    calibration_labels["title"] = title
     files += draw_points(tables, risks, calibration_labels, folder / "survival_calibration.png")
 
+    present = {name: place for place, name in enumerate(names, start=1) if (causes == place).any()}
+    incidences = {name: _curve(days, causes, weights, grid, place, patients, fewest) for name, place in present.items()}
+    return [*files, _draw_incidences(incidences, names, grid / size, labels, folder)]
+
+
+def _risk_groups(risk: np.ndarray, patients: np.ndarray, fewest: int) -> tuple[np.ndarray, Sequence[str]]:
+    """Returns the (N,) group of each row by its risk, at most four of equal mass, and the names of the groups."""
+    number = most_bins(risk, patients, fewest, len(RISK_GROUPS)) or 1
+    is_whole = number == len(RISK_GROUPS)
+    names = RISK_GROUPS if is_whole else [f"{place + 1} of {number}, by risk" for place in range(number)]
+    return equal_mass_bins(risk, number), names
+
+
+def _draw_incidences(curves, names, grid, labels, folder) -> Path:
+    """Draws the (1 + R, T) cumulative incidence of each event; returns the file."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
-    for place, name in enumerate(names):
-        if (causes == place + 1).any():
-            curve = _curve(days, causes, weights, grid, place + 1, patients, fewest)
-            draw_band(axes, grid / size, curve, place, name)
+    for name, curve in curves.items():
+        draw_band(axes, grid, curve, names.index(name), name)
     axes.set(ylabel="cumulative incidence", **labels)
     axes.set_ylim(0)
     axes.legend(frameon=False)
-    return [*files, save(figure, folder / "cumulative_incidence.png")]
+    return save(figure, folder / "cumulative_incidence.png")
 
 
 def _curve(days, causes, weights, grid, cause, patients, fewest) -> np.ndarray:

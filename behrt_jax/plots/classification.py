@@ -17,7 +17,6 @@ DPI = 150
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe & Ito: safe for colour blindness
 LINES = ("-", "--", "-.", ":")
 LEAST: dict[str, Any] = {"color": "0.5", "linewidth": 1, "linestyle": (0, (1, 2))}  # reference lines
-RESAMPLES = 200  # a drawn band needs fewer than a reported interval
 
 
 def draw_classification(
@@ -38,7 +37,7 @@ def draw_classification(
       title: title of the task.
       fewest: minimum number of patients per reliability bin.
     """
-    targets, weights = np.asarray(targets, bool), row_weights(patients)
+    targets, weights = np.asarray(targets, bool), classification.row_weights(patients)
     share, grid = targets.mean(), np.linspace(0, 1, 101)
     cuts = np.linspace(0, min(0.95, max(3 * share, 0.1)), 100)
     no_model = {"treat all": share - (1 - share) * cuts / (1 - cuts), "treat none": 0.0}
@@ -67,12 +66,6 @@ def draw_classification(
     tables = {name: _reliability(models[name], targets, weights, most) for name, most in bins.items() if most}
     labels = {"xlabel": "predicted probability", "ylabel": "observed share", "title": title}
     return [*files, *draw_points(tables, models, labels, folder / "reliability.png")]
-
-
-def row_weights(patients: np.ndarray) -> np.ndarray:
-    """Returns how often each row counts: once in the data, then in each resample of patients, (1 + R, N) int."""
-    owners, weights = classification.patient_weights(patients, len(patients), seed=0)
-    return weights[: RESAMPLES + 1, owners].astype(int)
 
 
 def draw_band(axes: Axes, grid: np.ndarray, curves: np.ndarray, place: int, label: str) -> None:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from behrt_jax.evaluation import plots_classification, plots_survival
 from behrt_jax.metrics import classification
+from behrt_jax.plots import classification as plots_classification
+from behrt_jax.plots import survival as plots_survival
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +20,7 @@ def figures(monkeypatch):
 
     for module in (plots_classification, plots_survival):
         monkeypatch.setattr(module, "save", spy)
-    monkeypatch.setattr(plots_classification, "RESAMPLES", 20)
+    monkeypatch.setattr(classification, "FIGURE_RESAMPLES", 20)
     return found
 
 
