@@ -31,21 +31,21 @@ def main() -> None:
     if number:
         metadata.check_allowed(source, FLAGS.show_patients)
     if recipe.kind == PRETRAINING:
-        run = load_run(folder, "held_out", FLAGS.data, print)
+        run = load_run(folder, "held_out", FLAGS.data)
         model, params = run.task.model, run.params
         if not {"mlm", "next_visit"} & {*model.objectives}:
             raise ValueError(f"--workdir={folder}: was trained on events alone; expected masked codes or next visits")
         make = interpret_examples.next_visits if "next_visit" in model.objectives else interpret_examples.masked_codes
         ask, examples = functools.partial(ask_run, run), functools.partial(make, run)
     else:
-        loaded = finetuned.load(folder, None, print)
+        loaded = finetuned.load(folder, None)
         model, params = loaded.model, loaded.params
         ask = functools.partial(ask_finetuned, loaded)
         make = functools.partial(interpret_examples.outcomes, folder, loaded)
-        examples = lambda number: make(ask_finetuned(loaded, number, False)[0], number, source, print)  # noqa: E731
+        examples = lambda number: make(ask_finetuned(loaded, number, False)[0], number, source)  # noqa: E731
     if FLAGS.compared:
         case, truth = ask(FLAGS.compared)
-        print(report(case, truth, methods.explain(case, model, params, print), FLAGS.seed))
+        print(report(case, truth, methods.explain(case, model, params), FLAGS.seed))
     if number:
         kind = "outcome" if recipe.kind != PRETRAINING else "next_visit" if "next_visit" in model.objectives else "mlm"
         print(f"written: {interpret_examples.write(folder, kind, source, examples(number))}")

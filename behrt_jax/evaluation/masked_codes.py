@@ -1,6 +1,7 @@
 """Masked-code evaluation: scores a run, baselines and the oracle on the same masked codes of held-out patients."""
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from behrt_jax.metrics import bootstrap
 from behrt_jax.objectives import scoring
 from behrt_jax.simulation import oracle
 
+logger = logging.getLogger(__name__)
 BASELINE_BATCHES = 200
 
 
@@ -27,7 +29,7 @@ def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True
     """
     scored_batches = list(masked_batches(run, run.patients, run.recipe.evaluation.num_mask_samples))
     if not sum(len(masked.labels) for masked in scored_batches):
-        run.say(f"masked codes: not scored, as {len(run.patients):,} patients have no code to mask")
+        logger.info(f"masked codes: not scored, as {len(run.patients):,} patients have no code to mask")
         return {"metrics": {}, "baselines": {}, "versus": {}}
     scores = scoring.score(scoring.make_score_step(run.task.model), run.params, scored_batches)
     predictors = {}
@@ -37,7 +39,6 @@ def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True
             lambda: masked_training_batches(run),
             list(masked_batches(run, run.tuning, 1)),
             len(run.vocabulary),
-            progress=lambda name: run.say(f"fitting baselines: {name}"),
             model_steps=model_steps(run),
         )
     compared = {name: masked_codes.predict(predictor, scored_batches) for name, predictor in predictors.items()}

@@ -1,5 +1,6 @@
 """Next-visit evaluation: scores a run, baselines and the oracle on held-out patients, by kind of code, age and sex."""
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from behrt_jax.objectives import scoring
 from behrt_jax.simulation import oracle
 from behrt_jax.training.pretraining import PretrainingTask
 
+logger = logging.getLogger(__name__)
 METRICS = ("average_precision", "average_precision/new", "micro_f1", "recall@10", "recall@10/new")
 COMPARED = tuple(f"{multilabel.PREFIX}{metric}" for metric in METRICS)
 
@@ -48,7 +50,9 @@ def score_next_visits(run: Run, other: Run | None = None, with_baselines: bool =
     """
     train, tuning, scored = (find_examples(run, patients) for patients in (run.train, run.tuning, run.patients))
     if not len(scored.examples):
-        run.say(f"next visits: not scored, as none of {len(run.patients):,} patients has a second visit with a target")
+        logger.info(
+            f"next visits: not scored, as none of {len(run.patients):,} patients has a second visit with a target"
+        )
         return {"metrics": {}, "baselines": {}, "versus": {}}
     splits = Splits(train, tuning, scored, describe(run, scored))
     result, days = _compare(run, other, splits, with_baselines)
@@ -57,7 +61,7 @@ def score_next_visits(run: Run, other: Run | None = None, with_baselines: bool =
     result["baselines"]["median days of train"] = bootstrap.summarize(days_errors(scored, median_days), "next_visit")
     result |= score_oracle(run, lambda: bootstrap.summaries(measure(ask_oracle(run, scored), tuning, splits.described)))
     if run.task.model.time_known:
-        run.say("next visits, with their start known")
+        logger.info("next visits, with their start known")
         other = other if other is not None and other.task.model.time_known else None
         known_time_result, _ = _compare(run, other, splits, with_baselines, time_known=True)
         result["metrics"] |= _renamed(known_time_result["metrics"])
@@ -91,7 +95,6 @@ def _compare(
             splits.train,
             splits.tuning,
             len(run.vocabulary),
-            lambda name: run.say(f"fitting baselines: {name}"),
             model_examples(run, splits.train),
         )
     compared = {
@@ -99,7 +102,7 @@ def _compare(
     }
     if other is not None:
         compared["other run"] = predict(other, splits.tuning, splits.scored, time_known)[0]
-    run.say("resampling patients")
+    logger.info("resampling patients")
     run_estimates = measure(run_predictions, splits.tuning, splits.described)
     result = {"metrics": bootstrap.summaries(run_estimates), "baselines": {}, "versus": {}}
     for name, predictions in compared.items():

@@ -1,7 +1,8 @@
 """Held-out metrics of a fine-tuned model and its baselines: `evaluation.json`, predictions and figures."""
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from behrt_jax.metrics.survival import Curves, Followed
 from behrt_jax.training import digests, workdir
 from behrt_jax.training.workdir import EVALUATION_FILE, REPLICATES_FILE
 
+logger = logging.getLogger(__name__)
 CURVE_POINTS = 50
 REGRESSION = "the regression on codes alone"  # an input of the head, next to the embedding
 WITHOUT_SPREAD = "survival/d_calibration_p"  # without spread over resamples, so differences have no interval
@@ -34,7 +36,6 @@ def evaluate_run(
     splits: dict[str, LabeledHistories] | None = None,
     versus: Sequence[str] = (),
     with_baselines: bool = True,
-    say: Callable[[str], None] = print,
 ) -> dict:
     """Evaluates the best checkpoint of a workdir and the baselines on held-out patients, and writes the result.
 
@@ -43,31 +44,30 @@ def evaluate_run(
       splits: its labelled histories; read from the data if not given.
       versus: workdirs of other runs on the same labels, scored as further baselines.
       with_baselines: whether to fit baselines.
-      say: receives progress messages.
 
     Returns:
       As `evaluation.pretrained.evaluate_run`. If the true hazards of the labels are known, also `oracle`, the
       difference to it under `versus`, and under `versus_oracle` the difference of each model to it: of `BEHRT`, and
       of the baselines by name.
     """
-    run = load(folder, splits, say)
+    run = load(folder, splits)
     held_out, train = (run.splits[name].labels for name in ("held_out", "train"))
-    say("scoring")
+    logger.info("scoring")
     recipe, names = run.recipe, run.facts.names
     logits = {name: predict.score(recipe, run.model, run.params, entries) for name, entries in run.splits.items()}
     fitted = predict.fit_afterwards(recipe, logits, {name: part.labels for name, part in run.splits.items()})
     (folder / workdir.FITTED_FILE).write_text(json.dumps(fitted, indent=1))
     predictions = predict.predict(recipe.outcome, logits["held_out"], fitted)
-    compared = fit_baselines(recipe, run.splits, run.tokens, say) if with_baselines else {}
+    compared = fit_baselines(recipe, run.splits, run.tokens) if with_baselines else {}
     if "regression" in recipe.head.features:
         compared[REGRESSION] = predict_without_encoder(recipe, run.splits)
     for name in versus:
-        compared[name] = score_other(Path(name), run, say)
+        compared[name] = score_other(Path(name), run)
     if held_out.truth is not None:
         compared["oracle"] = ask_oracle(held_out), {}
     groups = find_groups(run.splits["held_out"], run.tokens)
-    data.warn_of_few(held_out, say)
-    say("resampling patients")
+    data.warn_of_few(held_out)
+    logger.info("resampling patients")
     measured = (held_out, train, names, recipe.evaluation.horizons, groups)
     entries = measure(predictions, fitted, *measured)
     result = {"split": "held_out", "patients": len(np.unique(held_out.subject_ids))}
@@ -86,7 +86,7 @@ def evaluate_run(
     predict.write(folder / "predictions.parquet", held_out, predictions, names, fitted, horizons)
     models = {"BEHRT": predictions, **{name: other for name, (other, _) in compared.items()}}
     fewest = 1 if is_synthetic(recipe.data.path) else MIN_PATIENTS
-    draw(models, held_out, names, horizons, folder / "figures", fewest, say)
+    draw(models, held_out, names, horizons, folder / "figures", fewest)
     replicates = {f"{model}: {name}": each.replicates for model, run in estimates.items() for name, each in run.items()}
     np.savez_compressed(folder / REPLICATES_FILE, allow_pickle=False, **replicates)
     scratch = folder / f"{EVALUATION_FILE}.tmp"
@@ -151,11 +151,10 @@ def draw(
     horizons: tuple[float, ...],
     folder: Path,
     fewest: int,
-    say: Callable[[str], None] = print,
 ) -> list[Path]:
     """Draws the figures of binary or survival outcomes of models, by name; none of fewer than `fewest` patients."""
     if len(np.unique(labels.subject_ids)) < fewest:
-        say(f"figures are left out: the held-out labels are of fewer than {fewest} patients, who may be real")
+        logger.info(f"figures are left out: the held-out labels are of fewer than {fewest} patients, who may be real")
         return []
     if labels.kind == "binary":
         if label_data.describe_lack(labels, "held_out"):

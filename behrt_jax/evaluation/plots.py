@@ -17,7 +17,7 @@ def draw(folder: Path, split: str, data: str | None = None) -> list[Path]:
     target = folder / "figures"
     target.mkdir(exist_ok=True)
     files = [_draw_learning_curve(folder, target / "learning_curve.png")]
-    run = load_run(folder, split, data, say=lambda line: None)
+    run = load_run(folder, split, data)
     if "next_visit" in run.task.model.objectives:
         scored = find_examples(run, run.patients)
         if not len(scored.examples):

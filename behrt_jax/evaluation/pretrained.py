@@ -1,7 +1,7 @@
 """Held-out metrics of a pre-trained model and its baselines."""
 
 import json
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 from behrt_jax.evaluation import tables
@@ -12,6 +12,7 @@ from behrt_jax.evaluation.time_to_event import score_events
 from behrt_jax.training import digests, examples
 from behrt_jax.training.workdir import EVALUATION_FILE
 
+logger = logging.getLogger(__name__)
 SECTIONS = {"mlm": score_masked, "next_visit": score_next_visits, "time_to_event": score_events}
 
 
@@ -21,7 +22,6 @@ def evaluate_run(
     data: str | None = None,
     versus: str | None = None,
     with_baselines: bool = True,
-    say: Callable[[str], None] = print,
 ) -> dict:
     """Evaluates the best checkpoint of a workdir and the baselines on the same targets, and writes the result.
 
@@ -31,7 +31,6 @@ def evaluate_run(
       data: another MEDS data set to score on, with the model's vocabulary; the run's own if None.
       versus: the workdir of another run on the same data, scored as one more baseline.
       with_baselines: whether to fit baselines.
-      say: receives progress messages.
 
     Returns:
       `{"split", "patients", "train_patients", "evaluated", "metrics": {NAME: ENTRY}, "baselines": {BASELINE: {NAME:
@@ -40,8 +39,8 @@ def evaluate_run(
       `patients` their patients; `evaluated` is a digest of the inputs (`digests.of_evaluation`). With `data` there is
       also its folder's name, and for simulated data `oracle`.
     """
-    run = load_run(folder, split, data, say)
-    other = None if versus is None else load_run(Path(versus), split, data, say)
+    run = load_run(folder, split, data)
+    other = None if versus is None else load_run(Path(versus), split, data)
     if other is not None:
         check_comparable(run, other, str(versus))
     result = {"split": split, "patients": len(run.patients), "train_patients": len(run.train)}
@@ -51,7 +50,9 @@ def evaluate_run(
     counts = examples.count(run.task, run.patients)
     for name in run.task.model.objectives:
         if not counts[name]:
-            say(f"{tables.TITLES[name]}: not scored, as {len(run.patients):,} patients have no {examples.NAMES[name]}")
+            logger.info(
+                f"{tables.TITLES[name]}: not scored, as {len(run.patients):,} patients have no {examples.NAMES[name]}"
+            )
             continue
         compared_run = other if other is not None and name in other.task.model.objectives else None
         section = SECTIONS[name](run, compared_run, with_baselines)

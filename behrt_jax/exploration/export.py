@@ -58,7 +58,7 @@ def read_outcomes(files: list[str]) -> list[pl.DataFrame]:
         )
     tables = []
     for file, name in zip(files, names, strict=True):
-        labels = read_label_table(Path(file), print)
+        labels = read_label_table(Path(file))
         keys = ("subject_id", "prediction_time")
         if labels.kind == "survival":
             days = (pl.col("event_time") - pl.col("prediction_time")).dt.total_seconds() / 86_400

@@ -1,5 +1,6 @@
 """The patients of a run, with their histories at a date and their diseases."""
 
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from behrt_jax.labels import follow_up
 from behrt_jax.training import workdir
 from behrt_jax.training.recipe import has_prediction_token
 
+logger = logging.getLogger(__name__)
 POOLINGS = ("mean", *WEIGHTED)
 
 
@@ -34,19 +36,19 @@ class Population(NamedTuple):
 def read_population(found: workdir.LoadedRun, diseases: str, at, whole: bool) -> Population:
     """Reads the patients of a run's data and embeds them."""
     recipe, data = found.recipe, found.recipe.data
-    prepared = prepare(data, found.vocabulary, progress=print)
-    print(data_prepare.describe_coverage(prepared.report, "all"))
+    prepared = prepare(data, found.vocabulary)
+    data_prepare.log_coverage(prepared.report, "all")
     lives, split_snapshots = follow_up.read_lives(data.path), {}
     for split in events.SPLITS:
         everyone = dataset.read(prepared.folder, split)
         patients = dataset.sample(everyone, recipe.evaluation.max_patients)
         if len(patients) < len(everyone):
-            print(f"{split}: {len(patients):,} of {len(everyone):,} patients are taken (evaluation.max_patients)")
+            logger.info(f"{split}: {len(patients):,} of {len(everyone):,} patients are taken (evaluation.max_patients)")
         split_snapshots[split], left_out = snapshots.take_snapshot(
             patients, at, lives, data.row_length, has_prediction_token(recipe), whole
         )
         for reason, number in left_out.items():
-            print(f"{split}: {number:,} patients left out, {reason}")
+            logger.info(f"{split}: {number:,} patients left out, {reason}")
         if not len(split_snapshots[split].rows):
             raise ValueError(f"--at: no patient of {split} was alive with an event before; name a later date")
     pooled = {name: {} for name in POOLINGS}
@@ -65,7 +67,7 @@ def _read_groups(data: str, diseases: str, known: dict[str, snapshots.Snapshot],
     """Reads the diseases of all patients together, so that each shard is read once, and returns them by split."""
     subjects = np.concatenate([snapshot.rows.subject_ids for snapshot in known.values()])
     times = None if at is None else np.concatenate([snapshot.times for snapshot in known.values()])
-    all_groups = disease_groups.read_groups(data, diseases, subjects, times, print)
+    all_groups = disease_groups.read_groups(data, diseases, subjects, times)
     stops = np.cumsum([len(snapshot.times) for snapshot in known.values()])[:-1]
     parts = zip(np.split(all_groups.has, stops), np.split(all_groups.later, stops), strict=True)
     return {split: DiseaseGroups(all_groups.names, *part) for split, part in zip(known, parts, strict=True)}

@@ -1,5 +1,6 @@
 """Labelled histories: labels of patients, the history before each prediction time, and batches of them."""
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from behrt_jax.labels.labels import Labels
 from behrt_jax.models import inputs
 from behrt_jax.training.recipe import FinetuningRecipe, HistoryConfig
 
+logger = logging.getLogger(__name__)
 SLOTS = 32
 
 
@@ -40,7 +42,6 @@ def find_histories(
     labels: Labels,
     tokens: tuple[str, ...],
     name: str,
-    say: Callable[[str], None],
 ) -> LabeledHistories:
     """Selects the labels of the given patients, truncates histories at their prediction times, and reports counts.
 
@@ -51,7 +52,6 @@ def find_histories(
       labels: of these and of other patients.
       tokens: of the vocabulary, by id.
       name: of the patients, for messages.
-      say: called with the counts.
     """
     patient_labels = labels.take(np.flatnonzero(np.isin(labels.subject_ids, patients.subject_ids)))
     times, include_at = patient_labels.prediction_times, history.include_at
@@ -60,7 +60,7 @@ def find_histories(
     rows = data_histories.newest_visits(histories, row_length)
     if history.prediction_token and len(patient_labels):
         rows = data_histories.append_prediction_token(rows, patient_labels.prediction_times, row_length)
-    say(
+    logger.info(
         f"{name}: {len(patient_labels):,} labels of {len(np.unique(patient_labels.subject_ids)):,} patients: "
         f"{describe(patient_labels)}"
     )

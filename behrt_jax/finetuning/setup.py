@@ -1,6 +1,7 @@
 """Builds a fine-tuning task from a config: data, model with a head, objective and initial parameters."""
 
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from behrt_jax.training import workdir
 from behrt_jax.training.optimizer import layer_lr_scales, stop_frozen_gradients
 from behrt_jax.training.recipe import Facts, FinetuningRecipe, read_recipe, with_facts
 
+logger = logging.getLogger(__name__)
 KINDS = {"binary": "binary", "multiclass": "multi_class", "multilabel": "multi_label"}
 
 
@@ -71,7 +73,7 @@ def read(values: dict[str, Any]) -> FinetuningRecipe:
     return recipe
 
 
-def setup(config: ConfigDict, say: Callable[[str], None]) -> FinetuningTask:
+def setup(config: ConfigDict) -> FinetuningTask:
     """Reads the recipe of a config, its labels and data, and builds the task; the config is not changed.
 
     Raises:
@@ -81,7 +83,7 @@ def setup(config: ConfigDict, say: Callable[[str], None]) -> FinetuningTask:
     if recipe.pretrained:
         recipe, pretrained = pretrained_runs.load_pretrained(recipe)
         forecast = pretrained_runs.find_forecast(recipe, pretrained)
-    prepared, splits = data.read_splits(recipe, pretrained and pretrained.vocabulary, say, recipe.add_codes)
+    prepared, splits = data.read_splits(recipe, pretrained and pretrained.vocabulary, recipe.add_codes)
     labels = splits["train"].labels
     for split in ("train", "tuning"):
         label_data.check_learnable(splits[split].labels, split)
@@ -90,9 +92,9 @@ def setup(config: ConfigDict, say: Callable[[str], None]) -> FinetuningTask:
     digests = digest_inputs(splits, pretrained)
     num_new_codes = len(prepared.vocabulary) - len(pretrained.vocabulary) if pretrained else 0
     if pretrained:
-        say(prepare.describe_coverage(prepared.report, "train"))
+        prepare.log_coverage(prepared.report, "train")
         pretrained = pretrained_runs.add_rows(pretrained, prepared.vocabulary, recipe.data.path)
-    regression = head_features.fit(recipe.head, splits, prepared.vocabulary.tokens, say)
+    regression = head_features.fit(recipe.head, splits, prepared.vocabulary.tokens)
     splits = head_features.select(recipe.head, splits, prepared.vocabulary.tokens, regression)
     facts = find_facts(recipe, labels, len(prepared.vocabulary), forecast)
     task = build(recipe, facts, prepared, splits, pretrained and pretrained.params, num_new_codes)

@@ -1,6 +1,7 @@
 """A few-label task: its labelled histories, the pre-trained forecast, and networks trained on sampled patients."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ from behrt_jax.training.optimizer import make_optimizer
 from behrt_jax.training.recipe import Facts, FinetuningRecipe, HeadConfig, with_facts
 from behrt_jax.training.state import TrainState
 
+logger = logging.getLogger(__name__)
+
 # From scratch, all layers have the same learning rate. No labels are spent on choosing the number of steps, which is
 # the same for any number of labels.
 SCRATCH = {"layer_decay": 1.0, "head": HeadConfig()}
@@ -59,12 +62,12 @@ class Steps(NamedTuple):
     train: Callable
 
 
-def read_task(values: dict[str, Any], file: str, most: int, folder, say: Callable[[str], None]) -> Task:
+def read_task(values: dict[str, Any], file: str, most: int, folder) -> Task:
     """Reads a task, with at most `most` labels of each outcome per patient, and records its recipe in a folder.
 
     `values` are those of a recipe with the sections of both kinds of labels, `classification` and `survival`.
     """
-    labels = label_data.read_labels([file], lambda line: None)
+    labels = label_data.read_labels([file])
     scores.check_kind(labels, f"--labels={file}")
     if "regression" in values["head"]["features"]:
         raise ValueError(
@@ -74,17 +77,18 @@ def read_task(values: dict[str, Any], file: str, most: int, folder, say: Callabl
     values = {name: value for name, value in values.items() if name != other_kind}
     recipe, loaded = pretrained.load_pretrained(setup.read({**values, "labels": file}))
     forecast = pretrained.find_forecast(recipe, loaded)
-    prepared, splits = data.read_splits(recipe, loaded.vocabulary, say)
+    prepared, splits = data.read_splits(recipe, loaded.vocabulary)
     splits = head_features.select(recipe.head, splits, prepared.vocabulary.tokens)
     splits = {name: sampling.take(split, sampling.cap(split.labels, most)) for name, split in splits.items()}
     for name in ("train", "held_out"):
         label_data.check_learnable(splits[name].labels, name)
-        say(f"{name}: {len(splits[name].labels):,} labels are taken: {labeled_histories.describe(splits[name].labels)}")
-    data.warn_of_few(splits["held_out"].labels, say)
+        labels = splits[name].labels
+        logger.info(f"{name}: {len(labels):,} labels are taken: {labeled_histories.describe(labels)}")
+    data.warn_of_few(splits["held_out"].labels)
     task = Task(recipe, prepared, splits, loaded.params, forecast)
     facts = task.find_facts(splits["train"].labels, forecast)
     digests = setup.digest_inputs(splits, loaded)
-    workdir.open_workdir(folder, with_facts(recipe, facts), facts, prepared.vocabulary, digests, say)
+    workdir.open_workdir(folder, with_facts(recipe, facts), facts, prepared.vocabulary, digests)
     return task
 
 

@@ -1,6 +1,7 @@
 """The report page about a run, for a browser, a phone or print; it loads no external resources."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from behrt_jax.report.scoring import Scored, score
 from behrt_jax.report.source import Source
 from behrt_jax.report.training import cost, curves
 
+logger = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -23,9 +25,9 @@ def find_sections(source: Source, data: str | None, diseases: Path) -> list[Sect
     scored = Scored({}, {})
     if source.is_pretrained and source.prepared is not None:
         try:
-            scored = score(load_run(source.folder, "held_out", data, source.say), source.floor)
+            scored = score(load_run(source.folder, "held_out", data), source.floor)
         except ValueError as error:
-            source.say(f"warning: held-out patients are not scored: {error}")
+            logger.warning(f"held-out patients are not scored: {error}")
     return [
         attempt(source, "run", "Model and data", lambda: run.describe(source)),
         attempt(source, "results", "Results on held-out patients", lambda: scores.held_out(source)),
@@ -44,7 +46,7 @@ def attempt(source: Source, anchor: str, title: str, make: Callable[[], Section]
     try:
         return make()
     except (ValueError, OSError) as error:
-        source.say(f"warning: '{title}' is left out: {error}")
+        logger.warning(f"'{title}' is left out: {error}")
         text = "This part could not be made; the command that made the page said why. It may need the data:"
         command = f"python -m experiments.report --workdir={source.folder} --data=DIR"
         return Section(anchor, title, "", [Missing(text, command)])

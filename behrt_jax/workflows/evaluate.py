@@ -1,6 +1,6 @@
 """Evaluation: held-out metrics of a run and its baselines."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +33,6 @@ def evaluate(
     versus: Sequence[str] = (),
     baselines: bool = True,
     figures: bool = False,
-    say: Callable[[str], None] = print,
 ) -> Evaluation:
     """Scores the best checkpoint of a workdir and baselines on the same targets, and writes `evaluation.json`.
 
@@ -44,7 +43,6 @@ def evaluate(
       versus: workdirs of other runs on the same data, to compare with; at most one for a pre-trained run.
       baselines: whether to fit baselines; they take some minutes.
       figures: whether to draw figures of a pre-trained run; those of a fine-tuned one are always drawn.
-      say: receives progress messages.
 
     Raises:
       ValueError: the workdir cannot be read, or something does not apply to its kind of run.
@@ -54,7 +52,7 @@ def evaluate(
         if len(versus) > 1:
             raise ValueError(f"--versus={','.join(versus)}: {folder} is pre-trained; expected one other run")
         other = versus[0] if versus else None
-        values = pretrained.evaluate_run(folder, split, data, other, baselines, say)
+        values = pretrained.evaluate_run(folder, split, data, other, baselines)
         return Evaluation(values, list(plots.draw(folder, split, data)) if figures else [])
     if data or split != "held_out":
         flag = f"--data={data}" if data else f"--split={split}"
@@ -62,5 +60,5 @@ def evaluate(
             f"{flag}: {folder} is fine-tuned, which is evaluated on the held-out patients of its own data; "
             "expected neither --data nor --split: for other patients use experiments.predict"
         )
-    values = outcomes.evaluate_run(folder, versus=list(versus), with_baselines=baselines, say=say)
+    values = outcomes.evaluate_run(folder, versus=list(versus), with_baselines=baselines)
     return Evaluation(values, sorted((folder / "figures").glob("*")))

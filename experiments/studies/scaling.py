@@ -71,7 +71,7 @@ def read_run(folder: Path) -> dict:
 
 def count_train(config: DataConfig) -> int:
     """Counts the train patients in the data of a recipe."""
-    return prepare(config, progress=print).report["patients/train"]
+    return prepare(config).report["patients/train"]
 
 
 def by_patients(results: list[dict]) -> dict[int, dict]:

@@ -20,10 +20,6 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 WEIGHTS = {"mlm/loss": 1.0, "next_visit/loss": 0.2, "next_visit/days_loss": 0.2 * 0.1, "time_to_event/loss": 1.0}
 
 
-def silent(line):
-    del line
-
-
 def changed_copy(folder, target, facts=None, **changes):
     """Copies a workdir and changes keys of its objective, or facts, as if it had been trained with them."""
     shutil.copytree(folder, target)
@@ -102,7 +98,7 @@ def test_what_was_trained_predicts_next_visits_from_the_past_alone(joint):
 @pytest.mark.slow
 def test_a_run_does_not_differ_from_itself(joint, tmp_path):
     copy = shutil.copytree(joint, tmp_path / "copy")
-    result = evaluate_run(copy, "held_out", versus=str(joint), with_baselines=False, say=silent)
+    result = evaluate_run(copy, "held_out", versus=str(joint), with_baselines=False)
     assert result["metrics"] == evaluation_of(joint)["metrics"]
     found = result["versus"][str(joint)]
     compared = {"mlm/accuracy", "next_visit/average_precision", "next_visit/micro_f1", "time_to_event/loss"}
@@ -114,7 +110,7 @@ def test_a_run_does_not_differ_from_itself(joint, tmp_path):
 
 def test_only_runs_that_predict_the_same_are_compared(joint, whole, tmp_path):
     def compare(other):
-        evaluate_run(joint, "held_out", versus=str(other), with_baselines=False, say=silent)
+        evaluate_run(joint, "held_out", versus=str(other), with_baselines=False)
 
     before = (joint / "evaluation.json").read_bytes()
     with pytest.raises(ValueError, match=r"--versus=.*/whole: has another vocabulary"):
@@ -131,23 +127,23 @@ def test_only_runs_that_predict_the_same_are_compared(joint, whole, tmp_path):
 
 def test_runs_are_compared_on_what_both_were_trained_on(joint, cut, tmp_path):
     copy = shutil.copytree(joint, tmp_path / "copy")
-    result = evaluate_run(copy, "held_out", versus=str(cut), with_baselines=False, say=silent)
+    result = evaluate_run(copy, "held_out", versus=str(cut), with_baselines=False)
     assert {name.partition("/")[0] for name in result["versus"][str(cut)]} == {"next_visit"}
     assert {"mlm/accuracy", "time_to_event/loss"} <= set(result["metrics"])
     theirs = evaluation_of(cut)["metrics"]["next_visit/average_precision"]
     assert result["baselines"][str(cut)]["next_visit/average_precision"] == theirs
 
 
-def test_patients_of_one_visit_have_no_next_visit_to_score(joint):
-    run, lines = load_run(joint, "held_out", None, silent), []
+def test_patients_of_one_visit_have_no_next_visit_to_score(joint, messages):
+    run = load_run(joint, "held_out", None)
     patients = run.patients
     kept = patients.visits <= 0
     sizes = np.bincount(patients.owners[kept], minlength=len(patients))
     columns = {name: getattr(patients, name)[kept] for name in ("codes", "visits", "minutes", "microseconds")}
     first = dataclasses.replace(patients, offsets=np.concatenate([[0], np.cumsum(sizes)]), **columns)
-    found = score_next_visits(run._replace(patients=first, say=lines.append), with_baselines=False)
+    found = score_next_visits(run._replace(patients=first), with_baselines=False)
     assert found == {"metrics": {}, "baselines": {}, "versus": {}}
-    assert lines == [f"next visits: not scored, as none of {len(first)} patients has a second visit with a target"]
+    assert messages == [f"next visits: not scored, as none of {len(first)} patients has a second visit with a target"]
 
 
 def test_figures_are_pictures_of_something(joint, tmp_path):
