@@ -1,8 +1,8 @@
 """Evaluates a trained model and its baselines on held-out patients; prints the metrics and writes `evaluation.json`.
 
-python -m experiments.evaluate --workdir=DIR [--versus=DIR] [--data=DIR] [--split=held_out] [--nobaselines] [--plots]
+python -m experiments.evaluate --workdir=DIR [--compare_to=DIR] [--data=DIR] [--split=held_out] [--nobaselines] [--plots]
 
-A fine-tuned model is always evaluated on held-out patients, with figures; `--versus=DIR,DIR` may name several runs.
+A fine-tuned model is always evaluated on held-out patients, with figures; `--compare_to=DIR,DIR` may name several runs.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from experiments import _cli
 
 def main() -> None:
     """Runs the command."""
-    options = {"split": FLAGS.split, "data": FLAGS.data, "versus": FLAGS.versus, "baselines": FLAGS.baselines}
+    options = {"split": FLAGS.split, "data": FLAGS.data, "compare_to": FLAGS.compare_to, "baselines": FLAGS.baselines}
     evaluation = evaluate(FLAGS.workdir, **options, figures=FLAGS.plots)
     print(evaluation.table())
     for file in (Path(FLAGS.workdir) / EVALUATION_FILE, *evaluation.figures):
@@ -27,7 +27,8 @@ def main() -> None:
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
     flags.DEFINE_string("workdir", None, "What experiments.pretrain or experiments.finetune wrote.", required=True)
-    flags.DEFINE_list("versus", [], "The workdir of another run of the same data, to compare with.")
+    flags.DEFINE_list("compare_to", [], "The workdir of another run of the same data, to compare with.")
+    flags.DEFINE_alias("versus", "compare_to")
     flags.DEFINE_string("data", None, "Another MEDS data set to score on; default: the run's own.")
     flags.DEFINE_enum("split", "held_out", events.SPLITS, "Which patients to score.")
     flags.DEFINE_bool("baselines", True, "Fit baselines; they take some minutes.")

@@ -92,10 +92,12 @@ def load_run(folder: Path, split: str, data: str | None) -> Run:
 def check_comparable(run: Run, other: Run, folder: str) -> None:
     """Raises a ValueError if `other`, the run in `folder`, does not predict the same targets as `run`."""
     if other.vocabulary.fingerprint != run.vocabulary.fingerprint:
-        raise ValueError(f"--versus={folder}: has another vocabulary; expected a run of the same data")
+        raise ValueError(f"--compare_to={folder}: has another vocabulary; expected a run of the same data")
     shared = set(run.task.model.objectives) & set(other.task.model.objectives)
     if not shared:
-        raise ValueError(f"--versus={folder}: was trained on nothing that this run was trained on; name another run")
+        raise ValueError(
+            f"--compare_to={folder}: was trained on nothing that this run was trained on; name another run"
+        )
     differences = []
     if shared - {"mlm"} and not np.array_equal(run.task.is_target, other.task.is_target):
         differences.append("targets")
@@ -103,7 +105,7 @@ def check_comparable(run: Run, other: Run, folder: str) -> None:
         differences.append("event_edges")
     if differences:
         keys = " and ".join(f"objective.{key}" for key in differences)
-        raise ValueError(f"--versus={folder}: has other {keys}; expected a run that predicts the same")
+        raise ValueError(f"--compare_to={folder}: has other {keys}; expected a run that predicts the same")
 
 
 def read_simulation(

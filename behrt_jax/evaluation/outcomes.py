@@ -34,7 +34,7 @@ WITHOUT_SPREAD = "survival/d_calibration_p"  # without spread over resamples, so
 def evaluate_run(
     folder: Path,
     splits: dict[str, LabeledHistories] | None = None,
-    versus: Sequence[str] = (),
+    compare_to: Sequence[str] = (),
     with_baselines: bool = True,
 ) -> dict:
     """Evaluates the best checkpoint of a workdir and the baselines on held-out patients, and writes the result.
@@ -42,7 +42,7 @@ def evaluate_run(
     Args:
       folder: the workdir.
       splits: its labelled histories; read from the data if not given.
-      versus: workdirs of other runs on the same labels, scored as further baselines.
+      compare_to: workdirs of other runs on the same labels, scored as further baselines.
       with_baselines: whether to fit baselines.
 
     Returns:
@@ -61,7 +61,7 @@ def evaluate_run(
     compared = fit_baselines(recipe, run.splits, run.tokens) if with_baselines else {}
     if "regression" in recipe.head.features:
         compared[REGRESSION] = predict_without_encoder(recipe, run.splits)
-    for name in versus:
+    for name in compare_to:
         compared[name] = score_other(Path(name), run)
     if held_out.truth is not None:
         compared["oracle"] = ask_oracle(held_out), {}

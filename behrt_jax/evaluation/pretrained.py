@@ -20,7 +20,7 @@ def evaluate_run(
     folder: Path,
     split: str,
     data: str | None = None,
-    versus: str | None = None,
+    compare_to: str | None = None,
     with_baselines: bool = True,
 ) -> dict:
     """Evaluates the best checkpoint of a workdir and the baselines on the same targets, and writes the result.
@@ -29,7 +29,7 @@ def evaluate_run(
       folder: the workdir.
       split: `train`, `tuning` or `held_out`.
       data: another MEDS data set to score on, with the model's vocabulary; the run's own if None.
-      versus: the workdir of another run on the same data, scored as one more baseline.
+      compare_to: the workdir of another run on the same data, scored as one more baseline.
       with_baselines: whether to fit baselines.
 
     Returns:
@@ -40,9 +40,9 @@ def evaluate_run(
       also its folder's name, and for simulated data `oracle`.
     """
     run = load_run(folder, split, data)
-    other = None if versus is None else load_run(Path(versus), split, data)
+    other = None if compare_to is None else load_run(Path(compare_to), split, data)
     if other is not None:
-        check_comparable(run, other, str(versus))
+        check_comparable(run, other, str(compare_to))
     result = {"split": split, "patients": len(run.patients), "train_patients": len(run.train)}
     result |= {"evaluated": digests.of_evaluation(folder, run.digests, run.patients)}
     result |= {} if data is None else {"data": Path(data).name}
@@ -59,7 +59,7 @@ def evaluate_run(
         result["metrics"] |= section["metrics"]
         for part in ("baselines", "versus"):
             for baseline, entries in section[part].items():
-                label = versus if baseline == "other run" else baseline
+                label = compare_to if baseline == "other run" else baseline
                 result[part][label] = {**result[part].get(label, {}), **entries}
         if "oracle" in section:
             result["oracle"] = {**result.get("oracle", {}), **section["oracle"]}

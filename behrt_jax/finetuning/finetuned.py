@@ -59,7 +59,7 @@ def load_other(folder: Path, source: str, mine: Labels) -> tuple[FinetunedModel,
         np.array_equal(getattr(mine, name), getattr(other_labels, name), equal_nan=name == "days") for name in columns
     )
     if not is_same or other_labels.names != mine.names:
-        raise ValueError(f"--versus={folder}: is of other labels; expected a run of {source}")
+        raise ValueError(f"--compare_to={folder}: is of other labels; expected a run of {source}")
     return other, predict.read_fitted(folder)
 
 

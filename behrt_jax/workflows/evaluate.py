@@ -30,7 +30,7 @@ def evaluate(
     *,
     split: str = "held_out",
     data: str | None = None,
-    versus: Sequence[str] = (),
+    compare_to: Sequence[str] = (),
     baselines: bool = True,
     figures: bool = False,
 ) -> Evaluation:
@@ -40,7 +40,7 @@ def evaluate(
       workdir: written by `pretrain` or `finetune`.
       split: `train`, `tuning` or `held_out`; only `held_out` for a fine-tuned run.
       data: another MEDS data set to score a pre-trained run on; the run's own if None.
-      versus: workdirs of other runs on the same data, to compare with; at most one for a pre-trained run.
+      compare_to: workdirs of other runs on the same data, to compare with; at most one for a pre-trained run.
       baselines: whether to fit baselines; they take some minutes.
       figures: whether to draw figures of a pre-trained run; those of a fine-tuned one are always drawn.
 
@@ -49,9 +49,9 @@ def evaluate(
     """
     folder = Path(workdir)
     if config_file.read(folder)[0].kind == PRETRAINING:
-        if len(versus) > 1:
-            raise ValueError(f"--versus={','.join(versus)}: {folder} is pre-trained; expected one other run")
-        other = versus[0] if versus else None
+        if len(compare_to) > 1:
+            raise ValueError(f"--compare_to={','.join(compare_to)}: {folder} is pre-trained; expected one other run")
+        other = compare_to[0] if compare_to else None
         values = pretrained.evaluate_run(folder, split, data, other, baselines)
         return Evaluation(values, list(plots.draw(folder, split, data)) if figures else [])
     if data or split != "held_out":
@@ -60,5 +60,5 @@ def evaluate(
             f"{flag}: {folder} is fine-tuned, which is evaluated on the held-out patients of its own data; "
             "expected neither --data nor --split: for other patients use experiments.predict"
         )
-    values = outcomes.evaluate_run(folder, versus=list(versus), with_baselines=baselines)
+    values = outcomes.evaluate_run(folder, compare_to=list(compare_to), with_baselines=baselines)
     return Evaluation(values, sorted((folder / "figures").glob("*")))

@@ -27,7 +27,7 @@ def finetune(
     config: ConfigDict,
     workdir: str | Path,
     *,
-    versus: Sequence[str | Path] = (),
+    compare_to: Sequence[str | Path] = (),
     baselines: bool = True,
     resume_with: str = "",
 ) -> TrainedRun:
@@ -37,7 +37,7 @@ def finetune(
       config: a recipe such as `behrt_jax.recipes.survival.get_config()`, with `labels` and usually `pretrained`; it is
         not changed.
       workdir: output folder.
-      versus: workdirs of other runs of the same labels, to compare with.
+      compare_to: workdirs of other runs of the same labels, to compare with.
       baselines: whether to fit baselines for the evaluation; they take some minutes.
       resume_with: how to resume after an interrupt, for the message; the same call if empty.
 
@@ -46,7 +46,7 @@ def finetune(
     """
     folder, task = Path(workdir), setup.setup(config)
     recipe = task.recipe
-    for other in versus:  # fails before training if the evaluation cannot use a run
+    for other in compare_to:  # fails before training if the evaluation cannot use a run
         finetuned.load_other(Path(other), recipe.labels, task.splits["held_out"].labels)
     workdirs.open_workdir(folder, recipe, task.facts, task.prepared.vocabulary, task.digests)
     if task.regression:
@@ -70,7 +70,7 @@ def finetune(
     status = resume_and_fit(*args, resume_with or f"behrt_jax.finetune(config, '{folder}')")
     if status is not None:
         return TrainedRun(folder, status, None)
-    evaluation = outcomes.evaluate_run(folder, task.splits, [str(other) for other in versus], baselines)
+    evaluation = outcomes.evaluate_run(folder, task.splits, [str(other) for other in compare_to], baselines)
     logger.info(tables.format_result(evaluation))
     figures = "figures/, " if any((folder / "figures").glob("*")) else ""
     logger.info(f"written to {folder}: {EVALUATION_FILE}, predictions.parquet, {figures}and what load() needs")

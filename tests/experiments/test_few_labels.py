@@ -211,7 +211,7 @@ def arguments(place: Workplace, joint, files: dict[str, str], draws: int) -> lis
     keys = {**TRAINING, "data.path": place.data, "data.prepared_dir": place.folder / "prepared"}
     given = [f"--config.{key}={value}" for key, value in keys.items()]
     labels = ",".join(f"{name}={file}" for name, file in files.items())
-    own = [f"--pretrained={joint}", f"--labels={labels}", "--sizes=5", f"--draws={draws}", "--most_labels=1"]
+    own = [f"--pretrained={joint}", f"--labels={labels}", "--sizes=5", f"--draws={draws}", "--max_labels_per_patient=1"]
     return [*own, "--trained_draws=1", f"--workdir={place.folder / 'few'}", *given]
 
 

@@ -98,7 +98,7 @@ def test_what_was_trained_predicts_next_visits_from_the_past_alone(joint):
 @pytest.mark.slow
 def test_a_run_does_not_differ_from_itself(joint, tmp_path):
     copy = shutil.copytree(joint, tmp_path / "copy")
-    result = evaluate_run(copy, "held_out", versus=str(joint), with_baselines=False)
+    result = evaluate_run(copy, "held_out", compare_to=str(joint), with_baselines=False)
     assert result["metrics"] == evaluation_of(joint)["metrics"]
     found = result["versus"][str(joint)]
     compared = {"mlm/accuracy", "next_visit/average_precision", "next_visit/micro_f1", "time_to_event/loss"}
@@ -110,24 +110,24 @@ def test_a_run_does_not_differ_from_itself(joint, tmp_path):
 
 def test_only_runs_that_predict_the_same_are_compared(joint, whole, tmp_path):
     def compare(other):
-        evaluate_run(joint, "held_out", versus=str(other), with_baselines=False)
+        evaluate_run(joint, "held_out", compare_to=str(other), with_baselines=False)
 
     before = (joint / "evaluation.json").read_bytes()
-    with pytest.raises(ValueError, match=r"--versus=.*/whole: has another vocabulary"):
+    with pytest.raises(ValueError, match=r"--compare_to=.*/whole: has another vocabulary"):
         compare(whole[0])
     fewer = changed_copy(joint, tmp_path / "fewer", min_patients=12)
-    with pytest.raises(ValueError, match=r"--versus=.*/fewer: has other objective\.targets"):
+    with pytest.raises(ValueError, match=r"--compare_to=.*/fewer: has other objective\.targets"):
         compare(fewer)
     edges = json.loads((joint / "config.json").read_text())["facts"]["event_edges"]
     later = changed_copy(joint, tmp_path / "later", facts={"event_edges": [2 * edge for edge in edges]})
-    with pytest.raises(ValueError, match=r"--versus=.*/later: has other objective\.event_edges"):
+    with pytest.raises(ValueError, match=r"--compare_to=.*/later: has other objective\.event_edges"):
         compare(later)
     assert (joint / "evaluation.json").read_bytes() == before
 
 
 def test_runs_are_compared_on_what_both_were_trained_on(joint, cut, tmp_path):
     copy = shutil.copytree(joint, tmp_path / "copy")
-    result = evaluate_run(copy, "held_out", versus=str(cut), with_baselines=False)
+    result = evaluate_run(copy, "held_out", compare_to=str(cut), with_baselines=False)
     assert {name.partition("/")[0] for name in result["versus"][str(cut)]} == {"next_visit"}
     assert {"mlm/accuracy", "time_to_event/loss"} <= set(result["metrics"])
     theirs = evaluation_of(cut)["metrics"]["next_visit/average_precision"]

@@ -144,7 +144,7 @@ def test_the_oracle_stands_beside_a_run(workplace, drawn):
     both = workplace.folder / "both"
     given = arguments(workplace, "survival", file, "both", **chosen, train__num_steps=4, survival__num_bins=3)
     alone = workplace.folder / "oracle"
-    given += ["--config.head.features=('regression',)", "--nobaselines", f"--versus={alone}"]
+    given += ["--config.head.features=('regression',)", "--nobaselines", f"--compare_to={alone}"]
     done = workplace.run(given, "experiments.finetune")
     assert done.returncode == 0, done.stderr
     rows, found = {"BEHRT", REGRESSION, str(alone)}, evaluation_of(both)

@@ -24,7 +24,7 @@ def test_runs_of_other_labels_are_not_compared(monkeypatch, column):
     changed = ("death",) if column == "names" else getattr(LABELS, column) + 1
     other = run_of(dataclasses.replace(LABELS, **{column: changed}))
     monkeypatch.setattr(finetuned, "load", lambda folder, splits: other)
-    with pytest.raises(ValueError, match="--versus=there: is of other labels; expected a run of labels.parquet"):
+    with pytest.raises(ValueError, match="--compare_to=there: is of other labels; expected a run of labels.parquet"):
         finetuned.score_other(Path("there"), run_of(LABELS))
 
 
