@@ -1,6 +1,7 @@
 """Evaluates a trained model and its baselines on held-out patients; prints the metrics and writes `evaluation.json`.
 
-python -m experiments.evaluate --workdir=DIR [--compare_to=DIR] [--data=DIR] [--split=held_out] [--nobaselines] [--plots]
+python -m experiments.evaluate --workdir=DIR [--compare_to=DIR] [--data=DIR] [--split=held_out] [--nobaselines]
+    [--plots]
 
 A fine-tuned model is always evaluated on held-out patients, with figures; `--compare_to=DIR,DIR` may name several runs.
 """

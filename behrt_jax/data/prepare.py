@@ -121,7 +121,7 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
     return Prepared(folder, vocab, _write(folder, config, examples, stats, vocab, counts))
 
 
-def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], survey: ShardStats, fitted, counts) -> dict:
+def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], stats: ShardStats, fitted, counts) -> dict:
     """Writes prepared data to a temporary folder, renames it to `folder`, and returns the report."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -137,10 +137,10 @@ def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], surv
                 f"{events.CODES_FILE}, fine-tune with add_codes=True, or train from scratch"
             )
         if counts["splits_made"]:
-            survey.splits.write_parquet(scratch / "subject_splits.parquet")
+            stats.splits.write_parquet(scratch / "subject_splits.parquet")
         fitted.save(scratch / "vocabulary.json")
         counts["codes"] = len(fitted.codes)
-        report = {**dict(sorted(counts.items())), "unmatched_patterns": survey.unmatched}
+        report = {**dict(sorted(counts.items())), "unmatched_patterns": stats.unmatched}
         (scratch / "report.json").write_text(json.dumps(report, indent=1))
         if _load(folder) is None:  # no other process was faster
             shutil.rmtree(folder, ignore_errors=True)

@@ -79,7 +79,7 @@ def load_run(folder: Path, split: str, data: str | None) -> Run:
     train, tuning = (dataset.read(prepared.folder, name) for name in ("train", "tuning"))
     everyone, max_patients = dataset.read(scored_data.folder, split), recipe.evaluation.max_patients
     train, tuning = dataset.sample(train, recipe.train.max_patients), dataset.sample(tuning, max_patients)
-    digests = {"data.path": training_digests.of_patients(pretraining.mark(recipe, train), tuning)}
+    digests = {"data.path": training_digests.of_patients(pretraining.add_query_tokens(recipe, train), tuning)}
     workdir.check_digests(folder, recipe, digests)
     patients = dataset.sample(everyone, max_patients)
     if len(patients) < len(everyone):

@@ -49,7 +49,7 @@ def score_masked(run: Run, other: Run | None = None, with_baselines: bool = True
     return result
 
 
-def ask_oracle(run: Run, hidden: list[scoring.MaskedBatch]) -> bootstrap.PerTargetScores:
+def ask_oracle(run: Run, scored_batches: list[scoring.MaskedBatch]) -> bootstrap.PerTargetScores:
     """Scores the oracle, which knows the simulation and the patients' whole histories, on the masked codes."""
     simulated_world, histories = read_simulation(run.source, run.vocabulary, run.patients, run.index(run.patients))
     tokens = run.vocabulary.tokens
@@ -58,12 +58,12 @@ def ask_oracle(run: Run, hidden: list[scoring.MaskedBatch]) -> bootstrap.PerTarg
     draws = run.recipe.evaluation.num_mask_samples
     parts = []
     for draw in range(draws):
-        batch_visits = [_visits(masked) for masked in hidden[draw::draws]]
+        batch_visits = [_visits(masked) for masked in scored_batches[draw::draws]]
         masks = np.zeros(histories.codes.shape, bool)
-        for visits, masked in zip(batch_visits, hidden[draw::draws], strict=True):
+        for visits, masked in zip(batch_visits, scored_batches[draw::draws], strict=True):
             masks[visits, columns[masked.labels]] = True
         probabilities = oracle.masked_probabilities(simulated_world, histories, masks)
-        for visits, masked in zip(batch_visits, hidden[draw::draws], strict=True):
+        for visits, masked in zip(batch_visits, scored_batches[draw::draws], strict=True):
             token_probabilities = np.where(columns >= 0, probabilities[visits][:, columns], 0.0)
             parts.append(scoring.score_log_probabilities(np.log(np.maximum(token_probabilities, 1e-12)), masked))
     return bootstrap.concatenate(parts)

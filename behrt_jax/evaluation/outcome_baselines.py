@@ -67,7 +67,7 @@ def predict_without_encoder(recipe: FinetuningRecipe, splits: dict[str, LabeledH
     The initial head turns the regression's output, its input, into logits, which are processed like a model's. The
     difference to a run with both therefore shows what the encoder adds.
     """
-    kernel, bias = setup.begin_head(recipe.outcome, splits["train"])
+    kernel, bias = setup.init_head(recipe.outcome, splits["train"])
     logits = {name: part.covariates @ kernel + bias for name, part in splits.items()}
     fitted = predict.fit_afterwards(recipe, logits, {name: part.labels for name, part in splits.items()})
     return predict.predict(recipe.outcome, logits["held_out"], fitted), fitted
@@ -90,4 +90,4 @@ def embed_splits(recipe: FinetuningRecipe, splits: dict[str, LabeledHistories], 
         return no_embeddings
     logger.info("fitting baselines: embedding histories with the pre-trained model")
     arguments, size = (run.recipe.data, run.model, run.params), run.recipe.evaluation.batch_size
-    return {name: embed(*arguments, part.rows, size)["mean"] for name, part in splits.items()}
+    return {name: embed(*arguments, part.model_inputs, size)["mean"] for name, part in splits.items()}

@@ -31,7 +31,7 @@ def read_date(found: workdir.LoadedRun, diseases: str, date: str, whole: bool) -
     """Reads and embeds the patients of a run's data as of a date."""
     logger.info(f"{date}:")
     population = exploration_population.read_population(found, diseases, snapshots.read_date(date), whole)
-    ids = {split: snapshot.rows.subject_ids for split, snapshot in population.moments.items()}
+    ids = {split: snapshot.model_inputs.subject_ids for split, snapshot in population.snapshots.items()}
     return Date(population.groups, ids, exploration_population.find_families(found, population))
 
 

@@ -24,14 +24,14 @@ class LabeledHistories(NamedTuple):
     Attributes:
       labels: sorted by subject, then prediction time.
       histories: complete histories, for baselines.
-      rows: the model's inputs: the newest tokens that fit in a row and, with `history.prediction_token`, that token at
+      model_inputs: the newest tokens that fit in a row and, with `history.prediction_token`, that token at
         the end.
       covariates: (M, F) float32 age and sex; after `head_features.select`, those of `head.features`.
     """
 
     labels: Labels
     histories: dataset.Patients
-    rows: dataset.Patients
+    model_inputs: dataset.Patients
     covariates: np.ndarray
 
 
@@ -118,14 +118,14 @@ def add_labels(batch: dict[str, np.ndarray], labelled: LabeledHistories) -> dict
 def training_columns(recipe: FinetuningRecipe, train: LabeledHistories, start_step: int) -> Iterator[dict]:
     """Yields the inputs of the train step, from the batch of `start_step` on."""
     length, size, use_sep = recipe.data.row_length, recipe.train.batch_size, recipe.data.use_sep
-    stream = batches.training_batches(train.rows, length, size, recipe.seed, start_step, use_sep, newest=True)
+    stream = batches.training_batches(train.model_inputs, length, size, recipe.seed, start_step, use_sep, newest=True)
     return (inputs.device_columns(add_labels(batch, train)) for batch in stream)
 
 
 def evaluation_batches(recipe: FinetuningRecipe, found: LabeledHistories) -> Iterator[dict]:
     """Yields batches with each labelled history once, in a fixed order."""
     sizes = (recipe.data.row_length, recipe.evaluation.batch_size, recipe.data.use_sep)
-    return (add_labels(batch, found) for batch in batches.evaluation_batches(found.rows, *sizes))
+    return (add_labels(batch, found) for batch in batches.evaluation_batches(found.model_inputs, *sizes))
 
 
 def read_each(

@@ -106,19 +106,19 @@ def build(
     facts: Facts,
     prepared: Prepared,
     splits: dict[str, LabeledHistories],
-    begun: Any,
+    pretrained_params: Any,
     num_new_codes: int = 0,
 ) -> FinetuningTask:
-    """Builds the task of a recipe and its facts; `begun` are pre-trained parameters, None from scratch."""
+    """Builds the task of a recipe and its facts; `pretrained_params` is None to train from scratch."""
     recipe = with_facts(recipe, facts)
     model = workdir.build_outcome_model(recipe, facts)
-    objective, first_head = make_objective(recipe, model, splits["train"]), begin_head(recipe.outcome, splits["train"])
+    objective, first_head = make_objective(recipe, model, splits["train"]), init_head(recipe.outcome, splits["train"])
     if recipe.lora.rank:
         objective = adapt_objective(objective, recipe.lora.scale)
     rates = scales(recipe, num_new_codes)
     if recipe.lora.rank or recipe.freeze != "none":
         objective = hold(objective, rates)
-    start = functools.partial(initialize, recipe.lora.rank, model, begun, first_head)
+    start = functools.partial(initialize, recipe.lora.rank, model, pretrained_params, first_head)
     return FinetuningTask(recipe, facts, prepared, splits, model, objective, start, rates)
 
 
@@ -151,9 +151,7 @@ def make_objective(recipe: FinetuningRecipe, model, found: LabeledHistories) -> 
     return classification.make_objective(model, outcome, weights)
 
 
-def begin_head(
-    outcome: ClassificationConfig | SurvivalConfig, found: LabeledHistories
-) -> tuple[np.ndarray, np.ndarray]:
+def init_head(outcome: ClassificationConfig | SurvivalConfig, found: LabeledHistories) -> tuple[np.ndarray, np.ndarray]:
     """Returns the covariate kernel and the bias of the initial head, from a regression on the covariates of train."""
     train = found.labels
     if isinstance(outcome, SurvivalConfig):
@@ -168,13 +166,15 @@ def _targets(kind: str, labels: Labels) -> tuple[np.ndarray, int]:
     return targets, len(labels.names) if kind == "multi_class" else 2
 
 
-def initialize(lora_rank: int, model, begun: Any, head: tuple[np.ndarray, np.ndarray], key: jax.Array) -> Any:
+def initialize(
+    lora_rank: int, model, pretrained_params: Any, head: tuple[np.ndarray, np.ndarray], key: jax.Array
+) -> Any:
     """Initialises the trained parameters: the pre-trained encoder, and a head that starts at `head`."""
     variables = workdir.initialize(model, key)
     params = dict(variables["params"])
-    if begun is not None:
-        params["behrt"] = {**params["behrt"], **begun["params"]["behrt"]}
-        params |= {name: begun["params"][name] for name in params if name == "time_to_event"}
+    if pretrained_params is not None:
+        params["behrt"] = {**params["behrt"], **pretrained_params["params"]["behrt"]}
+        params |= {name: pretrained_params["params"][name] for name in params if name == "time_to_event"}
     kernel = 0 * params["head"]["output"]["kernel"]
     kernel = kernel.at[len(kernel) - len(head[0]) :].set(head[0])
     params["head"] = {"output": {"kernel": kernel, "bias": jnp.asarray(head[1])}}

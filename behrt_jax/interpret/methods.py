@@ -15,7 +15,7 @@ from behrt_jax.models import inputs
 logger = logging.getLogger(__name__)
 METHODS = {
     "occlusion": "how much the number falls if the code had not been recorded",
-    "integrated gradients": "along the path from all codes hidden to the history",
+    "integrated gradients": "along the path from all codes masked to the history",
     "gradient x input": "the same by one gradient at the history",
     "attention rollout": "where attention goes through all layers; says nothing of a code's effect",
     "attention, last layer": "mean of the heads; says nothing of a code's effect",

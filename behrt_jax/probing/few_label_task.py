@@ -47,7 +47,7 @@ class Task(NamedTuple):
     recipe: FinetuningRecipe
     prepared: Prepared
     splits: dict[str, LabeledHistories]
-    begun: Any
+    pretrained_params: Any
     forecast: tuple[tuple[int, ...], tuple[float, ...]] = ((), ())
 
     def find_facts(self, labels: Labels, forecast: tuple[tuple[int, ...], tuple[float, ...]] = ((), ())) -> Facts:
@@ -95,7 +95,7 @@ def read_task(values: dict[str, Any], file: str, most: int, folder) -> Task:
 def forecast(task: Task) -> np.ndarray:
     """Returns the pre-trained run's forecast for held-out patients, without labels: the mean over its codes."""
     facts = task.find_facts(task.splits["train"].labels, task.forecast)
-    finetuning_task = setup.build(task.recipe, facts, task.prepared, task.splits, task.begun)
+    finetuning_task = setup.build(task.recipe, facts, task.prepared, task.splits, task.pretrained_params)
     width = task.recipe.model.hidden_dim
     features = probe_init.read_patients(
         task.recipe, finetuning_task.model, finetuning_task.initialize(jax.random.key(0)), task.splits["held_out"]
@@ -116,8 +116,8 @@ def train_and_score(task: Task, rows: np.ndarray, draw: int, is_pretrained: bool
     recipe = task.recipe if is_pretrained else dataclasses.replace(task.recipe, **SCRATCH)
     sample = sampling.take(task.splits["train"], rows)
     facts = task.find_facts(sample.labels, task.forecast if is_pretrained else ((), ()))
-    begun = task.begun if is_pretrained else None
-    finetuning_task = setup.build(recipe, facts, task.prepared, {"train": sample}, begun)
+    pretrained_params = task.pretrained_params if is_pretrained else None
+    finetuning_task = setup.build(recipe, facts, task.prepared, {"train": sample}, pretrained_params)
     recipe, outcome = finetuning_task.recipe, finetuning_task.recipe.outcome
     key = str((finetuning_task.model, outcome, is_pretrained))
     if isinstance(outcome, ClassificationConfig) and outcome.class_weights != "none":

@@ -96,7 +96,7 @@ def score(run: Run, floor: int = 1) -> Scored:
         guesses = guess_hidden(run)
         owners = np.unique(guesses.patients, return_inverse=True)[1]
         confidences, labels = guesses.probabilities[:, None], guesses.right[:, None]
-        reliabilities["Hidden codes, the likeliest code"] = reliability(confidences, labels, owners, floor)
+        reliabilities["Masked codes, the likeliest code"] = reliability(confidences, labels, owners, floor)
         groups = _by_group(run, guesses)
     if "next_visit" in run.task.model.objectives:
         split = next_visit.find_examples(run, run.patients)

@@ -86,7 +86,7 @@ def setup(config: ConfigDict) -> PretrainingRun:
     prepared = prepare(recipe.data)
     train = dataset.sample(dataset.read(prepared.folder, "train"), recipe.train.max_patients)
     num_codes, objective, edges = len(train.codes), recipe.objective, ()
-    train = mark(recipe, train)
+    train = add_query_tokens(recipe, train)
     if objective.query_times == "anytime":
         num_queries = len(train.codes) - num_codes
         logger.info(f"Inserted {num_queries:,} query tokens between visits; the figures below count them as visits.")
@@ -162,7 +162,7 @@ def tuning_scorer(task: PretrainingTask, tuning: dataset.Patients) -> Callable[[
     recipe = task.recipe
     length, size, use_sep = recipe.data.row_length, recipe.evaluation.batch_size, recipe.data.use_sep
     tuning_step = scoring.make_tuning_step(task.tuning_objective)
-    tuning = mark(recipe, tuning)
+    tuning = add_query_tokens(recipe, tuning)
     count_examples(task, tuning, "tuning")
     times = find_times(recipe, tuning, task.is_target) if "time_to_event" in task.model.objectives else None
     add = adder(recipe.objective, times, windows.EVALUATION_SALT)
@@ -178,7 +178,7 @@ def tuning_scorer(task: PretrainingTask, tuning: dataset.Patients) -> Callable[[
     return score
 
 
-def mark(recipe: PretrainingRecipe, patients: dataset.Patients) -> dataset.Patients:
+def add_query_tokens(recipe: PretrainingRecipe, patients: dataset.Patients) -> dataset.Patients:
     """Inserts query tokens between visits if `objective.query_times` is `anytime`."""
     is_anytime = recipe.objective.query_times == "anytime"
     return event_targets.insert_query_tokens(patients, recipe.seed) if is_anytime else patients

@@ -58,7 +58,7 @@ def pretrain(
     splits = {name: dataset.read(prepared.folder, name) for name in ("tuning", "held_out")}
     splits = {name: dataset.sample(part, recipe.evaluation.max_patients) for name, part in splits.items()}
     scorer = pretraining.tuning_scorer(task, splits["tuning"])
-    pretraining.count_examples(task, pretraining.mark(recipe, splits["held_out"]), "held_out")
+    pretraining.count_examples(task, pretraining.add_query_tokens(recipe, splits["held_out"]), "held_out")
     check_oracle(task, splits["held_out"])
     digests = input_digests.of_pretraining(recipe.code_init, patients, splits["tuning"])
     workdirs.open_workdir(folder, recipe, task.facts, prepared.vocabulary, digests)

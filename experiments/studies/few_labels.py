@@ -1,8 +1,8 @@
 """Compares predictions learned from k labelled patients: with a pre-trained encoder, and with simpler models.
 
 python -m experiments.studies.few_labels --pretrained=RUN[,RUN...] --labels=NAME=FILE,NAME=FILE,... [--sizes=16,64,256]
-    [--forecast=NAME=CODE,NAME=CODE,...] [--draws=10] [--max_labels_per_patient=4] [--trained=scratch] [--trained_draws=3]
-    [--workdir=DIR] [--config.KEY=VALUE ...]
+    [--forecast=NAME=CODE,NAME=CODE,...] [--draws=10] [--max_labels_per_patient=4] [--trained=scratch]
+    [--trained_draws=3] [--workdir=DIR] [--config.KEY=VALUE ...]
 
 For each task, size k and draw, k patients of train have labels, and all choices are made within them. All of held_out
 are scored. Several runs, such as the folds of experiments.studies.cross_validate, are each compared on their own

@@ -90,19 +90,19 @@ def test_bigram_learns_nothing_from_a_hidden_neighbour():
     predictor = masked_codes.bigram(FREQUENCY, following, 1.0)
     batch = masked_batch([(0, 1), (0, 2)])
     found = probabilities(predictor, batch)
-    row = following.toarray()[:, 2] * (FREQUENCY > 0)  # the hidden 6 stands between a hidden code and [SEP]
+    row = following.toarray()[:, 2] * (FREQUENCY > 0)  # the hidden 6 stands between a masked code and [SEP]
     expected = (row + FREQUENCY) / (row.sum() + 1)
     np.testing.assert_allclose(found[1], expected, atol=1e-6)
 
 
 def dense_features(batch):
-    """Returns the features of each hidden code, (n, 41)."""
+    """Returns the features of each masked code, (n, 41)."""
     found, rows = masked_codes.features(batch, V, 5)
     return (found @ np.eye(4 * 5 + 21, dtype=np.float32))[rows]
 
 
 def features_of(batch, row):
-    """Returns the blocks of one hidden code: own visit, visit before, after, history (each by code), age."""
+    """Returns the blocks of one masked code: own visit, visit before, after, history (each by code), age."""
     dense = dense_features(batch)[row]
     assert len(dense) == 4 * 5 + 21
     own, before, after, history = dense[:20].reshape(4, 5)

@@ -168,7 +168,9 @@ def test_from_scratch_the_encoder_is_random_at_first_and_then_trained(task, monk
         np.abs(a - b).max() for a, b in zip(*(jax.tree.leaves(ends[steps]["behrt"]) for steps in (1, 12)), strict=True)
     ]
     assert np.median(moved) > 1e-4
-    theirs = zip(jax.tree.leaves(ends[1]["behrt"]), jax.tree.leaves(dict(task.begun["params"]["behrt"])), strict=True)
+    theirs = zip(
+        jax.tree.leaves(ends[1]["behrt"]), jax.tree.leaves(dict(task.pretrained_params["params"]["behrt"])), strict=True
+    )
     assert np.median([np.abs(a - b).max() for a, b in theirs]) > 0.01
 
 

@@ -176,7 +176,7 @@ def test_a_run_goes_on_to_the_same_end(workplace, deaths):
 
 @pytest.mark.slow
 def test_classes_beside_baselines_with_lora(workplace, within_five_years, joint):
-    chosen = {"pretrained": joint, "lora__rank": 2, "optimizer__learning_rate": 0.01}
+    chosen = {"pretrained": joint, "lora__rank": 2, "lora__alpha": 2.0, "optimizer__learning_rate": 0.01}
     given = arguments(workplace, "classification", within_five_years, "classes", **chosen)
     done = workplace.run(given, "experiments.finetune")
     assert done.returncode == 0, done.stderr

@@ -270,7 +270,7 @@ def test_next_visits_beat_counting_and_repeating(next_visit):
 
 @pytest.fixture(scope="module")
 def masked():
-    """Posteriors at visits with masks, their hidden codes, and the visits."""
+    """Posteriors at visits with masks, their masked codes, and the visits."""
     some = select(PATIENTS, np.arange(400))
     hidden = some.codes & (np.random.default_rng(0).random(some.codes.shape) < 0.15)
     found = oracle.masked_probabilities(WORLD, some, hidden)

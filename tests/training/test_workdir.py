@@ -299,6 +299,14 @@ def test_keys_of_older_runs_are_read_under_their_names_of_today():
     assert set(config_file.rename_keys({"objective": {"query_times": "after_visits"}})) == {"objective"}
 
 
+@pytest.mark.parametrize(("rank", "lora"), [(4, {"rank": 4, "alpha": 6.0}), (0, {"rank": 0})])
+def test_an_older_scale_of_lora_is_alpha_over_rank_now(rank, lora):
+    found = config_file.rename_keys({"lora": {"rank": rank, "scale": 1.5}})
+    assert found == {"lora": lora}
+    settings = recipe.LoRAConfig(**found["lora"])
+    assert settings.scale == 1.5 if rank else settings == recipe.LoRAConfig()
+
+
 @pytest.mark.parametrize(
     ("history", "codes", "features"),
     [
