@@ -53,12 +53,7 @@ class Table(NamedTuple):
 Predictor = Callable[[Split], np.ndarray]
 
 
-def fit_baselines(
-    train: Split,
-    tuning: Split,
-    vocab_size: int,
-    model_examples: int = 0,
-) -> dict[str, Predictor]:
+def fit_baselines(train: Split, tuning: Split, vocab_size: int, model_examples: int = 0) -> dict[str, Predictor]:
     """Fits every baseline.
 
     Args:
@@ -93,12 +88,7 @@ def fit_baselines(
     }
 
 
-def fit_with_time_known(
-    train: Split,
-    tuning: Split,
-    vocab_size: int,
-    model_examples: int = 0,
-) -> dict[str, Predictor]:
+def fit_with_time_known(train: Split, tuning: Split, vocab_size: int, model_examples: int = 0) -> dict[str, Predictor]:
     """Fits the MLP with the start time of the target visit as an input; see `fit_baselines`."""
     train, tuning = sample_examples(train, MAX_EXAMPLES), sample_examples(tuning, MAX_EXAMPLES)
     return fit_networks(train, tuning, vocab_size, time_known=True, model_examples=model_examples)
@@ -222,10 +212,7 @@ def fit_networks(
 
 
 def train_on_tables(
-    table: Table,
-    checks: Table,
-    recipes: dict[str, MLPConfig],
-    model_examples: int = 0,
+    table: Table, checks: Table, recipes: dict[str, MLPConfig], model_examples: int = 0
 ) -> dict[str, dict]:
     """Trains networks on a table until their loss on `checks`, that of tuning, is flat; returns their parameters."""
     count = table.features.shape[0]

@@ -170,11 +170,7 @@ def describe(
 
 
 def write_plan(
-    values: Mapping[str, Any],
-    data: Data,
-    device: str,
-    utilisation: float = UTILISATION,
-    price: float = 0.0,
+    values: Mapping[str, Any], data: Data, device: str, utilisation: float = UTILISATION, price: float = 0.0
 ) -> Plan:
     """Plans the pre-training of a recipe, given as nested dicts, and describes it; see `plan`.
 

@@ -28,12 +28,7 @@ def check(source: str, dim: int) -> None:
 
 
 def make_rows(
-    source: str,
-    vocabulary: Vocabulary,
-    train: dataset.Patients,
-    config: DataConfig,
-    dim: int,
-    seed: int,
+    source: str, vocabulary: Vocabulary, train: dataset.Patients, config: DataConfig, dim: int, seed: int
 ) -> np.ndarray | None:
     """Makes the initial rows of the code table; deterministic given the seed and the train patients.
 

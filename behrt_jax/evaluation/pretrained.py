@@ -17,11 +17,7 @@ SECTIONS = {"mlm": score_masked, "next_visit": score_next_visits, "time_to_event
 
 
 def evaluate_run(
-    folder: Path,
-    split: str,
-    data: str | None = None,
-    compare_to: str | None = None,
-    with_baselines: bool = True,
+    folder: Path, split: str, data: str | None = None, compare_to: str | None = None, with_baselines: bool = True
 ) -> dict:
     """Evaluates the best checkpoint of a workdir and the baselines on the same targets, and writes the result.
 

@@ -35,10 +35,7 @@ class DiseaseGroups(NamedTuple):
 
 
 def read_groups(
-    data: str | Path,
-    definitions: str | Path,
-    subject_ids: np.ndarray,
-    times: np.ndarray | None = None,
+    data: str | Path, definitions: str | Path, subject_ids: np.ndarray, times: np.ndarray | None = None
 ) -> DiseaseGroups:
     """Finds which patients have which disease: by true stages if they are simulated, else by codes.
 

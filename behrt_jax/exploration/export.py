@@ -28,14 +28,8 @@ def split_frames(
         chunk = dataset.take(patients, (places >= start) & (places < start + CHUNK))
         snapshot, left_out = snapshots.take_snapshot(chunk, at, lives, *rows)
         windows = snapshots.windows_of(recipe.data, snapshot.model_inputs, whole)
-        arguments = (
-            recipe.data,
-            found.model,
-            found.params,
-            snapshot.model_inputs,
-            recipe.evaluation.batch_size,
-            windows,
-        )
+        size = recipe.evaluation.batch_size
+        arguments = (recipe.data, found.model, found.params, snapshot.model_inputs, size, windows)
         pooled = (
             embed(*arguments, (pooling,), found.vocabulary)[pooling]
             if len(snapshot.model_inputs)

@@ -77,8 +77,8 @@ def next_visit_probabilities(
 def masked_probabilities(world: World, histories: Histories, is_masked: np.ndarray) -> np.ndarray:
     """Returns the probability of each code at a mask, given all that is observed of the patient: (V, C).
 
-    The masked codes are `is_masked`, (V, C) bool; visits without one get zeros. The number of masked codes of a visit is
-    known, but not which they are. All masks of a visit therefore have the same distribution.
+    `is_masked` is (V, C) bool; visits without a masked code get zeros. The number of masked codes of a visit is known,
+    but not which they are. All masks of a visit therefore have the same distribution.
 
     Raises:
       ValueError: a masked code was not recorded.

@@ -225,11 +225,7 @@ def check_digests(workdir: Path, recipe: Recipe, digests: Mapping[str, str]) -> 
 
 
 def open_workdir(
-    workdir: Path,
-    recipe: Recipe,
-    facts: Facts,
-    vocabulary: Vocabulary,
-    digests: Mapping[str, str] | None = None,
+    workdir: Path, recipe: Recipe, facts: Facts, vocabulary: Vocabulary, digests: Mapping[str, str] | None = None
 ) -> bool:
     """Creates a workdir, or checks that an existing one has the same recipe, facts, vocabulary and inputs.
 

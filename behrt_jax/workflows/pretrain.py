@@ -34,13 +34,7 @@ class TrainedRun(NamedTuple):
     evaluation: dict | None
 
 
-def pretrain(
-    config: ConfigDict,
-    workdir: str | Path,
-    *,
-    baselines: bool = True,
-    resume_with: str = "",
-) -> TrainedRun:
+def pretrain(config: ConfigDict, workdir: str | Path, *, baselines: bool = True, resume_with: str = "") -> TrainedRun:
     """Pre-trains BEHRT on a MEDS data set and evaluates it; resumes where an earlier run of the workdir stopped.
 
     Args:

@@ -64,9 +64,8 @@ def table_of(params) -> np.ndarray:
 def test_added_rows_begin_as_what_was_read_before_and_learn_alone(
     workplace, joint, renamed, conditions_labels, quick_compilation, messages
 ):
-    config = config_of(
-        workplace, conditions_labels, joint, renamed, add_codes=True, **{"lora.rank": 2, "lora.alpha": 2.0}
-    )
+    keys = {"add_codes": True, "lora.rank": 2, "lora.alpha": 2.0}
+    config = config_of(workplace, conditions_labels, joint, renamed, **keys)
     task = setup.setup(config)
     _, known, _, params = behrt_jax.load(joint)
     old, codes = len(known), task.prepared.vocabulary.codes
