@@ -91,12 +91,7 @@ def _compare(
     predictors = {}
     if with_baselines:
         fit = next_visit.fit_with_time_known if time_known else next_visit.fit_baselines
-        predictors = fit(
-            splits.train,
-            splits.tuning,
-            len(run.vocabulary),
-            model_examples(run, splits.train),
-        )
+        predictors = fit(splits.train, splits.tuning, len(run.vocabulary), model_examples(run, splits.train))
     compared = {
         name: Predictions(predictor(splits.tuning), predictor(splits.scored)) for name, predictor in predictors.items()
     }
