@@ -357,7 +357,7 @@ def test_bad_arguments():
     assert_clear(error, "targets: found no code")
     with pytest.raises(ValueError) as error:
         oracle.masked_probabilities(WORLD, PATIENTS, ~PATIENTS.codes)
-    assert_clear(error, "hidden: holds codes that are not in histories.codes")
+    assert_clear(error, "is_masked: holds codes that are not in histories.codes")
 
 
 # Files.
