@@ -508,6 +508,7 @@ def test_a_folder_that_was_cut_short_is_prepared_again(cohort, name, spoil, mess
         file.unlink()
     else:
         file.write_text(content[:-5] if spoil == "cut" else "[")
+    messages.clear()
     assert prepare(cohort.config()) == first and messages
     assert file.read_text() == content and cohort.left_behind() == [first.folder.name]
 

@@ -141,6 +141,7 @@ def test_patients_of_one_visit_have_no_next_visit_to_score(joint, messages):
     sizes = np.bincount(patients.owners[kept], minlength=len(patients))
     columns = {name: getattr(patients, name)[kept] for name in ("codes", "visits", "minutes", "microseconds")}
     first = dataclasses.replace(patients, offsets=np.concatenate([[0], np.cumsum(sizes)]), **columns)
+    messages.clear()
     found = score_next_visits(run._replace(patients=first), with_baselines=False)
     assert found == {"metrics": {}, "baselines": {}, "versus": {}}
     assert messages == [f"next visits: not scored, as none of {len(first)} patients has a second visit with a target"]

@@ -206,6 +206,7 @@ def evaluate(workplace, tmp_path, monkeypatch, messages):
         task = setup.setup(configure(recipe, workplace, labels))
         own = FinetunedModel(task.recipe, task.facts, task.prepared.vocabulary.tokens, task.model, None, task.splits)
         monkeypatch.setattr(outcomes, "load", lambda *given: own)
+        messages.clear()
         result = outcomes.evaluate_run(tmp_path, with_baselines=False)
         assert evaluation_of(tmp_path) == json.loads(json.dumps(result))
         assert pl.read_parquet(tmp_path / "predictions.parquet").height == len(task.splits["held_out"].labels)
@@ -254,6 +255,7 @@ def test_figures_are_of_enough_patients_who_may_be_real(table, workplace, tmp_pa
     task = setup.setup(config)
     labels, horizons = task.splits["held_out"].labels, task.recipe.evaluation.horizons
     arguments = (labels, task.facts.names, horizons, tmp_path / "figures", MIN_PATIENTS)
+    messages.clear()
     assert outcomes.draw({}, *arguments) == []
     assert messages == ["figures are left out: the held-out labels are of fewer than 11 patients, who may be real"]
 
