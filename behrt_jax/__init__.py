@@ -2,12 +2,16 @@
 
 `pretrain(config, workdir)` trains a recipe such as `behrt_jax.recipes.small.get_config()`, `load(workdir)` gives
 `(config, vocabulary, model, params)`; `finetune`, `evaluate`, `predict`, `embed` and `write_report` do what the
-commands of these names do.
+commands of these names do. They log what they do to the logger `behrt_jax`, which prints it unless the root logger is
+configured to show INFO; `logging.getLogger("behrt_jax").setLevel("WARNING")` leaves warnings alone.
 """
 
 import importlib
+import logging
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from behrt_jax.interpret import attribution, counterfactuals
 from behrt_jax.models.behrt import BEHRT, count_parameters, encode
@@ -61,6 +65,31 @@ try:
     __version__ = version("behrt_jax")
 except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+unknown"
+
+
+class _Printer(logging.Handler):
+    """Prints messages to stdout, above progress bars; leaves them to the root logger if that shows INFO.
+
+    Its level decides, not its handlers: absl, which Orbax logs with, adds a handler to it unasked.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Marks warnings."""
+        return "warning: " * (record.levelno >= logging.WARNING) + super().format(record)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints or forwards one message."""
+        if logging.root.handlers and logging.root.isEnabledFor(logging.INFO):
+            logging.root.handle(record)
+        else:
+            tqdm.write(self.format(record))
+
+
+_logger = logging.getLogger(__name__)
+if not _logger.handlers:
+    _logger.addHandler(_Printer())
+    _logger.setLevel(_logger.level or logging.INFO)
+    _logger.propagate = False
 
 _WORKFLOWS = {name: name for name in ("embed", "evaluate", "finetune", "predict", "pretrain")}
 _WORKFLOWS["write_report"] = "report"

@@ -26,7 +26,7 @@ def get_finetune_config(outcome: str) -> config_dict.ConfigDict:
     config.layer_decay = 0.8  # factor of the learning rate from each layer to the one below it
     config.lora = config_dict.ConfigDict()
     config.lora.rank = 0  # above 0: low-rank changes of the blocks' layers, and the head
-    config.lora.scale = 1.0  # of these changes
+    config.lora.alpha = 8.0  # these changes are multiplied by alpha / rank
     config.history = config_dict.ConfigDict()
     config.history.include_at = False  # whether events at the very prediction time are known
     config.history.prediction_token = True  # a token at the prediction time tells how long ago the last visit was
@@ -127,7 +127,7 @@ def _objective() -> config_dict.ConfigDict:
     config.mlm_weight = 1.0  # in joint; 0 leaves an objective out
     config.next_visit_weight = 0.2
     config.time_to_event_weight = 0.0
-    config.mask_rate = 0.3  # of codes hidden in training; see docs/choices.md
+    config.mask_rate = 0.3  # of codes masked in training; see docs/choices.md
     config.masking = "codes"  # each on its own; or: spans, visits
     config.mask_values = True  # whether codes with a value (LAB//51087//Q7) are hidden too
     # What next visits and events are about, and of how many train patients at least.
@@ -167,7 +167,7 @@ def _train() -> config_dict.ConfigDict:
 
 def _evaluation() -> config_dict.ConfigDict:
     config = config_dict.ConfigDict()
-    config.mask_rate = 0.15  # of codes hidden in evaluation, whatever training hides
+    config.mask_rate = 0.15  # of codes masked in evaluation, whatever training masks
     config.batch_size = 32
     config.max_patients = 10_000  # of a split; of a larger one, those with the lowest hash of their id
     config.num_mask_samples = 4  # times each patient is masked anew in the final evaluation

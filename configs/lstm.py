@@ -1,7 +1,7 @@
 """LSTM: the baseline that reads the same sequences, on next visits; 2 layers of 256, 1.2 M parameters.
 
 python -m experiments.pretrain --config=configs/lstm.py
-python -m experiments.evaluate --workdir=runs/joint --versus=runs/lstm
+python -m experiments.evaluate --workdir=runs/joint --compare_to=runs/lstm
 """
 
 from behrt_jax.recipes import joint

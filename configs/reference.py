@@ -1,4 +1,4 @@
-"""Reference: the reference design's own set of encodings, at the size of small, with BERT's share of hidden codes.
+"""Reference: the reference design's own set of encodings, at the size of small, with BERT's share of masked codes.
 
 python -m experiments.pretrain --config=configs/reference.py
 """

@@ -1,8 +1,9 @@
 """Evaluates a trained model and its baselines on held-out patients; prints the metrics and writes `evaluation.json`.
 
-python -m experiments.evaluate --workdir=DIR [--versus=DIR] [--data=DIR] [--split=held_out] [--nobaselines] [--plots]
+python -m experiments.evaluate --workdir=DIR [--compare_to=DIR] [--data=DIR] [--split=held_out] [--nobaselines]
+    [--plots]
 
-`--versus=DIR,DIR` names several runs. A fine-tuned model is evaluated on the held-out patients of its own data, so
+`--compare_to=DIR,DIR` names several runs. A fine-tuned model is evaluated on the held-out patients of its own data, so
 `--data` and `--split` are refused, and its figures are written with and without `--plots`.
 """
 
@@ -18,7 +19,7 @@ from experiments import _cli
 
 def main() -> None:
     """Runs the command."""
-    options = {"split": FLAGS.split, "data": FLAGS.data, "compare_to": FLAGS.versus, "baselines": FLAGS.baselines}
+    options = {"split": FLAGS.split, "data": FLAGS.data, "compare_to": FLAGS.compare_to, "baselines": FLAGS.baselines}
     comparison = evaluate(FLAGS.workdir, **options, figures=FLAGS.plots)
     print(comparison.table())
     for file in (Path(FLAGS.workdir) / EVALUATION_FILE, *comparison.figures):
@@ -28,7 +29,8 @@ def main() -> None:
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
     flags.DEFINE_string("workdir", None, "What experiments.pretrain or experiments.finetune wrote.", required=True)
-    flags.DEFINE_list("versus", [], "Workdirs of other runs of the same data, to compare with.")
+    flags.DEFINE_list("compare_to", [], "Workdirs of other runs of the same data, to compare with.")
+    flags.DEFINE_alias("versus", "compare_to")
     flags.DEFINE_string("data", None, "Another MEDS data set to score on; default: the run's own.")
     flags.DEFINE_enum("split", "held_out", events.SPLITS, "Which patients to score.")
     flags.DEFINE_bool("baselines", True, "Fit baselines; they take some minutes.")

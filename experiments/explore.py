@@ -36,7 +36,7 @@ def main() -> None:
         "at": FLAGS.at,
         "windows": FLAGS.windows,
         "dimensions": loaded.recipe.model.hidden_dim,
-        "patients": {split: len(snapshot.histories) for split, snapshot in population.moments.items()},
+        "patients": {split: len(snapshot.histories) for split, snapshot in population.snapshots.items()},
         **choices.measure(families, population.groups),
     }
     result["subtypes"] = subtypes.describe(

@@ -15,7 +15,7 @@ def main() -> int:
     """Runs the command."""
     folder = _cli.default_workdir(FLAGS.workdir)
     command = _cli.resume_command("finetune", folder)
-    run = finetune(FLAGS.config, folder, compare_to=FLAGS.versus, baselines=FLAGS.baselines, resume_with=command)
+    run = finetune(FLAGS.config, folder, compare_to=FLAGS.compare_to, baselines=FLAGS.baselines, resume_with=command)
     if run.evaluation:
         print(f"next: python -m experiments.predict --workdir={folder} --data=DIR --labels=FILE --output=FILE")
     return run.status
@@ -27,6 +27,7 @@ if __name__ == "__main__":
     flags.mark_flag_as_required("config")
     flags.DEFINE_string("workdir", None, "Where everything is written; default: runs/ and the recipe's name.")
     flags.DEFINE_bool("baselines", True, "Fit baselines for the evaluation at the end; they take some minutes.")
-    flags.DEFINE_list("versus", [], "Workdirs of other runs of the same labels, to compare with.")
+    flags.DEFINE_list("compare_to", [], "Workdirs of other runs of the same labels, to compare with.")
+    flags.DEFINE_alias("versus", "compare_to")
     _cli.reexec_with_malloc_settings()
     _cli.run(main)

@@ -32,7 +32,7 @@ def main() -> None:
     loaded = load(FLAGS.workdir, FLAGS.data)
     labels = read_labels(FLAGS.labels, loaded.recipe.data.path)
     check_kind(labels, f"--labels={FLAGS.labels}")
-    folder = prepare(loaded.recipe.data, loaded.vocabulary, progress=print).folder
+    folder = prepare(loaded.recipe.data, loaded.vocabulary).folder
     train = read(loaded, folder, labels, "train")
     label_data.check_learnable(train.labels, "train")
     reader = Reader(loaded, dataset.read(folder, "train"), Path(FLAGS.features), random=False)

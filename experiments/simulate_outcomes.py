@@ -32,8 +32,8 @@ def main() -> None:
     if output.suffix != ".parquet" or output.is_dir():
         raise ValueError(f"--output={output}: expected a file that ends in .parquet")
     data = DataConfig(**{**config.data, "path": FLAGS.data})
-    index_times = choose_times(FLAGS.data, FLAGS.min_visits, FLAGS.seed, print)
-    times, patients, tokens = read_histories(data, index_times, config.history.include_at, print)
+    index_times = choose_times(FLAGS.data, FLAGS.min_visits, FLAGS.seed)
+    times, patients, tokens = read_histories(data, index_times, config.history.include_at)
     truth = simulate_outcomes(patients, times.prediction_times, tokens, FLAGS.seed, **options)
     table = to_table(times, truth)
     print("\n".join(summarize(table, truth)))

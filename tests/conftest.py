@@ -66,6 +66,20 @@ def cohort(meds) -> handmade.MedsFolder:
 
 
 @pytest.fixture
+def messages():
+    """The messages that the library logs during a test."""
+    with tiny.collect_messages() as lines:
+        yield lines
+
+
+@pytest.fixture
+def no_messages(messages):
+    """Fails a test during which the library logs anything."""
+    yield
+    assert not messages
+
+
+@pytest.fixture
 def strict_jax():
     """Refuses silent broadcasting between ranks and random keys used twice."""
     with tiny.strict_jax():

@@ -2,11 +2,13 @@
 
 import contextlib
 import functools
+import logging
 
 import jax
 import numpy as np
 import pytest
 
+import behrt_jax
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.pretraining import BEHRTForMLM, BEHRTForPretraining
 from behrt_jax.objectives.config import ObjectiveConfig
@@ -26,6 +28,18 @@ def slow_but(fast, cases) -> list:
         return pytest.param(*values, marks=[] if case in fast else pytest.mark.slow)
 
     return [mark(case) for case in cases]
+
+
+@contextlib.contextmanager
+def collect_messages():
+    """Yields a list that is filled with the messages of the library, as its own handler prints them."""
+    logger, handler, messages = logging.getLogger("behrt_jax"), behrt_jax._Printer(), []
+    handler.emit = lambda record: messages.append(handler.format(record))
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
 
 
 @contextlib.contextmanager

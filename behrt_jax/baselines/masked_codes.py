@@ -3,6 +3,7 @@
 Each baseline reads the same window as the model, with the same codes masked.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -14,6 +15,8 @@ from behrt_jax.baselines.mlp import Features, MLPConfig, Schedule
 from behrt_jax.metrics.bootstrap import PerTargetScores, concatenate
 from behrt_jax.objectives.mlm import FIRST_CODE_ID
 from behrt_jax.objectives.scoring import MaskedBatch, score_log_probabilities
+
+logger = logging.getLogger(__name__)
 
 Predictor = Callable[[MaskedBatch], np.ndarray]
 
@@ -32,7 +35,6 @@ def fit_baselines(
     masked: Callable[[], Iterator[MaskedBatch]],
     tuning: list[MaskedBatch],
     vocab_size: int,
-    progress: Callable[[str], None] = lambda message: None,
     model_steps: int = 0,
 ) -> dict[str, Predictor]:
     """Fits every baseline.
@@ -42,21 +44,20 @@ def fit_baselines(
       masked: function that starts an endless stream of masked training batches.
       tuning: masked tuning batches; their loss selects the smoothing and the number of training steps.
       vocab_size: V.
-      progress: called with each fitting step, and with each network that was stopped by its budget.
       model_steps: number of batches of `masked` with as many masked codes as the model saw in training; a network that
         still improves is not stopped earlier.
 
     Returns:
       By name, a function from a masked batch to (n, V) log-probabilities of its masked codes.
     """
-    progress("counting codes and neighbours")
+    logger.info("fitting baselines: counting codes and neighbours")
     counts, following = count_codes(batches(), vocab_size)
     frequency = smoothed_frequency(counts)
     return {
         "most frequent code": most_frequent(frequency),
         "patient's own most frequent code": choose([own_most_frequent(frequency, k) for k in STRENGTHS], tuning),
         "neighbouring codes (bigram)": choose([bigram(frequency, following, k) for k in STRENGTHS], tuning),
-        **fit_networks(masked, tuning, frequency, progress, model_steps=model_steps),
+        **fit_networks(masked, tuning, frequency, model_steps=model_steps),
     }
 
 
@@ -184,7 +185,6 @@ def fit_networks(
     masked: Callable[[], Iterator[MaskedBatch]],
     tuning: list[MaskedBatch],
     frequency: np.ndarray,
-    progress: Callable[[str], None],
     recipes: dict[str, MLPConfig] | None = None,
     model_steps: int = 0,
 ) -> dict[str, Predictor]:
@@ -217,7 +217,7 @@ def fit_networks(
     bias = _log(np.append(shares, max(1 - shares.sum(), 1e-6)))
     schedule = Schedule(max(NETWORK_STEPS, model_steps), CHECK_EVERY, PATIENCE)
     examples = map(example, masked())
-    networks = mlp.train_networks(examples, recipes or RECIPES, bias, loss, tuning_loss, schedule, progress)
+    networks = mlp.train_networks(examples, recipes or RECIPES, bias, loss, tuning_loss, schedule)
     rare_shares = np.where(np.arange(vocab_size) >= FIRST_CODE_ID + num_codes, frequency, 0.0)
     # In logs, to be added to the score of "another code".
     rare_shares = _log(rare_shares / max(rare_shares.sum(), 1e-12))

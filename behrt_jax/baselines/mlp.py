@@ -5,6 +5,7 @@ The first layer runs in scipy, where its cost is proportional to the non-zero fe
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ import scipy.sparse
 
 from behrt_jax.models.dropout import hash_bits
 
+logger = logging.getLogger(__name__)
 CHUNK = 1024
 ROUND_UP = 128  # batches are padded to a multiple of this number of rows, so that few shapes are compiled
 AVERAGED_SHARE = 0.1  # of the steps so far
@@ -143,7 +145,6 @@ def train_networks(
     loss: Callable[[jax.Array, jax.Array], jax.Array],
     tuning_loss: Callable[[dict], float],
     schedule: Schedule,
-    progress: Callable[[str], None] = lambda message: None,
 ) -> dict[str, dict]:
     """Trains every network with Adam until its tuning loss no longer decreases.
 
@@ -157,7 +158,6 @@ def train_networks(
       loss: function from (B, T) logits and targets to (B,) losses.
       tuning_loss: function from averaged parameters to their loss on tuning.
       schedule: when to stop.
-      progress: called with the losses at each check, and with each network that was stopped by its budget.
 
     Returns:
       By name, the averaged parameters with the lowest tuning loss.
@@ -176,12 +176,13 @@ def train_networks(
             if name not in best or losses[name][-1] <= min(losses[name]):
                 best[name] = jax.device_get(training.average)
         summary = ", ".join(f"{name} {losses[name][-1]:.3f}" for name in networks)
-        progress(f"step {number:,} of at most {schedule.max_steps:,}: {summary}")
+        logger.info(f"fitting baselines: step {number:,} of at most {schedule.max_steps:,}: {summary}")
         networks = {name: each for name, each in networks.items() if not is_flat(losses[name], schedule.patience)}
         if not networks:
             break
     for name in networks:
-        progress(f"{name}: stopped at its budget of {schedule.max_steps:,} steps while its tuning loss still fell")
+        budget = f"its budget of {schedule.max_steps:,} steps"
+        logger.info(f"fitting baselines: {name}: stopped at {budget} while its tuning loss still fell")
     return best
 
 

@@ -3,6 +3,7 @@
 Each baseline reads everything recorded before the target visit; the model reads the part of it that fits in a row.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from behrt_jax.data.dataset import Patients
 from behrt_jax.data.next_visit_targets import NextVisits
 from behrt_jax.data.windows import VisitIndex
 
+logger = logging.getLogger(__name__)
 MAX_EXAMPLES = 200_000
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 HALF_LIVES = (2.0, 6.0, 20.0, 60.0, math.inf)  # in visits
@@ -51,20 +53,13 @@ class Table(NamedTuple):
 Predictor = Callable[[Split], np.ndarray]
 
 
-def fit_baselines(
-    train: Split,
-    tuning: Split,
-    vocab_size: int,
-    progress: Callable[[str], None] = lambda message: None,
-    model_examples: int = 0,
-) -> dict[str, Predictor]:
+def fit_baselines(train: Split, tuning: Split, vocab_size: int, model_examples: int = 0) -> dict[str, Predictor]:
     """Fits every baseline.
 
     Args:
       train: the split to fit; a random sample if it has more than `MAX_EXAMPLES` visits to predict.
       tuning: its loss selects smoothing, decay and the number of training steps.
       vocab_size: V.
-      progress: called with each fitting step, and with each network that was stopped by its budget.
       model_examples: number of target visits that the model saw in training, with repeats; a network that still
         improves is not stopped earlier.
 
@@ -82,27 +77,21 @@ def fit_baselines(
             )
     train, tuning = sample_examples(train, MAX_EXAMPLES), sample_examples(tuning, MAX_EXAMPLES)
     share = frequency(train.examples)
-    progress("counting")
+    logger.info("fitting baselines: counting")
     repeats = [repeat_last(train, vocab_size, strength) for strength in STRENGTHS]
     frequencies = [own_frequency(share, vocab_size, half_life, k) for half_life in HALF_LIVES for k in STRENGTHS]
     return {
         "frequency": lambda split: np.tile(share.astype(np.float32), (len(split.examples), 1)),
         "repeat last visit": choose(repeats, tuning),
         "own frequency with decay": choose(frequencies, tuning),
-        **fit_networks(train, tuning, vocab_size, progress, model_examples=model_examples),
+        **fit_networks(train, tuning, vocab_size, model_examples=model_examples),
     }
 
 
-def fit_with_time_known(
-    train: Split,
-    tuning: Split,
-    vocab_size: int,
-    progress: Callable[[str], None] = lambda message: None,
-    model_examples: int = 0,
-) -> dict[str, Predictor]:
+def fit_with_time_known(train: Split, tuning: Split, vocab_size: int, model_examples: int = 0) -> dict[str, Predictor]:
     """Fits the MLP with the start time of the target visit as an input; see `fit_baselines`."""
     train, tuning = sample_examples(train, MAX_EXAMPLES), sample_examples(tuning, MAX_EXAMPLES)
-    return fit_networks(train, tuning, vocab_size, progress, time_known=True, model_examples=model_examples)
+    return fit_networks(train, tuning, vocab_size, time_known=True, model_examples=model_examples)
 
 
 def sample_examples(split: Split, count: int, seed: int = 0) -> Split:
@@ -204,18 +193,17 @@ def fit_networks(
     train: Split,
     tuning: Split,
     vocab_size: int,
-    progress: Callable[[str], None],
     recipes: dict[str, MLPConfig] | None = None,
     time_known: bool = False,
     model_examples: int = 0,
 ) -> dict[str, Predictor]:
     """Fits the MLP, or other `recipes`, on one stream of features."""
-    progress("features")
+    logger.info("fitting baselines: features")
     table = Table(features_of(train, vocab_size, time_known), train.examples.targets)
     columns = np.unique(table.features.indices)
     table = table._replace(features=table.features[:, columns])
     checks = Table(features_of(tuning, vocab_size, time_known)[:, columns], tuning.examples.targets)
-    networks = train_on_tables(table, checks, recipes or RECIPES, progress, model_examples)
+    networks = train_on_tables(table, checks, recipes or RECIPES, model_examples)
 
     def predictor(params) -> Predictor:
         return lambda split: probabilities(params, features_of(split, vocab_size, time_known)[:, columns])
@@ -224,11 +212,7 @@ def fit_networks(
 
 
 def train_on_tables(
-    table: Table,
-    checks: Table,
-    recipes: dict[str, MLPConfig],
-    progress: Callable[[str], None] = lambda message: None,
-    model_examples: int = 0,
+    table: Table, checks: Table, recipes: dict[str, MLPConfig], model_examples: int = 0
 ) -> dict[str, dict]:
     """Trains networks on a table until their loss on `checks`, that of tuning, is flat; returns their parameters."""
     count = table.features.shape[0]
@@ -243,7 +227,7 @@ def train_on_tables(
 
     schedule = Schedule(max(MAX_STEPS, math.ceil(model_examples / size)), max(CHECK_EVERY, count // size), PATIENCE)
     stream = mini_batches(table, size)
-    return mlp.train_networks(stream, recipes, scipy.special.logit(share), loss, tuning_loss, schedule, progress)
+    return mlp.train_networks(stream, recipes, scipy.special.logit(share), loss, tuning_loss, schedule)
 
 
 def probabilities(params: dict, features: scipy.sparse.csr_array) -> np.ndarray:

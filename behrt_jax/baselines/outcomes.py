@@ -5,6 +5,7 @@ event. Each baseline reads the whole history, however long; BEHRT reads the part
 """
 
 import functools
+import logging
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,8 @@ from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.regression import cox
 from behrt_jax.regression.code_regression import MAX_ROWS, NET_PENALTIES, sample
 from behrt_jax.regression.outcome_features import Inputs, fit_scaler
+
+logger = logging.getLogger(__name__)
 
 # All settings tried on tuning, the most regularised first. The ranges were set by hand on all five folds of death from
 # landmarks of the bundled patients, so the scores there are slightly optimistic. Left out, as they were no better there
@@ -90,20 +93,16 @@ class Forecast(NamedTuple):
 # Arguments: patients, times, (horizons,) and embeddings, which only `BOOSTED` reads.
 Classifier = Callable[..., np.ndarray]
 Forecaster = Callable[..., Forecast]
-Progress = Callable[[str], None]
 BOOSTED = "gradient boosting on codes and embeddings"
 
 
-def fit_classification(
-    train: Classified, tuning: Classified, tokens: tuple[str, ...], progress: Progress = lambda message: None
-) -> dict[str, Classifier]:
+def fit_classification(train: Classified, tuning: Classified, tokens: tuple[str, ...]) -> dict[str, Classifier]:
     """Fits the classification baselines and selects their settings by cross-entropy on tuning.
 
     Args:
       train: the data to fit; a random sample of `MAX_ROWS` rows if there are more.
       tuning: the data that selects the settings.
       tokens: of the vocabulary, by id.
-      progress: called with each baseline and its selected setting.
 
     Returns:
       By name, a function from histories, their prediction times, and embeddings if there are any, to (N, K)
@@ -115,9 +114,9 @@ def fit_classification(
     if train.classes.ndim == 2:
         classifiers = []
         for label in range(train.classes.shape[1]):
-            progress(f"label {label + 1} of {train.classes.shape[1]}")
+            logger.info(f"fitting baselines: label {label + 1} of {train.classes.shape[1]}")
             splits = [split._replace(classes=split.classes[:, label].astype(int)) for split in (train, tuning)]
-            classifiers.append(fit_classification(splits[0], splits[1], tokens, progress))
+            classifiers.append(fit_classification(splits[0], splits[1], tokens))
         return {
             name: lambda *known, name=name: np.stack([models[name](*known)[:, 1] for models in classifiers], axis=1)
             for name in classifiers[0]
@@ -137,11 +136,11 @@ def fit_classification(
         "logistic regression on codes": _logistic(table, targets, checks, size, Inputs.joined),
         "gradient boosting": _boosted_classes(table, targets, checks, size),
     }
-    families = _leave_out(families, table, progress)
+    families = _leave_out(families, table)
     if train.embeddings is not None and tuning.embeddings is not None:
         wide = table.widened(train.embeddings[rows]), targets, checks.widened(tuning.embeddings)
         families[BOOSTED] = _boosted_classes(*wide, size)
-    choices = {name: choose(name, candidates, loss, progress) for name, candidates in families.items()}
+    choices = {name: choose(name, candidates, loss) for name, candidates in families.items()}
 
     def classify(name, patients, times, embeddings=None):
         return choices[name].predict(_inputs(encode, name, patients, times, embeddings))
@@ -149,9 +148,7 @@ def fit_classification(
     return {name: functools.partial(classify, name) for name in choices}
 
 
-def fit_survival(
-    train: Followed, tuning: Followed, tokens: tuple[str, ...], progress: Progress = lambda message: None
-) -> dict[str, Forecaster]:
+def fit_survival(train: Followed, tuning: Followed, tokens: tuple[str, ...]) -> dict[str, Forecaster]:
     """Fits the time-to-event baselines and selects their settings by the partial likelihood on tuning.
 
     Each cause is fitted separately, with follow-up censored at the others (cause-specific hazards). The baseline hazard
@@ -181,7 +178,7 @@ def fit_survival(
             "Cox on codes": _elastic_net(table, days, happened, checks),
             "gradient boosting": _boosted_survival(table, days, happened, checks),
         }
-        families = _leave_out(families, table, progress)
+        families = _leave_out(families, table)
         tables = dict.fromkeys(families, table)
         if train.embeddings is not None and tuning.embeddings is not None:
             tables[BOOSTED] = table.widened(train.embeddings[rows])
@@ -189,7 +186,7 @@ def fit_survival(
             families[BOOSTED] = _boosted_survival(*wide)
         for name, candidates in families.items():
             label = name if len(causes) == 1 else f"{name}, cause {cause}"
-            best = choose(label, candidates, _partial_loss(tuning.days, tuning_happened), progress)
+            best = choose(label, candidates, _partial_loss(tuning.days, tuning_happened))
             models.setdefault(name, []).append((best.predict, best.predict(tables[name])))
     config = SurvivalConfig("cox", 1, (), len(causes))
     baselines = {
@@ -205,14 +202,12 @@ def fit_survival(
     return {name: functools.partial(forecast, name) for name in models}
 
 
-def choose(
-    name: str, candidates: Iterable[Candidate], loss: Callable[[np.ndarray], float], progress: Progress
-) -> Candidate:
+def choose(name: str, candidates: Iterable[Candidate], loss: Callable[[np.ndarray], float]) -> Candidate:
     """Returns the first candidate with the lowest loss on tuning; reports it, and if it is at the edge of the grid."""
     losses = ((candidate, loss(candidate.tuned)) for candidate in candidates)
     best, lowest = min(losses, key=lambda pair: pair[1])
     edge = ", at the edge of the settings tried" if best.at_edge else ""
-    progress(f"{name}: {best.setting}{edge}, tuning loss {lowest:.4f}")
+    logger.info(f"fitting baselines: {name}: {best.setting}{edge}, tuning loss {lowest:.4f}")
     return best
 
 
@@ -225,13 +220,14 @@ def _partial_loss(days: np.ndarray, happened: np.ndarray) -> Callable[[np.ndarra
     return lambda log_risks: likelihood(log_risks)[0] / count
 
 
-def _leave_out(families: dict[str, Iterator], table: Inputs, progress: Progress) -> dict[str, Iterator]:
+def _leave_out(families: dict[str, Iterator], table: Inputs) -> dict[str, Iterator]:
     """Returns the families that have input columns, and reports the others."""
     numbers = {name: table.basic.shape[1] for name in families}
     numbers |= {name: number + table.codes.shape[1] for name, number in numbers.items() if "age and sex" not in name}
     for name, number in numbers.items():
         if not number:
-            progress(f"{name}: left out, as train has nothing for it to read (no birth, no sex, or no common code)")
+            reason = "train has nothing for it to read (no birth, no sex, or no common code)"
+            logger.info(f"fitting baselines: {name}: left out, as {reason}")
     return {name: candidates for name, candidates in families.items() if numbers[name]}
 
 

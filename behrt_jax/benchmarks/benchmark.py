@@ -1,8 +1,9 @@
 """Runs a benchmark from its settings to its table."""
 
 import contextlib
+import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import jax
 from behrt_jax.benchmarks import contestants, report, rounds, workload
 from behrt_jax.benchmarks.workload import Workload
 
+logger = logging.getLogger(__name__)
 WHAT = ("step", "memory", "inference", "startup")
 
 
@@ -23,7 +25,6 @@ def benchmark(
     least_ratio: float = 0.0,
     prepared_dir: str = "prepared",
     data: str = "",
-    say: Callable[[str], None] = print,
 ) -> dict:
     """Runs contestants on the same work in interleaved rounds; writes `benchmark.json` and `benchmark.md`.
 
@@ -37,7 +38,6 @@ def benchmark(
         startup.
       prepared_dir: the cache of prepared data.
       data: a MEDS data set; the recipe's if empty.
-      say: receives progress messages and the table.
 
     Returns:
       The content of `benchmark.json`.
@@ -57,15 +57,15 @@ def benchmark(
         settings |= {"num_rounds": num_rounds, "steps": steps}
         if work.what == "startup":
             with _empty_compilation_cache(folder):
-                starts = rounds.run_starts(chosen, folder, num_rounds, say)
+                starts = rounds.run_starts(chosen, folder, num_rounds)
             rows, peaks = report.compare_starts([item.name for item in chosen], starts), None
             table = report.format_starts(rows)
         else:
-            results, peaks = rounds.run(chosen, folder, num_rounds, steps, say)
+            results, peaks = rounds.run(chosen, folder, num_rounds, steps)
             rows = report.compare(results, peaks)
             table = report.format_memory(rows) if work.what == "memory" else report.format_steps(rows)
     content, text = report.write(output, settings, rows, table, peaks)
-    say(f"{text}\nwritten: {output / report.JSON_FILE}, {output / report.TABLE_FILE}")
+    logger.info(f"{text}\nwritten: {output / report.JSON_FILE}, {output / report.TABLE_FILE}")
     if work.what != "startup":
         report.check_ratios(rows, least_ratio)
     return content

@@ -1,8 +1,9 @@
 """What pre-training of a recipe would cost on a device: memory, steps, hours and price."""
 
 import dataclasses
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from behrt_jax.benchmarks.devices import DEVICES
 from behrt_jax.benchmarks.step_cost import StepCost
 from behrt_jax.training.recipe import PretrainingRecipe, read_recipe
 
+logger = logging.getLogger(__name__)
 UTILISATION = 0.25  # a modest guess of the share of a device's peak that training reaches
 USABLE = 0.9  # share of a device's memory that a step may take
 GIBIBYTE = 2**30
@@ -168,12 +170,7 @@ def describe(
 
 
 def write_plan(
-    values: Mapping[str, Any],
-    data: Data,
-    device: str,
-    utilisation: float = UTILISATION,
-    price: float = 0.0,
-    say: Callable[[str], None] = print,
+    values: Mapping[str, Any], data: Data, device: str, utilisation: float = UTILISATION, price: float = 0.0
 ) -> Plan:
     """Plans the pre-training of a recipe, given as nested dicts, and describes it; see `plan`.
 
@@ -185,5 +182,5 @@ def write_plan(
         raise ValueError(f"recipe: is of {recipe.kind}; expected one of pre-training, such as configs/small.py")
     result = plan(recipe, data, device, utilisation)
     for line in describe(result, recipe, data, device, utilisation, price):
-        say(line)
+        logger.info(line)
     return result

@@ -1,6 +1,6 @@
 """Interleaved rounds: each contestant runs some steps in turn, so that a busy machine slows all of them alike."""
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 from behrt_jax.benchmarks import contestants as processes
 from behrt_jax.benchmarks.contestants import Contestant
 
+logger = logging.getLogger(__name__)
 WARM_UP = 2  # steps before the first round
 PRODUCTS = 5  # matrix products a round, of which the fastest counts
 MASKED_TOLERANCE = 0.1  # share; contestants draw their masks each by itself
@@ -36,9 +37,7 @@ class Result(NamedTuple):
     measures: dict
 
 
-def run(
-    contestants: list[Contestant], folder: Path, rounds: int, steps: int, say: Callable[[str], None]
-) -> tuple[list[Result], np.ndarray]:
+def run(contestants: list[Contestant], folder: Path, rounds: int, steps: int) -> tuple[list[Result], np.ndarray]:
     """Runs all contestants in turn.
 
     Args:
@@ -46,7 +45,6 @@ def run(
       folder: holds the workload.
       rounds: number of rounds.
       steps: steps per contestant and round.
-      say: receives progress messages.
 
     Returns:
       A result per contestant; and (rounds,) FLOP/s of a large matrix product, measured between the rounds.
@@ -65,7 +63,7 @@ def run(
             for item, own in zip(running, seconds, strict=True):
                 own.append(processes.ask(item, steps=steps)["seconds"])
             peaks.append(min(processes.ask(product, steps=PRODUCTS)["seconds"]))
-            say(f"round {number + 1} of {rounds}")
+            logger.info(f"round {number + 1} of {rounds}")
         measures = [processes.ask(item, measure=True) for item in running]
         peaks = processes.ask(product, measure=True)["flops"] / np.array(peaks)
     order = WARM_UP + np.arange(rounds * steps).reshape(rounds, steps)
@@ -77,9 +75,7 @@ def run(
     return results, peaks
 
 
-def run_starts(
-    contestants: list[Contestant], folder: Path, rounds: int, say: Callable[[str], None]
-) -> list[list[tuple[float, float]]]:
+def run_starts(contestants: list[Contestant], folder: Path, rounds: int) -> list[list[tuple[float, float]]]:
     """Starts each contestant anew in every round, up to its first step.
 
     Returns:
@@ -93,7 +89,7 @@ def run_starts(
                 own.append((item.start_seconds, processes.ask(item, steps=1)["seconds"][0]))
             finally:
                 processes.stop(item)
-        say(f"round {number + 1} of {rounds}")
+        logger.info(f"round {number + 1} of {rounds}")
     return starts
 
 

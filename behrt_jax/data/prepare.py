@@ -4,9 +4,10 @@ import collections
 import dataclasses
 import itertools
 import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -15,6 +16,7 @@ from behrt_jax.data import dataset, events, sexes, tokenize, vocabulary
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.tokenize import ShardStats, gather_shard_stats
 
+logger = logging.getLogger(__name__)
 _SPLITS_CURES = {  # keyed by (splits come from a hash, splits come from folders)
     (1, 0): "add patients or",
     (0, 1): "splits are those of the folders under data/; add patients, or write",
@@ -35,7 +37,6 @@ def prepare(
     config: DataConfig,
     fitted: vocabulary.Vocabulary | None = None,
     splits: tuple[str, ...] = events.SPLITS,
-    progress: Callable[[str], None] = lambda message: None,
     add_codes: bool = False,
 ) -> Prepared:
     """Prepares a data set, or loads it from the cache.
@@ -45,7 +46,6 @@ def prepare(
       fitted: the vocabulary of a trained model, to apply it to other data; if None, a vocabulary is fitted on train.
         Codes that it does not know become their nearest known ancestor, or else `[UNK]`.
       splits: splits that must have patients; others may be empty if `fitted` is given.
-      progress: called with a line for each stage.
       add_codes: whether to append codes of train that `fitted` does not know, as if it were fitted on them.
 
     Returns:
@@ -61,7 +61,7 @@ def prepare(
     prepared = _load(folder)
     if prepared is None:
         try:
-            prepared = _prepare(config, fitted, splits, folder, progress, add_codes)
+            prepared = _prepare(config, fitted, splits, folder, add_codes)
         except OSError as error:
             raise ValueError(
                 f"{folder.parent}: cannot write the prepared data ({error}); free space there, or name a folder that "
@@ -79,12 +79,12 @@ def _load(folder: Path) -> Prepared | None:
         return None
 
 
-def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, progress, add_codes) -> Prepared:
+def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, add_codes) -> Prepared:
     """Reads the data set, then writes `folder` atomically."""
     counts: collections.Counter = collections.Counter()
     base_vocab = vocab = fitted or vocabulary.EMPTY
     fit, known_tokens = fitted is None or add_codes, frozenset(base_vocab.ids)
-    progress(f"reading {config.path}")
+    logger.info(f"reading {config.path}")
     stats = gather_shard_stats(config, counts, with_samples=fit and config.value_bins > 1)
 
     def tokenized(split: str, edges, counts=None, parents=None) -> Iterator[pl.DataFrame]:
@@ -99,7 +99,7 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
                 f"{_SPLITS_CURES[counts['splits_made'], counts['splits_of_folders']]} {events.SPLITS_FILE}"
             )
     if fit:
-        progress("fitting the vocabulary on the train split")
+        logger.info("fitting the vocabulary on the train split")
         edges = vocabulary.fit_value_edges(stats.samples, config.value_bins, config.min_patients, config.value_digits)
         edges = {code: values for code, values in edges.items() if code not in base_vocab.ids} | base_vocab.value_edges
         parts = [vocabulary.count_tokens(tokens) for tokens in tokenized("train", edges)]
@@ -107,7 +107,7 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
     parents = vocabulary.nearest_known_ancestors(config.path, vocab) if base_vocab.codes else {}
     if add_codes:
         counts["codes_added"] = len(vocab) - len(base_vocab)
-    progress("writing the prepared data")
+    logger.info("writing the prepared data")
     examples = {}
     for split in events.SPLITS:
         split_examples = _examples(split, tokenized(split, vocab.value_edges, counts, parents), vocab, counts)
@@ -121,7 +121,7 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
     return Prepared(folder, vocab, _write(folder, config, examples, stats, vocab, counts))
 
 
-def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], survey: ShardStats, fitted, counts) -> dict:
+def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], stats: ShardStats, fitted, counts) -> dict:
     """Writes prepared data to a temporary folder, renames it to `folder`, and returns the report."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -137,10 +137,10 @@ def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], surv
                 f"{events.CODES_FILE}, fine-tune with add_codes=True, or train from scratch"
             )
         if counts["splits_made"]:
-            survey.splits.write_parquet(scratch / "subject_splits.parquet")
+            stats.splits.write_parquet(scratch / "subject_splits.parquet")
         fitted.save(scratch / "vocabulary.json")
         counts["codes"] = len(fitted.codes)
-        report = {**dict(sorted(counts.items())), "unmatched_patterns": survey.unmatched}
+        report = {**dict(sorted(counts.items())), "unmatched_patterns": stats.unmatched}
         (scratch / "report.json").write_text(json.dumps(report, indent=1))
         if _load(folder) is None:  # no other process was faster
             shutil.rmtree(folder, ignore_errors=True)
@@ -165,15 +165,16 @@ def _examples(split: str, tables: Iterator[pl.DataFrame], fitted, counts) -> Ite
             yield example["subject_id"], example
 
 
-def describe_coverage(report: dict, split: str) -> str:
-    """Describes the share of a split's (or `all`) events and patients that the vocabulary of a trained model knows."""
+def log_coverage(report: dict, split: str) -> None:
+    """Logs the share of a split's (or `all`) events and patients that the vocabulary of a trained model knows."""
     splits = events.SPLITS if split == "all" else (split,)
     kinds = ("tokens", "backed_off", "unknown", "patients", "patients_known")
     total, backed_off, unknown, patients, whole = (sum(report[f"{kind}/{part}"] for part in splits) for kind in kinds)
     known = total - backed_off - unknown
     suffix = f"; {report['codes_added']:,} codes were added to it" if "codes_added" in report else ""
-    return (
-        f"{'warning: ' if 2 * unknown > total else ''}coverage of {split}: the vocabulary knows {known / total:.2%} of "
-        f"events by their own code and {backed_off / total:.2%} by a parent code; {unknown / total:.2%} are [UNK]; "
-        f"it knows every event of {whole / patients:.1%} of patients{suffix}"
+    logger.log(
+        logging.WARNING if 2 * unknown > total else logging.INFO,
+        f"coverage of {split}: the vocabulary knows {known / total:.2%} of events by their own code and "
+        f"{backed_off / total:.2%} by a parent code; {unknown / total:.2%} are [UNK]; "
+        f"it knows every event of {whole / patients:.1%} of patients{suffix}",
     )

@@ -1,7 +1,7 @@
 """Initial code embeddings: random, from a skip-gram of codes in visits, or from a user's table."""
 
+import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
 from behrt_jax.embeddings import skip_gram
 from behrt_jax.models.embeddings import CODE_TABLE
 
+logger = logging.getLogger(__name__)
 SKIP_GRAM = "skip_gram"
 
 
@@ -27,13 +28,7 @@ def check(source: str, dim: int) -> None:
 
 
 def make_rows(
-    source: str,
-    vocabulary: Vocabulary,
-    train: dataset.Patients,
-    config: DataConfig,
-    dim: int,
-    seed: int,
-    say: Callable[[str], None],
+    source: str, vocabulary: Vocabulary, train: dataset.Patients, config: DataConfig, dim: int, seed: int
 ) -> np.ndarray | None:
     """Makes the initial rows of the code table; deterministic given the seed and the train patients.
 
@@ -44,7 +39,6 @@ def make_rows(
       config: sets the rows of patients.
       dim: D, `model.embedding_dim`.
       seed: of the skip-gram.
-      say: receives a message on how many codes have an initial row.
 
     Returns:
       (V, D) float32 with variance 1 over all known rows and mean 0 in each feature; NaN in the rows of tokens to
@@ -57,7 +51,7 @@ def make_rows(
         return None
     if source == SKIP_GRAM:
         rows = fit_skip_gram(train, len(vocabulary), config, dim, seed)
-        say(f"code_init=skip_gram: {_coverage(rows, vocabulary)}")
+        logger.info(f"code_init=skip_gram: {_coverage(rows, vocabulary)}")
     else:
         codes, values = read_table(Path(source), dim)
         places = np.array([vocabulary.ids.get(code, -1) for code in codes])
@@ -65,7 +59,7 @@ def make_rows(
         rows[places[places >= NUM_SPECIAL]] = values[places >= NUM_SPECIAL]
         unused = places < NUM_SPECIAL
         note = f"{unused.sum():,} codes of the table are not in the vocabulary"
-        say(f"code_init={source}: {_coverage(rows, vocabulary)}; {note}")
+        logger.info(f"code_init={source}: {_coverage(rows, vocabulary)}; {note}")
         if unused.all():
             raise ValueError(
                 f"code_init={source}: none of its {len(codes):,} codes is in the vocabulary; expected names "

@@ -20,12 +20,12 @@ class Snapshot(NamedTuple):
     Attributes:
       times: (M,) datetime64[us]; only events strictly before them are included.
       histories: whole histories.
-      rows: what the model reads; for a fine-tuned model with its prediction token at the end, as in training.
+      model_inputs: what the model reads; for a fine-tuned model with its prediction token at the end, as in training.
     """
 
     times: np.ndarray
     histories: dataset.Patients
-    rows: dataset.Patients
+    model_inputs: dataset.Patients
 
 
 def read_date(text: str) -> np.datetime64 | None:

@@ -1,6 +1,7 @@
 """A finished run, loaded for evaluation: the model, its data, and the patients to score."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from behrt_jax.training import digests as training_digests
 from behrt_jax.training import pretraining, workdir
 from behrt_jax.training.recipe import PretrainingRecipe
 
+logger = logging.getLogger(__name__)
+
 
 class Run(NamedTuple):
     """A finished run and the patients to score.
@@ -28,7 +31,6 @@ class Run(NamedTuple):
       train: the run's train split, on which baselines are fitted.
       tuning: the run's tuning split, at most `evaluation.max_patients` patients.
       patients: the patients to score, at most `evaluation.max_patients`.
-      say: receives progress messages.
       digests: digests of the training inputs; see `digests.of_pretraining`.
     """
 
@@ -39,7 +41,6 @@ class Run(NamedTuple):
     train: dataset.Patients
     tuning: dataset.Patients
     patients: dataset.Patients
-    say: Callable[[str], None]
     digests: dict[str, str]
 
     @property
@@ -57,14 +58,14 @@ class Run(NamedTuple):
         return pretraining.index(self.recipe.data, patients)
 
 
-def load_run(folder: Path, split: str, data: str | None, say: Callable[[str], None]) -> Run:
+def load_run(folder: Path, split: str, data: str | None) -> Run:
     """Loads a run from its workdir, together with its data.
 
     Raises:
       ValueError: the workdir cannot be loaded, or its data differs from the data of training.
     """
     recipe, facts, vocabulary, _, params = workdir.load_pretraining(folder, str(folder))
-    prepared = prepare(recipe.data, progress=say)
+    prepared = prepare(recipe.data)
     if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
         raise ValueError(
             f"{recipe.data.path}: gives another vocabulary than {folder} was trained with; baselines are fitted on the "
@@ -73,28 +74,30 @@ def load_run(folder: Path, split: str, data: str | None, say: Callable[[str], No
     scored_data = prepared
     if data is not None:
         scored = dataclasses.replace(recipe.data, path=data)
-        scored_data = prepare(scored, fitted=vocabulary, splits=(split,), progress=say)
-        say(data_prepare.describe_coverage(scored_data.report, split))
+        scored_data = prepare(scored, fitted=vocabulary, splits=(split,))
+        data_prepare.log_coverage(scored_data.report, split)
     train, tuning = (dataset.read(prepared.folder, name) for name in ("train", "tuning"))
     everyone, max_patients = dataset.read(scored_data.folder, split), recipe.evaluation.max_patients
     train, tuning = dataset.sample(train, recipe.train.max_patients), dataset.sample(tuning, max_patients)
-    digests = {"data.path": training_digests.of_patients(pretraining.mark(recipe, train), tuning)}
-    workdir.check_digests(folder, recipe, digests, say)
+    digests = {"data.path": training_digests.of_patients(pretraining.add_query_tokens(recipe, train), tuning)}
+    workdir.check_digests(folder, recipe, digests)
     patients = dataset.sample(everyone, max_patients)
     if len(patients) < len(everyone):
-        say(f"scoring {len(patients):,} of {len(everyone):,} patients of {split} (evaluation.max_patients)")
+        logger.info(f"scoring {len(patients):,} of {len(everyone):,} patients of {split} (evaluation.max_patients)")
     task = pretraining.make_task(recipe, facts, vocabulary)
     source = Path(data or recipe.data.path)
-    return Run(task, params, source, split, train, tuning, patients, say, digests)
+    return Run(task, params, source, split, train, tuning, patients, digests)
 
 
 def check_comparable(run: Run, other: Run, folder: str) -> None:
     """Raises a ValueError if `other`, the run in `folder`, does not predict the same targets as `run`."""
     if other.vocabulary.fingerprint != run.vocabulary.fingerprint:
-        raise ValueError(f"--versus={folder}: has another vocabulary; expected a run of the same data")
+        raise ValueError(f"--compare_to={folder}: has another vocabulary; expected a run of the same data")
     shared = set(run.task.model.objectives) & set(other.task.model.objectives)
     if not shared:
-        raise ValueError(f"--versus={folder}: was trained on nothing that this run was trained on; name another run")
+        raise ValueError(
+            f"--compare_to={folder}: was trained on nothing that this run was trained on; name another run"
+        )
     differences = []
     if shared - {"mlm"} and not np.array_equal(run.task.is_target, other.task.is_target):
         differences.append("targets")
@@ -102,7 +105,7 @@ def check_comparable(run: Run, other: Run, folder: str) -> None:
         differences.append("event_edges")
     if differences:
         keys = " and ".join(f"objective.{key}" for key in differences)
-        raise ValueError(f"--versus={folder}: has other {keys}; expected a run that predicts the same")
+        raise ValueError(f"--compare_to={folder}: has other {keys}; expected a run that predicts the same")
 
 
 def read_simulation(
@@ -146,9 +149,9 @@ def score_oracle(run: Run, score: Callable[[], dict]) -> dict:
     """Returns `score()`; empty if the data is not simulated and, with a warning, if `score` raises a ValueError."""
     if not is_simulated(run.source):
         return {}
-    run.say("asking the oracle")
+    logger.info("asking the oracle")
     try:
         return score()
     except ValueError as error:
-        run.say(f"warning: the oracle is left out: {error}")
+        logger.warning(f"the oracle is left out: {error}")
         return {}

@@ -1,6 +1,7 @@
 """Masked-code evaluation: scores a run, baselines and the oracle on the same masked codes of held-out patients."""
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from behrt_jax.metrics import bootstrap, multilabel
 from behrt_jax.objectives import scoring
 from behrt_jax.simulation import oracle
 
+logger = logging.getLogger(__name__)
 BASELINE_BATCHES = 200
 
 
@@ -30,7 +32,7 @@ def score_masked(run: Run, others: dict[str, Run], with_baselines: bool = True) 
     """
     scored_batches = list(masked_batches(run, run.patients, run.recipe.evaluation.num_mask_samples))
     if not sum(len(masked.labels) for masked in scored_batches):
-        run.say(f"masked codes: not scored, as {len(run.patients):,} patients have no code to mask")
+        logger.info(f"masked codes: not scored, as {len(run.patients):,} patients have no code to mask")
         return Comparison()
     scores, confidences = _score(run, scored_batches)
     predictors = {}
@@ -40,7 +42,6 @@ def score_masked(run: Run, others: dict[str, Run], with_baselines: bool = True) 
             lambda: masked_training_batches(run),
             list(masked_batches(run, run.tuning, 1)),
             len(run.vocabulary),
-            progress=lambda name: run.say(f"fitting baselines: {name}"),
             model_steps=model_steps(run),
         )
     compared = {name: masked_codes.predict(predictor, scored_batches) for name, predictor in predictors.items()}
@@ -73,7 +74,7 @@ def by_group(scores: bootstrap.PerTargetScores, groups: dict[str, np.ndarray]) -
     return entries
 
 
-def ask_oracle(run: Run, hidden: list[scoring.MaskedBatch]) -> bootstrap.PerTargetScores:
+def ask_oracle(run: Run, scored_batches: list[scoring.MaskedBatch]) -> bootstrap.PerTargetScores:
     """Scores the oracle, which knows the simulation and the patients' whole histories, on the masked codes."""
     simulated_world, histories = read_simulation(run.source, run.vocabulary, run.patients, run.index(run.patients))
     tokens = run.vocabulary.tokens
@@ -82,12 +83,12 @@ def ask_oracle(run: Run, hidden: list[scoring.MaskedBatch]) -> bootstrap.PerTarg
     draws = run.recipe.evaluation.num_mask_samples
     parts = []
     for draw in range(draws):
-        batch_visits = [_visits(masked) for masked in hidden[draw::draws]]
+        batch_visits = [_visits(masked) for masked in scored_batches[draw::draws]]
         masks = np.zeros(histories.codes.shape, bool)
-        for visits, masked in zip(batch_visits, hidden[draw::draws], strict=True):
+        for visits, masked in zip(batch_visits, scored_batches[draw::draws], strict=True):
             masks[visits, columns[masked.labels]] = True
         probabilities = oracle.masked_probabilities(simulated_world, histories, masks)
-        for visits, masked in zip(batch_visits, hidden[draw::draws], strict=True):
+        for visits, masked in zip(batch_visits, scored_batches[draw::draws], strict=True):
             token_probabilities = np.where(columns >= 0, probabilities[visits][:, columns], 0.0)
             parts.append(scoring.score_log_probabilities(np.log(np.maximum(token_probabilities, 1e-12)), masked))
     return bootstrap.concatenate(parts)

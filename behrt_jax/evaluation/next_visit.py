@@ -1,5 +1,6 @@
 """Next-visit evaluation: scores a run, baselines and the oracle on held-out patients, by kind of code, age and sex."""
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from behrt_jax.objectives import scoring
 from behrt_jax.simulation import oracle
 from behrt_jax.training.pretraining import PretrainingTask
 
+logger = logging.getLogger(__name__)
 COMPARED = ("average_precision", "average_precision/new", "micro_f1", "recall@10", "recall@10/new")
 
 
@@ -49,7 +51,9 @@ def score_next_visits(run: Run, others: dict[str, Run], with_baselines: bool = T
     """
     train, tuning, scored = (find_examples(run, patients) for patients in (run.train, run.tuning, run.patients))
     if not len(scored.examples):
-        run.say(f"next visits: not scored, as none of {len(run.patients):,} patients has a second visit with a target")
+        logger.info(
+            f"next visits: not scored, as none of {len(run.patients):,} patients has a second visit with a target"
+        )
         return Comparison()
     splits = Splits(train, tuning, scored, describe(run, scored))
     comparison, days = _compare(run, others, splits, with_baselines)
@@ -58,7 +62,7 @@ def score_next_visits(run: Run, others: dict[str, Run], with_baselines: bool = T
     own_errors = bootstrap.summarize(days_errors(scored, days), "next_visit")
     parts = [comparison, Comparison(own=own_errors, baselines=errors)]
     if run.task.model.time_known:
-        run.say("next visits, with their start known")
+        logger.info("next visits, with their start known")
         others = {name: other for name, other in others.items() if other.task.model.time_known}
         parts.append(_compare(run, others, splits, with_baselines, time_known=True)[0])
     return join(parts)
@@ -86,7 +90,6 @@ def _compare(
             splits.train,
             splits.tuning,
             len(run.vocabulary),
-            lambda name: run.say(f"fitting baselines: {name}"),
             model_examples(run, splits.train),
         )
     compared = {key: Predictions(predictor(splits.tuning), predictor(scored)) for key, predictor in predictors.items()}
@@ -96,7 +99,7 @@ def _compare(
         estimates = measure(predictions, splits.tuning, splits.described)
         return {key.replace("next_visit", name, 1): each for key, each in estimates.items()}
 
-    run.say("resampling patients")
+    logger.info("resampling patients")
     estimates, other_estimates = estimate(own), {key: estimate(each) for key, each in compared.items()}
     differing = {key: each for key, each in estimates.items() if key.partition("/")[2] in COMPARED}
     precision, recall, _ = multilabel.precision_recall(own.scored, scored.examples.targets)

@@ -1,7 +1,8 @@
 """Held-out metrics of a fine-tuned model and its baselines: `evaluation.json`, predictions and figures."""
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from behrt_jax.plots.survival import draw_survival
 from behrt_jax.training import digests, workdir
 from behrt_jax.training.workdir import REPLICATES_FILE
 
+logger = logging.getLogger(__name__)
 CURVE_POINTS = 50
 OWN, ORACLE = "BEHRT", "oracle"
 REGRESSION = "the regression on codes alone"  # an input of the head, next to the embedding
@@ -38,7 +40,6 @@ def evaluate_run(
     splits: dict[str, LabeledHistories] | None = None,
     compare_to: Sequence[str] = (),
     with_baselines: bool = True,
-    say: Callable[[str], None] = print,
 ) -> Comparison:
     """Evaluates the best checkpoint of a workdir and the baselines on held-out patients, and writes the result.
 
@@ -49,17 +50,16 @@ def evaluate_run(
       splits: its labelled histories; read from the data if not given.
       compare_to: workdirs of other runs on the same labels, scored as further baselines.
       with_baselines: whether to fit baselines.
-      say: receives progress messages.
 
     Returns:
       The comparison, with the oracle if the true hazards of the labels are known.
     """
-    run = load(folder, splits, say)
-    say("scoring")
-    own, others = score_own(folder, run), score_others(run, compare_to, with_baselines, say)
+    run = load(folder, splits)
+    logger.info("scoring")
+    own, others = score_own(folder, run), score_others(run, compare_to, with_baselines)
     held_out, train = (run.splits[name].labels for name in ("held_out", "train"))
-    data.warn_of_few(held_out, say)
-    say("resampling patients")
+    data.warn_of_few(held_out)
+    logger.info("resampling patients")
     names, horizons = run.facts.names, run.recipe.evaluation.horizons
     measured = (held_out, train, names, horizons, find_groups(run.splits["held_out"], run.tokens))
     estimates, models = measure(*own, *measured), {OWN: own, **others}
@@ -76,7 +76,7 @@ def evaluate_run(
     result = compare(estimates, other_estimates)._replace(
         about=about,
         reliability=find_reliability(own[0], held_out, names, horizons),
-        figures=tuple(draw(drawn, held_out, names, horizons, folder / "figures", fewest, say)),
+        figures=tuple(draw(drawn, held_out, names, horizons, folder / "figures", fewest)),
     )
     comparison.write(folder, result)
     return result
@@ -92,13 +92,13 @@ def score_own(folder: Path, run: FinetunedModel) -> tuple[Predictions, dict]:
 
 
 def score_others(
-    run: FinetunedModel, compare_to: Sequence[str], with_baselines: bool, say: Callable[[str], None]
+    run: FinetunedModel, compare_to: Sequence[str], with_baselines: bool
 ) -> dict[str, tuple[Predictions, dict]]:
     """Predicts for held-out patients by baselines, other runs and the oracle; also returns what each fitted."""
-    models = fit_baselines(run.recipe, run.splits, run.tokens, say) if with_baselines else {}
+    models = fit_baselines(run.recipe, run.splits, run.tokens) if with_baselines else {}
     if "regression" in run.recipe.head.features:
         models[REGRESSION] = predict_without_encoder(run.recipe, run.splits)
-    models |= {name: score_other(Path(name), run, say) for name in compare_to}
+    models |= {name: score_other(Path(name), run) for name in compare_to}
     held_out = run.splits["held_out"].labels
     return models if held_out.truth is None else {**models, ORACLE: (ask_oracle(held_out), {})}
 
@@ -193,11 +193,10 @@ def draw(
     horizons: tuple[float, ...],
     folder: Path,
     fewest: int,
-    say: Callable[[str], None] = print,
 ) -> list[Path]:
     """Draws the figures of binary or survival outcomes of models, by name; none of fewer than `fewest` patients."""
     if len(np.unique(labels.subject_ids)) < fewest:
-        say(f"figures are left out: the held-out labels are of fewer than {fewest} patients, who may be real")
+        logger.info(f"figures are left out: the held-out labels are of fewer than {fewest} patients, who may be real")
         return []
     if labels.kind == "binary":
         if label_data.describe_lack(labels, "held_out"):

@@ -1,6 +1,7 @@
 """Held-out metrics of a pre-trained model and its baselines."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from behrt_jax.evaluation import comparison, tables
@@ -11,6 +12,7 @@ from behrt_jax.evaluation.next_visit import score_next_visits
 from behrt_jax.evaluation.time_to_event import score_events
 from behrt_jax.training import digests, examples
 
+logger = logging.getLogger(__name__)
 SECTIONS = {"mlm": score_masked, "next_visit": score_next_visits, "time_to_event": score_events}
 
 
@@ -20,7 +22,6 @@ def evaluate_run(
     data: str | None = None,
     compare_to: Sequence[str] = (),
     with_baselines: bool = True,
-    say: Callable[[str], None] = print,
 ) -> Comparison:
     """Evaluates the best checkpoint of a workdir and the baselines on the same targets, and writes the result.
 
@@ -30,10 +31,9 @@ def evaluate_run(
       data: another MEDS data set to score on, with the model's vocabulary; the run's own if None.
       compare_to: workdirs of other runs on the same data, scored as further baselines.
       with_baselines: whether to fit baselines.
-      say: receives progress messages.
     """
-    run = load_run(folder, split, data, say)
-    others = {name: load_run(Path(name), split, data, say) for name in compare_to}
+    run = load_run(folder, split, data)
+    others = {name: load_run(Path(name), split, data) for name in compare_to}
     for name, other in others.items():
         check_comparable(run, other, name)
     about = {"split": split, "patients": len(run.patients), "train_patients": len(run.train)}
@@ -42,7 +42,9 @@ def evaluate_run(
     parts, counts = [Comparison(about)], examples.count(run.task, run.patients)
     for name in run.task.model.objectives:
         if not counts[name]:
-            say(f"{tables.TITLES[name]}: not scored, as {len(run.patients):,} patients have no {examples.NAMES[name]}")
+            logger.info(
+                f"{tables.TITLES[name]}: not scored, as {len(run.patients):,} patients have no {examples.NAMES[name]}"
+            )
             continue
         comparable = {key: other for key, other in others.items() if name in other.task.model.objectives}
         parts.append(SECTIONS[name](run, comparable, with_baselines))

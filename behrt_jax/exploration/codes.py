@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import jax
@@ -19,6 +20,7 @@ from behrt_jax.training import workdir
 from behrt_jax.training.recipe import PRETRAINING
 from behrt_jax.training.workdir import CODE_EMBEDDINGS_FILE
 
+logger = logging.getLogger(__name__)
 OWN = "this run"
 MOST_MATCHES = 5
 
@@ -49,11 +51,11 @@ def make_tables(loaded: workdir.LoadedRun, data: str) -> dict[str, np.ndarray]:
     random_params = jax.jit(lambda key: workdir.initialize(model, key))(jax.random.key(recipe.seed))
     tables = {OWN: run_table, "untrained": code_embeddings.code_table(random_params)}
     if not Path(data).is_dir():
-        print(f"{data}: not here, so there are no baselines from it and no descriptions; give --data=DIR")
+        logger.info(f"{data}: not here, so there are no baselines from it and no descriptions; give --data=DIR")
         return tables
-    prepared = prepare(dataclasses.replace(recipe.data, path=data), progress=print)
+    prepared = prepare(dataclasses.replace(recipe.data, path=data))
     if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
-        print(f"{data}: gives another vocabulary than the run was trained with, so no baselines are fitted on it")
+        logger.info(f"{data}: gives another vocabulary than the run was trained with, so no baselines are fitted on it")
         return tables
     max_patients = recipe.train.max_patients if recipe.kind == PRETRAINING else 0
     train = dataset.sample(dataset.read(prepared.folder, "train"), max_patients)
@@ -115,9 +117,11 @@ def write_report(folder: Path, loaded: workdir.LoadedRun, data: str, description
     """Measures agreement, prints it, and writes it with all neighbours to the workdir atomically."""
     groups = code_groups.find_groups(loaded.vocabulary, descriptions, data, diseases)
     result = measure(make_tables(loaded, data), groups, k) if groups else {}
-    print(format_agreement(result, k) if groups else f"{data}: no two codes share a group; agreement is not measured")
+    logger.info(
+        format_agreement(result, k) if groups else f"{data}: no two codes share a group; agreement is not measured"
+    )
     content = {"neighbours": k, "agreement": result, "codes": list_neighbours(loaded, descriptions, groups, k)}
     scratch = folder / f"{CODE_EMBEDDINGS_FILE}.tmp"
     scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     scratch.replace(folder / CODE_EMBEDDINGS_FILE)
-    print(f"written: {folder / CODE_EMBEDDINGS_FILE}")
+    logger.info(f"written: {folder / CODE_EMBEDDINGS_FILE}")

@@ -1,7 +1,7 @@
 """Disease groups: which patients have which disease, by the codes of configs/diseases.yaml or by simulated truth."""
 
+import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from behrt_jax.data import events
 from behrt_jax.data.metadata import describe_codes
 from behrt_jax.labels.follow_up import section_of
 
+logger = logging.getLogger(__name__)
 TRUTH_FILE = "truth.parquet"  # true states of simulated patients
 STAGE = "stage_"
 KEYS, GROUP_KEYS = ("among", "groups"), ("codes", "descriptions")
@@ -34,11 +35,7 @@ class DiseaseGroups(NamedTuple):
 
 
 def read_groups(
-    data: str | Path,
-    definitions: str | Path,
-    subject_ids: np.ndarray,
-    times: np.ndarray | None = None,
-    say: Callable[[str], None] = print,
+    data: str | Path, definitions: str | Path, subject_ids: np.ndarray, times: np.ndarray | None = None
 ) -> DiseaseGroups:
     """Finds which patients have which disease: by true stages if they are simulated, else by codes.
 
@@ -47,7 +44,6 @@ def read_groups(
       definitions: a YAML file such as configs/diseases.yaml; not read for simulated patients.
       subject_ids: (N,) int64, without repeats.
       times: (N,) datetime64; events at or after them count as `later`. If not given, all events count as `has`.
-      say: receives a message on the groups without a code in the data set, which are left out.
 
     Raises:
       ValueError: the file does not define groups, or no group has a code in the data set.
@@ -59,7 +55,7 @@ def read_groups(
     if (Path(data) / TRUTH_FILE).exists():
         names, table = _true_stages(Path(data) / TRUTH_FILE, people, earlier)
     else:
-        names, table = _coded(Path(data), Path(definitions), people, earlier, say)
+        names, table = _coded(Path(data), Path(definitions), people, earlier)
     has, later = np.zeros((2, len(people), len(names)), bool)
     rows = table["row"].to_numpy(), table["group"].to_numpy()
     has[rows], later[rows] = table["has"].to_numpy(), table["later"].to_numpy()
@@ -80,13 +76,13 @@ def _true_stages(file: Path, people: pl.DataFrame, earlier: pl.Expr) -> tuple[tu
     return tuple(name.removeprefix(STAGE) for name in columns), pl.concat(parts)
 
 
-def _coded(data: Path, definitions: Path, people: pl.DataFrame, earlier: pl.Expr, say) -> tuple:
+def _coded(data: Path, definitions: Path, people: pl.DataFrame, earlier: pl.Expr) -> tuple:
     shards = events.find_shards(data)
     present = pl.concat([pl.scan_parquet(shard).select(pl.col("code").cast(pl.String)).unique() for shard in shards])
     codes = match_codes(definitions, present.unique().collect()["code"].sort().to_list(), describe_codes(data))
     names = tuple(name for name, members in codes.items() if members)
     if absent := [name for name in codes if name not in names]:
-        say(f"{definitions}: no code of {data} is in {', '.join(absent)}; left out")
+        logger.info(f"{definitions}: no code of {data} is in {', '.join(absent)}; left out")
     if not names:
         raise ValueError(f"{definitions}: no code of {data} is in any group; name its codes in a copy, --diseases=FILE")
     pairs = [(code, place) for place, name in enumerate(names) for code in codes[name]]

@@ -27,16 +27,17 @@ def split_frames(
     for start in range(0, len(patients), CHUNK):
         chunk = dataset.take(patients, (places >= start) & (places < start + CHUNK))
         snapshot, left_out = snapshots.take_snapshot(chunk, at, lives, *rows)
-        windows = snapshots.windows_of(recipe.data, snapshot.rows, whole)
-        arguments = (recipe.data, found.model, found.params, snapshot.rows, recipe.evaluation.batch_size, windows)
+        windows = snapshots.windows_of(recipe.data, snapshot.model_inputs, whole)
+        size = recipe.evaluation.batch_size
+        arguments = (recipe.data, found.model, found.params, snapshot.model_inputs, size, windows)
         pooled = (
             embed(*arguments, (pooling,), found.vocabulary)[pooling]
-            if len(snapshot.rows)
+            if len(snapshot.model_inputs)
             else np.zeros((0, recipe.model.hidden_dim), np.float32)
         )
         sex = pl.Series(sexes(snapshot.histories, tokens).tolist(), dtype=pl.String)
         columns = {
-            "subject_id": snapshot.rows.subject_ids,
+            "subject_id": snapshot.model_inputs.subject_ids,
             "time": snapshot.times,
             "embedding": pl.Series(pooled, dtype=pl.Array(pl.Float32, pooled.shape[1])),
             "age": pl.Series(histories.ages_at(snapshot.histories, snapshot.times), dtype=pl.Float32).fill_nan(None),
@@ -58,7 +59,7 @@ def read_outcomes(files: list[str]) -> list[pl.DataFrame]:
         )
     tables = []
     for file, name in zip(files, names, strict=True):
-        labels = read_label_table(Path(file), print)
+        labels = read_label_table(Path(file))
         keys = ("subject_id", "prediction_time")
         if labels.kind == "survival":
             days = (pl.col("event_time") - pl.col("prediction_time")).dt.total_seconds() / 86_400

@@ -1,5 +1,6 @@
 """Diseases shared by neighbouring patients, at several dates and over several runs."""
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from behrt_jax.metrics import bootstrap
 from behrt_jax.metrics.bootstrap import PerTargetScores
 from behrt_jax.training import workdir
 
+logger = logging.getLogger(__name__)
+
 
 class Date(NamedTuple):
     """The patients known at a date: their diseases, subject ids, and the candidates of each representation."""
@@ -26,9 +29,9 @@ class Date(NamedTuple):
 
 def read_date(found: workdir.LoadedRun, diseases: str, date: str, whole: bool) -> Date:
     """Reads and embeds the patients of a run's data as of a date."""
-    print(f"{date}:")
+    logger.info(f"{date}:")
     population = exploration_population.read_population(found, diseases, snapshots.read_date(date), whole)
-    ids = {split: snapshot.rows.subject_ids for split, snapshot in population.moments.items()}
+    ids = {split: snapshot.model_inputs.subject_ids for split, snapshot in population.snapshots.items()}
     return Date(population.groups, ids, exploration_population.find_families(found, population))
 
 

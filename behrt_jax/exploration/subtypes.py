@@ -77,11 +77,11 @@ def _density(train: np.ndarray, held_out: np.ndarray) -> dict:
 
 def _profiles(population, found, labels: dict[str, np.ndarray]) -> list[dict]:
     """Describes each cluster over all patients: size, age, diseases, and the codes that distinguish it."""
-    tokens, moments = found.vocabulary.tokens, [population.moments[split] for split in labels]
-    presence = np.concatenate([count_codes(moment.histories, len(tokens)) > 0 for moment in moments])
+    tokens, snapshots = found.vocabulary.tokens, [population.snapshots[split] for split in labels]
+    presence = np.concatenate([count_codes(snapshot.histories, len(tokens)) > 0 for snapshot in snapshots])
     member = np.concatenate(list(labels.values()))
     has = np.concatenate([population.groups[split].has for split in labels])
-    ages = np.concatenate([histories.ages_at(moment.histories, moment.times) for moment in moments])
+    ages = np.concatenate([histories.ages_at(snapshot.histories, snapshot.times) for snapshot in snapshots])
     odds, scores = embedding_metrics.distinguishing_codes(presence, member)
     descriptions = describe_codes(found.recipe.data.path)
     names, profiles = population.groups["train"].names, []
@@ -109,7 +109,7 @@ def _profiles(population, found, labels: dict[str, np.ndarray]) -> list[dict]:
 
 def _survival(population, labels: np.ndarray, at: np.datetime64) -> dict:
     """Computes survival of held-out patients after the date, by cluster: Kaplan-Meier curves and a log-rank test."""
-    people = pl.DataFrame({"subject_id": population.moments["held_out"].rows.subject_ids, "cluster": labels})
+    people = pl.DataFrame({"subject_id": population.snapshots["held_out"].model_inputs.subject_ids, "cluster": labels})
     people = people.join(population.lives, on="subject_id", how="left", maintain_order="left")
     ends = people.select(pl.coalesce("death", "last")).to_series().to_numpy().astype("datetime64[us]")
     days = (ends - at) / np.timedelta64(1, "D")

@@ -1,6 +1,6 @@
 """The covariates that the head reads beside the embedding: age and sex, or log risks of a regression on codes."""
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +12,18 @@ from behrt_jax.regression.code_regression import CodeRegression, Target
 from behrt_jax.training.recipe import HeadConfig
 from behrt_jax.training.workdir import REGRESSION_FILE
 
+logger = logging.getLogger(__name__)
 
-def fit(
-    config: HeadConfig, splits: dict[str, LabeledHistories], tokens: tuple[str, ...], say: Callable[[str], None]
-) -> CodeRegression | None:
+
+def fit(config: HeadConfig, splits: dict[str, LabeledHistories], tokens: tuple[str, ...]) -> CodeRegression | None:
     """Fits the regression of a recipe, if any: one log risk for each cause, label or class; one for a binary label."""
     if "regression" not in config.features:
         return None
-    say("fitting a regression on codes, and once more without each fold of train")
+    logger.info("fitting a regression on codes, and once more without each fold of train")
     parts = [splits[name] for name in ("train", "tuning")]
     train, tuning = ((part.histories, part.labels.prediction_times) for part in parts)
     targets = list(zip(*(targets_of(part.labels) for part in parts), strict=True))
-    return code_regression.fit(train, tuning, targets, tokens, say)
+    return code_regression.fit(train, tuning, targets, tokens)
 
 
 def targets_of(labels: Labels) -> list[Target]:

@@ -1,5 +1,6 @@
 """Labelled histories: labels of patients, the history before each prediction time, and batches of them."""
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from behrt_jax.labels.labels import Labels
 from behrt_jax.models import inputs
 from behrt_jax.training.recipe import FinetuningRecipe, HistoryConfig
 
+logger = logging.getLogger(__name__)
 SLOTS = 32
 
 
@@ -22,14 +24,14 @@ class LabeledHistories(NamedTuple):
     Attributes:
       labels: sorted by subject, then prediction time.
       histories: complete histories, for baselines.
-      rows: the model's inputs: the newest tokens that fit in a row and, with `history.prediction_token`, that token at
+      model_inputs: the newest tokens that fit in a row and, with `history.prediction_token`, that token at
         the end.
       covariates: (M, F) float32 age and sex; after `head_features.select`, those of `head.features`.
     """
 
     labels: Labels
     histories: dataset.Patients
-    rows: dataset.Patients
+    model_inputs: dataset.Patients
     covariates: np.ndarray
 
 
@@ -40,7 +42,6 @@ def find_histories(
     labels: Labels,
     tokens: tuple[str, ...],
     name: str,
-    say: Callable[[str], None],
 ) -> LabeledHistories:
     """Selects the labels of the given patients, truncates histories at their prediction times, and reports counts.
 
@@ -51,7 +52,6 @@ def find_histories(
       labels: of these and of other patients.
       tokens: of the vocabulary, by id.
       name: of the patients, for messages.
-      say: called with the counts.
     """
     patient_labels = labels.take(np.flatnonzero(np.isin(labels.subject_ids, patients.subject_ids)))
     times, include_at = patient_labels.prediction_times, history.include_at
@@ -60,7 +60,7 @@ def find_histories(
     rows = data_histories.newest_visits(histories, row_length)
     if history.prediction_token and len(patient_labels):
         rows = data_histories.append_prediction_token(rows, patient_labels.prediction_times, row_length)
-    say(
+    logger.info(
         f"{name}: {len(patient_labels):,} labels of {len(np.unique(patient_labels.subject_ids)):,} patients: "
         f"{describe(patient_labels)}"
     )
@@ -118,14 +118,14 @@ def add_labels(batch: dict[str, np.ndarray], labelled: LabeledHistories) -> dict
 def training_columns(recipe: FinetuningRecipe, train: LabeledHistories, start_step: int) -> Iterator[dict]:
     """Yields the inputs of the train step, from the batch of `start_step` on."""
     length, size, use_sep = recipe.data.row_length, recipe.train.batch_size, recipe.data.use_sep
-    stream = batches.training_batches(train.rows, length, size, recipe.seed, start_step, use_sep, newest=True)
+    stream = batches.training_batches(train.model_inputs, length, size, recipe.seed, start_step, use_sep, newest=True)
     return (inputs.device_columns(add_labels(batch, train)) for batch in stream)
 
 
 def evaluation_batches(recipe: FinetuningRecipe, found: LabeledHistories) -> Iterator[dict]:
     """Yields batches with each labelled history once, in a fixed order."""
     sizes = (recipe.data.row_length, recipe.evaluation.batch_size, recipe.data.use_sep)
-    return (add_labels(batch, found) for batch in batches.evaluation_batches(found.rows, *sizes))
+    return (add_labels(batch, found) for batch in batches.evaluation_batches(found.model_inputs, *sizes))
 
 
 def read_each(

@@ -42,7 +42,7 @@ def draw_splits(splits: dict[str, LabeledHistories], size: int, *seeds: int) -> 
 def take(found: LabeledHistories, rows: np.ndarray) -> LabeledHistories:
     """Selects labelled histories by (m,) ascending indices."""
     chosen = np.isin(np.arange(len(found.labels)), rows)
-    histories, model_rows = (dataset.take(each, chosen) for each in (found.histories, found.rows))
+    histories, model_rows = (dataset.take(each, chosen) for each in (found.histories, found.model_inputs))
     return LabeledHistories(found.labels.take(chosen), histories, model_rows, found.covariates[chosen])
 
 

@@ -1,6 +1,7 @@
 """Builds a fine-tuning task from a config: data, model with a head, objective and initial parameters."""
 
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from behrt_jax.training import workdir
 from behrt_jax.training.optimizer import layer_lr_scales, stop_frozen_gradients
 from behrt_jax.training.recipe import Facts, FinetuningRecipe, read_recipe, with_facts
 
+logger = logging.getLogger(__name__)
 KINDS = {"binary": "binary", "multiclass": "multi_class", "multilabel": "multi_label"}
 
 
@@ -71,7 +73,7 @@ def read(values: dict[str, Any]) -> FinetuningRecipe:
     return recipe
 
 
-def setup(config: ConfigDict, say: Callable[[str], None]) -> FinetuningTask:
+def setup(config: ConfigDict) -> FinetuningTask:
     """Reads the recipe of a config, its labels and data, and builds the task; the config is not changed.
 
     Raises:
@@ -81,7 +83,7 @@ def setup(config: ConfigDict, say: Callable[[str], None]) -> FinetuningTask:
     if recipe.pretrained:
         recipe, pretrained = pretrained_runs.load_pretrained(recipe)
         forecast = pretrained_runs.find_forecast(recipe, pretrained)
-    prepared, splits = data.read_splits(recipe, pretrained and pretrained.vocabulary, say, recipe.add_codes)
+    prepared, splits = data.read_splits(recipe, pretrained and pretrained.vocabulary, recipe.add_codes)
     labels = splits["train"].labels
     for split in ("train", "tuning"):
         label_data.check_learnable(splits[split].labels, split)
@@ -90,9 +92,9 @@ def setup(config: ConfigDict, say: Callable[[str], None]) -> FinetuningTask:
     digests = digest_inputs(splits, pretrained)
     num_new_codes = len(prepared.vocabulary) - len(pretrained.vocabulary) if pretrained else 0
     if pretrained:
-        say(prepare.describe_coverage(prepared.report, "train"))
+        prepare.log_coverage(prepared.report, "train")
         pretrained = pretrained_runs.add_rows(pretrained, prepared.vocabulary, recipe.data.path)
-    regression = head_features.fit(recipe.head, splits, prepared.vocabulary.tokens, say)
+    regression = head_features.fit(recipe.head, splits, prepared.vocabulary.tokens)
     splits = head_features.select(recipe.head, splits, prepared.vocabulary.tokens, regression)
     facts = find_facts(recipe, labels, len(prepared.vocabulary), forecast)
     task = build(recipe, facts, prepared, splits, pretrained and pretrained.params, num_new_codes)
@@ -104,19 +106,19 @@ def build(
     facts: Facts,
     prepared: Prepared,
     splits: dict[str, LabeledHistories],
-    begun: Any,
+    pretrained_params: Any,
     num_new_codes: int = 0,
 ) -> FinetuningTask:
-    """Builds the task of a recipe and its facts; `begun` are pre-trained parameters, None from scratch."""
+    """Builds the task of a recipe and its facts; `pretrained_params` is None to train from scratch."""
     recipe = with_facts(recipe, facts)
     model = workdir.build_outcome_model(recipe, facts)
-    objective, first_head = make_objective(recipe, model, splits["train"]), begin_head(recipe.outcome, splits["train"])
+    objective, first_head = make_objective(recipe, model, splits["train"]), init_head(recipe.outcome, splits["train"])
     if recipe.lora.rank:
         objective = adapt_objective(objective, recipe.lora.scale)
     rates = scales(recipe, num_new_codes)
     if recipe.lora.rank or recipe.freeze != "none":
         objective = hold(objective, rates)
-    start = functools.partial(initialize, recipe.lora.rank, model, begun, first_head)
+    start = functools.partial(initialize, recipe.lora.rank, model, pretrained_params, first_head)
     return FinetuningTask(recipe, facts, prepared, splits, model, objective, start, rates)
 
 
@@ -149,9 +151,7 @@ def make_objective(recipe: FinetuningRecipe, model, found: LabeledHistories) -> 
     return classification.make_objective(model, outcome, weights)
 
 
-def begin_head(
-    outcome: ClassificationConfig | SurvivalConfig, found: LabeledHistories
-) -> tuple[np.ndarray, np.ndarray]:
+def init_head(outcome: ClassificationConfig | SurvivalConfig, found: LabeledHistories) -> tuple[np.ndarray, np.ndarray]:
     """Returns the covariate kernel and the bias of the initial head, from a regression on the covariates of train."""
     train = found.labels
     if isinstance(outcome, SurvivalConfig):
@@ -166,13 +166,15 @@ def _targets(kind: str, labels: Labels) -> tuple[np.ndarray, int]:
     return targets, len(labels.names) if kind == "multi_class" else 2
 
 
-def initialize(lora_rank: int, model, begun: Any, head: tuple[np.ndarray, np.ndarray], key: jax.Array) -> Any:
+def initialize(
+    lora_rank: int, model, pretrained_params: Any, head: tuple[np.ndarray, np.ndarray], key: jax.Array
+) -> Any:
     """Initialises the trained parameters: the pre-trained encoder, and a head that starts at `head`."""
     variables = workdir.initialize(model, key)
     params = dict(variables["params"])
-    if begun is not None:
-        params["behrt"] = {**params["behrt"], **begun["params"]["behrt"]}
-        params |= {name: begun["params"][name] for name in params if name == "time_to_event"}
+    if pretrained_params is not None:
+        params["behrt"] = {**params["behrt"], **pretrained_params["params"]["behrt"]}
+        params |= {name: pretrained_params["params"][name] for name in params if name == "time_to_event"}
     kernel = 0 * params["head"]["output"]["kernel"]
     kernel = kernel.at[len(kernel) - len(head[0]) :].set(head[0])
     params["head"] = {"output": {"kernel": kernel, "bias": jnp.asarray(head[1])}}

@@ -80,15 +80,15 @@ def last_targets(patients: Patients, index, is_target: np.ndarray, seed: int = 0
     return examples.visits[last], examples.codes[places[firsts]]
 
 
-def make_masked_code_case(model, params, patients, index, is_hidden: np.ndarray, seed: int = 0) -> AttributionCase:
-    """Masks a code of each patient's newest visits, by a hash among `is_hidden`, (V,) bool, to explain its log odds."""
+def make_masked_code_case(model, params, patients, index, may_mask: np.ndarray, seed: int = 0) -> AttributionCase:
+    """Masks a code of each patient's newest visits, by a hash among `may_mask`, (V,) bool, to explain its log odds."""
     owners = np.flatnonzero(np.diff(index.first_visit) > 0)
     windows = data_windows.windows_until(index, index.first_visit[owners + 1], owners)
     score = functools.partial(attribution.masked_odds, model, params)
     case = make_case("mlm", patients, index, windows, score, {}, places=attribution.masked_places)
     columns = case.columns
     hashes = hash_integers(seed, patients.subject_ids[owners][:, None], columns["positions"])
-    is_candidate = columns["maskable"] & is_hidden[columns["codes"]]
+    is_candidate = columns["maskable"] & may_mask[columns["codes"]]
     place = np.where(is_candidate, hashes >> np.uint64(1), np.uint64(2**63)).argmin(axis=1)[:, None]
     columns["target"] = np.take_along_axis(columns["codes"], place, axis=1)[:, 0]
     np.put_along_axis(columns["codes"], place, MASK, axis=1)
@@ -105,7 +105,7 @@ def take(case: AttributionCase, rows: np.ndarray) -> AttributionCase:
 def make_outcome_case(own: FinetunedModel, found, number: int = 0) -> AttributionCase:
     """Makes a case of an outcome of labelled histories: a logit, or the log cumulative hazard by the last horizon."""
     recipe, outcome = own.recipe, own.recipe.outcome
-    index = data_windows.index_visits(found.rows, recipe.data.row_length, recipe.data.use_sep)
+    index = data_windows.index_visits(found.model_inputs, recipe.data.row_length, recipe.data.use_sep)
 
     def score(columns):
         logits = attribution.outcome_logits(own.model, own.params, columns)
@@ -116,7 +116,7 @@ def make_outcome_case(own: FinetunedModel, found, number: int = 0) -> Attributio
     extra = {"covariates": found.covariates} if found.covariates.shape[1] else {}
     places = (lambda columns: 0 * attribution.last_places(columns)) if recipe.model.pooling == "cls" else None
     windows = data_windows.newest_windows(index)
-    return make_case("outcome", found.rows, index, windows, score, extra, places=places)
+    return make_case("outcome", found.model_inputs, index, windows, score, extra, places=places)
 
 
 def distances(case: AttributionCase) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Example patients for the report, as JSON: a timeline, the predictions of a run, and their drivers."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -60,7 +59,7 @@ def describe_codes(case: AttributionCase, run: Run, is_target: np.ndarray, came:
     best = np.argsort(-logits, axis=1)[:, :SHOWN]
     wide = cases.take(case, np.repeat(np.arange(len(best)), EXPLAINED))
     wide = wide._replace(columns={**wide.columns, "target": best[:, :EXPLAINED].ravel().astype(np.int32)})
-    drivers = methods.explain(wide, run.task.model, run.params, run.say)
+    drivers = methods.explain(wide, run.task.model, run.params)
     names, patients = name_tokens(run.vocabulary.tokens, run.source), []
     for row, codes in enumerate(best):
         predictions = [
@@ -90,12 +89,10 @@ def code_logits(case: AttributionCase, model, params) -> np.ndarray:
     return np.asarray(read(params, columns))[:, 0]
 
 
-def outcomes(
-    folder: Path, own: FinetunedModel, case: AttributionCase, number: int, data: str, say: Callable[[str], None]
-) -> list[dict]:
+def outcomes(folder: Path, own: FinetunedModel, case: AttributionCase, number: int, data: str) -> list[dict]:
     """Returns example histories of a fine-tuned run, with the predicted risk and its drivers."""
     case = choose(case, number)
-    drivers = methods.explain(case, own.model, own.params, say)
+    drivers = methods.explain(case, own.model, own.params)
     read = jax.jit(lambda params, columns: attribution.outcome_logits(own.model, params, columns))
     logits = np.asarray(read(own.params, models_inputs.device_columns(case.columns)))
     predictions = predict.predict(own.recipe.outcome, logits, predict.read_fitted(folder))

@@ -70,7 +70,7 @@ def ask_finetuned(
     held_out = held_out._replace(
         labels=held_out.labels.take(np.flatnonzero(is_chosen)),
         histories=dataset.take(held_out.histories, is_chosen),
-        rows=dataset.take(held_out.rows, is_chosen),
+        model_inputs=dataset.take(held_out.model_inputs, is_chosen),
         covariates=held_out.covariates[is_chosen],
     )
     case = cases.make_outcome_case(own, held_out)

@@ -1,7 +1,7 @@
 """Attribution methods, applied to the tokens of a case."""
 
 import functools
-from collections.abc import Callable
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,10 @@ from behrt_jax.interpret import attribution
 from behrt_jax.interpret.cases import AttributionCase
 from behrt_jax.models import inputs
 
+logger = logging.getLogger(__name__)
 METHODS = {
     "occlusion": "how much the number falls if the code had not been recorded",
-    "integrated gradients": "along the path from all codes hidden to the history",
+    "integrated gradients": "along the path from all codes masked to the history",
     "gradient x input": "the same by one gradient at the history",
     "attention rollout": "where attention goes through all layers; says nothing of a code's effect",
     "attention, last layer": "mean of the heads; says nothing of a code's effect",
@@ -22,7 +23,7 @@ METHODS = {
 ROWS, BUCKET = 8, 64  # rows per batch; numbers of codes are rounded up to a multiple, so that few shapes are compiled
 
 
-def explain(case: AttributionCase, model, params, say: Callable[[str], None]) -> dict[str, np.ndarray]:
+def explain(case: AttributionCase, model, params) -> dict[str, np.ndarray]:
     """Returns the token scores of a case by method, (N, L) each; reports the completeness of integrated gradients."""
     units = np.asarray(attribution.code_units(case.columns))
     order, names = np.argsort(units.max(axis=1), kind="stable"), list(METHODS)
@@ -40,7 +41,7 @@ def explain(case: AttributionCase, model, params, say: Callable[[str], None]) ->
         for name, values in scores.items():
             token_scores[name][chosen] = np.asarray(values)
     mean_gap, change = np.abs(gaps).mean(), np.abs(changes).mean()
-    say(f"integrated gradients: sums miss {mean_gap:.1e} of changes of {change:.2f}, on average")
+    logger.info(f"integrated gradients: sums miss {mean_gap:.1e} of changes of {change:.2f}, on average")
     return token_scores
 
 

@@ -2,9 +2,10 @@
 
 import csv
 import datetime
+import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
@@ -12,6 +13,7 @@ import polars as pl
 from behrt_jax.data.events import LAST_YEAR, is_text
 from behrt_jax.data.files import UNREADABLE, find_parquet, scan_parquet, unreadable
 
+logger = logging.getLogger(__name__)
 VALUE_COLUMNS = {  # with the type of each
     "boolean_value": "boolean",
     "integer_value": "an integer",
@@ -32,10 +34,10 @@ DATE = r"^(\d{4})(?:-(\d\d)-|/(\d\d)/)(\d\d)(?:[T ](\d\d:\d\d)(:\d\d)?(\.\d{1,9}
 DATE_EXAMPLES = "dates with the year first and no time zone, such as 2025-12-31 or 2025-12-31 23:59:59"
 
 
-def read_label_files(source: Path, say: Callable[[str], None]) -> pl.DataFrame:
+def read_label_files(source: Path) -> pl.DataFrame:
     """Reads a Parquet or CSV file of labels, or a folder of Parquet or CSV shards.
 
-    Calls `say` with a line of counts when files are left out or words are read as empty cells.
+    Logs counts when files are left out or words are read as empty cells.
 
     Returns:
       All columns. In those of labels, empty cells, NaN and, in `event`, words such as NA are null; others are all null.
@@ -46,9 +48,9 @@ def read_label_files(source: Path, say: Callable[[str], None]) -> pl.DataFrame:
     if not source.exists():
         raise ValueError(f"{source}: no such file; make labels with python -m experiments.labels, or with es-aces")
     shards = {}
-    for file in _find_shards(source, say):
+    for file in _find_shards(source):
         table = _read_csv(file) if file.suffix.lower() == ".csv" else _read_parquet(file)
-        shards[file] = _clean(file, table, say)
+        shards[file] = _clean(file, table)
     _check_shards(source, shards)
     try:
         return pl.concat(shards.values(), how="diagonal_relaxed")
@@ -62,7 +64,7 @@ def list_names(table: pl.DataFrame) -> str:
     return ", ".join(" ".join(name.split()) for name in table.columns)
 
 
-def _find_shards(source: Path, say: Callable[[str], None]) -> list[Path]:
+def _find_shards(source: Path) -> list[Path]:
     if source.is_file():
         return [source]
     if not source.is_dir():
@@ -72,7 +74,7 @@ def _find_shards(source: Path, say: Callable[[str], None]) -> list[Path]:
         skipped = f"{listing.hidden:,} hidden or system files and {listing.other:,} files that are not *{suffix}"
         if listing.files:
             if listing.hidden or listing.other:
-                say(f"{source}: {skipped} were not read")
+                logger.info(f"{source}: {skipped} were not read")
             return listing.files
     raise ValueError(f"{source}: no *.parquet or *.csv file in this folder ({skipped}); expected shards of labels")
 
@@ -148,7 +150,7 @@ def _parse_dates(file: Path, text: pl.Series) -> pl.Series:
     return times.alias(text.name)
 
 
-def _clean(file: Path, table: pl.DataFrame, say: Callable[[str], None]) -> pl.DataFrame:
+def _clean(file: Path, table: pl.DataFrame) -> pl.DataFrame:
     """Converts NaN and empty text to null, columns of a shard without values to the type Null, and times to [us]."""
     for column in table.iter_columns():
         if column.dtype.is_float():
@@ -162,7 +164,9 @@ def _clean(file: Path, table: pl.DataFrame, say: Callable[[str], None]) -> pl.Da
             num_unset = int(is_unset.sum())
             if num_unset and (column.name == "event" or (is_unset | (words == "")).all()):
                 if column.name == "event":
-                    say(f"{file}: column 'event' says NA, none or the like in {num_unset:,} rows; read as censored")
+                    logger.info(
+                        f"{file}: column 'event' says NA, none or the like in {num_unset:,} rows; read as censored"
+                    )
                 text = text.set(is_unset, None)
             column = text.set(words == "", None)
         is_bool = column.name == "event" and column.dtype == pl.Boolean  # the type Null would mean all censored

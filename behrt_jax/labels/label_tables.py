@@ -1,6 +1,6 @@
 """Tables of labels: validates the columns and rows of one file or folder of shards."""
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from behrt_jax.labels.label_files import (
     read_label_files,
 )
 
+logger = logging.getLogger(__name__)
 MAX_CLASSES = 50  # a column with more distinct values is a quantity or an identifier
 
 
@@ -37,17 +38,17 @@ class LabelTable(NamedTuple):
     names: tuple[str, ...]
 
 
-def read_label_table(file: Path, say: Callable[[str], None], with_outcomes: bool = True) -> LabelTable:
+def read_label_table(file: Path, with_outcomes: bool = True) -> LabelTable:
     """Reads and validates a Parquet or CSV file of labels, or a folder of shards; see `labels.read_labels`."""
-    table = read_label_files(file, say)
+    table = read_label_files(file)
     if not table.height:
         raise ValueError(f"{file}: holds no labels; expected rows of {', '.join(KEYS)} and a label")
     keys = {"subject_id": _as_ids(file, table), "prediction_time": _as_times(file, table, "prediction_time")}
     survival = any(name in table.columns for name in SURVIVAL_COLUMNS)
     if not with_outcomes and not {*table.columns} & {*VALUE_COLUMNS, *SURVIVAL_COLUMNS}:
-        return LabelTable(_deduplicate(file, pl.DataFrame(keys), say), "times", ())
+        return LabelTable(_deduplicate(file, pl.DataFrame(keys)), "times", ())
     label, kind, names = _event_columns(file, table) if survival else _value_column(file, table)
-    rows = _deduplicate(file, pl.DataFrame({**keys, **label}), say)
+    rows = _deduplicate(file, pl.DataFrame({**keys, **label}))
     if survival:
         _check_order(file, rows)
     return LabelTable(rows, kind, names)
@@ -161,16 +162,18 @@ def _check_causes(file: Path, causes: pl.Series) -> None:
         )
 
 
-def _deduplicate(file: Path, table: pl.DataFrame, say: Callable[[str], None]) -> pl.DataFrame:
+def _deduplicate(file: Path, table: pl.DataFrame) -> pl.DataFrame:
     """Sorts rows and drops repeated ones; raises a ValueError if two of one subject and time have different labels."""
     subject, time = (pl.col(name) for name in KEYS)
     backward = (subject < subject.shift(1)) | ((subject == subject.shift(1)) & (time < time.shift(1)))
     num_unsorted = table.select(backward.sum()).item()
     if num_unsorted and not file.is_dir():  # shards have no order
-        say(f"{file}: {num_unsorted:,} of {table.height:,} rows were out of order (by {', then '.join(KEYS)}); sorted")
+        logger.info(
+            f"{file}: {num_unsorted:,} of {table.height:,} rows were out of order (by {', then '.join(KEYS)}); sorted"
+        )
     unique = table.unique().sort(KEYS)
     if num_repeated := table.height - unique.height:
-        say(f"{file}: {num_repeated:,} of {table.height:,} rows repeat another; dropped")
+        logger.info(f"{file}: {num_repeated:,} of {table.height:,} rows repeat another; dropped")
     num_contradicting = unique.filter(pl.struct(KEYS).is_duplicated()).height
     if num_contradicting:
         raise ValueError(

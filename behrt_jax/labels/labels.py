@@ -8,7 +8,8 @@ time-to-event labels (`subject_id, prediction_time, event_time, event`).
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from behrt_jax.labels.follow_up import drop
 from behrt_jax.labels.label_files import KEYS, SURVIVAL_COLUMNS, TRUTH_COLUMNS
 from behrt_jax.labels.label_tables import LabelTable, read_label_table
 
+logger = logging.getLogger(__name__)
 MICROSECONDS_A_DAY = 86_400e6
 
 
@@ -62,13 +64,11 @@ class Labels:
         return self.values > 0
 
 
-def read_labels(files: Sequence[str | Path], say: Callable[[str], None] = print, with_outcomes: bool = True) -> Labels:
+def read_labels(files: Sequence[str | Path], with_outcomes: bool = True) -> Labels:
     """Reads labels; several binary files become one multi-label task with the rows that all of them have.
 
     Args:
       files: Parquet or CSV files, or folders of shards.
-      say: called with a line of counts when rows were out of order, repeated or not in all files, and when files of a
-        folder were left out or words were read as empty.
       with_outcomes: whether an outcome is required; if not, one file of subjects and times is enough.
 
     Returns:
@@ -80,8 +80,8 @@ def read_labels(files: Sequence[str | Path], say: Callable[[str], None] = print,
     """
     if not files:
         raise ValueError("labels: no file is named; name one, or several that are binary")
-    tables = [read_label_table(Path(file), say, with_outcomes) for file in files]
-    rows, kind, names = tables[0] if len(tables) == 1 else _join([Path(file) for file in files], tables, say)
+    tables = [read_label_table(Path(file), with_outcomes) for file in files]
+    rows, kind, names = tables[0] if len(tables) == 1 else _join([Path(file) for file in files], tables)
     survival = kind == "survival"
     value_columns = rows.select(pl.exclude([*KEYS, *SURVIVAL_COLUMNS, *TRUTH_COLUMNS])).columns
     values = rows.select(value_columns).to_numpy() if value_columns else np.zeros((rows.height, 0))
@@ -101,7 +101,7 @@ def read_labels(files: Sequence[str | Path], say: Callable[[str], None] = print,
     )
 
 
-def _join(files: list[Path], read: list[LabelTable], say: Callable[[str], None]) -> LabelTable:
+def _join(files: list[Path], read: list[LabelTable]) -> LabelTable:
     for file, table in zip(files, read, strict=True):
         if table.kind != "binary":
             raise ValueError(f"{file}: its labels are {table.kind}; several files are read together only if binary")
@@ -114,7 +114,7 @@ def _join(files: list[Path], read: list[LabelTable], say: Callable[[str], None])
     joined = functools.reduce(lambda left, right: left.join(right, on=KEYS, how="inner"), tables).sort(KEYS)
     for file, table in zip(files, tables, strict=True):
         if num_lost := table.height - joined.height:
-            say(f"{file}: {num_lost:,} of {table.height:,} rows have no label in every other file; dropped")
+            logger.info(f"{file}: {num_lost:,} of {table.height:,} rows have no label in every other file; dropped")
     if not joined.height:
         raise ValueError(
             f"{files[0]}: no subject and prediction time is in all {len(files)} files; expected labels of the same "

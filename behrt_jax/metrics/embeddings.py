@@ -121,13 +121,13 @@ def retrieval(near: np.ndarray, own: np.ndarray, gallery: np.ndarray) -> PerTarg
     return PerTargetScores(rows, values)
 
 
-def probe(inputs: dict[str, np.ndarray], has: dict[str, np.ndarray], say: Callable[[], object] = bool) -> np.ndarray:
+def probe(inputs: dict[str, np.ndarray], has: dict[str, np.ndarray], tick: Callable[[], object] = bool) -> np.ndarray:
     """Fits a ridge logistic regression to each disease on train, its strength chosen by AUROC on tuning.
 
     Args:
       inputs: (N, D) embeddings by split: `train`, `tuning` and `held_out`; standardised here by train.
       has: (N, G) bool diseases by split; train and tuning need patients with and without each disease.
-      say: called after each disease.
+      tick: called after each disease.
 
     Returns:
       (held-out patients, G) float64 probabilities.
@@ -142,7 +142,7 @@ def probe(inputs: dict[str, np.ndarray], has: dict[str, np.ndarray], say: Callab
         fits = [ridge.fit(features["train"], target) for ridge in ridges]
         scores = [roc_auc_score(has["tuning"][:, group], fit.decision_function(features["tuning"])) for fit in fits]
         predictions.append(fits[int(np.argmax(scores))].predict_proba(features["held_out"])[:, 1])
-        say()
+        tick()
     return np.stack(predictions, axis=1)
 
 

@@ -1,6 +1,7 @@
 """A few-label task: its labelled histories, the pre-trained forecast, and networks trained on sampled patients."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ from behrt_jax.training.optimizer import make_optimizer
 from behrt_jax.training.recipe import Facts, FinetuningRecipe, HeadConfig, with_facts
 from behrt_jax.training.state import TrainState
 
+logger = logging.getLogger(__name__)
+
 # From scratch, all layers have the same learning rate. No labels are spent on choosing the number of steps, which is
 # the same for any number of labels.
 SCRATCH = {"layer_decay": 1.0, "head": HeadConfig()}
@@ -44,7 +47,7 @@ class Task(NamedTuple):
     recipe: FinetuningRecipe
     prepared: Prepared
     splits: dict[str, LabeledHistories]
-    begun: Any
+    pretrained_params: Any
     forecast: tuple[tuple[int, ...], tuple[float, ...]] = ((), ())
 
     def find_facts(self, labels: Labels, forecast: tuple[tuple[int, ...], tuple[float, ...]] = ((), ())) -> Facts:
@@ -59,12 +62,12 @@ class Steps(NamedTuple):
     train: Callable
 
 
-def read_task(values: dict[str, Any], file: str, most: int, folder, say: Callable[[str], None]) -> Task:
+def read_task(values: dict[str, Any], file: str, most: int, folder) -> Task:
     """Reads a task, with at most `most` labels of each outcome per patient, and records its recipe in a folder.
 
     `values` are those of a recipe with the sections of both kinds of labels, `classification` and `survival`.
     """
-    labels = label_data.read_labels([file], lambda line: None)
+    labels = label_data.read_labels([file])
     scores.check_kind(labels, f"--labels={file}")
     if "regression" in values["head"]["features"]:
         raise ValueError(
@@ -74,24 +77,25 @@ def read_task(values: dict[str, Any], file: str, most: int, folder, say: Callabl
     values = {name: value for name, value in values.items() if name != other_kind}
     recipe, loaded = pretrained.load_pretrained(setup.read({**values, "labels": file}))
     forecast = pretrained.find_forecast(recipe, loaded)
-    prepared, splits = data.read_splits(recipe, loaded.vocabulary, say)
+    prepared, splits = data.read_splits(recipe, loaded.vocabulary)
     splits = head_features.select(recipe.head, splits, prepared.vocabulary.tokens)
     splits = {name: sampling.take(split, sampling.cap(split.labels, most)) for name, split in splits.items()}
     for name in ("train", "held_out"):
         label_data.check_learnable(splits[name].labels, name)
-        say(f"{name}: {len(splits[name].labels):,} labels are taken: {labeled_histories.describe(splits[name].labels)}")
-    data.warn_of_few(splits["held_out"].labels, say)
+        labels = splits[name].labels
+        logger.info(f"{name}: {len(labels):,} labels are taken: {labeled_histories.describe(labels)}")
+    data.warn_of_few(splits["held_out"].labels)
     task = Task(recipe, prepared, splits, loaded.params, forecast)
     facts = task.find_facts(splits["train"].labels, forecast)
     digests = setup.digest_inputs(splits, loaded)
-    workdir.open_workdir(folder, with_facts(recipe, facts), facts, prepared.vocabulary, digests, say)
+    workdir.open_workdir(folder, with_facts(recipe, facts), facts, prepared.vocabulary, digests)
     return task
 
 
 def forecast(task: Task) -> np.ndarray:
     """Returns the pre-trained run's forecast for held-out patients, without labels: the mean over its codes."""
     facts = task.find_facts(task.splits["train"].labels, task.forecast)
-    finetuning_task = setup.build(task.recipe, facts, task.prepared, task.splits, task.begun)
+    finetuning_task = setup.build(task.recipe, facts, task.prepared, task.splits, task.pretrained_params)
     width = task.recipe.model.hidden_dim
     features = probe_init.read_patients(
         task.recipe, finetuning_task.model, finetuning_task.initialize(jax.random.key(0)), task.splits["held_out"]
@@ -112,8 +116,8 @@ def train_and_score(task: Task, rows: np.ndarray, draw: int, is_pretrained: bool
     recipe = task.recipe if is_pretrained else dataclasses.replace(task.recipe, **SCRATCH)
     sample = sampling.take(task.splits["train"], rows)
     facts = task.find_facts(sample.labels, task.forecast if is_pretrained else ((), ()))
-    begun = task.begun if is_pretrained else None
-    finetuning_task = setup.build(recipe, facts, task.prepared, {"train": sample}, begun)
+    pretrained_params = task.pretrained_params if is_pretrained else None
+    finetuning_task = setup.build(recipe, facts, task.prepared, {"train": sample}, pretrained_params)
     recipe, outcome = finetuning_task.recipe, finetuning_task.recipe.outcome
     key = str((finetuning_task.model, outcome, is_pretrained))
     if isinstance(outcome, ClassificationConfig) and outcome.class_weights != "none":

@@ -1,6 +1,7 @@
 """Predicts an outcome from few labels: frozen embeddings and code counts, with age and sex."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from behrt_jax.probing.scores import rank
 from behrt_jax.probing.table import AGE, COUNTS, OURS
 from behrt_jax.training import workdir
 from behrt_jax.training.recipe import HistoryConfig, PretrainingRecipe
+
+logger = logging.getLogger(__name__)
 
 # Histories as in pre-training: without a prediction token.
 HISTORY = HistoryConfig(include_at=False, prediction_token=False)
@@ -48,14 +51,14 @@ def load(folder: str, data: str | None) -> workdir.LoadedRun[PretrainingRecipe]:
 def read(found: workdir.LoadedRun[PretrainingRecipe], folder: Path, labels: Labels, split: str) -> LabeledHistories:
     """Reads the labels of a split, or of `all`, and the histories at their prediction times."""
     patients = dataset.read(folder, split)
-    arguments = (found.recipe.data.row_length, patients, labels, found.vocabulary.tokens, split, print)
+    arguments = (found.recipe.data.row_length, patients, labels, found.vocabulary.tokens, split)
     return labeled_histories.find_histories(HISTORY, *arguments)
 
 
 def read_labels(file: str, data: str, with_outcomes: bool = True) -> Labels:
     """Reads a file of labels and leaves out those that do not fit the data."""
-    labels = label_data.read_labels([file], print, with_outcomes)
-    return labeled_data.match(labels, follow_up.read_lives(data), print)
+    labels = label_data.read_labels([file], with_outcomes)
+    return labeled_data.match(labels, follow_up.read_lives(data))
 
 
 def compare(
@@ -93,8 +96,8 @@ def predict(reader: Reader, train: LabeledHistories, wanted: LabeledHistories) -
 
 def read_wanted(found: workdir.LoadedRun[PretrainingRecipe], file: str, data: str) -> LabeledHistories:
     """Reads the histories to predict, of any split, at the subjects and times of a file."""
-    prepared = prepare(dataclasses.replace(found.recipe.data, path=data), found.vocabulary, splits=(), progress=print)
-    print(data_prepare.describe_coverage(prepared.report, "all"))
+    prepared = prepare(dataclasses.replace(found.recipe.data, path=data), found.vocabulary, splits=())
+    data_prepare.log_coverage(prepared.report, "all")
     histories = read(found, prepared.folder, read_labels(file, data, with_outcomes=False), "all")
     if not len(histories.labels):
         raise ValueError(f"--predict={file}: no row is of a patient with an event before; nothing to predict")

@@ -29,11 +29,7 @@ def load_best(folder: Path) -> tuple[workdir.LoadedRun, int, dict[str, float]]:
       ValueError: the run is fine-tuned or cannot be loaded, or its best checkpoint is damaged or was not evaluated.
     """
     loaded = workdir.load_pretraining(folder, f"--workdir={folder}")
-
-    def refuse(line: str) -> None:
-        raise ValueError(f"{line}; expected the best one to be whole")
-
-    params = workdir.restore_params(folder, loaded.model, warn=refuse)
+    params = workdir.restore_params(folder, loaded.model, fall_back=False)
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
     best = checkpoints.best()
     checkpoints.close()
@@ -59,7 +55,7 @@ def publish(folder: Path, output: Path, origin: model_card.Origin, floor: int, h
     if origin.patients == "real":
         checks.check_value_edges(loaded.vocabulary, floor)
     result, dropped = checks.read_evaluation(folder / EVALUATION_FILE, floor)
-    report = prepare(loaded.recipe.data, progress=print).report
+    report = prepare(loaded.recipe.data).report
     checks.check_splits(report, floor)
     data, changes = checks.without_places(loaded.recipe.data)
     recipe = dataclasses.replace(loaded.recipe, data=data)

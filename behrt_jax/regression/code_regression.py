@@ -6,8 +6,9 @@ fitted without the patient (stacking, Wolpert 1992), so that a head learns how m
 """
 
 import functools
+import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from behrt_jax.metrics import survival
 from behrt_jax.regression import cox
 from behrt_jax.regression.outcome_features import FREE, MIN_PATIENTS, FeatureScaler, fit_scaler
 
+logger = logging.getLogger(__name__)
 NET_PENALTIES = np.geomspace(0.9, 0.003, 24)  # of the elastic net, relative to the smallest that leaves no weight
 NET_RATIOS = (0.5, 0.9)  # L1 shares, for sparse weights
 LASSO_PENALTIES = (0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02)  # of logistic regression, relative likewise
@@ -135,7 +137,6 @@ def fit(
     tuning: tuple[Patients, np.ndarray],
     targets: list[tuple[Target, Target]],
     tokens: tuple[str, ...],
-    progress: Callable[[str], None] = lambda line: None,
 ) -> CodeRegression:
     """Fits the regressions: elastic net Cox for times to event, logistic lasso for other outcomes.
 
@@ -144,7 +145,6 @@ def fit(
       tuning: likewise; selects the penalties by Harrell's C or AUROC, which the fits without a fold then share.
       targets: for each outcome, its target in train and in tuning.
       tokens: of the vocabulary, by id.
-      progress: called with the selected setting of each outcome.
     """
     encoder = fit_scaler(*train, tokens)
     if not len(encoder.varied) + len(encoder.used):
@@ -173,7 +173,7 @@ def fit(
             members[-1].append(_fit(*args)[0] if enough else regression)
         summary = f"{np.count_nonzero(regression.weights):,} of {len(regression.weights):,} features and products"
         note = ", at the edge of the penalties tried" if any(map(_is_last, settings)) else ""
-        progress(
+        logger.info(
             f"regression on codes {number} of {len(targets)}: {summary}{note}, {1 - judge(regression):.3f} on tuning"
         )
     return CodeRegression(encoder, centre, scale, members)

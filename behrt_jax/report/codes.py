@@ -40,7 +40,7 @@ def code_maps(source: Source) -> Section:
     bands = np.array([common.index(kind) if kind in common else len(common) for kind in kinds], float)
     labels = (*(each.lower() for each in common), "other kinds")[: int(bands.max()) + 1]
     colouring = Colouring("kind of code", bands, tuple(np.arange(1.0, len(labels))), labels, is_kinds=True)
-    layouts = lay_out(table[shown], source.recipe.seed, source.say)
+    layouts = lay_out(table[shown], source.recipe.seed)
     maps = make_maps(layouts, [colouring], True, "codes")
     neighbours, cosines = codes.nearest(table, shown.tolist(), NEIGHBOURS, among=shown)
     names = [source.name(code) for code in shown]

@@ -1,5 +1,6 @@
 """Two-dimensional layouts of points by UMAP and t-SNE, and their colourings."""
 
+import logging
 import warnings
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from sklearn.manifold import TSNE
 
 from behrt_jax.evaluation.small_cells import MIN_PATIENTS
 
+logger = logging.getLogger(__name__)
 SIDE = 400.0  # side of the square that a map is drawn in
 MARGIN = 8.0
 CELLS, SHOWN = 28, 0.8  # the most cells along a side, and the least share of points in shown cells
@@ -42,11 +44,11 @@ class Colouring(NamedTuple):
         return np.where(np.isnan(self.values), -1, np.digitize(self.values, self.edges))
 
 
-def lay_out(vectors: np.ndarray, seed: int, say) -> dict[str, np.ndarray]:
+def lay_out(vectors: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Lays out (N, D) vectors by UMAP and t-SNE, each (N, 2) in a square of `SIDE`; deterministic given the seed."""
     if len(vectors) < 4:
         return {}
-    say(f"UMAP of {len(vectors):,} points (the first use compiles for half a minute)")
+    logger.info(f"UMAP of {len(vectors):,} points (the first use compiles for half a minute)")
     with warnings.catch_warnings():  # umap warns that TensorFlow, which is not needed, is absent
         warnings.filterwarnings("ignore", message="Tensorflow not installed", category=ImportWarning)
         import umap
@@ -55,7 +57,7 @@ def lay_out(vectors: np.ndarray, seed: int, say) -> dict[str, np.ndarray]:
     start *= 10 / np.maximum(np.abs(start).max(), 1e-9)  # the scale of UMAP's own initialisation
     settings = {"n_neighbors": neighbours, "init": start, "random_state": seed, "n_jobs": 1}
     layouts = {"UMAP": umap.UMAP(**settings).fit_transform(vectors)}
-    say(f"t-SNE of {len(vectors):,} points")
+    logger.info(f"t-SNE of {len(vectors):,} points")
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     layouts["t-SNE"] = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(vectors)
     return {name: fit_square(np.asarray(points)) for name, points in layouts.items()}

@@ -1,5 +1,6 @@
 """Patient section of the report: maps of the patient embeddings."""
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from behrt_jax.report.layout import Colouring, gather, lay_out
 from behrt_jax.report.parts import Section, Table, Text
 from behrt_jax.report.source import Source
 
+logger = logging.getLogger(__name__)
 MOST_PATIENTS = 3000
 DISEASES = Path("configs/diseases.yaml")
 AGE_BANDS = ((20.0, 40.0, 60.0, 80.0), ("under 20", "20-40", "40-60", "60-80", "80 and more"))
@@ -60,7 +62,7 @@ def patient_maps(source: Source, diseases: Path) -> Section:
     """Makes the section with maps of the patients of all splits, by their embeddings."""
     everyone = source.patients("all")
     patients = dataset.sample(everyone, MOST_PATIENTS)
-    source.say(f"embedding {len(patients):,} patients")
+    logger.info(f"embedding {len(patients):,} patients")
     pooling = source.recipe.model.pooling
     vectors = embed(
         source.recipe.data,
@@ -81,7 +83,7 @@ def patient_maps(source: Source, diseases: Path) -> Section:
         f"{legend}, by the encoder's states over the newest visits ({pooling} of tokens); all splits are here. Those "
         "who lie close look alike to the model; distances across the map, axes and the sizes of clumps mean nothing."
     )
-    layouts = lay_out(vectors, source.recipe.seed, source.say)
+    layouts = lay_out(vectors, source.recipe.seed)
     parts: list = (
         [make_maps(layouts, colourings, shows_patients, "patients")] if layouts else [Text("Too few patients to draw.")]
     )
@@ -100,9 +102,9 @@ def colour_patients(source: Source, patients: dataset.Patients, diseases: Path) 
         Colouring("visits", np.array(visits, float), *VISIT_BANDS),
     ]
     try:
-        groups = disease_groups.read_groups(source.data, diseases, patients.subject_ids, say=source.say)
+        groups = disease_groups.read_groups(source.data, diseases, patients.subject_ids)
     except (ValueError, OSError) as error:
-        source.say(f"warning: the map is not coloured by disease ({error})")
+        logger.warning(f"the map is not coloured by disease ({error})")
         return colourings
     for name, has in zip(groups.names, groups.has.T, strict=True):
         colourings.append(Colouring(name.replace("_", " "), has.astype(float), (0.5,), ("without", "with")))

@@ -1,6 +1,7 @@
 """The report page about a run, for a browser, a phone or print; it loads no external resources."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from behrt_jax.report.parts import Missing, Section
 from behrt_jax.report.source import Source
 from behrt_jax.report.training import cost, curves
 
+logger = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -36,7 +38,7 @@ def attempt(source: Source, anchor: str, title: str, make: Callable[[], Section]
     try:
         return make()
     except (ValueError, OSError) as error:
-        source.say(f"warning: '{title}' is left out: {error}")
+        logger.warning(f"'{title}' is left out: {error}")
         text = "This part could not be made; the command that made the page said why. It may need the data:"
         command = f"python -m experiments.report --workdir={source.folder} --data=DIR"
         return Section(anchor, title, "", [Missing(text, command)])

@@ -34,7 +34,7 @@ def describe(source: Source) -> Section:
     if sizes.get("trained", sizes["all"]) != sizes["all"]:
         rows.append(["of which trained", f"{sizes['trained']:,}"])
     if isinstance(recipe, FinetuningRecipe):
-        rows.append(["begun from", Path(recipe.pretrained).name if recipe.pretrained else "random parameters"])
+        rows.append(["starts from", Path(recipe.pretrained).name if recipe.pretrained else "random parameters"])
     rows += [[label, str(getattr(recipe.model, key))] for key, label in MODEL_KEYS.items()]
     rows += [["tokens a row", f"{recipe.data.row_length:,}"], ["seed", str(recipe.seed)]]
     paragraph, *tables = _describe_data(source)
@@ -48,7 +48,7 @@ def describe(source: Source) -> Section:
 
 def training_goal(source: Source) -> str:
     """Describes in words what the model was trained to predict."""
-    names = {"mlm": "hidden codes", "next_visit": "the next visit", "time_to_event": "the time to every code"}
+    names = {"mlm": "masked codes", "next_visit": "the next visit", "time_to_event": "the time to every code"}
     if source.is_pretrained:
         return " and ".join(names[each] for each in source.model.objectives)
     kind = "the time to" if source.recipe.kind == SURVIVAL else "whether a patient has"

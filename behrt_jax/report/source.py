@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from behrt_jax.training import workdir
 from behrt_jax.training.recipe import PRETRAINING, Facts, FinetuningRecipe, Recipe
 from behrt_jax.training.workdir import EVALUATION_FILE
 
+logger = logging.getLogger(__name__)
 NO_DATA = "the data of the run cannot be read"
 
 
@@ -34,7 +35,6 @@ class Source(NamedTuple):
       descriptions: of the codes, by id; empty if there is none.
       is_synthetic: whether the data set is known to be simulated.
       show_patients: whether to show single patients; None to show only patients known to be simulated.
-      say: receives progress messages.
     """
 
     folder: Path
@@ -49,7 +49,6 @@ class Source(NamedTuple):
     descriptions: list[str]
     is_synthetic: bool
     show_patients: bool | None
-    say: Callable[[str], None]
 
     @property
     def is_pretrained(self) -> bool:
@@ -93,7 +92,7 @@ class Source(NamedTuple):
             raise ValueError(f"{file}: not JSON ({error}); remove it or make it again") from error
 
 
-def load(folder: Path, data: str | None, show_patients: bool | None, say: Callable[[str], None]) -> Source:
+def load(folder: Path, data: str | None, show_patients: bool | None) -> Source:
     """Loads a run and finds its data, or `data`, another MEDS data set with the patients to show.
 
     Single patients are shown if `show_patients` is set; if it is None, only if the data set is known to be simulated.
@@ -106,12 +105,8 @@ def load(folder: Path, data: str | None, show_patients: bool | None, say: Callab
     path, prepared, problem, about = Path(data or recipe.data.path), None, "", {}
     is_fixed = data or (isinstance(recipe, FinetuningRecipe) and recipe.pretrained)
     try:
-        prepared = prepare(
-            dataclasses.replace(recipe.data, path=str(path)),
-            vocabulary if is_fixed else None,
-            splits=(),
-            progress=say,
-        )
+        config = dataclasses.replace(recipe.data, path=str(path))
+        prepared = prepare(config, vocabulary if is_fixed else None, splits=())
         if prepared.vocabulary.fingerprint != vocabulary.fingerprint:
             prepared, problem = None, f"gives another vocabulary than {folder} has"
         elif (path / "metadata" / "dataset.json").exists():
@@ -119,10 +114,12 @@ def load(folder: Path, data: str | None, show_patients: bool | None, say: Callab
     except (ValueError, OSError) as error:
         problem = str(error)
     if problem:
-        say(f"warning: {path}: {problem}; sections on patients are left out, --data=DIR names where the data lies")
+        logger.warning(f"{path}: {problem}; sections on patients are left out, --data=DIR names where the data lies")
     simulated = is_synthetic(path)
     descriptions = metadata.read_descriptions(path, vocabulary)
-    source = Source(folder, *run, path, prepared, about, descriptions, simulated, show_patients, say)
+    source = Source(folder, *run, path, prepared, about, descriptions, simulated, show_patients)
     if prepared and not source.may_show(simulated):
-        say("single patients are not shown, as the data is not known to be simulated; --show_patients shows them")
+        logger.info(
+            "single patients are not shown, as the data is not known to be simulated; --show_patients shows them"
+        )
     return source

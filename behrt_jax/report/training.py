@@ -70,7 +70,7 @@ def cost(source: Source) -> Section:
         ["rows a step", f"{settings.batch_size:,}"],
         ["tokens a second, median", f"{np.median(speeds):,.0f}" if speeds else "not recorded"],
         ["wall time, with evaluations on tuning", format_time(sum(sessions)) if sessions else "not recorded"],
-        ["times it was begun or resumed", f"{len(sessions)}" if sessions else "not recorded"],
+        ["starts and resumptions", f"{len(sessions)}" if sessions else "not recorded"],
         *map(list, machine.items()),
     ]
     note = "Wall time is from the opening of the TensorBoard files to their last entry, pauses between them left out."

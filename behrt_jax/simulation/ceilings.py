@@ -49,7 +49,7 @@ def ceilings(folder: Path, seed: int) -> str:
     lines += [f"  {name}: {average_precision_score(truth, s[:, targets].ravel()):.3f}" for name, s in scores.items()]
     is_masked = codes & (np.random.default_rng([seed, 3]).random(codes.shape) < 0.15)
     rows, columns = np.nonzero(is_masked)
-    lines += [f"codes hidden at 15%: accuracy, perplexity ({len(rows):,} codes)"]
+    lines += [f"codes masked at 15%: accuracy, perplexity ({len(rows):,} codes)"]
     posterior = oracle.masked_probabilities(world, held_out, is_masked)[rows]
     for name, chances in (("oracle", posterior), ("counting", np.broadcast_to(counts / counts.sum(), posterior.shape))):
         perplexity = np.exp(-np.log(chances[np.arange(len(rows)), columns]).mean())

@@ -74,20 +74,20 @@ def next_visit_probabilities(
     return np.divide(_by_row(states, joint), visit_chance, out=np.zeros(histories.codes.shape), where=visit_chance > 0)
 
 
-def masked_probabilities(world: World, histories: Histories, hidden: np.ndarray) -> np.ndarray:
+def masked_probabilities(world: World, histories: Histories, is_masked: np.ndarray) -> np.ndarray:
     """Returns the probability of each code at a mask, given all that is observed of the patient: (V, C).
 
-    The masked codes are `hidden`, (V, C) bool; visits without one get zeros. The number of masked codes of a visit is
-    known, but not which they are. All masks of a visit therefore have the same distribution.
+    `is_masked` is (V, C) bool; visits without a masked code get zeros. The number of masked codes of a visit is known,
+    but not which they are. All masks of a visit therefore have the same distribution.
 
     Raises:
       ValueError: a masked code was not recorded.
     """
-    if (hidden & ~histories.codes).any():
-        raise ValueError("hidden: holds codes that are not in histories.codes; expected a part of those")
-    posteriors = _smooth_states(world, histories, code_likelihoods(world, histories.codes, hidden))
-    probabilities = np.zeros(hidden.shape)
-    for rows, odds, prefix_sums in _behind_masks(world, histories.codes, hidden):
+    if (is_masked & ~histories.codes).any():
+        raise ValueError("is_masked: holds codes that are not in histories.codes; expected a part of those")
+    posteriors = _smooth_states(world, histories, code_likelihoods(world, histories.codes, is_masked))
+    probabilities = np.zeros(is_masked.shape)
+    for rows, odds, prefix_sums in _behind_masks(world, histories.codes, is_masked):
         suffix_sums = _sums_before(odds[..., ::-1], len(prefix_sums))[::-1, ..., ::-1]
         other_sums = (prefix_sums * suffix_sums).sum(axis=0)  # sums without each code; a division would lose precision
         weights = posteriors[rows] / (odds * prefix_sums[-1]).sum(axis=2) / len(prefix_sums)
@@ -193,12 +193,12 @@ def _filter(world: World, histories: Histories, likelihoods: np.ndarray | None) 
     return priors, posteriors
 
 
-def code_likelihoods(world: World, codes: np.ndarray, hidden: np.ndarray | None = None) -> np.ndarray:
+def code_likelihoods(world: World, codes: np.ndarray, is_masked: np.ndarray | None = None) -> np.ndarray:
     """Returns the likelihood of each visit's observed codes in each state, up to a factor per visit: (V, S)."""
     odds = _odds(world)
-    hidden = np.zeros_like(codes) if hidden is None else hidden
-    log = _by_row(codes & ~hidden, np.log(odds).T) - np.log1p(odds).sum(axis=1)
-    for rows, masked_odds, prefix_sums in _behind_masks(world, codes, hidden):
+    is_masked = np.zeros_like(codes) if is_masked is None else is_masked
+    log = _by_row(codes & ~is_masked, np.log(odds).T) - np.log1p(odds).sum(axis=1)
+    for rows, masked_odds, prefix_sums in _behind_masks(world, codes, is_masked):
         log[rows] += np.log((masked_odds * prefix_sums[-1]).sum(axis=2))
     return np.exp(log - log.max(axis=1, keepdims=True))
 
@@ -250,13 +250,13 @@ def _odds(world: World) -> np.ndarray:
     return chances / (1 - chances)
 
 
-def _behind_masks(world: World, codes: np.ndarray, hidden: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+def _behind_masks(world: World, codes: np.ndarray, is_masked: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
     """Yields visits with k masks each, the odds of their codes (n, S, C), 0 if observed, and `_sums_before` of k."""
-    odds, counts = _odds(world), hidden.sum(axis=1)
+    odds, counts = _odds(world), is_masked.sum(axis=1)
     for count in np.unique(counts[counts > 0]):
         rows = np.flatnonzero(counts == count)
         for part in np.array_split(rows, -(-len(rows) * count // _CHUNK)):
-            masked_odds = (~codes[part] | hidden[part])[:, None] * odds
+            masked_odds = (~codes[part] | is_masked[part])[:, None] * odds
             yield part, masked_odds, _sums_before(masked_odds, count)
 
 

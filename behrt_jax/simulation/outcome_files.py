@@ -2,7 +2,7 @@
 
 import datetime
 import json
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +21,21 @@ from behrt_jax.labels.time_to_event import parse_time_to_event
 from behrt_jax.metrics import survival
 from behrt_jax.simulation.hazards import Hazard, Rule, TrueOutcomes
 
+logger = logging.getLogger(__name__)
 TRUTH_SUFFIX = ".truth.json"
 HAZARD_FLAGS = ("num_rules", "group_size", "spread", "scale", "shape", "censored")
 
 
-def choose_times(data: str, min_visits: int, seed: int, say: Callable[[str], None]) -> Labels:
+def choose_times(data: str, min_visits: int, seed: int) -> Labels:
     """Chooses a prediction time for each patient: the start of a random visit with enough earlier visits."""
     index, follow_up = {"visits": True}, {"until": datetime.datetime.max}  # simulated outcomes need no follow-up
     section = {"index": index, "require": {"min_visits": min_visits}, "events": {"death": events.DEATH}}
     task = parse_time_to_event({"time_to_event": {**section, "follow_up": follow_up}}, "prediction times")
     candidates = make_labels(task, events.find_shards(data))
-    say(f"{candidates.counts['patients']:,} patients, {candidates.counts['index dates']:,} visits")
+    logger.info(f"{candidates.counts['patients']:,} patients, {candidates.counts['index dates']:,} visits")
     for reason, number in candidates.dropped.items():
         if number:
-            say(f"  dropped: {number:,} {reason}")
+            logger.info(f"  dropped: {number:,} {reason}")
     rows = candidates.labels.select(KEYS).with_columns(visit=pl.int_range(pl.len()).over("subject_id"))
     hashes = hash_integers(seed, rows["subject_id"].to_numpy(), rows["visit"].to_numpy())
     rows = rows.with_columns(drawn=hashes).sort("drawn").unique("subject_id", keep="first").sort(KEYS)
@@ -45,18 +46,16 @@ def choose_times(data: str, min_visits: int, seed: int, say: Callable[[str], Non
     return Labels("times", (), rows["subject_id"].to_numpy(), times, values, days, no_events)
 
 
-def read_histories(
-    config: DataConfig, times: Labels, include_at: bool, say: Callable[[str], None]
-) -> tuple[Labels, Patients, tuple[str, ...]]:
+def read_histories(config: DataConfig, times: Labels, include_at: bool) -> tuple[Labels, Patients, tuple[str, ...]]:
     """Returns the prediction times with a history, the whole histories in the same order, and the tokens by id."""
-    prepared = prepare(config, None, progress=say)
+    prepared = prepare(config, None)
     tokens, patients = prepared.vocabulary.tokens, dataset.read(prepared.folder, "all")
     times = times.take(np.flatnonzero(np.isin(times.subject_ids, patients.subject_ids)))
     arguments = (times.subject_ids, times.prediction_times, include_at)
     truncated_histories, rows, _ = histories.histories_at(patients, *arguments)
-    say(f"{len(rows):,} of {len(times):,} prediction times have a history before them")
+    logger.info(f"{len(rows):,} of {len(times):,} prediction times have a history before them")
     is_long = np.diff(truncated_histories.offsets) > config.row_length
-    say(f"{is_long.mean():.1%} of histories have more codes than a row of {config.row_length} tokens holds")
+    logger.info(f"{is_long.mean():.1%} of histories have more codes than a row of {config.row_length} tokens holds")
     return times.take(rows), truncated_histories, tokens
 
 

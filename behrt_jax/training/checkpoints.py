@@ -5,7 +5,6 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from behrt_jax.training.state import TrainState
 
+logger = logging.getLogger(__name__)
 NEWEST_KEPT = 2
 FILES = "files.json"  # the size of each file of a step, to detect damage before Orbax fails on it
 
@@ -83,20 +83,19 @@ class Checkpoints:
         step = self._manager.best_step()
         return None if step is None else (step, dict(self._manager.metrics(step)))
 
-    def restore_newest(self, like: TrainState, warn: Callable[[str], None]) -> TrainState | None:
+    def restore_newest(self, like: TrainState) -> TrainState | None:
         """Restores the newest readable state; returns None if there are no checkpoints.
 
         Removes damaged checkpoints of later steps, so that the resumed run can save those steps again.
 
         Args:
           like: a state, or its shapes, with the structure of the state to restore.
-          warn: called with a message for each checkpoint skipped.
 
         Raises:
           ValueError: there are checkpoints but none can be read, or they belong to another model.
         """
         progress = {"step": like.step, "opt_state": like.opt_state}
-        checkpoint = self._restore(list(reversed(self.steps())), {"params": like.params, "rest": progress}, warn)
+        checkpoint = self._restore(list(reversed(self.steps())), {"params": like.params, "rest": progress})
         if checkpoint is None:
             return None
         state = TrainState(checkpoint["rest"]["step"], checkpoint["params"], checkpoint["rest"]["opt_state"])
@@ -106,12 +105,12 @@ class Checkpoints:
         # Training donates the state; without a copy, restored arrays may share memory, which crashes under jax 0.5.0.
         return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
 
-    def restore_best(self, like: Any, warn: Callable[[str], None]) -> Any | None:
+    def restore_best(self, like: Any, fall_back: bool = True) -> Any | None:
         """Restores the parameters of lowest tuning loss; the newest if none was evaluated or the best is damaged.
 
         Args:
           like: parameters, or their shapes.
-          warn: called with a message for each checkpoint skipped.
+          fall_back: whether another checkpoint may take the place of a damaged one.
 
         Raises:
           ValueError: as `restore_newest`.
@@ -119,10 +118,10 @@ class Checkpoints:
         newest_first = list(reversed(self.steps()))
         best = self._manager.best_step()
         candidates = newest_first if best is None else [best, *(step for step in newest_first if step != best)]
-        checkpoint = self._restore(candidates, {"params": like}, warn)
+        checkpoint = self._restore(candidates if fall_back else candidates[:1], {"params": like})
         return checkpoint and checkpoint["params"]
 
-    def _restore(self, steps: list[int], like: dict, warn) -> Any | None:
+    def _restore(self, steps: list[int], like: dict) -> Any | None:
         target = jax.tree.map(_placed, like)
         items = ocp.args.Composite(**{name: ocp.args.StandardRestore(item) for name, item in target.items()})
         for step in steps:
@@ -135,7 +134,7 @@ class Checkpoints:
                     return dict(self._manager.restore(step, args=items).items())
                 except Exception as error:  # Orbax and its stores raise many kinds for a damaged file
                     damage = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            warn(f"checkpoint {step} in {self.folder} cannot be read and is passed over for another ({damage})")
+            logger.warning(f"checkpoint {step} in {self.folder} cannot be read and is passed over ({damage})")
         if steps:
             raise ValueError(
                 f"{self.folder}: none of the checkpoints {steps} can be read; train anew in another workdir"

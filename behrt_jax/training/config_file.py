@@ -99,6 +99,10 @@ def rename_keys(config: dict) -> dict:
     for (section, key, old), new in RENAMED_VALUES.items():
         if config.get(section, {}).get(key) == old:
             config[section][key] = new
+    if "scale" in config.get("lora", {}):  # it multiplied the updates, whatever the rank
+        scale = take(config, "lora.scale")
+        if config["lora"]["rank"]:
+            config["lora"]["alpha"] = scale * config["lora"]["rank"]
     if "history" in config and "head" not in config:
         values = {name: take(config, key) for key, name in HEAD_FEATURES.items()}
         features = [

@@ -39,7 +39,7 @@ def count(task: "pretraining.PretrainingTask", patients: Patients, training: boo
 
     Args:
       task: the model, its objective and its recipe.
-      patients: the split; with `objective.query_times="anytime"`, from `pretraining.mark`.
+      patients: the split; with `objective.query_times="anytime"`, from `pretraining.add_query_tokens`.
       training: whether to leave out codes that carry a value if `objective.mask_values=False`, as in training.
     """
     counts = {}

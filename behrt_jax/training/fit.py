@@ -1,6 +1,7 @@
 """Runs training to completion with progress, metric logging, checkpoints and resumption."""
 
 import json
+import logging
 import os
 import platform
 import sys
@@ -16,6 +17,8 @@ from behrt_jax.training.interrupts import Interrupt
 from behrt_jax.training.recipe import PRETRAINING, Recipe
 from behrt_jax.training.workdir import EVALUATION_FILE, MACHINE_FILE
 
+logger = logging.getLogger(__name__)
+
 
 def resume_and_fit(
     recipe: Recipe,
@@ -27,7 +30,6 @@ def resume_and_fit(
     evaluate,
     evaluated: Callable[[], str],
     resume_with: str,
-    say: Callable[[str], None],
 ) -> int | None:
     """Resumes training from the newest checkpoint of a workdir, if any, and runs it to completion.
 
@@ -41,7 +43,6 @@ def resume_and_fit(
       evaluate: maps parameters to metrics on tuning.
       evaluated: returns the digest of the evaluation that follows, from `digests.of_evaluation`.
       resume_with: the command or call that resumes training after an interrupt.
-      say: receives progress messages.
 
     Returns:
       The exit status if the run was interrupted, or was already finished and evaluated; None if the caller must
@@ -49,39 +50,28 @@ def resume_and_fit(
     """
     settings = recipe.train
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, workdir.TUNING_LOSS)
-    current = checkpoints.restore_newest(current, warn=lambda line: say(f"warning: {line}")) or current
+    current = checkpoints.restore_newest(current) or current
     start_step = int(current.step)
     losses = metrics_writer.read_series(folder, "tuning", workdir.TUNING_LOSS, start_step)
     if start_step < settings.num_steps and not loop.is_exhausted(losses, settings.patience):
         if start_step:
-            say(f"resuming {folder} after step {start_step:,} of {settings.num_steps:,}")
-        arguments = (
-            recipe,
-            folder,
-            objective,
-            optimizer,
-            current,
-            columns(start_step),
-            evaluate,
-            checkpoints,
-            losses,
-            say,
-        )
-        if signal_number := fit(*arguments):
-            say(f"stopped and saved; the same command goes on from here: {resume_with}")
+            logger.info(f"resuming {folder} after step {start_step:,} of {settings.num_steps:,}")
+        arguments = (columns(start_step), evaluate, checkpoints, losses)
+        if signal_number := fit(recipe, folder, objective, optimizer, current, *arguments):
+            logger.info(f"stopped and saved; the same command goes on from here: {resume_with}")
             return 128 + signal_number
     elif (file := folder / EVALUATION_FILE).exists():
         if digests.is_current(file, evaluated()):
-            say(f"{folder} is finished after {start_step:,} steps; nothing to do. Its results: {file}")
+            logger.info(f"{folder} is finished after {start_step:,} steps; nothing to do. Its results: {file}")
             return 0
-        say(f"{file}: is not of the held-out patients as they are now and the best checkpoint; evaluating again")
+        logger.info(
+            f"{file}: is not of the held-out patients as they are now and the best checkpoint; evaluating again"
+        )
     checkpoints.close()
     return None
 
 
-def fit(
-    recipe: Recipe, folder, objective, optimizer, current, columns, evaluate, checkpoints, losses, say
-) -> int | None:
+def fit(recipe: Recipe, folder, objective, optimizer, current, columns, evaluate, checkpoints, losses) -> int | None:
     """Trains from a state to completion.
 
     Args:
@@ -94,7 +84,6 @@ def fit(
       evaluate: maps parameters to metrics on tuning.
       checkpoints: the checkpoints of the workdir.
       losses: tuning losses of earlier evaluations, oldest first.
-      say: receives progress messages.
 
     Returns:
       The signal that interrupted training, or None.
@@ -118,9 +107,8 @@ def fit(
                     refresh=False,
                 )
             else:
-                bar.write(
-                    f"step {step:,}: {split} " + ", ".join(f"{name} {value:.4f}" for name, value in found.items())
-                )
+                metrics = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+                logger.info(f"step {step:,}: {split} {metrics}")
 
         try:
             result = loop.train(
@@ -148,7 +136,7 @@ def fit(
         finally:
             log_file.close()
     if result.reason == "stopped_early":
-        say(f"stopped early: {train_config.patience} evaluations without a better tuning loss")
+        logger.info(f"stopped early: {train_config.patience} evaluations without a better tuning loss")
     return interrupt.signal if result.reason == "interrupted" else None
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from behrt_jax.objectives.joint import make_objective
 from behrt_jax.training import examples, workdir
 from behrt_jax.training.recipe import Facts, PretrainingRecipe, read_recipe, with_facts
 
+logger = logging.getLogger(__name__)
 EVENT_BINS = 8
 
 
@@ -71,7 +73,7 @@ def make_task(recipe: PretrainingRecipe, facts: Facts, vocabulary: Vocabulary) -
     return PretrainingTask(recipe, facts, vocabulary, model, objective, tuning_objective, is_target)
 
 
-def setup(config: ConfigDict, say: Callable[[str], None] = lambda line: None) -> PretrainingRun:
+def setup(config: ConfigDict) -> PretrainingRun:
     """Reads the recipe of a config, prepares its data, and builds the task; the config is not changed.
 
     Raises:
@@ -81,24 +83,28 @@ def setup(config: ConfigDict, say: Callable[[str], None] = lambda line: None) ->
     if not isinstance(recipe, PretrainingRecipe):
         raise ValueError(f"recipe: is of {recipe.kind}; expected one of pre-training, such as configs/small.py")
     code_init.check(recipe.code_init, recipe.model.embedding_dim)
-    prepared = prepare(recipe.data, progress=say)
+    prepared = prepare(recipe.data)
     train = dataset.sample(dataset.read(prepared.folder, "train"), recipe.train.max_patients)
-    train, objective, edges = mark(recipe, train, say), recipe.objective, ()
+    num_codes, objective, edges = len(train.codes), recipe.objective, ()
+    train = add_query_tokens(recipe, train)
+    if objective.query_times == "anytime":
+        num_queries = len(train.codes) - num_codes
+        logger.info(f"Inserted {num_queries:,} query tokens between visits; the figures below count them as visits.")
     if "time_to_event" in objective.weights and not objective.event_edges:
         times = find_times(recipe, train, _find_targets(objective, prepared.vocabulary))
         edges = tuple(event_targets.fit_edges(times, EVENT_BINS, digits=recipe.data.value_digits))
     task = make_task(recipe, Facts(len(prepared.vocabulary), event_edges=edges), prepared.vocabulary)
-    count_examples(task, train, "train", say)
+    count_examples(task, train, "train")
     return PretrainingRun(prepared, train, task)
 
 
-def count_examples(task: PretrainingTask, patients: dataset.Patients, split: str, say: Callable[[str], None]) -> None:
+def count_examples(task: PretrainingTask, patients: dataset.Patients, split: str) -> None:
     """Reports the examples of each objective in a split; raises a ValueError if train or tuning has none of one."""
     counts = examples.count(task, patients, split == "train")
-    say(examples.describe(split, counts))
+    logger.info(examples.describe(split, counts))
     if split == "held_out":
         for name in (name for name, number in counts.items() if not number):
-            say(f"warning: held_out has no {examples.NAMES[name]}; the evaluation will leave them out")
+            logger.warning(f"held_out has no {examples.NAMES[name]}; the evaluation will leave them out")
     else:
         examples.check(task.recipe, counts, split)
 
@@ -109,12 +115,10 @@ def _find_targets(settings: ObjectiveConfig, vocabulary: Vocabulary) -> np.ndarr
     return next_visit_targets.target_codes(vocabulary, settings.targets, settings.min_patients)
 
 
-def initialize(
-    task: PretrainingTask, train: dataset.Patients, say: Callable[[str], None] = lambda line: None
-) -> Callable:
+def initialize(task: PretrainingTask, train: dataset.Patients) -> Callable:
     """Returns a function from a key to the variables; heads start at the rates of train, codes as in `code_init`."""
     recipe = task.recipe
-    arguments = (recipe.data, recipe.model.embedding_dim, recipe.seed, say)
+    arguments = (recipe.data, recipe.model.embedding_dim, recipe.seed)
     code_rows = code_init.make_rows(recipe.code_init, task.vocabulary, train, *arguments)
     visit_codes = code_counts.visit_codes(train, index(recipe.data, train), len(task.is_target))
     shares = (visit_codes.sum(axis=0) + 0.5) / (visit_codes.shape[0] + 1.0)
@@ -149,9 +153,7 @@ def training_columns(task: PretrainingTask, train: dataset.Patients, start_step:
     return (inputs.device_columns(add(batch, step)) for step, batch in enumerate(stream, start_step))
 
 
-def tuning_scorer(
-    task: PretrainingTask, tuning: dataset.Patients, say: Callable[[str], None] = lambda line: None
-) -> Callable[[Any], dict[str, float]]:
+def tuning_scorer(task: PretrainingTask, tuning: dataset.Patients) -> Callable[[Any], dict[str, float]]:
     """Returns a function from parameters to the objective's metrics on the newest window of each patient.
 
     Raises:
@@ -160,8 +162,8 @@ def tuning_scorer(
     recipe = task.recipe
     length, size, use_sep = recipe.data.row_length, recipe.evaluation.batch_size, recipe.data.use_sep
     tuning_step = scoring.make_tuning_step(task.tuning_objective)
-    tuning = mark(recipe, tuning)
-    count_examples(task, tuning, "tuning", say)
+    tuning = add_query_tokens(recipe, tuning)
+    count_examples(task, tuning, "tuning")
     times = find_times(recipe, tuning, task.is_target) if "time_to_event" in task.model.objectives else None
     add = adder(recipe.objective, times, windows.EVALUATION_SALT)
 
@@ -176,16 +178,10 @@ def tuning_scorer(
     return score
 
 
-def mark(
-    recipe: PretrainingRecipe, patients: dataset.Patients, say: Callable[[str], None] = lambda line: None
-) -> dataset.Patients:
-    """Inserts query tokens between visits if `objective.query_times` is `anytime`, and reports their number."""
-    if recipe.objective.query_times != "anytime":
-        return patients
-    output = event_targets.insert_query_tokens(patients, recipe.seed)
-    num_queries = len(output.codes) - len(patients.codes)
-    say(f"Inserted {num_queries:,} query tokens between visits; the figures below count them as visits.")
-    return output
+def add_query_tokens(recipe: PretrainingRecipe, patients: dataset.Patients) -> dataset.Patients:
+    """Inserts query tokens between visits if `objective.query_times` is `anytime`."""
+    is_anytime = recipe.objective.query_times == "anytime"
+    return event_targets.insert_query_tokens(patients, recipe.seed) if is_anytime else patients
 
 
 def index(config: DataConfig, patients: dataset.Patients) -> windows.VisitIndex:

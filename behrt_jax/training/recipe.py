@@ -94,10 +94,15 @@ class HeadConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """The section `lora` of fine-tuning: the rank of low-rank updates (0 disables them) and their scale."""
+    """The section `lora` of fine-tuning: the rank of low-rank updates (0 disables them), multiplied by alpha / rank."""
 
     rank: int = 0
-    scale: float = 1.0
+    alpha: float = 8.0
+
+    @property
+    def scale(self) -> float:
+        """The factor of the updates."""
+        return self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -35,6 +36,7 @@ from behrt_jax.training.recipe import (
     to_dict,
 )
 
+logger = logging.getLogger(__name__)
 VOCABULARY_FILE = "vocabulary.json"
 DIGESTS_FILE = "digests.json"  # of the inputs of a run, each under its config key
 EVALUATION_FILE = "evaluation.json"
@@ -106,9 +108,7 @@ def load_finetuning(workdir: str | Path, source: str) -> LoadedRun[FinetuningRec
     return cast(LoadedRun[FinetuningRecipe], load(workdir))
 
 
-def restore_params(
-    workdir: Path, model: nn.Module, lora_config: LoRAConfig = NO_LORA, warn: Callable[[str], None] = print
-) -> Any:
+def restore_params(workdir: Path, model: nn.Module, lora_config: LoRAConfig = NO_LORA, fall_back: bool = True) -> Any:
     """Restores the best parameters of a workdir for its model, with LoRA factors merged; see `load`."""
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
@@ -124,7 +124,7 @@ def restore_params(
         )
 
     like = jax.eval_shape(make, jax.random.key(0))
-    params = checkpoints.restore_best(like, warn)
+    params = checkpoints.restore_best(like, fall_back)
     checkpoints.close()
     if params is None:
         raise ValueError(f"{folder}: holds no checkpoint; run experiments.pretrain first")
@@ -195,16 +195,13 @@ def digest_patients(patients: Patients) -> str:
     return digest(patients.subject_ids, patients.has_birth, patients.origins, sizes.astype(np.int64), int(tokens))
 
 
-def check_digests(
-    workdir: Path, recipe: Recipe, digests: Mapping[str, str], say: Callable[[str], None] = print
-) -> None:
+def check_digests(workdir: Path, recipe: Recipe, digests: Mapping[str, str]) -> None:
     """Checks that the inputs of a run have not changed since it started.
 
     Args:
       workdir: of the run.
       recipe: its recipe.
       digests: of the current inputs, by config key, such as `labels`.
-      say: called with a message if the workdir has no digest to compare with, as in older runs.
 
     Raises:
       ValueError: an input has changed; the message names the keys.
@@ -215,7 +212,9 @@ def check_digests(
     except ValueError as error:
         raise ValueError(f"{file}: not JSON ({error}); restore it, or train anew in another --workdir") from error
     if missing := [key for key in digests if key not in stored]:
-        say(f"{workdir}: has no digest of {', '.join(missing)}, as older runs; whether they changed is not checked")
+        logger.info(
+            f"{workdir}: has no digest of {', '.join(missing)}, as older runs; whether they changed is not checked"
+        )
     values = config_file.flatten(to_dict(recipe))
     changes = [f"{key} ({values[key]})" for key in digests if stored.get(key, digests[key]) != digests[key]]
     if changes:
@@ -226,12 +225,7 @@ def check_digests(
 
 
 def open_workdir(
-    workdir: Path,
-    recipe: Recipe,
-    facts: Facts,
-    vocabulary: Vocabulary,
-    digests: Mapping[str, str] | None = None,
-    say: Callable[[str], None] = print,
+    workdir: Path, recipe: Recipe, facts: Facts, vocabulary: Vocabulary, digests: Mapping[str, str] | None = None
 ) -> bool:
     """Creates a workdir, or checks that an existing one has the same recipe, facts, vocabulary and inputs.
 
@@ -241,7 +235,6 @@ def open_workdir(
       facts: what the data say.
       vocabulary: fitted, or of the pre-trained run.
       digests: of the inputs of the run; see `check_digests`.
-      say: called with a message if an older workdir has no digests.
 
     Returns:
       True if the workdir already existed.
@@ -259,7 +252,7 @@ def open_workdir(
                 f"{workdir / VOCABULARY_FILE}: belongs to another vocabulary than {recipe.data.path} now gives; "
                 "use another --workdir or the data that the run began with"
             )
-        check_digests(workdir, recipe, digests or {}, say)
+        check_digests(workdir, recipe, digests or {})
         _refuse(workdir, mismatches)
         if stored != (recipe, facts):
             config_file.write(workdir, recipe, facts)  # so that evaluation finds data that was moved

@@ -2,8 +2,9 @@
 
 import collections
 import dataclasses
+import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -15,6 +16,8 @@ from behrt_jax.exploration.export import add_outcomes, read_outcomes, split_fram
 from behrt_jax.labels import follow_up
 from behrt_jax.training import workdir as workdirs
 
+logger = logging.getLogger(__name__)
+
 
 def embed(
     workdir: str | Path,
@@ -25,7 +28,6 @@ def embed(
     pooling: str = "mean",
     windows: str = "newest",
     labels: Sequence[str] = (),
-    say: Callable[[str], None] = print,
 ) -> Path:
     """Writes one embedding per patient, with age, sex, split and labels, as a Parquet file.
 
@@ -37,7 +39,6 @@ def embed(
       pooling: how token states are pooled into the patient embedding.
       windows: `newest`, the tokens that fit in a row, or `all`, the whole history.
       labels: files of labels, whose values become columns.
-      say: receives progress messages.
 
     Raises:
       ValueError: something cannot be read, or no patient was alive with an event before the date.
@@ -50,8 +51,8 @@ def embed(
     )
     path = data or run.recipe.data.path
     splits = events.SPLITS if data is None else ()
-    prepared = prepare.prepare(dataclasses.replace(run.recipe.data, path=path), run.vocabulary, splits, say)
-    say(prepare.describe_coverage(prepared.report, "all"))
+    prepared = prepare.prepare(dataclasses.replace(run.recipe.data, path=path), run.vocabulary, splits)
+    prepare.log_coverage(prepared.report, "all")
     lives = follow_up.read_lives(path)
     left_out, num_written, label_counts = collections.Counter(), 0, collections.Counter()
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -72,8 +73,8 @@ def embed(
         pl.scan_parquet(Path(parts) / "*.parquet").sink_parquet(scratch)
         scratch.replace(output)
     for reason, num_patients in left_out.items():
-        say(f"left out: {num_patients:,} patients {reason}")
+        logger.info(f"left out: {num_patients:,} patients {reason}")
     for name, values in label_counts.items():
-        say(f"{name}: of {values:,} patients, as of the latest prediction time up to the embedding's")
-    say(f"written: {output}, {num_written:,} patients, {run.recipe.model.hidden_dim} numbers each")
+        logger.info(f"{name}: of {values:,} patients, as of the latest prediction time up to the embedding's")
+    logger.info(f"written: {output}, {num_written:,} patients, {run.recipe.model.hidden_dim} numbers each")
     return output

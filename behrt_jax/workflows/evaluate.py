@@ -1,6 +1,6 @@
 """Evaluation: held-out metrics of a run and its baselines."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from behrt_jax.evaluation import outcomes, pretrained
@@ -18,7 +18,6 @@ def evaluate(
     compare_to: Sequence[str | Path] = (),
     baselines: bool = True,
     figures: bool = False,
-    say: Callable[[str], None] = print,
 ) -> Comparison:
     """Scores the best checkpoint of a workdir and baselines on the same targets, and writes `evaluation.json`.
 
@@ -29,14 +28,13 @@ def evaluate(
       compare_to: workdirs of other runs on the same data, and for a fine-tuned run on the same labels.
       baselines: whether to fit baselines; they take some minutes.
       figures: whether to draw figures of a pre-trained run; those of a fine-tuned one are always drawn.
-      say: receives progress messages.
 
     Raises:
       ValueError: the workdir cannot be read, or something does not apply to its kind of run.
     """
     folder, others = Path(workdir), [str(other) for other in compare_to]
     if config_file.read(folder)[0].kind == PRETRAINING:
-        result = pretrained.evaluate_run(folder, split, data, others, baselines, say)
+        result = pretrained.evaluate_run(folder, split, data, others, baselines)
         return result._replace(figures=tuple(draw_pretraining(folder, result.to_dict()))) if figures else result
     if data or split != "held_out":
         flag = f"--data={data}" if data else f"--split={split}"
@@ -44,4 +42,4 @@ def evaluate(
             f"{flag}: {folder} is fine-tuned, which is evaluated on the held-out patients of its own data; "
             "expected neither --data nor --split: for other patients use experiments.predict"
         )
-    return outcomes.evaluate_run(folder, compare_to=others, with_baselines=baselines, say=say)
+    return outcomes.evaluate_run(folder, compare_to=others, with_baselines=baselines)

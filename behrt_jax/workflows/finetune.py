@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -19,6 +20,8 @@ from behrt_jax.training.optimizer import count_trained, make_optimizer
 from behrt_jax.training.workdir import EVALUATION_FILE, PARAMETERS_FILE, REGRESSION_FILE
 from behrt_jax.workflows.pretrain import TrainedRun
 
+logger = logging.getLogger(__name__)
+
 
 def finetune(
     config: ConfigDict,
@@ -26,7 +29,6 @@ def finetune(
     *,
     compare_to: Sequence[str | Path] = (),
     baselines: bool = True,
-    say: Callable[[str], None] = print,
     resume_with: str = "",
 ) -> TrainedRun:
     """Fine-tunes BEHRT to labels, from a pre-trained run or from scratch, and evaluates it; resumes a stopped run.
@@ -37,17 +39,16 @@ def finetune(
       workdir: output folder.
       compare_to: workdirs of other runs of the same labels, to compare with.
       baselines: whether to fit baselines for the evaluation; they take some minutes.
-      say: receives progress messages.
       resume_with: how to resume after an interrupt, for the message; the same call if empty.
 
     Raises:
       ValueError: the recipe, the labels or the data cannot be used, or the workdir belongs to another run.
     """
-    folder, task = Path(workdir), setup.setup(config, say=say)
+    folder, task = Path(workdir), setup.setup(config)
     recipe = task.recipe
     for other in compare_to:  # fails before training if the evaluation cannot use a run
-        finetuned.load_other(Path(other), recipe.labels, task.splits["held_out"].labels, lambda line: None)
-    workdirs.open_workdir(folder, recipe, task.facts, task.prepared.vocabulary, task.digests, say)
+        finetuned.load_other(Path(other), recipe.labels, task.splits["held_out"].labels)
+    workdirs.open_workdir(folder, recipe, task.facts, task.prepared.vocabulary, task.digests)
     if task.regression:
         task.regression.save(folder / REGRESSION_FILE)
     optimizer = make_optimizer(recipe.optimizer, recipe.train.num_steps, scales=task.scales)
@@ -60,17 +61,17 @@ def finetune(
         sum(leaf.size for leaf in jax.tree.leaves(train_state.params)),
         sum(jax.tree.leaves(sizes)),
     )
-    say(f"parameters: {num_params:,}, of which {num_trained:,} are trained")
+    logger.info(f"parameters: {num_params:,}, of which {num_trained:,} are trained")
     (folder / PARAMETERS_FILE).write_text(json.dumps({"all": num_params, "trained": num_trained}))
     columns = functools.partial(labeled_histories.training_columns, recipe, task.splits["train"])
     evaluation_digest = functools.partial(digests.of_evaluation, folder, task.digests)
     scorer = setup.tuning_scorer(task)
     args = (recipe, folder, task.objective, optimizer, train_state, columns, scorer, evaluation_digest)
-    status = resume_and_fit(*args, resume_with or f"behrt_jax.finetune(config, '{folder}')", say)
+    status = resume_and_fit(*args, resume_with or f"behrt_jax.finetune(config, '{folder}')")
     if status is not None:
         return TrainedRun(folder, status, None)
-    evaluation = outcomes.evaluate_run(folder, task.splits, [str(other) for other in compare_to], baselines, say)
-    say(evaluation.table())
+    evaluation = outcomes.evaluate_run(folder, task.splits, [str(other) for other in compare_to], baselines)
+    logger.info(evaluation.table())
     figures = "figures/, " if evaluation.figures else ""
-    say(f"written to {folder}: {EVALUATION_FILE}, predictions.parquet, {figures}and what load() needs")
+    logger.info(f"written to {folder}: {EVALUATION_FILE}, predictions.parquet, {figures}and what load() needs")
     return TrainedRun(folder, 0, evaluation)

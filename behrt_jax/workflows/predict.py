@@ -1,7 +1,7 @@
 """Predictions of a fine-tuned run for the patients of a data set."""
 
 import dataclasses
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,10 @@ from behrt_jax.labels import follow_up
 from behrt_jax.labels.labels import read_labels
 from behrt_jax.training import workdir as workdirs
 
+logger = logging.getLogger(__name__)
 
-def predict(
-    workdir: str | Path, data: str, labels: str, output: str | Path, *, say: Callable[[str], None] = print
-) -> pl.DataFrame:
+
+def predict(workdir: str | Path, data: str, labels: str, output: str | Path) -> pl.DataFrame:
     """Predicts with a fine-tuned run at prediction times of the patients of a MEDS data set, and writes a table.
 
     Args:
@@ -26,7 +26,6 @@ def predict(
       data: a MEDS data set.
       labels: a file of `subject_id` and `prediction_time`; outcomes are copied if it has them.
       output: the Parquet file to write.
-      say: receives progress messages.
 
     Returns:
       The table: binary predictions in the schema that meds-evaluation reads; classes, several labels and causes have
@@ -38,16 +37,16 @@ def predict(
     folder, output = Path(workdir), Path(output)
     recipe, facts, vocabulary, model, params = workdirs.load_finetuning(folder, f"--workdir={folder}")
     fitted = predictions.read_fitted(folder)
-    label_set = read_labels((labels,), say, with_outcomes=False)
+    label_set = read_labels((labels,), with_outcomes=False)
     if label_set.kind != "times" and label_set.kind not in labeled_data.kinds(recipe):
         raise ValueError(f"--labels={labels}: holds {label_set.kind} labels; {folder} predicts another kind")
-    prepared = prepare.prepare(dataclasses.replace(recipe.data, path=data), vocabulary, splits=(), progress=say)
-    say(prepare.describe_coverage(prepared.report, "all"))
-    label_set = labeled_data.match(label_set, follow_up.read_lives(data), say)
+    prepared = prepare.prepare(dataclasses.replace(recipe.data, path=data), vocabulary, splits=())
+    prepare.log_coverage(prepared.report, "all")
+    label_set = labeled_data.match(label_set, follow_up.read_lives(data))
     patients, tokens = dataset.read(prepared.folder, "all"), vocabulary.tokens
-    arguments = (recipe.history, recipe.data.row_length, patients, label_set, tokens, "predicted", say)
+    arguments = (recipe.history, recipe.data.row_length, patients, label_set, tokens, "predicted")
     histories = labeled_histories.find_histories(*arguments)
-    labeled_data.report_rest(len(label_set), [histories], say)
+    labeled_data.report_rest(len(label_set), [histories])
     if not len(histories.labels):
         raise ValueError(f"--labels={labels}: no row is of a patient with an event before; nothing to predict")
     regression = head_features.load(folder, recipe.head)
@@ -56,5 +55,5 @@ def predict(
     values = predictions.predict(recipe.outcome, logits, fitted)
     predictions.write(output, histories.labels, values, facts.names, fitted, recipe.evaluation.horizons)
     number = len(np.unique(histories.labels.subject_ids))
-    say(f"written: {output}, {len(histories.labels):,} predictions of {number:,} patients")
+    logger.info(f"written: {output}, {len(histories.labels):,} predictions of {number:,} patients")
     return pl.read_parquet(output)

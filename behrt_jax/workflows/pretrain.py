@@ -1,7 +1,7 @@
 """Pre-training: from a recipe to a trained and evaluated workdir."""
 
 import functools
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ from behrt_jax.training.describe import describe_data, describe_rows, describe_u
 from behrt_jax.training.fit import resume_and_fit
 from behrt_jax.training.optimizer import make_optimizer
 
+logger = logging.getLogger(__name__)
+
 
 class TrainedRun(NamedTuple):
     """The result of training.
@@ -33,57 +35,49 @@ class TrainedRun(NamedTuple):
     evaluation: Comparison | None
 
 
-def pretrain(
-    config: ConfigDict,
-    workdir: str | Path,
-    *,
-    baselines: bool = True,
-    say: Callable[[str], None] = print,
-    resume_with: str = "",
-) -> TrainedRun:
+def pretrain(config: ConfigDict, workdir: str | Path, *, baselines: bool = True, resume_with: str = "") -> TrainedRun:
     """Pre-trains BEHRT on a MEDS data set and evaluates it; resumes where an earlier run of the workdir stopped.
 
     Args:
       config: a recipe, such as `behrt_jax.recipes.small.get_config()`; it is not changed.
       workdir: output folder.
       baselines: whether to fit baselines for the evaluation; they take some minutes.
-      say: receives progress messages.
       resume_with: how to resume after an interrupt, for the message; the same call if empty.
 
     Raises:
       ValueError: the recipe or the data cannot be used, or the workdir belongs to another run.
     """
     folder = Path(workdir)
-    prepared, patients, task = pretraining.setup(config, say=say)
+    prepared, patients, task = pretraining.setup(config)
     recipe = task.recipe
     splits = {name: dataset.read(prepared.folder, name) for name in ("tuning", "held_out")}
     splits = {name: dataset.sample(part, recipe.evaluation.max_patients) for name, part in splits.items()}
-    scorer = pretraining.tuning_scorer(task, splits["tuning"], say)
-    pretraining.count_examples(task, pretraining.mark(recipe, splits["held_out"]), "held_out", say)
-    check_oracle(task, splits["held_out"], say)
+    scorer = pretraining.tuning_scorer(task, splits["tuning"])
+    pretraining.count_examples(task, pretraining.add_query_tokens(recipe, splits["held_out"]), "held_out")
+    check_oracle(task, splits["held_out"])
     digests = input_digests.of_pretraining(recipe.code_init, patients, splits["tuning"])
-    workdirs.open_workdir(folder, recipe, task.facts, prepared.vocabulary, digests, say)
+    workdirs.open_workdir(folder, recipe, task.facts, prepared.vocabulary, digests)
     optimizer = make_optimizer(recipe.optimizer, recipe.train.num_steps)
-    train_state = state.create_state(pretraining.initialize(task, patients, say), optimizer, recipe.seed)
+    train_state = state.create_state(pretraining.initialize(task, patients), optimizer, recipe.seed)
     for line in (*describe_data(prepared, count_parameters(train_state.params)), *describe_unmatched(recipe, prepared)):
-        say(line)
-    say(describe_rows(patients, recipe.data.row_length, recipe.data.use_sep, recipe.seed))
+        logger.info(line)
+    logger.info(describe_rows(patients, recipe.data.row_length, recipe.data.use_sep, recipe.seed))
     if task.is_target.any():
-        say(f"targets: {task.is_target.sum():,} codes by objective.targets and objective.min_patients")
+        logger.info(f"targets: {task.is_target.sum():,} codes by objective.targets and objective.min_patients")
     columns = functools.partial(pretraining.training_columns, task, patients)
     evaluation_digest = functools.partial(input_digests.of_evaluation, folder, digests, splits["held_out"])
     args = (recipe, folder, task.objective, optimizer, train_state, columns, scorer, evaluation_digest)
-    status = resume_and_fit(*args, resume_with or f"behrt_jax.pretrain(config, '{folder}')", say)
+    status = resume_and_fit(*args, resume_with or f"behrt_jax.pretrain(config, '{folder}')")
     if status is not None:
         return TrainedRun(folder, status, None)
-    evaluation = pretrained.evaluate_run(folder, "held_out", with_baselines=baselines, say=say)
-    say(evaluation.table())
+    evaluation = pretrained.evaluate_run(folder, "held_out", with_baselines=baselines)
+    logger.info(evaluation.table())
     outputs = f"{workdirs.EVALUATION_FILE}, metrics.jsonl, tensorboard/, checkpoints/, and what load() needs"
-    say(f"written to {folder}: {outputs}")
+    logger.info(f"written to {folder}: {outputs}")
     return TrainedRun(folder, 0, evaluation)
 
 
-def check_oracle(task: pretraining.PretrainingTask, held_out: dataset.Patients, say: Callable[[str], None]) -> None:
+def check_oracle(task: pretraining.PretrainingTask, held_out: dataset.Patients) -> None:
     """Warns before training if the evaluation of simulated patients cannot use the oracle."""
     data = task.recipe.data
     if loaded_run.is_simulated(data.path) and {"mlm", "next_visit"} & set(task.model.objectives):
@@ -91,4 +85,4 @@ def check_oracle(task: pretraining.PretrainingTask, held_out: dataset.Patients, 
             index = pretraining.index(data, held_out)
             loaded_run.read_simulation(Path(data.path), task.vocabulary, held_out, index)
         except ValueError as error:
-            say(f"warning: the evaluation will leave out the oracle: {error}")
+            logger.warning(f"the evaluation will leave out the oracle: {error}")

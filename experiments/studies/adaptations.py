@@ -21,7 +21,7 @@ from experiments.studies import sweep
 VARIANTS = {
     "full": {},
     "LoRA, rank 8": {"lora.rank": 8},
-    "LoRA, rank 2": {"lora.rank": 2},
+    "LoRA, rank 2": {"lora.rank": 2, "lora.alpha": 2.0},
     "frozen encoder": {"freeze": "encoder"},
 }
 

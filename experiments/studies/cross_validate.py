@@ -46,7 +46,7 @@ def stages(folder: Path, view: Path) -> list[dict[str, sweep.Run]]:
     scratch = sweep.training("finetune", FLAGS.config, folder / "scratch", keys, *extra)
     lstm_keys = keys | LSTM | (LSTM_SURVIVAL if Path(FLAGS.config).stem == "survival" else {})
     lstm = sweep.training("finetune", FLAGS.config, folder / "lstm", lstm_keys, *extra)
-    options = [*extra, f"--versus={scratch.workdir},{lstm.workdir}"]
+    options = [*extra, f"--compare_to={scratch.workdir},{lstm.workdir}"]
     ours = keys | {"pretrained": pretrained.workdir}
     behrt = sweep.training("finetune", FLAGS.config, folder / "behrt", ours, *options, baselines=True)
     return [{"pre-training": pretrained, MODELS["scratch"]: scratch, MODELS["lstm"]: lstm}, {MODELS["behrt"]: behrt}]

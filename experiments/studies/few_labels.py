@@ -1,8 +1,8 @@
 """Compares predictions learned from k labelled patients: with a pre-trained encoder, and with simpler models.
 
 python -m experiments.studies.few_labels --pretrained=RUN[,RUN...] --labels=NAME=FILE,NAME=FILE,... [--sizes=16,64,256]
-    [--forecast=NAME=CODE,NAME=CODE,...] [--draws=10] [--most_labels=4] [--trained=scratch] [--trained_draws=3]
-    [--workdir=DIR] [--config.KEY=VALUE ...]
+    [--forecast=NAME=CODE,NAME=CODE,...] [--draws=10] [--max_labels_per_patient=4] [--trained=scratch]
+    [--trained_draws=3] [--workdir=DIR] [--config.KEY=VALUE ...]
 
 For each task, size k and draw, k patients of train have labels, and all choices are made within them. All of held_out
 are scored. Several runs, such as the folds of experiments.studies.cross_validate, are each compared on their own
@@ -80,7 +80,7 @@ def main() -> None:
                 config = of_run(FLAGS.config, run, len(runs) > 1, tuple(code for label, code in codes if label == name))
                 bar.write(f"{run}, {name}:")
                 task_folder = folder / f"run-{number}" / name if len(runs) > 1 else folder / name
-                task = few_label_task.read_task(config.to_dict(), file, FLAGS.most_labels, task_folder, bar.write)
+                task = few_label_task.read_task(config.to_dict(), file, FLAGS.max_labels_per_patient, task_folder)
                 patients = dataset.read(task.prepared.folder, "train")
                 reader = reader or Reader(
                     workdir.load_pretraining(run, f"--pretrained={run}"), patients, folder / FEATURES_FOLDER
@@ -104,7 +104,8 @@ if __name__ == "__main__":
     flags.DEFINE_list("forecast", [], "Codes of the run's own forecast, scored without labels: NAME=CODE,NAME=CODE.")
     flags.DEFINE_list("sizes", ["16", "64", "256"], "Numbers of labelled patients, or all.")
     flags.DEFINE_integer("draws", 10, "Samples of patients of each size.", lower_bound=1)
-    flags.DEFINE_integer("most_labels", 4, "Labels of each outcome that are taken of a patient.", lower_bound=1)
+    flags.DEFINE_integer("max_labels_per_patient", 4, "Labels of each outcome and patient.", lower_bound=1)
+    flags.DEFINE_alias("most_labels", "max_labels_per_patient")
     flags.DEFINE_list("trained", [SCRATCH], f"Networks trained end to end: {SCRATCH}, {TUNED}; may be empty.")
     flags.DEFINE_integer("trained_draws", 3, "Draws of these, which take longest.", lower_bound=1)
     flags.DEFINE_string("workdir", "runs/few-labels", "Where results are kept.")

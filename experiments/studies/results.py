@@ -52,7 +52,7 @@ def run_populations(folder: Path, populations: dict[str, dict], config: str, job
     sweep.run_all(runs, jobs)
     comparisons, results = {}, {}
     for name in populations:
-        options = (f"--workdir={folder / name}", f"--versus={folder / name}-lstm")
+        options = (f"--workdir={folder / name}", f"--compare_to={folder / name}-lstm")
         if str(folder / f"{name}-lstm") not in sweep.read_evaluation(folder / name)["baselines"]:
             comparisons[f"{name}, evaluation"] = sweep.Run("evaluate", folder / name, options)
     sweep.run_all(comparisons, jobs)

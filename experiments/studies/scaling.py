@@ -1,10 +1,10 @@
 """Scaling curves: held-out losses by number of train patients, with a power-law fit.
 
 python -m experiments.studies.scaling --config=configs/small.py --sizes=100,200,400 [--workdir=DIR] [--config.KEY=...]
-python -m experiments.studies.scaling --config=configs/medium.py --sizes=... --workdir=DIR2 --versus=DIR
+python -m experiments.studies.scaling --config=configs/medium.py --sizes=... --workdir=DIR2 --compare_to=DIR
 
 Each size is a run of experiments.pretrain in its own folder, made once. A size above the number of train patients is
-refused; the fit uses the number of patients that each run was trained on, from its evaluation. `--versus` reads the
+refused; the fit uses the number of patients that each run was trained on, from its evaluation. `--compare_to` reads the
 curve of another recipe and reports how many patients that recipe would need for the losses of this one.
 """
 
@@ -49,7 +49,7 @@ def read_curve(folder: Path) -> dict[int, dict]:
     """Reads the finished runs of a curve by their number of train patients; raises a ValueError if there are none."""
     results = by_patients([read_run(file.parent) for file in sorted(folder.glob(f"[0-9]*/{EVALUATION_FILE}"))])
     if not results:
-        raise ValueError(f"--versus={folder}: holds no finished run; expected what this command wrote")
+        raise ValueError(f"--compare_to={folder}: holds no finished run; expected what this command wrote")
     return results
 
 
@@ -71,7 +71,7 @@ def read_run(folder: Path) -> dict:
 
 def count_train(config: DataConfig) -> int:
     """Counts the train patients in the data of a recipe."""
-    return prepare(config, progress=print).report["patients/train"]
+    return prepare(config).report["patients/train"]
 
 
 def by_patients(results: list[dict]) -> dict[int, dict]:
@@ -133,8 +133,8 @@ def main() -> None:
     sweep.run_all({f"{size:,} patients": run for size, run in runs.items()}, FLAGS.jobs)
     results = by_patients([read_run(run.workdir) for run in runs.values()])
     table = describe(results)
-    if FLAGS.versus:
-        table += "\n" + compare(results, read_curve(Path(FLAGS.versus)))
+    if FLAGS.compare_to:
+        table += "\n" + compare(results, read_curve(Path(FLAGS.compare_to)))
     (folder / "scaling.md").write_text(table)
     draw(results, folder / "scaling.png")
     print(f"{table}\nwritten: {folder / 'scaling.md'}, {folder / 'scaling.png'}")
@@ -144,7 +144,8 @@ if __name__ == "__main__":
     FLAGS = flags.FLAGS
     sweep.define_flags("runs/scaling")
     flags.DEFINE_list("sizes", None, "Numbers of train patients, separated by commas.", required=True)
-    flags.DEFINE_string("versus", None, "The workdir of the curve of another recipe.")
+    flags.DEFINE_string("compare_to", None, "The workdir of the curve of another recipe.")
+    flags.DEFINE_alias("versus", "compare_to")
     config_flags.DEFINE_config_file("config", None, "The recipe; all its flags are passed on.", lock_config=True)
     flags.mark_flag_as_required("config")
     _cli.run(main)

@@ -90,19 +90,19 @@ def test_bigram_learns_nothing_from_a_hidden_neighbour():
     predictor = masked_codes.bigram(FREQUENCY, following, 1.0)
     batch = masked_batch([(0, 1), (0, 2)])
     found = probabilities(predictor, batch)
-    row = following.toarray()[:, 2] * (FREQUENCY > 0)  # the hidden 6 stands between a hidden code and [SEP]
+    row = following.toarray()[:, 2] * (FREQUENCY > 0)  # the hidden 6 stands between a masked code and [SEP]
     expected = (row + FREQUENCY) / (row.sum() + 1)
     np.testing.assert_allclose(found[1], expected, atol=1e-6)
 
 
 def dense_features(batch):
-    """Returns the features of each hidden code, (n, 41)."""
+    """Returns the features of each masked code, (n, 41)."""
     found, rows = masked_codes.features(batch, V, 5)
     return (found @ np.eye(4 * 5 + 21, dtype=np.float32))[rows]
 
 
 def features_of(batch, row):
-    """Returns the blocks of one hidden code: own visit, visit before, after, history (each by code), age."""
+    """Returns the blocks of one masked code: own visit, visit before, after, history (each by code), age."""
     dense = dense_features(batch)[row]
     assert len(dense) == 4 * 5 + 21
     own, before, after, history = dense[:20].reshape(4, 5)
@@ -201,7 +201,7 @@ def test_the_linear_model_finds_a_planted_rule(monkeypatch):
         return mask_batches(partner_batches(seed, count), 0.15, 15, draws=1, seed=seed)
 
     frequency = np.where(np.arange(15) >= 5, 0.1, 0.0)
-    predictor = masked_codes.fit_networks(lambda: hide(0, 100), list(hide(1, 5)), frequency, print)["own"]
+    predictor = masked_codes.fit_networks(lambda: hide(0, 100), list(hide(1, 5)), frequency)["own"]
     found, even = [], []
     for batch in hide(2, 20):
         log_probabilities = predictor(batch)
@@ -235,47 +235,43 @@ def test_the_mlp_finds_an_interaction_that_the_linear_model_cannot_express(monke
         return mask_batches(exclusive_batches(seed, count), 1.0, 15, draws=1, seed=seed)
 
     frequency = np.where(np.arange(15) >= 5, 0.1, 0.0)
-    fitted = masked_codes.fit_networks(lambda: hide(0, 400), list(hide(1, 10)), frequency, print)
+    fitted = masked_codes.fit_networks(lambda: hide(0, 400), list(hide(1, 10)), frequency)
     shares = {}
     for name, predictor in fitted.items():
         shares[name] = np.mean([(predictor(batch).argmax(1) == batch.labels).mean() for batch in hide(2, 40)])
     assert shares["MLP"] > 0.95 and shares["linear"] < 0.7
 
 
-def fit_partners(messages, recipe, **budget):
+def fit_partners(recipe, **budget):
     frequency = np.where(np.arange(15) >= 5, 0.1, 0.0)
     tuning = list(mask_batches(partner_batches(1, 20), 0.15, 15, draws=1, seed=1))
     masked = mask_batches(partner_batches(0, 10**6), 0.15, 15, draws=1, seed=0)
-    fitted = masked_codes.fit_networks(lambda: masked, tuning, frequency, messages.append, {"own": recipe}, **budget)
+    fitted = masked_codes.fit_networks(lambda: masked, tuning, frequency, {"own": recipe}, **budget)
     return masked_codes.predict(fitted["own"], tuning).values["loss"].mean()
 
 
-def test_the_budget_is_at_least_what_the_model_saw_and_a_network_stopped_by_it_is_reported(monkeypatch):
+def test_the_budget_is_at_least_what_the_model_saw_and_a_network_stopped_by_it_is_reported(monkeypatch, messages):
     monkeypatch.setattr(masked_codes, "NETWORK_STEPS", 20)
     monkeypatch.setattr(masked_codes, "CHECK_EVERY", 20)
-    messages = []
-    fit_partners(messages, MLPConfig(0.001), model_steps=60)
-    assert len(messages) == 4 and messages[2].startswith("step 60 of at most 60: own ")
-    assert messages[3] == "own: stopped at its budget of 60 steps while its tuning loss still fell"
+    fit_partners(MLPConfig(0.001), model_steps=60)
+    assert len(messages) == 4 and messages[2].startswith("fitting baselines: step 60 of at most 60: own ")
+    assert messages[3] == "fitting baselines: own: stopped at its budget of 60 steps while its tuning loss still fell"
 
 
 def test_rare_codes_share_what_the_linear_model_leaves(monkeypatch):
     monkeypatch.setattr(masked_codes, "MAX_CODES", 3)
     monkeypatch.setattr(masked_codes, "NETWORK_STEPS", 50)
     batch = masked_batch([(0, 1), (0, 7), (1, 3)])
-    for predictor in masked_codes.fit_networks(lambda: iter([batch] * 100), [batch], FREQUENCY, print).values():
+    for predictor in masked_codes.fit_networks(lambda: iter([batch] * 100), [batch], FREQUENCY).values():
         found = probabilities(predictor, batch)
         np.testing.assert_allclose(found[:, 8] / found[:, 9], FREQUENCY[8] / FREQUENCY[9], rtol=1e-4)
 
 
-def test_every_baseline_is_fitted_and_scored():
+def test_every_baseline_is_fitted_and_scored(messages):
     batch = masked_batch([(0, 1), (0, 7), (1, 3)])
-    messages = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(masked_codes, "NETWORK_STEPS", 50)
-        fitted = masked_codes.fit_baselines(
-            lambda: [batch.batch], lambda: iter([batch] * 100), [batch], V, progress=messages.append
-        )
+        fitted = masked_codes.fit_baselines(lambda: [batch.batch], lambda: iter([batch] * 100), [batch], V)
     assert len(fitted) == 4 and messages
     for predictor in fitted.values():
         outcomes = masked_codes.predict(predictor, [batch])

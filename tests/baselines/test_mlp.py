@@ -78,7 +78,7 @@ def test_flat_once_the_last_losses_are_no_lower(losses, patience, expected):
     assert mlp.is_flat(losses, patience) is expected
 
 
-def test_networks_end_one_by_one_each_when_it_is_flat_and_the_lowest_is_kept():
+def test_networks_end_one_by_one_each_when_it_is_flat_and_the_lowest_is_kept(messages):
     """Tuning losses by hand: the first network is flat at the third check, the other one falls to the end."""
     planned = {"flat": iter([3.0, 2.0, 2.5, 2.4]), "falls": iter([3.0, 2.0, 1.0, 0.5])}
     widths = {"flat": 2, "falls": 3}
@@ -89,12 +89,12 @@ def test_networks_end_one_by_one_each_when_it_is_flat_and_the_lowest_is_kept():
         seen[name].append(np.array(params["bias"]))
         return next(planned[name])
 
-    rng, messages = np.random.default_rng(2), []
+    rng = np.random.default_rng(2)
     batch = Features(sparse(rng, (6, 5))), np.ones((6, 2), np.float32)
     recipes = {name: MLPConfig(0.01, width) for name, width in widths.items()}
     schedule = Schedule(8, 2, 2)
-    best = mlp.train_networks(iter([batch] * 8), recipes, np.zeros(2), squared, tuning_loss, schedule, messages.append)
-    assert messages == [
+    best = mlp.train_networks(iter([batch] * 8), recipes, np.zeros(2), squared, tuning_loss, schedule)
+    assert [message.removeprefix("fitting baselines: ") for message in messages] == [
         "step 2 of at most 8: flat 3.000, falls 3.000",
         "step 4 of at most 8: flat 2.000, falls 2.000",
         "step 6 of at most 8: flat 2.500, falls 1.000",

@@ -12,6 +12,7 @@ from behrt_jax.baselines.mlp import MLPConfig
 from behrt_jax.baselines.next_visit import Split, Table
 from behrt_jax.data import code_counts, dataset, next_visit_targets, windows
 from behrt_jax.data.dataset import Patients
+from tests import tiny
 
 V = 10  # codes 5 to 9, of which 5, 6 and 7 are targets
 DAY, YEAR = 1440, 1440 * 365.25
@@ -171,10 +172,10 @@ def fitted():
         patch.setattr(baselines, "MAX_STEPS", 200)
         patch.setattr(baselines, "BATCH_SIZE", 64)
         patch.setattr(baselines, "RECIPES", {"logistic regression": MLPConfig(0.05), "MLP": MLPConfig(0.02, 32, 0.5)})
-        messages = []
         train, tuning = make_split(random_patients(0)), make_split(random_patients(1))
-        found = baselines.fit_baselines(train, tuning, V, messages.append)
-        assert messages[0] == "counting" and len(messages) > 2
+        with tiny.collect_messages() as messages:
+            found = baselines.fit_baselines(train, tuning, V)
+        assert messages[0] == "fitting baselines: counting" and len(messages) > 2
         return found
 
 
@@ -221,14 +222,13 @@ def test_nothing_at_or_after_the_visit_to_predict_is_seen(fitted, name):
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.002])
-def test_logistic_regression_reaches_the_optimum_of_scikit_learn(rate):
+def test_logistic_regression_reaches_the_optimum_of_scikit_learn(rate, messages):
     """At the lower rate this takes some thousand steps; a network is not stopped while its loss falls."""
     rng = np.random.default_rng(4)
     features = (rng.uniform(size=(400, 6)) < 0.4).astype(np.float32)
     chances = 1 / (1 + np.exp(-(features @ rng.normal(0, 1, (6, 3)) + rng.normal(0, 0.5, 3))))
     table = Table(scipy.sparse.csr_array(features), scipy.sparse.csr_array(rng.uniform(size=(400, 3)) < chances))
-    messages = []
-    found = baselines.train_on_tables(table, table, {"own": MLPConfig(rate)}, messages.append)["own"]
+    found = baselines.train_on_tables(table, table, {"own": MLPConfig(rate)})["own"]
     assert not any("budget" in message for message in messages)
     predicted = baselines.probabilities(found, table.features)
     for code in range(3):
@@ -237,7 +237,7 @@ def test_logistic_regression_reaches_the_optimum_of_scikit_learn(rate):
         np.testing.assert_allclose(predicted[:, code], expected.predict_proba(features)[:, 1], atol=0.02)
 
 
-def test_the_parameters_of_the_lowest_tuning_loss_are_kept(monkeypatch):
+def test_the_parameters_of_the_lowest_tuning_loss_are_kept(monkeypatch, messages):
     """Random targets cannot be learned: past the first check the loss of tuning grows, and training stops."""
     rng = np.random.default_rng(5)
     tables = [
@@ -245,27 +245,26 @@ def test_the_parameters_of_the_lowest_tuning_loss_are_kept(monkeypatch):
         for _ in range(2)
     ]
     monkeypatch.setattr(baselines, "CHECK_EVERY", 20)
-    messages = []
-    found = baselines.train_on_tables(*tables, {"own": MLPConfig(0.05)}, messages.append)["own"]
+    found = baselines.train_on_tables(*tables, {"own": MLPConfig(0.05)})["own"]
     losses = [float(message.split()[-1]) for message in messages]
     assert len(losses) == 4 and losses[-1] > losses[0] + 0.1
     kept = baselines.mean_loss(baselines.probabilities(found, tables[1].features), tables[1].targets)
     assert kept == pytest.approx(losses[0], abs=1e-3)
 
 
-def test_the_budget_holds_as_many_examples_as_the_model_saw(monkeypatch):
+def test_the_budget_holds_as_many_examples_as_the_model_saw(monkeypatch, messages):
     """The loss falls too slowly to be flat before either budget, and the network is reported."""
-    rng, messages = np.random.default_rng(6), []
+    rng = np.random.default_rng(6)
     features = scipy.sparse.csr_array(rng.normal(size=(90, 4)).astype(np.float32))
     table = Table(features, scipy.sparse.csr_array(features.toarray()[:, :2] > 0))
     monkeypatch.setattr(baselines, "MAX_STEPS", 20)
     monkeypatch.setattr(baselines, "CHECK_EVERY", 20)
     monkeypatch.setattr(baselines, "BATCH_SIZE", 30)
-    baselines.train_on_tables(table, table, {"own": MLPConfig(0.001)}, messages.append, model_examples=30 * 60)
-    assert [message.partition(":")[0] for message in messages[:-1]] == [
+    baselines.train_on_tables(table, table, {"own": MLPConfig(0.001)}, model_examples=30 * 60)
+    assert [message.split(": ")[1] for message in messages[:-1]] == [
         f"step {number} of at most 60" for number in (20, 40, 60)
     ]
-    assert messages[-1] == "own: stopped at its budget of 60 steps while its tuning loss still fell"
+    assert messages[-1] == "fitting baselines: own: stopped at its budget of 60 steps while its tuning loss still fell"
 
 
 def half(rng, shape):

@@ -10,7 +10,7 @@ from behrt_jax.baselines.outcomes import Candidate, Classified, Followed
 from behrt_jax.data import histories as data_histories
 from behrt_jax.data.dataset import TOKEN_FIELDS
 from behrt_jax.regression import cox, outcome_features
-from tests import survival_reference
+from tests import survival_reference, tiny
 from tests.data.handmade import patients_of
 
 DAY, YEAR, SIZE = 1440, 1440 * 365.25, 300
@@ -74,17 +74,17 @@ def small_budget():
 
 @pytest.fixture(scope="module")
 def classifiers():
-    messages = []
-    found = baselines.fit_classification(classified(0), classified(1), TOKENS, messages.append)
-    assert tuple(found) == CLASSIFIERS and [message.split(":")[0] for message in messages] == list(CLASSIFIERS)
+    with tiny.collect_messages() as messages:
+        found = baselines.fit_classification(classified(0), classified(1), TOKENS)
+    assert tuple(found) == CLASSIFIERS and [message.split(": ")[1] for message in messages] == list(CLASSIFIERS)
     return found
 
 
 @pytest.fixture(scope="module")
 def forecasters():
-    messages = []
-    found = baselines.fit_survival(followed(0), followed(1), TOKENS, messages.append)
-    assert tuple(found) == FORECASTERS and [message.split(":")[0] for message in messages] == list(FORECASTERS)
+    with tiny.collect_messages() as messages:
+        found = baselines.fit_survival(followed(0), followed(1), TOKENS)
+    assert tuple(found) == FORECASTERS and [message.split(": ")[1] for message in messages] == list(FORECASTERS)
     return found
 
 
@@ -191,23 +191,21 @@ def test_the_answer_planted_after_the_prediction_is_not_learned():
                 assert bounds[0] <= auroc <= bounds[1], (name, include_at)
 
 
-def test_settings_are_chosen_by_tuning_the_first_of_equals():
+def test_settings_are_chosen_by_tuning_the_first_of_equals(messages):
     def candidate(name, value):
         return Candidate(name, np.array([value]), lambda inputs: inputs)
 
-    messages = []
     candidates = [candidate("a", 3.0), candidate("b", 1.0), candidate("c", 1.0), candidate("d", 2.0)]
-    best = baselines.choose("own", iter(candidates), lambda tuned: float(tuned[0]), messages.append)
-    assert best is candidates[1] and messages == ["own: b, tuning loss 1.0000"]
+    best = baselines.choose("own", iter(candidates), lambda tuned: float(tuned[0]))
+    assert best is candidates[1] and messages == ["fitting baselines: own: b, tuning loss 1.0000"]
 
 
 @pytest.mark.parametrize("kind", ["noise", "signal"])
-def test_what_tuning_says_decides(kind):
+def test_what_tuning_says_decides(kind, messages):
     """Where tuning is turned round, the most cautious settings win; else others."""
     train, tuning = classified(0), classified(1)
     tuning = tuning._replace(classes=1 - tuning.classes) if kind == "noise" else tuning
-    messages = []
-    baselines.fit_classification(train, tuning, TOKENS, messages.append)
+    baselines.fit_classification(train, tuning, TOKENS)
     cautious = ("C=1e-06, at the edge" in messages[1], f" {baselines.CHECK_EVERY} trees" in messages[2])
     assert cautious == ((True, True) if kind == "noise" else (False, False)), messages
 
@@ -254,7 +252,7 @@ def test_forecasts_of_one_cause_are_those_of_a_cox_model(forecasters):
     np.testing.assert_allclose(found.incidence[:, 0], expected, atol=1e-9)
 
 
-def test_causes_compete():
+def test_causes_compete(messages):
     """The mean chances are those of Aalen and Johansen, and the risks of two causes of opposite codes are opposed."""
     splits = []
     for seed in (0, 1):
@@ -264,9 +262,8 @@ def test_causes_compete():
         together = np.stack([ends, first, second])
         splits.append(Followed(histories, times, together.min(axis=0), together.argmin(axis=0)))
     train, tuning = splits
-    messages = []
-    fitted = baselines.fit_survival(train, tuning, TOKENS, messages.append)
-    assert [message.split(":")[0] for message in messages[::3]] == [
+    fitted = baselines.fit_survival(train, tuning, TOKENS)
+    assert [message.split(": ")[1] for message in messages[::3]] == [
         f"Cox on age and sex, cause {cause}" for cause in (1, 2)
     ]
     horizons = np.array([50.0, 300.0, 1000.0])
@@ -333,10 +330,9 @@ def test_splits_that_cannot_be_fitted_are_refused():
 
 
 @pytest.mark.slow
-def test_tuning_without_events_leaves_the_most_cautious_settings():
-    messages = []
+def test_tuning_without_events_leaves_the_most_cautious_settings(messages):
     tuning = followed(1)._replace(events=np.zeros(SIZE, int))
-    baselines.fit_survival(followed(0), tuning, TOKENS, messages.append)
+    baselines.fit_survival(followed(0), tuning, TOKENS)
     strongest = baselines.NET_RATIOS[0]
     assert (
         "loss 0.0000" in messages[0]
@@ -395,22 +391,21 @@ def test_age_is_read_by_the_splines_of_the_model_in_all_regressions():
     np.testing.assert_allclose(basic, data_histories.covariates_at(other.patients, other.times, TOKENS))
 
 
-def test_a_regression_on_age_and_sex_ends_inside_its_grid():
+def test_a_regression_on_age_and_sex_ends_inside_its_grid(messages):
     """A C-index hardly tells ridges apart, and would take the first of them."""
-    messages = []
-    baselines.fit_survival(followed(0), followed(1), TOKENS, messages.append)
-    assert messages[0].startswith("Cox on age and sex: ridge ") and "edge" not in messages[0], messages
+    baselines.fit_survival(followed(0), followed(1), TOKENS)
+    assert messages[0].startswith("fitting baselines: Cox on age and sex: ridge "), messages
+    assert "edge" not in messages[0], messages
 
 
-def test_a_choice_at_the_edge_of_what_is_tried_is_reported():
-    messages = []
+def test_a_choice_at_the_edge_of_what_is_tried_is_reported(messages):
     edge, other = Candidate("a", np.array([1.0]), len, True), Candidate("b", np.array([2.0]), len)
-    baselines.choose("own", [edge, other], lambda tuned: float(tuned[0]), messages.append)
-    assert messages == ["own: a, at the edge of the settings tried, tuning loss 1.0000"]
+    baselines.choose("own", [edge, other], lambda tuned: float(tuned[0]))
+    assert messages == ["fitting baselines: own: a, at the edge of the settings tried, tuning loss 1.0000"]
 
 
 @pytest.mark.parametrize("kind", ["classification", "survival"])
-def test_without_birth_and_sex_the_models_of_them_are_left_out(kind):
+def test_without_birth_and_sex_the_models_of_them_are_left_out(kind, messages):
     """As in the public sample of ACES, which has neither."""
 
     def stripped(seed):
@@ -421,10 +416,12 @@ def test_without_birth_and_sex_the_models_of_them_are_left_out(kind):
         unborn = {"has_birth": np.zeros(len(patients), bool), "offsets": offsets}
         return split._replace(patients=dataclasses.replace(patients, **columns, **unborn))
 
-    messages, fit = [], baselines.fit_classification if kind == "classification" else baselines.fit_survival
-    found, names = fit(stripped(0), stripped(1), TOKENS, messages.append), FORECASTERS
+    fit = baselines.fit_classification if kind == "classification" else baselines.fit_survival
+    found, names = fit(stripped(0), stripped(1), TOKENS), FORECASTERS
     names = CLASSIFIERS if kind == "classification" else FORECASTERS
-    assert tuple(found) == names[1:] and messages[0].startswith(f"{names[0]}: left out, as train has nothing")
+    assert tuple(found) == names[1:] and messages[0].startswith(
+        f"fitting baselines: {names[0]}: left out, as train has nothing"
+    )
     other = stripped(2)
     for fitted in found.values():
         said = fitted(other.patients, other.times, *([HORIZONS] if kind == "survival" else []))

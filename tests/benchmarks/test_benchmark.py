@@ -11,6 +11,7 @@ from behrt_jax.benchmarks.benchmark import benchmark
 from behrt_jax.benchmarks.contestants import ROOT, Contestant
 from behrt_jax.benchmarks.rounds import Result
 from behrt_jax.benchmarks.workload import Workload
+from tests import tiny
 
 PEERS = ROOT / "experiments" / "studies" / "peers"
 TINY = Workload(rows=2, row_length=64, num_batches=2, threads=1)
@@ -43,11 +44,11 @@ def prepared_dir(tmp_path_factory):
 
 
 def run(tmp_path, prepared_dir, others, own=True, **options):
-    lines = []
     chosen = [*contestants.choose(PEERS, []), *others] if own else others
     settings = {"num_rounds": 2, "steps": 2, "data": str(ROOT / "data" / "synthea-1151"), **options}
-    content = benchmark(TINY, chosen, tmp_path / "out", prepared_dir=prepared_dir, say=lines.append, **settings)
-    return content, "\n".join(lines)
+    with tiny.collect_messages() as messages:
+        content = benchmark(TINY, chosen, tmp_path / "out", prepared_dir=prepared_dir, **settings)
+    return content, "\n".join(messages)
 
 
 def test_two_contestants_end_in_a_table_with_ratios(tmp_path, prepared_dir):

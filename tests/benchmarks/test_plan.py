@@ -101,26 +101,24 @@ def test_every_turn_of_the_loop_over_masked_codes_counts():
     assert loop_flops(3 * block, (8, 256), 0.3, config) == 2 * 3 * product  # two more turns of three products
 
 
-def test_hours_and_dollars_follow_from_the_share_of_the_peak(monkeypatch):
+def test_hours_and_dollars_follow_from_the_share_of_the_peak(monkeypatch, messages):
     cost = StepCost(10, 40, 80, 1000, 374e9)
     monkeypatch.setattr(
         step_cost, "compute", lambda config, vocab_size, rows: cost._replace(temporary_bytes=10**9 * rows)
     )
-    lines = []
-    result = plan.write_plan(tiny_values(num_steps=3600 * 50), DATA, "a40", 0.5, 2.0, lines.append)
+    result = plan.write_plan(tiny_values(num_steps=3600 * 50), DATA, "a40", 0.5, 2.0)
     assert result.seconds_per_step == pytest.approx(374e9 / (37.4e12 * 0.5))  # 0.02 s: 50 steps a second
     assert result.pass_steps == 400_000 // 64 == 6250
     assert 42 <= result.largest_batch <= 43  # 90% of 48 GB, 1 GB a row
-    text = "\n".join(lines)
+    text = "\n".join(messages)
     assert "recipe: 180,000 steps, 28.8 passes, 1.00 hours, 2.00 dollars" in text
     assert "an estimate: 50% of its peak is assumed" in text and "2 rows fits in 90% of 48 GB" in text
 
 
-def test_the_plan_of_this_machine_is_measured():
-    lines = []
-    result = plan.write_plan(tiny_values(), DATA, "cpu", say=lines.append)
+def test_the_plan_of_this_machine_is_measured(messages):
+    result = plan.write_plan(tiny_values(), DATA, "cpu")
     assert result.seconds_per_step > 0 and result.peak > 1e8
-    assert any("measured" in line for line in lines)
+    assert any("measured" in line for line in messages)
 
 
 def test_every_objective_can_be_planned():

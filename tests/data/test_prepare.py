@@ -453,13 +453,12 @@ def modified(folder: Path) -> dict[str, int]:
     return {str(file): file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
 
 
-def test_second_preparation_writes_and_reads_nothing(cohort):
-    lines: list[str] = []
-    first = prepare(cohort.config(), progress=lines.append)
+def test_second_preparation_writes_and_reads_nothing(cohort, messages):
+    first = prepare(cohort.config())
     before = modified(cohort.prepared_dir)
-    assert len(before) == 7 and len(lines) == 3
-    second = prepare(cohort.config(row_length=64, use_sep=False), progress=lines.append)
-    assert modified(cohort.prepared_dir) == before and len(lines) == 3
+    assert len(before) == 7 and len(messages) == 3
+    second = prepare(cohort.config(row_length=64, use_sep=False))
+    assert modified(cohort.prepared_dir) == before and len(messages) == 3
     assert second == first
 
 
@@ -501,7 +500,7 @@ def test_fingerprint_holds_every_key_that_matters(cohort, tmp_path):
 
 @pytest.mark.parametrize("spoil", ["remove", "cut", "other"])
 @pytest.mark.parametrize("name", ["report.json", "vocabulary.json"])
-def test_a_folder_that_was_cut_short_is_prepared_again(cohort, name, spoil):
+def test_a_folder_that_was_cut_short_is_prepared_again(cohort, name, spoil, messages):
     first = prepare(cohort.config())
     file = first.folder / name
     content = file.read_text()
@@ -509,8 +508,8 @@ def test_a_folder_that_was_cut_short_is_prepared_again(cohort, name, spoil):
         file.unlink()
     else:
         file.write_text(content[:-5] if spoil == "cut" else "[")
-    lines: list[str] = []
-    assert prepare(cohort.config(), progress=lines.append) == first and lines
+    messages.clear()
+    assert prepare(cohort.config()) == first and messages
     assert file.read_text() == content and cohort.left_behind() == [first.folder.name]
 
 

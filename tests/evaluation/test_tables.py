@@ -145,7 +145,7 @@ def test_a_population_is_trained_and_compared_with_the_lstm_once(tmp_path, monke
     assert [words[:3] for words in calls] == [
         ("pretrain", "--config=configs/lstm.py", f"--workdir={tmp_path / 'mine-lstm'}"),
         ("pretrain", "--config=configs/joint.py", f"--workdir={tmp_path / 'mine'}"),
-        ("evaluate", f"--workdir={tmp_path / 'mine'}", f"--versus={tmp_path / 'mine-lstm'}"),
+        ("evaluate", f"--workdir={tmp_path / 'mine'}", f"--compare_to={tmp_path / 'mine-lstm'}"),
     ]
     assert all("--config.data.path=DIR" in words for words in calls[:2])
     assert list(first["mine"]["baselines"]) == ["LSTM"]

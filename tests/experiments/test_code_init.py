@@ -44,35 +44,34 @@ def write_table(folder, codes, values, name="table.parquet"):
 def rows_of(config, vocabulary, train):
     """Returns the initial rows of the code table of a config."""
     data = DataConfig(**config.data)
-    return code_init.make_rows(
-        config.code_init, vocabulary, train, data, config.model.embedding_dim, config.seed, print
-    )
+    return code_init.make_rows(config.code_init, vocabulary, train, data, config.model.embedding_dim, config.seed)
 
 
-def begin(config, lines=None):
+def begin(config):
     """Returns the prepared data and the code table that a run begins with."""
     prepared, train, trained = pretraining.setup(config)
-    initialize = pretraining.initialize(trained, train, (lines if lines is not None else []).append)
+    initialize = pretraining.initialize(trained, train)
     # Not compiled as one program, in which a table of its own may change how the random rows are rounded.
     return prepared.vocabulary, code_table(initialize(jax.random.key(config.seed)))
 
 
-def test_a_users_table_lands_in_the_right_rows_as_large_as_what_is_random(config, tmp_path, quick_compilation):
+def test_a_users_table_lands_in_the_right_rows_as_large_as_what_is_random(
+    config, tmp_path, quick_compilation, messages
+):
     vocabulary, drawn = begin(config)
     rng = np.random.default_rng(0)
     taken = rng.permutation(len(vocabulary.codes))[:60]  # out of order, and not all
     codes = [*(vocabulary.codes[place] for place in taken), "EXTRA//1", "[MASK]", "EXTRA//2"]
     values = 7.0 + 30.0 * rng.standard_normal((len(codes), DIM))
     config.code_init = str(write_table(tmp_path, codes, values))
-    lines: list[str] = []
-    _, begun = begin(config, lines)
+    _, begun = begin(config)
     rows = NUM_SPECIAL + taken
     expected = values[:60] - values[:60].mean(axis=0)
     np.testing.assert_allclose(begun[rows], expected / expected.std() * drawn.std(), rtol=1e-4, atol=1e-6)
     others = np.setdiff1d(np.arange(len(vocabulary)), rows)
     np.testing.assert_array_equal(begun[others], drawn[others])
     share = sum(vocabulary.counts[place] for place in taken) / sum(vocabulary.counts)
-    (line,) = lines
+    (line,) = [line for line in messages if line.startswith("code_init=")]
     assert f"60 of {len(vocabulary.codes)} codes begin with a row ({share:.1%} of what train holds)" in line
     assert "3 codes of the table are not in the vocabulary" in line
 
@@ -192,7 +191,7 @@ def test_a_config_from_before_the_key_begins_at_random(config):
     with config.unlocked():
         del config.code_init
     assert read_recipe(config.to_dict()).code_init == ""
-    assert code_init.make_rows("", None, None, None, DIM, 0, print) is None
+    assert code_init.make_rows("", None, None, None, DIM, 0) is None
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from behrt_jax.training import pretraining, state, workdir
 from behrt_jax.training.checkpoints import Checkpoints
 from behrt_jax.training.optimizer import make_optimizer
 from configs import small
+from tests import tiny
 from tests.experiments.conftest import BUNDLED, TINY, cut_data_set
 
 DISEASES = "configs/diseases.yaml"
@@ -43,12 +44,11 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(run):
     """What the command prints and writes, with few steps of skip-gram."""
-    loaded, lines = workdir.load(run), []
+    loaded = workdir.load(run)
     data = loaded.recipe.data.path
     descriptions = metadata.read_descriptions(data, loaded.vocabulary)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, tiny.collect_messages() as lines:
         patch.setattr(skip_gram, "NUM_STEPS", 20)
-        patch.setattr("builtins.print", lines.append)
         codes.write_report(run, loaded, data, descriptions, 4, DISEASES)
     return loaded, descriptions, json.loads((run / "code_embeddings.json").read_text()), "\n".join(lines)
 

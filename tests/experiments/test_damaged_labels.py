@@ -15,6 +15,7 @@ import pytest
 from behrt_jax.data.events import SPLITS
 from behrt_jax.finetuning import data as labeled_data
 from behrt_jax.finetuning import setup
+from tests import tiny
 from tests.data.handmade import START, SUBJECTS, MedsFolder, history
 
 UNKNOWN = (72_000_001, 72_000_002)
@@ -319,8 +320,8 @@ def read(place: MedsFolder, files: Files) -> tuple[dict, list[str]]:
     config = importlib.import_module(f"configs.{KINDS[files.kind]}").get_config()
     data = {"path": str(place.root), "prepared_dir": str(place.prepared_dir), "min_patients": 2}
     config.update_from_flattened_dict({"labels": str(files.path), **{f"data.{key}": data[key] for key in data}})
-    said = []
-    return labeled_data.read_splits(setup.read(config.to_dict()), None, said.append)[1], said
+    with tiny.collect_messages() as messages:
+        return labeled_data.read_splits(setup.read(config.to_dict()), None)[1], messages
 
 
 def number_in(said: list[str], pattern: str) -> int:

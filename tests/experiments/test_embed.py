@@ -150,8 +150,8 @@ def test_a_fine_tuned_model_reads_a_mark_at_the_moment(run, at):
     plain, _ = snapshots.take_snapshot(train, at, lives, found.recipe.data.row_length)
     marked, _ = snapshots.take_snapshot(train, at, lives, found.recipe.data.row_length, prediction_token=True)
     np.testing.assert_array_equal(plain.times, marked.times)
-    times = marked.rows.origins.astype(np.int64) * dataset.MICROSECONDS + marked.rows.last_times
+    times = marked.model_inputs.origins.astype(np.int64) * dataset.MICROSECONDS + marked.model_inputs.last_times
     np.testing.assert_array_equal(snapshots.SINCE + times.astype("timedelta64[us]"), marked.times)
-    assert len(plain.rows) == len(marked.rows)
+    assert len(plain.model_inputs) == len(marked.model_inputs)
     tokens = np.diff(plain.histories.offsets)
     assert at is not None or tokens.sum() == len(train.codes)

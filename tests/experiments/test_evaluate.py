@@ -35,7 +35,7 @@ def test_another_split_by_the_command(trained, whole, monkeypatch, capsys):
 
 def test_other_data(trained, whole, tmp_path):
     other = cut_data_set(tmp_path / "other", skip=50)
-    result = evaluate_run(trained, "held_out", str(other), say=lambda line: None)
+    result = evaluate_run(trained, "held_out", str(other))
     assert result.about["split"] == "held_out" and 8 <= result.about["patients"] <= 10
     assert result.own != evaluation_of(whole[0])["metrics"]
     assert evaluation_of(trained) == result.to_dict()
@@ -46,4 +46,4 @@ def test_data_that_changed_since_training_is_refused(trained, tmp_path):
     config["recipe"]["data"]["path"] = str(cut_data_set(tmp_path / "other", skip=50))
     (trained / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="gives another vocabulary than .* was trained with"):
-        evaluate_run(trained, "held_out", say=lambda line: None)
+        evaluate_run(trained, "held_out")

@@ -46,12 +46,11 @@ def config_of(folder, objective: str, visits: dict[str, int], codes=CODES, **ove
     return config
 
 
-def begin(config, lines=None):
+def begin(config):
     """What pre-training does before it trains."""
-    say = (lambda line: None) if lines is None else lines.append
-    prepared, train, trained = pretraining.setup(config, say)
+    prepared, train, trained = pretraining.setup(config)
     tuning = dataset.read(prepared.folder, "tuning")
-    return train, trained, pretraining.tuning_scorer(trained, tuning, say)
+    return train, trained, pretraining.tuning_scorer(trained, tuning)
 
 
 @pytest.mark.parametrize("split", ["train", "tuning"])
@@ -97,18 +96,19 @@ def test_rows_too_short_for_two_visits_are_told_as_such(tmp_path):
     assert trained.model.objectives == ("next_visit",)
 
 
-def test_counts_are_those_of_the_data(tmp_path):
-    lines = []
+def test_counts_are_those_of_the_data(tmp_path, messages):
     config = config_of(tmp_path, "joint", {"train": 3, "tuning": 2, "held_out": 1}, **{"data.min_patients": 1})
     config.objective.time_to_event_weight = 1.0
-    train, trained, score = begin(config, lines)
+    train, trained, score = begin(config)
     found = examples.count(trained, train)
     # Two codes a visit; each visit after the first is to be predicted.
     assert found == {"mlm": 12 * 3 * 2, "next_visit": 12 * 2, "time_to_event": 12 * 3}
     index = pretraining.index(trained.recipe.data, train)
     assert found["next_visit"] == len(next_visit_targets.find_next_visits(train, index, trained.is_target))
-    assert "examples of train: 72 codes to mask, 24 next visits to predict, 36 visits to predict events from" in lines
-    assert any(line.startswith("examples of tuning: 24 codes to mask, 6 next visits") for line in lines)
+    assert (
+        "examples of train: 72 codes to mask, 24 next visits to predict, 36 visits to predict events from" in messages
+    )
+    assert any(line.startswith("examples of tuning: 24 codes to mask, 6 next visits") for line in messages)
     variables = pretraining.initialize(trained, train)(jax.random.key(0))
     assert all(np.isfinite(value) for value in score(variables).values())
 
@@ -137,5 +137,5 @@ def test_held_out_without_a_second_visit_is_left_out_of_the_evaluation_and_the_r
     assert done.returncode == 0, done.stderr
     assert "warning: held_out has no next visits to predict; the evaluation will leave them out" in done.stdout
     assert "next visits: not scored, as 6 patients have no next visits to predict" in done.stdout
-    result = evaluate_run(workplace.folder / "alone", "held_out", with_baselines=False, say=lambda line: None)
+    result = evaluate_run(workplace.folder / "alone", "held_out", with_baselines=False)
     assert {name.partition("/")[0] for name in result.own} == {"mlm"}

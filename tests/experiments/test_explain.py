@@ -46,7 +46,7 @@ def test_examples_are_written_and_methods_compared(workplace, joint):
     (workplace.data / ABOUT).unlink(missing_ok=True)
     folder = workplace.folder / "explained"
     shutil.copytree(joint, folder)
-    given = [f"--workdir={folder}", "--patients=2", "--compared=4"]
+    given = [f"--workdir={folder}", "--patients=2", "--num_patients=4"]
     refused = workplace.run(given, "experiments.explain")
     assert refused.returncode == 2 and refused.stderr.startswith("error:") and "--show_patients" in refused.stderr
     done = workplace.run([*given, "--show_patients"], "experiments.explain")

@@ -64,7 +64,7 @@ def config_of(workplace, joint):
 def task(request, workplace, joint, files, tmp_path_factory) -> few_label_task.Task:
     config = config_of(workplace, joint)
     folder = tmp_path_factory.mktemp("few") / request.param
-    return few_label_task.read_task(config.to_dict(), files[request.param], 2, folder, lambda line: None)
+    return few_label_task.read_task(config.to_dict(), files[request.param], 2, folder)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,9 @@ def test_from_scratch_the_encoder_is_random_at_first_and_then_trained(task, monk
         np.abs(a - b).max() for a, b in zip(*(jax.tree.leaves(ends[steps]["behrt"]) for steps in (1, 12)), strict=True)
     ]
     assert np.median(moved) > 1e-4
-    theirs = zip(jax.tree.leaves(ends[1]["behrt"]), jax.tree.leaves(dict(task.begun["params"]["behrt"])), strict=True)
+    theirs = zip(
+        jax.tree.leaves(ends[1]["behrt"]), jax.tree.leaves(dict(task.pretrained_params["params"]["behrt"])), strict=True
+    )
     assert np.median([np.abs(a - b).max() for a, b in theirs]) > 0.01
 
 
@@ -187,31 +189,31 @@ def test_results_of_other_labels_are_not_mixed_in(config, task, tmp_path):
     kinds = {"boolean_value": ~pl.col("boolean_value")} if "boolean_value" in other else {"event": ~pl.col("event")}
     file = str(tmp_path / "same.parquet")
     other.write_parquet(file)
-    few_label_task.read_task(config.to_dict(), file, 2, tmp_path / "run", lambda line: None)
-    few_label_task.read_task(config.to_dict(), file, 2, tmp_path / "run", lambda line: None)
+    few_label_task.read_task(config.to_dict(), file, 2, tmp_path / "run")
+    few_label_task.read_task(config.to_dict(), file, 2, tmp_path / "run")
     other.with_columns(**kinds).write_parquet(file)
     with pytest.raises(ValueError, match="labels"):
-        few_label_task.read_task(config.to_dict(), file, 2, tmp_path / "run", lambda line: None)
+        few_label_task.read_task(config.to_dict(), file, 2, tmp_path / "run")
 
 
 def test_results_of_another_recipe_are_not_mixed_in_and_labels_of_other_kinds_are_refused(config, task, tmp_path):
-    few_label_task.read_task(config.to_dict(), task.recipe.labels, 2, tmp_path, lambda line: None)
+    few_label_task.read_task(config.to_dict(), task.recipe.labels, 2, tmp_path)
     with pytest.raises(ValueError, match="began with other contents of labels"):
-        few_label_task.read_task(config.to_dict(), task.recipe.labels, 3, tmp_path, lambda line: None)
+        few_label_task.read_task(config.to_dict(), task.recipe.labels, 3, tmp_path)
     config.layer_decay = 0.5
     with pytest.raises(ValueError, match="layer_decay: 0.8 there, 0.5 now"):
-        few_label_task.read_task(config.to_dict(), task.recipe.labels, 2, tmp_path, lambda line: None)
+        few_label_task.read_task(config.to_dict(), task.recipe.labels, 2, tmp_path)
     classes = pl.DataFrame({"subject_id": [1, 2, 3], "prediction_time": [datetime.datetime(2020, 1, 1)] * 3})
     classes.with_columns(categorical_value=pl.Series(["a", "b", "c"])).write_parquet(tmp_path / "classes.parquet")
     with pytest.raises(ValueError, match="found multiclass labels; expected one binary label, or times to an event"):
-        few_label_task.read_task(config.to_dict(), str(tmp_path / "classes.parquet"), 3, tmp_path, lambda line: None)
+        few_label_task.read_task(config.to_dict(), str(tmp_path / "classes.parquet"), 3, tmp_path)
 
 
 def arguments(place: Workplace, joint, files: dict[str, str], draws: int) -> list[str]:
     keys = {**TRAINING, "data.path": place.data, "data.prepared_dir": place.folder / "prepared"}
     given = [f"--config.{key}={value}" for key, value in keys.items()]
     labels = ",".join(f"{name}={file}" for name, file in files.items())
-    own = [f"--pretrained={joint}", f"--labels={labels}", "--sizes=5", f"--draws={draws}", "--most_labels=1"]
+    own = [f"--pretrained={joint}", f"--labels={labels}", "--sizes=5", f"--draws={draws}", "--max_labels_per_patient=1"]
     return [*own, "--trained_draws=1", f"--workdir={place.folder / 'few'}", *given]
 
 

@@ -87,7 +87,7 @@ def test_an_evaluation_of_other_patients_is_refused(survival_run, given):
 
 def test_the_encoder_begins_where_pre_training_stopped(workplace, deaths, joint):
     config = tiny_config("survival", workplace, deaths, pretrained=str(joint))
-    task = setup.setup(config, lambda line: None)
+    task = setup.setup(config)
     begun = task.initialize(jax.random.key(1))["params"]
     trained = behrt_jax.load(joint).params["params"]
     for leaf, other in zip(*(jax.tree.leaves(part["behrt"]) for part in (begun, trained)), strict=True):
@@ -134,13 +134,13 @@ def test_a_fine_tuned_run_is_loaded_in_one_call(survival_run):
 
 def test_nothing_after_the_prediction_time_moves_a_prediction(workplace, survival_run, deaths):
     recipe, _, vocabulary, model, params = workdir.load_finetuning(survival_run[0], "run")
-    labels = label_data.read_labels([deaths], lambda line: None)
+    labels = label_data.read_labels([deaths])
     prepared = prepare(recipe.data)
     regression = head_features.load(survival_run[0], recipe.head)
     patients = dataset.read(prepared.folder, "train")
 
     def said(patients):
-        arguments = (patients, labels, vocabulary.tokens, "train", lambda line: None)
+        arguments = (patients, labels, vocabulary.tokens, "train")
         found = labeled_histories.find_histories(recipe.history, recipe.data.row_length, *arguments)
         (found,) = head_features.select(recipe.head, {"train": found}, vocabulary.tokens, regression).values()
         return found.labels, predict.score(recipe, model, params, found)
@@ -183,7 +183,7 @@ def test_a_run_goes_on_to_the_same_end(workplace, deaths):
 
 @pytest.mark.slow
 def test_classes_beside_baselines_with_lora(workplace, within_five_years, joint):
-    chosen = {"pretrained": joint, "lora__rank": 2, "optimizer__learning_rate": 0.01}
+    chosen = {"pretrained": joint, "lora__rank": 2, "lora__alpha": 2.0, "optimizer__learning_rate": 0.01}
     given = arguments(workplace, "classification", within_five_years, "classes", **chosen)
     done = workplace.run(given, "experiments.finetune")
     assert done.returncode == 0, done.stderr
@@ -215,7 +215,7 @@ def test_labels_that_do_not_fit_end_with_one_line(workplace, deaths, recipe, lab
 def test_codes_are_added_to_a_pre_trained_vocabulary_alone(workplace, deaths):
     config = tiny_config("survival", workplace, deaths, add_codes=True)
     with pytest.raises(ValueError, match="add_codes: found True without pretrained"):
-        setup.setup(config, lambda line: None)
+        setup.setup(config)
 
 
 @pytest.mark.slow

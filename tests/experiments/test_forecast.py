@@ -46,7 +46,7 @@ def task(workplace, deaths, events, code):
     config = tiny_config(
         "survival", workplace, deaths, pretrained=str(events), **FORECAST, **{"head.forecast_codes": (code,)}
     )
-    return setup.setup(config, lambda line: None)
+    return setup.setup(config)
 
 
 def test_what_is_foretold_is_the_forecast_of_the_pre_trained_run_at_the_prediction_time(task, events, code):
@@ -130,4 +130,4 @@ def test_what_cannot_be_foretold_is_an_error(workplace, deaths, joint, events, c
         "several labels": "forecast_codes: found multilabel labels; expected one binary label, or times to an event",
     }
     with pytest.raises(ValueError, match=messages[wrong]):
-        setup.setup(config, lambda line: None)
+        setup.setup(config)

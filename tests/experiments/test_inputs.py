@@ -21,10 +21,6 @@ from tests.experiments.test_finetune import arguments
 STEPS = {"survival__num_bins": 2, "train__num_steps": 4}
 
 
-def silent(line):
-    del line
-
-
 @contextlib.contextmanager
 def replaced(file):
     """Puts a file back as it was."""
@@ -70,7 +66,7 @@ def test_other_labels_under_the_same_name_are_refused_and_the_same_in_another_or
         assert done.returncode == 2 and done.stderr.count("\n") == 1
         assert f"began with other contents of labels ({labels}) than there are now" in done.stderr
         with pytest.raises(ValueError, match=r"began with other contents of labels \("):
-            finetuned.load(folder, None, silent)
+            finetuned.load(folder, None)
         shutil.move(folder / "evaluation.json", folder / "kept.json")  # as if it were interrupted
         done = finetune()
         assert done.returncode == 2 and "other contents of labels" in done.stderr
@@ -123,7 +119,7 @@ def test_few_labels_of_other_labels_are_not_mixed_in(own, workplace):
     config.pretrained = str(pretrained)
     places = {"data.path": str(workplace.data), "data.prepared_dir": str(workplace.folder / "prepared")}
     config.update_from_flattened_dict({**places, "survival.num_bins": 2})
-    given = (config.to_dict(), str(labels), 1, workplace.folder / "inputs" / "few", silent)
+    given = (config.to_dict(), str(labels), 1, workplace.folder / "inputs" / "few")
     few_label_task.read_task(*given)
     few_label_task.read_task(*given)
     with replaced(labels) as table:
@@ -135,16 +131,16 @@ def test_few_labels_of_other_labels_are_not_mixed_in(own, workplace):
 @pytest.mark.slow
 def test_an_evaluation_of_other_patients_or_another_checkpoint_is_made_again(joint, workplace, tmp_path):
     folder = shutil.copytree(joint, tmp_path / "run")
-    run = load_run(folder, "held_out", None, silent)
+    run = load_run(folder, "held_out", None)
     expected = digests.of_evaluation(folder, run.digests, run.patients)
     file = folder / "evaluation.json"
     assert digests.is_current(file, expected) and evaluation_of(folder)["train_patients"] == len(run.train)
-    evaluate_run(folder, "tuning", with_baselines=False, say=silent)
+    evaluate_run(folder, "tuning", with_baselines=False)
     assert not digests.is_current(file, expected)
     other = cut_data_set(tmp_path / "other", skip=50)
-    evaluate_run(folder, "held_out", str(other), with_baselines=False, say=silent)
+    evaluate_run(folder, "held_out", str(other), with_baselines=False)
     assert evaluation_of(folder)["data"] == "other" and not digests.is_current(file, expected)
-    evaluate_run(folder, "held_out", with_baselines=False, say=silent)
+    evaluate_run(folder, "held_out", with_baselines=False)
     assert digests.is_current(file, expected)
     shutil.rmtree(folder / workdir.CHECKPOINTS / str(max(Checkpoints(folder / "checkpoints", "loss").steps())))
     assert digests.of_evaluation(folder, run.digests, run.patients) != expected

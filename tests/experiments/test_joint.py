@@ -25,10 +25,6 @@ POINT = ("predicted", "value")
 WEIGHTS = {"mlm/loss": 1.0, "next_visit/loss": 0.2, "next_visit/days_loss": 0.2 * 0.1, "time_to_event/loss": 1.0}
 
 
-def silent(line):
-    del line
-
-
 def changed_copy(folder, target, facts=None, **changes):
     """Copies a workdir and changes keys of its objective, or facts, as if it had been trained with them."""
     shutil.copytree(folder, target)
@@ -107,7 +103,7 @@ def test_what_was_trained_predicts_next_visits_from_the_past_alone(joint):
 @pytest.mark.slow
 def test_a_run_does_not_differ_from_itself(joint, tmp_path):
     copy = shutil.copytree(joint, tmp_path / "copy")
-    result = evaluate_run(copy, "held_out", compare_to=[str(joint)], with_baselines=False, say=silent)
+    result = evaluate_run(copy, "held_out", compare_to=[str(joint)], with_baselines=False)
     assert result.own == evaluation_of(joint)["metrics"]
     found = result.differences[str(joint)]
     compared = {"mlm/accuracy", "next_visit/average_precision", "next_visit/micro_f1", "time_to_event/loss"}
@@ -119,45 +115,46 @@ def test_a_run_does_not_differ_from_itself(joint, tmp_path):
 
 def test_only_runs_that_predict_the_same_are_compared(joint, whole, tmp_path):
     def compare(other):
-        evaluate_run(joint, "held_out", compare_to=[str(other)], with_baselines=False, say=silent)
+        evaluate_run(joint, "held_out", compare_to=[str(other)], with_baselines=False)
 
     before = (joint / "evaluation.json").read_bytes()
-    with pytest.raises(ValueError, match=r"--versus=.*/whole: has another vocabulary"):
+    with pytest.raises(ValueError, match=r"--compare_to=.*/whole: has another vocabulary"):
         compare(whole[0])
     fewer = changed_copy(joint, tmp_path / "fewer", min_patients=12)
-    with pytest.raises(ValueError, match=r"--versus=.*/fewer: has other objective\.targets"):
+    with pytest.raises(ValueError, match=r"--compare_to=.*/fewer: has other objective\.targets"):
         compare(fewer)
     edges = json.loads((joint / "config.json").read_text())["facts"]["event_edges"]
     later = changed_copy(joint, tmp_path / "later", facts={"event_edges": [2 * edge for edge in edges]})
-    with pytest.raises(ValueError, match=r"--versus=.*/later: has other objective\.event_edges"):
+    with pytest.raises(ValueError, match=r"--compare_to=.*/later: has other objective\.event_edges"):
         compare(later)
     assert (joint / "evaluation.json").read_bytes() == before
 
 
 def test_runs_are_compared_on_what_both_were_trained_on(joint, cut, tmp_path):
     copy = shutil.copytree(joint, tmp_path / "copy")
-    result = evaluate_run(copy, "held_out", compare_to=[str(cut)], with_baselines=False, say=silent)
+    result = evaluate_run(copy, "held_out", compare_to=[str(cut)], with_baselines=False)
     assert {name.partition("/")[0] for name in result.differences[str(cut)]} == {"next_visit"}
     assert {"mlm/accuracy", "time_to_event/loss"} <= set(result.own)
     theirs = evaluation_of(cut)["metrics"]["next_visit/average_precision"]
     assert result.baselines[str(cut)]["next_visit/average_precision"] == theirs
 
 
-def test_patients_of_one_visit_have_no_next_visit_to_score(joint):
-    run, lines = load_run(joint, "held_out", None, silent), []
+def test_patients_of_one_visit_have_no_next_visit_to_score(joint, messages):
+    run = load_run(joint, "held_out", None)
     patients = run.patients
     kept = patients.visits <= 0
     sizes = np.bincount(patients.owners[kept], minlength=len(patients))
     columns = {name: getattr(patients, name)[kept] for name in ("codes", "visits", "minutes", "microseconds")}
     first = dataclasses.replace(patients, offsets=np.concatenate([[0], np.cumsum(sizes)]), **columns)
-    found = score_next_visits(run._replace(patients=first, say=lines.append), {}, with_baselines=False)
+    messages.clear()
+    found = score_next_visits(run._replace(patients=first), {}, with_baselines=False)
     assert found == Comparison()
-    assert lines == [f"next visits: not scored, as none of {len(first)} patients has a second visit with a target"]
+    assert messages == [f"next visits: not scored, as none of {len(first)} patients has a second visit with a target"]
 
 
 def test_curves_and_groups_are_those_of_the_predictions(joint):
     """Recomputed from logits and probabilities, in bins of equal mass; and of each sex, over its masked codes."""
-    run, result = load_run(joint, "held_out", None, silent), evaluation_of(joint)
+    run, result = load_run(joint, "held_out", None), evaluation_of(joint)
     masked = list(masked_batches(run, run.patients, run.recipe.evaluation.num_mask_samples))
     apply, confidences, is_right = jax.jit(run.task.model.apply), [], []
     for each in masked:

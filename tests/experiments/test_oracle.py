@@ -43,19 +43,18 @@ def trained(workplace, simulated):
 
 @pytest.fixture(scope="module")
 def run(trained):
-    return load_run(trained, "held_out", None, say=lambda line: None)
+    return load_run(trained, "held_out", None)
 
 
-def test_the_oracle_is_above_the_model_and_every_baseline(trained, monkeypatch):
+def test_the_oracle_is_above_the_model_and_every_baseline(trained, monkeypatch, messages):
     for module, name, value in (
         (masked_codes, "NETWORK_STEPS", 100),
         (next_visit, "MAX_STEPS", 60),
         (next_visit, "RECIPES", {"MLP": MLPConfig(0.002, hidden=32)}),
     ):
         monkeypatch.setattr(module, name, value)
-    lines = []
-    result = evaluate_run(trained, "held_out", say=lines.append)
-    assert lines.count("asking the oracle") == 2
+    result = evaluate_run(trained, "held_out")
+    assert messages.count("asking the oracle") == 2
     oracle, others = result.oracle, {"model": result.own, **result.baselines}
     for metric, sign in (
         ("mlm/accuracy", 1),
@@ -72,7 +71,7 @@ def test_the_oracle_is_above_the_model_and_every_baseline(trained, monkeypatch):
     assert first < five <= twenty
 
 
-def test_the_oracle_is_left_out_for_data_with_a_visit_that_the_world_lacks(trained, simulated, tmp_path):
+def test_the_oracle_is_left_out_for_data_with_a_visit_that_the_world_lacks(trained, simulated, tmp_path, messages):
     copy, other = shutil.copytree(trained, tmp_path / "trained"), shutil.copytree(simulated, tmp_path / "other")
     (file,) = (other / "data" / "held_out").glob("*.parquet")
     found = pl.read_parquet(file)
@@ -80,9 +79,8 @@ def test_the_oracle_is_left_out_for_data_with_a_visit_that_the_world_lacks(train
     more = last.with_columns(pl.col("time").dt.offset_by("60d"), pl.col("visit_id") + 10**6, code=pl.lit("ALIEN//1"))
     pl.concat([found, more.select(found.columns)]).sort("subject_id", "time", nulls_last=False).write_parquet(file)
     (copy / "evaluation.json").unlink(missing_ok=True)
-    lines = []
-    result = evaluate_run(copy, "held_out", str(other), with_baselines=False, say=lines.append)
-    left_out = [line for line in lines if line.startswith("warning: the oracle is left out: ")]
+    result = evaluate_run(copy, "held_out", str(other), with_baselines=False)
+    left_out = [line for line in messages if line.startswith("warning: the oracle is left out: ")]
     expected = r".*/other: holds [\d,]+ visits of these patients, the prepared data [\d,]+, or other ones; train with"
     assert len(left_out) == 2 and all(re.search(expected, line) for line in left_out)
     assert not result.oracle and {"mlm/loss", "next_visit/loss"} <= set(result.own)

@@ -19,6 +19,7 @@ from behrt_jax.finetuning.finetuned import FinetunedModel
 from behrt_jax.labels import follow_up
 from behrt_jax.metrics import bootstrap
 from experiments.labels import label
+from tests import tiny
 from tests.experiments.conftest import ROOT, TINY, evaluation_of
 
 YEARS = (2000, 2005, 2010, 2015, 2020)
@@ -55,8 +56,8 @@ def binary(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def read(config) -> tuple[dict, list[str]]:
-    said = []
-    return labeled_data.read_splits(setup.read(config.to_dict()), None, said.append)[1], said
+    with tiny.collect_messages() as messages:
+        return labeled_data.read_splits(setup.read(config.to_dict()), None)[1], messages
 
 
 def test_out_of_time(workplace, table):
@@ -188,11 +189,11 @@ def test_nothing_to_learn_ends_before_training(workplace, table, recipe, split, 
     labels = table.with_columns(event=pl.col("event") & (pl.col("split") != split))
     config = configure(recipe, workplace, labels if recipe == "survival" else binary(labels))
     with pytest.raises(ValueError, match=message):
-        setup.setup(config, lambda line: None)
+        setup.setup(config)
 
 
 @pytest.fixture
-def evaluate(workplace, tmp_path, monkeypatch):
+def evaluate(workplace, tmp_path, monkeypatch, messages):
     """Evaluates what a model says at random of held-out labels; returns what is written and the warnings."""
 
     def score(recipe, model, params, found) -> np.ndarray:
@@ -202,14 +203,14 @@ def evaluate(workplace, tmp_path, monkeypatch):
     monkeypatch.setattr(bootstrap, "NUM_RESAMPLES", 20)
 
     def run(recipe: str, labels: pl.DataFrame) -> tuple[dict, list[str]]:
-        config, said = configure(recipe, workplace, labels), []
-        task = setup.setup(config, lambda line: None)
+        task = setup.setup(configure(recipe, workplace, labels))
         own = FinetunedModel(task.recipe, task.facts, task.prepared.vocabulary.tokens, task.model, None, task.splits)
         monkeypatch.setattr(outcomes, "load", lambda *given: own)
-        result = outcomes.evaluate_run(tmp_path, with_baselines=False, say=said.append)
+        messages.clear()
+        result = outcomes.evaluate_run(tmp_path, with_baselines=False)
         assert evaluation_of(tmp_path) == json.loads(json.dumps(result.to_dict()))
         assert pl.read_parquet(tmp_path / "predictions.parquet").height == len(task.splits["held_out"].labels)
-        return result.own, [line for line in said if line.startswith("warning")]
+        return result.own, [line for line in messages if line.startswith("warning")]
 
     return run
 
@@ -249,13 +250,14 @@ def test_held_out_labels_without_one_of_two_causes(table, evaluate, tmp_path, mo
     np.testing.assert_allclose(drawn[0]["BEHRT"], said, rtol=1e-6)
 
 
-def test_figures_are_of_enough_patients_who_may_be_real(table, workplace, tmp_path):
-    config, said = configure("survival", workplace, table), []
-    task = setup.setup(config, lambda line: None)
+def test_figures_are_of_enough_patients_who_may_be_real(table, workplace, tmp_path, messages):
+    config = configure("survival", workplace, table)
+    task = setup.setup(config)
     labels, horizons = task.splits["held_out"].labels, task.recipe.evaluation.horizons
-    arguments = (labels, task.facts.names, horizons, tmp_path / "figures", MIN_PATIENTS, said.append)
+    arguments = (labels, task.facts.names, horizons, tmp_path / "figures", MIN_PATIENTS)
+    messages.clear()
     assert outcomes.draw({}, *arguments) == []
-    assert said == ["figures are left out: the held-out labels are of fewer than 11 patients, who may be real"]
+    assert messages == ["figures are left out: the held-out labels are of fewer than 11 patients, who may be real"]
 
 
 @pytest.mark.slow

@@ -62,17 +62,17 @@ def table_of(params) -> np.ndarray:
 
 
 def test_added_rows_begin_as_what_was_read_before_and_learn_alone(
-    workplace, joint, renamed, conditions_labels, quick_compilation
+    workplace, joint, renamed, conditions_labels, quick_compilation, messages
 ):
-    config = config_of(workplace, conditions_labels, joint, renamed, add_codes=True, **{"lora.rank": 2})
-    lines: list[str] = []
-    task = setup.setup(config, lines.append)
+    keys = {"add_codes": True, "lora.rank": 2, "lora.alpha": 2.0}
+    config = config_of(workplace, conditions_labels, joint, renamed, **keys)
+    task = setup.setup(config)
     _, known, _, params = behrt_jax.load(joint)
     old, codes = len(known), task.prepared.vocabulary.codes
     added = codes[len(known.codes) :]
     assert codes[: len(known.codes)] == known.codes and {name.split("//")[0] for name in added} == {"CHILD", "NEW"}
     assert task.recipe.model.vocab_size == old + len(added)
-    (coverage,) = [line for line in lines if line.startswith("coverage of train: ")]
+    (coverage,) = [line for line in messages if line.startswith("coverage of train: ")]
     assert f"; {len(added)} codes were added to it" in coverage
 
     optimizer = make_optimizer(dataclasses.replace(task.recipe.optimizer, weight_decay=0.5), 4, scales=task.scales)
@@ -102,11 +102,11 @@ def test_added_rows_begin_as_what_was_read_before_and_learn_alone(
     assert len(rows) > 5 and moved[rows].all()
 
 
-def test_what_is_not_added_backs_off_or_is_unknown(workplace, joint, renamed, conditions_labels):
+def test_what_is_not_added_backs_off_or_is_unknown(workplace, joint, renamed, conditions_labels, messages):
     def coverage(data, **overrides):
-        lines: list[str] = []
-        task = setup.setup(config_of(workplace, conditions_labels, joint, data, **overrides), lines.append)
-        (line,) = [line for line in lines if "coverage of train: " in line]
+        messages.clear()
+        task = setup.setup(config_of(workplace, conditions_labels, joint, data, **overrides))
+        (line,) = [line for line in messages if "coverage of train: " in line]
         report = task.prepared.report
         shares = [report[f"{kind}/train"] / report["tokens/train"] for kind in ("backed_off", "unknown")]
         assert f"{shares[0]:.2%} by a parent code; {shares[1]:.2%} are [UNK]" in line
@@ -119,7 +119,7 @@ def test_what_is_not_added_backs_off_or_is_unknown(workplace, joint, renamed, co
     assert backed_off > 0.01 and none == 0 and unknown > own_unknown + 0.01
 
 
-def test_coverage_counts_events_and_patients_and_warns():
+def test_coverage_counts_events_and_patients_and_warns(messages):
     counts = {"tokens": (60, 30, 10), "backed_off": (12, 3, 0), "unknown": (15, 24, 9)}
     counts |= {"patients": (8, 2, 2), "patients_known": (6, 0, 0)}
     report = {
@@ -127,15 +127,16 @@ def test_coverage_counts_events_and_patients_and_warns():
         for kind, numbers in counts.items()
         for split, number in zip(("train", "tuning", "held_out"), numbers, strict=True)
     }
-    assert prepare.describe_coverage(report, "train") == (
+    prepare.log_coverage(report, "train")
+    prepare.log_coverage({**report, "codes_added": 0}, "tuning")
+    prepare.log_coverage(report, "all")
+    assert messages[:2] == [
         "coverage of train: the vocabulary knows 55.00% of events by their own code and 20.00% by a parent code; "
-        "25.00% are [UNK]; it knows every event of 75.0% of patients"
-    )
-    assert prepare.describe_coverage({**report, "codes_added": 0}, "tuning") == (
+        "25.00% are [UNK]; it knows every event of 75.0% of patients",
         "warning: coverage of tuning: the vocabulary knows 10.00% of events by their own code and 10.00% by a parent "
-        "code; 80.00% are [UNK]; it knows every event of 0.0% of patients; 0 codes were added to it"
-    )
-    assert "knows 37.00% of events" in prepare.describe_coverage(report, "all")
+        "code; 80.00% are [UNK]; it knows every event of 0.0% of patients; 0 codes were added to it",
+    ]
+    assert "knows 37.00% of events" in messages[2]
 
 
 @pytest.mark.slow
@@ -152,7 +153,7 @@ def test_a_run_with_added_codes_is_evaluated_and_predicts_and_goes_on(workplace,
     np.testing.assert_array_equal(table_of(params)[:old], table_of(before.params))
     again = workplace.run(given, "experiments.finetune")
     assert again.returncode == 0 and "nothing to do" in again.stdout, again.stderr
-    assert len(finetuned.load(folder, None, lambda line: None).tokens) == len(vocabulary)
+    assert len(finetuned.load(folder, None).tokens) == len(vocabulary)
     output = workplace.folder / "added.parquet"
     wanted = [f"--workdir={folder}", f"--data={renamed}", f"--labels={conditions_labels}", f"--output={output}"]
     done = workplace.run(wanted, "experiments.predict")

@@ -66,16 +66,14 @@ class Page(HTMLParser):
         return [found["id"] for _, found in self.elements if "id" in found]
 
 
-def plane(vectors, seed, say):
+def plane(vectors, seed):
     """In place of UMAP and t-SNE, which take a minute."""
-    del say
     points = layout.fit_square(PCA(2, random_state=seed).fit_transform(vectors))
     return {"UMAP": points, "t-SNE": points[:, ::-1]}
 
 
 def write_page(folder, output, data=None, show_patients=None) -> str:
-    said = []
-    source = report_source.load(folder, data, show_patients, said.append)
+    source = report_source.load(folder, data, show_patients)
     text = report_page.render(source, report_page.find_sections(source, report_maps.DISEASES))
     output.write_text(text, encoding="utf-8")
     return text
@@ -206,7 +204,7 @@ def test_no_single_patient_of_data_that_may_be_real(explained, workplace, tmp_pa
     about = json.loads((explained / "attributions.json").read_text())
 
     def read(synthetic, show_patients):
-        source = report_source.load(explained, None, show_patients, lambda line: None)
+        source = report_source.load(explained, None, show_patients)
         source = source._replace(folder=tmp_path)
         (tmp_path / "attributions.json").write_text(json.dumps({**about, "synthetic": synthetic}))
         sections = [report_maps.patient_maps(source, report_maps.DISEASES), patients.examples(source)]
@@ -292,7 +290,7 @@ def test_the_report_draws_what_evaluation_wrote_and_asks_no_model(joint, tmp_pat
         monkeypatch.setattr(owner, name, refuse)
     folder = shutil.copytree(joint, tmp_path / "run")
     result = evaluation_of(folder)
-    source = report_source.load(folder, None, True, lambda line: None)
+    source = report_source.load(folder, None, True)
     monkeypatch.setattr(type(source.model), "apply", refuse)
     sections = [scores.held_out(source), calibration.calibration(source), scores.groups(source)]
     page = Page(report_page.render(source, sections))
@@ -313,7 +311,7 @@ def test_the_report_draws_what_evaluation_wrote_and_asks_no_model(joint, tmp_pat
     assert older.text.count(f"python -m experiments.evaluate --workdir={folder}") == 2
 
 
-def test_what_is_missing_names_the_command_that_makes_it(workplace, whole, tmp_path):
+def test_what_is_missing_names_the_command_that_makes_it(workplace, whole, tmp_path, messages):
     folder = tmp_path / "bare"
     shutil.copytree(whole[0], folder)
     for name in ("evaluation.json", "metrics.jsonl"):
@@ -322,10 +320,9 @@ def test_what_is_missing_names_the_command_that_makes_it(workplace, whole, tmp_p
     config = json.loads((folder / "config.json").read_text())
     config["recipe"]["data"]["path"] = str(tmp_path / "gone")
     (folder / "config.json").write_text(json.dumps(config))
-    said = []
-    source = report_source.load(folder, None, None, said.append)
+    source = report_source.load(folder, None, None)
     page = Page(report_page.render(source, report_page.find_sections(source, report_maps.DISEASES)))
-    assert any("--data=DIR" in line for line in said)
+    assert any("--data=DIR" in line for line in messages)
     assert f"python -m experiments.evaluate --workdir={folder}" in page.text
     assert f"python -m experiments.explain --workdir={folder}" in page.text
     assert f"python -m experiments.report --workdir={folder} --data=DIR" in page.text
@@ -431,8 +428,8 @@ def test_maps_are_a_function_of_the_seed_and_keep_neighbours():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(3), 40)
     vectors = (10 * np.eye(3)[groups] @ rng.normal(size=(3, 16)) + rng.normal(size=(120, 16))).astype(np.float32)
-    found = layout.lay_out(vectors, 0, lambda line: None)
-    again = layout.lay_out(vectors, 0, lambda line: None)
+    found = layout.lay_out(vectors, 0)
+    again = layout.lay_out(vectors, 0)
     assert list(found) == ["UMAP", "t-SNE"]
     for name, points in found.items():
         np.testing.assert_array_equal(points, again[name])

@@ -158,7 +158,7 @@ def test_the_command_writes_labels_that_can_be_read(workplace, simulated):
     assert done.returncode == 0, done.stderr
     assert "the oracle on held_out: AUROC 0.9" in done.stdout or "AUROC 1.0" in done.stdout
     for name, table in made.items():
-        read = labels.read_labels([str(output / f"{name}.parquet")], lambda line: None)
+        read = labels.read_labels([str(output / f"{name}.parquet")])
         assert read.kind == ("survival" if name == "death" else "binary") and len(read) == table.height
 
 

@@ -20,15 +20,11 @@ from tests.experiments.test_finetune import MODEL, arguments
 from tests.survival_reference import concordance
 
 
-def silent(line: str) -> None:
-    """Says nothing."""
-
-
 def histories_at(data, times, prepared):
     """What `read_histories` finds."""
     config = survival.get_config()
     config.data.path, config.data.prepared_dir, config.data.min_patients = str(data), str(prepared), 3
-    return read_histories(DataConfig(**config.data), times, config.history.include_at, silent)
+    return read_histories(DataConfig(**config.data), times, config.history.include_at)
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +48,7 @@ def drawn(workplace):
 
 def test_the_file_is_labels_of_one_time_a_patient(workplace, drawn):
     file, printed = drawn
-    table, labels = pl.read_parquet(file), read_labels([file], silent)
+    table, labels = pl.read_parquet(file), read_labels([file])
     assert table.columns == ["subject_id", "prediction_time", "event_time", "event", *TRUTH_COLUMNS]
     assert table["subject_id"].n_unique() == table.height == len(labels) > 45
     assert labels.kind == "survival" and labels.names == ("event",) and labels.truth is not None
@@ -72,7 +68,7 @@ def test_the_file_is_labels_of_one_time_a_patient(workplace, drawn):
 
 
 def test_all_is_a_function_of_the_seed(workplace, drawn):
-    first, again, other = (choose_times(str(workplace.data), 3, seed, silent) for seed in (3, 3, 4))
+    first, again, other = (choose_times(str(workplace.data), 3, seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.prediction_times, again.prediction_times)
     assert (first.prediction_times != other.prediction_times).mean() > 0.8
     times, patients, tokens = histories_at(workplace.data, first, workplace.folder / "prepared")
@@ -148,7 +144,7 @@ def test_the_oracle_stands_beside_a_run(workplace, drawn):
     both = workplace.folder / "both"
     given = arguments(workplace, "survival", file, "both", **chosen, train__num_steps=4, survival__num_bins=3)
     alone = workplace.folder / "oracle"
-    given += ["--config.head.features=('regression',)", "--nobaselines", f"--versus={alone}"]
+    given += ["--config.head.features=('regression',)", "--nobaselines", f"--compare_to={alone}"]
     done = workplace.run(given, "experiments.finetune")
     assert done.returncode == 0, done.stderr
     rows, found = {"BEHRT", REGRESSION, str(alone)}, evaluation_of(both)
@@ -168,7 +164,7 @@ def test_the_oracle_says_the_true_risk(tmp_path, kind):
     ids, now, days = np.arange(300), np.full(300, np.datetime64("2020-01-01", "us")), np.full(300, np.nan)
     table = to_table(Labels("times", (), ids, now, np.zeros((300, 0)), days, np.zeros(300, int)), truth)
     getattr(table, f"write_{kind}")(file)
-    labels = read_labels([file], silent)
+    labels = read_labels([file])
     np.testing.assert_allclose(labels.days, truth.days, atol=1e-8)
     np.testing.assert_array_equal(labels.events > 0, truth.events)
     said = ask_oracle(labels)
@@ -178,6 +174,6 @@ def test_the_oracle_says_the_true_risk(tmp_path, kind):
     lacking = table.with_columns(log_hazard=pl.when(pl.col("subject_id") > 2).then("log_hazard"))
     getattr(lacking, f"write_{kind}")(file)
     with pytest.raises(ValueError, match="column 'log_hazard' is null or NaN in 3 of 300 rows"):
-        read_labels([file], silent)
+        read_labels([file])
     getattr(table.drop("weibull_shape"), f"write_{kind}")(file)
-    assert read_labels([file], silent).truth is None
+    assert read_labels([file]).truth is None

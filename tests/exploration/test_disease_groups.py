@@ -45,18 +45,17 @@ def made(tmp_path):
     return tmp_path
 
 
-def test_groups_by_codes_and_descriptions_before_and_after_a_time(made):
-    said = []
+def test_groups_by_codes_and_descriptions_before_and_after_a_time(made, messages):
     subjects = np.array([3, 1, 2])  # in any order
-    found = groups.read_groups(made, made / "groups.yaml", subjects, say=said.append)
+    found = groups.read_groups(made, made / "groups.yaml", subjects)
     assert found.names == ("flu", "gout") and not found.later.any()
     assert found.has.tolist() == [[False, False], [True, True], [True, False]]
-    assert said == [f"{made / 'groups.yaml'}: no code of {made} is in scurvy; left out"]
+    assert messages == [f"{made / 'groups.yaml'}: no code of {made} is in scurvy; left out"]
     times = np.array(["2005-01-01", "2010-01-01", "2005-01-01"], "datetime64[us]")  # strictly before counts
-    found = groups.read_groups(made, made / "groups.yaml", subjects, times, said.append)
+    found = groups.read_groups(made, made / "groups.yaml", subjects, times)
     assert found.has.tolist() == [[False, False], [True, False], [False, False]]
     assert found.later.tolist() == [[False, False], [False, True], [True, False]]
-    assert groups.read_groups(made, made / "groups.yaml", subjects[:1], say=said.append).has.shape == (1, 2)
+    assert groups.read_groups(made, made / "groups.yaml", subjects[:1]).has.shape == (1, 2)
 
 
 def test_true_stages_are_those_of_the_last_visit_before(made):
@@ -95,16 +94,15 @@ def test_errors_name_the_file_and_the_key(made, text, message):
     if text is not None:
         file.write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
-        groups.read_groups(made, file, np.array([1]), say=lambda line: None)
+        groups.read_groups(made, file, np.array([1]))
     assert str(caught.value).startswith(str(file))
 
 
-def test_every_group_has_patients_in_the_bundled_data():
+def test_every_group_has_patients_in_the_bundled_data(messages):
     subjects = events.read_splits(BUNDLED)["subject_id"].to_numpy()
-    said = []
-    found = groups.read_groups(BUNDLED, DEFINITIONS, subjects, say=said.append)
+    found = groups.read_groups(BUNDLED, DEFINITIONS, subjects)
     counts = dict(zip(found.names, found.has.sum(axis=0).tolist(), strict=True))
-    assert not said and min(counts.values()) >= 20
+    assert not messages and min(counts.values()) >= 20
     # As the simulator's diagnosis itself has it, counted by its code.
     rows = pl.scan_parquet(sorted((BUNDLED / "data").rglob("*.parquet")))
     for name, code in {"hypertension": "59621000", "prediabetes": "714628002"}.items():
@@ -130,6 +128,6 @@ def test_icd_codes_are_in_their_groups_alone(name, inside, outside):
 @pytest.mark.skipif(not MIMIC.is_dir(), reason="needs the MIMIC-IV demo as MEDS beside the repository")
 def test_groups_are_found_in_hospital_data():
     subjects = events.read_splits(MIMIC)["subject_id"].to_numpy()
-    found = groups.read_groups(MIMIC, DEFINITIONS, subjects, say=lambda line: None)
+    found = groups.read_groups(MIMIC, DEFINITIONS, subjects)
     shares = dict(zip(found.names, found.has.mean(axis=0), strict=True))
     assert 0.4 < shares["hypertension"] < 0.9 and 0.1 < shares["heart_failure"] < 0.5

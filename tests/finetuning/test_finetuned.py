@@ -23,14 +23,14 @@ def run_of(labels: Labels) -> finetuned.FinetunedModel:
 def test_runs_of_other_labels_are_not_compared(monkeypatch, column):
     changed = ("death",) if column == "names" else getattr(LABELS, column) + 1
     other = run_of(dataclasses.replace(LABELS, **{column: changed}))
-    monkeypatch.setattr(finetuned, "load", lambda folder, splits, say: other)
-    with pytest.raises(ValueError, match="--versus=there: is of other labels; expected a run of labels.parquet"):
-        finetuned.score_other(Path("there"), run_of(LABELS), print)
+    monkeypatch.setattr(finetuned, "load", lambda folder, splits: other)
+    with pytest.raises(ValueError, match="--compare_to=there: is of other labels; expected a run of labels.parquet"):
+        finetuned.score_other(Path("there"), run_of(LABELS))
 
 
 def test_runs_of_the_same_labels_are(monkeypatch):
-    monkeypatch.setattr(finetuned, "load", lambda folder, splits, say: run_of(LABELS))
+    monkeypatch.setattr(finetuned, "load", lambda folder, splits: run_of(LABELS))
     monkeypatch.setattr(predict, "read_fitted", lambda folder: {"threshold": 0.5})
     monkeypatch.setattr(predict, "score", lambda *run: "logits")
     monkeypatch.setattr(predict, "predict", lambda outcome, logits, fitted: logits)
-    assert finetuned.score_other(Path("there"), run_of(LABELS), print) == ("logits", {"threshold": 0.5})
+    assert finetuned.score_other(Path("there"), run_of(LABELS)) == ("logits", {"threshold": 0.5})

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from behrt_jax.labels.labels import read_labels
+from tests import tiny
 from tests.data.handmade import SUBJECTS, assert_clear
 
 A, B, C = SUBJECTS[:3]
@@ -29,16 +30,17 @@ def parquet(folder: Path, name: str = "x.parquet", **columns) -> Path:
 
 def refused(file: Path, *parts: str) -> None:
     with pytest.raises(ValueError) as error:
-        read_labels([file], lambda line: None)
+        read_labels([file])
     assert_clear(error, *parts)
 
 
 def read(file: Path, said: list[str] | None = None):
-    def say(line: str) -> None:
-        assert said is not None, line
-        said.append(line)
-
-    return read_labels([file], say)
+    with tiny.collect_messages() as messages:
+        labels = read_labels([file])
+    assert said is not None or not messages
+    if said is not None:
+        said += messages
+    return labels
 
 
 DATES = [
@@ -76,7 +78,7 @@ def test_dates_that_are_a_guess_are_refused_in_every_column(tmp_path, column):
         rows = [f"{A},2000-02-01,2000-03-01,true", f"{B},{row['prediction_time']},{row['event_time']},false"]
         for file in (csv(tmp_path, header, *rows), csv(tmp_path, header, *rows, name="folder/0.csv").parent):
             with pytest.raises(ValueError) as error:
-                read_labels([file], lambda line: None)
+                read_labels([file])
             parts = f".csv: column '{column}' is not an unambiguous date in 1 of 2 rows", "such as 2025-12-31"
             assert_clear(error, *parts)
             assert text not in str(error.value).partition("expected")[0].rpartition("/")[2]

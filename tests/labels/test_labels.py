@@ -36,15 +36,12 @@ def write_survival(folder: Path, rows: list[tuple], kind=pl.Boolean) -> Path:
     return file
 
 
-def silent(line: str) -> None:
-    raise AssertionError(line)
-
-
 ROWS = [(A, 1, True), (A, 5, False), (B, 2, True)]
 
 
+@pytest.mark.usefixtures("no_messages")
 def test_binary_labels(tmp_path):
-    labels = read_labels([write(tmp_path, "stroke", ROWS)], silent)
+    labels = read_labels([write(tmp_path, "stroke", ROWS)])
     assert (labels.kind, labels.names, len(labels)) == ("binary", ("stroke",), 3)
     assert labels.values.tolist() == [[1], [0], [1]] and labels.values.dtype == np.float32
     assert labels.subject_ids.tolist() == [A, A, B] and labels.subject_ids.dtype == np.int64
@@ -63,13 +60,15 @@ def test_binary_labels(tmp_path):
         ("categorical_value", ("home", "died", "home"), "multiclass", ("died", "home"), (1, 0, 1)),
     ],
 )
+@pytest.mark.usefixtures("no_messages")
 def test_other_columns(tmp_path, column, values, kind, names, expected):
     rows = [(*row[:2], value) for row, value in zip(ROWS, values, strict=True)]
-    labels = read_labels([write(tmp_path, "file", rows, column)], silent)
+    labels = read_labels([write(tmp_path, "file", rows, column)])
     assert (labels.kind, labels.names) == (kind, names)
     assert labels.values[:, 0].tolist() == list(expected)
 
 
+@pytest.mark.usefixtures("no_messages")
 def test_shards_as_aces_writes_them(tmp_path):
     """All columns of values, null but one; a shard without a label; others' columns."""
     full = {"integer_value": pl.Int64, "float_value": pl.Float32, "categorical_value": pl.String}
@@ -79,63 +78,65 @@ def test_shards_as_aces_writes_them(tmp_path):
         file = tmp_path / "readmission" / f"{name}.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
         part.write_parquet(file)
-    labels = read_labels([tmp_path / "readmission"], silent)
+    labels = read_labels([tmp_path / "readmission"])
     assert (labels.kind, labels.names) == ("binary", ("readmission",))
     assert labels.values[:, 0].tolist() == [1, 0, 1] and labels.subject_ids.tolist() == [A, A, B]
 
 
-def test_csv(tmp_path):
+def test_csv(tmp_path, messages):
     (file := tmp_path / "seen.csv").write_text(
         f"subject_id,prediction_time,boolean_value\n{B},2000-01-03 00:00:00,true\n{A},2000-01-02 12:00:00,false\n"
     )
-    labels = read_labels([file], lambda line: None)
+    labels = read_labels([file])
     assert labels.values[:, 0].tolist() == [0, 1] and (labels.prediction_times == days(1.5, 2)).all()
     file.write_text(
         f"subject_id,prediction_time,event_time,event\n{A},2000-01-02,2000-01-12,death\n{B},2000-01-02,2000-01-05,\n"
     )
-    labels = read_labels([file], silent)
+    messages.clear()
+    labels = read_labels([file])
+    assert not messages
     assert labels.names == ("death",) and labels.events.tolist() == [1, 0] and labels.days.tolist() == [10, 3]
 
 
-def test_several_files_are_joined_and_what_is_lost_is_counted(tmp_path):
+def test_several_files_are_joined_and_what_is_lost_is_counted(tmp_path, messages):
     first = write(tmp_path, "stroke", [*ROWS, (C, 9, False)])
     second = write(tmp_path, "fall", [(A, 5, 1), (B, 2, 0), (A, 6, 1), (B, 3, 0), (A, 1, 0)], "integer_value")
-    said = []
-    labels = read_labels([first, second], said.append)
+    labels = read_labels([first, second])
     assert (labels.kind, labels.names) == ("multilabel", ("stroke", "fall"))
     assert labels.values.tolist() == [[1, 0], [0, 1], [1, 0]]
     assert labels.subject_ids.tolist() == [A, A, B] and (labels.prediction_times == days(1, 5, 2)).all()
-    assert [line for line in said if "1 of 4 rows have no label in every other file" in line]
-    assert [line for line in said if "2 of 5 rows have no label in every other file" in line]
+    assert [line for line in messages if "1 of 4 rows have no label in every other file" in line]
+    assert [line for line in messages if "2 of 5 rows have no label in every other file" in line]
 
 
+@pytest.mark.usefixtures("no_messages")
 def test_survival_labels(tmp_path):
-    labels = read_labels([write_survival(tmp_path, [(A, 1, 1.25, True), (B, 2, 12, False)])], silent)
+    labels = read_labels([write_survival(tmp_path, [(A, 1, 1.25, True), (B, 2, 12, False)])])
     assert (labels.kind, labels.names) == ("survival", ("event",))
     assert labels.days.tolist() == [0.25, 10] and labels.events.tolist() == [1, 0] and labels.values.shape == (2, 0)
 
 
+@pytest.mark.usefixtures("no_messages")
 def test_causes_are_numbered_by_name(tmp_path):
     rows = [(A, 1, 2, "stroke"), (A, 2, 3, None), (B, 2, 4, "death")]
-    labels = read_labels([write_survival(tmp_path, rows, pl.String)], silent)
+    labels = read_labels([write_survival(tmp_path, rows, pl.String)])
     assert labels.names == ("death", "stroke") and labels.events.tolist() == [2, 0, 1]
     assert labels.events.dtype == np.int32
     part = labels.take(labels.events > 0)
     assert part.days.tolist() == [1, 2] and part.subject_ids.tolist() == [A, B] and part.names == labels.names
 
 
-def test_unsorted_and_repeated_rows_are_counted(tmp_path):
-    said = []
+def test_unsorted_and_repeated_rows_are_counted(tmp_path, messages):
     shuffled = [ROWS[2], ROWS[1], ROWS[0], ROWS[1]]
-    labels = read_labels([write(tmp_path, "stroke", shuffled)], said.append)
+    labels = read_labels([write(tmp_path, "stroke", shuffled)])
     assert labels.subject_ids.tolist() == [A, A, B] and labels.values[:, 0].tolist() == [1, 0, 1]
-    assert len(said) == 2 and "2 of 4 rows were out of order" in said[0] and "1 of 4 rows repeat" in said[1]
-    assert not any(str(subject) in line for line in said for subject in SUBJECTS)
+    assert len(messages) == 2 and "2 of 4 rows were out of order" in messages[0] and "1 of 4 rows repeat" in messages[1]
+    assert not any(str(subject) in line for line in messages for subject in SUBJECTS)
 
 
 def refused(file: Path | list[Path], *parts: str) -> None:
     with pytest.raises(ValueError) as error:
-        read_labels(file if isinstance(file, list) else [file], lambda line: None)
+        read_labels(file if isinstance(file, list) else [file])
     assert_clear(error, *parts)
 
 

@@ -214,7 +214,7 @@ GROUPED_DRAWS = 300
 
 @functools.cache
 def grouped_draws(masking, rate=0.3, mask_values=True):
-    """Returns what was hidden: (draws, B, L) bool, and the batches with some codes hidden."""
+    """Returns what was hidden: (draws, B, L) bool, and the batches with some codes masked."""
     config = tiny.objective_config(mask_rate=rate, masking=masking, mask_values=mask_values)
     has_value = np.arange(tiny.VOCAB_SIZE) % 3 == 0
     objective = mlm.make_objective(scores_as_model(), config, has_value, mlm.EVALUATION)

@@ -270,7 +270,7 @@ def test_next_visits_beat_counting_and_repeating(next_visit):
 
 @pytest.fixture(scope="module")
 def masked():
-    """Posteriors at visits with masks, their hidden codes, and the visits."""
+    """Posteriors at visits with masks, their masked codes, and the visits."""
     some = select(PATIENTS, np.arange(400))
     hidden = some.codes & (np.random.default_rng(0).random(some.codes.shape) < 0.15)
     found = oracle.masked_probabilities(WORLD, some, hidden)
@@ -357,7 +357,7 @@ def test_bad_arguments():
     assert_clear(error, "targets: found no code")
     with pytest.raises(ValueError) as error:
         oracle.masked_probabilities(WORLD, PATIENTS, ~PATIENTS.codes)
-    assert_clear(error, "hidden: holds codes that are not in histories.codes")
+    assert_clear(error, "is_masked: holds codes that are not in histories.codes")
 
 
 # Files.

@@ -117,7 +117,7 @@ def test_parameters_alone_are_not_trained_on(saved):
     assert checkpoints.best() == (3, {workdir.TUNING_LOSS: 1.5})
     like = TrainState(jax.numpy.int32(0), behrt_jax.load(saved).params, {"m": jax.numpy.zeros(2)})
     with pytest.raises(ValueError, match="none of the checkpoints"):
-        checkpoints.restore_newest(like, warn=lambda line: None)
+        checkpoints.restore_newest(like)
     checkpoints.close()
 
 

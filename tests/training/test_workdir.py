@@ -253,11 +253,10 @@ def test_a_run_whose_inputs_changed_is_refused(tmp_path):
         workdir.open_workdir(tmp_path, *run_of(config()), vocabulary(), changed)
 
 
-def test_a_workdir_from_before_digests_goes_on_and_says_that_nothing_was_compared(tmp_path):
+def test_a_workdir_from_before_digests_goes_on_and_says_that_nothing_was_compared(tmp_path, messages):
     workdir.open_workdir(tmp_path, *run_of(config()), vocabulary())
-    said = []
-    assert workdir.open_workdir(tmp_path, *run_of(config()), vocabulary(), {"data.path": "1"}, said.append)
-    assert said == [
+    assert workdir.open_workdir(tmp_path, *run_of(config()), vocabulary(), {"data.path": "1"})
+    assert messages == [
         f"{tmp_path}: has no digest of data.path, as older runs; whether they changed is not checked",
     ]
     assert not (tmp_path / workdir.DIGESTS_FILE).exists()  # it would vouch for what nobody checked
@@ -298,6 +297,14 @@ def test_keys_of_older_runs_are_read_under_their_names_of_today():
         },
     }
     assert set(config_file.rename_keys({"objective": {"query_times": "after_visits"}})) == {"objective"}
+
+
+@pytest.mark.parametrize(("rank", "lora"), [(4, {"rank": 4, "alpha": 6.0}), (0, {"rank": 0})])
+def test_an_older_scale_of_lora_is_alpha_over_rank_now(rank, lora):
+    found = config_file.rename_keys({"lora": {"rank": rank, "scale": 1.5}})
+    assert found == {"lora": lora}
+    settings = recipe.LoRAConfig(**found["lora"])
+    assert settings.scale == 1.5 if rank else settings == recipe.LoRAConfig()
 
 
 @pytest.mark.parametrize(
