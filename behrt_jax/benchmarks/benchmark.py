@@ -10,7 +10,7 @@ import jax
 from behrt_jax.benchmarks import contestants, report, rounds, workload
 from behrt_jax.benchmarks.workload import Workload
 
-WHAT = ("step", "memory", "inference", "startup")
+WHAT = ("step", "memory", "inference", "embed", "startup")
 
 
 def benchmark(
