@@ -15,8 +15,7 @@ import jax
 from behrt_jax.benchmarks import worker
 
 ROOT = Path(__file__).parents[2]
-OWN = "behrt_jax/benchmarks/train_step.py"
-EMBEDDING = "behrt_jax/benchmarks/embedding.py"
+OWN = {"embed": "embedding.py", "startup": "startup.py"}  # files of the contestants of this library
 
 
 class Contestant(NamedTuple):
@@ -67,7 +66,7 @@ def choose(
     Raises:
       ValueError: no such peer or checkout, or peers are to embed patients.
     """
-    own = EMBEDDING if what == "embed" else OWN
+    own = f"behrt_jax/benchmarks/{OWN.get(what, 'train_step.py')}"
     contestants = [Contestant("this checkout", ROOT / own, ROOT, sys.executable)]
     if peers and what == "embed":
         raise ValueError(f"--peers: found {', '.join(peers)}; peers do not embed data sets; use --what=inference")
