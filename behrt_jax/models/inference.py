@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -16,7 +16,7 @@ def limit_rows(batch_size: int) -> int:
     return min(batch_size, CPU_ROWS) if jax.default_backend() == "cpu" else batch_size
 
 
-def fetch(batches: Iterable[tuple[Host, jax.Array]]) -> Iterator[tuple[Host, jax.Array]]:
+def fetch(batches: Iterable[tuple[Host, Any]]) -> Iterator[tuple[Host, Any]]:
     """Yields pairs of host data and results, in order, with the results as numpy arrays.
 
     JAX returns a result before it is computed. The next `AHEAD` pairs are taken before waiting for one, so that a
