@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from behrt_jax.interpret import attribution, counterfactuals
 from behrt_jax.models.behrt import BEHRT, count_parameters, encode
 from behrt_jax.models.classification import BEHRTForSequenceClassification
 from behrt_jax.models.config import BEHRTConfig
@@ -26,12 +25,13 @@ from behrt_jax.models.embeddings import (
     VisitEmbedding,
 )
 from behrt_jax.models.pretraining import BEHRTForMLM, BEHRTForNextVisitPrediction
-from behrt_jax.workflows.load import load
 
 if TYPE_CHECKING:
+    from behrt_jax.interpret import attribution, counterfactuals
     from behrt_jax.workflows.embed import embed
     from behrt_jax.workflows.evaluate import evaluate
     from behrt_jax.workflows.finetune import finetune
+    from behrt_jax.workflows.load import load
     from behrt_jax.workflows.predict import predict
     from behrt_jax.workflows.pretrain import pretrain
     from behrt_jax.workflows.report import write_report
@@ -91,12 +91,14 @@ if not _logger.handlers:
     _logger.setLevel(_logger.level or logging.INFO)
     _logger.propagate = False
 
-_WORKFLOWS = {name: name for name in ("embed", "evaluate", "finetune", "predict", "pretrain")}
+_WORKFLOWS = {name: name for name in ("embed", "evaluate", "finetune", "load", "predict", "pretrain")}
 _WORKFLOWS["write_report"] = "report"
 
 
 def __getattr__(name: str):
-    """Imports a workflow when it is first used: each needs more libraries than a model does."""
+    """Imports a workflow or a module of `interpret` at first use: each needs more libraries than a model does."""
+    if name in ("attribution", "counterfactuals"):
+        return importlib.import_module(f"behrt_jax.interpret.{name}")
     if name not in _WORKFLOWS:
         raise AttributeError(f"module 'behrt_jax' has no attribute '{name}'")
     return getattr(importlib.import_module(f"behrt_jax.workflows.{_WORKFLOWS[name]}"), name)

@@ -117,7 +117,7 @@ def _model() -> config_dict.ConfigDict:
     config.encoder = "transformer"  # or: lstm
     config.pooling = "mean"  # from tokens to the patient, in heads for patients; or: cls, last, max, attention
     config.dropout = 0.0
-    config.dtype = "float32"  # of matrix products; bfloat16 is for GPUs
+    config.dtype = "float32"  # of matrix products; or: bfloat16, auto (bfloat16 where the device multiplies it)
     return config
 
 

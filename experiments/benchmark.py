@@ -1,6 +1,6 @@
 """Measures the speed of this library beside PyTorch peers and other checkouts, in interleaved rounds of one call.
 
-python -m experiments.benchmark [--what=step|memory|inference|startup] [--tier=small] [--vocabulary=1000]
+python -m experiments.benchmark [--what=step|memory|inference|embed|startup] [--tier=small] [--vocabulary=1000]
   [--row_length=256] [--peers=reference,strong,hf] [--peer_python=PATH] [--against=CHECKOUT] [--rounds=5] [--steps=5]
   [--least_ratio=1.2] [--output=DIR]
 
@@ -25,14 +25,14 @@ def main() -> None:
     work = Workload(
         FLAGS.what, FLAGS.tier, FLAGS.vocabulary, FLAGS.row_length, FLAGS.rows, FLAGS.dropout, FLAGS.threads
     )
-    chosen = contestants.choose(PEERS, FLAGS.peers, FLAGS.against, FLAGS.peer_python)
+    chosen = contestants.choose(PEERS, FLAGS.peers, FLAGS.against, FLAGS.peer_python, FLAGS.what)
     options = {"num_rounds": FLAGS.rounds, "steps": FLAGS.steps, "least_ratio": FLAGS.least_ratio}
     benchmark(work, chosen, Path(FLAGS.output), prepared_dir=FLAGS.prepared_dir, **options)
 
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
-    flags.DEFINE_enum("what", "step", WHAT, "step and memory train, inference embeds, startup starts processes.")
+    flags.DEFINE_enum("what", "step", WHAT, "step and memory train, inference and embed embed, startup starts.")
     flags.DEFINE_enum("tier", "small", TIERS, "The recipe.")
     flags.DEFINE_integer("vocabulary", 1000, "Rows of the code table.")
     flags.DEFINE_integer("row_length", 256, "Tokens per packed row.")

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "interpret": CORE | {"objectives", "simulation", "training", "finetuning", "evaluation"},
     "report": CORE | {"embeddings", "training", "evaluation", "exploration", "plots"},
     "publishing": CORE | {"objectives", "training", "evaluation"},
-    "benchmarks": CORE | {"objectives", "training"},
+    "benchmarks": CORE | {"objectives", "embeddings", "training", "workflows"},
     "recipes": set(),
 }
 DOOR = {f"workflows/{name}.py" for name in ("pretrain", "finetune", "load")}

@@ -12,7 +12,7 @@ from behrt_jax.benchmarks import contestants, report, rounds, workload
 from behrt_jax.benchmarks.workload import Workload
 
 logger = logging.getLogger(__name__)
-WHAT = ("step", "memory", "inference", "startup")
+WHAT = ("step", "memory", "inference", "embed", "startup")
 
 
 def benchmark(

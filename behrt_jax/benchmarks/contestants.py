@@ -15,7 +15,7 @@ import jax
 from behrt_jax.benchmarks import worker
 
 ROOT = Path(__file__).parents[2]
-OWN = "behrt_jax/benchmarks/train_step.py"
+OWN = {"embed": "embedding.py", "startup": "startup.py"}  # files of the contestants of this library
 
 
 class Contestant(NamedTuple):
@@ -51,7 +51,9 @@ class Process(NamedTuple):
     start_seconds: float = 0.0
 
 
-def choose(peer_folder: Path, peers: list[str], against: str = "", peer_python: str = "") -> list[Contestant]:
+def choose(
+    peer_folder: Path, peers: list[str], against: str = "", peer_python: str = "", what: str = "step"
+) -> list[Contestant]:
     """Lists the contestants of a benchmark, this checkout first.
 
     Args:
@@ -59,16 +61,20 @@ def choose(peer_folder: Path, peers: list[str], against: str = "", peer_python: 
       peers: names of peers.
       against: another checkout of this library, or empty.
       peer_python: the interpreter of peers; this one if empty.
+      what: as in `Workload`.
 
     Raises:
-      ValueError: no such peer or checkout.
+      ValueError: no such peer or checkout, or peers are to embed patients.
     """
-    contestants = [Contestant("this checkout", ROOT / OWN, ROOT, sys.executable)]
+    own = f"behrt_jax/benchmarks/{OWN.get(what, 'train_step.py')}"
+    contestants = [Contestant("this checkout", ROOT / own, ROOT, sys.executable)]
+    if peers and what == "embed":
+        raise ValueError(f"--peers: found {', '.join(peers)}; peers do not embed data sets; use --what=inference")
     if against:
         root = Path(against).resolve()
         if not (root / "behrt_jax" / "training" / "loop.py").is_file():
             raise ValueError(f"--against={against}: expected a checkout of behrt_jax, with behrt_jax/training/loop.py")
-        file = root / OWN if (root / OWN).is_file() else ROOT / OWN
+        file = root / own if (root / own).is_file() else ROOT / own
         contestants.append(Contestant(root.name, file, root, sys.executable))
     known = sorted(file.stem for file in peer_folder.glob("*.py") if not file.stem.startswith("_"))
     for name in peers:

@@ -18,6 +18,11 @@ class Device(NamedTuple):
     bfloat16: float
     memory: float
 
+    @property
+    def fastest_dtype(self) -> str:
+        """The dtype of `model.dtype="auto"` on this device."""
+        return "bfloat16" if self.bfloat16 > self.float32 else "float32"
+
 
 # NVIDIA data sheets (dense figures, without sparsity): A40 of 2021, A100 80GB SXM of 2021, H100 SXM of 2023, H200 SXM
 # of 2024. Apple states 2.6 TFLOP/s for the GPU of the M1, whose memory is that of the machine: 16 GB are assumed, and

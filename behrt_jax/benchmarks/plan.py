@@ -12,6 +12,7 @@ import numpy as np
 from behrt_jax.benchmarks import step_cost
 from behrt_jax.benchmarks.devices import DEVICES
 from behrt_jax.benchmarks.step_cost import StepCost
+from behrt_jax.training import precision
 from behrt_jax.training.recipe import PretrainingRecipe, read_recipe
 
 logger = logging.getLogger(__name__)
@@ -177,7 +178,9 @@ def write_plan(
     Raises:
       ValueError: the recipe is not one of pre-training, or as in `plan`.
     """
-    recipe = read_recipe(values)
+    found = DEVICES.get(device)
+    fastest = precision.fastest_dtype(jax.devices()[0]) if found is None else found.fastest_dtype
+    recipe = read_recipe(precision.resolve_dtype(values, fastest))
     if not isinstance(recipe, PretrainingRecipe):
         raise ValueError(f"recipe: is of {recipe.kind}; expected one of pre-training, such as configs/small.py")
     result = plan(recipe, data, device, utilisation)

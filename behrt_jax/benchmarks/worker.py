@@ -42,7 +42,7 @@ def limit_threads(threads: int) -> None:
 
 def start(file: Path, folder: Path) -> tuple[dict, list[dict]]:
     """Starts the contestant of a file; returns its functions and the batches."""
-    settings = json.loads((folder / SETTINGS_FILE).read_text())
+    settings = {**json.loads((folder / SETTINGS_FILE).read_text()), "folder": str(folder)}
     limit_threads(settings["threads"])
     spec = importlib.util.spec_from_file_location("contestant", file)
     module = importlib.util.module_from_spec(spec)  # pyright: ignore

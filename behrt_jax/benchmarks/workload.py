@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from behrt_jax.benchmarks import worker
+from behrt_jax.benchmarks import embedding, worker
+from behrt_jax.data.dataset import Patients
 from behrt_jax.data.vocabulary import Vocabulary
 from behrt_jax.training import pretraining
 
@@ -21,7 +22,7 @@ class Workload:
     """The work of one benchmark.
 
     Attributes:
-      what: `step`, `memory` and `startup` train; `inference` embeds patients.
+      what: `step`, `memory` and `startup` train; `inference` embeds the patients of a batch, `embed` those of train.
       tier: the recipe: small, medium or large.
       vocabulary: V; rows of the code table. At least the fitted vocabulary of the data.
       row_length: L, tokens per packed row.
@@ -71,7 +72,7 @@ def write(workload: Workload, folder: Path, prepared_dir: str, data: str = "") -
     recipe.data.prepared_dir, recipe.data.row_length = prepared_dir, workload.row_length
     recipe.data.path = data or recipe.data.path
     recipe.train.batch_size = workload.rows or recipe.train.batch_size
-    batches, vocabulary = make_batches(recipe, workload.num_batches)
+    batches, vocabulary, train = make_batches(recipe, workload.num_batches)
     if workload.vocabulary < len(vocabulary):
         raise ValueError(
             f"--vocabulary: found {workload.vocabulary}; expected {len(vocabulary)} or more, the codes of the data"
@@ -89,11 +90,13 @@ def write(workload: Workload, folder: Path, prepared_dir: str, data: str = "") -
     (folder / worker.SETTINGS_FILE).write_text(json.dumps(settings, indent=1))
     columns: dict = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
     np.savez(folder / worker.BATCHES_FILE, **columns)
+    if workload.what == "embed":
+        np.savez(folder / embedding.PATIENTS_FILE, **dataclasses.asdict(train))
     return settings
 
 
-def make_batches(recipe, number: int) -> tuple[list[dict], Vocabulary]:
-    """Prepares the data of a recipe; returns its first training batches and its vocabulary."""
+def make_batches(recipe, number: int) -> tuple[list[dict], Vocabulary, Patients]:
+    """Prepares the data of a recipe; returns its first training batches, its vocabulary and its train patients."""
     run = pretraining.setup(recipe)
     columns = pretraining.training_columns(run.task, run.train, 0)
-    return [next(columns) for _ in range(number)], run.prepared.vocabulary
+    return [next(columns) for _ in range(number)], run.prepared.vocabulary, run.train

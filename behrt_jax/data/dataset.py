@@ -151,7 +151,7 @@ def take(patients: Patients, chosen: np.ndarray) -> Patients:
     return gather(patients, chosen, sizes[chosen], np.repeat(chosen, sizes))
 
 
-def gather(patients: Patients, rows: np.ndarray | slice, sizes: np.ndarray, tokens: np.ndarray) -> Patients:
+def gather(patients: Patients, rows: np.ndarray | slice, sizes: np.ndarray, tokens: np.ndarray | slice) -> Patients:
     """Returns a history for each of the M patients in `rows`, with the next of the (T,) `tokens`, (M,) `sizes` each."""
     subjects = {name: getattr(patients, name)[rows] for name in ("subject_ids", "has_birth", "origins")}
     columns = {name: getattr(patients, name)[tokens] for name in TOKEN_FIELDS}

@@ -11,6 +11,7 @@ from behrt_jax.data import batches, dataset
 from behrt_jax.data import windows as data_windows
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
+from behrt_jax.models import inference
 from behrt_jax.models import inputs as models_inputs
 from behrt_jax.models import pooling as pools
 from behrt_jax.models.inputs import model_arguments
@@ -39,7 +40,7 @@ def embed(
       model: the run's model.
       params: its parameters.
       patients: M patients, or histories.
-      batch_size: rows per batch.
+      batch_size: rows per batch; fewer on a CPU, where `inference.limit_rows` is faster.
       windows: windows of the patients, as from `windows.windows_until`; each patient's newest if not given. Embeddings
         of several windows of a patient are averaged, weighted by the number or the total weight of their tokens.
       poolings: see `BEHRT.get_patient_embedding`; or those of `token_weights`, weighted means of the states.
@@ -50,23 +51,24 @@ def embed(
       (M, D) float32, by pooling.
     """
     index = data_windows.index_visits(patients, config.row_length, config.use_sep)
-    epoch = batches.evaluation_epoch(index, windows)
+    epoch, batch_size = batches.evaluation_epoch(index, windows), inference.limit_rows(batch_size)
     num_slots = int(np.diff(epoch.plan.offsets).max(initial=1))
     num_slots += -num_slots % SLOTS
     rarity = code_rarity(vocabulary) if vocabulary is not None else np.zeros(model.config.vocab_size, np.float32)
-    sums = {name: np.zeros((len(patients), model.config.hidden_dim + 1), np.float32) for name in poolings}
-    for number in range(epoch.num_batches(batch_size)):
+
+    def dispatch(number: int):
         batch = batches.batch_of(patients, index, epoch, number, batch_size)
-        rows, slots = np.nonzero(batch["patient_index"] >= 0)
-        weights = token_weights(batch, index, rarity)
-        arguments = (
-            models_inputs.device_columns(batch),
-            {name: weights[name] for name in poolings if name in WEIGHTED},
-        )
-        pooled = _pool(model, params, *arguments, poolings=tuple(poolings), most=num_slots)
-        for name, (values, weights) in jax.device_get(pooled).items():
+        weights = token_weights(batch, index, rarity) if set(poolings) & set(WEIGHTED) else {}
+        weights = {name: weights[name] for name in poolings if name in WEIGHTED}
+        columns = models_inputs.device_columns(batch)
+        return batch["patient_index"], _pool(model, params, columns, weights, tuple(poolings), num_slots)
+
+    sums = {name: np.zeros((len(patients), model.config.hidden_dim + 1), np.float32) for name in poolings}
+    for patient_index, pooled in inference.fetch(map(dispatch, range(epoch.num_batches(batch_size)))):
+        rows, slots = np.nonzero(patient_index >= 0)
+        for name, (values, weights) in pooled.items():
             parts = np.concatenate([values * weights[..., None], weights[..., None]], axis=-1)[rows, slots]
-            np.add.at(sums[name], batch["patient_index"][rows, slots], parts)
+            np.add.at(sums[name], patient_index[rows, slots], parts)
         advance()
     return {
         name: pooled[:, :-1] / np.maximum(pooled[:, -1:], np.finfo(np.float32).tiny) for name, pooled in sums.items()

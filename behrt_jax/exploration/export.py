@@ -21,11 +21,12 @@ def split_frames(
     found: workdir.LoadedRun, patients: dataset.Patients, split: str, at, lives, pooling: str, whole: bool
 ):
     """Yields for each chunk of a split's patients: a table of embeddings, its size, and exclusions by reason."""
-    recipe, tokens = found.recipe, found.vocabulary.tokens
+    recipe = found.recipe
     rows = (recipe.data.row_length, has_prediction_token(recipe), whole)
-    places = np.arange(len(patients))
     for start in range(0, len(patients), CHUNK):
-        chunk = dataset.take(patients, (places >= start) & (places < start + CHUNK))
+        offsets = patients.offsets[start : start + CHUNK + 1]
+        part, tokens = slice(start, start + CHUNK), slice(offsets[0], offsets[-1])
+        chunk = dataset.gather(patients, part, np.diff(offsets), tokens)  # `take` would read all patients each time
         snapshot, left_out = snapshots.take_snapshot(chunk, at, lives, *rows)
         windows = snapshots.windows_of(recipe.data, snapshot.model_inputs, whole)
         size = recipe.evaluation.batch_size
@@ -35,7 +36,7 @@ def split_frames(
             if len(snapshot.model_inputs)
             else np.zeros((0, recipe.model.hidden_dim), np.float32)
         )
-        sex = pl.Series(sexes(snapshot.histories, tokens).tolist(), dtype=pl.String)
+        sex = pl.Series(sexes(snapshot.histories, found.vocabulary.tokens).tolist(), dtype=pl.String)
         columns = {
             "subject_id": snapshot.model_inputs.subject_ids,
             "time": snapshot.times,

@@ -11,7 +11,7 @@ from behrt_jax.data import batches, dataset
 from behrt_jax.data import histories as data_histories
 from behrt_jax.data.sexes import sexes
 from behrt_jax.labels.labels import Labels
-from behrt_jax.models import inputs
+from behrt_jax.models import inference, inputs
 from behrt_jax.training.recipe import FinetuningRecipe, HistoryConfig
 
 logger = logging.getLogger(__name__)
@@ -133,8 +133,13 @@ def read_each(
 ) -> np.ndarray:
     """Applies a function from a batch to (B, P, width) to all labelled histories; returns (M, width) float32."""
     outputs = np.zeros((len(found.labels), width), np.float32)
-    for batch in evaluation_batches(recipe, found):
-        rows, slots = np.nonzero(batch["patient_index"] >= 0)
-        values = np.asarray(read(inputs.device_columns(batch)))
-        outputs[batch["patient_index"][rows, slots]] = values[rows, slots]
+    size = inference.limit_rows(recipe.evaluation.batch_size)
+    stream = batches.evaluation_batches(found.model_inputs, recipe.data.row_length, size, recipe.data.use_sep)
+
+    def dispatch(batch: dict[str, np.ndarray]):
+        return batch["patient_index"], read(inputs.device_columns(add_labels(batch, found)))
+
+    for index, values in inference.fetch(map(dispatch, stream)):
+        rows, slots = np.nonzero(index >= 0)
+        outputs[index[rows, slots]] = values[rows, slots]
     return outputs

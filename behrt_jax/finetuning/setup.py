@@ -25,7 +25,7 @@ from behrt_jax.objectives.base import Objective
 from behrt_jax.objectives.classification import ClassificationConfig
 from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.regression.code_regression import CodeRegression
-from behrt_jax.training import workdir
+from behrt_jax.training import precision, workdir
 from behrt_jax.training.optimizer import layer_lr_scales, stop_frozen_gradients
 from behrt_jax.training.recipe import Facts, FinetuningRecipe, read_recipe, with_facts
 
@@ -62,7 +62,7 @@ class FinetuningTask(NamedTuple):
 
 def read(values: dict[str, Any]) -> FinetuningRecipe:
     """Reads a recipe's values; raises a ValueError if it is not one of fine-tuning, or its keys do not agree."""
-    recipe = read_recipe(values)
+    recipe = read_recipe(precision.resolve_dtype(values, precision.fastest_dtype(jax.devices()[0])))
     if not isinstance(recipe, FinetuningRecipe):
         raise ValueError("recipe: is of pre-training; expected configs/classification.py or configs/survival.py")
     if recipe.add_codes and not recipe.pretrained:

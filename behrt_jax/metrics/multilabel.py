@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from behrt_jax.metrics.bootstrap import Estimate, divide, resamples
 
@@ -118,9 +117,34 @@ def _dense(targets) -> np.ndarray:
 
 def _curve(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns precision, recall and threshold at the distinct scores of targets, ascending."""
-    precision, recall, cuts = precision_recall_curve(targets.ravel(), scores.ravel())
-    is_hit = recall[:-1] > recall[1:]
-    return precision[:-1][is_hit], recall[:-1][is_hit], cuts[is_hit]
+    cuts, hits, cells = _count_from(np.sort(scores, axis=None), np.sort(scores[targets]))
+    return hits / cells, hits / hits[:1], cuts
+
+
+def _count_from(scores: np.ndarray, hits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the distinct scores of hits, ascending, and the numbers of hits and of scores at or above each.
+
+    Both arguments are 1-D and ascending.
+    """
+    cuts, first = np.unique(hits, return_index=True)
+    return cuts, len(hits) - first, len(scores) - np.searchsorted(scores, cuts)
+
+
+def _exact(scores: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
+    """Computes the average precision and the AUROC of (N,) scores; NaN where undefined.
+
+    Both need the scores once in order; scikit-learn sorts for each, and checks its inputs for longer than that.
+    """
+    ordered = np.sort(scores)
+    cuts, hits, cells = _count_from(ordered, np.sort(scores[targets]))
+    hits_here = -np.diff(hits, append=0)
+    others_here = np.searchsorted(ordered, cuts, "right") - np.searchsorted(ordered, cuts) - hits_here
+    num_hits = hits_here.sum()
+    num_others = len(scores) - num_hits
+    others_below = num_others - (cells - hits)
+    average_precision = divide((hits_here * hits / cells).sum(), num_hits)
+    auroc = divide((hits_here * (others_below + others_here / 2)).sum(), num_hits * num_others)
+    return float(average_precision), float(auroc)
 
 
 def _ratios(probabilities, targets, seen, owners, weights, threshold) -> dict[str, Estimate | None]:
@@ -164,7 +188,7 @@ def _micro_average_precision(probabilities, targets, cells, owners, weights) -> 
     edges = np.unique(np.concatenate([_spread(positives, MICRO_QUANTILES), positives[-MICRO_TOP:]]))
     histograms = _count(np.repeat(owners, cells.sum(axis=1)), scores, hits, edges, weights)
     patients = len(np.unique(owners[(targets & cells).any(axis=1)]))
-    return _estimate(_binned(*histograms)[0], average_precision_score(hits, scores), len(positives), patients)
+    return _estimate(_binned(*histograms)[0], _exact(scores, hits)[0], len(positives), patients)
 
 
 def _means_over_codes(probabilities, targets, owners, weights, threshold) -> dict[str, Estimate | None]:
@@ -197,8 +221,7 @@ def _measure_code(column, wanted, owners, weights, threshold) -> tuple[np.ndarra
     cut = np.searchsorted(edges, threshold, side="right")
     f1 = divide(2 * hits[:, cut:].sum(axis=1), totals[:, cut:].sum(axis=1) + hits.sum(axis=1))
     f1 = np.where(hits.any(axis=1), f1, np.nan)
-    exact_area = np.nan if wanted.all() else roc_auc_score(wanted, column)
-    return np.stack([precision, area, f1]), np.array([average_precision_score(wanted, column), exact_area, f1[0]])
+    return np.stack([precision, area, f1]), np.array([*_exact(column, wanted), f1[0]])
 
 
 def _count(owners, scores, hits, edges, weights) -> list[np.ndarray]:

@@ -1,5 +1,6 @@
 """BEHRT: embeddings and encoder, the base class of models with a head, and `encode` for any of these models."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -165,8 +166,21 @@ class BEHRTWithHead(nn.Module):
         return self.behrt.get_patient_embedding(codes, ages, visit_ids, attention_mask, **arguments)
 
 
-def encode(model, params, codes, ages, visit_ids, attention_mask, *, capture_attention: bool = False, **columns) -> Any:
+def encode(
+    model,
+    params,
+    codes,
+    ages,
+    visit_ids,
+    attention_mask,
+    *,
+    capture_attention: bool = False,
+    causal: bool | None = None,
+    **columns,
+) -> Any:
     """Encodes tokens with any of the models; optionally returns the attention weights of every layer and head.
+
+    Compiled once for each model and shape.
 
     Args:
       model: a `BEHRT`, or a model with a head.
@@ -176,6 +190,7 @@ def encode(model, params, codes, ages, visit_ids, attention_mask, *, capture_att
       visit_ids: (B, L).
       attention_mask: (B, L).
       capture_attention: whether to return the attention weights as well.
+      causal: as in `BEHRT.__call__`.
       **columns: `positions`, `time_deltas`, `dates`, `time_ranks`.
 
     Returns:
@@ -183,15 +198,23 @@ def encode(model, params, codes, ages, visit_ids, attention_mask, *, capture_att
       (second-to-last axis) to the key.
 
     Raises:
-      ValueError: attention weights of an LSTM are requested.
+      ValueError: see `inputs.check_inputs`; or attention weights of an LSTM are requested.
     """
-    method = "__call__" if isinstance(model, BEHRT) else "encode"
-    arguments = (params, codes, ages, visit_ids, attention_mask)
-    if not capture_attention:
-        return model.apply(*arguments, **columns, method=method)
-    if model.config.encoder == "lstm":
+    if capture_attention and model.config.encoder == "lstm":
         raise ValueError("capture_attention: model.encoder='lstm' has no attention")
-    hidden, state = model.apply(*arguments, **columns, method=method, mutable=["intermediates"])
+    columns |= {"ages": ages, "visit_ids": visit_ids, "attention_mask": attention_mask}
+    check_inputs(model.config, codes, **{"positions": None, **columns})  # here, as values are not known while tracing
+    return _encode(model, params, {"codes": codes, **columns}, capture_attention, causal)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "capture_attention", "causal"))
+def _encode(model, params, columns: dict, capture_attention: bool, causal: bool | None):
+    """Computes what `encode` returns."""
+    apply = functools.partial(model.apply, params, **columns, causal=causal)
+    method = "__call__" if isinstance(model, BEHRT) else "encode"
+    if not capture_attention:
+        return apply(method=method)
+    hidden, state = apply(method=method, mutable=["intermediates"])
     intermediates: dict[tuple[str, ...], Any] = flatten_dict(state["intermediates"])
     weights = {path: values[0] for path, values in intermediates.items() if path[-1] == "weights"}
     paths = sorted(weights, key=lambda path: int(path[-3].removeprefix("block_")))

@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 
 from behrt_jax.objectives.base import Objective, apply_model
 
@@ -129,9 +128,11 @@ def score_patients(model, params, batch: dict[str, jax.Array], dropout_key: jax.
 
 def probabilities(logits: np.ndarray, kind: str) -> np.ndarray:
     """Maps (..., K) logits to probabilities: (...) for a `binary` outcome, else (..., K)."""
+    from scipy.special import expit, softmax  # here, as pre-training needs neither, and their import takes long
+
     if kind == "multi_class":
-        return scipy.special.softmax(logits, axis=-1)
-    return scipy.special.expit(logits[..., 0] if kind == "binary" else logits)
+        return softmax(logits, axis=-1)
+    return expit(logits[..., 0] if kind == "binary" else logits)
 
 
 def initial_bias(targets: np.ndarray, kind: str, num_classes: int = 2) -> np.ndarray:

@@ -10,8 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from behrt_jax.training.state import TrainState
 
@@ -29,28 +27,35 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, metric: str):
-        """Opens the folder, or creates it."""
+        """Remembers the folder."""
         self.folder, self.metric = Path(folder).resolve(), metric
-        for name in ("absl", "asyncio"):  # Orbax logs every file, and raises the errors it logs
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        _quiet_threads()
+
+    @functools.cached_property
+    def _manager(self):
+        """Opens the folder, or creates it, at first use: training starts before Orbax is imported."""
+        from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+        ocp = _import_orbax()
         policies = [
             preservation_policy.LatestN(NEWEST_KEPT),
             preservation_policy.BestN(
-                get_metric_fn=lambda metrics: metrics[metric], reverse=True, n=1, keep_checkpoints_without_metrics=False
+                get_metric_fn=lambda metrics: metrics[self.metric],
+                reverse=True,
+                n=1,
+                keep_checkpoints_without_metrics=False,
             ),
         ]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-            best_fn=lambda metrics: metrics[metric],
+            best_fn=lambda metrics: metrics[self.metric],
             best_mode="min",
             enable_async_checkpointing=False,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        return ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
+        return sorted(self._manager.all_steps()) if self.folder.exists() else []
 
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Saves a state under its step, with its tuning metrics, if any.
@@ -63,6 +68,7 @@ class Checkpoints:
         parts = {"params": state.params}
         if state.opt_state is not None:
             parts["rest"] = {"step": state.step, "opt_state": state.opt_state}
+        ocp = _import_orbax()
         items = ocp.args.Composite(**{name: ocp.args.StandardSave(part) for name, part in parts.items()})
         step = int(state.step)
         try:
@@ -122,7 +128,7 @@ class Checkpoints:
         return checkpoint and checkpoint["params"]
 
     def _restore(self, steps: list[int], like: dict) -> Any | None:
-        target = jax.tree.map(_placed, like)
+        target, ocp = jax.tree.map(_placed, like), _import_orbax()
         items = ocp.args.Composite(**{name: ocp.args.StandardRestore(item) for name, item in target.items()})
         for step in steps:
             damage = self._find_damage(step)
@@ -161,7 +167,7 @@ class Checkpoints:
     def _stored_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         """Returns the shape of each parameter from the checkpoint's metadata; empty if that is damaged too."""
         try:
-            with ocp.StandardCheckpointer() as reader:
+            with _import_orbax().StandardCheckpointer() as reader:
                 metadata = reader.metadata(self.folder / str(step) / "params")
         except Exception:  # as in `_restore`
             return {}
@@ -174,7 +180,17 @@ class Checkpoints:
         self._manager.close()
 
 
-@functools.cache  # once a process
+@functools.cache
+def _import_orbax():
+    """Imports Orbax, and silences its logs: it logs every file, and raises the errors it logs."""
+    import orbax.checkpoint
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _quiet_threads()
+    return orbax.checkpoint
+
+
 def _quiet_threads() -> None:
     """Hides the output of Orbax threads about errors that Orbax also raises in the caller's thread."""
     show_thread, show_ignored = threading.excepthook, sys.unraisablehook

@@ -91,7 +91,7 @@ def fit(recipe: Recipe, folder, objective, optimizer, current, columns, evaluate
     train_config = recipe.train
     train_step = loop.make_train_step(objective, optimizer, recipe.seed, train_config.accumulate_steps)
     start_step = int(current.step)
-    (folder / MACHINE_FILE).write_text(json.dumps(describe_machine()))
+    (folder / MACHINE_FILE).write_text(json.dumps(describe_machine(recipe.model.dtype)))
     log_file = metrics_writer.MetricsWriter(folder, start_step)
 
     # Log files are updated less often than terminals, to keep them short.
@@ -140,10 +140,11 @@ def fit(recipe: Recipe, folder, objective, optimizer, current, columns, evaluate
     return interrupt.signal if result.reason == "interrupted" else None
 
 
-def describe_machine() -> dict[str, str]:
-    """Describes the hardware and software of this process, without the machine's name."""
+def describe_machine(dtype: str) -> dict[str, str]:
+    """Describes the hardware and software of this process, without the machine's name, and the dtype of products."""
     return {
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processor": f"{os.cpu_count()} cores, {platform.system()} on {platform.machine()}",
         "versions": f"Python {platform.python_version()}, jax {jax.__version__}",
+        "matrix products": dtype,
     }

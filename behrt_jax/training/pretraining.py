@@ -22,7 +22,7 @@ from behrt_jax.objectives import mlm, scoring
 from behrt_jax.objectives.base import Objective
 from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.objectives.joint import make_objective
-from behrt_jax.training import examples, workdir
+from behrt_jax.training import examples, precision, workdir
 from behrt_jax.training.recipe import Facts, PretrainingRecipe, read_recipe, with_facts
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def setup(config: ConfigDict) -> PretrainingRun:
     Raises:
       ValueError: the recipe or the data cannot be used, or the data has no examples of an objective.
     """
-    recipe = read_recipe(config.to_dict())
+    recipe = read_recipe(precision.resolve_dtype(config.to_dict(), precision.fastest_dtype(jax.devices()[0])))
     if not isinstance(recipe, PretrainingRecipe):
         raise ValueError(f"recipe: is of {recipe.kind}; expected one of pre-training, such as configs/small.py")
     code_init.check(recipe.code_init, recipe.model.embedding_dim)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from behrt_jax.data import dataset
-from behrt_jax.evaluation import loaded_run, pretrained
+from behrt_jax.evaluation import loaded_run
 from behrt_jax.evaluation.comparison import Comparison
 from behrt_jax.models.behrt import count_parameters
 from behrt_jax.training import digests as input_digests
@@ -70,6 +70,8 @@ def pretrain(config: ConfigDict, workdir: str | Path, *, baselines: bool = True,
     status = resume_and_fit(*args, resume_with or f"behrt_jax.pretrain(config, '{folder}')")
     if status is not None:
         return TrainedRun(folder, status, None)
+    from behrt_jax.evaluation import pretrained  # here, as the baselines and metrics import libraries for seconds
+
     evaluation = pretrained.evaluate_run(folder, "held_out", with_baselines=baselines)
     logger.info(evaluation.table())
     outputs = f"{workdirs.EVALUATION_FILE}, metrics.jsonl, tensorboard/, checkpoints/, and what load() needs"

@@ -1,5 +1,6 @@
 """A tiny benchmark of several contestants ends in figures that agree with each other, or in one clear line."""
 
+import dataclasses
 import json
 import sys
 
@@ -67,6 +68,16 @@ def test_two_contestants_end_in_a_table_with_ratios(tmp_path, prepared_dir):
     assert own["peak_bytes"] > own["start_bytes"] > 0 and own["temporary_bytes"] > 0
     assert content["product_flops_per_second"]["median"] > 1e9
     assert content["workload"]["rows"] == 2 and "Python" in content["machine"]
+
+
+def test_embedding_reads_every_train_patient(tmp_path, prepared_dir):
+    chosen, work = contestants.choose(PEERS, [], what="embed"), dataclasses.replace(TINY, what="embed")
+    settings = {"num_rounds": 1, "steps": 1, "prepared_dir": prepared_dir, "data": str(ROOT / "data" / "synthea-1151")}
+    (own,) = benchmark(work, chosen, tmp_path, **settings)["contestants"]
+    assert own["name"] == "this checkout" and own["parameters"] == 503_424 + 9_384
+    assert np.isfinite(own["first_loss"]) and own["tokens_per_second"]["low"] > 0
+    with pytest.raises(ValueError, match="--peers: found strong; peers do not embed data sets"):
+        contestants.choose(PEERS, ["strong"], what="embed")
 
 
 def test_contestants_that_read_other_tokens_are_refused(tmp_path, prepared_dir):

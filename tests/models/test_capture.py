@@ -100,7 +100,8 @@ def test_capture_costs_nothing_where_it_is_off():
 
     def outputs(**arguments):
         call = functools.partial(encode, model, **arguments)
-        return jax.make_jaxpr(lambda params: call(params, *columns, **named))(parameters(model))
+        (compiled,) = jax.make_jaxpr(lambda params: call(params, *columns, **named))(parameters(model)).eqns
+        return compiled.params["jaxpr"]
 
     off, default, on = outputs(capture_attention=False), outputs(), outputs(capture_attention=True)
     assert str(off) == str(default)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from behrt_jax.models import behrt
 from behrt_jax.models.behrt import BEHRT
 from behrt_jax.models.inputs import check_inputs, count_patients
 from tests import tiny
@@ -157,3 +158,14 @@ def test_a_mask_of_another_shape_is_named_by_pooling_too(wrong):
     with pytest.raises(ValueError, match=message):
         given = arguments(attention_mask=np.ones(wrong, np.int32))
         model.apply(params, **given, method="get_patient_embedding", num_patients=3)
+
+
+def test_encode_compiles_a_shape_once_and_checks_the_values_of_each_call():
+    (model, params), given = model_and_parameters(), arguments()
+    expected = model.apply(params, **given)
+    np.testing.assert_allclose(behrt.encode(model, params, **given), expected, atol=1e-6)
+    number = behrt._encode._cache_size()
+    behrt.encode(model, params, **arguments(codes=np.flip(given["codes"], axis=1)))
+    assert behrt._encode._cache_size() == number
+    with pytest.raises(ValueError, match=rf"^codes: found ids from 0 to {tiny.VOCAB_SIZE}; expected 0 to"):
+        behrt.encode(model, params, **arguments(codes=np.where(given["codes"] > 5, tiny.VOCAB_SIZE, 0)))

@@ -89,7 +89,7 @@ def test_the_package_alone_loads_elsewhere_and_imports_no_command(saved, tmp_pat
     package = tmp_path / "site"
     package.mkdir()
     (package / "behrt_jax").symlink_to(ROOT / "behrt_jax")
-    code = PLAIN + "; behrt_jax.interpret.counterfactuals.remove_code, behrt_jax.interpret.attribution.occlusion"
+    code = PLAIN + "; behrt_jax.counterfactuals.remove_code, behrt_jax.attribution.occlusion"
     code += "; print({name.split('.')[0] for name in sys.modules} & {'experiments', 'configs', 'tests'})"
     printed = python(code, saved, where=tmp_path, path=package).splitlines()
     assert printed[0].startswith("1 ") and printed[1] == "set()"
