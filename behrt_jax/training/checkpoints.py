@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,8 @@ class Checkpoints:
         try:
             self._manager.save(step, args=items, metrics=metrics)
         except Exception as error:  # Orbax and its stores raise many kinds for a full disk
+            # Orbax drops the writes that it had not begun, about which Python may warn after our own error.
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[-200:]}"
             raise OSError(
                 f"{self.folder}: checkpoint {step} could not be written; free some space ({reason})"

@@ -54,10 +54,15 @@ def test_the_evaluation_has_the_promised_form(whole):
     assert set(result["baselines"]) == set(result["versus"]) == {*counting, *masked_codes.RECIPES}
     assert len(masked_codes.RECIPES) == 1
     for found in (result["metrics"], *result["baselines"].values()):
-        assert set(found) == names
-        for entry in found.values():
+        assert {name for name in found if "=" not in name} == names
+        groups = {kind: [each for each in found if each.startswith(f"mlm/accuracy/{kind}=")] for kind in ("age", "sex")}
+        assert set(found) == names.union(*groups.values())
+        number = found["mlm/loss"]["n"]
+        for name, entry in found.items():
             assert set(entry) == {"value", "low", "high", "n", "patients"} and entry["patients"] <= 10
-            assert entry["low"] <= entry["value"] <= entry["high"] and entry["n"] == result["metrics"]["mlm/loss"]["n"]
+            assert entry["low"] <= entry["value"] <= entry["high"]
+            assert entry["n"] < number if "=" in name else entry["n"] == result["metrics"]["mlm/loss"]["n"]
+        assert all(sum(found[name]["n"] for name in each) == number for each in groups.values())
     for name, found in result["baselines"].items():
         (row,) = (line for line in done.stdout.splitlines() if line.startswith(name))
         assert f"{found['mlm/accuracy']['value']:.3f}" in row
