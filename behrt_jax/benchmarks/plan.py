@@ -158,9 +158,9 @@ def describe(
     ]
     if not is_measured:
         room = DEVICES[device].memory
-        fits = "fits" if cost.memory <= USABLE * room else "does not fit"
+        fit = "fit" if cost.memory <= USABLE * room else "do not fit"
         lines.append(
-            f"batch: {rows} rows {fits} in {USABLE:.0%} of {room / 1e9:.0f} GB; the largest that does has "
+            f"batch: {rows} rows {fit} in {USABLE:.0%} of {room / 1e9:.0f} GB; the largest batch that fits has "
             f"{result.largest_batch:,} rows (an estimate: XLA's analysis for this machine's processor)"
         )
     for label, number in (("recipe", steps), ("one pass over the tokens", result.pass_steps)):

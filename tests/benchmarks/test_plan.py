@@ -112,7 +112,7 @@ def test_hours_and_dollars_follow_from_the_share_of_the_peak(monkeypatch, messag
     assert 42 <= result.largest_batch <= 43  # 90% of 48 GB, 1 GB a row
     text = "\n".join(messages)
     assert "recipe: 180,000 steps, 28.8 passes, 1.00 hours, 2.00 dollars" in text
-    assert "an estimate: 50% of its peak is assumed" in text and "2 rows fits in 90% of 48 GB" in text
+    assert "an estimate: 50% of its peak is assumed" in text and "2 rows fit in 90% of 48 GB" in text
 
 
 def test_the_plan_of_this_machine_is_measured(messages):
