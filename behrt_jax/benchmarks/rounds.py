@@ -11,7 +11,7 @@ from behrt_jax.benchmarks.contestants import Contestant
 
 logger = logging.getLogger(__name__)
 WARM_UP = 2  # steps before the first round
-PRODUCTS = 5  # matrix products a round, of which the fastest counts
+PRODUCTS = 5  # matrix products per round; the fastest counts
 MASKED_TOLERANCE = 0.1  # share; contestants draw their masks each by itself
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from behrt_jax.benchmarks.train_step import loop_flops
+from behrt_jax.benchmarks.train_step import loop_flops, read_costs
 from behrt_jax.data.vocabulary import NUM_SPECIAL
 from behrt_jax.data.windows import COLUMNS
 from behrt_jax.models.behrt import count_parameters
@@ -97,12 +97,10 @@ def compute(recipe: PretrainingRecipe, vocab_size: int, rows: int) -> StepCost:
     step = make_step(recipe, vocab_size, -(-rows // parts))
     shapes = jax.eval_shape(step.make_state)
     batch = step.make_batch()
-    compiled = step.run.lower(shapes, batch).compile()
-    costs = compiled.cost_analysis()
-    costs = costs[0] if isinstance(costs, list) else costs  # a list under the versions for jax-metal
+    costs = read_costs(step.run.lower(shapes, batch).compile())
     parameter_bytes, moment_bytes = _size(shapes.params), _size(shapes.opt_state)
-    temporaries = compiled.memory_analysis().temp_size_in_bytes + (parameter_bytes if parts > 1 else 0)
-    flops = float(costs["flops"])
+    temporaries = costs["temporary_bytes"] + (parameter_bytes if parts > 1 else 0)
+    flops = costs["flops"]
     if recipe.objective.name in ("mlm", "joint"):
         masked = round(recipe.objective.mask_rate * batch["maskable"].sum())
         shape, rate = batch["codes"].shape, recipe.objective.mask_rate

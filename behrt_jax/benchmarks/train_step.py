@@ -91,15 +91,18 @@ def loop_flops(masked: int, shape: tuple[int, int], mask_rate: float, config: BE
     return 6.0 * (num_blocks - 1) * block * config.embedding_dim * config.vocab_size
 
 
+def read_costs(compiled) -> dict:
+    """Returns `flops` and `temporary_bytes` of a compiled function, by XLA's own analysis."""
+    costs = compiled.cost_analysis()
+    costs = costs[0] if isinstance(costs, list) else costs  # a list under the versions for jax-metal
+    return {"flops": float(costs["flops"]), "temporary_bytes": int(compiled.memory_analysis().temp_size_in_bytes)}
+
+
 def analyse(function, state, batch: dict) -> dict:
     """Returns XLA's own figures of a compiled function, the number of parameters, and the size of its state."""
     params = getattr(state, "params", state)
-    compiled = function.lower(state, batch).compile()
-    costs = compiled.cost_analysis()
-    costs = costs[0] if isinstance(costs, list) else costs  # a list under the versions for jax-metal
     return {
-        "flops": float(costs["flops"]),
-        "temporary_bytes": int(compiled.memory_analysis().temp_size_in_bytes),
+        **read_costs(function.lower(state, batch).compile()),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
     }

@@ -34,7 +34,7 @@ def read_batches(file: Path) -> list[dict]:
 
 
 def limit_threads(threads: int) -> None:
-    """Runs this process on the first `threads` of the CPUs it may use, where the system can say so."""
+    """Restricts this process to the first `threads` of its CPUs; only sets OMP_NUM_THREADS without CPU affinity."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
@@ -52,7 +52,7 @@ def start(file: Path, folder: Path) -> tuple[dict, list[dict]]:
 
 
 def peak_bytes() -> int:
-    """Returns the largest resident memory of this process so far; 0 on a system that does not say."""
+    """Returns the peak resident memory of this process in bytes; 0 if the system does not report it."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux counts the memory of the process that started this one in ru_maxrss
         return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024  # pyright: ignore

@@ -75,7 +75,7 @@ class Checkpoints:
         try:
             self._manager.save(step, args=items, metrics=metrics)
         except Exception as error:  # Orbax and its stores raise many kinds for a full disk
-            # Orbax drops the writes that it had not begun, about which Python may warn after our own error.
+            # Orbax drops its pending writes; Python would warn about them after our own error.
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[-200:]}"
             raise OSError(
