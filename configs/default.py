@@ -7,7 +7,7 @@ def get_config() -> config_dict.ConfigDict:
     """Returns the defaults, locked: a key that is not here is an error."""
     sections = {"data": _data(), "model": _model(), "objective": _objective()}
     sections |= {"optimizer": _optimizer(), "train": _train(), "evaluation": _evaluation()}
-    # Where the code table begins: "" at random, skip_gram (of codes in visits), or a Parquet table (code, embedding).
+    # Where the code table begins: "" at random, or a Parquet table (code, embedding).
     return config_dict.ConfigDict({"seed": 0, "code_init": "", **sections}).lock()
 
 
@@ -128,7 +128,6 @@ def _objective() -> config_dict.ConfigDict:
     config.next_visit_weight = 0.2
     config.time_to_event_weight = 0.0
     config.mask_rate = 0.3  # of codes masked in training; see docs/choices.md
-    config.masking = "codes"  # each on its own; or: spans, visits
     config.mask_values = True  # whether codes with a value (LAB//51087//Q7) are hidden too
     # What next visits and events are about, and of how many train patients at least.
     config.targets = ("CONDITION//*", "DIAGNOSIS//*", "PROCEDURE//*", "MEDICATION//*")

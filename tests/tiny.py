@@ -74,7 +74,6 @@ def objective_config(**overrides) -> ObjectiveConfig:
         "next_visit_weight": 0.5,
         "time_to_event_weight": 0.25,
         "mask_rate": 0.25,
-        "masking": "codes",
         "mask_values": True,
         "targets": ("*",),
         "min_patients": 1,

@@ -1,7 +1,6 @@
-"""Initial code embeddings: random, from a skip-gram of codes in visits, or from a user's table."""
+"""Initial code embeddings from a user's table."""
 
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,36 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 from flax.traverse_util import flatten_dict, unflatten_dict
-from tqdm import tqdm
 
-from behrt_jax.data import dataset, events, windows
-from behrt_jax.data.config import DataConfig
+from behrt_jax.data import events
 from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
-from behrt_jax.embeddings import skip_gram
 from behrt_jax.models.embeddings import CODE_TABLE
 
 logger = logging.getLogger(__name__)
-SKIP_GRAM = "skip_gram"
 
 
 def check(source: str, dim: int) -> None:
     """Raises a ValueError if the table named by `code_init` cannot be used, before any other work."""
-    if source not in ("", SKIP_GRAM):
+    if source:
         read_table(Path(source), dim)
 
 
-def make_rows(
-    source: str, vocabulary: Vocabulary, train: dataset.Patients, config: DataConfig, dim: int, seed: int
-) -> np.ndarray | None:
-    """Makes the initial rows of the code table; deterministic given the seed and the train patients.
+def make_rows(source: str, vocabulary: Vocabulary, dim: int) -> np.ndarray | None:
+    """Makes the initial rows of the code table.
 
     Args:
-      source: the key `code_init`: empty, `skip_gram`, or the file of a table.
+      source: the key `code_init`: empty, or the file of a table.
       vocabulary: V tokens.
-      train: the patients to train a skip-gram on.
-      config: sets the rows of patients.
       dim: D, `model.embedding_dim`.
-      seed: of the skip-gram.
 
     Returns:
       (V, D) float32 with variance 1 over all known rows and mean 0 in each feature; NaN in the rows of tokens to
@@ -49,22 +39,18 @@ def make_rows(
     """
     if not source:
         return None
-    if source == SKIP_GRAM:
-        rows = fit_skip_gram(train, len(vocabulary), config, dim, seed)
-        logger.info(f"code_init=skip_gram: {_coverage(rows, vocabulary)}")
-    else:
-        codes, values = read_table(Path(source), dim)
-        places = np.array([vocabulary.ids.get(code, -1) for code in codes])
-        rows = np.full((len(vocabulary), values.shape[1]), np.nan, np.float32)
-        rows[places[places >= NUM_SPECIAL]] = values[places >= NUM_SPECIAL]
-        unused = places < NUM_SPECIAL
-        note = f"{unused.sum():,} codes of the table are not in the vocabulary"
-        logger.info(f"code_init={source}: {_coverage(rows, vocabulary)}; {note}")
-        if unused.all():
-            raise ValueError(
-                f"code_init={source}: none of its {len(codes):,} codes is in the vocabulary; expected names "
-                f"as in the data, such as {vocabulary.codes[0]}"
-            )
+    codes, values = read_table(Path(source), dim)
+    places = np.array([vocabulary.ids.get(code, -1) for code in codes])
+    rows = np.full((len(vocabulary), values.shape[1]), np.nan, np.float32)
+    rows[places[places >= NUM_SPECIAL]] = values[places >= NUM_SPECIAL]
+    unused = places < NUM_SPECIAL
+    note = f"{unused.sum():,} codes of the table are not in the vocabulary"
+    logger.info(f"code_init={source}: {_coverage(rows, vocabulary)}; {note}")
+    if unused.all():
+        raise ValueError(
+            f"code_init={source}: none of its {len(codes):,} codes is in the vocabulary; expected names "
+            f"as in the data, such as {vocabulary.codes[0]}"
+        )
     known = _known(rows)
     rows[known] -= rows[known].mean(axis=0)
     rows = _narrow(rows, known, dim)
@@ -106,15 +92,6 @@ def place(variables: Any, rows: np.ndarray) -> Any:
     return unflatten_dict({**flat, path: values.astype(table.dtype)}, sep="/")
 
 
-def fit_skip_gram(train: dataset.Patients, vocab_size: int, config: DataConfig, dim: int, seed: int) -> np.ndarray:
-    """Trains a skip-gram on the codes in visits of train patients, with a progress bar; see `skip_gram.train`."""
-    index = windows.index_visits(train, config.row_length, config.use_sep)
-    every = 0.5 if sys.stderr.isatty() else 30.0
-    steps = skip_gram.NUM_STEPS
-    with tqdm(total=steps, desc="skip-gram", unit="step", dynamic_ncols=True, mininterval=every) as bar:
-        return skip_gram.train(train, index, vocab_size, dim, seed, steps, lambda step: bar.update())
-
-
 def read_table(file: Path, dim: int) -> tuple[list[str], np.ndarray]:
     """Reads a table of embeddings.
 
@@ -130,7 +107,7 @@ def read_table(file: Path, dim: int) -> tuple[list[str], np.ndarray]:
     """
     where = f"code_init={file}"
     if not file.is_file():
-        raise ValueError(f"{where}: no such file; expected skip_gram, or Parquet with columns code and embedding")
+        raise ValueError(f"{where}: no such file; expected Parquet with columns code and embedding")
     table = events.read_metadata(file)
     for name in ("code", "embedding"):
         if name not in table.columns:

@@ -11,7 +11,6 @@ import numpy as np
 from behrt_jax.data import code_counts, dataset, windows
 from behrt_jax.data.prepare import prepare
 from behrt_jax.data.vocabulary import NUM_SPECIAL
-from behrt_jax.embeddings import code_init
 from behrt_jax.embeddings import codes as code_embeddings
 from behrt_jax.evaluation.tables import format_cell, format_signed
 from behrt_jax.exploration import code_groups
@@ -63,8 +62,7 @@ def make_tables(loaded: workdir.LoadedRun, data: str) -> dict[str, np.ndarray]:
     tables["PPMI-SVD"] = code_embeddings.ppmi_svd(
         code_counts.visit_codes(train, index, len(run_table)), run_table.shape[1]
     )
-    skip_gram = code_init.fit_skip_gram(train, len(run_table), recipe.data, recipe.model.embedding_dim, recipe.seed)
-    return {**tables, "skip-gram": np.nan_to_num(skip_gram)}
+    return tables
 
 
 def measure(tables: dict[str, np.ndarray], groups: dict[str, np.ndarray], k: int) -> dict[str, dict]:

@@ -4,7 +4,6 @@ import dataclasses
 
 CHOICES = {
     "name": ("mlm", "next_visit", "time_to_event", "joint"),
-    "masking": ("codes", "spans", "visits"),
     "history": ("every_visit", "random_cut"),
     "query_times": ("after_visits", "anytime"),
 }
@@ -20,7 +19,6 @@ class ObjectiveConfig:
       next_visit_weight: weight of the next-visit loss in `joint`.
       time_to_event_weight: weight of the time-to-event loss in `joint`.
       mask_rate: share of the codes to mask, 0 < rate <= 1.
-      masking: unit of masking: single `codes`, `spans` of neighbouring codes, or whole `visits`.
       mask_values: whether codes that carry a value are masked too.
       targets: shell patterns of the codes to predict in next visits and as events.
       min_patients: target codes of fewer train patients are left out.
@@ -42,7 +40,6 @@ class ObjectiveConfig:
     next_visit_weight: float
     time_to_event_weight: float
     mask_rate: float
-    masking: str
     mask_values: bool
     targets: tuple[str, ...]
     min_patients: int

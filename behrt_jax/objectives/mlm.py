@@ -6,14 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from behrt_jax.models.encoder import visit_slots
 from behrt_jax.models.fused import CUTOFFS, code_losses
 from behrt_jax.objectives.base import Objective, apply_model
 from behrt_jax.objectives.config import ObjectiveConfig
 
 MASK_ID = 3
 FIRST_CODE_ID = 5
-MEAN_SPAN = 3.0  # tokens
 
 
 class Masked(NamedTuple):
@@ -55,13 +53,11 @@ def mask_codes(
     rate: float,
     vocab_size: int,
     replacement: Replacement = TRAINING,
-    groups: jax.Array | None = None,
 ) -> Masked:
     """Masks a share of the codes of each row (Devlin et al. 2019).
 
     In each row, `rate` of the maskable codes are masked, rounded up or down at random so that the mean is exact. K is
-    fixed at `rate` of the row length, which no row can exceed. With groups, K is twice that, and each group is masked
-    as a whole or not at all: in random order, those groups whose middle falls within the share.
+    fixed at `rate` of the row length, which no row can exceed.
 
     Args:
       key: a PRNG key, used only for this batch.
@@ -71,23 +67,17 @@ def mask_codes(
       vocab_size: V.
       replacement: 80% `[MASK]`, 10% random, 10% unchanged in training; only `[MASK]` in evaluation, so that scores
         cover only codes that the model cannot see.
-      groups: (B, L) int32 from 0, from `visit_groups` or `span_groups`; each code is a group if not given.
 
     Returns:
-      The batch with K = ceil(rate * L), or with groups twice that but at most L.
+      The batch with K = ceil(rate * L).
     """
     rows, length = codes.shape
     choose_key, round_key, action_key, random_key = jax.random.split(key, 4)
     priorities = jax.random.uniform(choose_key, codes.shape)
     num_slots = math.ceil(rate * length)
-    if groups is not None:
-        priorities, num_slots = jnp.take_along_axis(priorities, groups, axis=1), min(2 * num_slots, length)
     _, positions = jax.lax.top_k(jnp.where(maskable, priorities, -1.0), num_slots)
     num_masked = jnp.floor(rate * maskable.sum(axis=1) + jax.random.uniform(round_key, (rows,)))[:, None]
-    if groups is None:
-        is_masked = jnp.arange(num_slots)[None, :] < num_masked
-    else:
-        is_masked = _choose_groups(jnp.where(maskable, groups, length), positions, num_masked)
+    is_masked = jnp.arange(num_slots)[None, :] < num_masked
     is_masked &= jnp.take_along_axis(maskable, positions, axis=1)  # rounding can ask for one code too many
     labels = jnp.take_along_axis(codes, positions, axis=1)
     action = jax.random.uniform(action_key, positions.shape)
@@ -97,31 +87,6 @@ def mask_codes(
     new_codes = jnp.where(is_masked, substitutes, labels).astype(codes.dtype)
     inputs = jax.vmap(lambda row, place, value: row.at[place].set(value))(codes, positions, new_codes)
     return Masked(inputs, positions, labels, is_masked.astype(jnp.float32))
-
-
-def _choose_groups(groups: jax.Array, positions: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Returns (B, K) bool: for positions sorted by group, whether the middle of their group is before `wanted`."""
-    length, num_slots = groups.shape[1], positions.shape[1]
-    sizes = jax.vmap(lambda row: jnp.zeros(length + 1, jnp.int32).at[row].add(1))(groups)
-    group = jnp.take_along_axis(groups, positions, axis=1)
-    size = jnp.take_along_axis(sizes, group, axis=1)
-    is_start = jnp.pad(jnp.diff(group, axis=1) != 0, ((0, 0), (1, 0)), constant_values=True)
-    first = jax.lax.cummax(jnp.where(is_start, jnp.arange(num_slots)[None, :], 0), axis=1)
-    # A chosen group therefore ends before twice `wanted`, within K.
-    return first + (size - 1) / 2 < wanted
-
-
-def visit_groups(patient_ids: jax.Array, visit_ids: jax.Array) -> jax.Array:
-    """Numbers the visits of each row from 0: (B, L) int32; the numbers of padding are meaningless."""
-    starts, _ = visit_slots(patient_ids, visit_ids)
-    return jnp.maximum(jnp.cumsum(starts, axis=1) - 1, 0)
-
-
-def span_groups(key: jax.Array, patient_ids: jax.Array) -> jax.Array:
-    """Cuts each row into spans within patients, of random length with a mean of three tokens (Joshi et al. 2020)."""
-    breaks = jax.random.bernoulli(key, 1 / MEAN_SPAN, (patient_ids.shape[0], patient_ids.shape[1] - 1))
-    breaks |= jnp.diff(patient_ids, axis=1) != 0
-    return jnp.cumsum(jnp.pad(breaks, ((0, 0), (1, 0))), axis=1)
 
 
 def masked_outcomes(logits: jax.Array, masked: Masked) -> dict[str, jax.Array]:
@@ -146,16 +111,14 @@ def make_objective(model, config: ObjectiveConfig, has_value=None, replacement: 
     """Returns the masked-code objective, with the loss `mlm/loss`; see `joint.make_objective`."""
 
     def prepare(batch, key):
-        group_key, mask_key = jax.random.split(key)
-        maskable, groups = batch["maskable"], None
-        if config.masking == "visits":
-            groups = visit_groups(batch["patient_ids"], batch["visit_ids"])
-        elif config.masking == "spans":
-            groups = span_groups(group_key, batch["patient_ids"])
+        maskable = batch["maskable"]
         if not config.mask_values:
             maskable &= ~jnp.asarray(has_value)[batch["codes"]]
-        options = (config.mask_rate, model.config.vocab_size, replacement, groups)
-        return batch, mask_codes(mask_key, batch["codes"], maskable, *options)
+        # The first half of the key seeded the masking of spans, now removed; the second keeps old runs as they were.
+        mask_key = jax.random.split(key)[1]
+        return batch, mask_codes(
+            mask_key, batch["codes"], maskable, config.mask_rate, model.config.vocab_size, replacement
+        )
 
     def measure(params, prepared, dropout_key):
         batch, masked = prepared

@@ -1,10 +1,8 @@
 """Training sections of the report: learning curves, and the cost of training."""
 
-import struct
 from pathlib import Path
 
 import numpy as np
-from tensorboardX.proto.event_pb2 import Event
 
 from behrt_jax.report.parts import Figure, Missing, Section, Table, draw
 from behrt_jax.report.source import Source
@@ -62,18 +60,19 @@ def cost(source: Source) -> Section:
     """Makes the section on the cost of training, as far as the workdir's files record it."""
     lines = metrics_writer.read_metrics(source.folder)
     speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
-    sessions = session_seconds(source.folder)
+    sessions = len(list((source.folder / "tensorboard").glob("events.out.tfevents.*")))
+    seconds = lines[-1].get("seconds") if lines else None
     machine = source.read_json(MACHINE_FILE) or {"machine": "not recorded"}
     settings = source.recipe.train
     rows = [
         ["steps", f"{last_step(source.folder, lines):,} of {settings.num_steps:,}"],
         ["rows a step", f"{settings.batch_size:,}"],
         ["tokens a second, median", f"{np.median(speeds):,.0f}" if speeds else "not recorded"],
-        ["wall time, with evaluations on tuning", format_time(sum(sessions)) if sessions else "not recorded"],
-        ["starts and resumptions", f"{len(sessions)}" if sessions else "not recorded"],
+        ["wall time, with evaluations on tuning", format_time(seconds) if seconds else "not recorded"],
+        ["starts and resumptions", f"{sessions}" if sessions else "not recorded"],
         *map(list, machine.items()),
     ]
-    note = "Wall time is from the opening of the TensorBoard files to their last entry, pauses between them left out."
+    note = "Wall time leaves out pauses, and steps that a resumption repeated."
     return Section("cost", "Training cost", note, [Table("Cost of training", ["what", "value"], rows)])
 
 
@@ -85,21 +84,6 @@ def last_step(folder: Path, lines: list[dict]) -> int:
     steps = checkpoints.steps()
     checkpoints.close()
     return max(steps, default=0)
-
-
-def session_seconds(folder: Path) -> list[float]:
-    """Returns the duration of each training session in seconds, from the TensorBoard files of a workdir."""
-    durations = []
-    for file in sorted((folder / "tensorboard").glob("events.out.tfevents.*")):
-        content, place, times = file.read_bytes(), 0, []
-        while place + 12 <= len(content):  # a record: its length, a checksum, the event, a checksum
-            (length,) = struct.unpack_from("<Q", content, place)
-            if place + 16 + length > len(content):
-                break
-            times.append(Event.FromString(content[place + 12 : place + 12 + length]).wall_time)
-            place += 16 + length
-        durations += [times[-1] - times[0]] if len(times) > 1 else []
-    return durations
 
 
 def format_time(seconds: float) -> str:

@@ -49,10 +49,14 @@ RENAMED_VALUES = {
 HEAD_FEATURES = {"history.age_and_sex": "age_sex", "history.regression": "regression", "forecast.codes": "forecast"}
 # Keys that older runs lack, with the value equivalent to the behaviour of those runs.
 DEFAULTS = {"objective": {"first_event_only": False, "query_times": "after_visits", "known_time_share": 0.0}}
-# Keys of removed choices, with the value equivalent to the current behaviour; and removed values of other keys.
-REMOVED_KEYS = {"model.age_encoding": "bins", "model.date_encoding": "none"}
-REMOVED_VALUES = (("model", "encoder", "hierarchical"),)
-LAST_COMMIT_WITH_REMOVED = "f210f47"
+# Keys of removed choices, with the value equivalent to the current behaviour and the last commit with the others; and
+# removed values of other keys.
+REMOVED_KEYS = {
+    "model.age_encoding": ("bins", "f210f47"),
+    "model.date_encoding": ("none", "f210f47"),
+    "objective.masking": ("codes", "4683395"),
+}
+REMOVED_VALUES = {("model", "encoder", "hierarchical"): "f210f47"}
 
 
 def read(workdir: Path) -> tuple[Recipe, Facts]:
@@ -115,15 +119,16 @@ def rename_keys(config: dict) -> dict:
 
 def drop_removed_keys(config: dict) -> None:
     """Drops removed keys from a config; raises a ValueError if the run rests on a removed choice."""
-    values = {key: take(config, key) for key in REMOVED_KEYS}
-    removed = [f"{key}={value}" for key, value in values.items() if value not in (None, REMOVED_KEYS[key])]
-    for section, key, value in REMOVED_VALUES:
+    removed = []
+    for key, (current, commit) in REMOVED_KEYS.items():
+        if (value := take(config, key)) not in (None, current):
+            removed.append((f"{key}={value}", commit))
+    for (section, key, value), commit in REMOVED_VALUES.items():
         if config.get(section, {}).get(key) == value:
-            removed.append(f"{section}.{key}={value}")
-    if removed:
+            removed.append((f"{section}.{key}={value}", commit))
+    for setting, commit in removed:
         raise ValueError(
-            f"{', '.join(removed)}: removed, as it measured no better (docs/ablations.md); "
-            f"`git checkout {LAST_COMMIT_WITH_REMOVED}` to load the run"
+            f"{setting}: removed, as it measured no better (docs/ablations.md); `git checkout {commit}` to load the run"
         )
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from behrt_jax.data.dataset import Patients
-from behrt_jax.embeddings import code_init
 from behrt_jax.training import workdir
 from behrt_jax.training.checkpoints import Checkpoints
 
@@ -21,7 +20,7 @@ def of_pretraining(table: str, train: Patients, tuning: Patients) -> dict[str, s
       tuning: the patients to tune on.
     """
     digests = {"data.path": of_patients(train, tuning)}
-    if table not in ("", code_init.SKIP_GRAM):
+    if table:
         digests["code_init"] = workdir.digest(np.frombuffer(Path(table).read_bytes(), np.uint8))
     return digests
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
@@ -11,7 +12,8 @@ class MetricsWriter:
     """Appends metrics to a workdir; on resumption, first removes those after the resumed step.
 
     Attributes:
-      file: `metrics.jsonl`; each line holds `step`, `split` and metrics by name.
+      file: `metrics.jsonl`; each line holds `step`, `split`, metrics by name, and `seconds`, the wall time of training
+        up to it; pauses, and steps that a resumption repeats, are left out.
     """
 
     def __init__(self, workdir: Path, step: int):
@@ -21,13 +23,15 @@ class MetricsWriter:
         scratch = self.file.with_suffix(".tmp")
         scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
         scratch.replace(self.file)
+        self._start = time.perf_counter() - (lines[-1].get("seconds", 0.0) if lines else 0.0)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Writes one line and its TensorBoard scalars."""
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
+            seconds = round(time.perf_counter() - self._start, 3)
+            file.write(json.dumps({"step": step, "split": split, **finite, "seconds": seconds}) + "\n")
         for name, value in finite.items():
             if value is not None:
                 self._board.add_scalar(f"{split}/{name}", value, step)

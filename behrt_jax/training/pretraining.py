@@ -65,9 +65,7 @@ def make_task(recipe: PretrainingRecipe, facts: Facts, vocabulary: Vocabulary) -
     is_target = _find_targets(recipe.objective, vocabulary)
     model = workdir.build_model(recipe.model, recipe.objective)
     arguments = (recipe.data.use_sep, is_target, examples.carries_value(vocabulary))
-    tuning_settings = dataclasses.replace(
-        recipe.objective, mask_rate=recipe.evaluation.mask_rate, masking="codes", mask_values=True
-    )
+    tuning_settings = dataclasses.replace(recipe.objective, mask_rate=recipe.evaluation.mask_rate, mask_values=True)
     objective = make_objective(model, recipe.objective, *arguments)
     tuning_objective = make_objective(model, tuning_settings, *arguments, mlm.EVALUATION)
     return PretrainingTask(recipe, facts, vocabulary, model, objective, tuning_objective, is_target)
@@ -118,8 +116,7 @@ def _find_targets(settings: ObjectiveConfig, vocabulary: Vocabulary) -> np.ndarr
 def initialize(task: PretrainingTask, train: dataset.Patients) -> Callable:
     """Returns a function from a key to the variables; heads start at the rates of train, codes as in `code_init`."""
     recipe = task.recipe
-    arguments = (recipe.data, recipe.model.embedding_dim, recipe.seed)
-    code_rows = code_init.make_rows(recipe.code_init, task.vocabulary, train, *arguments)
+    code_rows = code_init.make_rows(recipe.code_init, task.vocabulary, recipe.model.embedding_dim)
     visit_codes = code_counts.visit_codes(train, index(recipe.data, train), len(task.is_target))
     shares = (visit_codes.sum(axis=0) + 0.5) / (visit_codes.shape[0] + 1.0)
     logits = np.log(shares / np.maximum(1 - shares, 1e-3)).astype(np.float32)

@@ -1,11 +1,9 @@
 """Ablations: changes one choice of a recipe at a time, and tabulates the effect on tuning metrics.
 
-python -m experiments.studies.ablations [--group=model|training|masking] [--workdir=runs/ablations]
-    [--jobs=2]
+python -m experiments.studies.ablations [--group=model|training] [--workdir=runs/ablations] [--jobs=2]
 
-`model` varies the encoder of configs/small.py, `masking` what it masks and where its code table starts, `training` the
-objectives and the optimizer of configs/joint.py. Each variant and seed is a run of experiments.pretrain. Finished runs
-are not repeated.
+`model` varies the encoder of configs/small.py, `training` the objectives and the optimizer of configs/joint.py. Each
+variant and seed is a run of experiments.pretrain. Finished runs are not repeated.
 """
 
 import re
@@ -18,12 +16,11 @@ import behrt_jax
 from experiments import _cli
 from experiments.studies import sweep
 
-RECIPES = {"model": "configs/small.py", "masking": "configs/small.py", "training": "configs/joint.py"}
+RECIPES = {"model": "configs/small.py", "training": "configs/joint.py"}
 REFERENCE = "reference set (configs/reference.py)"  # another recipe, not overrides
 MASKED = {"mlm/accuracy": "masked-code accuracy", "mlm/loss": "masked-code loss"}
 METRICS = {
     "model": MASKED,
-    "masking": MASKED,
     "training": {"mlm/accuracy": "masked-code accuracy", "next_visit/loss": "next-visit loss"},
 }
 MODEL = {
@@ -42,13 +39,6 @@ MODEL = {
     REFERENCE: {},
     "encoder: LSTM, 1.2 M parameters": {"model.encoder": "lstm", "model.hidden_dim": 256},
 }
-SKIP_GRAM = {"code table from skip-gram": {"code_init": "skip_gram"}}
-MASKING = {
-    "small recipe": {},
-    "spans masked": {"objective.masking": "spans"},
-    "whole visits masked": {"objective.masking": "visits"},
-    **SKIP_GRAM,
-}
 TRAINING = {
     "joint recipe": {},
     "learning rate 0.002": {"optimizer.learning_rate": 2e-3},
@@ -59,16 +49,13 @@ TRAINING = {
     "next visits weigh 0.5": {"objective.next_visit_weight": 0.5},
     "rows of 512, half as many": {"data.row_length": 512, "train.batch_size": 4},
     "rows of 128, twice as many": {"data.row_length": 128, "train.batch_size": 16},
-    "spans masked": {"objective.masking": "spans"},
-    "whole visits masked": {"objective.masking": "visits"},
     "days to the next visit left out": {"objective.time_gap_weight": 0.0},
     "events ahead too": {"objective.time_to_event_weight": 1.0},
     "masked codes alone": {"objective.name": "mlm"},
     "next visits alone": {"objective.name": "next_visit"},
     "next visits alone, random cut": {"objective.name": "next_visit", "objective.history": "random_cut"},
-    **SKIP_GRAM,
 }
-GROUPS = {"model": MODEL, "masking": MASKING, "training": TRAINING}
+GROUPS = {"model": MODEL, "training": TRAINING}
 
 
 def make_run(folder: Path, group: str, name: str, seed: int, num_steps: int, extra: list[str]) -> sweep.Run:
@@ -130,9 +117,7 @@ if __name__ == "__main__":
     FLAGS = flags.FLAGS
     sweep.define_flags("runs/ablations")
     flags.DEFINE_enum("group", "model", list(GROUPS), "Which choices to vary.")
-    flags.DEFINE_multi_enum(
-        "variants", [], [*(MODEL | MASKING | TRAINING)], "Rows of the table to make; may be repeated."
-    )
+    flags.DEFINE_multi_enum("variants", [], [*(MODEL | TRAINING)], "Rows of the table to make; may be repeated.")
     flags.DEFINE_integer("seeds", 3, "Runs of each variant.", lower_bound=1)
     flags.DEFINE_integer("num_steps", 600, "Updates of a run; 600 take about three minutes on one core.", lower_bound=1)
     flags.DEFINE_multi_string("set", [], "KEY=VALUE for all recipes, such as train.batch_size=16; may be repeated.")

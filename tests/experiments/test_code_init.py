@@ -1,4 +1,4 @@
-"""Where the code table begins: at random, at a skip-gram of train, or at a user's table."""
+"""Where the code table begins: at random or at a user's table."""
 
 import signal
 
@@ -7,11 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from behrt_jax.data import dataset
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.prepare import prepare
 from behrt_jax.data.vocabulary import NUM_SPECIAL
-from behrt_jax.embeddings import code_init, skip_gram
+from behrt_jax.embeddings import code_init
 from behrt_jax.embeddings.code_init import read_table
 from behrt_jax.embeddings.codes import code_table
 from behrt_jax.training import pretraining
@@ -30,21 +29,15 @@ def config(workplace):
     return made
 
 
-@pytest.fixture
-def few_steps(monkeypatch):
-    monkeypatch.setattr(skip_gram, "NUM_STEPS", 20)
-
-
 def write_table(folder, codes, values, name="table.parquet"):
     file = folder / name
     pl.DataFrame({"code": codes, "embedding": np.asarray(values).tolist()}).write_parquet(file)
     return file
 
 
-def rows_of(config, vocabulary, train):
+def rows_of(config, vocabulary):
     """Returns the initial rows of the code table of a config."""
-    data = DataConfig(**config.data)
-    return code_init.make_rows(config.code_init, vocabulary, train, data, config.model.embedding_dim, config.seed)
+    return code_init.make_rows(config.code_init, vocabulary, config.model.embedding_dim)
 
 
 def begin(config):
@@ -84,38 +77,22 @@ def test_a_wider_table_keeps_what_differs_most(config, tmp_path):
     )
     values = told + 50.0 + 1e-4 * rng.standard_normal(told.shape)
     config.code_init = str(write_table(tmp_path, prepared.vocabulary.codes, values))
-    rows = rows_of(config, prepared.vocabulary, None)[NUM_SPECIAL:]
+    rows = rows_of(config, prepared.vocabulary)[NUM_SPECIAL:]
     assert rows.shape == (len(told), DIM)
     kept, given = (each @ each.T / np.square(each).sum() for each in (rows, told - told.mean(axis=0)))
     np.testing.assert_allclose(kept, given, atol=1e-5)
 
 
-def test_skip_gram_is_a_function_of_seed_and_train_patients(config, few_steps):
-    config.code_init = "skip_gram"
-    prepared = prepare(DataConfig(**config.data))
-    train, tuning = (dataset.read(prepared.folder, split) for split in ("train", "tuning"))
-
-    def made(patients, seed=0):
-        config.seed = seed
-        return rows_of(config, prepared.vocabulary, patients)
-
-    first = made(train)
-    np.testing.assert_array_equal(made(train), first)
-    known = np.isfinite(first)
-    assert (known.all(axis=1) == known.any(axis=1)).all() and known[NUM_SPECIAL:, 0].mean() > 0.9
-    assert not known[:NUM_SPECIAL].any() and np.nanstd(first) == pytest.approx(1, abs=1e-3)
-    np.testing.assert_allclose(np.nanmean(first, axis=0), 0, atol=1e-4)
-    for other in (made(train, seed=1), made(tuning)):
-        assert (other != first).any(axis=1).mean() > 0.5
-
-
-def test_the_code_table_alone_begins_elsewhere(config, few_steps, quick_compilation):
+def test_the_code_table_alone_begins_elsewhere(config, tmp_path, quick_compilation):
     def variables(init):
         config.code_init = init
         _, train, trained = pretraining.setup(config)
-        return jax.jit(pretraining.initialize(trained, train))(jax.random.key(0))
+        return trained.vocabulary, jax.jit(pretraining.initialize(trained, train))(jax.random.key(0))
 
-    begun, plain = variables("skip_gram"), variables("")
+    vocabulary, plain = variables("")
+    rng = np.random.default_rng(0)
+    file = write_table(tmp_path, vocabulary.codes, rng.standard_normal((len(vocabulary.codes), DIM)))
+    _, begun = variables(str(file))
     same = jax.tree.map(lambda one, two: bool((np.asarray(one) == np.asarray(two)).all()), begun, plain)
     differing = [path for path, equal in jax.tree_util.tree_leaves_with_path(same) if not equal]
     assert [jax.tree_util.keystr(path) for path in differing] == [
@@ -157,16 +134,14 @@ def test_a_table_that_cannot_be_used_is_named_with_what_is_wrong(content, messag
 
 
 def test_a_table_that_is_not_there_is_named(config, tmp_path):
-    config.code_init = "skipgram"
-    with pytest.raises(ValueError, match="code_init=skipgram: no such file; expected skip_gram, or Parquet"):
+    config.code_init = "skip_gram"  # a name of before
+    with pytest.raises(ValueError, match="code_init=skip_gram: no such file; expected Parquet with columns code"):
         code_init.check(config.code_init, config.model.embedding_dim)
     config.code_init = str(tmp_path / "text.parquet")
     (tmp_path / "text.parquet").write_text("code,embedding")
     with pytest.raises(ValueError, match="text.parquet: not a readable parquet file"):
         code_init.check(config.code_init, config.model.embedding_dim)
-    for good in ("", "skip_gram"):
-        config.code_init = good
-        code_init.check(config.code_init, config.model.embedding_dim)
+    code_init.check("", config.model.embedding_dim)
 
 
 def test_arrays_are_read_like_lists(tmp_path):
@@ -181,25 +156,27 @@ def test_a_table_without_a_known_code_or_of_equal_rows_is_refused(config, tmp_pa
     rng = np.random.default_rng(0)
     config.code_init = str(write_table(tmp_path, ["X", "Y"], rng.standard_normal((2, DIM))))
     with pytest.raises(ValueError, match="none of its 2 codes is in the vocabulary; expected names as in the data"):
-        rows_of(config, vocabulary, None)
+        rows_of(config, vocabulary)
     write_table(tmp_path, vocabulary.codes[:3], np.ones((3, DIM)))
     with pytest.raises(ValueError, match="all its rows are alike"):
-        rows_of(config, vocabulary, None)
+        rows_of(config, vocabulary)
 
 
 def test_a_config_from_before_the_key_begins_at_random(config):
     with config.unlocked():
         del config.code_init
     assert read_recipe(config.to_dict()).code_init == ""
-    assert code_init.make_rows("", None, None, None, DIM, 0) is None
+    assert code_init.make_rows("", None, DIM) is None
 
 
 @pytest.mark.slow
-def test_a_run_that_began_at_a_skip_gram_resumes_bit_for_bit(workplace):
-    printed = workplace.train(workplace.arguments("skip_gram", code_init="skip_gram"))
-    assert "code_init=skip_gram: " in printed
-    arguments = workplace.arguments("skip_gram_stopped", code_init="skip_gram")
-    stopped = workplace.stop_at("skip_gram_stopped", arguments, 14, signal.SIGTERM)
+def test_a_run_that_began_at_a_table_resumes_bit_for_bit(workplace, config, tmp_path):
+    codes = prepare(DataConfig(**config.data)).vocabulary.codes
+    file = write_table(tmp_path, codes, np.random.default_rng(0).standard_normal((len(codes), DIM)))
+    printed = workplace.train(workplace.arguments("table", code_init=file))
+    assert f"code_init={file}: " in printed
+    arguments = workplace.arguments("table_stopped", code_init=file)
+    stopped = workplace.stop_at("table_stopped", arguments, 14, signal.SIGTERM)
     assert stopped.returncode == 128 + signal.SIGTERM
     assert "resuming" in workplace.train(arguments)
-    assert_same_end(workplace.folder / "skip_gram_stopped", workplace.folder / "skip_gram")
+    assert_same_end(workplace.folder / "table_stopped", workplace.folder / "table")

@@ -10,7 +10,6 @@ import pytest
 from behrt_jax.data import metadata
 from behrt_jax.data.vocabulary import NUM_SPECIAL, Vocabulary
 from behrt_jax.embeddings import codes as code_embeddings
-from behrt_jax.embeddings import skip_gram
 from behrt_jax.exploration import code_groups, codes
 from behrt_jax.training import pretraining, state, workdir
 from behrt_jax.training.checkpoints import Checkpoints
@@ -43,12 +42,11 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(run):
-    """What the command prints and writes, with few steps of skip-gram."""
+    """What the command prints and writes."""
     loaded = workdir.load(run)
     data = loaded.recipe.data.path
     descriptions = metadata.read_descriptions(data, loaded.vocabulary)
-    with pytest.MonkeyPatch.context() as patch, tiny.collect_messages() as lines:
-        patch.setattr(skip_gram, "NUM_STEPS", 20)
+    with tiny.collect_messages() as lines:
         codes.write_report(run, loaded, data, descriptions, 4, DISEASES)
     return loaded, descriptions, json.loads((run / "code_embeddings.json").read_text()), "\n".join(lines)
 
@@ -75,7 +73,7 @@ def test_agreement_is_beside_chance_and_baselines_with_intervals(written):
     _, _, content, printed = written
     rows = printed.partition("difference")[0].splitlines()
     for kind, found in content["agreement"].items():
-        others = {"chance", "untrained", "PPMI-SVD", "skip-gram"}
+        others = {"chance", "untrained", "PPMI-SVD"}
         assert set(found["baselines"]) == set(found["versus"]) == others and found["groups"] > 1
         for entry in (found["metrics"], *found["baselines"].values(), *found["versus"].values()):
             value = entry["codes/precision"]

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import struct
 from html.parser import HTMLParser
 
 import numpy as np
@@ -24,7 +23,7 @@ from behrt_jax.report import page as report_page
 from behrt_jax.report import source as report_source
 from behrt_jax.report.layout import SIDE, Colouring
 from behrt_jax.report.scores import judge
-from behrt_jax.report.training import format_time, session_seconds
+from behrt_jax.report.training import cost, format_time
 from tests.experiments.conftest import NUM_STEPS, evaluation_of
 
 SECTIONS = ("run", "results", "calibration", "groups", "patients", "codes", "examples", "curves", "cost")
@@ -375,20 +374,13 @@ def test_intervals_lie_along_the_metric(monkeypatch):
     assert segments == [[[0.4, place], [0.7, place]] for place in (0, 1)]
 
 
-def test_the_time_of_training_is_read_from_its_files(whole):
-    (seconds,) = session_seconds(whole[0])
-    assert 0 < seconds < 600
+def test_the_cost_has_the_time_of_training_and_its_sessions(whole):
+    (table,) = cost(report_source.load(whole[0], None, None)).parts
+    found = dict(table.rows)
+    last = json.loads((whole[0] / "metrics.jsonl").read_text().splitlines()[-1])
+    assert found["starts and resumptions"] == "1" and 0 < last["seconds"] < 600
+    assert found["wall time, with evaluations on tuning"] == format_time(last["seconds"])
     assert [format_time(each) for each in (5, 125, 3600, 7199)] == ["5 s", "2 min", "1 h 0 min", "2 h 0 min"]
-
-
-def test_a_file_cut_short_gives_the_time_until_then(whole, tmp_path):
-    (written,) = (whole[0] / "tensorboard").glob("events*")
-    (tmp_path / "tensorboard").mkdir()
-    content = written.read_bytes()
-    (tmp_path / "tensorboard" / written.name).write_bytes(content[:-3])
-    assert len(session_seconds(tmp_path)) == 1
-    (tmp_path / "tensorboard" / written.name).write_bytes(content[: 4 + struct.calcsize("<Q")])
-    assert session_seconds(tmp_path) == []
 
 
 def test_visits_and_codes_past_what_fits_are_counted():

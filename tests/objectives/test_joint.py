@@ -168,7 +168,6 @@ def test_a_tuning_score_is_the_mean_over_batches_weighted_by_targets():
     ("overrides", "message"),
     [
         ({"name": "both"}, "objective.name: found 'both'; expected one of mlm, next_visit, time_to_event, joint"),
-        ({"masking": "words"}, "objective.masking: found 'words'; expected one of codes, spans, visits"),
         ({"history": "all"}, "objective.history: found 'all'; expected one of every_visit, random_cut"),
         ({"mlm_weight": -1.0}, "objective.mlm_weight: found -1.0; expected 0 or more"),
         ({"next_visit_weight": -0.1}, "objective.next_visit_weight: found -0.1; expected 0 or more"),

@@ -19,6 +19,8 @@ def steps_of(folder):
 def test_every_line_is_one_json_object(tmp_path):
     write(tmp_path, 0, [1, 2])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    times = [line.pop("seconds") for line in lines]
+    assert 0 <= times[0] <= times[1] < 60
     assert lines == [{"step": step, "split": "train", "mlm/loss": 1.0, "tokens_per_second": 10.0} for step in (1, 2)]
     assert list((tmp_path / "tensorboard").glob("events.*"))
 
@@ -34,6 +36,20 @@ def test_a_resume_takes_out_what_came_after_its_step(tmp_path):
     write(tmp_path, 4, [5, 6], loss=2.0)
     assert steps_of(tmp_path) == [2, 4, 5, 6]
     assert [line["mlm/loss"] for line in read_metrics(tmp_path)] == [1.0, 1.0, 2.0, 2.0]
+
+
+def test_the_time_of_training_goes_on_after_a_resume(tmp_path):
+    write(tmp_path, 0, [2, 4, 6])
+    file = tmp_path / "metrics.jsonl"
+    lines = [{**line, "seconds": 100.0 * line["step"]} for line in read_metrics(tmp_path)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write(tmp_path, 4, [5])
+    assert [line["seconds"] for line in read_metrics(tmp_path)[:2]] == [200.0, 400.0]
+    assert 400.0 <= read_metrics(tmp_path)[2]["seconds"] < 460.0
+    del lines[0]["seconds"]  # a run of an older version
+    file.write_text(json.dumps(lines[0]) + "\n")
+    write(tmp_path, 2, [3])
+    assert read_metrics(tmp_path)[1]["seconds"] < 60.0
 
 
 def test_a_run_begun_anew_takes_out_everything(tmp_path):

@@ -82,8 +82,8 @@ def test_a_run_from_before_a_key_goes_on_where_the_key_is_empty(tmp_path):
     del content["recipe"]["code_init"]
     (tmp_path / "config.json").write_text(json.dumps(content))
     other = config()
-    other.code_init = "skip_gram"
-    with pytest.raises(ValueError, match="code_init: absent there, skip_gram now"):
+    other.code_init = "table.parquet"
+    with pytest.raises(ValueError, match="code_init: absent there, table.parquet now"):
         workdir.open_workdir(tmp_path, *run_of(other), vocabulary())
     assert workdir.open_workdir(tmp_path, *run_of(config()), vocabulary())
     assert config_file.read(tmp_path)[0].code_init == ""
@@ -371,7 +371,7 @@ def test_an_older_workdir_goes_on_under_the_names_of_today(tmp_path):
         workdir.open_workdir(tmp_path, *run_of(config(train__num_steps=77)), vocabulary())
 
 
-REMOVED_KEYS = {"age_encoding": "bins", "date_encoding": "none"}
+REMOVED_KEYS = {"model": {"age_encoding": "bins", "date_encoding": "none"}, "objective": {"masking": "codes"}}
 
 
 @pytest.mark.parametrize("is_flat", [False, True])
@@ -379,7 +379,8 @@ def test_a_run_with_keys_that_were_removed_since_resumes_if_it_left_them_at_thei
     workdir.open_workdir(tmp_path, *run_of(config()), vocabulary())
     content = json.loads((tmp_path / "config.json").read_text())
     older = as_older(config().to_dict()) if is_flat else content
-    (older if is_flat else older["recipe"])["model"] |= REMOVED_KEYS
+    for section, keys in REMOVED_KEYS.items():
+        (older if is_flat else older["recipe"])[section] |= keys
     (tmp_path / "config.json").write_text(json.dumps(older))
     assert config_file.read(tmp_path) == run_of(config())
     assert workdir.open_workdir(tmp_path, *run_of(config()), vocabulary()) is True
@@ -388,21 +389,23 @@ def test_a_run_with_keys_that_were_removed_since_resumes_if_it_left_them_at_thei
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("section", "key", "value", "commit"),
     [
-        ("age_encoding", "time2vec"),
-        ("age_encoding", "sinusoidal"),
-        ("date_encoding", "time2vec"),
-        ("encoder", "hierarchical"),
+        ("model", "age_encoding", "time2vec", "f210f47"),
+        ("model", "age_encoding", "sinusoidal", "f210f47"),
+        ("model", "date_encoding", "time2vec", "f210f47"),
+        ("model", "encoder", "hierarchical", "f210f47"),
+        ("objective", "masking", "spans", "4683395"),
+        ("objective", "masking", "visits", "4683395"),
     ],
 )
-def test_a_run_of_a_removed_choice_is_refused_with_the_commit_that_loads_it(tmp_path, key, value):
+def test_a_run_of_a_removed_choice_is_refused_with_the_commit_that_loads_it(tmp_path, section, key, value, commit):
     workdir.open_workdir(tmp_path, *run_of(config()), vocabulary())
     content = json.loads((tmp_path / "config.json").read_text())
-    content["recipe"]["model"] |= {**REMOVED_KEYS, key: value}
+    content["recipe"][section] |= {**REMOVED_KEYS.get(section, {}), key: value}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    removed = rf"config.json: .*\(model.{key}={value}: removed, as it measured no better \(docs/ablations.md\); "
-    with pytest.raises(ValueError, match=removed + "`git checkout f210f47` to load the run"):
+    removed = rf"config.json: .*\({section}.{key}={value}: removed, as it measured no better \(docs/ablations.md\); "
+    with pytest.raises(ValueError, match=removed + f"`git checkout {commit}` to load the run"):
         config_file.read(tmp_path)
 
 
