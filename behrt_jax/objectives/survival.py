@@ -351,11 +351,6 @@ def _first_events(hazards: np.ndarray) -> np.ndarray:
     return survival * -np.expm1(-any_cause) * hazards / np.maximum(any_cause, np.finfo(np.float64).tiny)
 
 
-def survival_curve(logits: np.ndarray, config: SurvivalConfig, days, baseline: Baseline | None = None) -> np.ndarray:
-    """Computes S(t), the probability of no event by each of (T,) days: (N, T) float64; see `risks`."""
-    return 1.0 - risks(logits, config, days, baseline).sum(axis=1)
-
-
 def risk_scores(logits: np.ndarray, config: SurvivalConfig) -> np.ndarray:
     """Returns (N, C) scores that rank patients by risk, for the C-index.
 

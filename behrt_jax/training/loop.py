@@ -152,7 +152,6 @@ def train(
     """
     step = int(state.step)
     losses = list(tuning_losses or [])
-    pending: list[dict] = []
 
     def judge():
         tuning = evaluate(state.params)
@@ -163,24 +162,21 @@ def train(
 
     if evaluate_initial and step == 0 and not losses:
         judge()
-    tokens, start_time = 0, time.perf_counter()
+    window = _Window()
     while step < config.num_steps:
         batch = next(batches)
-        tokens += int(np.count_nonzero(batch["patient_ids"]))
         state, metrics = train_step(state, batch)
-        pending.append(metrics)
+        window.add(batch, metrics)
         step += 1
         advance(step)
         stop = interrupted()
         is_due = step % config.evaluate_every == 0 or step == config.num_steps
         if step % config.log_every == 0 or is_due or stop:
-            sums = check_finite(jax.device_get(pending), step - len(pending))
-            seconds = time.perf_counter() - start_time
-            log(step, "train", {**mean_metrics(merge_sums(sums)), "tokens_per_second": tokens / seconds})
-            pending, tokens, start_time = [], 0, time.perf_counter()
+            log(step, "train", window.close(step))
+            window = _Window()
         if is_due:
             judge()
-            start_time = time.perf_counter()
+            window = _Window()
             if is_exhausted(losses, config.patience):
                 return TrainResult(state, "stopped_early")
         elif stop:
@@ -188,6 +184,28 @@ def train(
         if stop and step < config.num_steps:
             return TrainResult(state, "interrupted")
     return TrainResult(state, "finished")
+
+
+class _Window:
+    """The metrics of the steps since the last line of the log; they stay on the device until it is written."""
+
+    def __init__(self):
+        self._start, self._tokens, self._pending = time.perf_counter(), 0, []
+
+    def add(self, batch: dict[str, np.ndarray], metrics: dict) -> None:
+        """Adds a step."""
+        self._tokens += int(np.count_nonzero(batch["patient_ids"]))
+        self._pending.append(metrics)
+
+    def close(self, step: int) -> dict[str, float]:
+        """Returns the mean metrics and the real tokens a second; `step` is the last one added.
+
+        Raises:
+          TrainingDivergedError: a metric is NaN or infinite.
+        """
+        sums = check_finite(jax.device_get(self._pending), step - len(self._pending))
+        speed = self._tokens / (time.perf_counter() - self._start)
+        return {**mean_metrics(merge_sums(sums)), "tokens_per_second": speed}
 
 
 def is_exhausted(losses: list[float], patience: int) -> bool:

@@ -15,7 +15,7 @@ from behrt_jax.evaluation import outcomes
 from behrt_jax.finetuning import finetuned, labeled_histories, probe_init, setup
 from behrt_jax.training import digests, state
 from behrt_jax.training import workdir as workdirs
-from behrt_jax.training.fit import resume_and_fit
+from behrt_jax.training.fit import Training, resume_and_fit
 from behrt_jax.training.optimizer import count_trained, make_optimizer
 from behrt_jax.training.workdir import EVALUATION_FILE, PARAMETERS_FILE, REGRESSION_FILE
 from behrt_jax.workflows.pretrain import TrainedRun
@@ -66,8 +66,9 @@ def finetune(
     columns = functools.partial(labeled_histories.training_columns, recipe, task.splits["train"])
     evaluation_digest = functools.partial(digests.of_evaluation, folder, task.digests)
     scorer = setup.tuning_scorer(task)
-    args = (recipe, folder, task.objective, optimizer, train_state, columns, scorer, evaluation_digest)
-    status = resume_and_fit(*args, resume_with or f"behrt_jax.finetune(config, '{folder}')")
+    training = Training(recipe, folder, task.objective, optimizer, columns, scorer)
+    resume_with = resume_with or f"behrt_jax.finetune(config, '{folder}')"
+    status = resume_and_fit(training, train_state, evaluation_digest, resume_with)
     if status is not None:
         return TrainedRun(folder, status, None)
     evaluation = outcomes.evaluate_run(folder, task.splits, [str(other) for other in compare_to], baselines)

@@ -15,7 +15,7 @@ from behrt_jax.training import digests as input_digests
 from behrt_jax.training import pretraining, state
 from behrt_jax.training import workdir as workdirs
 from behrt_jax.training.describe import describe_data, describe_rows, describe_unmatched
-from behrt_jax.training.fit import resume_and_fit
+from behrt_jax.training.fit import Training, resume_and_fit
 from behrt_jax.training.optimizer import make_optimizer
 
 logger = logging.getLogger(__name__)
@@ -66,8 +66,9 @@ def pretrain(config: ConfigDict, workdir: str | Path, *, baselines: bool = True,
         logger.info(f"targets: {task.is_target.sum():,} codes by objective.targets and objective.min_patients")
     columns = functools.partial(pretraining.training_columns, task, patients)
     evaluation_digest = functools.partial(input_digests.of_evaluation, folder, digests, splits["held_out"])
-    args = (recipe, folder, task.objective, optimizer, train_state, columns, scorer, evaluation_digest)
-    status = resume_and_fit(*args, resume_with or f"behrt_jax.pretrain(config, '{folder}')")
+    training = Training(recipe, folder, task.objective, optimizer, columns, scorer)
+    resume_with = resume_with or f"behrt_jax.pretrain(config, '{folder}')"
+    status = resume_and_fit(training, train_state, evaluation_digest, resume_with)
     if status is not None:
         return TrainedRun(folder, status, None)
     from behrt_jax.evaluation import pretrained  # here, as the baselines and metrics import libraries for seconds

@@ -86,7 +86,6 @@ def read_sizes(words: list[str], available: int) -> list[int]:
     """Parses the sizes; returns them in ascending order, without repeats.
 
     Args:
-      words: the sizes.
       available: the number of train patients in the data.
 
     Raises:

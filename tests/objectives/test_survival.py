@@ -102,6 +102,11 @@ def test_discrete_causes_by_hand():
     np.testing.assert_allclose(found, [0.2, 0.3, 0.5, 1 - 0.4 * 0.5], rtol=1e-5)
 
 
+def survival_curve(logits, settings, days, baseline=None):
+    """The probability of no event by each day, (N, T)."""
+    return 1.0 - survival.risks(logits, settings, days, baseline).sum(axis=1)
+
+
 @pytest.mark.parametrize("loss", ["discrete", "piecewise"])
 @pytest.mark.parametrize("num_causes", [1, 3])
 def test_the_loss_of_the_censored_is_minus_the_log_of_their_curve(loss, num_causes):
@@ -109,7 +114,7 @@ def test_the_loss_of_the_censored_is_minus_the_log_of_their_curve(loss, num_caus
     rng = np.random.default_rng(0)
     logits = rng.normal(-4 if loss == "piecewise" else -1, 1, (40, settings.num_logits)).astype(np.float32)
     days = rng.uniform(1, 360, 40).astype(np.float32)
-    curves = np.diagonal(survival.survival_curve(logits, settings, days))
+    curves = np.diagonal(survival_curve(logits, settings, days))
     np.testing.assert_allclose(
         np.exp(-by_hand(settings, logits, days, np.zeros(40, int))), curves, rtol=2e-4, atol=1e-7
     )
@@ -122,7 +127,7 @@ def test_discrete_hazards_without_covariates_are_a_life_table():
     settings = config("discrete", edges=edges)
     bias = survival.initial_bias(days, events, settings)
     expected = lifelines.KaplanMeierFitter().fit(days, events).predict(list(edges)).to_numpy()
-    np.testing.assert_allclose(survival.survival_curve(bias[None], settings, edges)[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(survival_curve(bias[None], settings, edges)[0], expected, rtol=1e-5)
     _, slope = total_loss(settings)(np.tile(bias, (400, 1)), days, events)
     np.testing.assert_allclose(np.asarray(slope).sum(axis=0), 0, atol=1e-3)
 
@@ -184,7 +189,7 @@ def test_the_best_rates_are_those_of_lifelines():
     np.testing.assert_allclose(np.exp(bias), rates, rtol=1e-3)
     _, slope = total_loss(settings)(np.tile(bias, (800, 1)), days, events)
     np.testing.assert_allclose(np.asarray(slope).sum(axis=0), 0, atol=2e-3)
-    found = survival.survival_curve(bias[None], settings, [5, 50, 400])[0]
+    found = survival_curve(bias[None], settings, [5, 50, 400])[0]
     np.testing.assert_allclose(found, fitter.survival_function_at_times([5, 50, 400]), rtol=2e-3)
 
 
@@ -195,7 +200,7 @@ def test_cumulative_incidence_of_rates_is_the_integral_of_rate_times_survival():
 
     def density(day, cause):
         bin_ = np.searchsorted(EDGES[:-1], day)
-        return rates[cause, bin_] * survival.survival_curve(logits, settings, [day])[0, 0]
+        return rates[cause, bin_] * survival_curve(logits, settings, [day])[0, 0]
 
     found = survival.risks(logits, settings, [200.0])[0]
     for cause in (0, 1):
@@ -251,7 +256,7 @@ def test_the_baseline_and_the_curves_of_cox_are_those_of_lifelines():
     baseline = survival.breslow(scores, days, events)
     horizons = np.array([10.0, 40.0, 120.0])
     curves = fitter.predict_survival_function(frame, times=horizons).to_numpy().T
-    np.testing.assert_allclose(survival.survival_curve(scores, config("cox"), horizons, baseline), curves, rtol=1e-6)
+    np.testing.assert_allclose(survival_curve(scores, config("cox"), horizons, baseline), curves, rtol=1e-6)
     np.testing.assert_array_equal(survival.risk_scores(scores, config("cox")), scores)
 
 
@@ -286,9 +291,7 @@ def test_risks_begin_at_0_rise_and_add_up_with_the_curve_to_1(loss, num_causes):
     found = survival.risks(logits, settings, horizons, baseline)
     assert found.shape == (700, num_causes, 8) and not found[..., 0].any()
     assert (np.diff(found, axis=-1) > -1e-12).all() and (found[..., 3] > found[..., 1]).all()
-    np.testing.assert_allclose(
-        found.sum(axis=1) + survival.survival_curve(logits, settings, horizons, baseline), 1, rtol=1e-12
-    )
+    np.testing.assert_allclose(found.sum(axis=1) + survival_curve(logits, settings, horizons, baseline), 1, rtol=1e-12)
     assert (found.sum(axis=1) <= 1 + 1e-12).all()
     one = survival.risks(logits[:3], settings, horizons[3:4], baseline)  # of each patient on their own
     np.testing.assert_allclose(one[..., 0], found[:3, :, 3], rtol=1e-12)
