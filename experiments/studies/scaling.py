@@ -85,11 +85,8 @@ def by_patients(results: list[dict]) -> dict[int, dict]:
 def read_sizes(words: list[str], available: int) -> list[int]:
     """Parses the sizes; returns them in ascending order, without repeats.
 
-    Args:
-      available: the number of train patients in the data.
-
     Raises:
-      ValueError: a size is not a number of patients, or exceeds `available`.
+      ValueError: a size is not a number of patients, or exceeds `available`, that of the train patients in the data.
     """
     wrong = [word for word in words if not word.isdecimal() or not int(word)]
     if wrong:
