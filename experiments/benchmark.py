@@ -1,8 +1,8 @@
 """Measures the speed of this library beside PyTorch peers and other checkouts, in interleaved rounds of one call.
 
-python -m experiments.benchmark [--what=step|memory|inference|embed|startup] [--tier=small] [--vocabulary=1000]
-  [--row_length=256] [--peers=reference,strong,hf] [--peer_python=PATH] [--against=CHECKOUT] [--rounds=5] [--steps=5]
-  [--least_ratio=1.2] [--output=DIR]
+python -m experiments.benchmark [--what=step|memory|inference|embed|host|prepare|startup] [--tier=small]
+  [--vocabulary=1000] [--row_length=256] [--peers=reference,strong,hf] [--peer_python=PATH] [--against=CHECKOUT]
+  [--rounds=5] [--steps=5] [--least_ratio=1.2] [--output=DIR]
 
 Peers need the packages of requirements-benchmark.txt, here or in the environment of --peer_python. docs/performance.md
 explains the table.
@@ -27,12 +27,12 @@ def main() -> None:
     )
     chosen = contestants.choose(PEERS, FLAGS.peers, FLAGS.against, FLAGS.peer_python, FLAGS.what)
     options = {"num_rounds": FLAGS.rounds, "steps": FLAGS.steps, "least_ratio": FLAGS.least_ratio}
-    benchmark(work, chosen, Path(FLAGS.output), prepared_dir=FLAGS.prepared_dir, **options)
+    benchmark(work, chosen, Path(FLAGS.output), prepared_dir=FLAGS.prepared_dir, data=FLAGS.data, **options)
 
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
-    flags.DEFINE_enum("what", "step", WHAT, "step and memory train, inference and embed embed, startup starts.")
+    flags.DEFINE_enum("what", "step", WHAT, "What to measure; see docs/performance.md.")
     flags.DEFINE_enum("tier", "small", TIERS, "The recipe.")
     flags.DEFINE_integer("vocabulary", 1000, "Rows of the code table.")
     flags.DEFINE_integer("row_length", 256, "Tokens per packed row.")
@@ -45,6 +45,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("peers", [], "PyTorch peers: reference, strong, hf.")
     flags.DEFINE_string("peer_python", "", "The Python that runs peers; default: this one.")
     flags.DEFINE_string("against", "", "Another checkout of this library.")
+    flags.DEFINE_string("data", "", "A MEDS data set; default: the recipe's.")
     flags.DEFINE_string("prepared_dir", "prepared", "The cache of prepared data.")
     flags.DEFINE_string("output", "runs/benchmark", "Where benchmark.json and benchmark.md are written.")
     _cli.reexec_with_malloc_settings()

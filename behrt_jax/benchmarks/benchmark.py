@@ -12,7 +12,8 @@ from behrt_jax.benchmarks import contestants, report, rounds, workload
 from behrt_jax.benchmarks.workload import Workload
 
 logger = logging.getLogger(__name__)
-WHAT = ("step", "memory", "inference", "embed", "startup")
+WHAT = ("step", "memory", "inference", "embed", "host", "prepare", "startup")
+TABLES = {"memory": report.format_memory, "host": report.format_rates, "prepare": report.format_rates}
 
 
 def benchmark(
@@ -63,7 +64,7 @@ def benchmark(
         else:
             results, peaks = rounds.run(chosen, folder, num_rounds, steps)
             rows = report.compare(results, peaks)
-            table = report.format_memory(rows) if work.what == "memory" else report.format_steps(rows)
+            table = TABLES.get(work.what, report.format_steps)(rows)
     content, text = report.write(output, settings, rows, table, peaks)
     logger.info(f"{text}\nwritten: {output / report.JSON_FILE}, {output / report.TABLE_FILE}")
     if work.what != "startup":

@@ -15,7 +15,9 @@ import jax
 from behrt_jax.benchmarks import worker
 
 ROOT = Path(__file__).parents[2]
-OWN = {"embed": "embedding.py", "startup": "startup.py"}  # files of the contestants of this library
+# Files of the contestants of this library.
+OWN = {"embed": "embedding.py", "host": "host.py", "prepare": "preparation.py", "startup": "startup.py"}
+NO_PEERS = ("embed", "host", "prepare")
 
 
 class Contestant(NamedTuple):
@@ -64,12 +66,12 @@ def choose(
       what: as in `Workload`.
 
     Raises:
-      ValueError: no such peer or checkout, or peers are to embed patients.
+      ValueError: no such peer or checkout, or peers are given for what they do not do.
     """
     own = f"behrt_jax/benchmarks/{OWN.get(what, 'train_step.py')}"
     contestants = [Contestant("this checkout", ROOT / own, ROOT, sys.executable)]
-    if peers and what == "embed":
-        raise ValueError(f"--peers: found {', '.join(peers)}; peers do not embed data sets; use --what=inference")
+    if peers and what in NO_PEERS:
+        raise ValueError(f"--peers: found {', '.join(peers)}; peers do not read data sets, as --what={what} does")
     if against:
         root = Path(against).resolve()
         if not (root / "behrt_jax" / "training" / "loop.py").is_file():

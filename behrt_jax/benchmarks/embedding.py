@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from behrt_jax.benchmarks.worker import PATIENTS_FILE
 from behrt_jax.data import batches as data_batches
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.dataset import Patients
@@ -17,8 +18,6 @@ from behrt_jax.models.behrt import count_parameters
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.pretraining import BEHRTForPretraining
 from behrt_jax.training import workdir
-
-PATIENTS_FILE = "patients.npz"
 
 
 def start(settings: dict, batches: list[dict]) -> dict:

@@ -15,6 +15,7 @@ MEBIBYTE = 2**20
 STEP_COLUMNS = ("contestant", "real tokens/s", "first / this", "share of product peak", "GFLOP a step", "peak memory")
 STEP_COLUMNS += ("temporaries", "parameters", "first loss")
 FIGURES = ("parameters", "start_bytes", "peak_bytes", "temporary_bytes", "state_bytes", "flops")
+RATE_COLUMNS = ("contestant", "a second", "first / this", "peak memory")
 MEMORY_COLUMNS = ("contestant", "peak memory", "growth from the first step on", "temporaries of a step")
 MEMORY_COLUMNS += ("parameters and optimizer",)
 START_COLUMNS = ("contestant", "cold start to first step, s", "warm, s", "until ready, s", "first step, s")
@@ -80,6 +81,15 @@ def format_steps(rows: list[dict]) -> str:
         cells = [row["name"], _spread(row["tokens_per_second"], ",.0f"), _spread(row["ratio"], ".2f"), share, flops]
         cells += [memory, temporaries, f"{row['parameters']:,}", f"{row['first_loss']:.3f}"]
         lines.append(_row(cells))
+    return "\n".join(lines) + "\n"
+
+
+def format_rates(rows: list[dict]) -> str:
+    """Formats the rates of host work in the figures of `compare`: of tokens or, for `prepare`, of events."""
+    lines = [_row(RATE_COLUMNS), "|---" * len(RATE_COLUMNS) + "|"]
+    for row in rows:
+        rates = (_spread(row["tokens_per_second"], ",.0f"), _spread(row["ratio"], ".2f"))
+        lines.append(_row([row["name"], *rates, _mebibytes(row["peak_bytes"])]))
     return "\n".join(lines) + "\n"
 
 

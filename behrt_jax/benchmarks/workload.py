@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from behrt_jax.benchmarks import embedding, worker
+from behrt_jax.benchmarks import worker
 from behrt_jax.data.dataset import Patients
 from behrt_jax.data.vocabulary import Vocabulary
 from behrt_jax.training import pretraining
@@ -22,7 +22,8 @@ class Workload:
     """The work of one benchmark.
 
     Attributes:
-      what: `step`, `memory` and `startup` train; `inference` embeds the patients of a batch, `embed` those of train.
+      what: `step`, `memory` and `startup` train; `inference` embeds the patients of a batch, `embed` those of train;
+        `host` packs those of train into batches; `prepare` turns MEDS events into tokens.
       tier: the recipe: small, medium or large.
       vocabulary: V; rows of the code table. At least the fitted vocabulary of the data.
       row_length: L, tokens per packed row.
@@ -81,6 +82,7 @@ def write(workload: Workload, folder: Path, prepared_dir: str, data: str = "") -
     settings = {
         **dataclasses.asdict(workload),
         "rows": recipe.train.batch_size,
+        "data": recipe.data.path,
         "threads": workload.threads or count_cpus(),
         "padded_length": PADDED_LENGTHS[workload.tier],
         "mask_rate": recipe.objective.mask_rate,
@@ -90,8 +92,8 @@ def write(workload: Workload, folder: Path, prepared_dir: str, data: str = "") -
     (folder / worker.SETTINGS_FILE).write_text(json.dumps(settings, indent=1))
     columns: dict = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
     np.savez(folder / worker.BATCHES_FILE, **columns)
-    if workload.what == "embed":
-        np.savez(folder / embedding.PATIENTS_FILE, **dataclasses.asdict(train))
+    if workload.what in ("embed", "host"):
+        np.savez(folder / worker.PATIENTS_FILE, **dataclasses.asdict(train))
     return settings
 
 

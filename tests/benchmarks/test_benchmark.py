@@ -5,14 +5,17 @@ import json
 import sys
 
 import numpy as np
+import polars as pl
 import pytest
 
-from behrt_jax.benchmarks import contestants, report, rounds, workload
+from behrt_jax.benchmarks import contestants, host, preparation, report, rounds, workload
 from behrt_jax.benchmarks.benchmark import benchmark
 from behrt_jax.benchmarks.contestants import ROOT, Contestant
 from behrt_jax.benchmarks.rounds import Result
 from behrt_jax.benchmarks.workload import Workload
+from behrt_jax.data import dataset, windows
 from tests import tiny
+from tests.experiments.conftest import cut_data_set
 
 PEERS = ROOT / "experiments" / "studies" / "peers"
 TINY = Workload(rows=2, row_length=64, num_batches=2, threads=1)
@@ -76,8 +79,38 @@ def test_embedding_reads_every_train_patient(tmp_path, prepared_dir):
     (own,) = benchmark(work, chosen, tmp_path, **settings)["contestants"]
     assert own["name"] == "this checkout" and own["parameters"] == 503_424 + 9_384
     assert np.isfinite(own["first_loss"]) and own["tokens_per_second"]["low"] > 0
-    with pytest.raises(ValueError, match="--peers: found strong; peers do not embed data sets"):
+    with pytest.raises(ValueError, match="--peers: found strong; peers do not read data sets, as --what=embed does"):
         contestants.choose(PEERS, ["strong"], what="embed")
+
+
+@pytest.fixture(scope="module")
+def sixty(tmp_path_factory):
+    return cut_data_set(tmp_path_factory.mktemp("data") / "meds", skip=0)
+
+
+def test_packing_is_counted_in_tokens_of_train(tmp_path, sixty):
+    chosen, work = contestants.choose(PEERS, [], what="host"), dataclasses.replace(TINY, what="host")
+    settings = {"prepared_dir": str(tmp_path / "prepared"), "data": str(sixty)}
+    with tiny.collect_messages() as messages:
+        (own,) = benchmark(work, chosen, tmp_path / "out", num_rounds=1, steps=1, **settings)["contestants"]
+    assert own["tokens_per_second"]["low"] > 0 and "| contestant | a second |" in "\n".join(messages)
+    written = workload.write(work, tmp_path, **settings)
+    packed = host.start({**written, "folder": str(tmp_path)}, [])["read"](0)
+    (folder,) = (tmp_path / "prepared").glob("*/report.json")
+    train = dataset.read(folder.parent, "train")
+    whole = windows.index_visits(train, TINY.row_length)
+    assert len(packed) == windows.newest_windows(whole).lengths.sum()
+
+
+def test_preparation_is_counted_in_events(tmp_path, sixty):
+    settings = {"tier": "small", "data": str(sixty), "folder": str(tmp_path)}
+    contestant = preparation.start(settings, [])
+    assert len(contestant["read"](0)) == len(pl.read_parquet(sixty / "data" / "0.parquet"))
+    with tiny.collect_messages() as messages:
+        contestant["step"](0)
+        contestant["step"](0)
+    assert len([line for line in messages if line.startswith("reading")]) == 2, messages
+    assert not list(tmp_path.iterdir())
 
 
 def test_contestants_that_read_other_tokens_are_refused(tmp_path, prepared_dir):
