@@ -129,10 +129,9 @@ def fit(training: Training, current: TrainState, checkpoints: Checkpoints, losse
                 evaluate_initial=recipe.kind != PRETRAINING,  # fine-tuning may not improve its head's regression
             )
         except loop.TrainingDivergedError as error:
-            good = checkpoints.steps()[-1:]
-            hint = (
-                f"the last good checkpoint is {checkpoints.folder / str(*good)}" if good else "no checkpoint was saved"
-            )
+            hint = "no checkpoint was saved before"
+            if steps := checkpoints.steps():
+                hint = f"the last good checkpoint is {checkpoints.folder / str(steps[-1])}"
             raise loop.TrainingDivergedError(f"{error}; {hint}; lower optimizer.learning_rate") from error
         finally:
             log_file.close()

@@ -152,16 +152,9 @@ def train(
     """
     step = int(state.step)
     losses = list(tuning_losses or [])
-
-    def judge():
-        tuning = evaluate(state.params)
-        log(step, "tuning", tuning)
-        check_finite([{f"tuning {name}": (value, 1) for name, value in tuning.items()}], step - 1)
-        save(state, tuning)
-        losses.append(tuning[watch])
-
+    judge = functools.partial(_judge, evaluate=evaluate, log=log, save=save)
     if evaluate_initial and step == 0 and not losses:
-        judge()
+        losses.append(judge(state, step)[watch])
     window = _Window()
     while step < config.num_steps:
         batch = next(batches)
@@ -173,17 +166,25 @@ def train(
         is_due = step % config.evaluate_every == 0 or step == config.num_steps
         if step % config.log_every == 0 or is_due or stop:
             log(step, "train", window.close(step))
+            if is_due:
+                losses.append(judge(state, step)[watch])
+            elif stop:
+                save(state, None)
             window = _Window()
-        if is_due:
-            judge()
-            window = _Window()
-            if is_exhausted(losses, config.patience):
-                return TrainResult(state, "stopped_early")
-        elif stop:
-            save(state, None)
+        if is_due and is_exhausted(losses, config.patience):
+            return TrainResult(state, "stopped_early")
         if stop and step < config.num_steps:
             return TrainResult(state, "interrupted")
     return TrainResult(state, "finished")
+
+
+def _judge(state: TrainState, step: int, *, evaluate, log, save) -> dict[str, float]:
+    """Evaluates a state on tuning, logs the metrics, and saves both if all are finite."""
+    tuning = evaluate(state.params)
+    log(step, "tuning", tuning)
+    check_finite([{f"tuning {name}": (value, 1) for name, value in tuning.items()}], step - 1)
+    save(state, tuning)
+    return tuning
 
 
 class _Window:

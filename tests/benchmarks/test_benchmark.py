@@ -35,11 +35,11 @@ def start(settings, batches):
 """
 
 
-def sleeper(folder, read="") -> Contestant:
+def sleeper(folder, name="sleeper", read="") -> Contestant:
     """A contestant that does nothing, slowly."""
-    file = folder / "sleeper.py"
+    file = folder / f"{name}.py"
     file.write_text(SLEEPER.format(read=read))
-    return Contestant("sleeper", file, ROOT, sys.executable)
+    return Contestant(name, file, ROOT, sys.executable)
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +114,9 @@ def test_preparation_is_counted_in_events(tmp_path, sixty):
 
 
 def test_contestants_that_read_other_tokens_are_refused(tmp_path, prepared_dir):
-    message = "sleeper reads other tokens than this checkout: .*their rates would not compare"
+    message = "other reads other tokens than sleeper: .*their rates would not compare"
     with pytest.raises(ValueError, match=message):
-        run(tmp_path, prepared_dir, [sleeper(tmp_path, "[1:]")])
+        run(tmp_path, prepared_dir, [sleeper(tmp_path), sleeper(tmp_path, "other", "[1:]")], own=False)
 
 
 def test_a_missing_package_is_one_clear_line(tmp_path, prepared_dir):
@@ -156,9 +156,9 @@ def test_a_vocabulary_smaller_than_that_of_the_data_is_refused(tmp_path, prepare
 
 
 def test_a_contestant_that_is_not_slower_as_asked_is_an_error(tmp_path, prepared_dir):
-    message = r"--least_ratio=1e\+06: this checkout is .* times as fast as sleeper; find what became slow"
+    message = r"--least_ratio=1e\+06: sleeper is .* times as fast as other; find what became slow"
     with pytest.raises(ValueError, match=message):
-        run(tmp_path, prepared_dir, [sleeper(tmp_path)], least_ratio=1e6)
+        run(tmp_path, prepared_dir, [sleeper(tmp_path), sleeper(tmp_path, "other")], own=False, least_ratio=1e6)
 
 
 def test_ratios_are_paired_by_round():

@@ -47,11 +47,15 @@ print(json.dumps({"predicted": cost.memory, "measured": status("VmHWM") - before
 """
 
 
-def tiny_values(**train):
-    config = small.get_config()
+def shrink(config, **train):
     config.data.row_length = 32
+    config.model.update({"embedding_dim": 16, "hidden_dim": 32, "num_layers": 1, "feedforward_dim": 32})
     config.train.update({"num_steps": 100, "batch_size": 2, **train})
     return config.to_dict()
+
+
+def tiny_values(**train):
+    return shrink(small.get_config(), **train)
 
 
 def tiny(**train):
@@ -123,9 +127,8 @@ def test_the_plan_of_this_machine_is_measured(messages):
 
 def test_every_objective_can_be_planned():
     config = joint.get_config()
-    config.data.row_length, config.train.batch_size = 32, 2
     config.objective.time_to_event_weight = 0.1
-    assert step_cost.compute(read_recipe(config.to_dict()), 100, 2).flops > 0
+    assert step_cost.compute(read_recipe(shrink(config)), 100, 2).flops > 0
 
 
 @pytest.mark.parametrize(
@@ -143,6 +146,7 @@ def test_what_cannot_be_planned_is_one_clear_line(change, message):
         plan.plan(tiny(), data, **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resets the peak memory of a process by /proc")
 def test_memory_is_close_to_what_a_step_takes():
     command = [sys.executable, "-c", MEASURED, "32"]
