@@ -77,6 +77,7 @@ def test_what_was_trained_is_loaded_in_one_call(whole):
     assert logits.shape == (1, 3, len(vocabulary)) and np.isfinite(logits).all()
 
 
+@pytest.mark.current_only
 def test_a_finished_run_says_so_and_changes_no_file(workplace, whole):
     folder, _ = whole
     before = files_of(folder)

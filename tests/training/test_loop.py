@@ -162,6 +162,7 @@ def test_a_run_resumed_from_its_state_is_bit_identical():
     assert not identical(whole.params, restarted.params)
 
 
+@pytest.mark.current_only
 @pytest.mark.parametrize(
     "choices",
     [
