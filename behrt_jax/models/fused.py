@@ -13,8 +13,9 @@ from jax import lax
 
 EPSILON = 1e-6  # of layer normalisation
 TANH_SCALE, TANH_CUBE = 0.7978845608028654, 0.044715  # of GELU (Hendrycks and Gimpel 2016); the first is sqrt(2 / pi)
-BLOCK_ENTRIES = 2_000_000  # logits that `code_losses` computes at a time on a CPU: 8 MB, about a cache
-MIN_BLOCK, MAX_BLOCK = 64, 256  # positions; smaller blocks waste less of the last one
+# Positions that `code_losses` scores at a time on a CPU: products are fastest at multiples of 128, and small blocks
+# stay in the cache.
+BLOCK, SMALL_VOCABULARY = 128, 8_000
 
 
 class Affine(NamedTuple):
@@ -293,7 +294,7 @@ def block_size(num_positions: int, vocab_size: int) -> int:
     """Returns how many positions are scored at a time: all but on a CPU, where blocks stay in the cache."""
     if jax.default_backend() != "cpu":
         return num_positions
-    return min(num_positions, MAX_BLOCK, max(MIN_BLOCK, BLOCK_ENTRIES // vocab_size))
+    return min(num_positions, 2 * BLOCK if vocab_size < SMALL_VOCABULARY else BLOCK)
 
 
 def _sum_blocks(score, names: tuple[str, ...], queries, table, bias, columns: tuple, with_gradient: bool):
