@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from behrt_jax.data.metadata import is_synthetic
 from behrt_jax.evaluation import outcomes, pretrained
 from behrt_jax.evaluation.comparison import Comparison
+from behrt_jax.evaluation.small_cells import MIN_PATIENTS, drop_small
 from behrt_jax.plots.pretraining import draw_pretraining
 from behrt_jax.training import config_file
 from behrt_jax.training.recipe import PRETRAINING
@@ -27,15 +29,20 @@ def evaluate(
       data: another MEDS data set to score a pre-trained run on; the run's own if None.
       compare_to: workdirs of other runs on the same data, and for a fine-tuned run on the same labels.
       baselines: whether to fit baselines; they take some minutes.
-      figures: whether to draw figures of a pre-trained run; those of a fine-tuned one are always drawn.
+      figures: whether to draw figures of a pre-trained run; those of a fine-tuned one are always drawn. Of real
+        patients only what rests on `small_cells.MIN_PATIENTS` patients or more is drawn.
 
     Raises:
       ValueError: the workdir cannot be read, or something does not apply to its kind of run.
     """
     folder, others = Path(workdir), [str(other) for other in compare_to]
-    if config_file.read(folder)[0].kind == PRETRAINING:
+    recipe, _ = config_file.read(folder)
+    if recipe.kind == PRETRAINING:
         result = pretrained.evaluate_run(folder, split, data, others, baselines)
-        return result._replace(figures=tuple(draw_pretraining(folder, result.to_dict()))) if figures else result
+        if not figures:
+            return result
+        shown, _ = drop_small(result.to_dict(), 1 if is_synthetic(data or recipe.data.path) else MIN_PATIENTS)
+        return result._replace(figures=tuple(draw_pretraining(folder, shown)))
     if data or split != "held_out":
         flag = f"--data={data}" if data else f"--split={split}"
         raise ValueError(

@@ -188,6 +188,13 @@ def test_figures_are_pictures_of_something(joint, tmp_path):
         assert has_curve(file)
 
 
+def test_curves_of_few_real_patients_are_not_drawn(joint, tmp_path):
+    copy = shutil.copytree(joint, tmp_path / "copy")
+    found = behrt_jax.evaluate(copy, baselines=False, figures=True)
+    assert found.about["patients"] < 11 and set(found.reliability) == {"mlm", "next_visit"}
+    assert [file.name for file in found.figures] == ["learning_curve.png"]
+
+
 def test_histories_cut_at_random_train_and_are_evaluated(cut):
     found = evaluation_of(cut)["metrics"]
     assert {name.partition("/")[0] for name in found} == {"next_visit"}
