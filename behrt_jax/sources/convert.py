@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from behrt_jax.data import events
-from behrt_jax.sources import counts, engine, synthea
+from behrt_jax.sources import counts, engine, omop, synthea
 from behrt_jax.sources.counts import EventCounts
 from behrt_jax.sources.engine import Workers
 from behrt_jax.sources.tables import RowCounts
 
 SPECS = Path(__file__).parents[1] / "recipes" / "sources"
-SOURCES = ("synthea",)
+SOURCES = ("synthea", "omop")
 ONE_WORKER = Workers()
 WORK = ".convert"  # in the output folder, until the conversion is finished
 
@@ -25,11 +25,13 @@ class Source(NamedTuple):
       folder: holds the source's tables.
       name: one of `SOURCES`, whose tables are prepared first, or None for tables that MEDS-Extract reads as they are.
       spec: a spec of MEDS-Extract; that of the named source by default.
+      source_codes: whether codes of OMOP are those of its source in place of standard concepts.
     """
 
     folder: Path
     name: str | None = None
     spec: Path | None = None
+    source_codes: bool = False
 
 
 class Conversion(NamedTuple):
@@ -88,6 +90,8 @@ def convert(
 def _spec_file(source: Source) -> Path:
     if source.name is not None and source.name not in SOURCES:
         raise ValueError(f"--source={source.name}: expected one of {', '.join(SOURCES)}, or --spec=FILE alone")
+    if source.source_codes and source.name != "omop":
+        raise ValueError("--source_codes: applies to --source=omop alone; leave it out")
     if source.name is None and source.spec is None:
         raise ValueError(f"Expected --source (one of {', '.join(SOURCES)}), --spec=FILE or both")
     return source.spec or SPECS / f"{source.name}.yaml"
@@ -103,7 +107,7 @@ def _open_work(source: Source, spec_file: Path, output: Path) -> Path:
     files = sorted(path for path in source.folder.rglob("*") if path.is_file())
     stats = [(str(path.relative_to(source.folder)), path.stat()) for path in files]
     inputs = {
-        "source": source.name,
+        "source": [source.name, source.source_codes],
         "spec": spec_file.read_text(),
         "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
     }
@@ -121,8 +125,12 @@ def _prepare(source: Source, work: Path) -> dict[str, RowCounts]:
     if source.name is None:
         return {}
     if not record.exists():
-        prepare = {"synthea": synthea.prepare}[source.name]
-        record.write_text(json.dumps(dict(prepare(source.folder, work / "tables"))))
+        folder, output = source.folder, work / "tables"
+        prepared = {
+            "synthea": lambda: synthea.prepare(folder, output),
+            "omop": lambda: omop.prepare(folder, output, source.source_codes),
+        }[source.name]()
+        record.write_text(json.dumps(dict(prepared)))
     return {name: RowCounts(*counts) for name, counts in json.loads(record.read_text()).items()}
 
 

@@ -61,9 +61,14 @@ def run(spec: Any, tables: Path, work: Path, workers: Workers, progress: Callabl
     logs = work / ".logs"
     logs.mkdir(parents=True, exist_ok=True)
     config = spec.pipeline_config(input_dir=tables.resolve(), output_dir=work.resolve())
+    stages = {}
+    for stage in config["stages"]:
+        stages |= dict(stage) if isinstance(stage, dict) else {stage: {}}
+    if (tables / "metadata" / "codes.parquet").exists():  # what a preparation knows about codes
+        stages["extract_code_metadata"]["metadata_input_dir"] = str(tables.resolve() / "metadata")
+    config["stages"] = [{stage: options} if options else stage for stage, options in stages.items()]
     pipeline = work / "pipeline.yaml"
     OmegaConf.save(OmegaConf.create({**config, "polling_time": 1}), pipeline)
-    stages = [next(iter(stage)) if isinstance(stage, dict) else stage for stage in config["stages"]]
     for stage in progress([stage for stage in stages if not (logs / f"{stage}.done").exists()]):
         if workers.number == 1:
             _run_here(pipeline, stage)

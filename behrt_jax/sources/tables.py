@@ -120,6 +120,19 @@ def time_reasons(column: str, raw: pl.Expr) -> list[tuple[str, pl.Expr]]:
     return [("no time", raw.is_null()), ("unreadable time", pl.col(column).is_null())]
 
 
+def collect(rows: pl.LazyFrame, source: list[Path]) -> pl.DataFrame:
+    """Collects what is small, from the files of a source; raises a ValueError if one cannot be read to its end."""
+    try:
+        return rows.collect(engine="streaming", optimizations=_options(source))
+    except files.UNREADABLE as error:
+        raise unreadable(source[0] if len(source) == 1 else source[0].parent, error) from error
+
+
+def _options(source: list[Path]) -> pl.QueryOptFlags:
+    """Reading only some columns of a CSV file would hide rows with more fields than the header."""
+    return pl.QueryOptFlags(projection_pushdown=all(path.suffix.lower() == ".parquet" for path in source))
+
+
 def write_table(
     rows: pl.LazyFrame, reasons: list[tuple[str, pl.Expr]], keep: list[str], source: list[Path], output: Path
 ) -> RowCounts:
@@ -140,12 +153,10 @@ def write_table(
         reason = pl.when(condition).then(pl.lit(name)).otherwise(reason)
     marked = rows.select(*keep, _reason=reason)
     output.parent.mkdir(parents=True, exist_ok=True)
-    # Reading only some columns of a CSV file would hide rows with more fields than the header.
-    options = pl.QueryOptFlags(projection_pushdown=source[0].suffix.lower() == ".parquet")
+    totals = collect(marked.group_by("_reason").len(), source)
+    written = marked.filter(pl.col("_reason").is_null()).drop("_reason")
     try:
-        totals = marked.group_by("_reason").len().collect(engine="streaming", optimizations=options)
-        written = marked.filter(pl.col("_reason").is_null()).drop("_reason")
-        written.sink_parquet(output, maintain_order=True, optimizations=options)
+        written.sink_parquet(output, maintain_order=True, optimizations=_options(source))
     except files.UNREADABLE as error:
         raise unreadable(source[0] if len(source) == 1 else source[0].parent, error) from error
     counts = dict(totals.iter_rows())
