@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from behrt_jax.data import events
-from behrt_jax.sources import counts, engine, omop, synthea
+from behrt_jax.sources import counts, eicu, engine, omop, synthea
 from behrt_jax.sources.counts import EventCounts
 from behrt_jax.sources.engine import Workers
 from behrt_jax.sources.tables import RowCounts
 
 SPECS = Path(__file__).parents[1] / "recipes" / "sources"
-SOURCES = ("synthea", "omop")
+SOURCES = ("synthea", "omop", "eicu")
 ONE_WORKER = Workers()
 WORK = ".convert"  # in the output folder, until the conversion is finished
 
@@ -128,6 +128,7 @@ def _prepare(source: Source, work: Path) -> dict[str, RowCounts]:
         folder, output = source.folder, work / "tables"
         prepared = {
             "synthea": lambda: synthea.prepare(folder, output),
+            "eicu": lambda: eicu.prepare(folder, output),
             "omop": lambda: omop.prepare(folder, output, source.source_codes),
         }[source.name]()
         record.write_text(json.dumps(dict(prepared)))

@@ -86,7 +86,7 @@ def _count_kind(kind: Any, rows: pl.LazyFrame, one_value: bool) -> dict[str, int
         no_code=no_code,
         no_time=no_time,
         unreadable=null_time & ~no_time,
-        content=pl.struct("subject_id", **_content(kind, columns, one_value)),
+        content=pl.struct("subject_id", **_content(columns, one_value)),
     )
     kept = ~pl.any_horizontal("no_code", "no_time", "unreadable")
     counts = marks.select(
@@ -99,10 +99,9 @@ def _count_kind(kind: Any, rows: pl.LazyFrame, one_value: bool) -> dict[str, int
     return {name: int(value) for name, value in counts.collect().row(0, named=True).items()}
 
 
-def _content(kind: Any, columns: dict[str, pl.Expr], one_value: bool) -> dict[str, pl.Expr]:
-    """Returns what makes two rows the same event: values, the parts of the code, and what describes the code."""
-    content = {**columns, **{f"_{name}": pl.col(name) for name in kind.code_source_columns}}
-    content |= {f"_of_code_{name}": node.polars_expr for name, node in kind.self_metadata_exprs.items()}
+def _content(columns: dict[str, pl.Expr], one_value: bool) -> dict[str, pl.Expr]:
+    """Returns the columns of an event; rows that are equal in all of them give one event."""
+    content = dict(columns)
     if one_value and {"numeric_value", "text_value"} <= set(columns):
         text, number = columns["text_value"], columns["numeric_value"].cast(pl.Float32)
         content["text_value"] = pl.when(text.cast(pl.Float32, strict=False).eq(number).not_().fill_null(True)).then(
