@@ -13,7 +13,8 @@ from behrt_jax.sources.engine import Workers
 from behrt_jax.sources.tables import RowCounts
 
 SPECS = Path(__file__).parents[1] / "recipes" / "sources"
-SOURCES = ("synthea", "omop", "eicu")
+PREPARED = ("synthea", "omop", "eicu")  # whose tables are prepared before MEDS-Extract reads them
+SOURCES = (*PREPARED, "mimic_iv")
 ONE_WORKER = Workers()
 WORK = ".convert"  # in the output folder, until the conversion is finished
 
@@ -23,7 +24,7 @@ class Source(NamedTuple):
 
     Attributes:
       folder: holds the source's tables.
-      name: one of `SOURCES`, whose tables are prepared first, or None for tables that MEDS-Extract reads as they are.
+      name: one of `SOURCES`, or None for tables of any other source, which MEDS-Extract reads as they are.
       spec: a spec of MEDS-Extract; that of the named source by default.
       source_codes: whether codes of OMOP are those of its source in place of standard concepts.
     """
@@ -77,7 +78,7 @@ def convert(
     prepared = _prepare(source, work)
     missing, empty = _write_spec(source, spec_file, prepared, work)
     spec = engine.load_spec(work / "spec.yaml")
-    engine.run(spec, work / "tables" if source.name else source.folder, work, workers, progress)
+    engine.run(spec, work / "tables" if source.name in PREPARED else source.folder, work, workers, progress)
     event_counts = counts.count_events(spec, work, prepared)
     for shard in events.find_shards(work):
         events.read_shard(shard)
@@ -94,6 +95,8 @@ def _spec_file(source: Source) -> Path:
         raise ValueError("--source_codes: applies to --source=omop alone; leave it out")
     if source.name is None and source.spec is None:
         raise ValueError(f"Expected --source (one of {', '.join(SOURCES)}), --spec=FILE or both")
+    if source.name == "mimic_iv" and source.spec is None:
+        return engine.find_mimic_spec()
     return source.spec or SPECS / f"{source.name}.yaml"
 
 
@@ -122,7 +125,7 @@ def _open_work(source: Source, spec_file: Path, output: Path) -> Path:
 def _prepare(source: Source, work: Path) -> dict[str, RowCounts]:
     """Prepares the tables of a named source, unless that was finished before, and returns their row counts."""
     record = work / "prepared.json"
-    if source.name is None:
+    if source.name not in PREPARED:
         return {}
     if not record.exists():
         folder, output = source.folder, work / "tables"
@@ -142,11 +145,11 @@ def _write_spec(
     from omegaconf import OmegaConf
 
     spec = engine.load_spec(spec_file)
-    names = spec.table_prefixes if source.name else []
+    names = spec.table_prefixes if source.name in PREPARED else []
     missing = [name for name in names if name not in prepared]
     empty = [name for name in names if name in prepared and prepared[name].read == sum(prepared[name].skipped.values())]
     document = OmegaConf.create({key: value for key, value in spec.raw_doc.items() if key not in (*missing, *empty)})
-    if source.name and len(names) == len(missing) + len(empty):
+    if names and len(names) == len(missing) + len(empty):
         raise ValueError(
             f"{source.folder}: no table of {spec_file} has a usable row; expected one of {', '.join(names)}"
         )

@@ -1,12 +1,14 @@
 """Runs MEDS-Extract: its stages in this process, or by a launcher of Hydra in several."""
 
+import contextlib
+import importlib.util
 import json
 import logging
 import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,11 +38,20 @@ def load_spec(file: Path) -> Any:
     if not file.is_file():
         raise ValueError(f"{file}: no such spec; expected a YAML file such as configs/sources/synthea.yaml")
     try:
-        spec = MessyConfig.load(file.resolve())
-        _ = spec.event_tables, spec.dataset_name, spec.raw_version_for()
+        with quiet():
+            spec = MessyConfig.load(file.resolve())
+            _ = spec.event_tables, spec.dataset_name, spec.raw_version_for()
     except Exception as error:  # of OmegaConf, of YAML and of the grammar, which share no class
         raise ValueError(f"{file}: not a valid spec: {' '.join(str(error).split())}") from error
     return spec
+
+
+def find_mimic_spec() -> Path:
+    """Returns the spec of the package MIMIC-IV-MEDS; raises a ValueError if the package is not installed."""
+    package = importlib.util.find_spec("MIMIC_IV_MEDS")
+    if package is None or package.origin is None:
+        raise ValueError(f"Conversion of MIMIC-IV needs the spec of MIMIC-IV-MEDS; install it by: {INSTALL}")
+    return Path(package.origin).parent / "event_configs.yaml"
 
 
 def run(spec: Any, tables: Path, work: Path, workers: Workers, progress: Callable[[list], Iterable]) -> None:
@@ -90,13 +101,20 @@ def _run_here(pipeline: Path, stage: str) -> None:
     names = {"get_package_version": __version__, "get_package_name": __package_name__, "stage_name": stage}
     for name, value in {**names, "stage_docstring": ""}.items():
         OmegaConf.register_new_resolver(name, lambda value=value: value, replace=True)
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # counted in the report of the conversion
     try:
-        with hydra.initialize(version_base=None):
+        with quiet(), hydra.initialize(version_base=None):
             step.main(hydra.compose("_main"))
     except Exception as error:
         raise ValueError(f"MEDS-Extract failed in {stage}: {without_values(str(error))}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hides the warnings of MEDS-Extract: what it drops is in the counts of a conversion."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
     finally:
         logging.disable(previous)
 
