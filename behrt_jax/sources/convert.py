@@ -74,6 +74,7 @@ def convert(
     """
     spec_file = _spec_file(source)
     engine.load_spec(spec_file)  # before anything is written
+    engine.check_launcher(workers)
     work = _open_work(source, spec_file, output)
     prepared = _prepare(source, work)
     missing, empty = _write_spec(source, spec_file, prepared, work)
@@ -115,8 +116,10 @@ def _open_work(source: Source, spec_file: Path, output: Path) -> Path:
         "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
     }
     record = work / "inputs.json"
-    if record.exists() and json.loads(record.read_text()) != inputs:
-        raise ValueError(f"{work}: left by a conversion of other tables or by another spec; remove this folder")
+    if not record.exists() or json.loads(record.read_text()) != inputs:
+        if any(work.glob(".logs/*.done")):
+            raise ValueError(f"{work}: left by a conversion of other tables or by another spec; remove this folder")
+        shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(inputs))
     return work

@@ -86,7 +86,7 @@ def _count_kind(kind: Any, rows: pl.LazyFrame, one_value: bool) -> dict[str, int
         no_code=no_code,
         no_time=no_time,
         unreadable=null_time & ~no_time,
-        content=pl.struct("subject_id", **_content(columns, one_value)),
+        content=pl.struct("subject_id", *(expr.alias(name) for name, expr in _content(columns, one_value).items())),
     )
     kept = ~pl.any_horizontal("no_code", "no_time", "unreadable")
     counts = marks.select(
@@ -104,7 +104,6 @@ def _content(columns: dict[str, pl.Expr], one_value: bool) -> dict[str, pl.Expr]
     content = dict(columns)
     if one_value and {"numeric_value", "text_value"} <= set(columns):
         text, number = columns["text_value"], columns["numeric_value"].cast(pl.Float32)
-        content["text_value"] = pl.when(text.cast(pl.Float32, strict=False).eq(number).not_().fill_null(True)).then(
-            text
-        )
+        is_number = (text.cast(pl.Float32, strict=False) == number).fill_null(False)
+        content["text_value"] = pl.when(~is_number).then(text)
     return content

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-LAUNCHERS = ("joblib", "submitit_slurm")
+LAUNCHERS = {"joblib": "hydra-joblib-launcher", "submitit_slurm": "hydra-submitit-launcher"}  # and their packages
 INSTALL = "pip install -r requirements-sources.txt"
 
 
@@ -44,6 +44,13 @@ def load_spec(file: Path) -> Any:
     except Exception as error:  # of OmegaConf, of YAML and of the grammar, which share no class
         raise ValueError(f"{file}: not a valid spec: {' '.join(str(error).split())}") from error
     return spec
+
+
+def check_launcher(workers: Workers) -> None:
+    """Raises a ValueError if several jobs are asked for and the package of their launcher is not installed."""
+    package = LAUNCHERS[workers.launcher]
+    if workers.number > 1 and importlib.util.find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None:
+        raise ValueError(f"--launcher={workers.launcher}: not installed; install it by: pip install {package}")
 
 
 def find_mimic_spec() -> Path:

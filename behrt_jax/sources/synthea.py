@@ -65,8 +65,8 @@ def _prepare_patients(paths: list[Path], output: Path) -> RowCounts:
 
 def _prepare_events(name: str, paths: list[Path], births: pl.LazyFrame, output: Path) -> RowCounts:
     times, codes, descriptions, others = EVENTS[name]
-    required = ("patient", "|".join(times), "|".join(codes))
-    rows = tables.scan_text(paths, required, ("encounter", "system", *descriptions, *others))
+    required = ("patient", "|".join(times), "id" if name == "encounters" else "|".join(codes))
+    rows = tables.scan_text(paths, required, ("encounter", "system", *codes, *descriptions, *others))
     system = pl.lit(DEFAULT_SYSTEMS.get(name, "SNOMED"))
     for part, label in SYSTEMS.items():
         system = pl.when(pl.col("system").str.to_lowercase().str.contains(part)).then(pl.lit(label)).otherwise(system)

@@ -10,7 +10,8 @@ import pytest
 from behrt_jax.sources import convert as conversion
 from behrt_jax.sources import counts, engine, tables
 from behrt_jax.sources.convert import Source, convert, summarize
-from tests.sources.tiny import SYNTHEA, convert_to, find_skipped, write_csv
+from behrt_jax.sources.engine import Workers
+from tests.sources.tiny import SYNTHEA, convert_to, find_skipped, read_events, write_csv
 
 pytest.importorskip("MEDS_extract")
 pytestmark = pytest.mark.current_only
@@ -128,12 +129,43 @@ def test_a_stopped_conversion_resumes_after_its_last_stage(tmp_path):
 
 def test_a_stopped_conversion_of_other_tables_is_not_resumed(tmp_path):
     folder, output = write_csv(tmp_path / "csv", SYNTHEA), tmp_path / "meds"
+
+    def stop(stages):
+        yield stages[0]
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        convert(Source(folder, "synthea"), output, progress=lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        convert(Source(folder, "synthea"), output, progress=stop)
     with (folder / "supplies.csv").open("a") as file:
         file.write("2010-05-06,a,e1,1,Mask,2\n")
     with pytest.raises(ValueError, match="left by a conversion of other tables"):
         convert(Source(folder, "synthea"), output)
+
+
+def test_tables_can_be_corrected_after_an_error(tmp_path):
+    folder, output = write_csv(tmp_path / "csv", SYNTHEA), tmp_path / "meds"
+    supplies = (folder / "supplies.csv").read_text()
+    (folder / "supplies.csv").write_text("")
+    with pytest.raises(ValueError, match="the file is empty"):
+        convert(Source(folder, "synthea"), output)
+    (folder / "supplies.csv").write_text(supplies)
+    assert convert(Source(folder, "synthea"), output).num_subjects == 3
+
+
+@pytest.mark.slow
+def test_several_jobs_give_what_one_process_gives(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    folder = write_csv(tmp_path / "csv", SYNTHEA)
+    one, events = convert_to(tmp_path / "one", folder, "synthea")
+    assert convert(Source(folder, "synthea"), tmp_path / "two", Workers(2)) == one
+    assert read_events(tmp_path / "two").equals(events)
+
+
+def test_a_missing_launcher_names_the_command(monkeypatch):
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
+    engine.check_launcher(Workers(1, "submitit_slurm"))
+    with pytest.raises(ValueError, match="pip install hydra-submitit-launcher"):
+        engine.check_launcher(Workers(2, "submitit_slurm"))
 
 
 def test_wrong_specs_and_sources_are_named(tmp_path):
