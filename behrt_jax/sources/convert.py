@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from behrt_jax.data import events
-from behrt_jax.sources import counts, eicu, engine, omop, synthea
+from behrt_jax.sources import counts, eicu, engine, omop, synthea, tables
 from behrt_jax.sources.counts import EventCounts
 from behrt_jax.sources.engine import Workers
 from behrt_jax.sources.tables import RowCounts
@@ -79,7 +79,13 @@ def convert(
     prepared = _prepare(source, work)
     missing, empty = _write_spec(source, spec_file, prepared, work)
     spec = engine.load_spec(work / "spec.yaml")
-    engine.run(spec, work / "tables" if source.name in PREPARED else source.folder, work, workers, progress)
+    folder = work / "tables" if source.name in PREPARED else source.folder
+    try:
+        engine.run(spec, folder, work, workers, progress)
+    except ValueError:
+        for name in spec.needed_source_columns():  # an unreadable file, which MEDS-Extract does not name
+            tables.check_readable(folder / f"{name}{suffix}" for suffix in tables.SUFFIXES)
+        raise
     event_counts = counts.count_events(spec, work, prepared)
     for shard in events.find_shards(work):
         events.read_shard(shard)
@@ -162,7 +168,7 @@ def _write_spec(
 
 def _finish(conversion: Conversion, work: Path, output: Path) -> None:
     """Moves the data set from the work folder to the output, and removes the work folder."""
-    report = conversion._replace(counts=[count._asdict() for count in conversion.counts])._asdict()  # pyright: ignore
+    report = {**conversion._asdict(), "counts": [count._asdict() for count in conversion.counts]}
     (work / "metadata" / ".shards.json").unlink()
     (work / "metadata" / "conversion.json").write_text(json.dumps(report, indent=1))
     (work / "metadata").rename(output / "metadata")
@@ -178,7 +184,5 @@ def summarize(conversion: Conversion) -> list[str]:
         lines.append(f"{count.table + '/' + count.kind:<36}{count.rows:>12,}{count.events:>12,}  {skipped}".rstrip())
     lines += [f"not found: {', '.join(conversion.missing)}"] if conversion.missing else []
     lines += [f"without a usable row: {', '.join(conversion.empty)}"] if conversion.empty else []
-    return [
-        *lines,
-        f"{sum(count.events for count in conversion.counts):,} events of {conversion.num_subjects:,} patients",
-    ]
+    num_events = sum(count.events for count in conversion.counts)
+    return [*lines, f"{num_events:,} events of {conversion.num_subjects:,} patients"]

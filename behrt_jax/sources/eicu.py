@@ -18,7 +18,7 @@ from behrt_jax.sources.tables import RowCounts
 
 
 class Layout(NamedTuple):
-    """Columns of a table: the offset in minutes, those that are kept, and those that hold one value each."""
+    """Columns of a table: the offset in minutes, those to keep (the first is required), and those of one value each."""
 
     offset: str
     keep: tuple[str, ...] = ()
@@ -81,7 +81,9 @@ def prepare(folder: Path, output: Path) -> Iterator[tuple[str, RowCounts]]:
         raise ValueError(f"{folder}: found no table 'patient'; expected patient.csv.gz as eICU has it")
     yield "patient", _prepare_stays(found["patient"], output / "patient.parquet")
     stays = pl.scan_parquet(output / "patient.parquet")
-    stays = stays.select("patientunitstayid", "uniquepid", "birth", unit_admission="time").unique("patientunitstayid")
+    stays = stays.select("patientunitstayid", "uniquepid", "birth", unit_admission="time").unique(
+        "patientunitstayid", keep="first"
+    )
     for name, layout in LAYOUTS.items():
         if name in found:
             yield name, _prepare_events(layout, found[name], stays, output / f"{name}.parquet")
@@ -116,12 +118,13 @@ def _prepare_stays(paths: list[Path], output: Path) -> RowCounts:
         hospital_discharge=unit + minutes["hospitaldischargeoffset"],
         birth=pl.date(pl.col("first_year") - pl.col("first_age"), 1, 1).cast(pl.Datetime("us")),
     )
+    stay_times = ("hospital_admission", "unit_discharge", "hospital_discharge")
     reasons = [
         ("no patient id", pl.any_horizontal(pl.col(name).is_null() for name in ids)),
         *tables.time_reasons("time", pl.coalesce(times)),
-        ("before birth", pl.min_horizontal("time", "hospital_admission") < pl.col("birth")),
+        ("before birth", pl.min_horizontal("time", *stay_times) < pl.col("birth")),
     ]
-    keep = [*ids, "time", "hospital_admission", "unit_discharge", "hospital_discharge", "birth", *others]
+    keep = [*ids, "time", *stay_times, "birth", *others]
     return tables.write_table(rows, reasons, keep, paths, output)
 
 
@@ -146,7 +149,8 @@ def _hospital_dates(stays: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _prepare_events(layout: Layout, paths: list[Path], stays: pl.LazyFrame, output: Path) -> RowCounts:
-    rows = tables.scan_text(paths, ("patientunitstayid", layout.offset), (*layout.keep, *layout.values))
+    required = ("patientunitstayid", layout.offset, *layout.keep[:1])
+    rows = tables.scan_text(paths, required, (*layout.keep, *layout.values))
     if layout.values:
         rows = rows.unpivot(list(layout.values), index=["patientunitstayid", layout.offset], variable_name="name")
         rows = rows.filter(pl.col("value").is_not_null())

@@ -137,8 +137,9 @@ def _run_jobs(pipeline: Path, stage: str, workers: Workers, log: Path) -> None:
 
 def without_values(message: str) -> str:
     """Returns the first line of an error of polars or MEDS-Extract without the values that polars quotes."""
-    line = next(iter(message.splitlines()), "").strip()
-    return re.sub(r"(: )?\[.*\]|`[^`]*`(?= as dtype)", "", line)
+    message = re.sub(r"(?s)could not parse `.*` as dtype", "could not parse a value as dtype", message)
+    message = re.sub(r"(?s)values: \[.*", "values", message)
+    return next(iter(message.splitlines()), "").strip()
 
 
 def read_shards(work: Path) -> dict[str, list[int]]:

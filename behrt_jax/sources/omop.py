@@ -58,7 +58,9 @@ def prepare(folder: Path, output: Path, source_codes: bool = False) -> Iterator[
     scans = {name: _scan(name, paths) for name, paths in found.items() if name in ("person", *LAYOUTS)}
     concepts = _read_concepts(found, _used_concepts(scans, found))
     yield "person", _prepare_persons(scans["person"], concepts, found["person"], output / "person.parquet")
-    births = pl.scan_parquet(output / "person.parquet").select("subject_id", birth="time").unique("subject_id")
+    births = (
+        pl.scan_parquet(output / "person.parquet").select("subject_id", birth="time").unique("subject_id", keep="first")
+    )
     if "death" in found:
         rows = _with_person(_scan("death", found["death"]), births)
         paths, keep = found["death"], ["subject_id", "time"]

@@ -48,7 +48,7 @@ def prepare(folder: Path, output: Path) -> Iterator[tuple[str, RowCounts]]:
     if "patients" not in found:
         raise ValueError(f"{folder}: found no table 'patients'; expected patients.csv as Synthea writes it")
     yield "patients", _prepare_patients(found["patients"], output / "patients.parquet")
-    births = pl.scan_parquet(output / "patients.parquet").select("patient", "birth").unique("patient")
+    births = pl.scan_parquet(output / "patients.parquet").select("patient", "birth").unique("patient", keep="first")
     for name in EVENTS:
         if name in found:
             yield name, _prepare_events(name, found[name], births, output / f"{name}.parquet")
@@ -60,6 +60,7 @@ def _prepare_patients(paths: list[Path], output: Path) -> RowCounts:
     rows = rows.with_columns(birth=tables.parse_time(pl.col("birthdate")), death=tables.parse_time(pl.col("deathdate")))
     reasons = [("no patient id", pl.col("patient").is_null()), *tables.time_reasons("birth", pl.col("birthdate"))]
     reasons += [("unreadable time", pl.col("death").is_null() & pl.col("deathdate").is_not_null())]
+    reasons += [("before birth", pl.col("death") < pl.col("birth"))]
     return tables.write_table(rows, reasons, ["patient", "birth", "death", *demographics], paths, output)
 
 

@@ -3,6 +3,7 @@
 MEDS-Extract guesses the types of CSV columns, so that the code `08` becomes 8; tables that are written here keep text.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,15 +65,19 @@ def scan_text(paths: list[Path], required: tuple[str, ...], optional: tuple[str,
     return pl.concat([_scan_file(path, required, optional) for path in paths])
 
 
-def _scan_file(path: Path, required: tuple[str, ...], optional: tuple[str, ...]) -> pl.LazyFrame:
+def _open_file(path: Path) -> pl.LazyFrame:
     try:
-        if path.suffix.lower() == ".parquet":
-            scan = files.scan_parquet(path)
-        else:
-            scan = pl.scan_csv(path, infer_schema=False, glob=False)
-        names = {name.strip().lower(): name for name in scan.collect_schema().names()}
+        is_parquet = path.suffix.lower() == ".parquet"
+        scan = files.scan_parquet(path) if is_parquet else pl.scan_csv(path, infer_schema=False, glob=False)
+        scan.collect_schema()
     except files.UNREADABLE as error:
         raise unreadable(path, error) from error
+    return scan
+
+
+def _scan_file(path: Path, required: tuple[str, ...], optional: tuple[str, ...]) -> pl.LazyFrame:
+    scan = _open_file(path)
+    names = {name.strip().lower(): name for name in scan.collect_schema().names()}
     for column in required:
         if not set(column.split("|")) & set(names):
             wanted = " or ".join(f"'{name}'" for name in column.split("|"))
@@ -85,6 +90,13 @@ def _scan_file(path: Path, required: tuple[str, ...], optional: tuple[str, ...])
         for name in column.split("|")
     }
     return scan.select(**columns)
+
+
+def check_readable(paths: Iterable[Path]) -> None:
+    """Reads files to their end, those that exist; raises a ValueError that names one that cannot be read."""
+    for path in paths:
+        if path.is_file():
+            collect(_open_file(path).select(pl.all().count()), [path])
 
 
 def unreadable(path: Path, error: BaseException) -> ValueError:

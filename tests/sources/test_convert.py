@@ -152,6 +152,19 @@ def test_tables_can_be_corrected_after_an_error(tmp_path):
     assert convert(Source(folder, "synthea"), output).num_subjects == 3
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [(f'4,"{SECRET}\n', "a quote is not closed"), (f"4,{SECRET},F,1,2,3\n", "more fields than the header")],
+)
+def test_a_damaged_table_of_a_spec_is_named_without_its_values(tmp_path, line, message):
+    spec = tmp_path / "clinic.yaml"
+    spec.write_text(SPEC)
+    folder = write_csv(tmp_path / "csv", CLINIC | {"people": CLINIC["people"] + line})
+    with pytest.raises(ValueError, match=rf"people.csv: not a readable CSV file \(.*{message}") as caught:
+        convert(Source(folder, spec=spec), tmp_path / "meds")
+    assert SECRET not in str(caught.value) and "\n" not in str(caught.value)
+
+
 @pytest.mark.slow
 def test_several_jobs_give_what_one_process_gives(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -173,6 +186,9 @@ def test_wrong_specs_and_sources_are_named(tmp_path):
     spec.write_text(SPEC.replace("labs:", "vitals:"))
     with pytest.raises(ValueError, match="convert_to_parquet: No raw source file found for prefix 'vitals'"):
         convert(Source(folder, spec=spec), tmp_path / "meds")
+    spec.write_text(SPEC.replace("$result", "$outcome"))
+    with pytest.raises(ValueError, match=r"labs.csv.* 'outcome'|'outcome'.*labs.csv|\['outcome'\]"):
+        convert(Source(folder, spec=spec), tmp_path / "third")
     spec.write_text(SPEC.replace("$test", "$test {"))
     with pytest.raises(ValueError, match="clinic.yaml: not a valid spec"):
         convert(Source(folder, spec=spec), tmp_path / "other")
