@@ -31,7 +31,7 @@ labs:
 CLINIC = {
     "people": "subject_id,born,sex\n1,01.02.1980,F\n2,03.04.1990,\n3,03.04.1990,M\n",
     "labs": "subject_id,test,day,result,visit\n1,Na,05.06.2020,140,7\n1,Na,05.06.2020,140,7\n2,K,06.07.2021,high,8\n"
-    "2,,06.07.2021,4,8\n2,K,soon,4,8\n2,K,,4,8\n,K,06.07.2021,4,8\n",
+    "2,,06.07.2021,4,8\n2,K,soon,4,8\n2,K,,4,8\n2,,,4,8\n,K,06.07.2021,4,8\n",
 }
 
 
@@ -44,7 +44,7 @@ def test_plain_tables_are_converted_by_a_spec(tmp_path):
         (1, "LAB//Na//F", 140.0, 7),
         (2, "LAB//K//unknown", None, 8),
     ]
-    skipped = {"no subject id": 1, "no code": 1, "no time": 1, "unreadable time": 1, "duplicate": 1}
+    skipped = {"no subject id": 1, "no code": 2, "no time": 1, "unreadable time": 1, "duplicate": 1}
     assert find_skipped(found) == {"labs/lab": skipped}
     assert json.loads((tmp_path / "meds/metadata/conversion.json").read_text())["counts"][1]["skipped"] == skipped
     assert "labs/lab" in "\n".join(summarize(found)) and "1 duplicate" in "\n".join(summarize(found))
