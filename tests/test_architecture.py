@@ -12,6 +12,7 @@ MAY_IMPORT = {
     "models": set(),
     "metrics": set(),
     "labels": {"data"},
+    "sources": {"data"},
     "objectives": {"models", "metrics"},
     "embeddings": CORE,
     "regression": {"data", "metrics"},
