@@ -4,12 +4,10 @@ Also runs with another checkout on the path: it uses only what older versions ha
 """
 
 import importlib
-from pathlib import Path
 
 import jax
 import numpy as np
 
-from behrt_jax.benchmarks.worker import PATIENTS_FILE
 from behrt_jax.data import batches as data_batches
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.dataset import Patients
@@ -28,7 +26,7 @@ def start(settings: dict, batches: list[dict]) -> dict:
     data, size = DataConfig(**recipe.data), recipe.evaluation.batch_size
     model = BEHRTForPretraining(BEHRTConfig(**{**recipe.model, "vocab_size": settings["vocabulary"]}), ("mlm",))
     params = workdir.initialize(model, jax.random.key(recipe.seed))
-    with np.load(Path(settings["folder"]) / PATIENTS_FILE, allow_pickle=False) as arrays:
+    with np.load(settings["patients"], allow_pickle=False) as arrays:
         patients = Patients(**arrays)
 
     def step(number: int):

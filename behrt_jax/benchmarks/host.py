@@ -3,11 +3,8 @@
 Also runs with another checkout on the path: it uses only what older versions have too.
 """
 
-from pathlib import Path
-
 import numpy as np
 
-from behrt_jax.benchmarks.worker import PATIENTS_FILE
 from behrt_jax.data import batches as data_batches
 from behrt_jax.data.dataset import Patients
 
@@ -15,7 +12,7 @@ from behrt_jax.data.dataset import Patients
 def start(settings: dict, batches: list[dict]) -> dict:
     """Starts the contestant; see `worker`. Each step plans an epoch and lays out its batches."""
     del batches
-    with np.load(Path(settings["folder"]) / PATIENTS_FILE, allow_pickle=False) as arrays:
+    with np.load(settings["patients"], allow_pickle=False) as arrays:
         patients = Patients(**arrays)
 
     def pack():

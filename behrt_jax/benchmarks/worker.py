@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-SETTINGS_FILE, BATCHES_FILE, PATIENTS_FILE = "workload.json", "batches.npz", "patients.npz"
+SETTINGS_FILE, BATCHES_FILE = "workload.json", "batches.npz"
 
 
 def read_batches(file: Path) -> list[dict]:

@@ -83,6 +83,7 @@ def write(workload: Workload, folder: Path, prepared_dir: str, data: str = "") -
         **dataclasses.asdict(workload),
         "rows": recipe.train.batch_size,
         "data": recipe.data.path,
+        "patients": str(folder / "patients.npz"),
         "threads": workload.threads or count_cpus(),
         "padded_length": PADDED_LENGTHS[workload.tier],
         "mask_rate": recipe.objective.mask_rate,
@@ -93,7 +94,7 @@ def write(workload: Workload, folder: Path, prepared_dir: str, data: str = "") -
     columns: dict = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
     np.savez(folder / worker.BATCHES_FILE, **columns)
     if workload.what in ("embed", "host"):
-        np.savez(folder / worker.PATIENTS_FILE, **dataclasses.asdict(train))
+        np.savez(settings["patients"], **dataclasses.asdict(train))
     return settings
 
 
