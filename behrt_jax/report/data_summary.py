@@ -104,7 +104,7 @@ def find_warnings(summary: dict[str, Any]) -> list[dict[str, str]]:
         what = f"Numbers have no column of units ({', '.join(profile.UNIT_COLUMNS)})."
         warnings.append((what, "Check that each code has numbers of one unit: the quantiles below help."))
     if mixed := mixed_units(summary):
-        what = f"Numbers of {len(mixed):,} codes are in more than one unit, such as {mixed[0]}."
+        what = f"Codes with numbers in more than one unit: {len(mixed):,}, such as {mixed[0]}."
         warnings.append((what, "Convert them to one unit, or make the unit a part of the code."))
     if other := sorted(set(summary["splits"]) - set(events.SPLITS)):
         what = f"Patients outside {', '.join(events.SPLITS)}: in {', '.join(other)}."
