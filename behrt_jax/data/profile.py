@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from behrt_jax.data import events, files, sexes, tokenize, visits, vocabulary
+from behrt_jax.data import events, sexes, tokenize, visits, vocabulary
 from behrt_jax.data.config import DataConfig
 
 UNIT_COLUMNS = ("unit", "units", "unit_source_value", "valueuom")  # the first that a shard has holds units of values
@@ -41,10 +41,6 @@ class Profile:
     samples: pl.DataFrame
     has_units: bool
 
-    def count(self, name: str) -> tuple[int, int]:
-        """Returns the number of events and of patients of a finding; zeros if there is none."""
-        return next(self.findings.filter(name=name).select("events", "patients").iter_rows(), (0, 0))
-
 
 def profile_data(config: DataConfig) -> Profile:
     """Profiles a data set in one pass over its shards; holds one shard and the counts in memory.
@@ -66,7 +62,7 @@ def count_patients(path: str | Path, groups: dict[str, list[str]]) -> dict[str, 
     """Counts the patients with any code of each group."""
     totals = dict.fromkeys(groups, 0)
     for shard in events.find_shards(path):
-        pairs = files.scan_parquet(shard).select("subject_id", pl.col("code").cast(pl.String)).unique().collect()
+        pairs = events.read_shard(shard, check_rows=False).select("subject_id", "code").unique().drop_nulls()
         for name, codes in groups.items():
             totals[name] += pairs.filter(pl.col("code").is_in(codes))["subject_id"].n_unique()
     return totals
