@@ -91,11 +91,11 @@ def quantiles(spread: pl.DataFrame, floor: int) -> dict[str, int | None]:
         above=pl.col("highs").cum_sum(reverse=True),
     )
     known = (pl.col("below") >= floor) & (pl.col("above") >= floor)
-    found: dict[str, int | None] = {"smallest": ordered.filter(known)["value"].min()}  # pyright: ignore
+    result: dict[str, int | None] = {"smallest": ordered.filter(known)["value"].min()}  # pyright: ignore
     for share in QUANTILES:
         at = ordered.filter(pl.col("total") >= share * pl.col("count").sum()).head(1)
-        found[f"{share:.0%}"] = at.filter(known)["value"].max()  # pyright: ignore
-    return {**found, "largest": ordered.filter(known)["value"].max()}  # pyright: ignore
+        result[f"{share:.0%}"] = at.filter(known)["value"].max()  # pyright: ignore
+    return {**result, "largest": ordered.filter(known)["value"].max()}  # pyright: ignore
 
 
 def value_quantiles(profile: Profile, floor: int) -> list[dict]:
@@ -126,42 +126,42 @@ def value_quantiles(profile: Profile, floor: int) -> list[dict]:
 def _profile_shard(shard: Path, config: DataConfig, of_folder: str | None, listed: pl.DataFrame | None) -> Profile:
     columns = (*visits.visit_columns(config.visits), *UNIT_COLUMNS, TEXT_COLUMN)
     rows = events.read_shard(shard, columns, check_rows=False)
-    found = rows.drop_nulls(["subject_id", "code"]).sort("subject_id", "time", nulls_last=False, maintain_order=True)
-    unit = next((name for name in UNIT_COLUMNS if name in found.columns), None)
+    table = rows.drop_nulls(["subject_id", "code"]).sort("subject_id", "time", nulls_last=False, maintain_order=True)
+    unit = next((name for name in UNIT_COLUMNS if name in table.columns), None)
     unit_text = pl.col(unit).cast(pl.String).str.strip_chars() if unit else pl.lit(None, pl.String)
-    found = visits.name_visits(found, config.visits, shard).with_columns(
+    table = visits.name_visits(table, config.visits, shard).with_columns(
         birth=events.birth_times(pl.col("time")),
         death=pl.col("time").filter(pl.col("code") == events.DEATH).min().over("subject_id"),
-        repeated=~pl.struct(found.columns).is_first_distinct(),
+        repeated=~pl.struct(table.columns).is_first_distinct(),
         number=pl.col("numeric_value").is_finite().fill_null(False),
-        text=pl.col(TEXT_COLUMN).is_not_null() if TEXT_COLUMN in found.columns else pl.lit(False),
+        text=pl.col(TEXT_COLUMN).is_not_null() if TEXT_COLUMN in table.columns else pl.lit(False),
         unit=pl.when(unit_text != "").then(unit_text),
     )
-    subjects = found["subject_id"].unique().sort().to_numpy()
+    subjects = table["subject_id"].unique().sort().to_numpy()
     splits = tokenize.splits_of_shard(subjects, of_folder, listed)
     without_unit = pl.col("number") & pl.col("unit").is_null()
-    codes = found.group_by("code").agg(
+    codes = table.group_by("code").agg(
         events=pl.len().cast(pl.Int64),
         patients=pl.col("subject_id").n_unique().cast(pl.Int64),
         numbers=pl.col("number").sum().cast(pl.Int64),
         texts=pl.col("text").sum().cast(pl.Int64),
         without_unit=without_unit.sum().cast(pl.Int64),
     )
-    keyed = found.filter(~pl.col("repeated")).with_columns(
+    keyed = table.filter(~pl.col("repeated")).with_columns(
         code=pl.concat_str("code", pl.lit(_SEPARATOR), pl.col("unit").fill_null(""))
     )
     return Profile(
-        findings=_findings(found, rows, without_unit if unit else pl.lit(False)),
+        findings=_findings(table, rows, without_unit if unit else pl.lit(False)),
         splits=splits.group_by("split").agg(patients=pl.len().cast(pl.Int64)),
-        sexes=_count_sexes(found, config),
-        spreads=_spreads(found, config),
+        sexes=_count_sexes(table, config),
+        spreads=_spreads(table, config),
         codes=codes,
         samples=vocabulary.sample_values(keyed),
         has_units=unit is not None,
     )
 
 
-def _findings(found: pl.DataFrame, rows: pl.DataFrame, without_unit: pl.Expr) -> pl.DataFrame:
+def _findings(table: pl.DataFrame, rows: pl.DataFrame, without_unit: pl.Expr) -> pl.DataFrame:
     """Counts kinds of events, and the patients with any; kinds of patients are those of all of their events."""
     is_birth = (pl.col("code") == events.BIRTH) & pl.col("time").is_not_null()
     kinds = {
@@ -181,7 +181,7 @@ def _findings(found: pl.DataFrame, rows: pl.DataFrame, without_unit: pl.Expr) ->
     }
     parts = []
     for name, kind in kinds.items():
-        chosen = found.filter(kind)
+        chosen = table.filter(kind)
         parts.append((name, chosen.height, chosen["subject_id"].n_unique()))
     incomplete = rows.filter(pl.col("subject_id").is_null() | pl.col("code").is_null())
     parts.append(("without a patient or a code", incomplete.height, incomplete["subject_id"].n_unique()))
@@ -189,22 +189,22 @@ def _findings(found: pl.DataFrame, rows: pl.DataFrame, without_unit: pl.Expr) ->
     return pl.DataFrame(parts, schema=schema, orient="row")
 
 
-def _count_sexes(found: pl.DataFrame, config: DataConfig) -> pl.DataFrame:
-    codes = found["code"].unique().to_list()
+def _count_sexes(table: pl.DataFrame, config: DataConfig) -> pl.DataFrame:
+    codes = table["code"].unique().to_list()
     sex_of = {code: name[-1] for code, name in sexes.canonical(codes, config.sex_codes).items()}
     recorded = pl.col("code").replace_strict(sex_of, default=None, return_dtype=pl.String)
-    last = found.group_by("subject_id").agg(sex=recorded.drop_nulls().last().fill_null(""))
+    last = table.group_by("subject_id").agg(sex=recorded.drop_nulls().last().fill_null(""))
     return last.group_by("sex").agg(patients=pl.len().cast(pl.Int64))
 
 
-def _spreads(found: pl.DataFrame, config: DataConfig) -> pl.DataFrame:
+def _spreads(table: pl.DataFrame, config: DataConfig) -> pl.DataFrame:
     """Counts quantities of patients, visits and events; births are neither visits nor events here."""
-    lived = found.filter(pl.col("time").is_not_null() & (pl.col("code") != events.BIRTH))
+    lived = table.filter(pl.col("time").is_not_null() & (pl.col("code") != events.BIRTH))
     ages = (pl.col("time") - pl.col("birth")).dt.total_days() / 365.25
     ages = lived.with_columns(value=ages.floor().clip(upper_bound=OLDEST)).filter(pl.col("value") >= 0)
     grouped = visits.assign_visits(lived, config.visits, config.visit_gap_hours).group_by("subject_id", "visit")
     visit_table = grouped.agg(value=pl.len(), start=pl.col("time").min()).sort("subject_id", "start")
-    patients = found.select("subject_id").unique()
+    patients = table.select("subject_id").unique()
     num_visits = patients.join(visit_table.group_by("subject_id").agg(value=pl.len()), on="subject_id", how="left")
     gaps = pl.col("start").diff().over("subject_id").dt.total_days()
     days = (pl.col("time").max() - pl.col("time").min()).dt.total_days()

@@ -21,41 +21,41 @@ ADVICE = {  # findings that deserve a look, by the names of `Profile.findings`
 }
 
 
-def summarize(found: Profile, descriptions: dict[str, str], floor: int) -> dict[str, Any]:
+def summarize(data: Profile, descriptions: dict[str, str], floor: int) -> dict[str, Any]:
     """Summarizes a profile; None stands for a number of fewer than `floor` patients, or one that would reveal it."""
     findings = {
         name: {"events": num_events if hidden else None, "patients": patients if hidden else None}
-        for name, num_events, patients in found.findings.iter_rows()
+        for name, num_events, patients in data.findings.iter_rows()
         for hidden in [not 0 < patients < floor]
     }
-    shown = found.codes.filter(pl.col("patients") >= floor).sort("patients", "events", "code", descending=[True] * 3)
+    shown = data.codes.filter(pl.col("patients") >= floor).sort("patients", "events", "code", descending=[True] * 3)
     shown_codes = shown["code"].to_list()
     hidden_codes = {events.BIRTH, *sexes.canonical(shown_codes, ())}  # these are counted as findings and sexes
-    names = found.spreads["name"].unique(maintain_order=True)
+    names = data.spreads["name"].unique(maintain_order=True)
     return {
         "min_patients": floor,
         "findings": findings,
-        "splits": show_counts({name or "none": count for name, count in found.splits.sort("split").iter_rows()}, floor),
-        "sexes": show_counts({sex or "unknown": count for sex, count in found.sexes.sort("sex").iter_rows()}, floor),
-        "quantiles": {name: profile.quantiles(found.spreads.filter(name=name), floor) for name in names},
-        "bands": {name: _bands(found, name, edges, floor) for name, edges in BANDS.items()},
+        "splits": show_counts({name or "none": count for name, count in data.splits.sort("split").iter_rows()}, floor),
+        "sexes": show_counts({sex or "unknown": count for sex, count in data.sexes.sort("sex").iter_rows()}, floor),
+        "quantiles": {name: profile.quantiles(data.spreads.filter(name=name), floor) for name in names},
+        "bands": {name: _bands(data, name, edges, floor) for name, edges in BANDS.items()},
         "codes": [
             {"description": descriptions.get(row["code"], ""), **row}
             for row in shown.iter_rows(named=True)
             if row["code"] not in hidden_codes
         ],
-        "codes_of_few_patients": found.codes.height - shown.height,
-        "has_units": found.has_units,
-        "values": profile.value_quantiles(found, floor),
+        "codes_of_few_patients": data.codes.height - shown.height,
+        "has_units": data.has_units,
+        "values": profile.value_quantiles(data, floor),
     }
 
 
 BANDS = {"visits a patient": (0, 1, 2, 5, 10, 20, 50, 100), "age at the last event, years": (0, *range(10, 91, 10))}
 
 
-def _bands(found: Profile, name: str, edges: tuple[int, ...], floor: int) -> dict[str, int | None]:
+def _bands(data: Profile, name: str, edges: tuple[int, ...], floor: int) -> dict[str, int | None]:
     """Counts the patients in bands of a quantity that has one value a patient."""
-    values = found.spreads.filter(name=name)
+    values = data.spreads.filter(name=name)
     labels = [f"{low}-{high - 1}" if high - low > 1 else str(low) for low, high in zip(edges, edges[1:], strict=False)]
     bounds = zip(edges, [*edges[1:], float("inf")], strict=True)
     within = [int(values.filter(pl.col("value").is_between(*pair, closed="left"))["count"].sum()) for pair in bounds]

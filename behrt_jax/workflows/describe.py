@@ -55,9 +55,9 @@ def describe_data(
         recipe, data=dataclasses.replace(recipe.data, path=str(data), prepared_dir=prepared_dir)
     )
     logger.info(f"reading {data}")
-    found = profile.profile_data(recipe.data)
-    summary = data_summary.summarize(found, metadata.describe_codes(data), floor)
-    summary |= {"name": name, "is_synthetic": is_synthetic, "tasks": _check_tasks(str(data), found, floor)}
+    counts = profile.profile_data(recipe.data)
+    summary = data_summary.summarize(counts, metadata.describe_codes(data), floor)
+    summary |= {"name": name, "is_synthetic": is_synthetic, "tasks": _check_tasks(str(data), counts, floor)}
     summary |= _check_training(recipe, floor)
     if summary["preparation"]:
         summary["quantiles"]["tokens a train patient"] = summary["preparation"].pop("tokens_a_train_patient")
@@ -134,10 +134,10 @@ def _check_baselines(summary: dict[str, Any], floor: int, has_oracle: bool) -> d
     }
 
 
-def _check_tasks(data: str, found: profile.Profile, floor: int) -> dict[str, Any]:
+def _check_tasks(data: str, counts: profile.Profile, floor: int) -> dict[str, Any]:
     """Says which of the bundled tasks have their codes in the data, and in how many patients."""
     files = sorted((Path(recipes.__file__).parent / "tasks").glob("*.yaml"))
-    codes = {file.stem: find_codes(load_task(file), found.codes["code"].to_list()) for file in files}
+    codes = {file.stem: find_codes(load_task(file), counts.codes["code"].to_list()) for file in files}
     patients = profile.count_patients(
         data, {f"{task}/{name}": each for task, groups in codes.items() for name, each in groups.items()}
     )
