@@ -49,8 +49,9 @@ def visits(summary: dict[str, Any]) -> Section:
     """Makes the section on visits, gaps, and lengths of histories."""
     rows = {name: each for name, each in summary["quantiles"].items() if name != "year of events"}
     note = (
-        f"A dash: fewer than {summary['min_patients']} patients. Births are neither visits nor events here. Days "
-        f"between visits are from start to start; ages end at {profile.OLDEST}."
+        f"{summary['min_patients']} patients or more have a value at or below each number, and as many one at or above "
+        "it; a dash stands for others. Births are neither visits nor events here. Days between visits are from start "
+        f"to start; ages end at {profile.OLDEST}."
     )
     header = ["quantity", *next(iter(rows.values()))]
     table = [[name, *(_quantile(value) for value in each.values())] for name, each in rows.items()]
@@ -139,4 +140,9 @@ def _bars(name: str, summary: dict[str, Any]) -> Figure:
         axes.set_ylabel("patients")
         axes.grid(False, axis="x")
 
-    return draw(f"Patients by {name}", f"Number of patients in each band of {name}.", table, paint)
+    return draw(
+        f"Patients by {name}",
+        f"Number of patients in each band of {name}; bands of too few are left out.",
+        table,
+        paint,
+    )

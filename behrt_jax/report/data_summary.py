@@ -94,7 +94,7 @@ def find_warnings(summary: dict[str, Any]) -> list[dict[str, str]]:
         if findings[name]["patients"] != 0:
             numbers = (show(findings[name][each], floor) + f" {each}" for each in ("events", "patients"))
             text = " of ".join(numbers) if findings[name]["patients"] else f"events of fewer than {floor} patients"
-            warnings.append((f"Events {name}: {text}.", advice))
+            warnings.append((f"{name.capitalize()}: {text}.", advice))
     if summary["sexes"].get("unknown", 0) != 0:
         text = f"Sex unknown: {show(summary['sexes']['unknown'], floor)} patients."
         warnings.append((text, "Name the codes that record it in data.sex_codes."))

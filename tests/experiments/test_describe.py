@@ -83,7 +83,7 @@ def test_the_numbers_are_those_of_the_data(described):
 def test_what_deserves_a_look_comes_with_what_to_do(described):
     page, text, summary = described
     found = " ".join(f"{each['what']} {each['do']}" for each in summary["warnings"])
-    assert "with a number without a unit: 30 events of 30 patients. Add the units" in found
+    assert "With a number without a unit: 30 events of 30 patients. Add the units" in found
     assert "more than one unit: 1, such as LAB//K. Convert" in found
     seen = Page(page.read_text(encoding="utf-8"))
     assert all(each["do"] in seen.text for each in summary["warnings"])
@@ -125,7 +125,7 @@ def test_data_that_cannot_be_prepared_gets_a_page_too(tmp_path, messages):
     assert summary["preparation"] is None and not summary["objectives"]["mlm"]["possible"]
     assert summary["findings"]["before birth"] == {"events": 60, "patients": 60}
     assert any(str(folder.root / "data" / "0.parquet") in line and "not sorted" in line for line in messages)
-    assert "Events before birth: 60 events of 60 patients." in Page(page.read_text(encoding="utf-8")).text
+    assert "Before birth: 60 events of 60 patients." in Page(page.read_text(encoding="utf-8")).text
     assert str(tmp_path) not in page.read_text(encoding="utf-8")
 
 
