@@ -1,9 +1,9 @@
 """BEHRT in JAX and Flax: pre-train an encoder on the visits and codes of patients.
 
 `pretrain(config, workdir)` trains a recipe such as `behrt_jax.recipes.small.get_config()`, `load(workdir)` gives
-`(config, vocabulary, model, params)`; `finetune`, `evaluate`, `predict`, `embed` and `write_report` do what the
-commands of these names do. They log what they do to the logger `behrt_jax`, which prints it unless the root logger is
-configured to show INFO; `logging.getLogger("behrt_jax").setLevel("WARNING")` leaves warnings alone.
+`(config, vocabulary, model, params)`; `finetune`, `evaluate`, `predict`, `embed`, `describe_data` and `write_report`
+do what the commands of these names do. They log what they do to the logger `behrt_jax`, which prints it unless the root
+logger is configured to show INFO; `logging.getLogger("behrt_jax").setLevel("WARNING")` leaves warnings alone.
 """
 
 import importlib
@@ -28,6 +28,7 @@ from behrt_jax.models.pretraining import BEHRTForMLM, BEHRTForNextVisitPredictio
 
 if TYPE_CHECKING:
     from behrt_jax.interpret import attribution, counterfactuals
+    from behrt_jax.workflows.describe import describe_data
     from behrt_jax.workflows.embed import embed
     from behrt_jax.workflows.evaluate import evaluate
     from behrt_jax.workflows.finetune import finetune
@@ -51,6 +52,7 @@ __all__ = [
     "attribution",
     "count_parameters",
     "counterfactuals",
+    "describe_data",
     "embed",
     "encode",
     "evaluate",
@@ -92,7 +94,7 @@ if not _logger.handlers:
     _logger.propagate = False
 
 _WORKFLOWS = {name: name for name in ("embed", "evaluate", "finetune", "load", "predict", "pretrain")}
-_WORKFLOWS["write_report"] = "report"
+_WORKFLOWS |= {"describe_data": "describe", "write_report": "report"}
 
 
 def __getattr__(name: str):

@@ -54,8 +54,10 @@ def find_files(path: str | Path) -> files.ParquetFiles:
     return listing
 
 
-def read_shard(shard: Path, extra_columns: tuple[str, ...] = ()) -> pl.DataFrame:
+def read_shard(shard: Path, extra_columns: tuple[str, ...] = (), *, check_rows: bool = True) -> pl.DataFrame:
     """Reads and validates a shard of MEDS events, with those of `extra_columns` that it has.
+
+    Without `check_rows`, only types and years are checked: rows may be unsorted, incomplete or before birth.
 
     Returns:
       `subject_id:Int64, time:Datetime[us] (null = static), code:String, numeric_value:Float32` and the extra
@@ -79,7 +81,8 @@ def read_shard(shard: Path, extra_columns: tuple[str, ...] = ()) -> pl.DataFrame
             raise ValueError(f"{shard}: column '{name}' is missing (found {', '.join(columns)}); expected {expected}")
     events = table.with_columns(**{name: _typed(shard, table, name) for name in KINDS})
     events = events.select(*KINDS, *(name for name in table.columns if name not in KINDS))
-    _check_rows(shard, events)
+    if check_rows:
+        _check_rows(shard, events)
     return events
 
 

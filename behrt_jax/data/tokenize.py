@@ -149,7 +149,7 @@ def gather_shard_stats(config: DataConfig, counts: collections.Counter, with_sam
             columns.update(names)
         num_named += shard_events["visit_name"].count()
         subjects[shard] = shard_events["subject_id"].unique().sort().to_numpy()
-        parts.append(_splits_of_shard(subjects[shard], by_folder.get(shard), split_table))
+        parts.append(splits_of_shard(subjects[shard], by_folder.get(shard), split_table))
         _count_events(shard_events, parts[-1], counts)
         codes = shard_events["code"].unique().to_list()
         unmatched = [pattern for pattern in unmatched if not events.matching_codes(codes, (pattern,), ())]
@@ -172,7 +172,7 @@ def gather_shard_stats(config: DataConfig, counts: collections.Counter, with_sam
     return ShardStats(splits, by_split, samples, num_named > 0, list(unmatched))
 
 
-def _splits_of_shard(ids: np.ndarray, of_folder: str | None, listed: pl.DataFrame | None) -> pl.DataFrame:
+def splits_of_shard(ids: np.ndarray, of_folder: str | None, listed: pl.DataFrame | None) -> pl.DataFrame:
     """Returns the split of each subject: from the splits file, else the shard's folder, else a hash."""
     if listed is not None:
         return pl.DataFrame({"subject_id": ids}).join(listed, on="subject_id", how="left", maintain_order="left")

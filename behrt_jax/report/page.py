@@ -46,11 +46,8 @@ def attempt(source: Source, anchor: str, title: str, make: Callable[[], Section]
 
 def render(source: Source, sections: list[Section]) -> str:
     """Renders the page as HTML; all text from files is escaped."""
-    loader = FileSystemLoader(TEMPLATES)
-    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    assets = {name: Markup((TEMPLATES / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
     data = source.about.get("dataset_name", source.data.resolve().name)
-    return page.get_template("report.html").render(
+    return fill_template(
         title=f"BEHRT on {data}",
         name=source.folder.resolve().name,
         goal=run.training_goal(source),
@@ -58,9 +55,15 @@ def render(source: Source, sections: list[Section]) -> str:
         shows_patients=source.may_show(source.is_synthetic),
         headline=scores.headline(source),
         sections=sections,
-        in_script=in_script,
-        **assets,
     )
+
+
+def fill_template(**values) -> str:
+    """Fills the template of a page, which has the sections, what is at a glance, and where the patients are from."""
+    loader = FileSystemLoader(TEMPLATES)
+    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    assets = {name: Markup((TEMPLATES / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
+    return page.get_template("report.html").render(in_script=in_script, **assets, **values)
 
 
 def in_script(value) -> Markup:

@@ -61,6 +61,7 @@ def pretrain(config: ConfigDict, workdir: str | Path, *, baselines: bool = True,
     train_state = state.create_state(pretraining.initialize(task, patients), optimizer, recipe.seed)
     for line in (*describe_data(prepared, count_parameters(train_state.params)), *describe_unmatched(recipe, prepared)):
         logger.info(line)
+    logger.info(f"a page on this data: python -m experiments.describe --data={recipe.data.path}")
     logger.info(describe_rows(patients, recipe.data.row_length, recipe.data.use_sep, recipe.seed))
     if task.is_target.any():
         logger.info(f"targets: {task.is_target.sum():,} codes by objective.targets and objective.min_patients")

@@ -18,6 +18,7 @@ from behrt_jax.training import workdir
 from behrt_jax.training.checkpoints import Checkpoints
 from experiments._cli import KEEP_MEMORY
 from tests.experiments.commands import Command, Server
+from tests.experiments.pages import find_chromium
 
 ROOT = Path(__file__).parents[2]
 JOINT = {
@@ -229,3 +230,15 @@ def cut(workplace) -> Path:
     done = workplace.run([*workplace.arguments("cut", **chosen), "--nobaselines"])
     assert done.returncode == 0, done.stderr
     return workplace.folder / "cut"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The system's Chromium, without anything of its own that calls out."""
+    path = find_chromium()
+    api = pytest.importorskip("playwright.sync_api")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=flags)
+        yield opened
+        opened.close()

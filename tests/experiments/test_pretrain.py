@@ -21,13 +21,14 @@ def files_of(folder):
     return {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in folder.rglob("*") if file.is_file()}
 
 
-def test_a_run_writes_all_that_it_promises(whole):
+def test_a_run_writes_all_that_it_promises(workplace, whole):
     folder, done = whole
     written = {"config.json", "vocabulary.json", "metrics.jsonl", "evaluation.json", "machine.json"}
     written |= {"checkpoints", "digests.json", "tensorboard"}
     assert {file.name for file in folder.iterdir()} == written
     assert list((folder / "tensorboard").glob("events.*"))
     assert "found 60 patients (40 train, 10 tuning, 10 held_out), 105,562 events" in done.stdout
+    assert f"a page on this data: python -m experiments.describe --data={workplace.data}\n" in done.stdout
     count = behrt_jax.count_parameters(behrt_jax.load(folder).params)
     assert f"the model has {count:,} parameters" in done.stdout and str(folder) in done.stdout
     assert json.loads((folder / "config.json").read_text())["recipe"]["train"]["num_steps"] == NUM_STEPS

@@ -1,9 +1,7 @@
 """The report page of tiny runs, read as a reader's browser reads it."""
 
 import json
-import os
 import shutil
-from html.parser import HTMLParser
 
 import numpy as np
 import polars as pl
@@ -25,44 +23,10 @@ from behrt_jax.report.layout import SIDE, Colouring
 from behrt_jax.report.scores import judge
 from behrt_jax.report.training import cost, format_time
 from tests.experiments.conftest import NUM_STEPS, evaluation_of
+from tests.experiments.pages import Page, visit
 
 SECTIONS = ("run", "results", "calibration", "groups", "patients", "codes", "examples", "curves", "cost")
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=\"alert('2')\"> & \u2028 {{ 7 * 7 }}"
-
-
-class Page(HTMLParser):
-    """What of a page matters: its elements, the text of its cells, its JSON, its headings and ids."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.elements, self.cells, self.json, self.headings, self.text = [], [], [], [], ""
-        self._open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.elements.append((tag, found))
-        self._open.append("json" if found.get("type") == "application/json" else tag)
-        if tag in ("td", "th"):
-            self.cells.append("")
-        if tag in ("h1", "h2", "h3"):
-            self.headings.append(int(tag[1]))
-
-    def handle_endtag(self, tag):
-        while self._open and self._open.pop() not in (tag, "json"):
-            pass
-
-    def handle_data(self, data):
-        where = self._open[-1] if self._open else ""
-        if where == "json":
-            self.json.append(json.loads(data))
-        elif where in ("td", "th"):
-            self.cells[-1] += data.replace("\u00a0", " ")
-        if where not in ("script", "style", "json"):
-            self.text += data
-
-    def ids(self) -> list[str]:
-        return [found["id"] for _, found in self.elements if "id" in found]
 
 
 def plane(vectors, seed):
@@ -428,45 +392,6 @@ def test_maps_are_a_function_of_the_seed_and_keep_neighbours():
         assert points.min() >= 0 and points.max() <= SIDE
         distances = np.linalg.norm(points[:, None] - points[None], axis=-1) + 1e9 * np.eye(120)
         assert (groups[distances.argmin(axis=1)] == groups).mean() > 0.95
-
-
-def find_chromium() -> str:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    found = next((path for name in names if (path := shutil.which(name))), None)
-    if found is None and os.environ.get("CI") == "true":
-        pytest.fail("no Chromium on PATH, and CI=true asks for one; install it, or run with -m 'not browser'")
-    return found or pytest.skip("no Chromium on PATH")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """The system's Chromium, without anything of its own that calls out."""
-    path = find_chromium()
-    api = pytest.importorskip("playwright.sync_api")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=flags)
-        yield opened
-        opened.close()
-
-
-def visit(browser, file, width):
-    """Opens the page; returns it with what it printed and what it asked for beside itself."""
-    tab = browser.new_page(viewport={"width": width, "height": 800}, reduced_motion="reduce")
-    troubles = []
-    tab.on("console", lambda message: troubles.append(message.text))
-    tab.on("pageerror", lambda error: troubles.append(str(error)))
-
-    def route(request):
-        if request.request.url == file.as_uri() or request.request.url.startswith("data:"):
-            request.continue_()
-        else:
-            troubles.append(request.request.url)
-            request.abort()
-
-    tab.route("**/*", route)
-    tab.goto(file.as_uri())
-    return tab, troubles
 
 
 @pytest.mark.browser
