@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from behrt_jax.benchmarks import step_cost
+from behrt_jax.benchmarks import product, step_cost, worker
 from behrt_jax.benchmarks.devices import DEVICES
 from behrt_jax.benchmarks.step_cost import StepCost
 from behrt_jax.training import precision
@@ -20,7 +20,6 @@ UTILISATION = 0.25  # a modest guess of the share of a device's peak that traini
 USABLE = 0.9  # share of a device's memory that a step may take
 GIBIBYTE = 2**30
 MEASURED_STEPS = 3
-PRODUCT_SIZE = 2048
 
 
 class Data(NamedTuple):
@@ -127,14 +126,11 @@ def measure_step(recipe: PretrainingRecipe, vocab_size: int) -> float:
     return parts * float(np.median(seconds[1:]))
 
 
-def measure_product_peak(size: int = PRODUCT_SIZE) -> float:
+def measure_product_peak() -> float:
     """Measures a large float32 matrix product on this machine, in FLOP/s: the fastest of some."""
-    matrix, product, seconds = np.ones((size, size), np.float32), jax.jit(jax.numpy.matmul), []
-    for _ in range(1 + MEASURED_STEPS):
-        begin = time.perf_counter()
-        jax.block_until_ready(product(matrix, matrix))
-        seconds.append(time.perf_counter() - begin)
-    return 2 * size**3 / min(seconds[1:])
+    contestant = product.start({}, [])
+    seconds = worker.run_steps(contestant["step"], 0, 1 + MEASURED_STEPS, 1)["seconds"]
+    return contestant["measure"]()["flops"] / min(seconds[1:])
 
 
 def describe(

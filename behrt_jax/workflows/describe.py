@@ -91,7 +91,8 @@ def _check_training(recipe: PretrainingRecipe, floor: int) -> dict[str, Any]:
             facts = Facts(len(prepared.vocabulary))
             task = pretraining.make_task(dataclasses.replace(recipe, objective=objective), facts, prepared.vocabulary)
             number = examples.count(task, train, training=True)[name]
-            why = f"{data_summary.show(number if number >= floor else None, floor)} {examples.NAMES[name]} in train"
+            shown = number if min(number, len(train)) >= floor else None
+            why = f"{data_summary.show(shown, floor)} {examples.NAMES[name]} in train"
             objectives[name] = {"possible": number > 0, "why": why if number else f"needs {examples.NEEDS[name]}"}
         except ValueError as error:
             objectives[name] = {"possible": False, "why": str(error)}
