@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from behrt_jax.data import histories
-from behrt_jax.data.metadata import is_synthetic
 from behrt_jax.data.sexes import sexes
 from behrt_jax.evaluation import comparison, reliability
 from behrt_jax.evaluation.comparison import Comparison
 from behrt_jax.evaluation.outcome_baselines import fit_baselines, predict_without_encoder
-from behrt_jax.evaluation.small_cells import MIN_PATIENTS
+from behrt_jax.evaluation.small_cells import find_floor
 from behrt_jax.finetuning import data, predict, setup
 from behrt_jax.finetuning.finetuned import FinetunedModel, load, score_other
 from behrt_jax.finetuning.labeled_histories import LabeledHistories
@@ -69,7 +68,7 @@ def evaluate_run(
     np.savez_compressed(folder / REPLICATES_FILE, allow_pickle=False, **replicates)
     predict.write(folder / "predictions.parquet", held_out, own[0], names, own[1], horizons)
     drawn = {name: predictions for name, (predictions, _) in models.items()}
-    fewest = 1 if is_synthetic(run.recipe.data.path) else MIN_PATIENTS
+    fewest = find_floor(run.recipe.data.path)
     about = {"split": "held_out", "patients": len(np.unique(held_out.subject_ids))}
     about["train_patients"] = len(np.unique(train.subject_ids))
     about["evaluated"] = digests.of_evaluation(folder, setup.digest_inputs(run.splits))

@@ -1,9 +1,17 @@
 """Small-cell suppression: publishes and shows only results of enough real patients to identify none of them."""
 
+from pathlib import Path
+
+from behrt_jax.data.metadata import is_synthetic
 from behrt_jax.evaluation.tables import GROUPS
 
 CURVES = ("reliability", "precision_recall")
 MIN_PATIENTS = 11  # fewest real patients behind a published or shown number; the small-cell policy of the US CMS
+
+
+def find_floor(data: str | Path) -> int:
+    """Returns the fewest patients behind a shown number of a data set: 1 if its patients are known to be simulated."""
+    return 1 if is_synthetic(data) else MIN_PATIENTS
 
 
 def drop_small(result: dict, floor: int) -> tuple[dict, int]:

@@ -76,9 +76,7 @@ def prepare(folder: Path, output: Path) -> Iterator[tuple[str, RowCounts]]:
     Raises:
       ValueError: there is no table `patient`, or a table cannot be read or lacks a required column.
     """
-    found = tables.list_tables(folder)
-    if "patient" not in found:
-        raise ValueError(f"{folder}: found no table 'patient'; expected patient.csv.gz as eICU has it")
+    found = tables.list_tables(folder, "patient", "patient.csv.gz as eICU has it")
     yield "patient", _prepare_stays(found["patient"], output / "patient.parquet")
     stays = pl.scan_parquet(output / "patient.parquet")
     stays = stays.select("patientunitstayid", "uniquepid", "birth", unit_admission="time").unique(

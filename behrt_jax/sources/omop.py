@@ -52,9 +52,7 @@ def prepare(folder: Path, output: Path, source_codes: bool = False) -> Iterator[
     Raises:
       ValueError: there is no table `person`, or a table cannot be read or lacks a required column.
     """
-    found = tables.list_tables(folder)
-    if "person" not in found:
-        raise ValueError(f"{folder}: found no table 'person'; expected tables of the OMOP Common Data Model")
+    found = tables.list_tables(folder, "person", "tables of the OMOP Common Data Model")
     scans = {name: _scan(name, paths) for name, paths in found.items() if name in ("person", *LAYOUTS)}
     concepts = _read_concepts(found, _used_concepts(scans, found))
     yield "person", _prepare_persons(scans["person"], concepts, found["person"], output / "person.parquet")

@@ -44,9 +44,7 @@ def prepare(folder: Path, output: Path) -> Iterator[tuple[str, RowCounts]]:
     Raises:
       ValueError: there is no table `patients`, or a table cannot be read or lacks a required column.
     """
-    found = tables.list_tables(folder)
-    if "patients" not in found:
-        raise ValueError(f"{folder}: found no table 'patients'; expected patients.csv as Synthea writes it")
+    found = tables.list_tables(folder, "patients", "patients.csv as Synthea writes it")
     yield "patients", _prepare_patients(found["patients"], output / "patients.parquet")
     births = pl.scan_parquet(output / "patients.parquet").select("patient", "birth").unique("patient", keep="first")
     for name in EVENTS:

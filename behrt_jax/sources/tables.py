@@ -23,11 +23,16 @@ class RowCounts(NamedTuple):
     skipped: dict[str, int]
 
 
-def list_tables(folder: Path) -> dict[str, list[Path]]:
+def list_tables(folder: Path, required: str, expected: str) -> dict[str, list[Path]]:
     """Finds tables by lower-case name: files NAME.csv, NAME.csv.gz or NAME.parquet, or a folder NAME of such files.
 
+    Args:
+      folder: holds the tables.
+      required: the table of patients.
+      expected: what the folder should hold, for the error.
+
     Raises:
-      ValueError: the folder is missing, or two files have one table's name.
+      ValueError: the folder or the required table is missing, or two files have one table's name.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such directory; --input must name the folder of the source's tables")
@@ -42,6 +47,8 @@ def list_tables(folder: Path) -> dict[str, list[Path]]:
         if name in tables:
             raise ValueError(f"{path} and {tables[name][0]} are both the table '{name}'; keep one of them")
         tables[name] = parts
+    if required not in tables:
+        raise ValueError(f"{folder}: found no table '{required}'; expected {expected}")
     return tables
 
 

@@ -126,7 +126,8 @@ def drop_removed_keys(config: dict) -> None:
     for (section, key, value), commit in REMOVED_VALUES.items():
         if config.get(section, {}).get(key) == value:
             removed.append((f"{section}.{key}={value}", commit))
-    for setting, commit in removed:
+    if removed:
+        setting, commit = removed[0]
         raise ValueError(
             f"{setting}: removed, as it measured no better (docs/ablations.md); `git checkout {commit}` to load the run"
         )

@@ -13,7 +13,7 @@ from behrt_jax import recipes
 from behrt_jax.data import dataset, events, metadata, profile, windows
 from behrt_jax.data.prepare import Prepared, prepare
 from behrt_jax.evaluation.loaded_run import is_simulated
-from behrt_jax.evaluation.small_cells import MIN_PATIENTS
+from behrt_jax.evaluation.small_cells import find_floor
 from behrt_jax.labels.task_codes import find_codes
 from behrt_jax.labels.tasks import load_task
 from behrt_jax.recipes import large, medium, small
@@ -49,7 +49,7 @@ def describe_data(
     if min_patients < 0:
         raise ValueError(f"min_patients: found {min_patients}; expected 1 or more, or 0 for the default")
     name, is_synthetic = Path(data).resolve().name, metadata.is_synthetic(data)
-    floor = min_patients or (1 if is_synthetic else MIN_PATIENTS)
+    floor = min_patients or find_floor(data)
     recipe = cast(PretrainingRecipe, read_recipe(small.get_config().to_dict()))
     recipe = dataclasses.replace(
         recipe, data=dataclasses.replace(recipe.data, path=str(data), prepared_dir=prepared_dir)

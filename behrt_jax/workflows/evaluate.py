@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from behrt_jax.data.metadata import is_synthetic
 from behrt_jax.evaluation import outcomes, pretrained
 from behrt_jax.evaluation.comparison import Comparison
-from behrt_jax.evaluation.small_cells import MIN_PATIENTS, drop_small
+from behrt_jax.evaluation.small_cells import drop_small, find_floor
 from behrt_jax.plots.pretraining import draw_pretraining
 from behrt_jax.training import config_file
 from behrt_jax.training.recipe import PRETRAINING
@@ -41,7 +40,7 @@ def evaluate(
         result = pretrained.evaluate_run(folder, split, data, others, baselines)
         if not figures:
             return result
-        shown, _ = drop_small(result.to_dict(), 1 if is_synthetic(data or recipe.data.path) else MIN_PATIENTS)
+        shown, _ = drop_small(result.to_dict(), find_floor(data or recipe.data.path))
         return result._replace(figures=tuple(draw_pretraining(folder, shown)))
     if data or split != "held_out":
         flag = f"--data={data}" if data else f"--split={split}"

@@ -92,13 +92,13 @@ def test_the_code_table_alone_begins_elsewhere(config, tmp_path, quick_compilati
     vocabulary, plain = variables("")
     rng = np.random.default_rng(0)
     file = write_table(tmp_path, vocabulary.codes, rng.standard_normal((len(vocabulary.codes), DIM)))
-    _, begun = variables(str(file))
-    same = jax.tree.map(lambda one, two: bool((np.asarray(one) == np.asarray(two)).all()), begun, plain)
+    _, started = variables(str(file))
+    same = jax.tree.map(lambda one, two: bool((np.asarray(one) == np.asarray(two)).all()), started, plain)
     differing = [path for path, equal in jax.tree_util.tree_leaves_with_path(same) if not equal]
     assert [jax.tree_util.keystr(path) for path in differing] == [
         "['params']['behrt']['embedding']['codes']['embedding']"
     ]
-    table, drawn = code_table(begun), code_table(plain)
+    table, drawn = code_table(started), code_table(plain)
     assert table.std() == pytest.approx(drawn.std(), rel=0.02)
     assert (table[:NUM_SPECIAL] == drawn[:NUM_SPECIAL]).all() and (table != drawn).any(axis=1).mean() > 0.9
 

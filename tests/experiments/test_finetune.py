@@ -41,7 +41,7 @@ def survival_run(workplace, deaths, joint):
     """A run that is fine-tuned from a pre-trained one beside a regression: its workdir and what it printed."""
     chosen = {"pretrained": joint, "survival__num_bins": 3, "head__features": ("regression",)}
     given = [*arguments(workplace, "survival", deaths, "survival", **chosen), "--nobaselines"]
-    drawn = {"behrt_jax.evaluation.outcomes.MIN_PATIENTS": 1}  # of real patients, so few are not drawn
+    drawn = {"behrt_jax.evaluation.small_cells.MIN_PATIENTS": 1}  # of real patients, so few are not drawn
     done = workplace.run(given, "experiments.finetune", constants=drawn)
     assert done.returncode == 0, done.stderr
     return workplace.folder / "survival", done

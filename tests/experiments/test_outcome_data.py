@@ -11,7 +11,7 @@ import pytest
 
 from behrt_jax.data import events
 from behrt_jax.data.hashing import hash_integers
-from behrt_jax.evaluation import outcomes
+from behrt_jax.evaluation import outcomes, small_cells
 from behrt_jax.evaluation.small_cells import MIN_PATIENTS
 from behrt_jax.finetuning import data as labeled_data
 from behrt_jax.finetuning import predict, setup
@@ -236,7 +236,7 @@ def test_held_out_labels_without_an_event(table, evaluate, tmp_path):
 
 def test_held_out_labels_without_one_of_two_causes(table, evaluate, tmp_path, monkeypatch):
     """The other, second by name, is measured and drawn; few patients have it, which is said."""
-    monkeypatch.setattr(outcomes, "MIN_PATIENTS", 1)  # of real patients, so few are not drawn
+    monkeypatch.setattr(small_cells, "MIN_PATIENTS", 1)  # of real patients, so few are not drawn
     drawn, original = [], outcomes.draw_survival
     monkeypatch.setattr(outcomes, "draw_survival", lambda *given: drawn.append(given[0]) or original(*given))
     falls = (pl.col("split") == "held_out") | (pl.col("prediction_time") == january(2010))
