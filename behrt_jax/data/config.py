@@ -23,13 +23,14 @@ class DataConfig:
       visit_gap_hours: a pause longer than this starts a new visit with `visits="gap"`.
       codes_include: codes to keep in the sequence, or shell patterns of them (see `events.matching_codes`).
       codes_exclude: shell patterns of codes to leave out.
-      unique_codes_in_visit: whether to keep only a code's first occurrence within a visit.
+      unique_codes_in_visit: whether to keep only a code's first occurrence within a visit, of each continuous value.
       min_patients: codes with fewer train patients become `[UNK]`.
       value_bins: quantile bins of numeric values; below 2, values are left out.
       row_length: L, tokens per row; also the longest window of one patient.
       use_sep: whether `[SEP]` ends each visit.
       sex_codes: codes that record a sex, in addition to the common forms, as `CODE=F` or `CODE=M` (see `sexes`).
       value_digits: significant digits of bin edges, with at least 10 patients per bin; 0 keeps exact quantiles.
+      values: `bins` (quantile bins in the token), `continuous` (a number beside the token, see `values`) or `none`.
     """
 
     path: str
@@ -46,6 +47,7 @@ class DataConfig:
     use_sep: bool
     sex_codes: tuple[str, ...] = ()  # default for older runs, whose configs lack this key
     value_digits: int = 0  # default for older runs, whose configs lack this key
+    values: str = "bins"  # default for older runs, whose configs lack this key
 
     def __post_init__(self):
         for key in ("codes_include", "codes_exclude"):
@@ -55,10 +57,17 @@ class DataConfig:
         if self.events_without_visit not in ("group_by_day", "leave_out"):
             value = repr(self.events_without_visit)
             raise ValueError(f"data.events_without_visit: found {value}; expected group_by_day or leave_out")
+        if self.values not in ("none", "bins", "continuous"):
+            raise ValueError(f"data.values: found {self.values!r}; expected none, bins or continuous")
         bounds = {"visit_gap_hours": 0.0, "min_patients": 1, "value_bins": 0, "row_length": 8, "value_digits": 0}
         for key, minimum in bounds.items():
             if getattr(self, key) < minimum:
                 raise ValueError(f"data.{key}: found {getattr(self, key)}; expected {minimum} or more")
+
+    @property
+    def num_bins(self) -> int:
+        """Quantile bins of numeric values; 0 without."""
+        return self.value_bins if self.values == "bins" and self.value_bins > 1 else 0
 
     def fingerprint(self, fitted: str = "") -> str:
         """Returns a digest of the source files and of the config keys that affect prepared data.
@@ -72,4 +81,6 @@ class DataConfig:
         keys = dataclasses.asdict(self)
         for key in ("path", "prepared_dir", "row_length", "use_sep"):
             del keys[key]
+        if self.values == "bins":  # the only choice of older versions, whose prepared data stay valid
+            del keys["values"]
         return hashlib.sha256(json.dumps([FORMAT, sources, keys, fitted], sort_keys=True).encode()).hexdigest()[:16]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from behrt_jax.data import dataset, events, sexes, tokenize, vocabulary
+from behrt_jax.data import dataset, events, sexes, tokenize, values, vocabulary
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.tokenize import ShardStats, gather_shard_stats
 
@@ -85,10 +85,11 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
     base_vocab = vocab = fitted or vocabulary.EMPTY
     fit, known_tokens = fitted is None or add_codes, frozenset(base_vocab.ids)
     logger.info(f"reading {config.path}")
-    stats = gather_shard_stats(config, counts, with_samples=fit and config.value_bins > 1)
+    continuous = config.values == "continuous"
+    stats = gather_shard_stats(config, counts, with_samples=fit and (continuous or config.num_bins > 0))
 
-    def tokenized(split: str, edges, counts=None, parents=None) -> Iterator[pl.DataFrame]:
-        rest = stats.splits.filter(split=split), stats.visits_named, counts, parents, known_tokens
+    def tokenized(split: str, edges, scales, counts=None, parents=None) -> Iterator[pl.DataFrame]:
+        rest = stats.splits.filter(split=split), stats.visits_named, counts, parents, known_tokens, scales
         return (tokenize.tokenize(shard, config, edges, *rest) for shard in stats.shards[split])
 
     needed = needed if fitted else tuple(dict.fromkeys(("train", *needed)))
@@ -100,17 +101,23 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
             )
     if fit:
         logger.info("fitting the vocabulary on the train split")
-        edges = vocabulary.fit_value_edges(stats.samples, config.value_bins, config.min_patients, config.value_digits)
-        edges = {code: values for code, values in edges.items() if code not in base_vocab.ids} | base_vocab.value_edges
-        parts = [vocabulary.count_tokens(tokens) for tokens in tokenized("train", edges)]
-        vocab = vocabulary.fit_vocabulary(parts, edges, config.min_patients, base_vocab)
+        floor = config.min_patients, config.value_digits
+        edges = vocabulary.fit_value_edges(stats.samples, config.num_bins, *floor)
+        scales = values.fit_scales(stats.samples, *floor) if continuous else {}
+        edges, scales = (
+            {code: each for code, each in found.items() if code not in base_vocab.ids} | known
+            for found, known in ((edges, base_vocab.value_edges), (scales, base_vocab.value_scales))
+        )
+        parts = [vocabulary.count_tokens(tokens) for tokens in tokenized("train", edges, scales)]
+        vocab = vocabulary.fit_vocabulary(parts, edges, config.min_patients, base_vocab, scales)
     parents = vocabulary.nearest_known_ancestors(config.path, vocab) if base_vocab.codes else {}
     if add_codes:
         counts["codes_added"] = len(vocab) - len(base_vocab)
     logger.info("writing the prepared data")
     examples = {}
     for split in events.SPLITS:
-        split_examples = _examples(split, tokenized(split, vocab.value_edges, counts, parents), vocab, counts)
+        tables = tokenized(split, vocab.value_edges, vocab.value_scales, counts, parents)
+        split_examples = _examples(split, tables, vocab, counts)
         if (first := next(split_examples, None)) is not None:
             examples[split] = itertools.chain([first], split_examples)
         elif split in needed:
@@ -126,7 +133,7 @@ def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], stat
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        dataset.write(scratch, examples)
+        dataset.write(scratch, examples, with_values=config.values == "continuous")
         kinds = ("patients", "patients_known", "tokens", "backed_off", "unknown")
         counts.update({f"{kind}/{split}": 0 for kind in kinds for split in events.SPLITS})
         num_tokens, num_unknown = (sum(counts[f"{kind}/{split}"] for split in events.SPLITS) for kind in kinds[2::2])

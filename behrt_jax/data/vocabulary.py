@@ -16,6 +16,7 @@ SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]")
 PAD, CLS, SEP, MASK, UNK = range(len(SPECIAL_TOKENS))
 NUM_SPECIAL = len(SPECIAL_TOKENS)
 _VALUES_PER_CODE = 10_000
+ValueScales = dict[str, dict[str, tuple[float, float]]]  # median and robust deviation of each code and unit
 MIN_BIN_PATIENTS = 10  # minimum number of patients with values in a bin with rounded edges
 
 
@@ -28,12 +29,14 @@ class Vocabulary:
       counts: occurrences of each token in train, after removing repeats in a visit.
       patients: number of train patients with each token.
       value_edges: the inner bin edges of codes whose numeric value becomes part of the token.
+      value_scales: the median and robust standard deviation of continuous values, by code and unit ("" if unknown).
     """
 
     codes: tuple[str, ...]
     counts: tuple[int, ...]
     patients: tuple[int, ...]
     value_edges: dict[str, tuple[float, ...]]
+    value_scales: ValueScales = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return NUM_SPECIAL + len(self.codes)
@@ -51,7 +54,8 @@ class Vocabulary:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of everything that determines the meaning of ids; checkpoints are checked against it."""
-        text = json.dumps([self.codes, self.counts, self.patients, self.value_edges], sort_keys=True)
+        scales = [self.value_scales] if self.value_scales else []  # those without keep their fingerprint of before
+        text = json.dumps([self.codes, self.counts, self.patients, self.value_edges, *scales], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def encode(self, tokens: pl.Series) -> pl.Series:
@@ -64,6 +68,7 @@ class Vocabulary:
         """Writes the vocabulary as JSON."""
         entries = list(zip(self.codes, self.counts, self.patients, strict=True))
         content = {"special_tokens": SPECIAL_TOKENS, "codes": entries, "value_edges": self.value_edges}
+        content |= {"value_scales": self.value_scales} if self.value_scales else {}
         text = json.dumps({**content, "fingerprint": self.fingerprint}, indent=1, ensure_ascii=False)
         file.write_text(text, encoding="utf-8")
 
@@ -74,9 +79,13 @@ class Vocabulary:
             content = json.loads(file.read_text(encoding="utf-8"))
             codes, counts, patients = zip(*content["codes"], strict=True)
             edges = {code: tuple(values) for code, values in content["value_edges"].items()}
-            vocabulary = cls(codes, counts, patients, edges)
+            scales = {
+                code: {unit: (float(median), float(deviation)) for unit, (median, deviation) in units.items()}
+                for code, units in content.get("value_scales", {}).items()
+            }
+            vocabulary = cls(codes, counts, patients, edges, scales)
             matches = vocabulary.fingerprint == content["fingerprint"]
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{file}: not a vocabulary file ({error}); restore it or prepare the data again"
             ) from error
@@ -90,11 +99,11 @@ class Vocabulary:
 EMPTY = Vocabulary((), (), (), {})
 
 
-def sample_values(events: pl.DataFrame) -> pl.DataFrame:
-    """Samples numeric values to fit quantiles, at most 10,000 per code, by a hash.
+def sample_values(events: pl.DataFrame, keys: tuple[str, ...] = ("code",)) -> pl.DataFrame:
+    """Samples numeric values to fit quantiles, at most 10,000 per code (or other `keys`), by a hash.
 
     Returns:
-      `code, values:List(Float32), subjects:List(Int64), hashes:List(UInt64), patients:UInt32`, one row per code;
+      The keys and `values:List(Float32), subjects:List(Int64), hashes:List(UInt64), patients:UInt32`, one row per code;
       `subjects` are the subjects of the sampled values, `patients` counts the subjects of all values.
     """
     numeric = events.filter(pl.col("numeric_value").is_finite() & pl.col("time").is_not_null())
@@ -105,7 +114,7 @@ def sample_values(events: pl.DataFrame) -> pl.DataFrame:
         _hash=pl.Series(hash_integers(subjects, times, values.view("int32")), dtype=pl.UInt64)
     )
     first = pl.col("_hash").arg_sort().head(_VALUES_PER_CODE)
-    return hashed.group_by("code").agg(
+    return hashed.group_by(keys).agg(
         values=pl.col("numeric_value").gather(first),
         subjects=pl.col("subject_id").gather(first),
         hashes=pl.col("_hash").gather(first),
@@ -113,16 +122,16 @@ def sample_values(events: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def merge_samples(samples: list[pl.DataFrame]) -> pl.DataFrame:
+def merge_samples(samples: list[pl.DataFrame], keys: tuple[str, ...] = ("code",)) -> pl.DataFrame:
     """Merges the samples of shards, whose subjects are disjoint, into one sample of the same form and size."""
     combined = pl.concat(samples)
     values = (
         combined.explode("values", "subjects", "hashes", empty_as_null=False)
-        .sort("code", "hashes", "values")
-        .group_by("code", maintain_order=True)
+        .sort(*keys, "hashes", "values")
+        .group_by(keys, maintain_order=True)
         .agg(pl.col("values", "subjects", "hashes").head(_VALUES_PER_CODE))
     )
-    return values.join(combined.group_by("code").agg(pl.col("patients").sum()), on="code", maintain_order="left")
+    return values.join(combined.group_by(keys).agg(pl.col("patients").sum()), on=keys, maintain_order="left")
 
 
 def fit_value_edges(
@@ -216,11 +225,12 @@ def fit_vocabulary(
     value_edges: dict[str, tuple[float, ...]],
     min_patients: int,
     known: Vocabulary = EMPTY,
+    value_scales: ValueScales | None = None,
 ) -> Vocabulary:
     """Builds the vocabulary from the `count_tokens` of the train shards, or appends new tokens to a `known` one.
 
     Tokens with fewer train patients than `min_patients` become `[UNK]`: also a privacy threshold. Ids and counts of the
-    known vocabulary are kept.
+    known vocabulary are kept. Scales of values of codes that become `[UNK]` are left out.
 
     Raises:
       ValueError: no token reaches the minimum, and `known` is empty.
@@ -234,9 +244,9 @@ def fit_vocabulary(
             "and data.codes_exclude"
         )
     new = frequent.filter(~pl.col("token").is_in(known.codes))
-    return Vocabulary(
-        (*known.codes, *new["token"]), (*known.counts, *new["count"]), (*known.patients, *new["patients"]), value_edges
-    )
+    codes = (*known.codes, *new["token"])
+    scales = {code: units for code, units in (value_scales or {}).items() if code in set(codes)}
+    return Vocabulary(codes, (*known.counts, *new["count"]), (*known.patients, *new["patients"]), value_edges, scales)
 
 
 def nearest_known_ancestors(path: str | Path, known: Vocabulary) -> dict[str, str]:

@@ -61,6 +61,7 @@ def left_out(counts: dict) -> dict[str, int]:
         "events by data.codes_include and data.codes_exclude": counts["events_left_out_by_pattern"],
         "events that name no visit": counts["events_without_visit"],
         "repeats of a code within a visit": counts["repeats_left_out"],
+        "values of codes and units with too few patients or one value": counts.get("values_left_out", 0),
         "patients without any code left": counts["patients_without_codes"],
         "patients in other splits": counts["patients_in_other_splits"],
         "events of patients in other splits": counts["events_in_other_splits"],

@@ -1,0 +1,82 @@
+"""Continuous values of measurements: robust scaling per code and unit, fitted on the train split only."""
+
+import math
+
+import numpy as np
+import polars as pl
+
+from behrt_jax.data.vocabulary import MIN_BIN_PATIENTS, ValueScales, merge_samples
+
+UNIT_COLUMNS = ("unit", "units", "unit_source_value", "valueuom")  # the first that a shard has holds units of values
+KEYS = ("code", "unit")
+LIMIT = 10.0  # values beyond this many robust standard deviations from the median are clipped
+# Ranges of quantiles with their width in standard deviations of a normal distribution. The second is for codes of which
+# most values are alike.
+RANGES = ((0.25, 0.75, 1.349), (0.05, 0.95, 3.290))
+
+
+def add_units(events: pl.DataFrame) -> pl.DataFrame:
+    """Adds the column `unit:String`, the unit of each value, from the first of `UNIT_COLUMNS`; empty if unknown."""
+    name = next((name for name in UNIT_COLUMNS if name in events.columns), None)
+    text = pl.col(name).cast(pl.String).str.strip_chars().fill_null("") if name else pl.lit("")
+    return events.with_columns(unit=text)
+
+
+def fit_scales(samples: list[pl.DataFrame], min_patients: int, digits: int = 0) -> ValueScales:
+    """Fits a median and a robust standard deviation for each code and unit.
+
+    The deviation is the interquartile range / 1.349, or the range from 5% to 95% / 3.29 where that is 0. Codes and
+    units with both ranges 0 are left out.
+
+    Args:
+      samples: the results of `vocabulary.sample_values` by `KEYS` for the shards of the train split.
+      min_patients: fewest train patients with a value of a code and unit.
+      digits: significant digits to round deviations to. Medians are rounded to the last of these digits, so that they
+        are no patient's exact value, and at least `MIN_BIN_PATIENTS` patients are needed. 0 keeps exact numbers.
+    """
+    samples = [sample for sample in samples if sample.height]
+    if not samples:
+        return {}
+    fewest = max(min_patients, MIN_BIN_PATIENTS) if digits else min_patients
+    scales: ValueScales = {}
+    for row in merge_samples(samples, KEYS).filter(pl.col("patients") >= fewest).sort(KEYS).iter_rows(named=True):
+        values = np.array(row["values"], np.float64)
+        deviations = (np.subtract(*np.quantile(values, (high, low))) / width for low, high, width in RANGES)
+        if deviation := next((float(each) for each in deviations if each > 0), 0.0):
+            rounded = round_scale(float(np.median(values)), deviation, digits) if digits else None
+            scales.setdefault(row["code"], {})[row["unit"]] = rounded or (float(np.median(values)), deviation)
+    return scales
+
+
+def round_scale(median: float, deviation: float, digits: int) -> tuple[float, float]:
+    """Rounds a deviation to `digits` significant digits, and the median to the last of them.
+
+    >>> round_scale(138.23, 3.456, 2)
+    (138.2, 3.5)
+    """
+    places = digits - 1 - math.floor(math.log10(deviation))
+    return round(median, places), round(deviation, places)
+
+
+def add_values(events: pl.DataFrame, scales: ValueScales) -> pl.DataFrame:
+    """Adds the column `value:Float32`: (numeric value - median) / deviation, clipped to `LIMIT` on both sides.
+
+    It is null where an event has no finite number, or where its code and unit have no scale.
+    """
+    rows = [(code, unit, *scale) for code, units in scales.items() for unit, scale in units.items()]
+    names = ("_median", "_deviation")
+    schema = {**dict.fromkeys(KEYS, pl.String), **dict.fromkeys(names, pl.Float64)}
+    joined = events.join(pl.DataFrame(rows, schema=schema, orient="row"), on=KEYS, how="left", maintain_order="left")
+    scaled = (pl.col("numeric_value").cast(pl.Float64) - pl.col("_median")) / pl.col("_deviation")
+    value = pl.when(pl.col("numeric_value").is_finite()).then(scaled.clip(-LIMIT, LIMIT)).cast(pl.Float32)
+    return joined.with_columns(value=value).drop(names)
+
+
+def count_values(events: pl.DataFrame) -> dict[str, int]:
+    """Counts the finite numbers of the result of `add_values`: kept, clipped, and left out for lack of a scale."""
+    numbers = events.filter(pl.col("numeric_value").is_finite())
+    return {
+        "values": numbers["value"].count(),
+        "values_clipped": int((numbers["value"].abs() == LIMIT).sum()),
+        "values_left_out": numbers["value"].null_count(),
+    }
