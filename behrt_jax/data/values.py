@@ -5,7 +5,7 @@ import math
 import numpy as np
 import polars as pl
 
-from behrt_jax.data.vocabulary import MIN_BIN_PATIENTS, ValueScales, merge_samples
+from behrt_jax.data.vocabulary import MIN_BIN_PATIENTS, ValueScale, ValueScales, merge_samples
 
 UNIT_COLUMNS = ("unit", "units", "unit_source_value", "valueuom")  # the first that a shard has holds units of values
 KEYS = ("code", "unit")
@@ -43,19 +43,19 @@ def fit_scales(samples: list[pl.DataFrame], min_patients: int, digits: int = 0) 
         values = np.array(row["values"], np.float64)
         deviations = (np.subtract(*np.quantile(values, (high, low))) / width for low, high, width in RANGES)
         if deviation := next((float(each) for each in deviations if each > 0), 0.0):
-            rounded = round_scale(float(np.median(values)), deviation, digits) if digits else None
-            scales.setdefault(row["code"], {})[row["unit"]] = rounded or (float(np.median(values)), deviation)
+            scale = ValueScale(float(np.median(values)), deviation, row["patients"])
+            scales.setdefault(row["code"], {})[row["unit"]] = round_scale(scale, digits) if digits else scale
     return scales
 
 
-def round_scale(median: float, deviation: float, digits: int) -> tuple[float, float]:
-    """Rounds a deviation to `digits` significant digits, and the median to the last of them.
+def round_scale(scale: ValueScale, digits: int) -> ValueScale:
+    """Rounds the deviation to `digits` significant digits, and the median to the last of them.
 
-    >>> round_scale(138.23, 3.456, 2)
-    (138.2, 3.5)
+    >>> round_scale(ValueScale(138.23, 3.456, 99), 2)
+    ValueScale(median=138.2, deviation=3.5, patients=99)
     """
-    places = digits - 1 - math.floor(math.log10(deviation))
-    return round(median, places), round(deviation, places)
+    places = digits - 1 - math.floor(math.log10(scale.deviation))
+    return scale._replace(median=round(scale.median, places), deviation=round(scale.deviation, places))
 
 
 def add_values(events: pl.DataFrame, scales: ValueScales) -> pl.DataFrame:
@@ -63,7 +63,7 @@ def add_values(events: pl.DataFrame, scales: ValueScales) -> pl.DataFrame:
 
     It is null where an event has no finite number, or where its code and unit have no scale.
     """
-    rows = [(code, unit, *scale) for code, units in scales.items() for unit, scale in units.items()]
+    rows = [(code, unit, *scale[:2]) for code, units in scales.items() for unit, scale in units.items()]
     names = ("_median", "_deviation")
     schema = {**dict.fromkeys(KEYS, pl.String), **dict.fromkeys(names, pl.Float64)}
     joined = events.join(pl.DataFrame(rows, schema=schema, orient="row"), on=KEYS, how="left", maintain_order="left")

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -16,8 +17,18 @@ SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]")
 PAD, CLS, SEP, MASK, UNK = range(len(SPECIAL_TOKENS))
 NUM_SPECIAL = len(SPECIAL_TOKENS)
 _VALUES_PER_CODE = 10_000
-ValueScales = dict[str, dict[str, tuple[float, float]]]  # median and robust deviation of each code and unit
 MIN_BIN_PATIENTS = 10  # minimum number of patients with values in a bin with rounded edges
+
+
+class ValueScale(NamedTuple):
+    """Median and robust standard deviation of the values of a code and unit, and the number of their train patients."""
+
+    median: float
+    deviation: float
+    patients: int
+
+
+ValueScales = dict[str, dict[str, ValueScale]]  # by code and unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +40,7 @@ class Vocabulary:
       counts: occurrences of each token in train, after removing repeats in a visit.
       patients: number of train patients with each token.
       value_edges: the inner bin edges of codes whose numeric value becomes part of the token.
-      value_scales: the median and robust standard deviation of continuous values, by code and unit ("" if unknown).
+      value_scales: the scales of continuous values, by code and unit ("" if unknown).
     """
 
     codes: tuple[str, ...]
@@ -80,7 +91,7 @@ class Vocabulary:
             codes, counts, patients = zip(*content["codes"], strict=True)
             edges = {code: tuple(values) for code, values in content["value_edges"].items()}
             scales = {
-                code: {unit: (float(median), float(deviation)) for unit, (median, deviation) in units.items()}
+                code: {unit: ValueScale(*scale) for unit, scale in units.items()}
                 for code, units in content.get("value_scales", {}).items()
             }
             vocabulary = cls(codes, counts, patients, edges, scales)

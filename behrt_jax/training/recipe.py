@@ -118,6 +118,13 @@ class TemporalSplitConfig:
     outcome_window_days: float = 0.0
 
 
+def check_values(data: DataConfig, model: BEHRTConfig) -> None:
+    """Raises a ValueError if a model reads values that the data lack."""
+    if model.values != "none" and data.values != "continuous":
+        found = f"{model.values!r} with data.values={data.values!r}"
+        raise ValueError(f"model.values: found {found}; expected none, or data.values='continuous'")
+
+
 @dataclasses.dataclass(frozen=True)
 class PretrainingRecipe:
     """A recipe of pre-training, one attribute per section; `kind` is `pretraining`."""
@@ -131,6 +138,14 @@ class PretrainingRecipe:
     seed: int = 0
     code_init: str = ""
     kind: str = PRETRAINING
+
+    def __post_init__(self):
+        if self.objective.value_weight and self.data.values != "continuous":
+            raise ValueError(
+                f"objective.value_weight: found {self.objective.value_weight} with data.values={self.data.values!r}; "
+                "expected 0, or data.values='continuous'"
+            )
+        check_values(self.data, self.model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +173,9 @@ class FinetuningRecipe:
     lora: LoRAConfig = LoRAConfig()
     temporal_split: TemporalSplitConfig = TemporalSplitConfig()
     seed: int = 0
+
+    def __post_init__(self):
+        check_values(self.data, self.model)
 
 
 Recipe = PretrainingRecipe | FinetuningRecipe

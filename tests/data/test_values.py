@@ -63,7 +63,7 @@ def test_a_unit_has_the_median_and_the_robust_deviation_of_its_train_patients(me
         own = np.float32(np.ravel(found)) * factor
         quarters = np.percentile(own, [25, 50, 75])
         expected = (quarters[1], (quarters[2] - quarters[0]) / 1.349)
-        np.testing.assert_allclose(scales["GLUCOSE"][unit], expected, rtol=1e-5)
+        np.testing.assert_allclose(scales["GLUCOSE"][unit], (*expected, len(found)), rtol=1e-5)
 
 
 def test_values_of_every_split_are_scaled_by_those_of_train_and_clipped(measured):
@@ -72,7 +72,7 @@ def test_values_of_every_split_are_scaled_by_those_of_train_and_clipped(measured
     for split in ("train", "tuning", "held_out"):
         for subject, tokens in values_of(prepared, split).items():
             unit, factor = ("mg/dL", 18) if subject % 3 == 0 else ("mmol/L", 1)
-            median, deviation = scales[unit]
+            median, deviation, _ = scales[unit]
             numbers = [value for token, value in tokens if token == "GLUCOSE"]
             expected = [np.clip((value * factor - median) / deviation, -10, 10) for value in mmol[subject]]
             np.testing.assert_allclose(numbers, [*expected, np.nan], atol=1e-4)
@@ -98,12 +98,13 @@ def test_a_scale_survives_the_file_and_is_part_of_the_fingerprint(measured, tmp_
 def test_rounded_scales_are_close_and_need_ten_patients(measured):
     config, _, prepared = measured
     rounded = prepare(dataclasses.replace(config, value_digits=2)).vocabulary.value_scales["GLUCOSE"]
-    for unit, (median, deviation) in prepared.vocabulary.value_scales["GLUCOSE"].items():
-        assert rounded[unit] == values.round_scale(median, deviation, 2) != (median, deviation)
-        assert abs(rounded[unit][0] - median) <= 0.05 * deviation and rounded[unit][1] == pytest.approx(deviation, 0.05)
+    for unit, exact in prepared.vocabulary.value_scales["GLUCOSE"].items():
+        assert rounded[unit] == values.round_scale(exact, 2) != exact and rounded[unit].patients == exact.patients
+        assert rounded[unit].median == pytest.approx(exact.median, abs=0.05 * exact.deviation)
+        assert rounded[unit].deviation == pytest.approx(exact.deviation, 0.05)
     rare = values.add_units(table([(subject, 400, "RARE", float(subject)) for subject in range(9)]))
     samples = [vocabulary.sample_values(rare, values.KEYS)]
-    assert values.fit_scales(samples, 9) == {"RARE": {"": (4.0, pytest.approx(4 / 1.349))}}
+    assert values.fit_scales(samples, 9) == {"RARE": {"": (4.0, pytest.approx(4 / 1.349), 9)}}
     assert values.fit_scales(samples, 10) == values.fit_scales(samples, 2, digits=2) == {}
 
 

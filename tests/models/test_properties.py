@@ -21,8 +21,10 @@ MODELS = {
     "causal": {"causal": True},
     "causal, months": {"causal": True, "rotary": "ages", "position_encoding": "none"},
     "lstm": {"encoder": "lstm"},
+    "values": {"values": "film"},
+    "causal, values": {"causal": True, "values": "film"},
 }
-BLIND = ("causal", "causal, months", "lstm")  # to the future
+BLIND = ("causal", "causal, months", "causal, values", "lstm")  # to the future
 UNORDERED = {
     "no rotation": {**PLAIN, "position_encoding": "none"},
     "rotated by age": {"position_encoding": "none", "rotary": "ages"},
@@ -82,6 +84,7 @@ def redrawn(batch, places, seed, later=0):
     batch["positions"][places] = rng.integers(0, 99, count)
     batch["time_deltas"][places] = rng.choice([-1.0, 0.0, 71.0, 9e9, np.inf], count)
     batch["dates"][places] = rng.choice([np.nan, -80.0, 3.5, 40.0, -np.inf], count)
+    batch["values"][places] = rng.choice([np.nan, -9.0, 0.3, 40.0, -np.inf], count)
     return batch
 
 
