@@ -5,7 +5,7 @@ import math
 import numpy as np
 import polars as pl
 
-from behrt_jax.data.vocabulary import MIN_BIN_PATIENTS, ValueScale, ValueScales, merge_samples
+from behrt_jax.data.vocabulary import MIN_BIN_PATIENTS, ValueScale, ValueScales, merge_samples, round_edge
 
 UNIT_COLUMNS = ("unit", "units", "unit_source_value", "valueuom")  # the first that a shard has holds units of values
 KEYS = ("code", "unit")
@@ -54,8 +54,9 @@ def round_scale(scale: ValueScale, digits: int) -> ValueScale:
     >>> round_scale(ValueScale(138.23, 3.456, 99), 2)
     ValueScale(median=138.2, deviation=3.5, patients=99)
     """
-    places = digits - 1 - math.floor(math.log10(scale.deviation))
-    return scale._replace(median=round(scale.median, places), deviation=round(scale.deviation, places))
+    deviation = round_edge(scale.deviation, digits)
+    median = round(scale.median, digits - 1 - math.floor(math.log10(deviation)))
+    return scale._replace(median=median, deviation=deviation)
 
 
 def add_values(events: pl.DataFrame, scales: ValueScales) -> pl.DataFrame:

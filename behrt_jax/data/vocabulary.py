@@ -256,7 +256,7 @@ def fit_vocabulary(
         )
     new = frequent.filter(~pl.col("token").is_in(known.codes))
     codes = (*known.codes, *new["token"])
-    scales = {code: units for code, units in (value_scales or {}).items() if code in set(codes)}
+    scales = {code: value_scales[code] for code in codes if code in value_scales} if value_scales else {}
     return Vocabulary(codes, (*known.counts, *new["count"]), (*known.patients, *new["patients"]), value_edges, scales)
 
 

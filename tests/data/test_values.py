@@ -108,6 +108,13 @@ def test_rounded_scales_are_close_and_need_ten_patients(measured):
     assert values.fit_scales(samples, 10) == values.fit_scales(samples, 2, digits=2) == {}
 
 
+@pytest.mark.parametrize("deviation", [9.96, 0.0996, 1.0, 3.456, 12345.6])
+def test_a_rounded_scale_stays_as_it_is(deviation):
+    rounded = values.round_scale(vocabulary.ValueScale(138.2345, deviation, 9), 2)
+    assert values.round_scale(rounded, 2) == rounded and rounded.deviation == pytest.approx(deviation, rel=0.05)
+    assert abs(rounded.median - 138.2345) <= 0.05 * rounded.deviation
+
+
 def test_a_fitted_vocabulary_scales_other_data_as_its_own(measured):
     config, _, prepared = measured
     other = prepare(dataclasses.replace(config, min_patients=1), prepared.vocabulary)
