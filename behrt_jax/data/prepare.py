@@ -104,10 +104,8 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
         floor = config.min_patients, config.value_digits
         edges = vocabulary.fit_value_edges(stats.samples, config.num_bins, *floor)
         scales = values.fit_scales(stats.samples, *floor) if continuous else {}
-        edges, scales = (
-            {code: each for code, each in found.items() if code not in base_vocab.ids} | known
-            for found, known in ((edges, base_vocab.value_edges), (scales, base_vocab.value_scales))
-        )
+        edges = {code: each for code, each in edges.items() if code not in base_vocab.ids} | base_vocab.value_edges
+        scales = {code: each for code, each in scales.items() if code not in base_vocab.ids} | base_vocab.value_scales
         parts = [vocabulary.count_tokens(tokens) for tokens in tokenized("train", edges, scales)]
         vocab = vocabulary.fit_vocabulary(parts, edges, config.min_patients, base_vocab, scales)
     parents = vocabulary.nearest_known_ancestors(config.path, vocab) if base_vocab.codes else {}
