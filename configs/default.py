@@ -88,7 +88,9 @@ def _data() -> config_dict.ConfigDict:
     config.unique_codes_in_visit = True
     config.min_patients = 5  # codes of fewer train patients become [UNK]
     config.value_bins = 10  # quantile bins for codes that carry numbers; below 2: none
-    config.values = "bins"  # in the token; or: continuous, a scaled number beside it (for model.values), none
+    config.value_encoding = (
+        "bins"  # in the token; or: continuous, a scaled number beside it (for model.value_encoding), none
+    )
     # Significant digits of their edges, each bin then of 10 patients or more, as publishing asks; 0: exact quantiles.
     config.value_digits = 2
     config.row_length = 256  # tokens a row, and the longest window of one patient
@@ -118,7 +120,7 @@ def _model() -> config_dict.ConfigDict:
     config.encoder = "transformer"  # or: lstm
     config.pooling = "mean"  # from tokens to the patient, in heads for patients; or: cls, last, max, attention
     config.dropout = 0.0
-    config.values = "none"  # or: film, a code's embedding is scaled and shifted by its continuous value
+    config.value_encoding = "none"  # or: film, a code's embedding is scaled and shifted by its continuous value
     config.dtype = "float32"  # of matrix products; or: bfloat16, auto (bfloat16 where the device multiplies it)
     return config
 

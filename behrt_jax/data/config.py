@@ -30,7 +30,7 @@ class DataConfig:
       use_sep: whether `[SEP]` ends each visit.
       sex_codes: codes that record a sex, in addition to the common forms, as `CODE=F` or `CODE=M` (see `sexes`).
       value_digits: significant digits of bin edges, with at least 10 patients per bin; 0 keeps exact quantiles.
-      values: `bins` (quantile bins in the token), `continuous` (a number beside the token, see `values`) or `none`.
+      value_encoding: `bins` (a quantile bin in the token), `continuous` (a number beside it, see `values`) or `none`.
     """
 
     path: str
@@ -47,7 +47,7 @@ class DataConfig:
     use_sep: bool
     sex_codes: tuple[str, ...] = ()  # default for older runs, whose configs lack this key
     value_digits: int = 0  # default for older runs, whose configs lack this key
-    values: str = "bins"  # default for older runs, whose configs lack this key
+    value_encoding: str = "bins"  # default for older runs, whose configs lack this key
 
     def __post_init__(self):
         for key in ("codes_include", "codes_exclude"):
@@ -57,8 +57,8 @@ class DataConfig:
         if self.events_without_visit not in ("group_by_day", "leave_out"):
             value = repr(self.events_without_visit)
             raise ValueError(f"data.events_without_visit: found {value}; expected group_by_day or leave_out")
-        if self.values not in ("none", "bins", "continuous"):
-            raise ValueError(f"data.values: found {self.values!r}; expected none, bins or continuous")
+        if self.value_encoding not in ("none", "bins", "continuous"):
+            raise ValueError(f"data.value_encoding: found {self.value_encoding!r}; expected none, bins or continuous")
         bounds = {"visit_gap_hours": 0.0, "min_patients": 1, "value_bins": 0, "row_length": 8, "value_digits": 0}
         for key, minimum in bounds.items():
             if getattr(self, key) < minimum:
@@ -67,7 +67,7 @@ class DataConfig:
     @property
     def num_bins(self) -> int:
         """Quantile bins of numeric values; 0 without."""
-        return self.value_bins if self.values == "bins" and self.value_bins > 1 else 0
+        return self.value_bins if self.value_encoding == "bins" and self.value_bins > 1 else 0
 
     def fingerprint(self, fitted: str = "") -> str:
         """Returns a digest of the source files and of the config keys that affect prepared data.
@@ -81,6 +81,6 @@ class DataConfig:
         keys = dataclasses.asdict(self)
         for key in ("path", "prepared_dir", "row_length", "use_sep"):
             del keys[key]
-        if self.values == "bins":  # the only choice of older versions, whose prepared data stay valid
-            del keys["values"]
+        if self.value_encoding == "bins":  # the only choice of older versions, whose prepared data stay valid
+            del keys["value_encoding"]
         return hashlib.sha256(json.dumps([FORMAT, sources, keys, fitted], sort_keys=True).encode()).hexdigest()[:16]

@@ -84,7 +84,7 @@ class Patients:
         are whole minutes since birth and the microseconds beyond them (0 to 59,999,999). Tokens of one visit that share
         a time have no order.
       values: (T,) float32 robustly scaled values (see `values.fit_scales`), NaN where a token has none; None unless
-        `data.values` is `continuous`.
+        `data.value_encoding` is `continuous`.
     """
 
     subject_ids: np.ndarray

@@ -85,7 +85,7 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
     base_vocab = vocab = fitted or vocabulary.EMPTY
     fit, known_tokens = fitted is None or add_codes, frozenset(base_vocab.ids)
     logger.info(f"reading {config.path}")
-    continuous = config.values == "continuous"
+    continuous = config.value_encoding == "continuous"
     stats = gather_shard_stats(config, counts, with_samples=fit and (continuous or config.num_bins > 0))
 
     def tokenized(split: str, edges, scales, counts=None, parents=None) -> Iterator[pl.DataFrame]:
@@ -131,7 +131,7 @@ def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], stat
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        dataset.write(scratch, examples, with_values=config.values == "continuous")
+        dataset.write(scratch, examples, with_values=config.value_encoding == "continuous")
         kinds = ("patients", "patients_known", "tokens", "backed_off", "unknown")
         counts.update({f"{kind}/{split}": 0 for kind in kinds for split in events.SPLITS})
         num_tokens, num_unknown = (sum(counts[f"{kind}/{split}"] for split in events.SPLITS) for kind in kinds[2::2])

@@ -14,7 +14,7 @@ from behrt_jax.data.config import DataConfig
 
 def read_events(shard: Path, config: DataConfig) -> pl.DataFrame:
     """Reads a shard with `visit_name:String`, the visit that each event names, or null; and `unit:String` if used."""
-    units = values.UNIT_COLUMNS if config.values == "continuous" else ()
+    units = values.UNIT_COLUMNS if config.value_encoding == "continuous" else ()
     found = events.read_shard(shard, (*visits.visit_columns(config.visits), *units))
     return visits.name_visits(values.add_units(found) if units else found, config.visits, shard)
 
@@ -47,7 +47,7 @@ def tokenize(
       counts: if given, counts of events left out are added to it.
       parents: the replacement of tokens, from `vocabulary.nearest_known_ancestors`.
       known: the tokens of a given vocabulary, which stay unchanged if they record a sex.
-      value_scales: scales of continuous values, if `config.values` is `continuous`.
+      value_scales: scales of continuous values, if `config.value_encoding` is `continuous`.
 
     Returns:
       `subject_id, token, backed_off:Boolean (by parents), visit:Int32 (-1 for static rows), minutes:Int32 (since birth
@@ -69,7 +69,7 @@ def tokenize(
     tokens = vocabulary.add_tokens(visits.number_visits(select_codes(timed_events, config)), value_edges)
     static_tokens = select_codes(shard_events.filter(pl.col("time").is_null()), config)
     static_tokens = static_tokens.with_columns(visit=pl.lit(-1, pl.Int32), token="code")
-    value = ("value",) if config.values == "continuous" else ()
+    value = ("value",) if config.value_encoding == "continuous" else ()
     tokens = values.add_values(tokens, value_scales or {}) if value else tokens
     columns = ("subject_id", "token", "visit", "has_birth", *_times())
     merged = pl.concat([static_tokens.select(columns), tokens.select(*columns, *value)], how="diagonal")
@@ -177,7 +177,7 @@ def gather_shard_stats(config: DataConfig, counts: collections.Counter, with_sam
         unmatched = [pattern for pattern in unmatched if not events.matching_codes(codes, (pattern,), ())]
         if with_samples:
             train_events = shard_events.join(parts[-1].filter(pl.col("split") == "train"), on="subject_id", how="semi")
-            keys = values.KEYS if config.values == "continuous" else ("code",)
+            keys = values.KEYS if config.value_encoding == "continuous" else ("code",)
             samples.append(vocabulary.sample_values(select_codes(train_events, config), keys))
             samples = samples if len(samples) < MOST_SAMPLES else [vocabulary.merge_samples(samples, keys)]
     events.check_disjoint(subjects)

@@ -64,7 +64,7 @@ class BEHRT(nn.Module):
           dates: (B, L) float years since 1 January 2000; with `config.rotary="ages"`, used where ages are unknown.
           time_ranks: (B, L) int rank of each token's recording time within its patient, equal for tokens of one time;
             defines the order for a causal model. If not given, `visit_ids` define it.
-          values: (B, L) float scaled values, NaN where a token has none; used if `config.values` is not `none`.
+          values: (B, L) float scaled values, NaN where a token has none; used if `config.value_encoding` is not `none`.
           deterministic: disables dropout; if False, dropout uses the RNG stream `dropout`.
           causal: whether a token attends only to tokens recorded no later than itself; `config.causal` if not given.
             An LSTM is always causal.

@@ -9,7 +9,7 @@ CHOICES = {
     "encoder": ("transformer", "lstm"),
     "pooling": ("cls", "last", "mean", "max", "attention"),
     "dtype": ("float32", "bfloat16"),
-    "values": ("none", "film"),
+    "value_encoding": ("none", "film"),
 }
 
 
@@ -37,7 +37,7 @@ class BEHRTConfig:
       encoder: `transformer` or `lstm`.
       pooling: how patient-level heads pool tokens: `cls`, `last`, `mean`, `max` or `attention`.
       dropout: dropout rate after the embeddings and in each residual branch.
-      values: how the value of a token enters its code's embedding: `none`, or `film`, by a learned scale and shift.
+      value_encoding: how a token's value enters its code's embedding: `none`, or `film`, by a learned scale and shift.
       dtype: of the matrix products in Transformer blocks, `float32` or `bfloat16`; everything else is float32.
     """
 
@@ -61,7 +61,7 @@ class BEHRTConfig:
     pooling: str = "mean"
     dropout: float = 0.1
     dtype: str = "float32"
-    values: str = "none"
+    value_encoding: str = "none"
 
     def __post_init__(self):
         for key in ("vocab_size", "embedding_dim", "hidden_dim", "num_layers", "num_heads", "feedforward_dim"):

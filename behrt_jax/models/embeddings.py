@@ -144,7 +144,7 @@ class BEHRTEmbedding(nn.Module):
         config = self.config
         dim = config.embedding_dim
         self.codes = nn.Embed(config.vocab_size, dim, embedding_init=CODE_INITIALIZER)
-        if config.values == "film":
+        if config.value_encoding == "film":
             self.values = ValueModulation()
         self.ages = AgeEmbedding(dim, config.max_age, config.age_bin_size)
         self.visits = VisitEmbedding(dim, config.max_visits)
@@ -165,11 +165,11 @@ class BEHRTEmbedding(nn.Module):
         """Embeds (B, L) tokens to (B, L, D); see `BEHRT.__call__` for the arguments."""
         config = self.config
         x = self.codes(codes)
-        if config.values == "film":
+        if config.value_encoding == "film":
             if values is None:
                 raise ValueError(
                     "values: found None; expected (B, L) scaled values, NaN where a token has none, as "
-                    "model.values='film'; prepare the data with data.values='continuous'"
+                    "model.value_encoding='film'; prepare the data with data.value_encoding='continuous'"
                 )
             x = self.values(x, values)
         x = x + self.visits(visit_ids) + self.ages(ages)

@@ -48,7 +48,7 @@ def check_value_edges(vocabulary: Vocabulary, floor: int) -> None:
             f"{workdir.VOCABULARY_FILE}: the values of {len(exact):,} codes have bins with edges or scales of more "
             f"than {EDGE_DIGITS} significant digits, or of fewer than {fewest} train patients; pre-train with "
             f"--config.data.value_digits={EDGE_DIGITS} --config.data.min_patients={fewest}, or with "
-            "--config.data.values=none"
+            "--config.data.value_encoding=none"
         )
 
 

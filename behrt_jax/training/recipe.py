@@ -120,9 +120,9 @@ class TemporalSplitConfig:
 
 def check_values(data: DataConfig, model: BEHRTConfig) -> None:
     """Raises a ValueError if a model reads values that the data lack."""
-    if model.values != "none" and data.values != "continuous":
-        found = f"{model.values!r} with data.values={data.values!r}"
-        raise ValueError(f"model.values: found {found}; expected none, or data.values='continuous'")
+    if model.value_encoding != "none" and data.value_encoding != "continuous":
+        found = f"{model.value_encoding!r} with data.value_encoding={data.value_encoding!r}"
+        raise ValueError(f"model.value_encoding: found {found}; expected none, or data.value_encoding='continuous'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +140,9 @@ class PretrainingRecipe:
     kind: str = PRETRAINING
 
     def __post_init__(self):
-        if self.objective.value_weight and self.data.values != "continuous":
-            raise ValueError(
-                f"objective.value_weight: found {self.objective.value_weight} with data.values={self.data.values!r}; "
-                "expected 0, or data.values='continuous'"
-            )
+        if self.objective.value_weight and self.data.value_encoding != "continuous":
+            found = f"{self.objective.value_weight} with data.value_encoding={self.data.value_encoding!r}"
+            raise ValueError(f"objective.value_weight: found {found}; expected 0, or data.value_encoding='continuous'")
         check_values(self.data, self.model)
 
 

@@ -482,7 +482,7 @@ OTHER_KEYS = {
     "value_bins": 5,
     "sex_codes": ("B=F",),
     "value_digits": 2,
-    "values": "continuous",
+    "value_encoding": "continuous",
 }
 UNRELATED_KEYS = {"row_length": 64, "use_sep": False, "prepared_dir": "elsewhere"}
 

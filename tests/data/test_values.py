@@ -41,7 +41,7 @@ def write_measurements(folder: MedsFolder) -> dict[int, list[float]]:
 def measured(tmp_path_factory):
     folder = MedsFolder(tmp_path_factory.mktemp("values"))
     mmol = write_measurements(folder)
-    config = folder.config(values="continuous", min_patients=5)
+    config = folder.config(value_encoding="continuous", min_patients=5)
     return config, mmol, prepare(config)
 
 
@@ -124,7 +124,7 @@ def test_a_fitted_vocabulary_scales_other_data_as_its_own(measured):
 
 def test_without_continuous_values_the_prepared_data_are_those_of_before(measured):
     config = measured[0]
-    binned, none = (prepare(dataclasses.replace(config, values=kind)) for kind in ("bins", "none"))
+    binned, none = (prepare(dataclasses.replace(config, value_encoding=kind)) for kind in ("bins", "none"))
     assert "GLUCOSE//Q1" in binned.vocabulary.codes and set(none.vocabulary.codes) == set(measured[2].vocabulary.codes)
     for prepared in (binned, none):
         assert dataset.read(prepared.folder, "train").values is None
@@ -137,7 +137,7 @@ def test_a_repeat_of_a_code_with_another_value_is_kept(tmp_path):
     rows = [(subject, 400, "LAB", float(value)) for subject in range(10) for value in (subject, subject, subject + 1)]
     folder.shard("0", rows)
     folder.splits({subject: ("train", "train", "train", "tuning", "held_out")[subject % 5] for subject in range(10)})
-    prepared = prepare(folder.config(values="continuous"))
+    prepared = prepare(folder.config(value_encoding="continuous"))
     assert prepared.report["repeats_left_out"] == 10 and prepared.report["tokens/train"] == 12
 
 

@@ -42,9 +42,9 @@ def task_of(labelled, values: str, rank: int = 0):
     folder, file = labelled
     config = classification.get_config()
     config.labels, config.layer_decay, config.lora.rank = str(file), 1.0, rank
-    config.data.update(path=str(folder.root), prepared_dir=str(folder.prepared_dir), row_length=16, values="continuous")
-    config.data.codes_exclude = ("MEDS_BIRTH",)
-    config.model.update({**tiny.SIZES, "values": values, "dropout": 0.0})
+    config.data.update(path=str(folder.root), prepared_dir=str(folder.prepared_dir), row_length=16)
+    config.data.update(codes_exclude=("MEDS_BIRTH",), value_encoding="continuous")
+    config.model.update({**tiny.SIZES, "value_encoding": values, "dropout": 0.0})
     return setup.setup(config)
 
 

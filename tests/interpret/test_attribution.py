@@ -124,7 +124,7 @@ def with_codes(asked: Asked, code: int) -> np.ndarray:
 
 
 def test_a_gate_takes_the_value_away_with_the_code():
-    model, columns = BEHRTForPretraining(tiny.config(values="film"), ("mlm", "next_visit")), histories()
+    model, columns = BEHRTForPretraining(tiny.config(value_encoding="film"), ("mlm", "next_visit")), histories()
     is_explained = np.asarray(attribution.is_explained(columns))
     values = np.random.default_rng(0).normal(size=is_explained.shape)
     columns["values"] = np.where(is_explained, values, np.nan).astype(np.float32)

@@ -21,8 +21,8 @@ MODELS = {
     "causal": {"causal": True},
     "causal, months": {"causal": True, "rotary": "ages", "position_encoding": "none"},
     "lstm": {"encoder": "lstm"},
-    "values": {"values": "film"},
-    "causal, values": {"causal": True, "values": "film"},
+    "values": {"value_encoding": "film"},
+    "causal, values": {"causal": True, "value_encoding": "film"},
 }
 BLIND = ("causal", "causal, months", "causal, values", "lstm")  # to the future
 UNORDERED = {

@@ -18,7 +18,7 @@ HAS_VALUE = ~np.isnan(BATCH["values"])
 
 
 def test_a_model_with_values_begins_as_the_one_without():
-    plain, model = (BEHRT(tiny.config(values=values)) for values in ("none", "film"))
+    plain, model = (BEHRT(tiny.config(value_encoding=values)) for values in ("none", "film"))
     key, columns = jax.random.key(0), (tiny.columns(BATCH), tiny.named(BATCH))
     params = {each: jax.jit(each.init)(key, *columns[0], **columns[1]) for each in (plain, model)}
     rest = {**params[model]["params"], "embedding": dict(params[model]["params"]["embedding"])}
@@ -29,7 +29,7 @@ def test_a_model_with_values_begins_as_the_one_without():
 
 
 def test_a_value_changes_its_code_and_a_token_without_one_is_as_it_was():
-    model, plain = BEHRT(tiny.config(values="film")), BEHRT(tiny.config())
+    model, plain = BEHRT(tiny.config(value_encoding="film")), BEHRT(tiny.config())
     params = parameters(model)
     rest = {**params["params"], "embedding": dict(params["params"]["embedding"])}
     del rest["embedding"]["values"]
@@ -58,22 +58,22 @@ def test_the_modulation_is_one_of_the_value_and_the_code_and_values_beyond_the_k
 
 
 def test_encode_reads_values_and_a_model_that_needs_them_says_so():
-    model = BEHRT(tiny.config(values="film"))
+    model = BEHRT(tiny.config(value_encoding="film"))
     found = encode(model, parameters(model), *tiny.columns(BATCH), **tiny.named(BATCH))
     real = BATCH["patient_ids"] > 0
     np.testing.assert_allclose(np.asarray(found)[real], apply(model, BATCH)[real], atol=1e-5)
     without = {name: column for name, column in tiny.named(BATCH).items() if name != "values"}
-    with pytest.raises(ValueError, match=r"^values: found None; expected \(B, L\) .*data.values='continuous'"):
+    with pytest.raises(ValueError, match=r"^values: found None; expected \(B, L\) .*data.value_encoding='continuous'"):
         model.apply(parameters(model), *tiny.columns(BATCH), **without)
     with pytest.raises(ValueError, match=r"^values: found shape \(2, 11\); expected that of codes, \(2, 12\)"):
         model.apply(parameters(model), *tiny.columns(BATCH), **without, values=BATCH["values"][:, 1:])
-    with pytest.raises(ValueError, match="model.values: found bins; expected one of none, film"):
-        BEHRTConfig.small(9, values="bins")
+    with pytest.raises(ValueError, match="model.value_encoding: found bins; expected one of none, film"):
+        BEHRTConfig.small(9, value_encoding="bins")
 
 
 def test_the_cost_in_parameters_is_that_of_the_modulation():
     def count(values):
-        model = BEHRT(BEHRTConfig.small(1000, values=values))
+        model = BEHRT(BEHRTConfig.small(1000, value_encoding=values))
         columns, named = tiny.columns(BATCH), tiny.named(BATCH)
         return count_parameters(jax.eval_shape(model.init, jax.random.key(0), *columns, **named))
 

@@ -25,7 +25,9 @@ BATCH = {name: each for name, each in tiny.packed_batch([[9, 7], [14]], 16).item
 @functools.cache
 def task(values: str = "film", **overrides):
     settings = tiny.objective_config(**{"mask_rate": 0.5, "value_weight": 0.5, **overrides})
-    model = BEHRTForPretraining(tiny.config(values=values, dropout=0.0), tuple(settings.weights), 3, False, True)
+    model = BEHRTForPretraining(
+        tiny.config(value_encoding=values, dropout=0.0), tuple(settings.weights), 3, False, True
+    )
     return model, make_objective(model, settings, False)
 
 

@@ -351,7 +351,7 @@ def as_older(config: dict) -> dict:
     older = json.loads(json.dumps(config))
     older["data"]["separators"] = older["data"].pop("use_sep")
     older["evaluation"]["mask_draws"] = older["evaluation"].pop("num_mask_samples")
-    del older["data"]["values"], older["model"]["values"], older["objective"]["value_weight"]
+    del older["data"]["value_encoding"], older["model"]["value_encoding"], older["objective"]["value_weight"]
     return older
 
 
