@@ -13,6 +13,7 @@ from behrt_jax.objectives.config import ObjectiveConfig
 
 MASK_ID = 3
 FIRST_CODE_ID = 5
+INTERVAL = (0.1, 0.9)  # quantiles of values whose coverage is evaluated
 
 
 class Masked(NamedTuple):
@@ -172,10 +173,29 @@ def value_loss(quantiles: jax.Array, values: jax.Array, weights: jax.Array) -> t
     Returns:
       The weighted sum of the mean over the quantiles, and the sum of the weights.
     """
+    return (value_outcomes(quantiles, values)["quantile_loss"] * weights).sum(), weights.sum()
+
+
+def value_outcomes(quantiles: jax.Array, values: jax.Array) -> dict[str, jax.Array]:
+    """Scores (..., Q) quantiles at `heads.QUANTILES` against (...) values.
+
+    Returns:
+      `quantile_loss`, the mean over the quantiles, and `coverage`, 1 if the value lies between the 10% and the 90%
+      quantile, else 0; each (...) float32, NaN where a value is NaN.
+    """
     levels = jax.lax.broadcast_to_rank(jnp.asarray(QUANTILES), quantiles.ndim)
     errors = values[..., None] - quantiles
     losses = jnp.maximum(levels * errors, (levels - 1.0) * errors).mean(axis=-1)
-    return (losses * weights).sum(), weights.sum()
+    low, high = (quantiles[..., QUANTILES.index(level)] for level in INTERVAL)
+    coverage = jnp.where(jnp.isnan(values), jnp.nan, ((low <= values) & (values <= high)).astype(jnp.float32))
+    return {"quantile_loss": losses, "coverage": coverage}
+
+
+def score_values(model, params, batch: dict[str, jax.Array], masked: Masked) -> dict[str, jax.Array]:
+    """Computes the `value_outcomes` of a model at each masked code, without dropout; NaN where it has no value."""
+    arguments = {"method": "query_codes_and_values", "labels": masked.labels}
+    _, quantiles = _apply(model, params, batch, masked, **arguments)
+    return value_outcomes(quantiles, jnp.take_along_axis(batch["values"], masked.positions, axis=1))
 
 
 def score_masked(model, params, batch: dict[str, jax.Array], masked: Masked) -> dict[str, jax.Array]:

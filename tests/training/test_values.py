@@ -21,8 +21,8 @@ def config_of(folder: MedsFolder | None = None, **changes):
     config = default.get_config()
     if folder is not None:
         config.data.update(path=str(folder.root), prepared_dir=str(folder.prepared_dir), codes_exclude=("MEDS_BIRTH",))
-    config.data.update(values="continuous", row_length=32)
-    config.model.update({**tiny.SIZES, "values": "film"})
+    config.data.update(value_encoding="continuous", row_length=32)
+    config.model.update({**tiny.SIZES, "value_encoding": "film"})
     config.objective.update(name="joint", value_weight=0.5, mask_rate=0.5, targets=("DIAGNOSIS", "GLUCOSE"))
     for key, value in changes.items():
         section, name = key.split("__")
@@ -60,14 +60,17 @@ def test_a_recipe_with_values_trains_on_them_and_logs_their_loss(tmp_path):
     ("changes", "message"),
     [
         (
-            {"data__values": "bins", "objective__value_weight": 0.0},
-            "model.values: found 'film' with data.values='bins'",
+            {"data__value_encoding": "bins", "objective__value_weight": 0.0},
+            "model.value_encoding: found 'film' with data.value_encoding='bins'",
         ),
         (
-            {"data__values": "none", "model__values": "none"},
-            "objective.value_weight: found 0.5 with data.values='none'",
+            {"data__value_encoding": "none", "model__value_encoding": "none"},
+            "objective.value_weight: found 0.5 with data.value_encoding='none'",
         ),
-        ({"data__values": "deciles"}, "data.values: found 'deciles'; expected none, bins or continuous"),
+        (
+            {"data__value_encoding": "deciles"},
+            "data.value_encoding: found 'deciles'; expected none, bins or continuous",
+        ),
         ({"objective__value_weight": -1.0}, "objective.value_weight: found -1.0; expected 0 or more"),
     ],
 )
@@ -78,9 +81,13 @@ def test_what_does_not_go_together_is_refused(changes, message):
         recipe.read_recipe(config)
 
 
-def test_train_without_a_value_is_an_error_that_names_the_key(tmp_path):
+@pytest.mark.parametrize(
+    "changes", [{"data__codes_exclude": ("MEDS_BIRTH", "GLUCOSE")}, {"objective__mask_values": False}]
+)
+def test_train_without_a_value_to_mask_is_an_error_that_names_the_key(tmp_path, changes):
     folder = MedsFolder(tmp_path)
     write_measurements(folder)
-    run = pretraining.setup(config_of(folder, data__codes_exclude=("MEDS_BIRTH", "GLUCOSE"), objective__name="mlm"))
-    with pytest.raises(ValueError, match="objective.value_weight: no values of codes to mask in rows of 32 tokens"):
-        pretraining.tuning_scorer(run.task, dataset.read(run.prepared.folder, "tuning"))
+    with pytest.raises(
+        ValueError, match="objective.value_weight: no values of codes to mask in train of .*set it to 0"
+    ):
+        pretraining.setup(config_of(folder, objective__name="mlm", **changes))
