@@ -24,9 +24,10 @@ KEYS = {"data__codes_exclude": ("MEDS_BIRTH",), "data__value_encoding": "continu
 @pytest.fixture(scope="module")
 def valued(workplace) -> Path:
     """The workdir of a run that reads and predicts values, evaluated beside baselines."""
-    steps = {"train__num_steps": 20, "train__evaluate_every": 20, "objective__value_weight": 0.5}
+    steps = {"train__num_steps": 10, "train__evaluate_every": 10, "objective__value_weight": 0.5}
     given = workplace.arguments("valued", **KEYS, **steps, model__value_encoding="film")
-    done = workplace.run(given, constants={"behrt_jax.baselines.masked_codes.NETWORK_STEPS": 1})
+    networks = {"behrt_jax.baselines.masked_codes.RECIPES": {}, "behrt_jax.baselines.masked_codes.NETWORK_STEPS": 1}
+    done = workplace.run(given, constants=networks)
     assert done.returncode == 0, done.stderr
     assert "values of masked codes (" in done.stdout and "values of codes to mask" in done.stdout
     return workplace.folder / "valued"
