@@ -6,7 +6,7 @@ OWN, ORACLE = "BEHRT (this run)", "oracle (exact)"
 # The columns of each objective's table; the first sorts the baselines.
 COLUMNS = {
     "mlm": {"accuracy": "accuracy", "top5_accuracy": "top-5", "top20_accuracy": "top-20", "perplexity": "perplexity"},
-    "value": {"quantile_loss": "quantile loss", "skill": "skill", "coverage": "coverage of 80%"},
+    "value": {"quantile_loss": "quantile loss", "skill": "skill", "coverage": "coverage, 80% interval"},
     "next_visit": {
         "average_precision": "average precision",
         "average_precision/new": "AP, new codes",

@@ -56,7 +56,7 @@ def test_values_are_evaluated_beside_baselines(valued):
 
 def test_the_table_and_the_page_show_values_unless_they_are_of_too_few(valued):
     result = evaluation_of(valued)
-    assert "quantile loss" in tables.format_result(result) and "coverage of 80%" in tables.format_result(result)
+    assert "quantile loss" in tables.format_result(result) and "coverage, 80% interval" in tables.format_result(result)
     titles = [getattr(part, "caption", "") for part in scores.held_out(source.load(valued, None, True)).parts]
     assert any(title.startswith("Values of masked codes: ") for title in titles)
     assert any(title == "Values of masked codes: paired differences" for title in titles)
