@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from behrt_jax.metrics.bootstrap import PerTargetScores
@@ -109,5 +110,5 @@ def fit_baselines(train: MaskedValues, vocab_size: int) -> dict[str, Predictor]:
 
 def predict(predictor: Predictor, found: MaskedValues) -> PerTargetScores:
     """Scores a baseline at each value by `mlm.value_outcomes`."""
-    outcomes = mlm.value_outcomes(np.asarray(predictor(found), np.float32), found.values)
+    outcomes = mlm.value_outcomes(jnp.asarray(predictor(found), jnp.float32), jnp.asarray(found.values))
     return PerTargetScores(found.patients, jax.device_get(outcomes))
