@@ -86,7 +86,10 @@ def _data() -> config_dict.ConfigDict:
         "eGFR*",
     )
     config.unique_codes_in_visit = True
-    config.min_patients = 5  # codes of fewer train patients become [UNK]
+    config.min_patients = 5  # codes of fewer train patients become [UNK], or broader codes by data.roll_up
+    # How, in this order: parents (parent_codes of metadata/codes.parquet), icd (the category of an ICD code), prefix
+    # (the code without its last part), or a table (.csv, .parquet) with the columns code and parent. (): [UNK].
+    config.roll_up = ()
     config.value_bins = 10  # quantile bins for codes that carry numbers; below 2: none
     config.value_encoding = (
         "bins"  # in the token; or: continuous, a scaled number beside it (for model.value_encoding), none

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from behrt_jax.data import dataset, events, sexes, tokenize, values, vocabulary
+from behrt_jax.data import dataset, events, roll_up, sexes, tokenize, values, vocabulary
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.tokenize import ShardStats, gather_shard_stats
 
@@ -106,9 +106,13 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
         scales = values.fit_scales(stats.samples, *floor) if continuous else {}
         edges = {code: each for code, each in edges.items() if code not in base_vocab.ids} | base_vocab.value_edges
         scales = {code: each for code, each in scales.items() if code not in base_vocab.ids} | base_vocab.value_scales
-        parts = [vocabulary.count_tokens(tokens) for tokens in tokenized("train", edges, scales)]
+        broader = {}
+        if config.roll_up and fitted is None:
+            patients = [roll_up.count_patients(each, config.min_patients) for each in tokenized("train", edges, scales)]
+            broader = roll_up.choose_ancestors(config.path, config.roll_up, patients, config.min_patients)
+        parts = [vocabulary.count_tokens(tokens) for tokens in tokenized("train", edges, scales, parents=broader)]
         vocab = vocabulary.fit_vocabulary(parts, edges, config.min_patients, base_vocab, scales)
-    parents = vocabulary.nearest_known_ancestors(config.path, vocab) if base_vocab.codes else {}
+    parents = _find_parents(config, vocab, stats.codes) if base_vocab.codes or config.roll_up else {}
     if add_codes:
         counts["codes_added"] = len(vocab) - len(base_vocab)
     logger.info("writing the prepared data")
@@ -124,6 +128,12 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
                 "data.codes_include and data.codes_exclude"
             )
     return Prepared(folder, vocab, _write(folder, config, examples, stats, vocab, counts))
+
+
+def _find_parents(config: DataConfig, vocab: vocabulary.Vocabulary, codes: frozenset[str]) -> dict[str, str]:
+    """Maps codes of the data, and their bins, to their nearest known ancestors where the vocabulary lacks them."""
+    bins = (f"{code}//Q{place}" for code, edges in vocab.value_edges.items() for place in range(1, len(edges) + 2))
+    return roll_up.find_ancestors(config.path, config.roll_up, sorted({*codes, *bins}), vocab.count_of)
 
 
 def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], stats: ShardStats, fitted, counts) -> dict:

@@ -45,7 +45,7 @@ def tokenize(
       members: the subjects to keep, in its column `subject_id`.
       visits_named: whether any event of the data set names its visit; if none does, calendar days are visits.
       counts: if given, counts of events left out are added to it.
-      parents: the replacement of tokens, from `vocabulary.nearest_known_ancestors`.
+      parents: the replacement of tokens, from `roll_up`.
       known: the tokens of a given vocabulary, which stay unchanged if they record a sex.
       value_scales: scales of continuous values, if `config.value_encoding` is `continuous`.
 
@@ -144,6 +144,7 @@ class ShardStats:
       samples: numeric values of the train split, to fit their bins.
       visits_named: whether any event names its visit.
       unmatched: patterns of the config that match no code of the data.
+      codes: all codes of the data.
     """
 
     splits: pl.DataFrame
@@ -151,6 +152,7 @@ class ShardStats:
     samples: list[pl.DataFrame]
     visits_named: bool
     unmatched: list[str]
+    codes: frozenset[str]
 
 
 def gather_shard_stats(config: DataConfig, counts: collections.Counter, with_samples: bool) -> ShardStats:
@@ -161,7 +163,7 @@ def gather_shard_stats(config: DataConfig, counts: collections.Counter, with_sam
     by_folder = events.splits_of_folders(config.path, shards) if split_table is None else {}
     counts.update(splits_made=int(split_table is None and not by_folder), splits_of_folders=int(bool(by_folder)))
     subjects: dict[Path, np.ndarray] = {}
-    parts, samples, columns, num_named = [], [], set(), 0
+    parts, samples, columns, all_codes, num_named = [], [], set(), set(), 0
     unmatched = dict.fromkeys((*config.codes_include, *config.codes_exclude))
     for shard in shards:
         shard_events = read_events(shard, config)
@@ -174,6 +176,7 @@ def gather_shard_stats(config: DataConfig, counts: collections.Counter, with_sam
         parts.append(splits_of_shard(subjects[shard], by_folder.get(shard), split_table))
         _count_events(shard_events, parts[-1], counts)
         codes = shard_events["code"].unique().to_list()
+        all_codes.update(codes)
         unmatched = [pattern for pattern in unmatched if not events.matching_codes(codes, (pattern,), ())]
         if with_samples:
             train_events = shard_events.join(parts[-1].filter(pl.col("split") == "train"), on="subject_id", how="semi")
@@ -192,7 +195,7 @@ def gather_shard_stats(config: DataConfig, counts: collections.Counter, with_sam
     by_split = {
         split: [shard for shard, ids in subjects.items() if np.isin(ids, members[split]).any()] for split in members
     }
-    return ShardStats(splits, by_split, samples, num_named > 0, list(unmatched))
+    return ShardStats(splits, by_split, samples, num_named > 0, list(unmatched), frozenset(all_codes))
 
 
 def splits_of_shard(ids: np.ndarray, of_folder: str | None, listed: pl.DataFrame | None) -> pl.DataFrame:

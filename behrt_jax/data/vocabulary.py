@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from behrt_jax.data import events as data_events
 from behrt_jax.data.hashing import hash_integers
 
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]")
@@ -56,6 +55,11 @@ class Vocabulary:
     def ids(self) -> dict[str, int]:
         """The id of each token, including special tokens."""
         return {token: index for index, token in enumerate((*SPECIAL_TOKENS, *self.codes))}
+
+    @property
+    def count_of(self) -> dict[str, int]:
+        """Occurrences in train by code."""
+        return dict(zip(self.codes, self.counts, strict=True))
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -258,27 +262,3 @@ def fit_vocabulary(
     codes = (*known.codes, *new["token"])
     scales = {code: value_scales[code] for code in codes if code in value_scales} if value_scales else {}
     return Vocabulary(codes, (*known.counts, *new["count"]), (*known.patients, *new["patients"]), value_edges, scales)
-
-
-def nearest_known_ancestors(path: str | Path, known: Vocabulary) -> dict[str, str]:
-    """Maps codes of a MEDS data set that a trained model's vocabulary does not know to their nearest known ancestors.
-
-    Parents come from `parent_codes` in `metadata/codes.parquet`, over any number of levels. Only a token without a
-    value can replace another code, since a value of one measurement means nothing for another. Ties go to the most
-    frequent ancestor, then to the first by name.
-
-    Raises:
-      ValueError: the file cannot be read, or one of its columns is missing or of another type.
-    """
-    links = data_events.read_codes(path, "parent_codes").rename({"parent_codes": "parent"})
-    links = links.explode("parent", empty_as_null=False).drop_nulls()
-    frontier = pl.DataFrame({"parent": known.codes, "target": known.codes, "count": known.counts})
-    links = links.join(frontier, left_on="code", right_on="parent", how="anti")
-    ancestors: dict[str, str] = {}
-    while frontier.height:  # breadth-first from the known codes; no code is reached twice
-        children = links.join(frontier, on="parent").sort("count", "target", descending=[True, False])
-        children = children.unique("code", keep="first", maintain_order=True)
-        ancestors.update(zip(children["code"], children["target"], strict=True))
-        links = links.join(children, on="code", how="anti")
-        frontier = children.select(pl.col("code").alias("parent"), "target", "count")
-    return ancestors
