@@ -91,9 +91,9 @@ def _data() -> config_dict.ConfigDict:
     # (the code without its last part), or a table (.csv, .parquet) with the columns code and parent. (): [UNK].
     config.roll_up = ()
     config.value_bins = 10  # quantile bins for codes that carry numbers; below 2: none
-    config.value_encoding = (
-        "bins"  # in the token; or: continuous, a scaled number beside it (for model.value_encoding), none
-    )
+    config.value_encoding = "bins"  # in the token; or: continuous, a scaled number beside it, none
+    config.unit_table = ""  # a table (.csv, .parquet) of units to convert: code, unit, factor, offset, new_unit
+    config.text_values = False  # whether a text of min_patients train patients is part of its code's token
     # Significant digits of their edges, each bin then of 10 patients or more, as publishing asks; 0: exact quantiles.
     config.value_digits = 2
     config.row_length = 256  # tokens a row, and the longest window of one patient

@@ -30,6 +30,8 @@ class DataConfig:
       use_sep: whether `[SEP]` ends each visit.
       sex_codes: codes that record a sex, in addition to the common forms, as `CODE=F` or `CODE=M` (see `sexes`).
       value_digits: significant digits of bin edges, with at least 10 patients per bin; 0 keeps exact quantiles.
+      text_values: whether a text that `min_patients` train patients have is part of its code's token: `CODE//TEXT`.
+      unit_table: a table (.csv or .parquet) of units to convert (see `values.read_unit_table`); empty for none.
       roll_up: rules by which a code of too few patients becomes a broader one, in the order of their use: `parents`
         (`parent_codes` of `metadata/codes.parquet`), `icd` (the category of an ICD code), `prefix` (the code without
         its last part) or a table (.csv or .parquet) with the columns `code` and `parent`.
@@ -51,6 +53,8 @@ class DataConfig:
     sex_codes: tuple[str, ...] = ()  # default for older runs, whose configs lack this key
     value_digits: int = 0  # default for older runs, whose configs lack this key
     value_encoding: str = "bins"  # default for older runs, whose configs lack this key
+    text_values: bool = False  # default for older runs, whose configs lack this key
+    unit_table: str = ""  # default for older runs, whose configs lack this key
     roll_up: tuple[str, ...] = ()  # default for older runs, whose configs lack this key
 
     def __post_init__(self):
@@ -93,7 +97,9 @@ class DataConfig:
         # Prepared data of older versions, which had these choices alone, stay valid.
         if self.value_encoding == "bins":
             del keys["value_encoding"]
-        if not self.roll_up:
-            del keys["roll_up"]
-        sources += [roll_up.digest(rule) for rule in self.roll_up if rule not in roll_up.RULES]
+        for name in ("text_values", "unit_table", "roll_up"):
+            if not keys[name]:
+                del keys[name]
+        sources += [files.digest(rule, "data.roll_up") for rule in self.roll_up if rule not in roll_up.RULES]
+        sources += [files.digest(self.unit_table, "data.unit_table")] if self.unit_table else []
         return hashlib.sha256(json.dumps([FORMAT, sources, keys, fitted], sort_keys=True).encode()).hexdigest()[:16]

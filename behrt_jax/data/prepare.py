@@ -85,11 +85,11 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
     base_vocab = vocab = fitted or vocabulary.EMPTY
     fit, known_tokens = fitted is None or add_codes, frozenset(base_vocab.ids)
     logger.info(f"reading {config.path}")
-    continuous = config.value_encoding == "continuous"
-    stats = gather_shard_stats(config, counts, with_samples=fit and (continuous or config.num_bins > 0))
+    stats = gather_shard_stats(config, counts, fit)
+    texts = values.choose_texts(stats.texts, config.min_patients) | known_tokens
 
     def tokenized(split: str, edges, scales, counts=None, parents=None) -> Iterator[pl.DataFrame]:
-        rest = stats.splits.filter(split=split), stats.visits_named, counts, parents, known_tokens, scales
+        rest = stats.splits.filter(split=split), stats.visits_named, counts, parents, known_tokens, scales, texts
         return (tokenize.tokenize(shard, config, edges, *rest) for shard in stats.shards[split])
 
     needed = needed if fitted else tuple(dict.fromkeys(("train", *needed)))
@@ -103,7 +103,7 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
         logger.info("fitting the vocabulary on the train split")
         floor = config.min_patients, config.value_digits
         edges = vocabulary.fit_value_edges(stats.samples, config.num_bins, *floor)
-        scales = values.fit_scales(stats.samples, *floor) if continuous else {}
+        scales = values.fit_scales(stats.samples, *floor) if config.value_encoding == "continuous" else {}
         edges = {code: each for code, each in edges.items() if code not in base_vocab.ids} | base_vocab.value_edges
         scales = {code: each for code, each in scales.items() if code not in base_vocab.ids} | base_vocab.value_scales
         broader = {}

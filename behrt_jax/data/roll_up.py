@@ -1,6 +1,5 @@
 """Roll-up: codes of too few patients, or that a vocabulary lacks, become broader codes (`data.roll_up`)."""
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,16 +21,6 @@ def check(rules: tuple[str, ...]) -> None:
     for rule in rules:
         if rule not in RULES and Path(rule).suffix.lower() not in (".csv", files.SUFFIX):
             raise ValueError(f"data.roll_up: found {rule!r}; expected {expected}")
-
-
-def digest(table: str) -> str:
-    """Returns the SHA-256 of a table of `data.roll_up`; raises a ValueError if it cannot be read."""
-    try:
-        return hashlib.sha256(Path(table).read_bytes()).hexdigest()
-    except OSError as error:
-        raise ValueError(
-            f"data.roll_up: cannot read {table} ({error.strerror}); correct the path, or leave it out"
-        ) from error
 
 
 def icd_category(code: str) -> str | None:
@@ -68,13 +57,10 @@ def read_links(path: str | Path, rule: str) -> pl.DataFrame:
     if rule in RULES:
         return pl.DataFrame(schema=LINK)
     file = Path(rule)
-    try:
-        table = pl.read_csv(file, infer_schema=False) if file.suffix.lower() == ".csv" else files.read_table(file)
-    except files.UNREADABLE as error:
-        raise files.unreadable(file, error, "CSV") from error
+    table = files.read_text_table(file, "data.roll_up")
     if missing := LINK.keys() - set(table.columns):
         raise ValueError(f"{file}: columns {', '.join(table.columns)}; expected also {', '.join(sorted(missing))}")
-    return table.select(*LINK).cast(LINK).drop_nulls()
+    return table.select(*LINK).drop_nulls()
 
 
 def make_links(rule: str, codes: Iterable[str]) -> pl.DataFrame:

@@ -14,9 +14,14 @@ from behrt_jax.data.config import DataConfig
 
 def read_events(shard: Path, config: DataConfig) -> pl.DataFrame:
     """Reads a shard with `visit_name:String`, the visit that each event names, or null; and `unit:String` if used."""
-    units = values.UNIT_COLUMNS if config.value_encoding == "continuous" else ()
-    found = events.read_shard(shard, (*visits.visit_columns(config.visits), *units))
-    return visits.name_visits(values.add_units(found) if units else found, config.visits, shard)
+    units = values.UNIT_COLUMNS if config.value_encoding == "continuous" or config.unit_table else ()
+    texts = (values.TEXT,) if config.text_values else ()
+    found = events.read_shard(shard, (*visits.visit_columns(config.visits), *units, *texts))
+    if texts and values.TEXT not in found.columns:
+        found = found.with_columns(pl.lit(None, pl.String).alias(values.TEXT))
+    found = values.add_units(found) if units else found
+    found = values.convert_units(found, values.read_unit_table(config.unit_table)) if config.unit_table else found
+    return visits.name_visits(found, config.visits, shard)
 
 
 def select_codes(found: pl.DataFrame, config: DataConfig) -> pl.DataFrame:
@@ -35,6 +40,7 @@ def tokenize(
     parents: dict[str, str] | None = None,
     known: frozenset[str] = frozenset(),
     value_scales: vocabulary.ValueScales | None = None,
+    texts: frozenset[str] = frozenset(),
 ) -> pl.DataFrame:
     """Reads one shard of MEDS events and returns its tokens in sequence order.
 
@@ -48,6 +54,7 @@ def tokenize(
       parents: the replacement of tokens, from `roll_up`.
       known: the tokens of a given vocabulary, which stay unchanged if they record a sex.
       value_scales: scales of continuous values, if `config.value_encoding` is `continuous`.
+      texts: the tokens of texts, if `config.text_values`; an event with another text has the token of its code.
 
     Returns:
       `subject_id, token, backed_off:Boolean (by parents), visit:Int32 (-1 for static rows), minutes:Int32 (since birth
@@ -67,6 +74,7 @@ def tokenize(
         num_without_visit, shard_events = shard_events.height - named_events.height, named_events
     timed_events = visits.assign_visits(shard_events, config.visits, config.visit_gap_hours)
     tokens = vocabulary.add_tokens(visits.number_visits(select_codes(timed_events, config)), value_edges)
+    tokens = values.add_texts(tokens, texts) if config.text_values else tokens
     static_tokens = select_codes(shard_events.filter(pl.col("time").is_null()), config)
     static_tokens = static_tokens.with_columns(visit=pl.lit(-1, pl.Int32), token="code")
     value = ("value",) if config.value_encoding == "continuous" else ()
@@ -145,6 +153,7 @@ class ShardStats:
       visits_named: whether any event names its visit.
       unmatched: patterns of the config that match no code of the data.
       codes: all codes of the data.
+      texts: counts of texts of the train split (see `values.count_texts`), one table a shard.
     """
 
     splits: pl.DataFrame
@@ -153,17 +162,19 @@ class ShardStats:
     visits_named: bool
     unmatched: list[str]
     codes: frozenset[str]
+    texts: list[pl.DataFrame]
 
 
-def gather_shard_stats(config: DataConfig, counts: collections.Counter, with_samples: bool) -> ShardStats:
-    """Validates every shard and gathers its statistics; adds counts of files and events to `counts`."""
+def gather_shard_stats(config: DataConfig, counts: collections.Counter, fit: bool) -> ShardStats:
+    """Validates every shard and gathers its statistics, with those of values to `fit` on; adds to `counts`."""
+    with_samples = fit and (config.value_encoding == "continuous" or config.num_bins > 0)
     shards, *num_skipped = events.find_files(config.path)
     counts.update(dict(zip(("hidden_files", "other_files"), num_skipped, strict=True)))
     split_table = events.read_splits(config.path)
     by_folder = events.splits_of_folders(config.path, shards) if split_table is None else {}
     counts.update(splits_made=int(split_table is None and not by_folder), splits_of_folders=int(bool(by_folder)))
     subjects: dict[Path, np.ndarray] = {}
-    parts, samples, columns, all_codes, num_named = [], [], set(), set(), 0
+    parts, samples, texts, columns, all_codes, num_named = [], [], [], set(), set(), 0
     unmatched = dict.fromkeys((*config.codes_include, *config.codes_exclude))
     for shard in shards:
         shard_events = read_events(shard, config)
@@ -178,8 +189,10 @@ def gather_shard_stats(config: DataConfig, counts: collections.Counter, with_sam
         codes = shard_events["code"].unique().to_list()
         all_codes.update(codes)
         unmatched = [pattern for pattern in unmatched if not events.matching_codes(codes, (pattern,), ())]
+        train_events = shard_events.join(parts[-1].filter(pl.col("split") == "train"), on="subject_id", how="semi")
+        if fit and config.text_values:
+            texts.append(values.count_texts(select_codes(train_events, config)))
         if with_samples:
-            train_events = shard_events.join(parts[-1].filter(pl.col("split") == "train"), on="subject_id", how="semi")
             keys = values.KEYS if config.value_encoding == "continuous" else ("code",)
             samples.append(vocabulary.sample_values(select_codes(train_events, config), keys))
             samples = samples if len(samples) < MOST_SAMPLES else [vocabulary.merge_samples(samples, keys)]
@@ -195,7 +208,7 @@ def gather_shard_stats(config: DataConfig, counts: collections.Counter, with_sam
     by_split = {
         split: [shard for shard, ids in subjects.items() if np.isin(ids, members[split]).any()] for split in members
     }
-    return ShardStats(splits, by_split, samples, num_named > 0, list(unmatched), frozenset(all_codes))
+    return ShardStats(splits, by_split, samples, num_named > 0, list(unmatched), frozenset(all_codes), texts)
 
 
 def splits_of_shard(ids: np.ndarray, of_folder: str | None, listed: pl.DataFrame | None) -> pl.DataFrame:

@@ -1,14 +1,21 @@
-"""Continuous values of measurements: robust scaling per code and unit, fitted on the train split only."""
+"""Values of events beside quantile bins: continuous ones, scaled per code and unit, and frequent texts.
+
+Both are fitted on the train split only.
+"""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from behrt_jax.data import files
 from behrt_jax.data.vocabulary import MIN_BIN_PATIENTS, ValueScale, ValueScales, merge_samples, round_edge
 
 UNIT_COLUMNS = ("unit", "units", "unit_source_value", "valueuom")  # the first that a shard has holds units of values
 KEYS = ("code", "unit")
+TEXT = "text_value"
+LONGEST_TEXT = 200  # characters; a longer text is a note, which is no value
 LIMIT = 10.0  # values beyond this many robust standard deviations from the median are clipped
 # Ranges of quantiles with their width in standard deviations of a normal distribution. The second is for codes of which
 # most values are alike.
@@ -20,6 +27,44 @@ def add_units(events: pl.DataFrame) -> pl.DataFrame:
     name = next((name for name in UNIT_COLUMNS if name in events.columns), None)
     text = pl.col(name).cast(pl.String).str.strip_chars().fill_null("") if name else pl.lit("")
     return events.with_columns(unit=text)
+
+
+UNIT_TABLE = {
+    "code": pl.String,
+    "unit": pl.String,
+    "factor": pl.Float64,
+    "offset": pl.Float64,
+    "new_unit": pl.String,
+}
+
+
+def read_unit_table(file: str) -> pl.DataFrame:
+    """Reads the table of `data.unit_table`: `code, unit, factor, offset (0 if absent), new_unit`.
+
+    Raises:
+      ValueError: the file cannot be read, lacks a column or a cell, has a factor of 0 or less, or repeats a code and
+        unit.
+    """
+    table = files.read_text_table(Path(file), "data.unit_table")
+    if missing := UNIT_TABLE.keys() - set(table.columns) - {"offset"}:
+        raise ValueError(f"{file}: columns {', '.join(table.columns)}; expected also {', '.join(sorted(missing))}")
+    table = table if "offset" in table.columns else table.with_columns(offset=pl.lit("0"))
+    table = table.select(*UNIT_TABLE).cast(UNIT_TABLE, strict=False)
+    if not (table["factor"] > 0).fill_null(False).all() or table.null_count().sum_horizontal().item():
+        raise ValueError(f"{file}: expected a code, a unit, a factor above 0, an offset and a new unit in each row")
+    if repeated := table.height - table.unique(KEYS).height:
+        raise ValueError(f"{file}: {repeated} rows repeat a code and unit; expected each once")
+    return table
+
+
+def convert_units(events: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:
+    """Converts numbers of codes and units of a unit table, and names their new `unit`."""
+    joined = events.join(table, on=KEYS, how="left", maintain_order="left")
+    number = pl.col("numeric_value") * pl.col("factor") + pl.col("offset")
+    converted = joined.with_columns(
+        numeric_value=pl.coalesce(number.cast(pl.Float32), "numeric_value"), unit=pl.coalesce("new_unit", "unit")
+    )
+    return converted.drop("factor", "offset", "new_unit")
 
 
 def fit_scales(samples: list[pl.DataFrame], min_patients: int, digits: int = 0) -> ValueScales:
@@ -81,3 +126,30 @@ def count_values(events: pl.DataFrame) -> dict[str, int]:
         "values_clipped": int((numbers["value"].abs() == LIMIT).sum()),
         "values_left_out": numbers["value"].null_count(),
     }
+
+
+def text_tokens() -> pl.Expr:
+    """Returns the expression of the token of an event with a text and no number, `CODE//TEXT`; null for others."""
+    text = pl.col(TEXT).cast(pl.String).str.strip_chars()
+    is_text = text.str.len_chars().is_between(1, LONGEST_TEXT) & ~pl.col("numeric_value").is_finite().fill_null(False)
+    return pl.when(is_text).then(pl.format("{}//{}", "code", text))
+
+
+def count_texts(events: pl.DataFrame) -> pl.DataFrame:
+    """Counts the patients of each text of a code in a shard: `token, patients`."""
+    found = events.filter(pl.col("time").is_not_null()).select("subject_id", token=text_tokens()).drop_nulls()
+    return found.group_by("token").agg(patients=pl.col("subject_id").n_unique())
+
+
+def choose_texts(counts: list[pl.DataFrame], min_patients: int) -> frozenset[str]:
+    """Returns the tokens of texts that `min_patients` patients of train have, from the counts of its shards."""
+    if not counts:
+        return frozenset()
+    total = pl.concat(counts).group_by("token").agg(pl.col("patients").sum())
+    return frozenset(total.filter(pl.col("patients") >= min_patients)["token"])
+
+
+def add_texts(events: pl.DataFrame, known: frozenset[str]) -> pl.DataFrame:
+    """Replaces `token` by that of the event's text where it is known."""
+    tokens = events.select(text_tokens()).to_series()
+    return events.with_columns(token=pl.when(tokens.is_in(list(known))).then(tokens).otherwise("token"))
