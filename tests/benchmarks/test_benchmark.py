@@ -55,6 +55,7 @@ def run(tmp_path, prepared_dir, others, own=True, **options):
     return content, "\n".join(messages)
 
 
+@pytest.mark.slow
 def test_two_contestants_end_in_a_table_with_ratios(tmp_path, prepared_dir):
     content, said = run(tmp_path, prepared_dir, [sleeper(tmp_path)])
     assert json.loads((tmp_path / "out" / "benchmark.json").read_text()) == content
@@ -73,6 +74,7 @@ def test_two_contestants_end_in_a_table_with_ratios(tmp_path, prepared_dir):
     assert content["workload"]["rows"] == 2 and "Python" in content["machine"]
 
 
+@pytest.mark.slow
 def test_embedding_reads_every_train_patient(tmp_path, prepared_dir):
     chosen, work = contestants.choose(PEERS, [], what="embed"), dataclasses.replace(TINY, what="embed")
     settings = {"num_rounds": 1, "steps": 1, "prepared_dir": prepared_dir, "data": str(ROOT / "data" / "synthea-1151")}

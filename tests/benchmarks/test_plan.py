@@ -125,6 +125,7 @@ def test_the_plan_of_this_machine_is_measured(messages):
     assert any("measured" in line for line in messages)
 
 
+@pytest.mark.slow
 def test_every_objective_can_be_planned():
     config = joint.get_config()
     config.objective.time_to_event_weight = 0.1

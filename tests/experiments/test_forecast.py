@@ -49,6 +49,7 @@ def task(workplace, deaths, events, code):
     return setup.setup(config)
 
 
+@pytest.mark.slow
 def test_what_is_foretold_is_the_forecast_of_the_pre_trained_run_at_the_prediction_time(task, events, code):
     built, recipe, facts = task, task.recipe, task.facts
     assert recipe.model.pooling == "mean" and facts.forecast_ids == (behrt_jax.load(events).vocabulary.ids[code],)

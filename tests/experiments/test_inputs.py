@@ -76,6 +76,7 @@ def test_other_labels_under_the_same_name_are_refused_and_the_same_in_another_or
         assert done.returncode == 0 and "nothing to do" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_another_pre_trained_run_under_the_same_name_is_refused(own, finetune):
     _, pretrained = own
     kept = shutil.move(pretrained, pretrained.with_name("kept"))
@@ -96,6 +97,7 @@ def test_another_pre_trained_run_under_the_same_name_is_refused(own, finetune):
     assert done.returncode == 0 and "nothing to do" in done.stdout
 
 
+@pytest.mark.slow
 def test_other_patients_under_the_same_labels_are_refused(own, finetune, workplace):
     (file,) = (workplace.data / "data").glob("*.parquet")
     with replaced(file) as events:
