@@ -90,6 +90,7 @@ def sixty(tmp_path_factory):
     return cut_data_set(tmp_path_factory.mktemp("data") / "meds", skip=0)
 
 
+@pytest.mark.slow
 def test_packing_is_counted_in_tokens_of_train(tmp_path, sixty):
     chosen, work = contestants.choose(PEERS, [], what="host"), dataclasses.replace(TINY, what="host")
     settings = {"prepared_dir": str(tmp_path / "prepared"), "data": str(sixty)}
@@ -115,6 +116,7 @@ def test_preparation_is_counted_in_events(tmp_path, sixty):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_contestants_that_read_other_tokens_are_refused(tmp_path, prepared_dir):
     message = "other reads other tokens than sleeper: .*their rates would not compare"
     with pytest.raises(ValueError, match=message):

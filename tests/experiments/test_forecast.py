@@ -85,6 +85,7 @@ def test_before_any_label_the_forecast_alone_is_read(task, events):
     np.testing.assert_array_equal(few_label_task.forecast(begun), read)
 
 
+@pytest.mark.slow
 def test_the_head_begins_at_what_labels_say_of_the_forecast(task, monkeypatch):
     """Deaths that come as the forecast has it: the head begins at it, whatever age and sex say."""
     built, recipe = task, task.recipe

@@ -57,6 +57,7 @@ def later(table: pl.DataFrame) -> pl.DataFrame:
     return table.with_columns(pl.col("event_time").dt.offset_by("7d"))
 
 
+@pytest.mark.slow
 def test_other_labels_under_the_same_name_are_refused_and_the_same_in_another_order_are_not(own, finetune, workplace):
     labels, _ = own
     folder = workplace.folder / "inputs" / "run"
