@@ -48,11 +48,10 @@ def write_synthea(output: Path, patients: int, seed: int, workers: int = 1) -> d
             raise ValueError(f"--{name}={value}: expected 1 or more")
     description = _describe(patients, seed)
     work = output / WORK
-    if _read_description(output, description, output / DATASET_FILE) is None:
+    if not _is_of_same_call(output, output / DATASET_FILE, description):
         _open_work(output, description)
-        chunks = {_chunk_file(work, chunk): chunk for shard in _plan(patients) for chunk in shard}
         if not (work / DATASET_FILE).exists():
-            _generate(chunks, patients, seed, workers)
+            _generate(work, patients, seed, workers)
             _assemble(work, patients, description)
         for name in ("data", "metadata"):
             if (work / name).exists():  # else an earlier call was stopped after it moved this folder
@@ -72,14 +71,14 @@ def _describe(patients: int, seed: int) -> dict[str, str]:
     }
 
 
-def _read_description(output: Path, expected: dict[str, str], file: Path) -> dict[str, str] | None:
-    """Returns the content of a `dataset.json`, or None if there is none; a ValueError if it is not as expected."""
+def _is_of_same_call(output: Path, file: Path, expected: dict[str, str]) -> bool:
+    """Returns whether there is a file `dataset.json`; a ValueError if its content is not as expected."""
     if not file.exists():
-        return None
+        return False
     try:
         found = json.loads(file.read_text())
         differences = [
-            f"{key} {found.get(key)}, not {value}" for key, value in expected.items() if found.get(key) != value
+            f"{key} {found.get(key)}, not {expected[key]}" for key in expected if found.get(key) != expected[key]
         ]
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{file}: not a JSON object; remove {output}, or name another folder") from error
@@ -88,7 +87,7 @@ def _read_description(output: Path, expected: dict[str, str], file: Path) -> dic
             f"--output={output}: holds other patients ({'; '.join(differences)}); name another folder, or repeat the "
             "command that began this one"
         )
-    return found
+    return True
 
 
 def _open_work(output: Path, description: dict[str, str]) -> None:
@@ -96,12 +95,13 @@ def _open_work(output: Path, description: dict[str, str]) -> None:
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output={output}: is a file; name a folder")
     work = output / WORK
-    found = _read_description(output, description, work / DATASET_FILE.name)
-    is_moved = found and (work / DATASET_FILE).exists()
-    others = [path.name for path in output.iterdir() if path.name != WORK] if output.exists() else []
-    if others and not is_moved:
-        raise ValueError(f"--output={output}: holds {min(others)} already; name a folder that is new or empty")
-    if found is None:
+    is_resumed = _is_of_same_call(output, work / DATASET_FILE.name, description)
+    is_assembled = is_resumed and (work / DATASET_FILE).exists()
+    names = [path.name for path in output.iterdir()] if output.exists() else []
+    in_the_way = [name for name in names if not name.startswith(files.HIDDEN)]
+    if in_the_way and not is_assembled:
+        raise ValueError(f"--output={output}: holds {min(in_the_way)} already; name a folder that is new or empty")
+    if not is_resumed:
         work.mkdir(parents=True, exist_ok=True)
         _write_json(work / DATASET_FILE.name, description)
 
@@ -124,14 +124,15 @@ def _chunk_file(work: Path, chunk: range) -> Path:
     return work / f"{chunk.start}-{chunk.stop}.parquet"
 
 
-def _generate(chunks: dict[Path, range], patients: int, seed: int, workers: int) -> None:
+def _generate(work: Path, patients: int, seed: int, workers: int) -> None:
     """Writes the chunks that are missing, by several processes."""
     import joblib
 
-    todo = {file: chunk for file, chunk in chunks.items() if not file.exists()}
-    done = patients - sum(map(len, todo.values()))
-    jobs = (joblib.delayed(_write_chunk)(file, seed, chunk) for file, chunk in todo.items())
+    chunks = [chunk for shard in _plan(patients) for chunk in shard]
+    todo = [chunk for chunk in chunks if not _chunk_file(work, chunk).exists()]
+    jobs = (joblib.delayed(_write_chunk)(work, seed, chunk) for chunk in todo)
     pool = joblib.Parallel(n_jobs=workers, batch_size=1, return_as="generator_unordered")
+    done = patients - sum(map(len, todo))
     try:
         with tqdm.tqdm(total=patients, initial=done, unit=" patients", desc="generating") as bar:
             for number in pool(jobs):
@@ -143,8 +144,9 @@ def _generate(chunks: dict[Path, range], patients: int, seed: int, workers: int)
         ) from error
 
 
-def _write_chunk(file: Path, seed: int, chunk: range) -> int:
+def _write_chunk(work: Path, seed: int, chunk: range) -> int:
     """Writes the events of a chunk of patients, and returns their number."""
+    file = _chunk_file(work, chunk)
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     synthea.generate(seed, chunk).write_parquet(temporary)
     temporary.replace(file)

@@ -224,7 +224,7 @@ def test_a_missing_package_is_named_with_what_to_install(tmp_path, monkeypatch):
 
 
 def test_a_worker_that_ends_early_is_one_clear_error(tmp_path, monkeypatch):
-    def end(file, seed, chunk):
+    def end(work, seed, chunk):
         os._exit(9)
 
     monkeypatch.setattr(synthea_files, "_write_chunk", end)
