@@ -24,4 +24,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "A directory to write; new, empty or interrupted.", required=True)
     flags.DEFINE_integer("seed", 0, "Decides the patients.", lower_bound=0)
     flags.DEFINE_integer("workers", 1, "The number of processes.", lower_bound=1)
-    _cli.run(main)
+    _cli.run(main, resumes=True)

@@ -18,7 +18,7 @@ from behrt_jax.simulation import synthea
 WORK = ".synthea"  # in the output folder, until the data set is finished
 DATASET_FILE = Path("metadata") / "dataset.json"
 COUNTS_FILE = Path("metadata") / "generation.json"
-PATIENTS_PER_CHUNK = 10  # a stop loses the unfinished chunk of each worker: about 20 s
+PATIENTS_PER_CHUNK = 5  # a stop loses the unfinished chunk of each worker: about 15 s
 PATIENTS_PER_SHARD = 500  # of all splits together
 
 
@@ -131,11 +131,12 @@ def _generate(work: Path, patients: int, seed: int, workers: int) -> None:
     chunks = [chunk for shard in _plan(patients) for chunk in shard]
     todo = [chunk for chunk in chunks if not _chunk_file(work, chunk).exists()]
     jobs = (joblib.delayed(_write_chunk)(work, seed, chunk) for chunk in todo)
-    pool = joblib.Parallel(n_jobs=workers, batch_size=1, return_as="generator_unordered")
+    # Without a queue, workers whose parent was killed end after their chunk.
+    options = {"batch_size": 1, "pre_dispatch": "n_jobs", "return_as": "generator_unordered"}
     done = patients - sum(map(len, todo))
     try:
         with tqdm.tqdm(total=patients, initial=done, unit=" patients", desc="generating") as bar:
-            for number in pool(jobs):
+            for number in joblib.Parallel(n_jobs=workers, **options)(jobs):
                 bar.update(number)
     except BrokenProcessPool as error:
         raise ValueError(

@@ -106,7 +106,7 @@ def test_metadata_names_codes_and_marks_the_patients_as_synthetic(tmp_path):
 def test_a_stopped_call_resumes_to_the_same_bytes(tmp_path, monkeypatch, generated, error):
     write_synthea(tmp_path / "whole", PATIENTS, SEED)
     stand_in, chunks = synthea.generate, list(generated)
-    assert sum(map(len, chunks)) == PATIENTS and len(chunks) == 5
+    assert sum(map(len, chunks)) == PATIENTS and len(chunks) == 8
 
     def stop(seed, numbers):
         if numbers.start >= 20:
@@ -119,7 +119,7 @@ def test_a_stopped_call_resumes_to_the_same_bytes(tmp_path, monkeypatch, generat
         write_synthea(tmp_path / "stopped", PATIENTS, SEED)
     assert os.listdir(tmp_path / "stopped") == [WORK]  # nothing that looks like a data set
     monkeypatch.setattr(synthea, "generate", stand_in)
-    assert generated == chunks[:2]
+    assert generated == chunks[:4]
     write_synthea(tmp_path / "stopped", PATIENTS, SEED)
     assert generated == chunks  # finished chunks are kept
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
