@@ -3,8 +3,6 @@
 python -m experiments.synthea --patients=2000 --output=DIR [--seed=0] [--workers=2]
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from behrt_jax.simulation.synthea_files import write_synthea
@@ -13,7 +11,7 @@ from experiments import _cli
 
 def main() -> None:
     """Runs the command."""
-    counts = write_synthea(Path(FLAGS.output), FLAGS.patients, FLAGS.seed, FLAGS.workers)
+    counts = write_synthea(FLAGS.output, FLAGS.patients, FLAGS.seed, FLAGS.workers)
     print(", ".join(f"{count:,} {name}" for name, count in counts.items()))
     print(f"next: python -m experiments.pretrain --config=configs/small.py --config.data.path={FLAGS.output}")
 

