@@ -32,11 +32,11 @@ def test_a_killed_command_resumes_to_the_same_bytes_and_training_reads_them(tmp_
     pytest.importorskip("synthea")
     folder, whole = tmp_path / "meds", tmp_path / "whole"
     given = [f"--patients={PATIENTS}", f"--output={folder}", f"--seed={SEED}", "--workers=2"]
-    process = subprocess.Popen(command("synthea", *given), cwd=ROOT, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command("synthea", *given), cwd=ROOT, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(folder.rglob("*.parquet")):
         time.sleep(0.1)
     process.kill()
-    process.communicate()
+    process.wait()
     assert not (folder / "data").exists() and list(folder.rglob("*.parquet"))
     done = run("synthea", *given)
     assert done.returncode == 0, done.stderr
@@ -49,7 +49,8 @@ def test_a_killed_command_resumes_to_the_same_bytes_and_training_reads_them(tmp_
     assert done.returncode == 0, done.stderr
 
 
-def test_a_wrong_number_of_patients_is_one_line(tmp_path):
-    done = run("synthea", "--patients=0", f"--output={tmp_path / 'meds'}")
-    assert done.returncode == 2 and not done.stdout and not (tmp_path / "meds").exists()
+def test_a_wrong_number_of_patients_is_one_line(workplace):
+    folder = workplace.folder / "generated"
+    done = workplace.run(["--patients=0", f"--output={folder}"], "experiments.synthea")
+    assert done.returncode == 2 and not done.stdout and not folder.exists()
     assert done.stderr.count("\n") == 1 and "--patients=0" in done.stderr
