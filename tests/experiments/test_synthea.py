@@ -27,7 +27,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-@pytest.mark.slow  # 2 s a patient
+@pytest.mark.slow  # a patient takes about 3 s
 def test_a_killed_command_resumes_to_the_same_bytes_and_training_reads_them(tmp_path):
     pytest.importorskip("synthea")
     folder, whole = tmp_path / "meds", tmp_path / "whole"
@@ -43,7 +43,8 @@ def test_a_killed_command_resumes_to_the_same_bytes_and_training_reads_them(tmp_
     assert done.stdout.startswith(f"{PATIENTS} patients, ") and f"{PATIENTS}/{PATIENTS}" in done.stderr
     write_synthea(whole, PATIENTS, SEED)
     assert contents(folder) == contents(whole)
-    config = {"data.path": folder, "data.prepared_dir": tmp_path / "prepared", "train.num_steps": 4, **TINY}
+    config = {**TINY, "data.path": folder, "data.prepared_dir": tmp_path / "prepared", "train.num_steps": 4}
+    config["train.evaluate_every"] = 2
     settings = [f"--config.{key}={value}" for key, value in config.items()]
     done = run("pretrain", "--config=configs/small.py", f"--workdir={tmp_path / 'run'}", "--nobaselines", *settings)
     assert done.returncode == 0, done.stderr
