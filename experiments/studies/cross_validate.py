@@ -129,8 +129,7 @@ def main() -> None:
     file = folder / ("baselines.md" if FLAGS.baselines_only else "cross_validation.md")
     file.with_suffix(".json").write_text(json.dumps({"metrics": metrics, "versus": versus}, indent=1))
     file.write_text(table := format_markdown(estimates, other))
-    print(f"means of {folds} folds, 95% intervals over patients\n\n{table}")
-    print(f"written: {file} and .json")
+    print(f"means of {folds} folds, 95% intervals over patients\n\n{table}\nwritten: {file} and .json")
 
 
 if __name__ == "__main__":
