@@ -20,6 +20,10 @@ flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs in ~/.cache/behrt_jax for the next command.")
 
 USER_ERROR = 2
+INTERRUPTED = {
+    False: "No partial output was written; run the same command to start over.",
+    True: "Finished parts are kept; run the same command to resume.",
+}
 # By default glibc returns memory to the system and requests it again at each step; CPU steps are faster if it keeps it.
 KEEP_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
@@ -29,8 +33,11 @@ KEEP_MEMORY = {
 }
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Parses the flags, runs a command and exits; a user's error prints one line and gives exit status 2."""
+def run(main: Callable[[], int | None], resumes: bool = False) -> None:
+    """Parses the flags, runs a command and exits; a user's error prints one line and gives exit status 2.
+
+    `resumes`: whether the command keeps what it finished before Ctrl-C, and goes on from there.
+    """
     signal.signal(signal.SIGTERM, exit_on_signal)
     try:
         _parse_flags()
@@ -38,7 +45,7 @@ def run(main: Callable[[], int | None]) -> None:
             use_compilation_cache()
         sys.exit(main())
     except KeyboardInterrupt:
-        print("\nInterrupted. No partial output was written; run the same command to start over.", file=sys.stderr)
+        print(f"\nInterrupted. {INTERRUPTED[resumes]}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except (ValueError, OSError) as error:
         if "--debug" in sys.argv:

@@ -30,4 +30,4 @@ if __name__ == "__main__":
     flags.DEFINE_bool("source_codes", False, "With OMOP: codes of the source in place of standard concepts.")
     flags.DEFINE_integer("workers", 1, "The number of jobs that run each stage.", lower_bound=1)
     flags.DEFINE_enum("launcher", "joblib", list(LAUNCHERS), "What starts several jobs: here, or by SLURM.")
-    _cli.run(main)
+    _cli.run(main, resumes=True)

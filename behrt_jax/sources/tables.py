@@ -88,7 +88,12 @@ def _scan_file(path: Path, required: tuple[str, ...], optional: tuple[str, ...])
     for column in required:
         if not set(column.split("|")) & set(names):
             wanted = " or ".join(f"'{name}'" for name in column.split("|"))
-            raise ValueError(f"{path}: column {wanted} is missing; found {', '.join(sorted(names))}; add the column")
+            # Other names are not told: where the header is missing, they are the values of a patient.
+            known = [name for each in (*required, *optional) for name in each.split("|") if name in names]
+            raise ValueError(
+                f"{path}: column {wanted} is missing; found {', '.join(known) or 'none that is known'} and "
+                f"{len(set(names) - set(known))} others; add the column, or a first line of names separated by commas"
+            )
     columns = {
         name: pl.col(names[name]).cast(pl.String).str.strip_chars().replace("", None)
         if name in names

@@ -4,10 +4,10 @@ python -m experiments.studies.cross_validate --labels=FILE [--config=configs/sur
     [--jobs=2] [--baselines_only [--compare_to=DIR]]
 
 Each fold's patients are held out once: the vocabulary, pre-training, fine-tuning and baselines see only the others, a
-seventh of them for tuning. Finished runs are not repeated. `--only=0,1` runs only some folds, for example on other
-machines; the same command without it then checks that all folds use the same labels and data, and makes the table.
-
-`--baselines_only` leaves out BEHRT and the LSTM. `--compare_to` adds the paired differences to another such workdir.
+seventh of them for tuning. `--groups` holds out whole groups, such as hospitals. Finished runs are not repeated.
+`--only=0,1` runs some folds, for example on other machines; without it the same command checks that all folds use the
+same labels and data, and makes the table. `--baselines_only` leaves out BEHRT and the LSTM. `--compare_to` adds the
+paired differences to another such workdir.
 """
 
 import json
@@ -38,8 +38,8 @@ def stages(folder: Path, view: Path) -> list[dict[str, sweep.Run]]:
     extra = [f"--config.{each}" for each in FLAGS.set]
     keys = {"data.path": view, "labels": FLAGS.labels}
     if FLAGS.baselines_only:  # a network of one step stands in for BEHRT
-        short = keys | {"train.num_steps": 1}
-        run = sweep.training("finetune", FLAGS.config, folder / BASELINES, short, *extra, baselines=True)
+        keys |= {"train.num_steps": 1}
+        run = sweep.training("finetune", FLAGS.config, folder / BASELINES, keys, *extra, baselines=True)
         return [{BASELINES: run}]
     steps = f"--config.train.num_steps={FLAGS.pretrain_steps}"
     pretrained = sweep.training("pretrain", FLAGS.pretrain, folder / "pretrained", {"data.path": view}, steps, *extra)
@@ -113,7 +113,7 @@ def main() -> None:
         raise ValueError(f"--only: found {chosen}; expected folds from 0 to {folds - 1}")
     planned = []
     for fold in chosen:
-        view = write_view(Path(FLAGS.data), folder / f"fold-{fold}", fold, folds)
+        view = write_view(Path(FLAGS.data), folder / f"fold-{fold}", fold, folds, FLAGS.groups and Path(FLAGS.groups))
         print(f"fold {fold} of {folds}: {view}", flush=True)
         planned.append(stages(folder / f"fold-{fold}", view))
     for stage in zip(*planned, strict=True) if not FLAGS.views else ():
@@ -129,8 +129,7 @@ def main() -> None:
     file = folder / ("baselines.md" if FLAGS.baselines_only else "cross_validation.md")
     file.with_suffix(".json").write_text(json.dumps({"metrics": metrics, "versus": versus}, indent=1))
     file.write_text(table := format_markdown(estimates, other))
-    print(f"means of {folds} folds, 95% intervals over patients\n\n{table}")
-    print(f"written: {file} and .json")
+    print(f"means of {folds} folds, 95% intervals over patients\n\n{table}\nwritten: {file} and .json")
 
 
 if __name__ == "__main__":
@@ -140,6 +139,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("pretrain", "configs/small.py", "The recipe of pre-training.")
     flags.DEFINE_integer("pretrain_steps", 2000, "Its steps.", lower_bound=1)
     flags.DEFINE_string("data", "data/synthea-1151", "A MEDS data set.")
+    flags.DEFINE_string("groups", None, "A table of subject_id and group: each group is held out as a whole.")
     flags.DEFINE_integer("folds", 5, "Parts of the patients, each held out once.", lower_bound=2)
     flags.DEFINE_multi_string("set", [], "KEY=VALUE for all recipes, such as train.batch_size=16; may be repeated.")
     flags.DEFINE_bool("views", False, "Write the folds' data sets alone, to train other things on.")

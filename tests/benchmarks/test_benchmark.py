@@ -55,6 +55,7 @@ def run(tmp_path, prepared_dir, others, own=True, **options):
     return content, "\n".join(messages)
 
 
+@pytest.mark.slow
 def test_two_contestants_end_in_a_table_with_ratios(tmp_path, prepared_dir):
     content, said = run(tmp_path, prepared_dir, [sleeper(tmp_path)])
     assert json.loads((tmp_path / "out" / "benchmark.json").read_text()) == content
@@ -73,6 +74,7 @@ def test_two_contestants_end_in_a_table_with_ratios(tmp_path, prepared_dir):
     assert content["workload"]["rows"] == 2 and "Python" in content["machine"]
 
 
+@pytest.mark.slow
 def test_embedding_reads_every_train_patient(tmp_path, prepared_dir):
     chosen, work = contestants.choose(PEERS, [], what="embed"), dataclasses.replace(TINY, what="embed")
     settings = {"num_rounds": 1, "steps": 1, "prepared_dir": prepared_dir, "data": str(ROOT / "data" / "synthea-1151")}
@@ -88,6 +90,7 @@ def sixty(tmp_path_factory):
     return cut_data_set(tmp_path_factory.mktemp("data") / "meds", skip=0)
 
 
+@pytest.mark.slow
 def test_packing_is_counted_in_tokens_of_train(tmp_path, sixty):
     chosen, work = contestants.choose(PEERS, [], what="host"), dataclasses.replace(TINY, what="host")
     settings = {"prepared_dir": str(tmp_path / "prepared"), "data": str(sixty)}
@@ -113,6 +116,7 @@ def test_preparation_is_counted_in_events(tmp_path, sixty):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_contestants_that_read_other_tokens_are_refused(tmp_path, prepared_dir):
     message = "other reads other tokens than sleeper: .*their rates would not compare"
     with pytest.raises(ValueError, match=message):

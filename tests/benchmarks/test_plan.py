@@ -80,6 +80,7 @@ def test_parameters_are_those_of_the_tier_and_its_head(recipe, encoder):
     assert count_parameters(shapes.params) == encoder + head
 
 
+@pytest.mark.slow
 def test_a_larger_batch_needs_more(costs):
     assert costs[8].memory > costs[2].memory
     assert costs[8].flops == pytest.approx(4 * costs[2].flops, rel=0.35)  # the update does not grow
@@ -87,6 +88,7 @@ def test_a_larger_batch_needs_more(costs):
     assert costs[2].optimizer_bytes == pytest.approx(2 * costs[2].parameter_bytes, rel=0.01)
 
 
+@pytest.mark.slow
 def test_accumulation_takes_the_memory_of_a_part_and_the_work_of_all(costs):
     parts = step_cost.compute(tiny(accumulate_steps=2), 1000, 4)
     whole = step_cost.compute(tiny(), 1000, 2)
@@ -125,6 +127,7 @@ def test_the_plan_of_this_machine_is_measured(messages):
     assert any("measured" in line for line in messages)
 
 
+@pytest.mark.slow
 def test_every_objective_can_be_planned():
     config = joint.get_config()
     config.objective.update(time_to_event_weight=0.1, value_weight=0.5)

@@ -54,6 +54,14 @@ TINY = {
     "evaluation.num_mask_samples": 2,
 }
 
+FINE_TUNING = {
+    "train.batch_size": 4,
+    "train.num_steps": 12,
+    "train.evaluate_every": 4,
+    "train.log_every": 1,
+    "evaluation.batch_size": 4,
+}
+
 
 def cut_data_set(folder: Path, skip: int) -> Path:
     """Writes a MEDS data set of sixty bundled patients, leaving out the first `skip` of each split."""
@@ -135,6 +143,14 @@ class Workplace:
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
+
+
+def finetuning_arguments(place: Workplace, recipe: str, labels, run: str, **overrides) -> list[str]:
+    """The flags of a tiny fine-tuned run; see `Workplace.arguments`."""
+    keys = {**FINE_TUNING, "labels": labels, "data.path": place.data, "data.prepared_dir": place.folder / "prepared"}
+    keys.update({key.replace("__", "."): value for key, value in overrides.items()})
+    given = [f"--config.{key}={value}" for key, value in keys.items()]
+    return [f"--config={ROOT / 'configs' / recipe}.py", f"--workdir={place.folder / run}", *given]
 
 
 def newest_state(folder: Path) -> dict[str, str]:
@@ -230,6 +246,17 @@ def cut(workplace) -> Path:
     done = workplace.run([*workplace.arguments("cut", **chosen), "--nobaselines"])
     assert done.returncode == 0, done.stderr
     return workplace.folder / "cut"
+
+
+@pytest.fixture(scope="session")
+def survival_run(workplace, deaths, joint):
+    """A run that is fine-tuned from a pre-trained one beside a regression: its workdir and what it printed."""
+    chosen = {"pretrained": joint, "survival__num_bins": 3, "head__features": ("regression",)}
+    given = [*finetuning_arguments(workplace, "survival", deaths, "survival", **chosen), "--nobaselines"]
+    drawn = {"behrt_jax.evaluation.small_cells.MIN_PATIENTS": 1}  # of real patients, so few are not drawn
+    done = workplace.run(given, "experiments.finetune", constants=drawn)
+    assert done.returncode == 0, done.stderr
+    return workplace.folder / "survival", done
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """What all commands share: where compiled programs are kept."""
 
+import signal
+
 import jax
 import pytest
 
@@ -42,3 +44,19 @@ def test_nothing_is_kept_where_the_cache_cannot_be_written(monkeypatch, tmp_path
     (tmp_path / "cache").write_text("a file, not a folder")
     _cli.use_compilation_cache()
     assert jax.config.jax_compilation_cache_dir is None
+
+
+@pytest.mark.parametrize(
+    ("resumes", "line"), [(False, "run the same command to start over."), (True, "run the same command to resume.")]
+)
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, resumes, line):
+    def main():
+        raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGTERM)
+    for name in ("_parse_flags", "use_compilation_cache"):
+        monkeypatch.setattr(_cli, name, lambda: None)
+    with pytest.raises(SystemExit, match="130"):
+        _cli.run(main, resumes=resumes)
+    signal.signal(signal.SIGTERM, handler)
+    assert capsys.readouterr().err.endswith(line + "\n")

@@ -88,6 +88,7 @@ def test_agreement_is_beside_chance_and_baselines_with_intervals(written):
     assert fitted > untrained + 0.05
 
 
+@pytest.mark.slow
 def test_a_query_prints_a_table_of_neighbours(workplace, run):
     arguments = [f"--workdir={run}", "--neighbours=3"]
     done = workplace.run([*arguments, "--query=hypertension essential"], "experiments.codes")

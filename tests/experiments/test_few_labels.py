@@ -217,6 +217,7 @@ def arguments(place: Workplace, joint, files: dict[str, str], draws: int) -> lis
     return [*own, "--trained_draws=1", f"--workdir={place.folder / 'few'}", *given]
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_and_its_table_says_what_its_file_holds(workplace, joint, files):
     files = {"ill": files["ill"]}
     done = workplace.run(arguments(workplace, joint, files, draws=1), "experiments.studies.few_labels")

@@ -17,34 +17,10 @@ from behrt_jax.data.prepare import prepare
 from behrt_jax.finetuning import head_features, labeled_histories, predict, setup
 from behrt_jax.labels import labels as label_data
 from behrt_jax.training import workdir
-from tests.experiments.conftest import ROOT, TINY, Workplace, assert_same_end, evaluation_of, metrics_of
+from tests.experiments.conftest import FINE_TUNING, TINY, Workplace, assert_same_end, evaluation_of, metrics_of
+from tests.experiments.conftest import finetuning_arguments as arguments
 
 MODEL = [key for key in TINY if key.startswith("model.")]
-FINE_TUNING = {
-    "train.batch_size": 4,
-    "train.num_steps": 12,
-    "train.evaluate_every": 4,
-    "train.log_every": 1,
-    "evaluation.batch_size": 4,
-}
-
-
-def arguments(place: Workplace, recipe: str, labels, run: str, **overrides) -> list[str]:
-    keys = {**FINE_TUNING, "labels": labels, "data.path": place.data, "data.prepared_dir": place.folder / "prepared"}
-    keys.update({key.replace("__", "."): value for key, value in overrides.items()})
-    given = [f"--config.{key}={value}" for key, value in keys.items()]
-    return [f"--config={ROOT / 'configs' / recipe}.py", f"--workdir={place.folder / run}", *given]
-
-
-@pytest.fixture(scope="session")
-def survival_run(workplace, deaths, joint):
-    """A run that is fine-tuned from a pre-trained one beside a regression: its workdir and what it printed."""
-    chosen = {"pretrained": joint, "survival__num_bins": 3, "head__features": ("regression",)}
-    given = [*arguments(workplace, "survival", deaths, "survival", **chosen), "--nobaselines"]
-    drawn = {"behrt_jax.evaluation.small_cells.MIN_PATIENTS": 1}  # of real patients, so few are not drawn
-    done = workplace.run(given, "experiments.finetune", constants=drawn)
-    assert done.returncode == 0, done.stderr
-    return workplace.folder / "survival", done
 
 
 @pytest.fixture(scope="session")

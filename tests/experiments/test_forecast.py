@@ -49,6 +49,7 @@ def task(workplace, deaths, events, code):
     return setup.setup(config)
 
 
+@pytest.mark.slow
 def test_what_is_foretold_is_the_forecast_of_the_pre_trained_run_at_the_prediction_time(task, events, code):
     built, recipe, facts = task, task.recipe, task.facts
     assert recipe.model.pooling == "mean" and facts.forecast_ids == (behrt_jax.load(events).vocabulary.ids[code],)
@@ -84,6 +85,7 @@ def test_before_any_label_the_forecast_alone_is_read(task, events):
     np.testing.assert_array_equal(few_label_task.forecast(begun), read)
 
 
+@pytest.mark.slow
 def test_the_head_begins_at_what_labels_say_of_the_forecast(task, monkeypatch):
     """Deaths that come as the forecast has it: the head begins at it, whatever age and sex say."""
     built, recipe = task, task.recipe

@@ -57,6 +57,7 @@ def later(table: pl.DataFrame) -> pl.DataFrame:
     return table.with_columns(pl.col("event_time").dt.offset_by("7d"))
 
 
+@pytest.mark.slow
 def test_other_labels_under_the_same_name_are_refused_and_the_same_in_another_order_are_not(own, finetune, workplace):
     labels, _ = own
     folder = workplace.folder / "inputs" / "run"
@@ -76,6 +77,7 @@ def test_other_labels_under_the_same_name_are_refused_and_the_same_in_another_or
         assert done.returncode == 0 and "nothing to do" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_another_pre_trained_run_under_the_same_name_is_refused(own, finetune):
     _, pretrained = own
     kept = shutil.move(pretrained, pretrained.with_name("kept"))
@@ -96,6 +98,7 @@ def test_another_pre_trained_run_under_the_same_name_is_refused(own, finetune):
     assert done.returncode == 0 and "nothing to do" in done.stdout
 
 
+@pytest.mark.slow
 def test_other_patients_under_the_same_labels_are_refused(own, finetune, workplace):
     (file,) = (workplace.data / "data").glob("*.parquet")
     with replaced(file) as events:

@@ -130,6 +130,7 @@ def test_only_runs_that_predict_the_same_are_compared(joint, whole, tmp_path):
     assert (joint / "evaluation.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_runs_are_compared_on_what_both_were_trained_on(joint, cut, tmp_path):
     copy = shutil.copytree(joint, tmp_path / "copy")
     result = evaluate_run(copy, "held_out", compare_to=[str(cut)], with_baselines=False)

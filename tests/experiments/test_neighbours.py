@@ -34,6 +34,7 @@ def test_what_is_best_over_all_dates_is_taken_and_two_halves_know_more_than_one(
     assert outcomes[OWN].patients.tolist() == [*sick, *sick]  # one patient at two dates is one patient
 
 
+@pytest.mark.slow
 def test_the_command(workplace, whole):
     (workplace.folder / "some-groups.yaml").write_text(DISEASES)
     output = workplace.folder / "neighbours.json"

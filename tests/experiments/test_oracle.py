@@ -17,7 +17,7 @@ from behrt_jax.evaluation.loaded_run import load_run, read_simulation
 from behrt_jax.evaluation.pretrained import evaluate_run
 from behrt_jax.simulation.ceilings import write_patients
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 KEYS = {
     "objective__name": "joint",
     "objective__min_patients": 3,
@@ -87,7 +87,6 @@ def test_the_oracle_is_left_out_for_data_with_a_visit_that_the_world_lacks(train
     assert json.loads((copy / "evaluation.json").read_text()) == result.to_dict()
 
 
-@pytest.mark.slow
 def test_a_recipe_for_other_data_is_evaluated_without_the_oracle_and_says_so_before_training(workplace, simulated):
     """Deaths are visits of their own then, which the simulation does not have."""
     keys = {"data__path": simulated, "train__num_steps": 2, "train__evaluate_every": 2}

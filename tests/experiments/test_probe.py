@@ -55,6 +55,7 @@ def probe_of(workplace, joint, file, *more: str):
     return workplace.run(given, "experiments.probe")
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_line_for_each_size_and_arm(workplace, joint, outcomes_file):
     done = probe_of(workplace, joint, outcomes_file, "--sizes=16,all", "--draws=2")
     assert done.returncode == 0, done.stderr

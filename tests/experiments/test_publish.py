@@ -207,6 +207,7 @@ def test_a_file_that_names_the_machine_is_refused(tmp_path):
         checks.check_anonymous(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_refuses_to_write_over_other_folders(published, whole, workplace):
     def run(output: Path, *more: str) -> subprocess.CompletedProcess:
         given = [f"--workdir={whole[0]}", f"--output={output}", "--patients=simulated", "--license=MIT", *more]

@@ -296,14 +296,8 @@ def test_what_is_missing_names_the_command_that_makes_it(workplace, whole, tmp_p
     assert str(tmp_path) not in " ".join(page.cells)
 
 
-def test_outcomes_are_calibrated_and_shown(workplace, joint, deaths, tmp_path):
-    folder = workplace.folder / "report_death"
-    flags = ["train.num_steps=4", "train.evaluate_every=2", f"data.path={workplace.data}", f"labels={deaths}"]
-    flags += [f"data.prepared_dir={workplace.folder / 'prepared'}", f"pretrained={joint}", "evaluation.batch_size=8"]
-    given = [f"--config.{flag}" for flag in flags]
-    arguments = ["--config=configs/survival.py", f"--workdir={folder}", "--nobaselines", *given]
-    done = workplace.run(arguments, "experiments.finetune")
-    assert done.returncode == 0, done.stderr
+def test_outcomes_are_calibrated_and_shown(workplace, survival_run, tmp_path):
+    folder = survival_run[0]
     page = Page(write_page(folder, tmp_path / "report.html", show_patients=True))
     result = json.loads((folder / "evaluation.json").read_text())
     assert format_cell(result["metrics"]["survival/c_index"]) in page.cells

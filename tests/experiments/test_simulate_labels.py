@@ -72,6 +72,7 @@ def test_the_oracle_expects_as_many_as_there_are_and_knows_who(simulated):
         assert said[found].mean() > 0.8 > 0.2 > said[~found].mean()
 
 
+@pytest.mark.slow
 def test_deaths_come_as_often_as_the_oracle_expects(many):
     """Also in the months to come, though patients leave: the choice of the index tells nothing of what follows."""
     found, rows = many
@@ -88,6 +89,7 @@ def test_deaths_come_as_often_as_the_oracle_expects(many):
             assert abs((died - expected)[group].sum()) < 4 * error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", ["history", "state"])
 def test_no_function_of_what_the_oracle_knows_orders_deaths_better(many, known):
     """Known is the history, or the world's true state: a rate by boosting on it, the risk of a year, sums and age."""

@@ -27,6 +27,7 @@ def pretraining(workplace, folder, **overrides) -> sweep.Run:
     return sweep.training("pretrain", "configs/small.py", folder, {"train.evaluate_every": 2}, *given)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("environment")
 def test_a_finished_run_is_not_repeated_a_failing_one_is_named_and_a_changed_input_refused(workplace, tmp_path):
     data = cut_data_set(tmp_path / "meds", skip=0)

@@ -72,6 +72,7 @@ def test_resampled_silhouettes_are_those_of_rows_without_copies_as_neighbours(mo
     np.testing.assert_allclose(quality.resampled_silhouettes(embeddings, labels, weights), found)
 
 
+@pytest.mark.slow
 def test_intervals_of_the_silhouette_cover_the_truth():
     """Of 60 patients, one in five in the second group; fixed silhouettes covered the truth in 59 of 100."""
     rng = np.random.default_rng(0)

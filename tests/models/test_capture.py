@@ -66,6 +66,7 @@ def test_weights_of_a_token_sum_to_one_within_its_patient(causal):
         assert (layer[inside & seen] > 0).all()
 
 
+@pytest.mark.slow
 def test_twelve_layers_come_in_order():
     """Layer 10 after 9, not after 1: each layer's weights are those that the layers below it would give alone."""
     model = BEHRT(tiny.config(num_layers=12))

@@ -91,6 +91,7 @@ def test_kernels_of_more_axes_are_matrices_too(shape):
     np.testing.assert_allclose(found, expected.reshape(shape), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_only_the_factors_and_the_head_learn_and_the_loss_falls():
     model = classifier()
     settings = classification.ClassificationConfig("binary", "none", 0.0)

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from behrt_jax.models.config import CHOICES
+from tests import tiny
 from tests.models import reference, variants
 
 BATCH = variants.awkward_batch()
 REAL = BATCH["patient_ids"] > 0
 ROWS = np.arange(3)[:, None]
 WITH_HEADS = ("one head", "causal, months", "lstm")
+QUICK = (*WITH_HEADS, "current recipe")
 
 
 pytestmark = pytest.mark.usefixtures("strict_jax")
@@ -65,12 +67,12 @@ def assert_equal(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", variants.CONFIGS)
+@pytest.mark.parametrize("name", tiny.slow_but(QUICK, variants.CONFIGS))
 def test_hidden_states(name):
     assert_equal(found(name)["hidden"][REAL], exact(name)[1][REAL])
 
 
-@pytest.mark.parametrize("name", variants.CONFIGS)
+@pytest.mark.parametrize("name", tiny.slow_but(QUICK, variants.CONFIGS))
 def test_patient_embeddings(name):
     config = variants.config_of(name)
     for pooling in variants.poolings(config) if name in WITH_HEADS else [config.pooling]:

@@ -24,6 +24,7 @@ MODELS = {
     "values": {"value_encoding": "film"},
     "causal, values": {"causal": True, "value_encoding": "film"},
 }
+QUICK = ("reference", "causal, months", "causal, values", "lstm")
 BLIND = ("causal", "causal, months", "causal, values", "lstm")  # to the future
 UNORDERED = {
     "no rotation": {**PLAIN, "position_encoding": "none"},
@@ -104,7 +105,7 @@ def test_row_mates_and_padding_change_no_bit(name, batch, seed, row):
     assert np.isfinite(after).all()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", tiny.slow_but(QUICK, MODELS))
 @few
 @given(batch=batches(), seed=seeds, row=st.integers(0, 1))
 def test_a_code_changes_the_states_of_those_who_see_it_and_no_others(name, batch, seed, row):
@@ -166,7 +167,7 @@ def test_the_order_of_codes_says_something_with_positions(name, overrides):
     assert np.abs(hidden(model, shuffled) - hidden(model, batch)[:, order])[:, 5:].max() > 1e-3
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", tiny.slow_but(QUICK, MODELS))
 @settings(few, max_examples=3)
 @given(batch=batches())
 def test_a_compiled_model_computes_what_the_model_does(name, batch):
@@ -187,7 +188,7 @@ def one_by_one(model):
     return jax.jit(jax.vmap(of_one))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", tiny.slow_but(QUICK, MODELS))
 @few
 @given(batch=batches())
 def test_vmap_over_rows_equals_a_batch(name, batch):

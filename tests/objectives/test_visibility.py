@@ -117,6 +117,7 @@ def test_evaluation_reads_the_states_that_training_reads():
     assert checked == len(examples) > 10
 
 
+@pytest.mark.slow
 def test_a_model_given_no_time_predicts_as_if_it_could_not_be_given_one(rows):
     batch, found = rows
     columns = device_columns(batch)

@@ -102,6 +102,7 @@ def test_a_damaged_table_is_named_in_one_line_without_its_values(tmp_path, name,
     assert not (tmp_path / "meds" / "data").exists()
 
 
+@pytest.mark.slow
 def test_a_byte_order_mark_and_compression_change_nothing(tmp_path):
     folder = write_csv(tmp_path / "csv", SYNTHEA)
     plain, events = convert_to(tmp_path / "plain", folder, "synthea")

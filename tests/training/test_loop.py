@@ -162,15 +162,9 @@ def test_a_run_resumed_from_its_state_is_bit_identical():
     assert not identical(whole.params, restarted.params)
 
 
+@pytest.mark.slow
 @pytest.mark.current_only
-@pytest.mark.parametrize(
-    "choices",
-    [
-        {},
-        pytest.param({"encoder": "lstm"}, marks=pytest.mark.slow),
-        pytest.param({"causal": True, "rotary": "ages"}, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("choices", [{}, {"encoder": "lstm"}, {"causal": True, "rotary": "ages"}])
 def test_a_small_batch_is_learnt_by_heart_by_each_encoder(choices):
     model, optimizer, train_step = model_step(dropout=0.0, learning_rate=2e-2, num_steps=600, **choices)
     state, (batch,) = tiny.initial_state(model, optimizer), batches(stop=1)
