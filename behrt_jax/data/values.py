@@ -29,13 +29,7 @@ def add_units(events: pl.DataFrame) -> pl.DataFrame:
     return events.with_columns(unit=text)
 
 
-UNIT_TABLE = {
-    "code": pl.String,
-    "unit": pl.String,
-    "factor": pl.Float64,
-    "offset": pl.Float64,
-    "new_unit": pl.String,
-}
+UNIT_TABLE = ("code", "unit", "factor", "offset", "new_unit")
 
 
 def read_unit_table(file: str) -> pl.DataFrame:
@@ -46,10 +40,10 @@ def read_unit_table(file: str) -> pl.DataFrame:
         unit.
     """
     table = files.read_text_table(Path(file), "data.unit_table")
-    if missing := UNIT_TABLE.keys() - set(table.columns) - {"offset"}:
+    if missing := set(UNIT_TABLE) - set(table.columns) - {"offset"}:
         raise ValueError(f"{file}: columns {', '.join(table.columns)}; expected also {', '.join(sorted(missing))}")
     table = table if "offset" in table.columns else table.with_columns(offset=pl.lit("0"))
-    table = table.select(*UNIT_TABLE).cast(UNIT_TABLE, strict=False)
+    table = table.select(*UNIT_TABLE).with_columns(pl.col("factor", "offset").cast(pl.Float64, strict=False))
     if not (table["factor"] > 0).fill_null(False).all() or table.null_count().sum_horizontal().item():
         raise ValueError(f"{file}: expected a code, a unit, a factor above 0, an offset and a new unit in each row")
     if repeated := table.height - table.unique(KEYS).height:
