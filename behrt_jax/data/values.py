@@ -14,6 +14,7 @@ from behrt_jax.data.vocabulary import MIN_BIN_PATIENTS, ValueScale, ValueScales,
 
 UNIT_COLUMNS = ("unit", "units", "unit_source_value", "valueuom")  # the first that a shard has holds units of values
 KEYS = ("code", "unit")
+UNIT_TABLE = ("code", "unit", "factor", "offset", "new_unit")
 TEXT = "text_value"
 LONGEST_TEXT = 200  # characters; a longer text is a note, which is no value
 LIMIT = 10.0  # values beyond this many robust standard deviations from the median are clipped
@@ -29,11 +30,8 @@ def add_units(events: pl.DataFrame) -> pl.DataFrame:
     return events.with_columns(unit=text)
 
 
-UNIT_TABLE = ("code", "unit", "factor", "offset", "new_unit")
-
-
 def read_unit_table(file: str) -> pl.DataFrame:
-    """Reads the table of `data.unit_table`: `code, unit, factor, offset (0 if absent), new_unit`.
+    """Reads the table of `data.unit_table`: `code, unit (empty: unknown), factor, offset (0 if absent), new_unit`.
 
     Raises:
       ValueError: the file cannot be read, lacks a column or a cell, has a factor of 0 or less, or repeats a code and
@@ -44,8 +42,9 @@ def read_unit_table(file: str) -> pl.DataFrame:
         raise ValueError(f"{file}: columns {', '.join(table.columns)}; expected also {', '.join(sorted(missing))}")
     table = table if "offset" in table.columns else table.with_columns(offset=pl.lit("0"))
     table = table.select(*UNIT_TABLE).with_columns(pl.col("factor", "offset").cast(pl.Float64, strict=False))
+    table = table.with_columns(pl.col("unit").fill_null(""))
     if not (table["factor"] > 0).fill_null(False).all() or table.null_count().sum_horizontal().item():
-        raise ValueError(f"{file}: expected a code, a unit, a factor above 0, an offset and a new unit in each row")
+        raise ValueError(f"{file}: expected a code, a factor above 0, a number as offset and a new unit in each row")
     if repeated := table.height - table.unique(KEYS).height:
         raise ValueError(f"{file}: {repeated} rows repeat a code and unit; expected each once")
     return table

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from behrt_jax.data.prepare import prepare
-from tests.data.handmade import MedsFolder, assert_clear
+from tests.data.handmade import SPLITS, SUBJECTS, MedsFolder, assert_clear
 from tests.data.test_values import values_of, write_measurements
 
 HEADER = "code,unit,factor,new_unit"
@@ -38,6 +38,14 @@ def test_numbers_of_the_unit_are_converted_and_no_others(measurements):
         np.testing.assert_allclose(seen, expected, atol=1e-4)
     bins = prepare(dataclasses.replace(config, value_encoding="bins", value_bins=2)).vocabulary
     assert bins.value_edges["GLUCOSE"][0] == pytest.approx(np.median(train), abs=0.3)
+
+
+def test_an_empty_unit_is_that_of_numbers_without_one(meds):
+    meds.shard("0", [(subject, 1, "GLUCOSE", 90.0 + subject % 10) for subject in SUBJECTS])
+    meds.splits(SPLITS)
+    table = write_table(meds, HEADER, "GLUCOSE,,0.1,x")
+    scales = prepare(meds.config(value_encoding="continuous", unit_table=table)).vocabulary.value_scales
+    assert scales["GLUCOSE"]["x"].median == pytest.approx(9.25)  # of 90 to 95
 
 
 def test_an_offset_is_added_and_a_changed_table_is_prepared_anew(measurements):
