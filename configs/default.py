@@ -86,8 +86,14 @@ def _data() -> config_dict.ConfigDict:
         "eGFR*",
     )
     config.unique_codes_in_visit = True
-    config.min_patients = 5  # codes of fewer train patients become [UNK]
+    config.min_patients = 5  # codes of fewer train patients become [UNK], or broader codes by data.roll_up
+    # How, in this order: parents (parent_codes of metadata/codes.parquet), icd (the category of an ICD code), prefix
+    # (the code without its last part), or a table (.csv, .parquet) with the columns code and parent. (): [UNK].
+    config.roll_up = ()
     config.value_bins = 10  # quantile bins for codes that carry numbers; below 2: none
+    config.value_encoding = "bins"  # in the token; or: continuous, a scaled number beside it, none
+    config.unit_table = ""  # a table (.csv, .parquet) of units to convert: code, unit, factor, offset, new_unit
+    config.text_values = False  # whether a text of min_patients train patients is part of its code's token
     # Significant digits of their edges, each bin then of 10 patients or more, as publishing asks; 0: exact quantiles.
     config.value_digits = 2
     config.row_length = 256  # tokens a row, and the longest window of one patient
@@ -117,6 +123,7 @@ def _model() -> config_dict.ConfigDict:
     config.encoder = "transformer"  # or: lstm
     config.pooling = "mean"  # from tokens to the patient, in heads for patients; or: cls, last, max, attention
     config.dropout = 0.0
+    config.value_encoding = "none"  # or: film, a code's embedding is scaled and shifted by its continuous value
     config.dtype = "float32"  # of matrix products; or: bfloat16, auto (bfloat16 where the device multiplies it)
     return config
 
@@ -128,6 +135,7 @@ def _objective() -> config_dict.ConfigDict:
     config.next_visit_weight = 0.2
     config.time_to_event_weight = 0.0
     config.mask_rate = 0.3  # of codes masked in training; see docs/choices.md
+    config.value_weight = 0.0  # of the values of masked codes, beside the codes; 0: not predicted
     config.mask_values = True  # whether codes with a value (LAB//51087//Q7) are hidden too
     # What next visits and events are about, and of how many train patients at least.
     config.targets = ("CONDITION//*", "DIAGNOSIS//*", "PROCEDURE//*", "MEDICATION//*")

@@ -13,7 +13,7 @@ from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.training.loop import TrainConfig
 from behrt_jax.training.optimizer import OptimizerConfig
 from behrt_jax.training.recipe import UNKNOWN
-from configs import classification, default, events, joint, large, lstm, medium, reference, small, survival
+from configs import classification, default, events, joint, labs, large, lstm, medium, reference, small, survival
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {
@@ -23,6 +23,7 @@ RECIPES = {
     "large": large,
     "events": events,
     "joint": joint,
+    "labs": labs,
     "lstm": lstm,
     "reference": reference,
 }

@@ -121,6 +121,9 @@ def packed_batch(lengths: list[list[int]], row_length: int, seed: int = 0) -> di
             batch["patient_ids"][here] = slot + 1
             batch["patient_index"][row, slot] = number
             start, number = start + size, number + 1
+    numbers = np.random.default_rng([seed, 1])  # a stream of its own: the other columns stay as they were
+    has_value = batch["maskable"] & (numbers.random(shape) < 0.7)
+    batch["values"] = np.where(has_value, 2 * numbers.standard_normal(shape), np.nan).astype(np.float32)
     return batch
 
 
@@ -131,4 +134,5 @@ def columns(batch: dict) -> tuple:
 
 def named(batch: dict) -> dict:
     """Returns the keyword arguments of a model's call."""
-    return {name: batch[name] for name in ("positions", "time_deltas", "dates")}
+    names = ("positions", "time_deltas", "dates", *["values"] * ("values" in batch))
+    return {name: batch[name] for name in names}

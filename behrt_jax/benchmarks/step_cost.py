@@ -10,7 +10,6 @@ from behrt_jax.benchmarks.train_step import loop_flops, read_costs
 from behrt_jax.data.vocabulary import NUM_SPECIAL
 from behrt_jax.data.windows import COLUMNS
 from behrt_jax.models.behrt import count_parameters
-from behrt_jax.objectives.config import ObjectiveConfig
 from behrt_jax.objectives.joint import make_objective
 from behrt_jax.training import loop, pretraining, state, workdir
 from behrt_jax.training.optimizer import make_optimizer
@@ -65,12 +64,13 @@ def make_step(recipe: PretrainingRecipe, vocab_size: int, rows: int) -> Step:
     return Step(
         loop.make_train_step(objective, optimizer, recipe.seed),
         lambda: state.create_state(lambda key: workdir.initialize(model, key), optimizer, recipe.seed),
-        lambda: random_batch(recipe.objective, vocab_size, rows, recipe.data.row_length),
+        lambda: random_batch(recipe, vocab_size, rows),
     )
 
 
-def random_batch(config: ObjectiveConfig, vocab_size: int, rows: int, length: int) -> dict[str, np.ndarray]:
-    """Makes full rows of one patient each, with random codes and a visit every eight tokens."""
+def random_batch(recipe: PretrainingRecipe, vocab_size: int, rows: int) -> dict[str, np.ndarray]:
+    """Makes full rows of one patient each, with random codes, their values if any, and a visit every eight tokens."""
+    config, length = recipe.objective, recipe.data.row_length
     rng, places = np.random.default_rng(0), np.tile(np.arange(length), (rows, 1))
     batch: dict[str, np.ndarray] = {name: np.zeros((rows, length), kind) for name, kind in COLUMNS.items()}
     batch["codes"][:] = rng.integers(min(NUM_SPECIAL, vocab_size - 1), vocab_size, (rows, length))
@@ -78,6 +78,8 @@ def random_batch(config: ObjectiveConfig, vocab_size: int, rows: int, length: in
     batch["ages"][:], batch["dates"][:], batch["time_deltas"][:] = 20 + places / 10, places / 10, 30.0
     batch["maskable"][:] = places > 0
     batch["patient_ids"] = np.ones((rows, length), np.int32)
+    if recipe.data.value_encoding == "continuous":
+        batch["values"] = rng.standard_normal((rows, length)).astype(np.float32)
     if "time_to_event" in config.weights:
         shape = (rows, config.queries_per_row)
         batch["event_ends"] = np.tile(np.linspace(0, length - 1, shape[1], dtype=np.int32), (rows, 1))

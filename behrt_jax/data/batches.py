@@ -69,11 +69,11 @@ def batch_of(
     """Lays out one batch of an epoch.
 
     Returns:
-      The columns of `windows.COLUMNS` as (B, L), `times` (B, L) int64 as `Patients.times` (-1 for `[CLS]` and static
-      tokens), and `patient_ids` (B, L) int32 (0 = padding, 1.. = which patient in the row). For each window in a row,
-      (B, P) int32 with -1 for unused slots: `patient_index`, the row in `patients`; `window_index`, the index in
-      `epoch.windows`; and `window_starts`, the index of its first visit. P is the largest number of windows in a row of
-      this epoch. Rows past the epoch's last are empty.
+      The columns of `windows.COLUMNS` and any `values` as (B, L), `times` (B, L) int64 as `Patients.times` (-1 for
+      `[CLS]` and static tokens), and `patient_ids` (B, L) int32 (0 = padding, 1.. = which patient in the row). For each
+      window in a row, (B, P) int32 with -1 for unused slots: `patient_index`, the row in `patients`; `window_index`,
+      the index in `epoch.windows`; and `window_starts`, the index of its first visit. P is the largest number of
+      windows in a row of this epoch. Rows past the epoch's last are empty.
     """
     rows = epoch.order[number * batch_size : (number + 1) * batch_size]
     counts = np.diff(epoch.plan.offsets)[rows]
@@ -90,7 +90,7 @@ def batch_of(
     shape = (batch_size, index.row_length)
     batch = {}
     for name, values in {**columns, "patient_ids": np.repeat(slots + 1, lengths).astype(np.int32)}.items():
-        batch[name] = np.zeros(shape[0] * shape[1], values.dtype)
+        batch[name] = np.full(shape[0] * shape[1], np.nan if name == "values" else 0, values.dtype)
         batch[name][target] = values
         batch[name] = batch[name].reshape(shape)
     max_windows = int(np.diff(epoch.plan.offsets).max(initial=1))
@@ -120,7 +120,8 @@ def one_a_row(
     order = np.arange(len(windows.patients))
     plan = packing.Plan(order, np.arange(len(order) + 1))
     batch = batch_of(patients, index, Epoch(windows, plan, order, data_windows.EVALUATION_SALT), 0, len(order))
-    columns = {name: batch[name] for name in (*data_windows.COLUMNS, "patient_ids", *["times"] * with_times)}
+    names = (*data_windows.COLUMNS, "patient_ids", *["times"] * with_times, *["values"] * ("values" in batch))
+    columns = {name: batch[name] for name in names}
     in_visit = (columns["positions"] > index.static_counts[windows.patients][:, None]) & (columns["patient_ids"] != 0)
     return {**columns, "in_visit": in_visit}
 

@@ -24,12 +24,14 @@ class PatientTokens(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     examples: dict[str, Iterator[tuple[int, dict]]] = {}
 
+    num_columns = len(TOKEN_COLUMNS)
+
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
             "subject_id": np.int64,
             "has_birth": np.bool_,
             "origin": np.int32,
-            "tokens": tfds.features.Tensor(shape=(None, len(TOKEN_COLUMNS)), dtype=np.int32, encoding="bytes"),
+            "tokens": tfds.features.Tensor(shape=(None, self.num_columns), dtype=np.int32, encoding="bytes"),
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -41,13 +43,22 @@ class PatientTokens(tfds.core.GeneratorBasedBuilder):
         raise NotImplementedError("each split brings its own generator")
 
 
-def write(folder: Path, examples: dict[str, Iterator[tuple[int, dict]]]) -> None:
+class PatientTokensWithValues(PatientTokens):
+    """TFDS builder whose tokens have one more column: the bits of the float32 value, NaN where a token has none."""
+
+    num_columns = len(TOKEN_COLUMNS) + 1
+
+
+def write(folder: Path, examples: dict[str, Iterator[tuple[int, dict]]], with_values: bool = False) -> None:
     """Writes the examples of each split (subject ids with examples for `PatientTokens`, one or more) below a folder.
+
+    `with_values`, they are examples for `PatientTokensWithValues`.
 
     Raises:
       OSError: the files cannot be written.
     """
-    builder = PatientTokens(data_dir=folder, file_format="array_record")
+    kind = PatientTokensWithValues if with_values else PatientTokens
+    builder = kind(data_dir=folder, file_format="array_record")
     builder.examples = examples
     tfds.disable_progress_bar()
     try:
@@ -72,6 +83,8 @@ class Patients:
       codes, visits, minutes, microseconds: (T,) int32; each patient's static tokens come first, with visit -1. Times
         are whole minutes since birth and the microseconds beyond them (0 to 59,999,999). Tokens of one visit that share
         a time have no order.
+      values: (T,) float32 robustly scaled values (see `values.fit_scales`), NaN where a token has none; None unless
+        `data.value_encoding` is `continuous`.
     """
 
     subject_ids: np.ndarray
@@ -82,9 +95,16 @@ class Patients:
     visits: np.ndarray
     minutes: np.ndarray
     microseconds: np.ndarray
+    values: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.subject_ids)
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The columns of tokens, (T,) each, by name: `TOKEN_FIELDS`, and `values` if there are any."""
+        columns = {name: getattr(self, name) for name in TOKEN_FIELDS}
+        return columns if self.values is None else {**columns, "values": self.values}
 
     @property
     def owners(self) -> np.ndarray:
@@ -111,7 +131,9 @@ def read(folder: Path, split: str) -> Patients:
     Raises:
       ValueError: the split does not exist, or its files are damaged.
     """
-    builder = PatientTokens(data_dir=folder, file_format="array_record")
+    with_values = (folder / PatientTokensWithValues.name).is_dir()
+    kind = PatientTokensWithValues if with_values else PatientTokens
+    builder = kind(data_dir=folder, file_format="array_record")
     splits = list(builder.info.splits)
     if split not in (*splits, "all"):
         raise ValueError(
@@ -133,6 +155,7 @@ def read(folder: Path, split: str) -> Patients:
         origins=np.array([example["origin"] for example in examples], np.int32),
         offsets=np.cumsum([0, *(len(example["tokens"]) for example in examples)]),
         **{name: np.ascontiguousarray(tokens[:, column]) for column, name in enumerate(TOKEN_FIELDS)},
+        values=np.ascontiguousarray(tokens[:, -1]).view(np.float32) if with_values else None,
     )
 
 
@@ -154,5 +177,5 @@ def take(patients: Patients, chosen: np.ndarray) -> Patients:
 def gather(patients: Patients, rows: np.ndarray | slice, sizes: np.ndarray, tokens: np.ndarray | slice) -> Patients:
     """Returns a history for each of the M patients in `rows`, with the next of the (T,) `tokens`, (M,) `sizes` each."""
     subjects = {name: getattr(patients, name)[rows] for name in ("subject_ids", "has_birth", "origins")}
-    columns = {name: getattr(patients, name)[tokens] for name in TOKEN_FIELDS}
+    columns = {name: column[tokens] for name, column in patients.columns.items()}
     return Patients(**subjects, offsets=np.append(0, np.cumsum(sizes)), **columns)

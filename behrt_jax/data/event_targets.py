@@ -206,8 +206,11 @@ def insert_query_tokens(patients: Patients, seed: int, days: float = 365.25) -> 
     # Each query token raises the visit numbers of its patient's later tokens by one. Static tokens keep -1.
     shifts = np.where(patients.visits >= 0, shifts - np.append(0, shifts)[patients.offsets[patients.owners]], 0)
     visits = patients.visits + shifts
-    query = {"codes": SEP, "visits": visits[next_tokens] - 1, "minutes": minutes, "microseconds": 0}
-    columns = {"visits": visits} | {name: getattr(patients, name) for name in TOKEN_FIELDS if name != "visits"}
-    columns = {name: np.insert(values, next_tokens, query[name]).astype(np.int32) for name, values in columns.items()}
+    query = {"codes": SEP, "visits": visits[next_tokens] - 1, "minutes": minutes, "microseconds": 0, "values": np.nan}
+    kinds = {**dict.fromkeys(TOKEN_FIELDS, np.int32), "values": np.float32}
+    columns = {
+        name: np.insert(column, next_tokens, query[name]).astype(kinds[name])
+        for name, column in {**patients.columns, "visits": visits}.items()
+    }
     num_queries = np.bincount(owners[pauses], minlength=len(patients))
     return dataclasses.replace(patients, offsets=patients.offsets + np.append(0, np.cumsum(num_queries)), **columns)

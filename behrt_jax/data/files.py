@@ -1,5 +1,6 @@
 """Finds and reads Parquet files, by one rule for data sets and folders of labels."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,24 @@ def read_table(path: Path) -> pl.DataFrame:
         return pl.concat(tables, how="diagonal_relaxed")
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{path}: its shards have columns of different types; write them alike") from error
+
+
+def read_text_table(file: Path, key: str) -> pl.DataFrame:
+    """Reads a table (.csv or .parquet) that the config `key` names, all columns as text; a ValueError if it cannot."""
+    try:
+        if file.suffix.lower() == ".csv":
+            return pl.read_csv(file, infer_schema=False)
+        return scan_parquet(file).collect().cast(pl.String)
+    except UNREADABLE as error:
+        raise ValueError(f"{key}: {unreadable(file, error, 'table')}") from error
+
+
+def digest(file: str, key: str) -> str:
+    """Returns the SHA-256 of a file that the config `key` names; raises a ValueError if it cannot be read."""
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ValueError(f"{key}: cannot read {file} ({error.strerror}); correct the path, or leave it out") from error
 
 
 def scan_parquet(file: Path) -> pl.LazyFrame:

@@ -122,7 +122,10 @@ def append_prediction_token(
     sizes = np.bincount(owners[fits], minlength=len(patients))
     positions = np.cumsum(sizes)
     token_values = {"codes": token, "visits": last_visits + 1, "minutes": minutes, "microseconds": microseconds}
-    columns = {name: np.insert(getattr(patients, name)[fits], positions, value) for name, value in token_values.items()}
+    token_values["values"] = np.nan
+    columns = {
+        name: np.insert(column[fits], positions, token_values[name]) for name, column in patients.columns.items()
+    }
     return dataclasses.replace(patients, offsets=np.append(0, np.cumsum(sizes + 1)), **columns)
 
 

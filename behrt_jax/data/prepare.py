@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from behrt_jax.data import dataset, events, sexes, tokenize, vocabulary
+from behrt_jax.data import dataset, events, roll_up, sexes, tokenize, values, vocabulary
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.tokenize import ShardStats, gather_shard_stats
 
@@ -85,10 +85,11 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
     base_vocab = vocab = fitted or vocabulary.EMPTY
     fit, known_tokens = fitted is None or add_codes, frozenset(base_vocab.ids)
     logger.info(f"reading {config.path}")
-    stats = gather_shard_stats(config, counts, with_samples=fit and config.value_bins > 1)
+    stats = gather_shard_stats(config, counts, fit)
+    texts = values.choose_texts(stats.texts, config.min_patients) | known_tokens
 
-    def tokenized(split: str, edges, counts=None, parents=None) -> Iterator[pl.DataFrame]:
-        rest = stats.splits.filter(split=split), stats.visits_named, counts, parents, known_tokens
+    def tokenized(split: str, edges, scales, counts=None, parents=None) -> Iterator[pl.DataFrame]:
+        rest = stats.splits.filter(split=split), stats.visits_named, counts, parents, known_tokens, scales, texts
         return (tokenize.tokenize(shard, config, edges, *rest) for shard in stats.shards[split])
 
     needed = needed if fitted else tuple(dict.fromkeys(("train", *needed)))
@@ -100,17 +101,25 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
             )
     if fit:
         logger.info("fitting the vocabulary on the train split")
-        edges = vocabulary.fit_value_edges(stats.samples, config.value_bins, config.min_patients, config.value_digits)
-        edges = {code: values for code, values in edges.items() if code not in base_vocab.ids} | base_vocab.value_edges
-        parts = [vocabulary.count_tokens(tokens) for tokens in tokenized("train", edges)]
-        vocab = vocabulary.fit_vocabulary(parts, edges, config.min_patients, base_vocab)
-    parents = vocabulary.nearest_known_ancestors(config.path, vocab) if base_vocab.codes else {}
+        floor = config.min_patients, config.value_digits
+        edges = vocabulary.fit_value_edges(stats.samples, config.num_bins, *floor)
+        scales = values.fit_scales(stats.samples, *floor) if config.value_encoding == "continuous" else {}
+        edges = {code: each for code, each in edges.items() if code not in base_vocab.ids} | base_vocab.value_edges
+        scales = {code: each for code, each in scales.items() if code not in base_vocab.ids} | base_vocab.value_scales
+        broader = {}
+        if config.roll_up and fitted is None:
+            patients = [roll_up.count_patients(each, config.min_patients) for each in tokenized("train", edges, scales)]
+            broader = roll_up.choose_ancestors(config.path, config.roll_up, patients, config.min_patients)
+        parts = [vocabulary.count_tokens(tokens) for tokens in tokenized("train", edges, scales, parents=broader)]
+        vocab = vocabulary.fit_vocabulary(parts, edges, config.min_patients, base_vocab, scales)
+    parents = _find_parents(config, vocab, stats.codes) if base_vocab.codes or config.roll_up else {}
     if add_codes:
         counts["codes_added"] = len(vocab) - len(base_vocab)
     logger.info("writing the prepared data")
     examples = {}
     for split in events.SPLITS:
-        split_examples = _examples(split, tokenized(split, vocab.value_edges, counts, parents), vocab, counts)
+        tables = tokenized(split, vocab.value_edges, vocab.value_scales, counts, parents)
+        split_examples = _examples(split, tables, vocab, counts)
         if (first := next(split_examples, None)) is not None:
             examples[split] = itertools.chain([first], split_examples)
         elif split in needed:
@@ -121,12 +130,18 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
     return Prepared(folder, vocab, _write(folder, config, examples, stats, vocab, counts))
 
 
+def _find_parents(config: DataConfig, vocab: vocabulary.Vocabulary, codes: frozenset[str]) -> dict[str, str]:
+    """Maps codes of the data, and their bins, to their nearest known ancestors where the vocabulary lacks them."""
+    bins = (f"{code}//Q{place}" for code, edges in vocab.value_edges.items() for place in range(1, len(edges) + 2))
+    return roll_up.find_ancestors(config.path, config.roll_up, sorted({*codes, *bins}), vocab.count_of)
+
+
 def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], stats: ShardStats, fitted, counts) -> dict:
     """Writes prepared data to a temporary folder, renames it to `folder`, and returns the report."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        dataset.write(scratch, examples)
+        dataset.write(scratch, examples, with_values=config.value_encoding == "continuous")
         kinds = ("patients", "patients_known", "tokens", "backed_off", "unknown")
         counts.update({f"{kind}/{split}": 0 for kind in kinds for split in events.SPLITS})
         num_tokens, num_unknown = (sum(counts[f"{kind}/{split}"] for split in events.SPLITS) for kind in kinds[2::2])

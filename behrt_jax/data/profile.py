@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from behrt_jax.data import events, sexes, tokenize, visits, vocabulary
 from behrt_jax.data.config import DataConfig
+from behrt_jax.data.values import UNIT_COLUMNS
 
-UNIT_COLUMNS = ("unit", "units", "unit_source_value", "valueuom")  # the first that a shard has holds units of values
 TEXT_COLUMN = "text_value"
 OLDEST = 90  # years; older patients are one group, as in rules on de-identified data (HIPAA)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -5,11 +5,11 @@ import functools
 import hashlib
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
-from behrt_jax.data import events as data_events
 from behrt_jax.data.hashing import hash_integers
 
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]")
@@ -17,6 +17,17 @@ PAD, CLS, SEP, MASK, UNK = range(len(SPECIAL_TOKENS))
 NUM_SPECIAL = len(SPECIAL_TOKENS)
 _VALUES_PER_CODE = 10_000
 MIN_BIN_PATIENTS = 10  # minimum number of patients with values in a bin with rounded edges
+
+
+class ValueScale(NamedTuple):
+    """Median and robust standard deviation of the values of a code and unit, and the number of their train patients."""
+
+    median: float
+    deviation: float
+    patients: int
+
+
+ValueScales = dict[str, dict[str, ValueScale]]  # by code and unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +39,14 @@ class Vocabulary:
       counts: occurrences of each token in train, after removing repeats in a visit.
       patients: number of train patients with each token.
       value_edges: the inner bin edges of codes whose numeric value becomes part of the token.
+      value_scales: the scales of continuous values, by code and unit ("" if unknown).
     """
 
     codes: tuple[str, ...]
     counts: tuple[int, ...]
     patients: tuple[int, ...]
     value_edges: dict[str, tuple[float, ...]]
+    value_scales: ValueScales = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return NUM_SPECIAL + len(self.codes)
@@ -44,6 +57,11 @@ class Vocabulary:
         return {token: index for index, token in enumerate((*SPECIAL_TOKENS, *self.codes))}
 
     @property
+    def count_of(self) -> dict[str, int]:
+        """Occurrences in train by code."""
+        return dict(zip(self.codes, self.counts, strict=True))
+
+    @property
     def tokens(self) -> tuple[str, ...]:
         """All tokens by id, including special tokens."""
         return (*SPECIAL_TOKENS, *self.codes)
@@ -51,7 +69,8 @@ class Vocabulary:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of everything that determines the meaning of ids; checkpoints are checked against it."""
-        text = json.dumps([self.codes, self.counts, self.patients, self.value_edges], sort_keys=True)
+        scales = [self.value_scales] if self.value_scales else []  # those without keep their fingerprint of before
+        text = json.dumps([self.codes, self.counts, self.patients, self.value_edges, *scales], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def encode(self, tokens: pl.Series) -> pl.Series:
@@ -64,6 +83,7 @@ class Vocabulary:
         """Writes the vocabulary as JSON."""
         entries = list(zip(self.codes, self.counts, self.patients, strict=True))
         content = {"special_tokens": SPECIAL_TOKENS, "codes": entries, "value_edges": self.value_edges}
+        content |= {"value_scales": self.value_scales} if self.value_scales else {}
         text = json.dumps({**content, "fingerprint": self.fingerprint}, indent=1, ensure_ascii=False)
         file.write_text(text, encoding="utf-8")
 
@@ -74,9 +94,13 @@ class Vocabulary:
             content = json.loads(file.read_text(encoding="utf-8"))
             codes, counts, patients = zip(*content["codes"], strict=True)
             edges = {code: tuple(values) for code, values in content["value_edges"].items()}
-            vocabulary = cls(codes, counts, patients, edges)
+            scales = {
+                code: {unit: ValueScale(*scale) for unit, scale in units.items()}
+                for code, units in content.get("value_scales", {}).items()
+            }
+            vocabulary = cls(codes, counts, patients, edges, scales)
             matches = vocabulary.fingerprint == content["fingerprint"]
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{file}: not a vocabulary file ({error}); restore it or prepare the data again"
             ) from error
@@ -90,11 +114,11 @@ class Vocabulary:
 EMPTY = Vocabulary((), (), (), {})
 
 
-def sample_values(events: pl.DataFrame) -> pl.DataFrame:
-    """Samples numeric values to fit quantiles, at most 10,000 per code, by a hash.
+def sample_values(events: pl.DataFrame, keys: tuple[str, ...] = ("code",)) -> pl.DataFrame:
+    """Samples numeric values to fit quantiles, at most 10,000 per code (or other `keys`), by a hash.
 
     Returns:
-      `code, values:List(Float32), subjects:List(Int64), hashes:List(UInt64), patients:UInt32`, one row per code;
+      The keys and `values:List(Float32), subjects:List(Int64), hashes:List(UInt64), patients:UInt32`, one row per code;
       `subjects` are the subjects of the sampled values, `patients` counts the subjects of all values.
     """
     numeric = events.filter(pl.col("numeric_value").is_finite() & pl.col("time").is_not_null())
@@ -105,7 +129,7 @@ def sample_values(events: pl.DataFrame) -> pl.DataFrame:
         _hash=pl.Series(hash_integers(subjects, times, values.view("int32")), dtype=pl.UInt64)
     )
     first = pl.col("_hash").arg_sort().head(_VALUES_PER_CODE)
-    return hashed.group_by("code").agg(
+    return hashed.group_by(keys).agg(
         values=pl.col("numeric_value").gather(first),
         subjects=pl.col("subject_id").gather(first),
         hashes=pl.col("_hash").gather(first),
@@ -113,16 +137,16 @@ def sample_values(events: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def merge_samples(samples: list[pl.DataFrame]) -> pl.DataFrame:
+def merge_samples(samples: list[pl.DataFrame], keys: tuple[str, ...] = ("code",)) -> pl.DataFrame:
     """Merges the samples of shards, whose subjects are disjoint, into one sample of the same form and size."""
     combined = pl.concat(samples)
     values = (
         combined.explode("values", "subjects", "hashes", empty_as_null=False)
-        .sort("code", "hashes", "values")
-        .group_by("code", maintain_order=True)
+        .sort(*keys, "hashes", "values")
+        .group_by(keys, maintain_order=True)
         .agg(pl.col("values", "subjects", "hashes").head(_VALUES_PER_CODE))
     )
-    return values.join(combined.group_by("code").agg(pl.col("patients").sum()), on="code", maintain_order="left")
+    return values.join(combined.group_by(keys).agg(pl.col("patients").sum()), on=keys, maintain_order="left")
 
 
 def fit_value_edges(
@@ -216,11 +240,12 @@ def fit_vocabulary(
     value_edges: dict[str, tuple[float, ...]],
     min_patients: int,
     known: Vocabulary = EMPTY,
+    value_scales: ValueScales | None = None,
 ) -> Vocabulary:
     """Builds the vocabulary from the `count_tokens` of the train shards, or appends new tokens to a `known` one.
 
     Tokens with fewer train patients than `min_patients` become `[UNK]`: also a privacy threshold. Ids and counts of the
-    known vocabulary are kept.
+    known vocabulary are kept. Scales of values of codes that become `[UNK]` are left out.
 
     Raises:
       ValueError: no token reaches the minimum, and `known` is empty.
@@ -234,30 +259,6 @@ def fit_vocabulary(
             "and data.codes_exclude"
         )
     new = frequent.filter(~pl.col("token").is_in(known.codes))
-    return Vocabulary(
-        (*known.codes, *new["token"]), (*known.counts, *new["count"]), (*known.patients, *new["patients"]), value_edges
-    )
-
-
-def nearest_known_ancestors(path: str | Path, known: Vocabulary) -> dict[str, str]:
-    """Maps codes of a MEDS data set that a trained model's vocabulary does not know to their nearest known ancestors.
-
-    Parents come from `parent_codes` in `metadata/codes.parquet`, over any number of levels. Only a token without a
-    value can replace another code, since a value of one measurement means nothing for another. Ties go to the most
-    frequent ancestor, then to the first by name.
-
-    Raises:
-      ValueError: the file cannot be read, or one of its columns is missing or of another type.
-    """
-    links = data_events.read_codes(path, "parent_codes").rename({"parent_codes": "parent"})
-    links = links.explode("parent", empty_as_null=False).drop_nulls()
-    frontier = pl.DataFrame({"parent": known.codes, "target": known.codes, "count": known.counts})
-    links = links.join(frontier, left_on="code", right_on="parent", how="anti")
-    ancestors: dict[str, str] = {}
-    while frontier.height:  # breadth-first from the known codes; no code is reached twice
-        children = links.join(frontier, on="parent").sort("count", "target", descending=[True, False])
-        children = children.unique("code", keep="first", maintain_order=True)
-        ancestors.update(zip(children["code"], children["target"], strict=True))
-        links = links.join(children, on="code", how="anti")
-        frontier = children.select(pl.col("code").alias("parent"), "target", "count")
-    return ancestors
+    codes = (*known.codes, *new["token"])
+    scales = {code: value_scales[code] for code in codes if code in value_scales} if value_scales else {}
+    return Vocabulary(codes, (*known.counts, *new["count"]), (*known.patients, *new["patients"]), value_edges, scales)

@@ -198,8 +198,9 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
     masked codes; `salt` is `EVALUATION_SALT` or a function of (seed, epoch).
 
     Returns:
-      `COLUMNS`, and `times`, int64 as `Patients.times` (-1 for `[CLS]` and static tokens), all 1-D. `[CLS]` and static
-      tokens have the age and date of the window's first visit, `[SEP]` the age, date and time of its visit's last code.
+      `COLUMNS`, `times`, int64 as `Patients.times` (-1 for `[CLS]` and static tokens), and `values` if the patients
+      have any, float32, NaN where a token has none; all 1-D. `[CLS]` and static tokens have the age and date of the
+      window's first visit, `[SEP]` the age, date and time of its visit's last code.
     """
     owners, lengths = windows.patients[members], windows.lengths[members]
     offsets = np.cumsum(lengths) - lengths
@@ -228,13 +229,16 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
     target = ranges(visit_offset, sizes)
 
     columns["codes"][target] = patients.codes[source]
+    if patients.values is not None:
+        columns["values"] = np.full(len(owner), np.nan, np.float32)
+        columns["values"][target] = patients.values[source]
     columns["maskable"][target] = patients.codes[source] >= NUM_SPECIAL
     columns["visit_ids"][target] = np.repeat(visit_ids, sizes)
     columns["time_deltas"][target] = np.repeat(gaps, sizes)
-    # Defaults for [CLS] and static tokens, which are not set below; time -1 ranks them before all others.
+    # For [CLS] and static tokens, which are not set below; time -1 ranks them first.
     minutes = np.repeat(patients.minutes[index.starts[0][windows.start[members]]], lengths)
     minutes[target] = patients.minutes[source]
-    times = np.full(len(owner), -1, np.int64)
+    times = columns["times"] = np.full(len(owner), -1, np.int64)
     times[target] = _times(patients, source)
     if index.use_sep:
         sep_positions = visit_offset + sizes
@@ -244,11 +248,15 @@ def build_columns(patients: Patients, index: VisitIndex, windows: Windows, membe
         minutes[sep_positions] = patients.minutes[end - 1]
         times[sep_positions] = _times(patients, end - 1)
     columns["positions"], columns["time_ranks"] = _rank(owner, offsets, times)
-    columns["times"] = times
-    columns["ages"][:] = np.where(patients.has_birth[owners][owner], minutes / MINUTES_PER_YEAR, np.nan)
-    # The sum of two int32 may overflow int32.
-    columns["dates"][:] = (patients.origins[owners].astype(np.int64)[owner] + minutes) / MINUTES_PER_YEAR
+    columns["ages"], columns["dates"] = _years(patients, owners[owner], minutes)
     return columns
+
+
+def _years(patients: Patients, owners: np.ndarray, minutes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns float32 ages, NaN where birth is unknown, and dates of tokens, both in years."""
+    ages = np.where(patients.has_birth[owners], minutes / MINUTES_PER_YEAR, np.nan)
+    dates = (patients.origins[owners].astype(np.int64) + minutes) / MINUTES_PER_YEAR  # two int32 may overflow int32
+    return ages.astype(np.float32), dates.astype(np.float32)
 
 
 def _shuffled(patients: Patients, source: np.ndarray, member: np.ndarray, owners: np.ndarray, salt: int) -> np.ndarray:

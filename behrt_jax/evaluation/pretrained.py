@@ -10,10 +10,16 @@ from behrt_jax.evaluation.loaded_run import check_comparable, load_run
 from behrt_jax.evaluation.masked_codes import score_masked
 from behrt_jax.evaluation.next_visit import score_next_visits
 from behrt_jax.evaluation.time_to_event import score_events
+from behrt_jax.evaluation.values import score_values
 from behrt_jax.training import digests, examples
 
 logger = logging.getLogger(__name__)
-SECTIONS = {"mlm": score_masked, "next_visit": score_next_visits, "time_to_event": score_events}
+SECTIONS = {
+    "mlm": score_masked,
+    "value": score_values,
+    "next_visit": score_next_visits,
+    "time_to_event": score_events,
+}
 
 
 def evaluate_run(
@@ -40,13 +46,13 @@ def evaluate_run(
     about |= {"evaluated": digests.of_evaluation(folder, run.digests, run.patients)}
     about |= {} if data is None else {"data": Path(data).name}
     parts, counts = [Comparison(about)], examples.count(run.task, run.patients)
-    for name in run.task.model.objectives:
+    for name in counts:
         if not counts[name]:
             logger.info(
                 f"{tables.TITLES[name]}: not scored, as {len(run.patients):,} patients have no {examples.NAMES[name]}"
             )
             continue
-        comparable = {key: other for key, other in others.items() if name in other.task.model.objectives}
+        comparable = {key: other for key, other in others.items() if name in examples.predicted(other.task)}
         parts.append(SECTIONS[name](run, comparable, with_baselines))
     result = comparison.join(parts)
     comparison.write(folder, result)

@@ -6,6 +6,7 @@ OWN, ORACLE = "BEHRT (this run)", "oracle (exact)"
 # The columns of each objective's table; the first sorts the baselines.
 COLUMNS = {
     "mlm": {"accuracy": "accuracy", "top5_accuracy": "top-5", "top20_accuracy": "top-20", "perplexity": "perplexity"},
+    "value": {"quantile_loss": "quantile loss", "skill": "skill", "coverage": "coverage, 80% interval"},
     "next_visit": {
         "average_precision": "average precision",
         "average_precision/new": "AP, new codes",
@@ -35,6 +36,7 @@ COLUMNS = {
 }
 TITLES = {
     "mlm": "masked codes",
+    "value": "values of masked codes",
     "next_visit": "next visits",
     "next_visit_known_time": "next visits, their start known",
     "time_to_event": "events ahead",

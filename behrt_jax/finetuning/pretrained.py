@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from behrt_jax.data import vocabulary as data_vocabulary
+from behrt_jax.data import roll_up
 from behrt_jax.data.vocabulary import SPECIAL_TOKENS, UNK, Vocabulary
 from behrt_jax.models.embeddings import CODE_TABLE
 from behrt_jax.training import workdir
@@ -58,9 +58,10 @@ def add_rows(found: LoadedRun[PretrainingRecipe], vocabulary: Vocabulary, path: 
     A new row copies the row that the code would use if it were not added: that of its nearest known parent in the data
     set at `path`, or of `[UNK]`. So training starts as it would without added codes.
     """
-    old_vocabulary, parents = found.vocabulary, data_vocabulary.nearest_known_ancestors(path, found.vocabulary)
+    old_vocabulary, new = found.vocabulary, vocabulary.tokens[len(found.vocabulary) :]
+    parents = roll_up.find_ancestors(path, found.recipe.data.roll_up, new, old_vocabulary.count_of)
     rows = [*range(len(old_vocabulary))]
-    for token in vocabulary.tokens[len(old_vocabulary) :]:
+    for token in new:
         parent = parents.get(token) or parents.get(token.rpartition("//Q")[0]) or SPECIAL_TOKENS[UNK]
         rows.append(old_vocabulary.ids[parent])
     flat: dict[str, Any] = flatten_dict(found.params, sep="/")

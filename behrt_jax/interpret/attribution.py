@@ -79,7 +79,8 @@ def gated(score: Score, columns: Columns, gates: jax.Array, baseline: int = MASK
     """Returns (B,) scores with the code of each token interpolated between a baseline and itself.
 
     Replaces the embedding of a token's code by baseline + gate x (code - baseline) while `score` runs, in any module
-    that reads the code table. The token's age, visit and time stay.
+    that reads the code table. A value changes the embedding in proportion to the gate. The token's age, visit and time
+    stay.
 
     Args:
       score: a function of the columns.
@@ -91,9 +92,10 @@ def gated(score: Score, columns: Columns, gates: jax.Array, baseline: int = MASK
 
     def intercept(call, args, kwargs, context):
         embeddings = call(*args, **kwargs)
-        if context.method_name != "__call__" or context.module.path[-2:] != ("embedding", "codes"):
+        path = context.module.path[-2:]
+        if context.method_name != "__call__" or path not in (("embedding", "codes"), ("embedding", "values")):
             return embeddings
-        baseline_embeddings = call(baseline_codes)
+        baseline_embeddings = call(baseline_codes) if path[1] == "codes" else args[0]
         return baseline_embeddings + gates[..., None] * (embeddings - baseline_embeddings)
 
     with nn.intercept_methods(intercept):

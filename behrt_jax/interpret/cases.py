@@ -92,6 +92,8 @@ def make_masked_code_case(model, params, patients, index, may_mask: np.ndarray, 
     place = np.where(is_candidate, hashes >> np.uint64(1), np.uint64(2**63)).argmin(axis=1)[:, None]
     columns["target"] = np.take_along_axis(columns["codes"], place, axis=1)[:, 0]
     np.put_along_axis(columns["codes"], place, MASK, axis=1)
+    if "values" in columns:
+        np.put_along_axis(columns["values"], place, np.nan, axis=1)
     np.put_along_axis(columns["maskable"], place, False, axis=1)
     return take(case, np.flatnonzero(is_candidate.any(axis=1)))
 

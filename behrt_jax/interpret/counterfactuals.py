@@ -13,7 +13,7 @@ from behrt_jax.data.vocabulary import MASK, NUM_SPECIAL, SEP
 from behrt_jax.data.windows import COLUMNS
 
 Columns = dict[str, Any]
-OF_TOKENS = (*COLUMNS, "patient_ids", "in_visit")
+OF_TOKENS = (*COLUMNS, "patient_ids", "in_visit", "values")
 
 
 def remove_tokens(columns: Columns, removed: jax.Array) -> Columns:
@@ -42,10 +42,11 @@ def remove_tokens(columns: Columns, removed: jax.Array) -> Columns:
     )
     lost_days = jnp.cumsum(jnp.where(emptied_starts, days, 0.0), axis=1)
 
-    def move(values):
-        return jnp.where(kept, jnp.take_along_axis(values, order, axis=1), 0).astype(values.dtype)
+    def move(values, padding=0.0):
+        return jnp.where(kept, jnp.take_along_axis(values, order, axis=1), padding).astype(values.dtype)
 
-    result = {name: move(values) if name in OF_TOKENS else values for name, values in columns.items()}
+    paddings = {**dict.fromkeys(OF_TOKENS, 0.0), "values": jnp.nan}
+    result = {name: move(each, paddings[name]) if name in OF_TOKENS else each for name, each in columns.items()}
     inside, lost_days = result["in_visit"], move(lost_days)
     begins = _begins(inside, result["visit_ids"])
     result["visit_ids"] = jnp.where(kept, jnp.maximum(jnp.cumsum(begins, axis=1) - 1, 0), 0).astype(visits.dtype)
@@ -152,7 +153,7 @@ def _insert(columns: Columns, place: int, new: dict, like: int) -> Columns:
     if len(columns["codes"]) != 1 or used + size > length:
         layout = f"{len(columns['codes'])} rows, {used} of {length} places taken"
         raise ValueError(f"columns: found {layout}; expected one row with room for {size} tokens; lay it out longer")
-    new = {"maskable": np.asarray(new["codes"]) >= NUM_SPECIAL, **new}
+    new = {"maskable": np.asarray(new["codes"]) >= NUM_SPECIAL, "values": np.nan, **new}
     layout = {}
     for name, values in columns.items():
         if name not in OF_TOKENS:

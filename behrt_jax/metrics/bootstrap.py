@@ -67,6 +67,12 @@ class Estimate(NamedTuple):
         return {**interval(self.value, self.replicates), "n": self.n, "patients": self.patients}
 
 
+def skill(loss: Estimate, reference: Estimate) -> Estimate:
+    """Returns the skill score, 1 - loss / loss of a reference; both must use the same resamples of patients."""
+    ratios = divide(loss.replicates, reference.replicates)
+    return loss._replace(value=1.0 - float(divide(loss.value, reference.value)), replicates=1.0 - ratios)
+
+
 def interval(value: float, replicates: np.ndarray) -> dict[str, float]:
     """Returns `{"value", "low", "high"}` with a 95% percentile interval."""
     low, high = np.nanquantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

@@ -46,6 +46,7 @@ class BEHRT(nn.Module):
         time_deltas=None,
         dates=None,
         time_ranks=None,
+        values=None,
         deterministic: bool = True,
         causal: bool | None = None,
         places=None,
@@ -63,6 +64,7 @@ class BEHRT(nn.Module):
           dates: (B, L) float years since 1 January 2000; with `config.rotary="ages"`, used where ages are unknown.
           time_ranks: (B, L) int rank of each token's recording time within its patient, equal for tokens of one time;
             defines the order for a causal model. If not given, `visit_ids` define it.
+          values: (B, L) float scaled values, NaN where a token has none; used if `config.value_encoding` is not `none`.
           deterministic: disables dropout; if False, dropout uses the RNG stream `dropout`.
           causal: whether a token attends only to tokens recorded no later than itself; `config.causal` if not given.
             An LSTM is always causal.
@@ -76,11 +78,11 @@ class BEHRT(nn.Module):
           ValueError: see `inputs.check_inputs`; or a column that the config requires is missing.
         """
         columns = {"ages": ages, "visit_ids": visit_ids, "attention_mask": attention_mask}
-        columns |= {"time_deltas": time_deltas, "dates": dates, "time_ranks": time_ranks}
+        columns |= {"time_deltas": time_deltas, "dates": dates, "time_ranks": time_ranks, "values": values}
         check_inputs(self.config, codes, positions, **columns)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(codes.shape[1]), codes.shape)
-        x = self.embedding(codes, ages, visit_ids, positions, time_deltas, deterministic)
+        x = self.embedding(codes, ages, visit_ids, positions, time_deltas, deterministic, values)
         # Rotary attention uses only differences of years, so dates can replace unknown ages.
         years = ages if dates is None else jnp.where(jnp.isnan(ages), dates, ages)
         causal = self.config.causal if causal is None else causal
@@ -106,7 +108,7 @@ class BEHRT(nn.Module):
           attention_mask: (B, L).
           pooling: `cls` (the first token), `last`, `mean`, `max`, or `attention` (weights learned with a head).
           num_patients: P, the maximum number of patients in a packed row; None for one patient per row.
-          **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `deterministic`.
+          **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `values`, `deterministic`.
 
         Returns:
           (B, D), or (B, P, D) with `num_patients`; zeros for a patient without tokens.
@@ -191,7 +193,7 @@ def encode(
       attention_mask: (B, L).
       capture_attention: whether to return the attention weights as well.
       causal: as in `BEHRT.__call__`.
-      **columns: `positions`, `time_deltas`, `dates`, `time_ranks`.
+      **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `values`.
 
     Returns:
       (B, L, D) hidden states; with `capture_attention`, also (num_layers, B, H, L, L) float32 weights, from the query

@@ -61,7 +61,7 @@ class BEHRTForSequenceClassification(BEHRTWithHead):
           covariates: (B, F) if `num_covariates` is not 0, or (B, P, F) with `num_patients`.
           num_patients: P, as in `BEHRT.get_patient_embedding`.
           deterministic: disables dropout; if False, dropout uses the RNG stream `dropout`.
-          **columns: `positions`, `time_deltas`, `dates`.
+          **columns: `positions`, `time_deltas`, `dates`, `values`.
 
         Returns:
           (B, num_labels) logits, or (B, P, num_labels) with `num_patients`.
@@ -94,7 +94,7 @@ class BEHRTForSequenceClassification(BEHRTWithHead):
           visit_ids: (B, L).
           attention_mask: (B, L).
           num_patients: P, as in `BEHRT.get_patient_embedding`.
-          **columns: `positions`, `time_deltas`, `dates`, `deterministic`.
+          **columns: `positions`, `time_deltas`, `dates`, `values`, `deterministic`.
 
         Returns:
           (B, D) or (B, P, D) embeddings, and (B, E) or (B, P, E) float32 log expected counts; None if E is 0.

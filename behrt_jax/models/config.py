@@ -9,6 +9,7 @@ CHOICES = {
     "encoder": ("transformer", "lstm"),
     "pooling": ("cls", "last", "mean", "max", "attention"),
     "dtype": ("float32", "bfloat16"),
+    "value_encoding": ("none", "film"),
 }
 
 
@@ -36,6 +37,7 @@ class BEHRTConfig:
       encoder: `transformer` or `lstm`.
       pooling: how patient-level heads pool tokens: `cls`, `last`, `mean`, `max` or `attention`.
       dropout: dropout rate after the embeddings and in each residual branch.
+      value_encoding: how a token's value enters its code's embedding: `none`, or `film`, by a learned scale and shift.
       dtype: of the matrix products in Transformer blocks, `float32` or `bfloat16`; everything else is float32.
     """
 
@@ -59,6 +61,7 @@ class BEHRTConfig:
     pooling: str = "mean"
     dropout: float = 0.1
     dtype: str = "float32"
+    value_encoding: str = "none"
 
     def __post_init__(self):
         for key in ("vocab_size", "embedding_dim", "hidden_dim", "num_layers", "num_heads", "feedforward_dim"):

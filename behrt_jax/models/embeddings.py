@@ -6,11 +6,13 @@ import jax.numpy as jnp
 
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.dropout import Dropout
-from behrt_jax.models.layers import Dense, LayerNorm
+from behrt_jax.models.layers import Dense, LayerNorm, ramps
 
 # Codes start larger than the embeddings added to them; with BERT's 0.02 for all, learning is slower (docs/choices.md).
 CODE_INITIALIZER = nn.initializers.normal(0.1)
 INITIALIZER = nn.initializers.normal(0.02)
+# In robust standard deviations from the median of a code; values are clipped to the outer ones.
+VALUE_KNOTS = (-10.0, -6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
 SINE_SCALE = 0.03  # a sine of this amplitude is about as large as a table initialised with standard deviation 0.02
 
 
@@ -113,6 +115,21 @@ class TimeEmbedding(nn.Module):
         return nn.Embed(self.num_bins, self.dim, embedding_init=INITIALIZER, name="table")(rows)
 
 
+class ValueModulation(nn.Module):
+    """Scales and shifts a code's embedding by a small function of its value (FiLM, Perez et al. 2018).
+
+    At initialisation it changes nothing.
+    """
+
+    @nn.compact
+    def __call__(self, embedded: jax.Array, values: jax.Array) -> jax.Array:
+        """Maps (B, L, dim) embeddings and (B, L) values to (B, L, dim); unchanged where values are NaN."""
+        dim, zeros = embedded.shape[-1], nn.initializers.zeros_init()
+        hidden = nn.gelu(nn.Dense(dim, name="input")(ramps(values, VALUE_KNOTS)))
+        scale, shift = jnp.split(nn.Dense(2 * dim, kernel_init=zeros, name="output")(hidden), 2, axis=-1)
+        return jnp.where(jnp.isnan(values)[..., None], embedded, embedded * (1.0 + scale) + shift)
+
+
 class BEHRTEmbedding(nn.Module):
     """The normalised sum of code, age, visit, position and time embeddings, projected to the hidden width.
 
@@ -127,6 +144,8 @@ class BEHRTEmbedding(nn.Module):
         config = self.config
         dim = config.embedding_dim
         self.codes = nn.Embed(config.vocab_size, dim, embedding_init=CODE_INITIALIZER)
+        if config.value_encoding == "film":
+            self.values = ValueModulation()
         self.ages = AgeEmbedding(dim, config.max_age, config.age_bin_size)
         self.visits = VisitEmbedding(dim, config.max_visits)
         if config.position_encoding == "learned":
@@ -140,10 +159,20 @@ class BEHRTEmbedding(nn.Module):
         self.projection = Dense(config.hidden_dim)
         self.dropout = Dropout(config.dropout)
 
-    def __call__(self, codes, ages, visit_ids, positions, time_deltas=None, deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self, codes, ages, visit_ids, positions, time_deltas=None, deterministic: bool = True, values=None
+    ) -> jax.Array:
         """Embeds (B, L) tokens to (B, L, D); see `BEHRT.__call__` for the arguments."""
         config = self.config
-        x = self.codes(codes) + self.visits(visit_ids) + self.ages(ages)
+        x = self.codes(codes)
+        if config.value_encoding == "film":
+            if values is None:
+                raise ValueError(
+                    "values: found None; expected (B, L) scaled values, NaN where a token has none, as "
+                    "model.value_encoding='film'; prepare the data with data.value_encoding='continuous'"
+                )
+            x = self.values(x, values)
+        x = x + self.visits(visit_ids) + self.ages(ages)
         if config.position_encoding != "none":
             x = x + self.positions(positions) * (
                 self.position_scale if config.position_encoding == "sinusoidal" else 1.0

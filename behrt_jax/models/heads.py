@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from behrt_jax.models import fused
 from behrt_jax.models.config import BEHRTConfig
 from behrt_jax.models.dropout import Dropout
-from behrt_jax.models.layers import Dense, LayerNorm
+from behrt_jax.models.layers import Dense, LayerNorm, ramps
 
 AGE_KNOTS = tuple(range(0, 101, 10))  # years
 GAP_DAYS = (0, 0.04, 0.25, 1, 2, 4, 7, 10, 14, 21, 28, 35, 60, 90, 120, 180, 270, 350, 365, 380, 540, 730, 1096, 1826)
+QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of values, as the head of values predicts them
 LOG_RATE = math.log(1 / 36_525.0)  # once in a hundred years; pre-training replaces it with the rates of its data
 
 
@@ -73,12 +74,8 @@ class GapLayer(nn.Module):
     def __call__(self, states: jax.Array, gaps: jax.Array) -> jax.Array:
         """Maps (..., D) states and (...) days to (..., D); states are unchanged where days are NaN."""
         is_known, width = ~jnp.isnan(gaps)[..., None], self.config.hidden_dim
-        low, high = (
-            jax.lax.broadcast_to_rank(jnp.asarray(days, jnp.float32), gaps.ndim + 1)
-            for days in (GAP_DAYS[:-1], GAP_DAYS[1:])
-        )
-        ramps = jnp.clip((jnp.nan_to_num(gaps)[..., None] - low) / (high - low), 0.0, 1.0)
-        inputs = jnp.concatenate([nn.LayerNorm(name="norm")(states), ramps.astype(states.dtype)], axis=-1)
+        days = ramps(gaps, GAP_DAYS).astype(states.dtype)
+        inputs = jnp.concatenate([nn.LayerNorm(name="norm")(states), days], axis=-1)
         hidden = nn.gelu(nn.Dense(2 * width, name="input")(inputs))
         return states + jnp.where(is_known, nn.Dense(width, name="output")(hidden), 0.0)
 
@@ -91,6 +88,26 @@ class DaysHead(nn.Module):
         """Maps (..., D) states to (...) float32."""
         bias_init = nn.initializers.constant(math.log1p(28.0))
         return nn.Dense(1, bias_init=bias_init, name="output")(states).astype(jnp.float32)[..., 0]
+
+
+class ValueHead(nn.Module):
+    """Quantiles of the value of a masked code, given the code; ascending, and those of a normal distribution at first.
+
+    Attributes:
+      config: architecture.
+    """
+
+    config: BEHRTConfig
+
+    @nn.compact
+    def __call__(self, states: jax.Array, codes: jax.Array) -> jax.Array:
+        """Maps (..., D) states and (..., embedding_dim) code embeddings to (..., QUANTILES) float32."""
+        inputs = jnp.concatenate([nn.LayerNorm(name="norm")(states), codes.astype(states.dtype)], axis=-1)
+        hidden = nn.gelu(nn.Dense(self.config.hidden_dim, name="input")(inputs))
+        start = jax.scipy.stats.norm.ppf(jnp.asarray(QUANTILES))
+        bias = jnp.concatenate([start[:1], jnp.log(jnp.expm1(jnp.diff(start)))])  # inverse of the softplus below
+        raw = nn.Dense(len(QUANTILES), bias_init=lambda *_: bias, name="output")(hidden).astype(jnp.float32)
+        return jnp.cumsum(jnp.concatenate([raw[..., :1], nn.softplus(raw[..., 1:])], axis=-1), axis=-1)
 
 
 class EventHead(nn.Module):

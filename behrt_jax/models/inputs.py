@@ -65,7 +65,7 @@ def count_patients(attention_mask, num_patients: int | None) -> int:
 def model_arguments(batch: dict) -> tuple[tuple, dict]:
     """Returns a model's positional and keyword arguments from a batch of packed rows."""
     columns = tuple(batch[name] for name in ("codes", "ages", "visit_ids", "patient_ids"))
-    names = ("positions", "time_deltas", "dates", "time_ranks")
+    names = ("positions", "time_deltas", "dates", "time_ranks", "values")
     return columns, {name: batch[name] for name in names if name in batch}
 
 

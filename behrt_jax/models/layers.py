@@ -2,8 +2,17 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from behrt_jax.models import fused
+
+
+def ramps(x: jax.Array, knots: tuple[float, ...]) -> jax.Array:
+    """Maps (...) numbers to (..., knots - 1): how far each lies between two knots, 0 to 1; NaN counts as 0."""
+    low, high = (
+        jax.lax.broadcast_to_rank(jnp.asarray(side, jnp.float32), x.ndim + 1) for side in (knots[:-1], knots[1:])
+    )
+    return jnp.clip((jnp.nan_to_num(x)[..., None] - low) / (high - low), 0.0, 1.0)
 
 
 class LayerNorm(nn.Module):

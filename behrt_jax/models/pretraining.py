@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from behrt_jax.models.behrt import BEHRT, BEHRTWithHead
 from behrt_jax.models.encoder import take_places
-from behrt_jax.models.heads import CodeHead, DaysHead, EventHead, GapLayer
+from behrt_jax.models.heads import CodeHead, DaysHead, EventHead, GapLayer, ValueHead
 
 
 class CodeQueries(NamedTuple):
@@ -41,7 +41,7 @@ class BEHRTForMLM(BEHRTWithHead):
           visit_ids: (B, L).
           attention_mask: (B, L).
           masked_positions: (B, K) int indices of the masked tokens in the row; all tokens if not given.
-          **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `deterministic`.
+          **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `values`, `deterministic`.
 
         Returns:
           (B, K, V) logits, or (B, L, V) without `masked_positions`.
@@ -82,7 +82,7 @@ class BEHRTForNextVisitPrediction(BEHRTWithHead):
           visit_ends: (B, K) int indices in the row of the tokens after which to predict; if given, each token attends
             only to tokens recorded no later than itself, regardless of `config.causal`.
           num_patients: P, as in `BEHRT.get_patient_embedding`; ignored with `visit_ends`.
-          **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `deterministic`.
+          **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `values`, `deterministic`.
 
         Returns:
           Logits of each code: (B, K, V) with `visit_ends`, else (B, V), or (B, P, V) with `num_patients`.
@@ -103,17 +103,21 @@ class BEHRTForPretraining(BEHRTForMLM):
       objectives: any of `mlm`, `next_visit` and `time_to_event`.
       event_bins: number of time bins of the `time_to_event` rates.
       time_known: whether the `next_visit` head can be given the start time of the visit to predict.
+      predicts_values: whether the values of masked codes are predicted too.
     """
 
     objectives: tuple[str, ...] = ("mlm",)
     event_bins: int = 1
     time_known: bool = False
+    predicts_values: bool = False
 
     def setup(self):
         """Declares the encoder and the heads."""
         self.behrt = BEHRT(self.config)
         if "mlm" in self.objectives:
             self.mlm = CodeHead(self.config)
+            if self.predicts_values:
+                self.values = ValueHead(self.config)
         if "next_visit" in self.objectives:
             self.next_visit = CodeHead(self.config)
             self.next_days = DaysHead()
@@ -126,6 +130,27 @@ class BEHRTForPretraining(BEHRTForMLM):
         """Returns the head of masked codes; a ValueError if the model has none."""
         self._need("mlm", "codes behind masks")
         return self.mlm
+
+    def query_codes_and_values(
+        self, codes, ages, visit_ids, attention_mask, *, masked_positions, labels, **columns
+    ) -> tuple[CodeQueries, jax.Array]:
+        """Returns the result of `query_codes`, and quantiles of the value of each masked code.
+
+        Args:
+          codes: (B, L); like the other inputs and `columns`, as in `BEHRT.__call__`.
+          ages: (B, L).
+          visit_ids: (B, L).
+          attention_mask: (B, L).
+          masked_positions: (B, K) int indices of the masked tokens in the row.
+          labels: (B, K) the masked codes; only the head of values reads them.
+          **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `values`, `deterministic`.
+
+        Returns:
+          The `CodeQueries`, and (B, K, Q) float32 values at `heads.QUANTILES`, in the scale of the input.
+        """
+        hidden = self.encode(codes, ages, visit_ids, attention_mask, places=masked_positions, **columns)
+        queries = CodeQueries(*self.code_head().queries(hidden), self.behrt.embedding.codes.embedding)
+        return queries, self.values(hidden, self.behrt.embedding.codes(labels))
 
     def predict_next_visits(
         self, codes, ages, visit_ids, attention_mask, *, visit_ends, causal=True, gaps=None, **columns
@@ -142,7 +167,7 @@ class BEHRTForPretraining(BEHRTForMLM):
             the visit to predict.
           gaps: (B, K) float days from that token to the start of the visit to predict, NaN where the model must not
             know it; used by models with `time_known`. The days are always predicted without it.
-          **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `deterministic`.
+          **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `values`, `deterministic`.
 
         Returns:
           (B, K, V) logits of each code, and (B, K) expected log(1 + days).
@@ -178,7 +203,7 @@ class BEHRTForPretraining(BEHRTForMLM):
           attention_mask: (B, L).
           visit_ends: (B, K) int indices in the row, such as the last token of each visit; each token attends only to
             tokens recorded no later than itself.
-          **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `deterministic`.
+          **columns: `positions`, `time_deltas`, `dates`, `time_ranks`, `values`, `deterministic`.
 
         Returns:
           (B, K, bins, V) float32 log rates per day in each bin of the time since the end of the visit.
@@ -197,6 +222,8 @@ class BEHRTForPretraining(BEHRTForMLM):
         heads = {"mlm": self, "next_visit": self.predict_next_visits, "time_to_event": self.predict_events}
         arguments = {"mlm": {}, "next_visit": {"visit_ends": visit_ends}, "time_to_event": {"visit_ends": visit_ends}}
         inputs = (codes, ages, visit_ids, attention_mask)
+        if self.predicts_values:
+            self.query_codes_and_values(*inputs, **columns, masked_positions=visit_ends, labels=codes)
         return tuple(heads[name](*inputs, **columns, **arguments[name]) for name in self.objectives)
 
     def _need(self, objective: str, what: str) -> None:

@@ -20,6 +20,7 @@ class ObjectiveConfig:
       time_to_event_weight: weight of the time-to-event loss in `joint`.
       mask_rate: share of the codes to mask, 0 < rate <= 1.
       mask_values: whether codes that carry a value are masked too.
+      value_weight: weight of the loss on the values of masked codes, relative to that on the codes; 0 disables it.
       targets: shell patterns of the codes to predict in next visits and as events.
       min_patients: target codes of fewer train patients are left out.
       history: input of next-visit prediction: `every_visit` predicts every visit with causal attention; `random_cut`
@@ -50,11 +51,12 @@ class ObjectiveConfig:
     first_event_only: bool
     query_times: str
     event_edges: tuple[float, ...]
+    value_weight: float = 0.0  # default for older runs, whose configs lack this key
 
     def __post_init__(self):
         for key, choices in CHOICES.items():
             self._expect(getattr(self, key) in choices, key, f"one of {', '.join(choices)}")
-        for key in ("mlm_weight", "next_visit_weight", "time_to_event_weight", "time_gap_weight"):
+        for key in ("mlm_weight", "next_visit_weight", "time_to_event_weight", "time_gap_weight", "value_weight"):
             self._expect(getattr(self, key) >= 0, key, "0 or more")
         self._expect(0 < self.mask_rate <= 1, "mask_rate", "more than 0 and at most 1")
         self._expect(0 <= self.known_time_share <= 1, "known_time_share", "0 to 1")
@@ -70,6 +72,8 @@ class ObjectiveConfig:
         self._expect(is_ascending, "event_edges", "days above 0 in ascending order")
         if not self.weights:
             raise ValueError("objective.name: found joint with all weights 0; expected one of them above 0")
+        is_allowed = not self.value_weight or "mlm" in self.weights
+        self._expect(is_allowed, "value_weight", "0 without masked codes, whose values it is about")
 
     def _expect(self, holds: bool, key: str, expected: str) -> None:
         if not holds:

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from behrt_jax.models.fused import CUTOFFS, code_losses
+from behrt_jax.models.heads import QUANTILES
 from behrt_jax.objectives.base import Objective, apply_model
 from behrt_jax.objectives.config import ObjectiveConfig
 
 MASK_ID = 3
 FIRST_CODE_ID = 5
+INTERVAL = (0.1, 0.9)  # quantiles of values whose coverage is evaluated
 
 
 class Masked(NamedTuple):
@@ -108,7 +110,8 @@ def masked_outcomes(logits: jax.Array, masked: Masked) -> dict[str, jax.Array]:
 
 
 def make_objective(model, config: ObjectiveConfig, has_value=None, replacement: Replacement = TRAINING) -> Objective:
-    """Returns the masked-code objective, with the loss `mlm/loss`; see `joint.make_objective`."""
+    """Returns the masked-code objective, with the loss `mlm/loss` and, weighted, `value/loss`; see `joint`."""
+    weights = {"mlm/loss": 1.0, **({"value/loss": config.value_weight} if config.value_weight else {})}
 
     def prepare(batch, key):
         maskable = batch["maskable"]
@@ -122,12 +125,77 @@ def make_objective(model, config: ObjectiveConfig, has_value=None, replacement: 
 
     def measure(params, prepared, dropout_key):
         batch, masked = prepared
-        queries, bias, table = _apply(model, params, batch, masked, dropout_key, "query_codes")
-        labels, weights = masked.labels.reshape(-1), masked.weights.reshape(-1)
-        sums = code_losses(queries.reshape(-1, queries.shape[-1]), table, bias, labels, weights)
-        return {f"mlm/{name}": (total, weights.sum()) for name, total in sums.items()}
+        if config.value_weight:
+            arguments = {"method": "query_codes_and_values", "labels": masked.labels}
+            codes, quantiles = _apply(model, params, batch, masked, dropout_key, **arguments)
+            values = {"value/loss": value_loss(quantiles, *masked_values(batch, masked))}
+        else:
+            codes, values = _apply(model, params, batch, masked, dropout_key, method="query_codes"), {}
+        labels, is_masked = masked.labels.reshape(-1), masked.weights.reshape(-1)
+        queries = codes.queries.reshape(-1, codes.queries.shape[-1])
+        sums = code_losses(queries, codes.table, codes.bias, labels, is_masked)
+        return {f"mlm/{name}": (total, is_masked.sum()) for name, total in sums.items()} | values
 
-    return Objective(prepare, measure, lambda prepared: {"mlm/loss": prepared[1].weights.sum()}, {"mlm/loss": 1.0})
+    def count(prepared):
+        batch, masked = prepared
+        counts = {"mlm/loss": masked.weights.sum()}
+        return counts | ({"value/loss": masked_values(batch, masked)[1].sum()} if config.value_weight else {})
+
+    return Objective(prepare, measure, count, weights)
+
+
+def masked_values(batch: dict[str, jax.Array], masked: Masked) -> tuple[jax.Array, jax.Array]:
+    """Returns the (B, K) values of masked codes, and float32 weights: 1 for masked codes with a value, else 0."""
+    values = jnp.take_along_axis(batch["values"], masked.positions, axis=1)
+    return jnp.nan_to_num(values), masked.weights * ~jnp.isnan(values)
+
+
+def hide(batch: dict[str, jax.Array], masked: Masked) -> dict[str, jax.Array]:
+    """Returns the batch as a model may read it: with codes masked, and without the values of any masked code."""
+    columns = {**batch, "codes": masked.inputs}
+    if "values" in batch:
+        values = jnp.take_along_axis(batch["values"], masked.positions, axis=1)
+        values = jnp.where(masked.weights > 0, jnp.nan, values)
+        columns["values"] = jax.vmap(lambda row, place, value: row.at[place].set(value))(
+            batch["values"], masked.positions, values
+        )
+    return columns
+
+
+def value_loss(quantiles: jax.Array, values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Computes the quantile loss (Koenker and Bassett 1978), which grows only linearly with an outlier.
+
+    Args:
+      quantiles: (B, K, Q) predicted values at `heads.QUANTILES`.
+      values: (B, K).
+      weights: (B, K), 0 to leave a value out.
+
+    Returns:
+      The weighted sum of the mean over the quantiles, and the sum of the weights.
+    """
+    return (value_outcomes(quantiles, values)["quantile_loss"] * weights).sum(), weights.sum()
+
+
+def value_outcomes(quantiles: jax.Array, values: jax.Array) -> dict[str, jax.Array]:
+    """Scores (..., Q) quantiles at `heads.QUANTILES` against (...) values.
+
+    Returns:
+      `quantile_loss`, the mean over the quantiles, and `coverage`, 1 if the value lies between the 10% and the 90%
+      quantile, else 0; each (...) float32, NaN where a value is NaN.
+    """
+    levels = jax.lax.broadcast_to_rank(jnp.asarray(QUANTILES), quantiles.ndim)
+    errors = values[..., None] - quantiles
+    losses = jnp.maximum(levels * errors, (levels - 1.0) * errors).mean(axis=-1)
+    low, high = (quantiles[..., QUANTILES.index(level)] for level in INTERVAL)
+    coverage = jnp.where(jnp.isnan(values), jnp.nan, ((low <= values) & (values <= high)).astype(jnp.float32))
+    return {"quantile_loss": losses, "coverage": coverage}
+
+
+def score_values(model, params, batch: dict[str, jax.Array], masked: Masked) -> dict[str, jax.Array]:
+    """Computes the `value_outcomes` of a model at each masked code, without dropout; NaN where it has no value."""
+    arguments = {"method": "query_codes_and_values", "labels": masked.labels}
+    _, quantiles = _apply(model, params, batch, masked, **arguments)
+    return value_outcomes(quantiles, jnp.take_along_axis(batch["values"], masked.positions, axis=1))
 
 
 def score_masked(model, params, batch: dict[str, jax.Array], masked: Masked) -> dict[str, jax.Array]:
@@ -137,6 +205,5 @@ def score_masked(model, params, batch: dict[str, jax.Array], masked: Masked) -> 
     return {**masked_outcomes(logits, masked), "confidence": confidence}
 
 
-def _apply(model, params, batch: dict[str, jax.Array], masked: Masked, dropout_key=None, method: str = "__call__"):
-    arguments = {"masked_positions": masked.positions, "method": method}
-    return apply_model(model, params, {**batch, "codes": masked.inputs}, dropout_key, **arguments)
+def _apply(model, params, batch: dict[str, jax.Array], masked: Masked, dropout_key=None, **arguments):
+    return apply_model(model, params, hide(batch, masked), dropout_key, masked_positions=masked.positions, **arguments)

@@ -73,11 +73,16 @@ def make_score_step(model):
     return jax.jit(lambda params, columns, masked: mlm.score_masked(model, params, columns, masked))
 
 
+def make_value_step(model):
+    """Returns a jitted (params, columns, masked) -> `mlm.score_values` of each masked code, (B, K) each."""
+    return jax.jit(lambda params, columns, masked: mlm.score_values(model, params, columns, masked))
+
+
 def score(score_step, params, masked_batches: Iterable[MaskedBatch]) -> PerTargetScores:
     """Scores a model on masked codes.
 
     Returns:
-      The `mlm.score_masked` of each masked code, with its patient.
+      The result of `score_step` at each masked code, with its patient.
     """
     parts = []
     for masked_batch in masked_batches:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from behrt_jax.data import events
 from behrt_jax.data.config import DataConfig
+from behrt_jax.data.values import round_scale
 from behrt_jax.data.vocabulary import MIN_BIN_PATIENTS, Vocabulary, round_edge
 from behrt_jax.evaluation.small_cells import drop_small
 from behrt_jax.training import workdir
@@ -26,7 +27,7 @@ def check_floor(vocabulary: Vocabulary, floor: int) -> None:
 
 
 def check_value_edges(vocabulary: Vocabulary, floor: int) -> None:
-    """Raises a ValueError if edges of value bins may be the values of real patients.
+    """Raises a ValueError if edges of value bins, or medians of continuous values, may be values of real patients.
 
     Tokens were made with these edges, so they cannot be rounded now: the model would read other bins than in training.
     """
@@ -37,12 +38,17 @@ def check_value_edges(vocabulary: Vocabulary, floor: int) -> None:
         if any(edge != round_edge(edge, EDGE_DIGITS) for edge in edges)
         or any(known.get(f"{code}//Q{place}", 0) < fewest for place in range(1, len(edges) + 2))
     ]
+    exact += [
+        code
+        for code, units in vocabulary.value_scales.items()
+        if any(scale != round_scale(scale, EDGE_DIGITS) or scale.patients < fewest for scale in units.values())
+    ]
     if exact:
         raise ValueError(
-            f"{workdir.VOCABULARY_FILE}: the values of {len(exact):,} codes have bins with edges of more than "
-            f"{EDGE_DIGITS} significant digits, or bins of fewer than {fewest} train patients; pre-train with "
+            f"{workdir.VOCABULARY_FILE}: the values of {len(exact):,} codes have bins with edges or scales of more "
+            f"than {EDGE_DIGITS} significant digits, or of fewer than {fewest} train patients; pre-train with "
             f"--config.data.value_digits={EDGE_DIGITS} --config.data.min_patients={fewest}, or with "
-            "--config.data.value_bins=0"
+            "--config.data.value_encoding=none"
         )
 
 

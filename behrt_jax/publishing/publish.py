@@ -78,5 +78,6 @@ def publish(folder: Path, output: Path, origin: model_card.Origin, floor: int, h
         *changes,
         f"left out: {dropped:,} metrics of fewer than {floor} patients (--min_patients), or that would tell of them",
         f"goes out: {len(vocabulary.codes):,} codes by name, each with how often it occurs and in how many train "
-        f"patients ({min(vocabulary.patients):,} or more); and bins of {len(vocabulary.value_edges):,} codes' values",
+        f"patients ({min(vocabulary.patients):,} or more); and bins of {len(vocabulary.value_edges):,} codes' values, "
+        f"and scales of those of {len(vocabulary.value_scales):,}",
     ]

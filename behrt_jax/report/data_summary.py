@@ -113,5 +113,5 @@ def find_warnings(summary: dict[str, Any]) -> list[dict[str, str]]:
         warnings.append(("Codes have no descriptions.", f"Add the column description to {events.CODES_FILE}."))
     if prepared and (prepared["unknown_share"] or 0) > 0.05:
         what = f"{prepared['unknown_share']:.1%} of tokens are [UNK], codes of too few train patients."
-        warnings.append((what, "Map codes to coarser ones, or lower data.min_patients."))
+        warnings.append((what, "Replace them by broader codes, as data.roll_up=('parents', 'icd', 'prefix') does."))
     return [{"what": what, "do": advice} for what, advice in warnings]

@@ -8,9 +8,10 @@ from behrt_jax.report.parts import Figure, Missing, Section, Table, Text, draw
 from behrt_jax.report.source import Source
 
 LOWER_IS_BETTER = (*tables.LOWER_IS_BETTER, "perplexity", "calibration_error", "log_days_error")
-NEITHER = ("calibration_slope", "calibration_intercept", "d_calibration_p")  # best at an intermediate value
+NEITHER = ("calibration_slope", "calibration_intercept", "d_calibration_p", "coverage")  # best at an intermediate value
 UNITS = {
     "mlm": "masked codes",
+    "value": "values",
     "next_visit": "visits to predict",
     "time_to_event": "visits",
     "classification": "labels",

@@ -19,6 +19,8 @@ def describe_data(prepared: Prepared, num_parameters: int) -> list[str]:
         "left out: " + (", ".join(f"{number:,} {kind}" for kind, number in left_out(counts).items()) or "nothing"),
         f"[UNK]: {unknown / max(tokens, 1):.2%} of tokens, codes of fewer than data.min_patients train patients",
     ]
+    if backed_off := sum(counts[f"backed_off/{split}"] for split in events.SPLITS):
+        lines.append(f"broader codes: {backed_off / tokens:.2%} of tokens, by data.roll_up")
     if counts["splits_made"]:
         split_file = prepared.folder / "subject_splits.parquet"
         lines.append(f"splits: the data has none; made 70/15/15 from a hash of the subject id, stored in {split_file}")
@@ -61,6 +63,7 @@ def left_out(counts: dict) -> dict[str, int]:
         "events by data.codes_include and data.codes_exclude": counts["events_left_out_by_pattern"],
         "events that name no visit": counts["events_without_visit"],
         "repeats of a code within a visit": counts["repeats_left_out"],
+        "values of codes and units with too few patients or one value": counts.get("values_left_out", 0),
         "patients without any code left": counts["patients_without_codes"],
         "patients in other splits": counts["patients_in_other_splits"],
         "events of patients in other splits": counts["events_in_other_splits"],

@@ -19,34 +19,42 @@ NAMES = {
     "mlm": "codes to mask",
     "next_visit": "next visits to predict",
     "time_to_event": "visits to predict events from",
+    "value": "values of codes to mask",
 }
 NEEDS = {
     "mlm": "a code in a visit that the vocabulary knows (and with objective.mask_values=False one without a value)",
     "next_visit": "a patient with two visits that hold codes of objective.targets",
     "time_to_event": "a patient with a code of objective.targets after a visit",
+    "value": "a code with a number that has a scale (with objective.mask_values=True, or it is never masked)",
 }
 CHUNK = 500  # patients
 
 
 def carries_value(vocabulary: Vocabulary) -> np.ndarray:
-    """Returns (V,) bool: whether each token includes a bin of a numeric value."""
-    special = np.zeros(NUM_SPECIAL, bool)
-    return np.append(special, [code.rpartition("//Q")[0] in vocabulary.value_edges for code in vocabulary.codes])
+    """Returns (V,) bool: whether each token includes a bin of a numeric value, or has continuous values beside it."""
+    special, edges, scales = np.zeros(NUM_SPECIAL, bool), vocabulary.value_edges, vocabulary.value_scales
+    return np.append(special, [code.rpartition("//Q")[0] in edges or code in scales for code in vocabulary.codes])
+
+
+def predicted(task: "pretraining.PretrainingTask") -> tuple[str, ...]:
+    """Returns the keys of `NAMES` for what a model predicts."""
+    return (*task.model.objectives, *["value"] * task.model.predicts_values)
 
 
 def count(task: "pretraining.PretrainingTask", patients: Patients, training: bool = False) -> dict[str, int]:
-    """Counts the examples of each objective of a model in a split: `{"mlm": 91234, "next_visit": 4321}`.
+    """Counts the examples of what a model predicts in a split: `{"mlm": 91234, "next_visit": 4321}`.
 
     Args:
       task: the model, its objective and its recipe.
       patients: the split; with `objective.query_times="anytime"`, from `pretraining.add_query_tokens`.
       training: whether to leave out codes that carry a value if `objective.mask_values=False`, as in training.
     """
-    counts = {}
-    for name in task.model.objectives:
+    counts, with_values = {}, task.recipe.objective.mask_values or not training
+    for name in predicted(task):
         if name == "mlm":
-            with_values = task.recipe.objective.mask_values or not training
             counts[name] = _count_codes(task.vocabulary, patients, with_values)
+        elif name == "value":
+            counts[name] = int((~np.isnan(patients.columns["values"])).sum()) if with_values else 0
         elif name == "next_visit":
             counts[name] = _count_next_visits(task.recipe.data, task.is_target, patients)
         else:
@@ -90,7 +98,7 @@ def check(recipe: PretrainingRecipe, counts: dict[str, int], split: str) -> None
       ValueError: an objective has no examples; the message names it.
     """
     for name in (name for name, number in counts.items() if not number):
-        is_joint = recipe.objective.name == "joint"
+        is_joint = recipe.objective.name == "joint" or name == "value"
         key = f"objective.{name}_weight" if is_joint else f"objective.name={name}"
         remedy = "set it to 0" if is_joint else "name another objective"
         raise ValueError(

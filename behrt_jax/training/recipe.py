@@ -118,6 +118,13 @@ class TemporalSplitConfig:
     outcome_window_days: float = 0.0
 
 
+def check_values(data: DataConfig, model: BEHRTConfig) -> None:
+    """Raises a ValueError if a model reads values that the data lack."""
+    if model.value_encoding != "none" and data.value_encoding != "continuous":
+        found = f"{model.value_encoding!r} with data.value_encoding={data.value_encoding!r}"
+        raise ValueError(f"model.value_encoding: found {found}; expected none, or data.value_encoding='continuous'")
+
+
 @dataclasses.dataclass(frozen=True)
 class PretrainingRecipe:
     """A recipe of pre-training, one attribute per section; `kind` is `pretraining`."""
@@ -131,6 +138,12 @@ class PretrainingRecipe:
     seed: int = 0
     code_init: str = ""
     kind: str = PRETRAINING
+
+    def __post_init__(self):
+        if self.objective.value_weight and self.data.value_encoding != "continuous":
+            found = f"{self.objective.value_weight} with data.value_encoding={self.data.value_encoding!r}"
+            raise ValueError(f"objective.value_weight: found {found}; expected 0, or data.value_encoding='continuous'")
+        check_values(self.data, self.model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +171,9 @@ class FinetuningRecipe:
     lora: LoRAConfig = LoRAConfig()
     temporal_split: TemporalSplitConfig = TemporalSplitConfig()
     seed: int = 0
+
+    def __post_init__(self):
+        check_values(self.data, self.model)
 
 
 Recipe = PretrainingRecipe | FinetuningRecipe

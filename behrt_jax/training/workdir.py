@@ -134,7 +134,7 @@ def restore_params(workdir: Path, model: nn.Module, lora_config: LoRAConfig = NO
 def build_model(config: BEHRTConfig, objective: ObjectiveConfig) -> BEHRTForPretraining:
     """Builds the pre-training model of a recipe, with a head for each objective."""
     bins, time_known = len(objective.event_edges) + 1, objective.known_time_share > 0
-    return BEHRTForPretraining(config, tuple(objective.weights), bins, time_known)
+    return BEHRTForPretraining(config, tuple(objective.weights), bins, time_known, objective.value_weight > 0)
 
 
 def build_outcome_model(recipe: FinetuningRecipe, facts: Facts) -> BEHRTForSequenceClassification:
@@ -154,7 +154,7 @@ def initialize(model: nn.Module, key: jax.Array) -> Any:
     ints = jax.numpy.zeros((1, 2), "int32")
     days = ints.astype("float32")
     method = "score_all" if isinstance(model, BEHRTForPretraining) else "__call__"
-    return model.init(key, ints, days, ints, ints, time_deltas=days, method=method)
+    return model.init(key, ints, days, ints, ints, time_deltas=days, values=days, method=method)
 
 
 def digest(*values: Any) -> str:
@@ -189,6 +189,7 @@ def digest_patients(patients: Patients) -> str:
     Tokens of a visit with the same time have no order, so files that list them differently have the same digest.
     """
     columns = (patients.owners, patients.codes, patients.visits, patients.minutes, patients.microseconds)
+    columns += () if patients.values is None else (patients.values.view(np.int32),)
     with np.errstate(over="ignore"):
         tokens = hash_integers(*columns).sum(dtype=np.uint64)
     sizes = np.diff(patients.offsets)

@@ -32,7 +32,8 @@ def load(workdir: str | Path) -> Loaded:
       `config.model.vocab_size`; it is locked. `model.apply(params, codes, ages, visit_ids, attention_mask)` returns the
       logits of masked codes if the model was trained on them, `method="predict_next_visits"` those of next visits; for
       a fine-tuned model, the logits of its outcomes (see `objectives.classification` and `objectives.survival`). Pass
-      `time_deltas=` (days since the previous visit) too if `config.model.time_bins` is not 0.
+      `time_deltas=` (days since the previous visit) too if `config.model.time_bins` is not 0, and `values=` if
+      `config.model.value_encoding` is `film`.
 
     Raises:
       ValueError: the workdir lacks a file, or holds no readable checkpoint.

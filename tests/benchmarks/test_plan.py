@@ -130,7 +130,8 @@ def test_the_plan_of_this_machine_is_measured(messages):
 @pytest.mark.slow
 def test_every_objective_can_be_planned():
     config = joint.get_config()
-    config.objective.time_to_event_weight = 0.1
+    config.objective.update(time_to_event_weight=0.1, value_weight=0.5)
+    config.data.value_encoding, config.model.value_encoding = "continuous", "film"
     assert step_cost.compute(read_recipe(shrink(config)), 100, 2).flops > 0
 
 

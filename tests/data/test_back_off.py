@@ -10,7 +10,8 @@ import pytest
 
 from behrt_jax.data import dataset, events
 from behrt_jax.data.prepare import prepare
-from behrt_jax.data.vocabulary import Vocabulary, nearest_known_ancestors
+from behrt_jax.data.roll_up import find_ancestors
+from behrt_jax.data.vocabulary import Vocabulary
 from tests.data.handmade import SPLITS, SUBJECTS, MedsFolder, assert_clear, write_cohort
 from tests.data.test_prepare import decoded
 
@@ -18,8 +19,8 @@ MIMIC = Path(__file__).parents[3] / "shared" / "data" / "mimic-iv-demo-meds"
 FIRST = SUBJECTS[0]
 
 
-def vocabulary(**counts: int) -> Vocabulary:
-    return Vocabulary(tuple(counts), tuple(counts.values()), tuple(counts.values()), {})
+def nearest_known_ancestors(root: Path, known: dict[str, int]) -> dict[str, str]:
+    return find_ancestors(root, (), (), known)
 
 
 def write_codes(root: Path, parents: dict | pl.DataFrame) -> Path:
@@ -34,7 +35,7 @@ def write_codes(root: Path, parents: dict | pl.DataFrame) -> Path:
 
 
 def test_the_nearest_known_ancestor_is_found(tmp_path):
-    known = vocabulary(OFTEN=9, SAME_B=5, SAME_A=5, RARE=2)
+    known = dict(OFTEN=9, SAME_B=5, SAME_A=5, RARE=2)
     write_codes(
         tmp_path,
         {
@@ -73,15 +74,15 @@ def test_random_graphs_as_a_plain_search_finds_them(tmp_path, seed):
         if level:
             expected[name] = min(hits, key=lambda hit: (-counts[hit], hit))
     write_codes(tmp_path, parents)
-    assert expected and nearest_known_ancestors(tmp_path, vocabulary(**counts)) == expected
+    assert expected and nearest_known_ancestors(tmp_path, counts) == expected
 
 
 def test_without_a_table_or_a_column_or_a_parent_there_is_no_back_off(tmp_path):
-    assert nearest_known_ancestors(tmp_path, vocabulary(A=1)) == {}
+    assert nearest_known_ancestors(tmp_path, {"A": 1}) == {}
     empty = pl.Series([None, None])
     for column in ([], [empty], [empty.cast(pl.List(pl.Null))]):
         write_codes(tmp_path, pl.DataFrame([pl.Series("code", ["a", "b"]), *[c.alias("parent_codes") for c in column]]))
-        assert nearest_known_ancestors(tmp_path, vocabulary(A=1)) == {}
+        assert nearest_known_ancestors(tmp_path, {"A": 1}) == {}
 
 
 MALFORMED = {
@@ -248,7 +249,7 @@ def test_real_diagnoses_are_read_as_their_concepts(tmp_path, bundled_config):
     fitted = prepare(dataclasses.replace(config, path=str(concepts.root), prepared_dir=str(tmp_path / "p"))).vocabulary
     found = prepare(config, fitted)
     expected = {code: above for code, above in parent.items() if above in fitted.ids}
-    assert len(expected) > 90 and nearest_known_ancestors(MIMIC, fitted).items() >= expected.items()
+    assert len(expected) > 90 and nearest_known_ancestors(MIMIC, fitted.count_of).items() >= expected.items()
     codes = collections.Counter(dataset.read(found.folder, "train").codes.tolist())
     for name, number in zip(fitted.codes, fitted.counts, strict=True):
         assert codes[fitted.ids[name]] == number, name

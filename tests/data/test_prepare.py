@@ -482,6 +482,10 @@ OTHER_KEYS = {
     "value_bins": 5,
     "sex_codes": ("B=F",),
     "value_digits": 2,
+    "value_encoding": "continuous",
+    "text_values": True,
+    "unit_table": __file__,
+    "roll_up": ("icd",),
 }
 UNRELATED_KEYS = {"row_length": 64, "use_sep": False, "prepared_dir": "elsewhere"}
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import behrt_jax
-from behrt_jax.data.vocabulary import Vocabulary
+from behrt_jax.data.vocabulary import ValueScale, Vocabulary
 from behrt_jax.publishing import checks, model_card, publish
 
 SIMULATED = model_card.Origin("simulated", "Apache-2.0", "Made by Synthea.")
@@ -120,6 +120,20 @@ def test_bins_of_values_that_tell_of_patients_are_refused(edges, patients, floor
         return
     with pytest.raises(ValueError, match=r"vocabulary.json: the values of 1 codes .*--config.data.value_digits=2"):
         checks.check_value_edges(binned, floor)
+
+
+@pytest.mark.parametrize(
+    ("median", "deviation", "patients", "is_right"),
+    [(138.2, 3.5, 20, True), (138.23, 3.5, 20, False), (138.2, 3.46, 20, False), (138.2, 3.5, 10, False)],
+)
+def test_scales_of_values_that_tell_of_patients_are_refused(median, deviation, patients, is_right):
+    scales = {"LAB//1": {"mmol/L": ValueScale(median, deviation, patients)}}
+    scaled = Vocabulary(("LAB//1",), (50,), (50,), {}, scales)
+    if is_right:
+        checks.check_value_edges(scaled, 11)
+        return
+    with pytest.raises(ValueError, match=r"vocabulary.json: the values of 1 codes .*--config.data.value_digits=2"):
+        checks.check_value_edges(scaled, 11)
 
 
 def test_nothing_of_one_patient_goes_out(whole, tmp_path):

@@ -123,6 +123,26 @@ def with_codes(asked: Asked, code: int) -> np.ndarray:
     return np.log(own / (1 - own))
 
 
+def test_a_gate_takes_the_value_away_with_the_code():
+    model, columns = BEHRTForPretraining(tiny.config(value_encoding="film"), ("mlm", "next_visit")), histories()
+    is_explained = np.asarray(attribution.is_explained(columns))
+    values = np.random.default_rng(0).normal(size=is_explained.shape)
+    columns["values"] = np.where(is_explained, values, np.nan).astype(np.float32)
+    score = functools.partial(attribution.next_visit_odds, model, parameters(model))
+    hidden = columns | {"codes": np.where(is_explained, MASK, columns["codes"]), "values": 0 * values + np.nan}
+    hidden["values"] = hidden["values"].astype(np.float32)
+
+    @jax.jit
+    def everything(columns, hidden):
+        gates = jnp.ones(is_explained.shape)
+        found = [attribution.gated(score, columns, each) for each in (gates, 0 * gates)]
+        return found, [score(columns), score(hidden)]
+
+    found, expected = jax.device_get(everything(columns, hidden))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert (np.abs(expected[0] - expected[1]) > 1e-3).all()
+
+
 def test_scores_are_the_log_odds_that_the_heads_give():
     params, columns = parameters(PRETRAINED), histories(masked=True)
     ends = (columns["patient_ids"].sum(axis=1) - 1)[:, None]

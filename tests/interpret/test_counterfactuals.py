@@ -18,8 +18,13 @@ LENGTH = 128
 
 @pytest.fixture(scope="module")
 def patients(bundled_train):
-    """Thirty patients; histories longer than a row, and with several visits."""
-    return dataset.take(bundled_train, np.arange(len(bundled_train)) < 30)
+    """Thirty patients; histories longer than a row, and with several visits; half of the codes of visits have a value.
+
+    Repeats of a code in a visit share their value, as of several it is not clear which goes.
+    """
+    found = dataset.take(bundled_train, np.arange(len(bundled_train)) < 30)
+    has_value = (found.visits >= 0) & (found.codes % 2 == 0)
+    return dataclasses.replace(found, values=np.where(has_value, found.codes, np.nan).astype(np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ def rebuilt(patients, row: int, kept: np.ndarray) -> dict:
     before = data_windows.index_visits(patients, LENGTH)
     first = data_windows.newest_windows(before).start[row] - before.first_visit[row]
     own = dataset.take(patients, np.arange(len(patients)) == row)
-    columns = {name: getattr(own, name)[kept] for name in ("codes", "visits", "minutes", "microseconds")}
+    columns = {name: column[kept] for name, column in own.columns.items()}
     new = dataclasses.replace(own, offsets=np.array([0, kept.sum()]), **columns)
     index = data_windows.index_visits(new, LENGTH)
     skipped = data_windows.newest_windows(before).skipped[row]
@@ -125,6 +130,7 @@ def test_what_is_added_and_removed_again_leaves_no_trace(columns):
     assert (wider["patient_ids"].sum() - history["patient_ids"].sum()) == 2
     added = wider["in_visit"] & (wider["visit_ids"] == visit)
     assert wider["codes"][added].tolist()[-3:] == [*codes, SEP]
+    assert np.isnan(wider["values"][added][-3:]).all() and (~np.isnan(history["values"])).any()
     places = np.flatnonzero(added)[-3:-1]
     removed = np.zeros_like(added)
     removed[0, places] = True

@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from behrt_jax.metrics.bootstrap import PerTargetScores, concatenate, mean_metrics, merge_sums, paired, summarize
+from behrt_jax.metrics.bootstrap import (
+    PerTargetScores,
+    concatenate,
+    estimate,
+    mean_metrics,
+    merge_sums,
+    paired,
+    skill,
+    summarize,
+)
 
 
 def outcomes(patients, **values):
@@ -111,3 +120,15 @@ def test_only_outcomes_at_the_same_targets_are_paired():
         paired(outcomes([1, 1, 2], loss=[1, 2, 3]), outcomes([1, 2, 2], loss=[1, 2, 3]), "mlm")
     with pytest.raises(ValueError, match="same targets of the same patients"):
         paired(outcomes([1, 1, 2], loss=[1, 2, 3]), outcomes([1, 1], loss=[1, 2]), "mlm")
+
+
+def test_skill_is_one_less_the_ratio_of_losses_on_each_resample():
+    rng = np.random.default_rng(3)
+    patients, reference = rng.integers(0, 40, 400), rng.uniform(1, 2, 400)
+    third, other = (outcomes(patients, loss=values) for values in (reference / 3, rng.uniform(0, 2, 400)))
+    losses = [estimate(each, "x")["x/loss"] for each in (outcomes(patients, loss=reference), third, other)]
+    same, better, noisy = (skill(each, losses[0]).summary() for each in losses)
+    assert same == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 400, "patients": 40}
+    assert [better[end] for end in ("value", "low", "high")] == pytest.approx([2 / 3] * 3, rel=1e-6)
+    assert noisy["low"] < noisy["value"] < noisy["high"]
+    assert noisy["value"] == pytest.approx(1 - other.values["loss"].mean() / reference.mean(), rel=1e-6)

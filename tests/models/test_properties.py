@@ -21,9 +21,11 @@ MODELS = {
     "causal": {"causal": True},
     "causal, months": {"causal": True, "rotary": "ages", "position_encoding": "none"},
     "lstm": {"encoder": "lstm"},
+    "values": {"value_encoding": "film"},
+    "causal, values": {"causal": True, "value_encoding": "film"},
 }
-QUICK = ("reference", "causal, months", "lstm")
-BLIND = ("causal", "causal, months", "lstm")  # to the future
+QUICK = ("reference", "causal, months", "causal, values", "lstm")
+BLIND = ("causal", "causal, months", "causal, values", "lstm")  # to the future
 UNORDERED = {
     "no rotation": {**PLAIN, "position_encoding": "none"},
     "rotated by age": {"position_encoding": "none", "rotary": "ages"},
@@ -83,6 +85,7 @@ def redrawn(batch, places, seed, later=0):
     batch["positions"][places] = rng.integers(0, 99, count)
     batch["time_deltas"][places] = rng.choice([-1.0, 0.0, 71.0, 9e9, np.inf], count)
     batch["dates"][places] = rng.choice([np.nan, -80.0, 3.5, 40.0, -np.inf], count)
+    batch["values"][places] = rng.choice([np.nan, -9.0, 0.3, 40.0, -np.inf], count)
     return batch
 
 

@@ -241,7 +241,8 @@ def test_the_digest_of_patients_tells_every_change_but_the_order_of_tokens_that_
     moved = [patients(codes=(7, 8, 7, 9)), patients(minutes=(10, 10, 61, 5)), patients(microseconds=(0, 1, 1, 0))]
     moved += [dataclasses.replace(patients(), offsets=np.array([0, 2, 4])), patients(codes=(7, 7, 9, 7))]
     moved += [dataclasses.replace(patients(), subject_ids=np.array([3, 5]))]
-    assert len({own, *map(workdir.digest_patients, moved)}) == 7
+    moved += [dataclasses.replace(patients(), values=np.float32([0, 1, each, 1])) for each in (0.5, np.nan)]
+    assert len({own, *map(workdir.digest_patients, moved)}) == 9
 
 
 def test_a_run_whose_inputs_changed_is_refused(tmp_path):
@@ -350,6 +351,7 @@ def as_older(config: dict) -> dict:
     older = json.loads(json.dumps(config))
     older["data"]["separators"] = older["data"].pop("use_sep")
     older["evaluation"]["mask_draws"] = older["evaluation"].pop("num_mask_samples")
+    del older["data"]["value_encoding"], older["model"]["value_encoding"], older["objective"]["value_weight"]
     return older
 
 

@@ -1,0 +1,114 @@
+"""Compares values of measurements left out, as quantile tokens and continuous: pre-trained alike, then fine-tuned.
+
+python -m experiments.labels --task=configs/tasks/diagnosis_prediabetes.yaml --data=data/synthea-1151 --output=LABELS
+python -m experiments.studies.values --labels=LABELS [--workdir=runs/values] [--jobs=2]
+
+Each variant and seed pre-trains configs/labs.py on the same events in the same rows, and fine-tunes the encoder on the
+labels. Masked codes are compared on those of objective.targets alone (conditions, procedures, medications), which carry
+no value, so that they are the same tokens for all variants. Finished runs are not repeated.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from behrt_jax.data.next_visit_targets import target_codes
+from behrt_jax.evaluation.loaded_run import load_run
+from behrt_jax.evaluation.masked_codes import masked_batches
+from behrt_jax.objectives import scoring
+from experiments import _cli
+from experiments.studies import sweep
+
+NOT_READ = {"model.value_encoding": "none", "objective.value_weight": 0.0}
+VARIANTS = {
+    "no values": {"data.value_encoding": "none", **NOT_READ},
+    "quantile tokens": {"data.value_encoding": "bins", **NOT_READ},
+    "continuous, read": {"objective.value_weight": 0.0},
+    "continuous, read and predicted": {},
+}
+COLUMNS = {
+    "loss": "masked-code loss, nats",
+    "accuracy": "masked-code accuracy",
+    "classification/auroc": "AUROC",
+    "classification/auprc": "AUPRC",
+}
+
+
+def make_runs(folder: Path, name: str, seed: int, labels: str, steps: tuple[int, int], extra: list[str]) -> list:
+    """Returns the runs of a variant and a seed: pre-training, and the fine-tuning that rests on it.
+
+    Args:
+      folder: the folder of all runs.
+      name: of the variant.
+      seed: of both runs.
+      labels: a file of labels.
+      steps: numbers of updates of pre-training and of fine-tuning.
+      extra: KEY=VALUE for both recipes.
+    """
+    slug, options = re.sub("[^a-z]+", "-", name.lower()), [f"--config.{each}" for each in extra]
+    encoder, classifier = (folder / f"{slug}-{kind}-seed-{seed}" for kind in ("pretrained", "finetuned"))
+    same_rows = {"data.unique_codes_in_visit": False}  # whether a code repeats would depend on how values are encoded
+    keys = {**same_rows, **VARIANTS[name], "seed": seed, "train.num_steps": steps[0], "train.evaluate_every": steps[0]}
+    tuned = {"pretrained": encoder, "labels": labels, "seed": seed}
+    tuned |= {"train.num_steps": steps[1], "train.evaluate_every": max(1, steps[1] // 2)}
+    return [
+        sweep.training("pretrain", "configs/labs.py", encoder, keys, *options),
+        sweep.training("finetune", "configs/classification.py", classifier, tuned, *options),
+    ]
+
+
+def score_targets(workdir: Path) -> dict[str, float]:
+    """Returns the mean loss and accuracy of a pre-trained run on masked codes of `objective.targets`, on tuning."""
+    run = load_run(workdir, "tuning", None)
+    masked = list(masked_batches(run, run.patients, run.recipe.evaluation.num_mask_samples))
+    scores = scoring.score(scoring.make_score_step(run.task.model), run.params, masked)
+    is_target = target_codes(run.vocabulary, run.recipe.objective.targets, run.recipe.objective.min_patients)
+    chosen = is_target[np.concatenate([each.labels for each in masked])]
+    return {name: float(scores.values[name][chosen].mean()) for name in ("loss", "accuracy")}
+
+
+def read_runs(runs: list[sweep.Run]) -> dict[str, float]:
+    """Reads the `COLUMNS` of a pre-trained run and of the fine-tuned one."""
+    metrics = sweep.read_evaluation(runs[1].workdir)["metrics"]
+    return {**score_targets(runs[0].workdir), **{name: entry["value"] for name, entry in metrics.items()}}
+
+
+def format_markdown(results: dict[str, list[dict[str, float]]]) -> str:
+    """Formats means and ranges over the seeds of each variant."""
+    rows = [
+        [name, *(sweep.mean_and_range([each[key] for each in found if key in each]) for key in COLUMNS)]
+        for name, found in results.items()
+    ]
+    number = len(next(iter(results.values())))
+    return f"{number} seeds: mean [lowest, highest]\n\n{sweep.format_table(['', *COLUMNS.values()], rows)}"
+
+
+def main() -> None:
+    """Runs the command."""
+    folder, steps = Path(FLAGS.workdir), (FLAGS.num_steps, FLAGS.finetuning_steps)
+    runs = {
+        (name, seed): make_runs(folder, name, seed, FLAGS.labels, steps, FLAGS.set)
+        for seed in range(FLAGS.seeds)
+        for name in VARIANTS
+    }
+    for stage in (0, 1):
+        sweep.run_all({f"{name}, seed {seed}": each[stage] for (name, seed), each in runs.items()}, FLAGS.jobs)
+    results = {}
+    for (name, _), each in runs.items():
+        results.setdefault(name, []).append(read_runs(each))
+    table = format_markdown(results)
+    (folder / "values.md").write_text(table)
+    print(f"{table}\nmasked codes on tuning, the task on held-out patients; written: {folder / 'values.md'}")
+
+
+if __name__ == "__main__":
+    FLAGS = flags.FLAGS
+    sweep.define_flags("runs/values")
+    flags.DEFINE_string("labels", None, "A file of binary labels that measurements may help to predict.", required=True)
+    flags.DEFINE_integer("seeds", 3, "Runs of each variant.", lower_bound=1)
+    flags.DEFINE_integer("num_steps", 600, "Updates of pre-training.", lower_bound=1)
+    flags.DEFINE_integer("finetuning_steps", 100, "Updates of fine-tuning.", lower_bound=1)
+    flags.DEFINE_multi_string("set", [], "KEY=VALUE for both recipes, such as train.batch_size=16; may be repeated.")
+    _cli.run(main)
