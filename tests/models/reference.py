@@ -50,8 +50,19 @@ def time_row(days, config):
     return int(min(bins, config.time_bins - 1))
 
 
+def modulated(x, value, weights):
+    """Perez et al. (2018), of how far the value lies between two of some knots; those beyond the last count as it."""
+    knots = [-10, -6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6, 10]
+    pairs = zip(knots[:-1], knots[1:], strict=True)
+    places = np.array([min(max((value - low) / (high - low), 0), 1) for low, high in pairs])
+    scale, shift = np.split(dense(gelu(dense(places, weights["input"])), weights["output"]), 2)
+    return x * (1 + scale) + shift
+
+
 def embed(token, weights, config):
     x = weights["codes"]["embedding"][token["codes"]]
+    if config.value_encoding == "film" and not np.isnan(token["values"]):
+        x = modulated(x, token["values"], weights["values"])
     x = x + weights["visits"]["table"]["embedding"][min(token["visit_ids"], config.max_visits - 1)]
     x = x + weights["ages"]["table"]["embedding"][age_row(token["ages"], config)]
     if config.position_encoding == "learned":
@@ -148,7 +159,7 @@ def encode(weights, config, batch):
     hidden = np.full((*batch["codes"].shape, config.hidden_dim), np.nan)
     for row, _, places in patients(batch):
         patient = {name: batch[name][row, places] for name in ("codes", "ages", "visit_ids", "positions")}
-        patient |= {name: batch[name][row, places].astype(float) for name in ("ages", "time_deltas", "dates")}
+        patient |= {name: batch[name][row, places].astype(float) for name in ("ages", "time_deltas", "dates", "values")}
         tokens = [{name: values[place] for name, values in patient.items()} for place in range(len(places))]
         x = np.stack([embed(token, weights["embedding"], config) for token in tokens])
         hidden[row, places] = ENCODERS[config.encoder](x, weights["encoder"], patient, config)

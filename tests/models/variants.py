@@ -23,7 +23,7 @@ CONFIGS = {
         "rotary": "none",
         "pooling": "max",
     },
-    "one head": {**PLAIN, "visit_bias": True, "num_heads": 1, "pooling": "cls"},
+    "one head": {**PLAIN, "visit_bias": True, "num_heads": 1, "pooling": "cls", "value_encoding": "film"},
     "rotary alone": {**PLAIN, "rotary": "positions", "pooling": "attention"},
     "all of time": {"position_encoding": "sinusoidal", "rotary": "ages", "causal": True},
     "lstm": {**PLAIN, "encoder": "lstm", "pooling": "last"},
@@ -103,5 +103,6 @@ def awkward_batch() -> dict[str, np.ndarray]:
     batch["visit_ids"][1] = np.arange(16) // 2
     batch["time_deltas"][1, :8] = [0, 0.25, 3, 7, 8191, 20_000, -1, 83.5]
     batch["dates"][0, 2:5] = np.nan
+    batch["values"][1, :6] = [-30, -10, 0, 0.25, 10, 1e6]
     batch["places"] = np.array([[5, 8, 13, 9], [1, 15, 15, 7], [6, 1, 0, 2]])  # tokens, often the last of a visit
     return batch
