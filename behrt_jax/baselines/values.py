@@ -1,6 +1,6 @@
 """Baselines for the values of masked codes: quantiles of train, and the patient's nearest value of the same code.
 
-Each baseline reads the same window as the model, with the same codes masked, and is told the masked code, as it is.
+Each baseline gets the same input as the model: the window with the same codes masked, and the masked code itself.
 """
 
 from collections.abc import Callable, Iterable

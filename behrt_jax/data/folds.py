@@ -19,7 +19,7 @@ def write_view(data: Path, folder: Path, fold: int, folds: int, groups: Path | N
       folder: where to write the view, as its subfolder `data`.
       fold: number of the fold, from 0.
       folds: number of folds.
-      groups: a table of `subject_id` and `group`, such as hospitals, each of which is held out as a whole.
+      groups: a table of `subject_id` and `group`, such as a hospital. No group is split between folds.
 
     Raises:
       ValueError: the table of groups does not fit the data or the number of folds.

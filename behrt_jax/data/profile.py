@@ -9,9 +9,8 @@ from tqdm import tqdm
 
 from behrt_jax.data import events, sexes, tokenize, visits, vocabulary
 from behrt_jax.data.config import DataConfig
-from behrt_jax.data.values import UNIT_COLUMNS
+from behrt_jax.data.values import TEXT, UNIT_COLUMNS
 
-TEXT_COLUMN = "text_value"
 OLDEST = 90  # years; older patients are one group, as in rules on de-identified data (HIPAA)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MOST_PARTS = 16  # profiles of shards to hold in memory before merging them
@@ -124,7 +123,7 @@ def value_quantiles(profile: Profile, floor: int) -> list[dict]:
 
 
 def _profile_shard(shard: Path, config: DataConfig, of_folder: str | None, listed: pl.DataFrame | None) -> Profile:
-    columns = (*visits.visit_columns(config.visits), *UNIT_COLUMNS, TEXT_COLUMN)
+    columns = (*visits.visit_columns(config.visits), *UNIT_COLUMNS, TEXT)
     rows = events.read_shard(shard, columns, check_rows=False)
     table = rows.drop_nulls(["subject_id", "code"]).sort("subject_id", "time", nulls_last=False, maintain_order=True)
     unit = next((name for name in UNIT_COLUMNS if name in table.columns), None)
@@ -134,7 +133,7 @@ def _profile_shard(shard: Path, config: DataConfig, of_folder: str | None, liste
         death=pl.col("time").filter(pl.col("code") == events.DEATH).min().over("subject_id"),
         repeated=~pl.struct(table.columns).is_first_distinct(),
         number=pl.col("numeric_value").is_finite().fill_null(False),
-        text=pl.col(TEXT_COLUMN).is_not_null() if TEXT_COLUMN in table.columns else pl.lit(False),
+        text=pl.col(TEXT).is_not_null() if TEXT in table.columns else pl.lit(False),
         unit=pl.when(unit_text != "").then(unit_text),
     )
     subjects = table["subject_id"].unique().sort().to_numpy()

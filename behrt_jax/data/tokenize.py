@@ -115,8 +115,8 @@ def _rename(tokens: pl.DataFrame, config: DataConfig, parents: dict[str, str], k
     token, names = pl.col("token"), tokens["token"].unique().to_list()
     tokens = tokens.with_columns(token=token.replace(sexes.canonical(names, config.sex_codes, known)))
     tokens = tokens.with_columns(token=token.replace(parents), backed_off=token.is_in(list(parents)))
-    value = [name for name in ("value",) if name in tokens.columns]
-    tokens = tokens.with_columns(pl.when(~pl.col("backed_off")).then(pl.col(name)).alias(name) for name in value)
+    value = ["value"] if "value" in tokens.columns else []
+    tokens = tokens.with_columns(pl.when(~pl.col("backed_off")).then(pl.col(value)))
     if config.unique_codes_in_visit:
         return tokens.unique(["subject_id", "visit", "token", *value], keep="first", maintain_order=True)
     return tokens
@@ -167,7 +167,7 @@ class ShardStats:
 
 def gather_shard_stats(config: DataConfig, counts: collections.Counter, fit: bool) -> ShardStats:
     """Validates every shard and gathers its statistics, with those of values to `fit` on; adds to `counts`."""
-    with_samples = fit and (config.value_encoding == "continuous" or config.num_bins > 0)
+    with_samples = config.value_encoding == "continuous" or config.num_bins > 0
     shards, *num_skipped = events.find_files(config.path)
     counts.update(dict(zip(("hidden_files", "other_files"), num_skipped, strict=True)))
     split_table = events.read_splits(config.path)
@@ -189,12 +189,15 @@ def gather_shard_stats(config: DataConfig, counts: collections.Counter, fit: boo
         codes = shard_events["code"].unique().to_list()
         all_codes.update(codes)
         unmatched = [pattern for pattern in unmatched if not events.matching_codes(codes, (pattern,), ())]
-        train_events = shard_events.join(parts[-1].filter(pl.col("split") == "train"), on="subject_id", how="semi")
-        if fit and config.text_values:
-            texts.append(values.count_texts(select_codes(train_events, config)))
+        if not fit:
+            continue
+        train = parts[-1].filter(pl.col("split") == "train")
+        train_events = select_codes(shard_events.join(train, on="subject_id", how="semi"), config)
+        if config.text_values:
+            texts.append(values.count_texts(train_events))
         if with_samples:
             keys = values.KEYS if config.value_encoding == "continuous" else ("code",)
-            samples.append(vocabulary.sample_values(select_codes(train_events, config), keys))
+            samples.append(vocabulary.sample_values(train_events, keys))
             samples = samples if len(samples) < MOST_SAMPLES else [vocabulary.merge_samples(samples, keys)]
     events.check_disjoint(subjects)
     counts["empty_visit_columns"] = 0 if num_named else _count_empty(config, columns)

@@ -18,8 +18,8 @@ UNIT_TABLE = ("code", "unit", "factor", "offset", "new_unit")
 TEXT = "text_value"
 LONGEST_TEXT = 200  # characters; a longer text is a note, which is no value
 LIMIT = 10.0  # values beyond this many robust standard deviations from the median are clipped
-# Ranges of quantiles with their width in standard deviations of a normal distribution. The second is for codes of which
-# most values are alike.
+# Quantile ranges and their width in standard deviations of a normal distribution. The second is for codes whose
+# interquartile range is 0.
 RANGES = ((0.25, 0.75, 1.349), (0.05, 0.95, 3.290))
 
 

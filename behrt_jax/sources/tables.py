@@ -88,7 +88,7 @@ def _scan_file(path: Path, required: tuple[str, ...], optional: tuple[str, ...])
     for column in required:
         if not set(column.split("|")) & set(names):
             wanted = " or ".join(f"'{name}'" for name in column.split("|"))
-            # Other names are not told: where the header is missing, they are the values of a patient.
+            # Do not name other columns: without a header line, their names are a patient's values.
             known = [name for each in (*required, *optional) for name in each.split("|") if name in names]
             raise ValueError(
                 f"{path}: column {wanted} is missing; found {', '.join(known) or 'none that is known'} and "

@@ -119,7 +119,7 @@ def test_all_splits_are_rolled_up_as_train_is(rare_codes):
         drugs = ["DRUG"] * (1 + (subject in SUBJECTS[:2]))
         assert tokens_of(found, subject, split) == ["GENDER//F", "DX//ICD//10//E11", *drugs, "LAB//1"]
         assert found.report[f"unknown/{split}"] == 0 and found.report[f"patients_known/{split}"] > 0
-    assert found.report["backed_off/train"] == 6 + 2 + 6 + 6  # diagnoses, drugs begun and ended, and bins
+    assert found.report["backed_off/train"] == 6 + 2 + 6 + 6  # diagnoses, drug starts, drug stops, value bins
     assert min(found.vocabulary.patients) >= 3
     again = prepare(dataclasses.replace(config), found.vocabulary)  # the vocabulary of a trained model
     assert [tokens_of(again, subject) for subject in TRAIN] == [tokens_of(found, subject) for subject in TRAIN]

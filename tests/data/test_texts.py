@@ -10,7 +10,7 @@ from behrt_jax.data.prepare import prepare
 from tests.data.handmade import SPLITS, SUBJECTS, MedsFolder, table
 from tests.data.test_back_off import tokens_of
 
-# Six train patients: five say "Never", one "Twice a day", one has a number under the same code, and a note for each.
+# Answers of the ten patients; the first six are train patients. Each also has a number under the same code, and a note.
 ANSWERS = ["Never", " Never ", "Never", "Never", "Twice a day", "", "Never", "Always", "Never", "Twice a day"]
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning on an outcome that only the value of a measurement tells."""
+"""Fine-tuning on an outcome that depends only on the value of a measurement."""
 
 import datetime
 
