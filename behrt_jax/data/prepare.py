@@ -89,8 +89,9 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
     texts = values.choose_texts(stats.texts, config.min_patients) | known_tokens
 
     def tokenized(split: str, edges, scales, counts=None, parents=None) -> Iterator[pl.DataFrame]:
-        rest = stats.splits.filter(split=split), stats.visits_named, counts, parents, known_tokens, scales, texts
-        return (tokenize.tokenize(shard, config, edges, *rest) for shard in stats.shards[split])
+        how = values.FittedValues(edges, scales, texts)
+        rest = how, stats.splits.filter(split=split), stats.visits_named, counts, parents, known_tokens
+        return (tokenize.tokenize(shard, config, *rest) for shard in stats.shards[split])
 
     needed = needed if fitted else tuple(dict.fromkeys(("train", *needed)))
     for split in needed:

@@ -33,28 +33,24 @@ def select_codes(found: pl.DataFrame, config: DataConfig) -> pl.DataFrame:
 def tokenize(
     shard: Path,
     config: DataConfig,
-    value_edges: dict[str, tuple[float, ...]],
+    fitted: values.FittedValues,
     members: pl.DataFrame,
     visits_named: bool,
     counts: collections.Counter | None = None,
     parents: dict[str, str] | None = None,
     known: frozenset[str] = frozenset(),
-    value_scales: vocabulary.ValueScales | None = None,
-    texts: frozenset[str] = frozenset(),
 ) -> pl.DataFrame:
     """Reads one shard of MEDS events and returns its tokens in sequence order.
 
     Args:
       shard: the file.
       config: the data section of a recipe.
-      value_edges: bins of numeric values.
+      fitted: how values become tokens.
       members: the subjects to keep, in its column `subject_id`.
       visits_named: whether any event of the data set names its visit; if none does, calendar days are visits.
       counts: if given, counts of events left out are added to it.
       parents: the replacement of tokens, from `roll_up`.
       known: the tokens of a given vocabulary, which stay unchanged if they record a sex.
-      value_scales: scales of continuous values, if `config.value_encoding` is `continuous`.
-      texts: the tokens of texts, if `config.text_values`; an event with another text has the token of its code.
 
     Returns:
       `subject_id, token, backed_off:Boolean (by parents), visit:Int32 (-1 for static rows), minutes:Int32 (since birth
@@ -73,12 +69,12 @@ def tokenize(
         named_events = shard_events.filter(pl.col("time").is_null() | pl.col("visit_name").is_not_null())
         num_without_visit, shard_events = shard_events.height - named_events.height, named_events
     timed_events = visits.assign_visits(shard_events, config.visits, config.visit_gap_hours)
-    tokens = vocabulary.add_tokens(visits.number_visits(select_codes(timed_events, config)), value_edges)
-    tokens = values.add_texts(tokens, texts) if config.text_values else tokens
+    tokens = vocabulary.add_tokens(visits.number_visits(select_codes(timed_events, config)), fitted.edges)
+    tokens = values.add_texts(tokens, fitted.texts) if config.text_values else tokens
     static_tokens = select_codes(shard_events.filter(pl.col("time").is_null()), config)
     static_tokens = static_tokens.with_columns(visit=pl.lit(-1, pl.Int32), token="code")
     value = ("value",) if config.value_encoding == "continuous" else ()
-    tokens = values.add_values(tokens, value_scales or {}) if value else tokens
+    tokens = values.add_values(tokens, fitted.scales) if value else tokens
     columns = ("subject_id", "token", "visit", "has_birth", *_times())
     merged = pl.concat([static_tokens.select(columns), tokens.select(*columns, *value)], how="diagonal")
     merged = _rename(merged.sort("subject_id", maintain_order=True), config, parents or {}, known)

@@ -5,6 +5,7 @@ Both are fitted on the train split only.
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -21,6 +22,20 @@ LIMIT = 10.0  # values beyond this many robust standard deviations from the medi
 # Quantile ranges and their width in standard deviations of a normal distribution. The second is for codes whose
 # interquartile range is 0.
 RANGES = ((0.25, 0.75, 1.349), (0.05, 0.95, 3.290))
+
+
+class FittedValues(NamedTuple):
+    """How values become tokens, as fitted on train.
+
+    Attributes:
+      edges: quantile bins of numeric values, by code.
+      scales: of continuous values, with `data.value_encoding="continuous"`.
+      texts: tokens of texts, with `data.text_values`; an event with another text has the token of its code.
+    """
+
+    edges: dict[str, tuple[float, ...]]
+    scales: ValueScales = {}
+    texts: frozenset[str] = frozenset()
 
 
 def add_units(events: pl.DataFrame) -> pl.DataFrame:

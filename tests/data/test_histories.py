@@ -8,6 +8,7 @@ from behrt_jax.data import batches, histories, tokenize
 from behrt_jax.data import windows as data_windows
 from behrt_jax.data.dataset import TOKEN_FIELDS, Patients
 from behrt_jax.data.sexes import sexes
+from behrt_jax.data.values import FittedValues
 from behrt_jax.data.vocabulary import CLS, MASK, SEP
 from tests.data.handmade import START, assert_clear, patients_of, random_patients
 
@@ -130,7 +131,7 @@ def patients_from(tmp_path, medical_events: list[tuple], meds_config) -> Patient
     shard = tmp_path / "shard.parquet"
     pl.DataFrame(rows, schema=schema, orient="row").write_parquet(shard)
     members = pl.DataFrame({"subject_id": sorted({row[0] for row in rows})})
-    found = tokenize.tokenize(shard, meds_config, {}, members, visits_named=True)
+    found = tokenize.tokenize(shard, meds_config, FittedValues({}), members, visits_named=True)
     found = found.with_columns(code_id=pl.col("token").str.strip_prefix("C").cast(pl.Int32))
     people = list(tokenize.split_patients(found))
     table = np.concatenate([person["tokens"] for person in people])
