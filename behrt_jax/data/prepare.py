@@ -86,6 +86,7 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
     fit, known_tokens = fitted is None or add_codes, frozenset(base_vocab.ids)
     logger.info(f"reading {config.path}")
     stats = gather_shard_stats(config, counts, fit)
+    links = roll_up.read_links(config.path, config.roll_up) if base_vocab.codes or config.roll_up else {}
     texts = values.choose_texts(stats.texts, config.min_patients) | known_tokens
 
     def tokenized(split: str, edges, scales, counts=None, parents=None) -> Iterator[pl.DataFrame]:
@@ -110,10 +111,10 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
         broader = {}
         if config.roll_up and fitted is None:
             patients = [roll_up.count_patients(each, config.min_patients) for each in tokenized("train", edges, scales)]
-            broader = roll_up.choose_ancestors(config.path, config.roll_up, patients, config.min_patients)
+            broader = roll_up.choose_ancestors(config.roll_up, links, patients, config.min_patients)
         parts = [vocabulary.count_tokens(tokens) for tokens in tokenized("train", edges, scales, parents=broader)]
         vocab = vocabulary.fit_vocabulary(parts, edges, config.min_patients, base_vocab, scales)
-    parents = _find_parents(config, vocab, stats.codes) if base_vocab.codes or config.roll_up else {}
+    parents = _find_parents(config, links, vocab, stats.codes) if links else {}
     if add_codes:
         counts["codes_added"] = len(vocab) - len(base_vocab)
     logger.info("writing the prepared data")
@@ -131,10 +132,10 @@ def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, 
     return Prepared(folder, vocab, _write(folder, config, examples, stats, vocab, counts))
 
 
-def _find_parents(config: DataConfig, vocab: vocabulary.Vocabulary, codes: frozenset[str]) -> dict[str, str]:
+def _find_parents(config: DataConfig, links, vocab: vocabulary.Vocabulary, codes: frozenset[str]) -> dict[str, str]:
     """Maps codes of the data, and their bins, to their nearest known ancestors where the vocabulary lacks them."""
     bins = (f"{code}//Q{place}" for code, edges in vocab.value_edges.items() for place in range(1, len(edges) + 2))
-    return roll_up.find_ancestors(config.path, config.roll_up, sorted({*codes, *bins}), vocab.count_of)
+    return roll_up.find_ancestors(config.roll_up, links, sorted({*codes, *bins}), vocab.count_of)
 
 
 def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], stats: ShardStats, fitted, counts) -> dict:

@@ -45,12 +45,18 @@ def prefixes(code: str) -> list[str]:
     return ["//".join(parts[:number]) for number in range(len(parts) - 1, 0, -1)]
 
 
-def read_links(path: str | Path, rule: str) -> pl.DataFrame:
-    """Reads the links of a table: `code, parent`; no rows for the rules `icd` and `prefix`, which need none.
+def read_links(path: str | Path, rules: tuple[str, ...]) -> dict[str, pl.DataFrame]:
+    """Reads the links of each rule, `code, parent`; no rows for `icd` and `prefix`, which need none.
+
+    Without rules, parents alone count: a trained model's vocabulary meets codes that it lacks.
 
     Raises:
       ValueError: the file cannot be read, or one of its columns is missing or of another type.
     """
+    return {rule: _read_links(path, rule) for rule in rules or (PARENTS,)}
+
+
+def _read_links(path: str | Path, rule: str) -> pl.DataFrame:
     if rule == PARENTS:
         links = events.read_codes(path, "parent_codes").rename({"parent_codes": "parent"})
         return links.explode("parent", empty_as_null=False).drop_nulls()
@@ -74,13 +80,11 @@ def make_links(rule: str, codes: Iterable[str]) -> pl.DataFrame:
     return pl.DataFrame(pairs, schema=LINK, orient="row").unique(maintain_order=True)
 
 
-def stages(path: str | Path, rules: tuple[str, ...], tokens: Iterable[str]) -> list[pl.DataFrame]:
+def stages(rules: tuple[str, ...], read: dict[str, pl.DataFrame], tokens: Iterable[str]) -> list[pl.DataFrame]:
     """Returns the links of the first rule, of the first two, ..., from tokens upwards.
 
-    A token with a bin of a value (LAB//1//Q7) has its code (LAB//1) as parent. Without rules, parents alone count: a
-    trained model's vocabulary meets codes that it lacks.
+    With rules, a token with a bin of a value (LAB//1//Q7) has its code (LAB//1) as parent.
     """
-    read = {rule: read_links(path, rule) for rule in rules or (PARENTS,)}
     names = dict.fromkeys((*tokens, *(name for table in read.values() for name in table["parent"])))
     links = pl.DataFrame(schema=LINK)
     if rules:
@@ -118,11 +122,14 @@ def nearest_ancestors(links: pl.DataFrame, known: Mapping[str, int]) -> dict[str
 
 
 def find_ancestors(
-    path: str | Path, rules: tuple[str, ...], tokens: Iterable[str], known: Mapping[str, int]
+    rules: tuple[str, ...], read: dict[str, pl.DataFrame], tokens: Iterable[str], known: Mapping[str, int]
 ) -> dict[str, str]:
-    """Maps tokens that are not known to their nearest known ancestors, each rule where those before it find none."""
+    """Maps tokens that are not known to their nearest known ancestors, each rule where those before it find none.
+
+    `read` is from `read_links`.
+    """
     ancestors: dict[str, str] = {}
-    for links in stages(path, rules, tokens):
+    for links in stages(rules, read, tokens):
         ancestors = nearest_ancestors(links, known) | ancestors
     return ancestors
 
@@ -138,7 +145,7 @@ def count_patients(tokens: pl.DataFrame, min_patients: int) -> pl.DataFrame:
 
 
 def choose_ancestors(
-    path: str | Path, rules: tuple[str, ...], counts: list[pl.DataFrame], min_patients: int
+    rules: tuple[str, ...], read: dict[str, pl.DataFrame], counts: list[pl.DataFrame], min_patients: int
 ) -> dict[str, str]:
     """Maps rare tokens of train to their nearest ancestors that are frequent, or that are so with what they replace.
 
@@ -146,8 +153,8 @@ def choose_ancestors(
     below it stays itself.
 
     Args:
-      path: the data set.
       rules: `data.roll_up`.
+      read: the result of `read_links`.
       counts: the results of `count_patients` for the shards of train.
       min_patients: the patients that an ancestor needs. They are counted over the tokens that it replaces.
     """
@@ -158,7 +165,7 @@ def choose_ancestors(
     for _ in range(2):  # lists of shards, each with a list of subjects
         rare = rare.explode("subject_id", empty_as_null=False)
     chosen: dict[str, str] = {}
-    for links in stages(path, rules, rare["token"].unique(maintain_order=True)):
+    for links in stages(rules, read, rare["token"].unique(maintain_order=True)):
         left = rare.filter(~pl.col("token").is_in([*chosen]))
         enough = dict(_count_below(links, left).filter(pl.col("patients") >= min_patients).iter_rows())
         given = _assign(links, left, {**frequent, **enough})

@@ -59,7 +59,8 @@ def add_rows(found: LoadedRun[PretrainingRecipe], vocabulary: Vocabulary, path: 
     set at `path`, or of `[UNK]`. So training starts as it would without added codes.
     """
     old_vocabulary, new = found.vocabulary, vocabulary.tokens[len(found.vocabulary) :]
-    parents = roll_up.find_ancestors(path, found.recipe.data.roll_up, new, old_vocabulary.count_of)
+    rules = found.recipe.data.roll_up
+    parents = roll_up.find_ancestors(rules, roll_up.read_links(path, rules), new, old_vocabulary.count_of)
     rows = [*range(len(old_vocabulary))]
     for token in new:
         parent = parents.get(token) or parents.get(token.rpartition("//Q")[0]) or SPECIAL_TOKENS[UNK]

@@ -10,7 +10,7 @@ import pytest
 
 from behrt_jax.data import dataset, events
 from behrt_jax.data.prepare import prepare
-from behrt_jax.data.roll_up import find_ancestors
+from behrt_jax.data.roll_up import find_ancestors, read_links
 from behrt_jax.data.vocabulary import Vocabulary
 from tests.data.handmade import SPLITS, SUBJECTS, MedsFolder, assert_clear, write_cohort
 from tests.data.test_prepare import decoded
@@ -20,7 +20,7 @@ FIRST = SUBJECTS[0]
 
 
 def nearest_known_ancestors(root: Path, known: dict[str, int]) -> dict[str, str]:
-    return find_ancestors(root, (), (), known)
+    return find_ancestors((), read_links(root, ()), (), known)
 
 
 def write_codes(root: Path, parents: dict | pl.DataFrame) -> Path:

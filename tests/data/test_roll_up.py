@@ -1,6 +1,7 @@
 """Codes of too few patients that become broader ones."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -46,6 +47,10 @@ def counted(patients: dict[str, set[int]], min_patients: int) -> list[pl.DataFra
     return [roll_up.count_patients(pl.DataFrame(rows, schema=schema, orient="row"), min_patients) for rows in shards]
 
 
+def choose(root: Path, rules: tuple[str, ...], counts: list[pl.DataFrame], min_patients: int) -> dict[str, str]:
+    return roll_up.choose_ancestors(rules, roll_up.read_links(root, rules), counts, min_patients)
+
+
 def test_the_nearest_ancestor_with_enough_patients_is_chosen(tmp_path):
     patients = {
         "E//10//A1": {1, 2},  # with A2 enough for E//10//A
@@ -60,17 +65,17 @@ def test_the_nearest_ancestor_with_enough_patients_is_chosen(tmp_path):
     }
     letters = {"E//10//A1", "E//10//A2", "E//10//B1", "E//10//C1", "E//10//D1", "F//1//X1", "F//1//X2"}
     write_codes(tmp_path, {code: [code[:-1]] for code in letters})
-    found = roll_up.choose_ancestors(tmp_path, ("parents", "prefix"), counted(patients, 3), 3)
+    found = choose(tmp_path, ("parents", "prefix"), counted(patients, 3), 3)
     expected = {"E//10//A1": "E//10//A", "E//10//A2": "E//10//A", "E//10//D1": "E//10//D"}
     assert found == {**expected, "E//10//B1": "E//10", "E//10//C1": "E//10"}
     # A rule comes into use for what those before it leave: by `prefix` alone the codes' letters are of no use.
-    only = roll_up.choose_ancestors(tmp_path, ("prefix",), counted(patients, 3), 3)
+    only = choose(tmp_path, ("prefix",), counted(patients, 3), 3)
     assert only == dict.fromkeys(("E//10//A1", "E//10//A2", "E//10//B1", "E//10//C1", "E//10//D1"), "E//10")
 
 
 def test_a_rare_ancestor_that_is_a_code_itself_counts_and_stays(tmp_path):
     write_codes(tmp_path, {"child": ["above"], "above": ["top"]})
-    found = roll_up.choose_ancestors(tmp_path, ("parents",), counted({"child": {1, 2}, "above": {3}}, 3), 3)
+    found = choose(tmp_path, ("parents",), counted({"child": {1, 2}, "above": {3}}, 3), 3)
     assert found == {"child": "above"}
 
 
@@ -80,7 +85,7 @@ def test_in_random_hierarchies_each_ancestor_has_enough_patients_and_none_nearer
     parents = {f"c{number}": [f"c{above}" for above in rng.integers(number + 1, 61, 2)] for number in range(60)}
     patients = {code: set(rng.integers(0, 40, rng.integers(1, 6)).tolist()) for code in list(parents)[:45]}
     write_codes(tmp_path, parents)
-    found = roll_up.choose_ancestors(tmp_path, ("parents",), counted(patients, fewest), fewest)
+    found = choose(tmp_path, ("parents",), counted(patients, fewest), fewest)
     rare = {code for code, subjects in patients.items() if len(subjects) < fewest}
     assert found and found.keys() <= rare
     members: dict[str, set[int]] = {}
