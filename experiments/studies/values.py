@@ -5,18 +5,23 @@ python -m experiments.studies.values --labels=LABELS [--workdir=runs/values] [--
 
 Each variant and seed pre-trains configs/labs.py on the same events in the same rows, and fine-tunes the encoder on the
 labels. Masked codes are compared on those of objective.targets alone (conditions, procedures, medications), which carry
-no value, so that they are the same tokens for all variants. Finished runs are not repeated.
+no value, so that they are the same tokens for all variants. Of each patient, `--max_labels_per_patient` labels of each
+outcome are kept, chosen by a hash of their time: some patients have a hundred. Finished runs are not repeated.
 """
 
 import re
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 from absl import flags
 
 from behrt_jax.data.next_visit_targets import target_codes
 from behrt_jax.evaluation.loaded_run import load_run
 from behrt_jax.evaluation.masked_codes import masked_batches
+from behrt_jax.finetuning import sampling
+from behrt_jax.labels.label_files import write_labels
+from behrt_jax.labels.labels import read_labels
 from behrt_jax.objectives import scoring
 from experiments import _cli
 from experiments.studies import sweep
@@ -43,7 +48,7 @@ def make_runs(folder: Path, name: str, seed: int, labels: str, steps: tuple[int,
       folder: the folder of all runs.
       name: of the variant.
       seed: of both runs.
-      labels: a file of labels.
+      labels: a file of binary labels.
       steps: numbers of updates of pre-training and of fine-tuning.
       extra: KEY=VALUE for both recipes.
     """
@@ -57,6 +62,17 @@ def make_runs(folder: Path, name: str, seed: int, labels: str, steps: tuple[int,
         sweep.training("pretrain", "configs/labs.py", encoder, keys, *options),
         sweep.training("finetune", "configs/classification.py", classifier, tuned, *options),
     ]
+
+
+def cap_labels(source: str, output: Path, most: int) -> None:
+    """Writes at most `most` binary labels per patient and outcome of a file to another."""
+    labels = read_labels([source])
+    if labels.kind != "binary":
+        raise ValueError(f"--labels={source}: found {labels.kind} labels; expected binary ones")
+    kept = labels.take(sampling.cap(labels, most))
+    columns = {"subject_id": kept.subject_ids, "prediction_time": kept.prediction_times}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_labels(pl.DataFrame({**columns, "boolean_value": kept.values[:, 0] > 0}), output)
 
 
 def score_targets(workdir: Path) -> dict[str, float]:
@@ -88,8 +104,9 @@ def format_markdown(results: dict[str, list[dict[str, float]]]) -> str:
 def main() -> None:
     """Runs the command."""
     folder, steps = Path(FLAGS.workdir), (FLAGS.num_steps, FLAGS.finetuning_steps)
+    cap_labels(FLAGS.labels, labels := folder / "labels.parquet", FLAGS.max_labels_per_patient)
     runs = {
-        (name, seed): make_runs(folder, name, seed, FLAGS.labels, steps, FLAGS.set)
+        (name, seed): make_runs(folder, name, seed, str(labels), steps, FLAGS.set)
         for seed in range(FLAGS.seeds)
         for name in VARIANTS
     }
@@ -107,6 +124,7 @@ if __name__ == "__main__":
     FLAGS = flags.FLAGS
     sweep.define_flags("runs/values")
     flags.DEFINE_string("labels", None, "A file of binary labels that measurements may help to predict.", required=True)
+    flags.DEFINE_integer("max_labels_per_patient", 1, "Labels of each outcome per patient.", lower_bound=1)
     flags.DEFINE_integer("seeds", 3, "Runs of each variant.", lower_bound=1)
     flags.DEFINE_integer("num_steps", 600, "Updates of pre-training.", lower_bound=1)
     flags.DEFINE_integer("finetuning_steps", 100, "Updates of fine-tuning.", lower_bound=1)

@@ -49,6 +49,18 @@ def test_the_table_has_means_and_ranges_over_seeds():
     assert lines[4] == "| no values | 1.250 [1.000, 1.500] | 0.500 [0.500, 0.500] | 0.625 [0.500, 0.750] |  |"
 
 
+def test_each_patient_keeps_one_label_of_each_outcome(tmp_path):
+    days = [datetime.datetime(2020, 1, day) for day in range(1, 9)]
+    rows = {"subject_id": [1] * 6 + [2] * 2, "prediction_time": days, "boolean_value": [True] * 2 + [False] * 6}
+    pl.DataFrame(rows).write_parquet(tmp_path / "all.parquet")
+    values.cap_labels(str(tmp_path / "all.parquet"), tmp_path / "capped" / "labels.parquet", 1)
+    found = pl.read_parquet(tmp_path / "capped" / "labels.parquet")
+    assert found["subject_id"].to_list() == [1, 1, 2]
+    assert sorted(found["boolean_value"][:2]) == [False, True] and not found["boolean_value"][2]
+    known = set(zip(*rows.values(), strict=True))
+    assert known >= set(found.select(*rows).iter_rows())
+
+
 @pytest.mark.slow
 def test_variants_are_trained_fine_tuned_and_tabulated(workplace):
     splits = pl.read_parquet(workplace.data / "metadata" / "subject_splits.parquet").sort("subject_id")
