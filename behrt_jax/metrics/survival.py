@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import chi2
+from scipy.special import chdtrc
 
 from behrt_jax.metrics.bootstrap import Estimate, divide
 from behrt_jax.metrics.classification import (
@@ -345,7 +345,7 @@ def _d_calibration(followed, curves, owners, weights) -> dict[str, np.ndarray]:
     shares, size = replicate(found, owners, weights).values()
     statistic = size * NUM_BINS * ((shares - 1 / NUM_BINS) ** 2).sum(axis=1)
     design_effect = size[0] * NUM_BINS * np.nanvar(shares[1:], axis=0).sum() / (NUM_BINS - 1)
-    p_value = chi2.sf(divide(statistic[0], design_effect), NUM_BINS - 1)
+    p_value = chdtrc(NUM_BINS - 1, divide(statistic[0], design_effect))
     return {"d_calibration": statistic, "d_calibration_p": np.full_like(statistic, p_value)}
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import scipy.sparse
-from scipy.stats import chi2
+from scipy.special import chdtrc
 
 Matrix = np.ndarray | scipy.sparse.csr_array
 TINY = np.finfo(np.float64).tiny
@@ -116,7 +116,7 @@ def log_rank(days: np.ndarray, events: np.ndarray, groups: np.ndarray) -> tuple[
     spread = deaths * (total - deaths) / np.maximum(total - 1, 1)
     variance = np.diag(spread @ shares) - (shares * spread[:, None]).T @ shares
     statistic = float(differences @ np.linalg.pinv(variance) @ differences)
-    return statistic, float(chi2.sf(statistic, len(labels) - 1))
+    return statistic, float(chdtrc(len(labels) - 1, statistic))
 
 
 def _fit_net(inputs: Matrix, likelihood: PartialLikelihood, lasso: float, ridge: float, start: np.ndarray):

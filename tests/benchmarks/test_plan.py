@@ -121,6 +121,7 @@ def test_hours_and_dollars_follow_from_the_share_of_the_peak(monkeypatch, messag
     assert "an estimate: 50% of its peak is assumed" in text and "2 rows fit in 90% of 48 GB" in text
 
 
+@pytest.mark.slow
 def test_the_plan_of_this_machine_is_measured(messages):
     result = plan.write_plan(tiny_values(), DATA, "cpu")
     assert result.seconds_per_step > 0 and result.peak > 1e8

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -112,12 +111,6 @@ class Workplace:
     def run(self, arguments: list[str], module: str = "experiments.pretrain", **limits) -> subprocess.CompletedProcess:
         command = self.start(arguments, module, **limits)
         return subprocess.CompletedProcess(command.args, command.wait(), *command.communicate())
-
-    def run_alone(self, arguments: list[str], module: str = "experiments.pretrain") -> subprocess.CompletedProcess:
-        """Runs as a user does, with all imports of its own and memory settings that start it again."""
-        environment = {name: value for name, value in self.environment.items() if name not in KEEP_MEMORY}
-        command = [sys.executable, "-m", module, *arguments]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
     def train(self, arguments: list[str]) -> str:
         """Runs until training has ended and leaves out the evaluation behind it; returns what was printed."""

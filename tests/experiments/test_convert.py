@@ -51,8 +51,9 @@ def test_the_command_converts_and_training_reads_the_result(tmp_path):
     assert (tmp_path / "run" / "evaluation.json").exists()
 
 
-def test_a_wrong_input_is_one_line(tmp_path):
-    done = run("convert", "--source=synthea", f"--input={tmp_path / 'none'}", f"--output={tmp_path / 'meds'}")
+def test_a_wrong_input_is_one_line(tmp_path, workplace):
+    given = ["--source=synthea", f"--input={tmp_path / 'none'}", f"--output={tmp_path / 'meds'}"]
+    done = workplace.run(given, "experiments.convert")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.splitlines() == [
         f"error: {tmp_path / 'none'}: no such directory; --input must name the folder of the source's tables"

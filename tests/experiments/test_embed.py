@@ -96,8 +96,8 @@ def test_nothing_from_the_date_on_has_a_trace(workplace, whole, tmp_path):
     ("flag", "message"),
     [
         ("--at=soon", "--at=soon: expected a date such as 2015-01-01, or last"),
-        ("--at=1850-01-01", "--at=1850-01-01: no patient of"),
-        ("--labels=a/x.parquet,b/x.parquet", "--labels: two files are named x"),
+        pytest.param("--at=1850-01-01", "--at=1850-01-01: no patient of", marks=pytest.mark.slow),
+        pytest.param("--labels=a/x.parquet,b/x.parquet", "--labels: two files are named x", marks=pytest.mark.slow),
     ],
 )
 def test_errors_are_one_line(workplace, whole, flag, message):

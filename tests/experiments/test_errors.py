@@ -1,5 +1,6 @@
 """What a user gets to see for bad input: one line that begins with `error: `, exit status 2 and no traceback."""
 
+import functools
 import re
 import sys
 
@@ -7,8 +8,8 @@ import pytest
 
 import behrt_jax
 from behrt_jax.recipes import small
+from tests import tiny
 
-NEEDS_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/sys is of Linux")
 # Name: (overrides of a tiny run by the workdir "whole", further flags; None in their place: no other flags at all;
 # what the message must hold).
 CASES = {
@@ -60,6 +61,8 @@ CASES = {
         r"full_checkpoint/checkpoints: checkpoint 10 could not be written; free some space \(.*File too large",
     ),
 }
+QUICK = ("unknown key", "hidden_dim", "no targets", "no recipe", "another config", "below a file")
+QUICK += ("diverges later", "no space for a checkpoint")
 # Settings of a recipe and what the message must hold; seen without a command.
 SETTINGS = {
     "mask rate": ({"objective.mask_rate": 0.0}, r"objective\.mask_rate: found 0\.0; expected more than 0"),
@@ -89,12 +92,15 @@ NOISY = "no space for a checkpoint"  # callbacks of Orbax's store may still prin
 
 
 @pytest.fixture(scope="session")
-def outcomes(workplace, whole) -> dict[str, tuple[int, str, str]]:
-    """Exit status, output and errors of every case."""
-    folder, found = workplace.folder, {}
+def outcome(workplace, whole):
+    """A function from the name of a case to its exit status, output and errors."""
+    folder = workplace.folder
     (folder / "file").write_text("")
     vocabulary = (whole[0] / "vocabulary.json").stat().st_size
-    for name, (flags, _) in CASES.items():
+
+    @functools.cache
+    def run(name: str) -> tuple[int, str, str]:
+        flags = CASES[name][0]
         if flags is None:
             module, arguments = "experiments.evaluate", ["--workdir=nowhere"]
         else:
@@ -104,15 +110,16 @@ def outcomes(workplace, whole) -> dict[str, tuple[int, str, str]]:
             arguments.sort(key=lambda flag: flag.startswith("--config."))  # which must come after --config itself
         limit = LIMITS.get(name, vocabulary + 4096 if name == "no space for a checkpoint" else 0)
         command = workplace.start(arguments, module, largest_file=limit)
-        found[name] = (command.wait(), *command.communicate())
-    return found
+        return (command.wait(), *command.communicate())
+
+    return run
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=NEEDS_LINUX) if name == "no permission" else name for name in CASES]
-)
-def test_bad_input_ends_with_one_line(name, outcomes):
-    status, out, err = outcomes[name]
+@pytest.mark.parametrize("name", tiny.slow_but(QUICK, CASES))
+def test_bad_input_ends_with_one_line(name, outcome):
+    if name == "no permission" and sys.platform != "linux":
+        pytest.skip("/sys is of Linux")
+    status, out, err = outcome(name)
     assert status == 2, out + err
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and err.splitlines()[-1] == lines[0]
@@ -121,9 +128,9 @@ def test_bad_input_ends_with_one_line(name, outcomes):
         assert ("Traceback (most recent call last)" in out + err) is (name == SHOWS_TRACEBACK), err
 
 
-def test_what_is_wrong_with_the_config_is_said_before_anything_is_read(outcomes):
+def test_what_is_wrong_with_the_config_is_said_before_anything_is_read(outcome):
     for name in ("unknown key", "no recipe", "hidden_dim"):
-        assert outcomes[name][1] == ""
+        assert outcome(name)[1] == ""
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -139,24 +146,31 @@ def test_settings_out_of_range_are_refused_before_anything_is_read(name, tmp_pat
     assert not messages and not (tmp_path / "run").exists()
 
 
-def test_nothing_half_written_is_left(workplace, outcomes):
-    del outcomes
+@pytest.mark.slow
+def test_nothing_half_written_is_left(workplace, outcome):
+    for name in ("no space for the data", "no space for the workdir", "below a file"):
+        outcome(name)
     assert not (workplace.folder / "unprepared").exists()
     assert not list((workplace.folder / "full").iterdir())
     assert not (workplace.folder / "full_workdir" / "config.json").exists()
     assert (workplace.folder / "file").read_text() == ""
 
 
-def test_a_checkpoint_without_space_leaves_none(workplace, outcomes):
-    del outcomes
+def test_a_checkpoint_without_space_leaves_none(workplace, outcome):
+    outcome("no space for a checkpoint")
     steps = [path.name for path in (workplace.folder / "full_checkpoint" / "checkpoints").iterdir()]
     assert not [name for name in steps if name.isdigit()]
 
 
-def test_the_good_checkpoint_that_is_named_is_there_and_none_after_it(workplace, outcomes):
-    found = re.search(CASES["diverges later"][1], outcomes["diverges later"][2])
+def test_the_good_checkpoint_that_is_named_is_there_and_none_after_it(workplace, outcome):
+    found = re.search(CASES["diverges later"][1], outcome("diverges later")[2])
     assert found
     diverged, good = int(found[2]), int(found[3])
     saved = sorted(int(path.name) for path in (workplace.folder / "diverging" / "checkpoints").glob("[0-9]*"))
     assert saved[-1] == good < diverged
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_at_once_has_no_checkpoint(workplace, outcome):
+    outcome("diverges at once")
     assert not list((workplace.folder / "diverged" / "checkpoints").glob("[0-9]*"))

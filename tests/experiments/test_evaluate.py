@@ -33,6 +33,7 @@ def test_another_split_by_the_command(trained, whole, monkeypatch, capsys):
     assert f"tuning: {result['patients']} patients" in printed and str(trained / "evaluation.json") in printed
 
 
+@pytest.mark.slow
 def test_other_data(trained, whole, tmp_path):
     other = cut_data_set(tmp_path / "other", skip=50)
     result = evaluate_run(trained, "held_out", str(other))

@@ -110,6 +110,7 @@ def spoil(labels: Labels, rows: np.ndarray) -> Labels:
     return dataclasses.replace(labels, values=values, events=events)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", [*FITTED, SCRATCH, TUNED])
 def test_only_the_labels_of_drawn_patients_are_learned(task, reader, arm):
     """Neither tuning nor the rest of train chooses anything: k is all the patients whose labels count."""

@@ -107,6 +107,7 @@ def test_other_patients_under_the_same_labels_are_refused(own, finetune, workpla
         assert done.returncode == 2 and "began with other contents of data.path" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_older_run_goes_on_with_a_note(finetune, workplace):
     folder = workplace.folder / "inputs" / "run"
     shutil.move(folder / workdir.DIGESTS_FILE, folder / "kept.json")

@@ -153,6 +153,7 @@ def test_patients_of_one_visit_have_no_next_visit_to_score(joint, messages):
     assert messages == [f"next visits: not scored, as none of {len(first)} patients has a second visit with a target"]
 
 
+@pytest.mark.slow
 def test_curves_and_groups_are_those_of_the_predictions(joint):
     """Recomputed from logits and probabilities, in bins of equal mass; and of each sex, over its masked codes."""
     run, result = load_run(joint, "held_out", None), evaluation_of(joint)

@@ -33,6 +33,7 @@ def stays(tmp_path_factory) -> Path:
     return folder.root
 
 
+@pytest.mark.slow
 def test_labels_of_an_aces_task(stays, tmp_path):
     output = tmp_path / "inner" / "mortality.parquet"
     done = run(task=TASKS / "mimic_mortality.yaml", data=stays, output=output)

@@ -82,7 +82,7 @@ def test_what_was_trained_is_loaded_in_one_call(whole):
 def test_a_finished_run_says_so_and_changes_no_file(workplace, whole):
     folder, _ = whole
     before = files_of(folder)
-    again = workplace.run_alone(workplace.arguments("whole"))
+    again = workplace.run(workplace.arguments("whole"))
     assert again.returncode == 0
     assert f"{folder} is finished after {NUM_STEPS} steps; nothing to do" in again.stdout
     assert files_of(folder) == before
@@ -119,6 +119,7 @@ def test_sigterm_and_ctrl_c_save_and_say_how_to_go_on(workplace, whole):
     assert_same_end(folder, whole[0])
 
 
+@pytest.mark.current_only
 def test_a_damaged_checkpoint_is_said_and_the_run_goes_on_from_the_one_before(workplace, whole):
     folder = workplace.folder / "damaged"
     shutil.copytree(whole[0], folder)

@@ -64,6 +64,7 @@ def test_the_command_prints_a_line_for_each_size_and_arm(workplace, joint, outco
     assert sum("age alone, no label" in line for line in lines) == 1
 
 
+@pytest.mark.slow
 def test_the_command_predicts_times_that_have_no_label(workplace, joint, outcomes_file):
     wanted, output = workplace.folder / "probe-times.parquet", workplace.folder / "probed.parquet"
     done = probe_of(workplace, joint, outcomes_file, f"--predict={wanted}", f"--output={output}")

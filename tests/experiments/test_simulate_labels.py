@@ -170,6 +170,7 @@ def test_the_oracle_of_one_outcome_is_not_measured(simulated):
     assert "patients have one outcome" in measure_oracle(well, "heart", visits, str(folder))
 
 
+@pytest.mark.slow
 def test_other_data_is_told_apart(workplace):
     given = [f"--data={workplace.data}", f"--output={workplace.folder / 'none'}"]
     done = workplace.run(given, "experiments.simulate_labels")

@@ -110,6 +110,7 @@ def adapted(valued, workplace) -> tuple[Path, Path]:
     return workplace.folder / "valued_adapted", labels
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_run_takes_values_from_its_encoder_and_predicts(adapted, workplace):
     folder, labels = adapted
     recipe = json.loads((folder / "config.json").read_text())["recipe"]

@@ -63,5 +63,6 @@ def test_a_fine_tuned_model_reads_values_and_one_without_them_cannot(labelled):
     assert with_values < 0.25 < 0.6 < without
 
 
+@pytest.mark.slow
 def test_low_rank_adaptation_of_a_model_with_values(labelled):
     assert np.isfinite(tuning_loss(task_of(labelled, "film", rank=2), 2))

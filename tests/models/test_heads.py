@@ -213,6 +213,7 @@ def test_heads_begin_at_four_weeks_and_at_rare_events():
     np.testing.assert_allclose(np.exp(shapes["params"]["time_to_event"]["log_rates"]), 1 / 36_525, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_lstm_scores_after_visits_though_its_config_is_not_causal():
     model = BEHRTForNextVisitPrediction(tiny.config(encoder="lstm"))
     assert apply(model, PACKED, visit_ends=np.array([[4], [6]])).shape == (2, 1, V)
@@ -346,6 +347,7 @@ def test_dropout_is_drawn_in_encoder_and_head_unless_deterministic():
     assert not np.array_equal(drawn(0), apply(model, PLAIN))
 
 
+@pytest.mark.slow
 def test_the_classifier_drops_of_the_patient_embedding():
     model = BEHRTForSequenceClassification(tiny.config(dropout=0.5))
     head, params = ClassificationHead(model.config, 1), {"params": parameters(model)["params"]["head"]}

@@ -94,6 +94,7 @@ def test_the_ends_of_the_vocabulary_are_in_range():
     assert shape(codes=codes) == (2, 8, 16)
 
 
+@pytest.mark.slow
 def test_values_are_not_read_while_tracing():
     model, params = model_and_parameters()
     wrong = arguments(codes=np.full((2, 8), 99, np.int32))

@@ -143,6 +143,7 @@ def test_a_stopped_conversion_of_other_tables_is_not_resumed(tmp_path):
         convert(Source(folder, "synthea"), output)
 
 
+@pytest.mark.slow
 def test_tables_can_be_corrected_after_an_error(tmp_path):
     folder, output = write_csv(tmp_path / "csv", SYNTHEA), tmp_path / "meds"
     supplies = (folder / "supplies.csv").read_text()

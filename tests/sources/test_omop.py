@@ -73,6 +73,7 @@ def test_codes_keep_all_their_ancestors(tmp_path):
     assert names["SNOMED/73211009"] == "Diabetes" and names["LOINC/29463-7"] == "Weight"
 
 
+@pytest.mark.slow
 def test_source_codes_replace_standard_concepts_by_a_flag(tmp_path):
     folder = write_csv(tmp_path / "csv", OMOP)
     conversion, events = convert_to(tmp_path / "meds", folder, "omop", source_codes=True)
@@ -83,6 +84,7 @@ def test_source_codes_replace_standard_concepts_by_a_flag(tmp_path):
         convert(Source(folder, "synthea", source_codes=True), tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_without_vocabulary_tables_codes_are_concept_ids(tmp_path):
     tables = {name: text for name, text in OMOP.items() if not name.startswith("CONCEPT")}
     _, events = convert_to(tmp_path / "meds", write_csv(tmp_path / "csv", tables), "omop")

@@ -95,6 +95,7 @@ def test_the_package_alone_loads_elsewhere_and_imports_no_command(saved, tmp_pat
     assert printed[0].startswith("1 ") and printed[1] == "set()"
 
 
+@pytest.mark.slow
 def test_it_loads_on_another_number_of_devices(saved, tmp_path):
     expected = sum(float(abs(leaf).sum()) for leaf in jax.tree.leaves(behrt_jax.load(saved).params))
     count, total = python(PLAIN, saved, where=tmp_path, devices=4).split()
@@ -105,7 +106,13 @@ def test_it_loads_on_another_number_of_devices(saved, tmp_path):
 
 
 # In processes of their own: inside a running loop Orbax 0.11 patches asyncio, and later loops of the process stay open.
-@pytest.mark.parametrize("code", [IN_A_LOOP, IN_A_THREAD], ids=["in a running event loop", "in a thread"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(IN_A_LOOP, id="in a running event loop"),
+        pytest.param(IN_A_THREAD, id="in a thread", marks=pytest.mark.slow),
+    ],
+)
 def test_it_loads(saved, tmp_path, code):
     expected = sum(float(abs(leaf).sum()) for leaf in jax.tree.leaves(behrt_jax.load(saved).params))
     count, total = python(code, saved, where=tmp_path).split()
