@@ -126,3 +126,35 @@ def test_every_form_of_import_is_seen(line):
     file = ROOT / "behrt_jax" / "data" / "events.py"
     assert offences(line, file, ("behrt_jax.models",))
     assert not offences(line.replace("models", "modelling"), file, ("behrt_jax.models",))
+
+
+def lines_of(place: str, pattern: str) -> dict[str, int]:
+    return {str(file.relative_to(ROOT)): file.read_text().count("\n") for file in (ROOT / place).glob(pattern)}
+
+
+def code_lines(file: Path) -> int:
+    """Lines without blank ones, comments and docstrings."""
+    source, docs = file.read_text(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            docs.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    lines = enumerate(source.splitlines(), start=1)
+    return sum(number not in docs and line.strip()[:1] not in ("", "#") for number, line in lines)
+
+
+def test_files_and_functions_stay_short():
+    limits = {("experiments", "[a-z]*.py"): 80, ("experiments/studies", "*.py"): 150, ("behrt_jax", "**/*.py"): 400}
+    for (place, pattern), most in limits.items():
+        found = lines_of(place, pattern)
+        assert found and not {name: lines for name, lines in found.items() if lines > most}
+    for file in (*sources("behrt_jax"), *sources("experiments")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{file}: {node.name}"
+
+
+def test_packages_stay_small():
+    core = ("data", "models", "objectives", "training")
+    assert sum(code_lines(file) for name in core for file in sources(f"behrt_jax/{name}")) <= 6000
+    for name in set(MAY_IMPORT) - {*core}:
+        assert sum(lines_of(f"behrt_jax/{name}", "**/*.py").values()) <= 1500, name

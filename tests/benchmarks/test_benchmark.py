@@ -159,6 +159,7 @@ def test_a_vocabulary_smaller_than_that_of_the_data_is_refused(tmp_path, prepare
         workload.write(Workload(vocabulary=100), tmp_path, prepared_dir, str(ROOT / "data" / "synthea-1151"))
 
 
+@pytest.mark.slow
 def test_a_contestant_that_is_not_slower_as_asked_is_an_error(tmp_path, prepared_dir):
     message = r"--least_ratio=1e\+06: sleeper is .* times as fast as other; find what became slow"
     with pytest.raises(ValueError, match=message):

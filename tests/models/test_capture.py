@@ -36,12 +36,11 @@ def captured(model, params_of=None):
 @pytest.mark.parametrize(
     "model",
     [
-        BEHRT(tiny.config(num_layers=3)),
-        BEHRT(tiny.config(causal=True)),
-        BEHRTForMLM(tiny.config()),
-        BEHRTForSequenceClassification(tiny.config(pooling="attention")),
+        pytest.param(BEHRT(tiny.config(num_layers=3)), id="three layers"),
+        pytest.param(BEHRT(tiny.config(causal=True)), id="causal", marks=pytest.mark.slow),
+        pytest.param(BEHRTForMLM(tiny.config()), id="mlm", marks=pytest.mark.slow),
+        pytest.param(BEHRTForSequenceClassification(tiny.config(pooling="attention")), id="classification"),
     ],
-    ids=["three layers", "causal", "mlm", "classification"],
 )
 def test_capturing_leaves_the_states_as_they_are(model):
     method = {} if isinstance(model, BEHRT) else {"method": "encode"}

@@ -30,6 +30,7 @@ def config_of(folder: MedsFolder | None = None, **changes):
     return config
 
 
+@pytest.mark.slow
 def test_a_recipe_with_values_trains_on_them_and_logs_their_loss(tmp_path):
     folder = MedsFolder(tmp_path)
     write_measurements(folder)
