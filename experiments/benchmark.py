@@ -1,6 +1,6 @@
 """Measures the speed of this library beside PyTorch peers and other checkouts, in interleaved rounds of one call.
 
-python -m experiments.benchmark [--what=step|memory|inference|embed|host|prepare|startup] [--tier=small]
+python -m experiments.benchmark [--what=step|memory|inference|embed|host|prepare|startup|main_job] [--tier=small]
   [--vocabulary=1000] [--row_length=256] [--peers=reference,strong,hf] [--peer_python=PATH] [--against=CHECKOUT]
   [--rounds=5] [--steps=5] [--least_ratio=1.2] [--output=DIR]
 
@@ -23,7 +23,14 @@ PEERS = Path(__file__).parent / "studies" / "peers"
 def main() -> None:
     """Runs the command."""
     work = Workload(
-        FLAGS.what, FLAGS.tier, FLAGS.vocabulary, FLAGS.row_length, FLAGS.rows, FLAGS.dropout, FLAGS.threads
+        FLAGS.what,
+        FLAGS.tier,
+        FLAGS.vocabulary,
+        FLAGS.row_length,
+        FLAGS.rows,
+        FLAGS.dropout,
+        FLAGS.threads,
+        updates=FLAGS.updates,
     )
     chosen = contestants.choose(PEERS, FLAGS.peers, FLAGS.against, FLAGS.peer_python, FLAGS.what)
     options = {"num_rounds": FLAGS.rounds, "steps": FLAGS.steps, "least_ratio": FLAGS.least_ratio}
@@ -41,6 +48,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("threads", 0, "CPUs of each contestant; 0: all.")
     flags.DEFINE_integer("rounds", 5, "Rounds; each contestant runs once per round.")
     flags.DEFINE_integer("steps", 5, "Steps per contestant and round.")
+    flags.DEFINE_integer("updates", 0, "Updates of main_job; 0: the recipe's.", lower_bound=0)
     flags.DEFINE_float("least_ratio", 0.0, "An error below this ratio to any other contestant, by the median.")
     flags.DEFINE_list("peers", [], "PyTorch peers: reference, strong, hf.")
     flags.DEFINE_string("peer_python", "", "The Python that runs peers; default: this one.")

@@ -12,7 +12,7 @@ from behrt_jax.benchmarks import contestants, report, rounds, workload
 from behrt_jax.benchmarks.workload import Workload
 
 logger = logging.getLogger(__name__)
-WHAT = ("step", "memory", "inference", "embed", "host", "prepare", "startup")
+WHAT = ("step", "memory", "inference", "embed", "host", "prepare", "startup", "main_job")
 TABLES = {"memory": report.format_memory, "host": report.format_rates, "prepare": report.format_rates}
 
 
@@ -34,9 +34,9 @@ def benchmark(
       chosen: from `contestants.choose`.
       output: output folder.
       num_rounds: rounds; in each, every contestant runs once.
-      steps: steps per contestant and round; not used for startup.
+      steps: steps per contestant and round; not used for startup and main_job.
       least_ratio: how many times as fast as every other contestant the first must be, by the median; not used for
-        startup.
+        startup and main_job.
       prepared_dir: the cache of prepared data.
       data: a MEDS data set; the recipe's if empty.
 
@@ -61,13 +61,17 @@ def benchmark(
                 starts = rounds.run_starts(chosen, folder, num_rounds)
             rows, peaks = report.compare_starts([item.name for item in chosen], starts), None
             table = report.format_starts(rows)
+        elif work.what == "main_job":
+            found = rounds.run_jobs(chosen, folder, num_rounds)
+            rows, peaks = report.compare_jobs([item.name for item in chosen], found), None
+            table = report.format_jobs(rows)
         else:
             results, peaks = rounds.run(chosen, folder, num_rounds, steps)
             rows = report.compare(results, peaks)
             table = TABLES.get(work.what, report.format_steps)(rows)
     content, text = report.write(output, settings, rows, table, peaks)
     logger.info(f"{text}\nwritten: {output / report.JSON_FILE}, {output / report.TABLE_FILE}")
-    if work.what != "startup":
+    if work.what not in ("startup", "main_job"):
         report.check_ratios(rows, least_ratio)
     return content
 

@@ -18,6 +18,7 @@ FIGURES = ("parameters", "start_bytes", "peak_bytes", "temporary_bytes", "state_
 RATE_COLUMNS = ("contestant", "a second", "first / this", "peak memory")
 MEMORY_COLUMNS = ("contestant", "peak memory", "growth from the first step on", "temporaries of a step")
 MEMORY_COLUMNS += ("parameters and optimizer",)
+JOB_COLUMNS = ("contestant", "accuracy", "whole job, s", "peak memory")
 START_COLUMNS = ("contestant", "cold start to first step, s", "warm, s", "until ready, s", "first step, s")
 
 
@@ -119,6 +120,35 @@ def format_starts(rows: list[dict]) -> str:
     for row in rows:
         warm = (_spread(row[name], ".2f") for name in ("total_seconds", "ready_seconds", "first_step_seconds"))
         lines.append(_row([row["name"], f"{row['cold_seconds']:.2f}", *warm]))
+    return "\n".join(lines) + "\n"
+
+
+def compare_jobs(names: list[str], found: list[list[dict]]) -> list[dict]:
+    """Computes figures of main jobs, from `rounds.run_jobs`: an accuracy is reached if it was in each round."""
+    rows = []
+    for name, own in zip(names, found, strict=True):
+        reached = {key: [each["reached"][key] for each in own] for key in own[0]["reached"]}
+        rows.append(
+            {
+                "name": name,
+                "reached_seconds": {key: None if None in times else summarise(times) for key, times in reached.items()},
+                "accuracy": summarise([each["accuracy"] for each in own]),
+                "total_seconds": summarise([each["total_seconds"] for each in own]),
+                "peak_bytes": max(each["peak_bytes"] for each in own),
+            }
+        )
+    return rows
+
+
+def format_jobs(rows: list[dict]) -> str:
+    """Formats the figures of `compare_jobs` as a Markdown table."""
+    heads = [f"{key} reached, s of training" for key in rows[0]["reached_seconds"]]
+    columns = [JOB_COLUMNS[0], *heads, *JOB_COLUMNS[1:]]
+    lines = [_row(columns), "|---" * len(columns) + "|"]
+    for row in rows:
+        times = ("not" if each is None else _spread(each, ".0f") for each in row["reached_seconds"].values())
+        others = (_spread(row["accuracy"], ".3f"), _spread(row["total_seconds"], ".0f"), _mebibytes(row["peak_bytes"]))
+        lines.append(_row([row["name"], *times, *others]))
     return "\n".join(lines) + "\n"
 
 

@@ -93,6 +93,17 @@ def run_starts(contestants: list[Contestant], folder: Path, rounds: int) -> list
     return starts
 
 
+def run_jobs(contestants: list[Contestant], folder: Path, rounds: int) -> list[list[dict]]:
+    """Runs the main job of each contestant once in every round; returns what each measured, by round."""
+    found = [[] for _ in contestants]
+    for number in range(rounds):
+        for contestant, own in zip(contestants, found, strict=True):
+            with processes.running([contestant], folder) as (item,):
+                own.append(processes.ask(item, measure=True))
+        logger.info(f"round {number + 1} of {rounds}")
+    return found
+
+
 def check_tokens(names: list[str], read: list[dict]) -> None:
     """Checks that contestants read the same tokens; `read` is from `worker.read_all`.
 

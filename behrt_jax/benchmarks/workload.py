@@ -23,7 +23,7 @@ class Workload:
 
     Attributes:
       what: `step`, `memory` and `startup` train; `inference` embeds the patients of a batch, `embed` those of train;
-        `host` packs those of train into batches; `prepare` turns MEDS events into tokens.
+        `host` packs those of train into batches; `prepare` turns MEDS events into tokens; `main_job` pre-trains.
       tier: the recipe: small, medium or large.
       vocabulary: V; rows of the code table. At least the fitted vocabulary of the data.
       row_length: L, tokens per packed row.
@@ -31,6 +31,7 @@ class Workload:
       dropout: dropout rate of every contestant.
       threads: CPUs of every contestant; 0 takes all that this process may use.
       num_batches: different batches, used in turn.
+      updates: of `main_job`; 0 takes the recipe's.
     """
 
     what: str = "step"
@@ -41,6 +42,7 @@ class Workload:
     dropout: float = 0.1
     threads: int = 0
     num_batches: int = 8
+    updates: int = 0
 
     def __post_init__(self):
         if self.tier not in TIERS:

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from behrt_jax.benchmarks import contestants, host, preparation, report, rounds, workload
+from behrt_jax.benchmarks import contestants, host, main_job, preparation, report, rounds, workload
 from behrt_jax.benchmarks.benchmark import benchmark
 from behrt_jax.benchmarks.contestants import ROOT, Contestant
 from behrt_jax.benchmarks.rounds import Result
@@ -186,3 +186,41 @@ def test_masks_may_differ_by_chance_alone():
     rounds.check_masks(["a", "b"], [100, 95])
     with pytest.raises(ValueError, match="b masks 50 codes, a 100; their rates would not compare"):
         rounds.check_masks(["a", "b"], [100, 50])
+
+
+def test_an_accuracy_is_reached_at_the_first_evaluation_that_has_it():
+    lines = [{"mlm/accuracy": value, "seconds": 10.0 * step} for step, value in enumerate((0.3, 0.56, 0.54, 0.58))]
+    assert main_job.find_times(lines) == {"0.55": 10.0, "0.60": None}
+
+
+def test_main_jobs_are_tabulated_and_an_accuracy_must_be_reached_in_each_round():
+    jobs = [
+        {
+            "reached": {"0.55": 90.0 + number, "0.60": times},
+            "accuracy": 0.61,
+            "total_seconds": 300.0,
+            "peak_bytes": 2**30,
+        }
+        for number, times in enumerate((250.0, None, 260.0))
+    ]
+    rows = report.compare_jobs(["this checkout"], [jobs])
+    assert rows[0]["reached_seconds"] == {"0.55": {"median": 91.0, "low": 90.0, "high": 92.0}, "0.60": None}
+    table = report.format_jobs(rows).splitlines()
+    reached = [f"{each} reached, s of training" for each in ("0.55", "0.60")]
+    heads = ["contestant", *reached, "accuracy", "whole job, s", "peak memory"]
+    assert [cell.strip() for cell in table[0].split("|")[1:-1]] == heads
+    assert table[2].startswith(
+        "| this checkout | 91 [90, 92] | not | 0.610 [0.610, 0.610] | 300 [300, 300] | 1,024 MiB"
+    )
+
+
+@pytest.mark.slow
+def test_a_short_main_job_is_timed(tmp_path, sixty):
+    work = dataclasses.replace(TINY, what="main_job", updates=2)
+    chosen = contestants.choose(PEERS, [], what="main_job")
+    folder = str(tmp_path / "prepared")
+    content = benchmark(work, chosen, tmp_path / "out", num_rounds=1, prepared_dir=folder, data=str(sixty))
+    (row,) = content["contestants"]
+    assert row["reached_seconds"] == {"0.55": None, "0.60": None} and 0 <= row["accuracy"]["median"] < 0.55
+    assert row["total_seconds"]["median"] > 0 and row["peak_bytes"] > 0
+    assert "| this checkout | not | not |" in (tmp_path / "out" / report.TABLE_FILE).read_text()
