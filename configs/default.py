@@ -19,9 +19,8 @@ def get_finetune_config(outcome: str) -> config_dict.ConfigDict:
     config.add_codes = False  # whether codes of train that the pre-trained vocabulary lacks get rows of their own
     config.head = config_dict.ConfigDict()
     # What the head reads beside the embedding, at the prediction time: age_sex; or regression, on counts of codes, age
-    # and sex; and forecast, how soon the pre-trained run expects each of forecast_codes, such as MEDS_DEATH.
+    # and sex.
     config.head.features = ("age_sex",)
-    config.head.forecast_codes = ()
     config.freeze = "none"  # or: encoder, so that only the head is trained
     config.layer_decay = 0.8  # factor of the learning rate from each layer to the one below it
     config.lora = config_dict.ConfigDict()

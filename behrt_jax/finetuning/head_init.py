@@ -1,7 +1,6 @@
 """Initialises the head from a regression on covariates, so that training starts at that baseline."""
 
 import numpy as np
-import scipy.special
 from sklearn.linear_model import LogisticRegression, PoissonRegressor
 
 from behrt_jax.objectives import classification, survival
@@ -17,7 +16,6 @@ def init_survival_head(
     days: np.ndarray,
     events: np.ndarray,
     config: SurvivalConfig,
-    offset: np.ndarray | float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fits the log rate of each cause to covariates (Poisson regression), with the same weights in all time bins.
 
@@ -26,54 +24,24 @@ def init_survival_head(
       days: (N,).
       events: (N,).
       config: the section `survival`, with its edges.
-      offset: (N,) log rate to which covariates add.
 
     Returns:
       (F, K) kernel and (K,) bias of the head, float32.
     """
     bias, years = survival.initial_bias(days, events, config), days / YEAR
-    exposure = years * np.exp(offset)
     parts = [np.zeros((0, config.num_causes))]
     if covariates.shape[1]:
-        model = PoissonRegressor(alpha=1 / (PRIOR * exposure.sum()), fit_intercept=True, tol=1e-7, max_iter=1000)
+        model = PoissonRegressor(alpha=1 / (PRIOR * years.sum()), fit_intercept=True, tol=1e-7, max_iter=1000)
         causes = range(1, config.num_causes + 1)
-        fits = [model.fit(covariates, (events == cause) / exposure, exposure).coef_ for cause in causes]
+        fits = [model.fit(covariates, (events == cause) / years, years).coef_ for cause in causes]
         parts = [np.stack(fits, axis=1)]
     kernel = np.repeat(parts[0], config.num_logits // config.num_causes, axis=1)
     # The expected number of events in each bin matches the observed number, among those at risk.
     time_at_risk = years[:, None] if config.loss == "cox" else survival.spent_in_bins(days, config)[0]
     time_at_risk = np.tile(time_at_risk, config.num_causes)
-    risks = np.exp(covariates @ kernel + np.reshape(offset, (-1, 1)))
+    risks = np.exp(covariates @ kernel)
     shift = np.log((time_at_risk * risks).sum(axis=0) / time_at_risk.sum(axis=0))
     return kernel.astype(np.float32), (bias - shift).astype(np.float32)
-
-
-def init_binary_head(
-    covariates: np.ndarray, targets: np.ndarray, config: ClassificationConfig, offset: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Fits the log odds of a binary outcome to covariates, as `init_classification_head`, with an offset.
-
-    Args:
-      covariates: (N, F) of the train split.
-      targets: (N,) 0 or 1.
-      config: the section `classification`.
-      offset: (N,) log odds to which covariates add.
-
-    Returns:
-      (F, 1) kernel and (1,) bias of the head, float32.
-    """
-    shares = np.ones(len(targets))
-    if config.class_weights == "balanced":
-        shares = classification.balanced_weights(targets)[targets.astype(int)]
-
-    def loss(weights):
-        logits = offset + covariates @ weights[:-1] + weights[-1]
-        ridge, residuals = weights[:-1] / PRIOR, shares * (scipy.special.expit(logits) - targets)
-        value = shares @ (np.logaddexp(0, logits) - targets * logits) + ridge @ weights[:-1] / 2
-        return value, np.append(covariates.T @ residuals + ridge, residuals.sum())
-
-    coefficients = scipy.optimize.minimize(loss, np.zeros(covariates.shape[1] + 1), jac=True, method="L-BFGS-B").x
-    return coefficients[:-1, None].astype(np.float32), coefficients[-1:].astype(np.float32)
 
 
 def init_classification_head(

@@ -31,27 +31,6 @@ def load_pretrained(recipe: FinetuningRecipe) -> tuple[FinetuningRecipe, LoadedR
     return dataclasses.replace(recipe, **sections), run
 
 
-def find_forecast(
-    recipe: FinetuningRecipe, run: LoadedRun[PretrainingRecipe]
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Returns the ids of the codes in `head.forecast_codes`, and the edges of the bins of the run's event rates.
-
-    Raises:
-      ValueError: the run was not trained on time to event with a causal model, or a code is not in its vocabulary.
-    """
-    codes, objective, source = recipe.head.forecast_codes, run.recipe.objective, f"pretrained={recipe.pretrained}"
-    if not codes:
-        return (), ()
-    if "time_to_event" not in objective.weights or not run.recipe.model.causal:
-        expected = "a run of configs/events.py, or objective.name=time_to_event with model.causal=True"
-        raise ValueError(f"head.forecast_codes: {source} is trained on {objective.name}; expected {expected}")
-    if unknown := [code for code in codes if code not in run.vocabulary.ids]:
-        raise ValueError(
-            f"head.forecast_codes: {source} does not know {', '.join(unknown)}; expected codes that it knows"
-        )
-    return tuple(run.vocabulary.ids[code] for code in codes), objective.event_edges
-
-
 def add_rows(found: LoadedRun[PretrainingRecipe], vocabulary: Vocabulary, path: str) -> LoadedRun[PretrainingRecipe]:
     """Adds a row to the code table for each code that was added to the end of the vocabulary.
 

@@ -67,9 +67,6 @@ def read(values: dict[str, Any]) -> FinetuningRecipe:
         raise ValueError("recipe: is of pre-training; expected configs/classification.py or configs/survival.py")
     if recipe.add_codes and not recipe.pretrained:
         raise ValueError("add_codes: found True without pretrained; expected a run whose vocabulary is added to")
-    if recipe.head.forecast_codes and not recipe.pretrained:
-        codes = ", ".join(recipe.head.forecast_codes)
-        raise ValueError(f"head.forecast_codes: found {codes} without pretrained; expected a run of configs/events.py")
     return recipe
 
 
@@ -79,16 +76,13 @@ def setup(config: ConfigDict) -> FinetuningTask:
     Raises:
       ValueError: the recipe, the labels or the data cannot be used, or nothing can be learned.
     """
-    recipe, pretrained, forecast = read(config.to_dict()), None, ((), ())
+    recipe, pretrained = read(config.to_dict()), None
     if recipe.pretrained:
         recipe, pretrained = pretrained_runs.load_pretrained(recipe)
-        forecast = pretrained_runs.find_forecast(recipe, pretrained)
     prepared, splits = data.read_splits(recipe, pretrained and pretrained.vocabulary, recipe.add_codes)
     labels = splits["train"].labels
     for split in ("train", "tuning"):
         label_data.check_learnable(splits[split].labels, split)
-    if recipe.head.forecast_codes and ((kind := labels.kind) not in ("binary", "survival") or len(labels.names) > 1):
-        raise ValueError(f"head.forecast_codes: found {kind} labels; expected one binary label, or times to an event")
     digests = digest_inputs(splits, pretrained)
     num_new_codes = len(prepared.vocabulary) - len(pretrained.vocabulary) if pretrained else 0
     if pretrained:
@@ -96,7 +90,7 @@ def setup(config: ConfigDict) -> FinetuningTask:
         pretrained = pretrained_runs.add_rows(pretrained, prepared.vocabulary, recipe.data.path)
     regression = head_features.fit(recipe.head, splits, prepared.vocabulary.tokens)
     splits = head_features.select(recipe.head, splits, prepared.vocabulary.tokens, regression)
-    facts = find_facts(recipe, labels, len(prepared.vocabulary), forecast)
+    facts = find_facts(recipe, labels, len(prepared.vocabulary))
     task = build(recipe, facts, prepared, splits, pretrained and pretrained.params, num_new_codes)
     return task._replace(regression=regression, digests=digests)
 
@@ -122,18 +116,12 @@ def build(
     return FinetuningTask(recipe, facts, prepared, splits, model, objective, start, rates)
 
 
-def find_facts(
-    recipe: FinetuningRecipe,
-    train: Labels,
-    vocab_size: int,
-    forecast: tuple[tuple[int, ...], tuple[float, ...]] = ((), ()),
-) -> Facts:
-    """Returns what the labels of train and the vocabulary say; `forecast` is from `pretrained.find_forecast`."""
-    names = {"names": train.names, "forecast_ids": forecast[0], "forecast_edges": forecast[1]}
+def find_facts(recipe: FinetuningRecipe, train: Labels, vocab_size: int) -> Facts:
+    """Returns what the labels of train and the vocabulary say."""
     if not isinstance(recipe.outcome, SurvivalConfig):
-        return Facts(vocab_size, label_kind=KINDS[train.kind], **names)
+        return Facts(vocab_size, label_kind=KINDS[train.kind], names=train.names)
     edges = () if recipe.outcome.edges else survival.fit_edges(train.days, train.events, recipe.outcome.num_bins)
-    return Facts(vocab_size, survival_edges=tuple(edges), **names)
+    return Facts(vocab_size, survival_edges=tuple(edges), names=train.names)
 
 
 def make_objective(recipe: FinetuningRecipe, model, found: LabeledHistories) -> Objective:
@@ -174,7 +162,6 @@ def initialize(
     params = dict(variables["params"])
     if pretrained_params is not None:
         params["behrt"] = {**params["behrt"], **pretrained_params["params"]["behrt"]}
-        params |= {name: pretrained_params["params"][name] for name in params if name == "time_to_event"}
     kernel = 0 * params["head"]["output"]["kernel"]
     kernel = kernel.at[len(kernel) - len(head[0]) :].set(head[0])
     params["head"] = {"output": {"kernel": kernel, "bias": jnp.asarray(head[1])}}

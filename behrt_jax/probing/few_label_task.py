@@ -1,4 +1,4 @@
-"""A few-label task: its labelled histories, the pre-trained forecast, and networks trained on sampled patients."""
+"""A few-label task: its labelled histories, and networks trained on sampled patients."""
 
 import dataclasses
 import logging
@@ -17,7 +17,6 @@ from behrt_jax.finetuning import (
     labeled_histories,
     predict,
     pretrained,
-    probe_init,
     sampling,
     setup,
 )
@@ -48,11 +47,10 @@ class Task(NamedTuple):
     prepared: Prepared
     splits: dict[str, LabeledHistories]
     pretrained_params: Any
-    forecast: tuple[tuple[int, ...], tuple[float, ...]] = ((), ())
 
-    def find_facts(self, labels: Labels, forecast: tuple[tuple[int, ...], tuple[float, ...]] = ((), ())) -> Facts:
+    def find_facts(self, labels: Labels) -> Facts:
         """Returns the facts of a task that is learned from some labels."""
-        return setup.find_facts(self.recipe, labels, len(self.prepared.vocabulary), forecast)
+        return setup.find_facts(self.recipe, labels, len(self.prepared.vocabulary))
 
 
 class Steps(NamedTuple):
@@ -76,7 +74,6 @@ def read_task(values: dict[str, Any], file: str, most: int, folder) -> Task:
     other_kind = "classification" if labels.kind == "survival" else "survival"
     values = {name: value for name, value in values.items() if name != other_kind}
     recipe, loaded = pretrained.load_pretrained(setup.read({**values, "labels": file}))
-    forecast = pretrained.find_forecast(recipe, loaded)
     prepared, splits = data.read_splits(recipe, loaded.vocabulary)
     splits = head_features.select(recipe.head, splits, prepared.vocabulary.tokens)
     splits = {name: sampling.take(split, sampling.cap(split.labels, most)) for name, split in splits.items()}
@@ -85,22 +82,11 @@ def read_task(values: dict[str, Any], file: str, most: int, folder) -> Task:
         labels = splits[name].labels
         logger.info(f"{name}: {len(labels):,} labels are taken: {labeled_histories.describe(labels)}")
     data.warn_of_few(splits["held_out"].labels)
-    task = Task(recipe, prepared, splits, loaded.params, forecast)
-    facts = task.find_facts(splits["train"].labels, forecast)
+    task = Task(recipe, prepared, splits, loaded.params)
+    facts = task.find_facts(splits["train"].labels)
     digests = setup.digest_inputs(splits, loaded)
     workdir.open_workdir(folder, with_facts(recipe, facts), facts, prepared.vocabulary, digests)
     return task
-
-
-def forecast(task: Task) -> np.ndarray:
-    """Returns the pre-trained run's forecast for held-out patients, without labels: the mean over its codes."""
-    facts = task.find_facts(task.splits["train"].labels, task.forecast)
-    finetuning_task = setup.build(task.recipe, facts, task.prepared, task.splits, task.pretrained_params)
-    width = task.recipe.model.hidden_dim
-    features = probe_init.read_patients(
-        task.recipe, finetuning_task.model, finetuning_task.initialize(jax.random.key(0)), task.splits["held_out"]
-    )
-    return features[:, width : width + len(facts.forecast_ids)].mean(axis=1)
 
 
 def train_and_score(task: Task, rows: np.ndarray, draw: int, is_pretrained: bool, compiled: dict) -> np.ndarray:
@@ -115,7 +101,7 @@ def train_and_score(task: Task, rows: np.ndarray, draw: int, is_pretrained: bool
     """
     recipe = task.recipe if is_pretrained else dataclasses.replace(task.recipe, **SCRATCH)
     sample = sampling.take(task.splits["train"], rows)
-    facts = task.find_facts(sample.labels, task.forecast if is_pretrained else ((), ()))
+    facts = task.find_facts(sample.labels)
     pretrained_params = task.pretrained_params if is_pretrained else None
     finetuning_task = setup.build(recipe, facts, task.prepared, {"train": sample}, pretrained_params)
     recipe, outcome = finetuning_task.recipe, finetuning_task.recipe.outcome

@@ -12,7 +12,7 @@ from behrt_jax.probing import arms, few_label_task
 from behrt_jax.probing import features as probing_features
 from behrt_jax.probing.features import Reader
 from behrt_jax.probing.scores import rank
-from behrt_jax.probing.table import AGE, FORECAST, SCRATCH, TUNED, show
+from behrt_jax.probing.table import AGE, SCRATCH, TUNED, show
 
 RESULTS_FILE = "results.jsonl"
 
@@ -61,8 +61,6 @@ def measure_task(
     if (0, 0, AGE) not in results.found:
         ages = probing_features.ages(held_out.histories, held_out.labels.prediction_times)
         results.add(0, 0, AGE, rank(ages, held_out.labels))
-    if task.recipe.head.forecast_codes and (0, 0, FORECAST) not in results.found:
-        results.add(0, 0, FORECAST, rank(few_label_task.forecast(task), held_out.labels))
     for size, draw, arm in todo:
         bar.set_postfix_str(f"{show(size)} patients, draw {draw}, {arm}")
         if (size, draw, arm) not in results.found:

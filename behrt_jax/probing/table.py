@@ -10,9 +10,8 @@ from behrt_jax.probing.scores import METRICS
 
 Results = dict[tuple[int, int, str], Estimate]  # by size, draw and arm
 
-AGE, FORECAST, COUNTS, BOOSTING, RANDOM, SCRATCH, TUNED, OURS = (
+AGE, COUNTS, BOOSTING, RANDOM, SCRATCH, TUNED, OURS = (
     "age",
-    "forecast",
     "counts",
     "boosting",
     "random",
@@ -20,10 +19,9 @@ AGE, FORECAST, COUNTS, BOOSTING, RANDOM, SCRATCH, TUNED, OURS = (
     "fine_tuned",
     "pretrained",
 )
-UNLABELED = (AGE, FORECAST)  # scored once, as size 0 and draw 0
+UNLABELED = (AGE,)  # scored once, as size 0 and draw 0
 HEADS = {
     AGE: "age alone, no label",
-    FORECAST: "forecast, no label",
     COUNTS: "counts, age and sex",
     BOOSTING: "gradient boosting",
     RANDOM: "random encoder",

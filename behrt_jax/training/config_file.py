@@ -24,8 +24,6 @@ SET_FROM_DATA = (
     "survival.edges",
     "survival.num_causes",
     "objective.event_edges",
-    "head.forecast_ids",
-    "head.forecast_edges",
 )
 # Old names in workdirs from before version 0.2; to be dropped at version 1.0. Sections come before their keys.
 RENAMED_KEYS = {
@@ -46,7 +44,7 @@ RENAMED_VALUES = {
     ("objective", "query_times", "any"): "anytime",
 }
 # Old keys of what the head reads beside the embedding, and the names in `head.features`; `regression` has age and sex.
-HEAD_FEATURES = {"history.age_and_sex": "age_sex", "history.regression": "regression", "forecast.codes": "forecast"}
+HEAD_FEATURES = {"history.age_and_sex": "age_sex", "history.regression": "regression"}
 # Keys that older runs lack, with the value equivalent to the behaviour of those runs.
 DEFAULTS = {"objective": {"first_event_only": False, "query_times": "after_visits", "known_time_share": 0.0}}
 # Keys of removed choices, with the value equivalent to the current behaviour and the last commit with the others; and
@@ -55,7 +53,9 @@ REMOVED_KEYS = {
     "model.age_encoding": ("bins", "f210f47"),
     "model.date_encoding": ("none", "f210f47"),
     "objective.masking": ("codes", "4683395"),
+    "head.forecast_codes": ((), "db2023d"),
 }
+REMOVED_FACTS = ("forecast_ids", "forecast_edges")  # of the head, which went with the codes
 REMOVED_VALUES = {("model", "encoder", "hierarchical"): "f210f47"}
 
 
@@ -76,7 +76,8 @@ def read(workdir: Path) -> tuple[Recipe, Facts]:
         drop_removed_keys(config)
         if is_flat:
             return read_recipe(config), find_facts(config)
-        facts = Facts(**to_tuples(content["facts"]))
+        known = {key: value for key, value in content["facts"].items() if key not in REMOVED_FACTS}
+        facts = Facts(**to_tuples(known))
         return with_facts(read_recipe(config), facts), facts
     except (OSError, ValueError, AttributeError, TypeError) as error:
         problem = f"not the config of a workdir that this version can load ({error})"
@@ -112,14 +113,16 @@ def rename_keys(config: dict) -> dict:
         features = [
             name for name, value in values.items() if value and not (name == "age_sex" and values["regression"])
         ]
-        forecast = {"codes": values["forecast"] or (), **config.pop("forecast", {})}
-        config["head"] = {"features": tuple(features), **{f"forecast_{key}": each for key, each in forecast.items()}}
+        codes = config.pop("forecast", {}).get("codes")
+        config["head"] = {"features": tuple(features), **({"forecast_codes": codes} if codes else {})}
     return config
 
 
 def drop_removed_keys(config: dict) -> None:
-    """Drops removed keys from a config; raises a ValueError if the run rests on a removed choice."""
+    """Drops removed keys from a config; raises a ValueError if the run rests on removed choices."""
     removed = []
+    for key in REMOVED_FACTS:
+        take(config, f"head.{key}")
     for key, (current, commit) in REMOVED_KEYS.items():
         if (value := take(config, key)) not in (None, current):
             removed.append((f"{key}={value}", commit))
@@ -127,10 +130,8 @@ def drop_removed_keys(config: dict) -> None:
         if config.get(section, {}).get(key) == value:
             removed.append((f"{section}.{key}={value}", commit))
     if removed:
-        setting, commit = removed[0]
-        raise ValueError(
-            f"{setting}: removed, as it measured no better (docs/ablations.md); `git checkout {commit}` to load the run"
-        )
+        settings = ", ".join(f"{setting} (`git checkout {commit}` has it)" for setting, commit in removed)
+        raise ValueError(f"{settings}: removed, as measured no better (docs/ablations.md)")
 
 
 def differences(old: tuple[Recipe, Facts], new: tuple[Recipe, Facts]) -> list[str]:

@@ -13,7 +13,7 @@ from behrt_jax.training.loop import TrainConfig
 from behrt_jax.training.optimizer import OptimizerConfig
 
 PRETRAINING, CLASSIFICATION, SURVIVAL = "pretraining", "classification", "survival"
-FEATURES = ("age_sex", "regression", "forecast")
+FEATURES = ("age_sex", "regression")
 OUTCOMES = {CLASSIFICATION: ClassificationConfig, SURVIVAL: SurvivalConfig}
 # Fields of sections that are facts: until the data are read, they hold these values.
 UNKNOWN = {"model": {"vocab_size": 1}, CLASSIFICATION: {"kind": "binary"}, SURVIVAL: {"num_causes": 1}}
@@ -69,13 +69,10 @@ class HeadConfig:
     """The section `head` of fine-tuning: what the head reads beside the patient embedding, at the prediction time.
 
     Attributes:
-      features: any of `age_sex`; `regression`, the log risk of a regression on codes, age and sex (without `age_sex`);
-        and `forecast`, how soon the pre-trained run expects some codes.
-      forecast_codes: the codes of `forecast`.
+      features: `age_sex`, or `regression`, the log risk of a regression on codes, age and sex; may be empty.
     """
 
     features: tuple[str, ...] = ("age_sex",)
-    forecast_codes: tuple[str, ...] = ()
 
     def __post_init__(self):
         unknown = [self.features] if isinstance(self.features, str) else sorted({*self.features} - {*FEATURES})
@@ -84,11 +81,6 @@ class HeadConfig:
         if {"age_sex", "regression"} <= {*self.features}:
             raise ValueError(
                 "head.features: found age_sex and regression, which reads age and sex; expected one of them"
-            )
-        if ("forecast" in self.features) != bool(self.forecast_codes):
-            raise ValueError(
-                f"head.forecast_codes: found {self.forecast_codes} with head.features={self.features}; expected codes, "
-                "such as ('MEDS_DEATH',), together with the feature forecast, or neither"
             )
 
 
@@ -189,8 +181,6 @@ class Facts:
       names: of outcomes, classes or causes.
       label_kind: `binary`, `multi_class` or `multi_label`.
       survival_edges: the last day of each time bin, fitted to train.
-      forecast_ids: ids of the codes in `head.forecast_codes`.
-      forecast_edges: inner edges (days) of the pre-trained run's bins of event rates.
     """
 
     vocab_size: int
@@ -198,8 +188,6 @@ class Facts:
     names: tuple[str, ...] = ()
     label_kind: str = ""
     survival_edges: tuple[float, ...] = ()
-    forecast_ids: tuple[int, ...] = ()
-    forecast_edges: tuple[float, ...] = ()
 
 
 # The place of each fact among the keys of a config.
@@ -209,8 +197,6 @@ FACT_KEYS = {
     "names": "names",
     "label_kind": "classification.kind",
     "survival_edges": "survival.edges",
-    "forecast_ids": "head.forecast_ids",
-    "forecast_edges": "head.forecast_edges",
 }
 
 
@@ -226,8 +212,7 @@ def read_recipe(config: Mapping[str, Any]) -> Recipe:
       ValueError: a key is unknown or missing, or its value cannot be used.
     """
     config = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
-    for key in ("names", "head.forecast_ids", "head.forecast_edges"):
-        take(config, key)
+    config.pop("names", None)
     for section, values in UNKNOWN.items():
         if section in config:
             given = {key: value for key, value in config[section].items() if value is not None}
@@ -283,7 +268,6 @@ def to_config(recipe: Recipe, facts: Facts) -> dict[str, Any]:
     config = to_dict(recipe)
     if isinstance(recipe, FinetuningRecipe):
         config["names"] = facts.names
-        config["head"] |= {"forecast_ids": facts.forecast_ids, "forecast_edges": facts.forecast_edges}
     return config
 
 

@@ -143,9 +143,7 @@ def build_outcome_model(recipe: FinetuningRecipe, facts: Facts) -> BEHRTForSeque
     num_labels = recipe.outcome.num_logits if isinstance(recipe.outcome, SurvivalConfig) else num_outcomes
     num_covariates = histories.NUM_COVARIATES if "age_sex" in recipe.head.features else 0
     num_covariates = num_outcomes if "regression" in recipe.head.features else num_covariates
-    return BEHRTForSequenceClassification(
-        recipe.model, num_labels, num_covariates, facts.forecast_ids, facts.forecast_edges
-    )
+    return BEHRTForSequenceClassification(recipe.model, num_labels, num_covariates)
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -1,6 +1,5 @@
 """Fine-tuning: from labels and a pre-trained run to a trained and evaluated workdir."""
 
-import dataclasses
 import functools
 import json
 import logging
@@ -8,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from behrt_jax.evaluation import outcomes
-from behrt_jax.finetuning import finetuned, labeled_histories, probe_init, setup
+from behrt_jax.finetuning import finetuned, labeled_histories, setup
 from behrt_jax.training import digests, state
 from behrt_jax.training import workdir as workdirs
 from behrt_jax.training.fit import Training, resume_and_fit
@@ -53,9 +51,6 @@ def finetune(
         task.regression.save(folder / REGRESSION_FILE)
     optimizer = make_optimizer(recipe.optimizer, recipe.train.num_steps, scales=task.scales)
     train_state = state.create_state(task.initialize, optimizer, recipe.seed)
-    if recipe.head.forecast_codes:
-        params = probe_init.init_head(recipe, task.model, train_state.params, task.splits)
-        train_state = dataclasses.replace(train_state, params=jax.tree.map(jnp.array, params))
     sizes = jax.tree.map(count_trained, train_state.params, task.scales(train_state.params))
     num_params, num_trained = (
         sum(leaf.size for leaf in jax.tree.leaves(train_state.params)),

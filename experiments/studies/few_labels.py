@@ -1,7 +1,7 @@
 """Compares predictions learned from k labelled patients: with a pre-trained encoder, and with simpler models.
 
 python -m experiments.studies.few_labels --pretrained=RUN[,RUN...] --labels=NAME=FILE,NAME=FILE,... [--sizes=16,64,256]
-    [--forecast=NAME=CODE,NAME=CODE,...] [--draws=10] [--max_labels_per_patient=4] [--trained=scratch]
+    [--draws=10] [--max_labels_per_patient=4] [--trained=scratch]
     [--trained_draws=3] [--workdir=DIR] [--config.KEY=VALUE ...]
 
 For each task, size k and draw, k patients of train have labels, and all choices are made within them. All of held_out
@@ -39,12 +39,11 @@ def recipe() -> ConfigDict:
     return config
 
 
-def of_run(config: ConfigDict, run: str, several: bool, forecast: tuple[str, ...] = ()) -> ConfigDict:
+def of_run(config: ConfigDict, run: str, several: bool) -> ConfigDict:
     """Returns the recipe for a pre-trained run; if there are several, with the run's own training data."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.pretrained, config.head.forecast_codes = run, forecast
-        config.head.features += ("forecast",) if forecast else ()
+        config.pretrained = run
         config.data.path = config_file.read(Path(run))[0].data.path if several else config.data.path
     return config
 
@@ -67,9 +66,7 @@ def planned(sizes: list[int]) -> list[tuple[int, int, str]]:
 def main() -> None:
     """Runs the command."""
     folder, sizes, runs = Path(FLAGS.workdir), read_sizes(FLAGS.sizes), FLAGS.pretrained
-    files, codes = dict(read_pairs("labels", FLAGS.labels)), read_pairs("forecast", FLAGS.forecast)
-    if unknown := {name for name, _ in codes} - files.keys():
-        raise ValueError(f"--forecast: found {', '.join(sorted(unknown))}; expected names of --labels")
+    files = dict(read_pairs("labels", FLAGS.labels))
     if unknown := {*FLAGS.trained} - {SCRATCH, TUNED}:
         raise ValueError(f"--trained: found {', '.join(sorted(unknown))}; expected {SCRATCH}, {TUNED} or nothing")
     todo, estimates, held_out = planned(sizes), {name: [] for name in files}, {name: [] for name in files}
@@ -77,7 +74,7 @@ def main() -> None:
         for number, run in enumerate(runs):
             compiled, reader = {}, None
             for name, file in files.items():
-                config = of_run(FLAGS.config, run, len(runs) > 1, tuple(code for label, code in codes if label == name))
+                config = of_run(FLAGS.config, run, len(runs) > 1)
                 bar.write(f"{run}, {name}:")
                 task_folder = folder / f"run-{number}" / name if len(runs) > 1 else folder / name
                 task = few_label_task.read_task(config.to_dict(), file, FLAGS.max_labels_per_patient, task_folder)
@@ -101,7 +98,6 @@ if __name__ == "__main__":
     FLAGS = flags.FLAGS
     flags.DEFINE_list("pretrained", None, "What experiments.pretrain wrote; of several, means.", required=True)
     flags.DEFINE_list("labels", None, "Names of tasks and their files of labels: NAME=FILE,NAME=FILE.", required=True)
-    flags.DEFINE_list("forecast", [], "Codes of the run's own forecast, scored without labels: NAME=CODE,NAME=CODE.")
     flags.DEFINE_list("sizes", ["16", "64", "256"], "Numbers of labelled patients, or all.")
     flags.DEFINE_integer("draws", 10, "Samples of patients of each size.", lower_bound=1)
     flags.DEFINE_integer("max_labels_per_patient", 4, "Labels of each outcome and patient.", lower_bound=1)

@@ -77,31 +77,3 @@ def test_classes_and_labels_begin_at_theirs():
     assert ((logits[:, 0] > 0) == (classes == 0)).all()
     assert (kernel[:, 1] == 0).all() and (logits[:, 1] > 5).all()  # everybody has it: nothing to tell apart
     assert (logits[classes == 2, 2] > 0).all() and (logits[classes == 0, 2] < 0).all()
-
-
-@pytest.mark.parametrize("weights", ["none", "balanced"])
-def test_a_binary_head_beside_nothing_known_is_that_of_scikit_learn(weights):
-    rng = np.random.default_rng(3)
-    covariates, config = rng.standard_normal((200, 4)), ClassificationConfig("binary", weights, 0.0)
-    targets = (rng.random(200) < 1 / (1 + np.exp(1 - 2 * covariates[:, 0]))).astype(float)
-    expected = head_init.init_classification_head(covariates, targets, config, 2)
-    found = head_init.init_binary_head(covariates, targets, config, np.zeros(200))
-    for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-3)
-
-
-def test_what_is_known_already_is_not_learned_again():
-    """Half of what matters is known: covariates of the rest have its weight, those of what is known none."""
-    rng = np.random.default_rng(4)
-    covariates = rng.standard_normal((20_000, 2))
-    known, truth = 1.5 * covariates[:, 0], 1.5 * covariates[:, 0] + 0.7 * covariates[:, 1]
-    targets = (rng.random(20_000) < 1 / (1 + np.exp(1 - truth))).astype(float)
-    kernel, bias = head_init.init_binary_head(covariates, targets, ClassificationConfig("binary", "none", 0.0), known)
-    np.testing.assert_allclose([*kernel[:, 0], bias[0]], [0.0, 0.7, -1.0], atol=0.08)
-    until = rng.exponential(1000 * np.exp(-truth))
-    days, events = np.minimum(until, 1500.0), (until < 1500.0).astype(int)
-    kernel, bias = head_init.init_survival_head(covariates, days, events, settings(), known)
-    np.testing.assert_allclose(kernel, [[0.0] * 3, [0.7] * 3], atol=0.08)
-    spent = np.diff(np.minimum(days[:, None], [0.0, 300.0, 1000.0, np.inf]), axis=1)
-    expected = (np.exp(known[:, None] + covariates @ kernel + bias) * spent).sum()
-    assert expected == pytest.approx(events.sum(), rel=0.05)

@@ -291,36 +291,6 @@ def test_shares_of_ages_are_those_that_the_data_counts_with():
     np.testing.assert_allclose(age_shares(ages.astype(np.float32)), histories.age_shares(ages), atol=1e-6)
 
 
-def test_forecast_ids_codes_are_what_the_head_for_events_expects_within_a_year():
-    """By hand: rates a day in bins up to 30, 300 and any number of days, at each patient's last token."""
-    forecast_ids, config = (7, 4), tiny.config(pooling="last", causal=True)
-    events = BEHRTForPretraining(config, ("time_to_event",), 3)
-    model = BEHRTForSequenceClassification(config, 1, 2, forecast_ids, (30.0, 300.0))
-    params = with_age_rates(parameters(model))
-    theirs = {"params": {name: params["params"][name] for name in ("behrt", "time_to_event")}}
-    ids = PACKED["patient_ids"]
-    ends = np.stack([[np.flatnonzero(row == p)[-1] if (row == p).any() else 0 for p in (1, 2, 3)] for row in ids])
-    log_rates = apply(events, PACKED, theirs, visit_ends=ends, method="predict_events")[..., list(forecast_ids)]
-    expected = np.log((np.exp(log_rates) * np.array([30, 270, 65.25])[:, None]).sum(axis=2))
-    covariates = np.random.default_rng(0).standard_normal((2, 3, 2)).astype(np.float32)
-    forecast = jax.jit(functools.partial(model.apply, num_patients=3, method="forecast"))
-    pooled, found = map(np.asarray, forecast(params, *tiny.columns(PACKED), **tiny.named(PACKED)))
-    there = np.stack([[(row == p).any() for p in (1, 2, 3)] for row in ids])
-    np.testing.assert_allclose(found[there], expected[there], rtol=1e-4, atol=1e-4)
-    weights = params["params"]["head"]["output"]
-    read = np.concatenate([pooled, found, covariates], axis=-1)
-    logits = apply(model, PACKED, params, num_patients=3, covariates=covariates)
-    np.testing.assert_allclose(logits, read @ np.asarray(weights["kernel"]) + np.asarray(weights["bias"]), atol=1e-4)
-    # The embedding beside them may be another pooling of the same states.
-    mean = BEHRTForSequenceClassification(tiny.config(causal=True), 1, 2, forecast_ids, (30.0, 300.0))
-    forecast = jax.jit(functools.partial(mean.apply, num_patients=3, method="forecast"))
-    beside, same = map(np.asarray, forecast(params, *tiny.columns(PACKED), **tiny.named(PACKED)))
-    np.testing.assert_allclose(same, found, atol=1e-5)
-    expected = apply(mean, PACKED, params, num_patients=3, method="get_patient_embedding")
-    np.testing.assert_allclose(beside, expected, atol=1e-5)
-    assert not np.allclose(beside[there], pooled[there])
-
-
 @pytest.mark.parametrize("num_labels", [0, -1])
 def test_a_classifier_has_labels(num_labels):
     model = BEHRTForSequenceClassification(tiny.config(), num_labels)

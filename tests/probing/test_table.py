@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from behrt_jax.metrics.bootstrap import NUM_RESAMPLES, Estimate
-from behrt_jax.probing.table import AGE, COUNTS, FORECAST, OURS, SCRATCH, average, format_table
+from behrt_jax.probing.table import AGE, COUNTS, OURS, SCRATCH, average, format_table
 
 
 def results(seed: int, above: float = 0.0, apart: float = 0.0, draws: int = 10, size: int = 16) -> dict:
@@ -44,13 +44,11 @@ def test_differences_are_paired_in_patients_and_draws():
 
 def test_an_arm_stands_in_the_table_where_it_was_measured():
     ill, dead = results(0), results(1)
-    ill[0, 0, FORECAST] = Estimate(0.65, np.full(NUM_RESAMPLES, 0.65), 40)
     ill |= {(16, draw, SCRATCH): Estimate(0.5, np.full(NUM_RESAMPLES, 0.5), 40) for draw in range(3)}
     head, _, first, second = format_table({"ill": [ill], "dead": [dead]}, {"ill": "A", "dead": "B"}, [16]).splitlines()[
         :4
     ]
     places = [cell.strip() for cell in head.split("|")]
-    for name, value in (("forecast, no label", "0.650"), ("from scratch", "0.500")):
-        place = places.index(name)
-        assert first.split("|")[place].strip() == value and not second.split("|")[place].strip()
+    place = places.index("from scratch")
+    assert first.split("|")[place].strip() == "0.500" and not second.split("|")[place].strip()
     assert "fine-tuned end to end" not in head

@@ -279,7 +279,7 @@ def test_keys_of_older_runs_are_read_under_their_names_of_today():
     older = {
         "data": {"separators": False, "events_without_visit": "visits", "path": "d"},
         "history": {"mark": False},
-        "foretold": {"codes": ["X"]},
+        "foretold": {"codes": []},
         "out_of_time": {"cutoff": "2015-01-01", "gap_days": 3.0},
         "evaluation": {"mask_draws": 7},
         "objective": {"event_times": "any", "event_first": True, "event_visits": 9, "days_weight": 0.5},
@@ -287,7 +287,7 @@ def test_keys_of_older_runs_are_read_under_their_names_of_today():
     assert config_file.rename_keys(older) == {
         "data": {"use_sep": False, "events_without_visit": "group_by_day", "path": "d"},
         "history": {"prediction_token": False},
-        "head": {"features": ("forecast",), "forecast_codes": ["X"]},
+        "head": {"features": ()},
         "temporal_split": {"cutoff": "2015-01-01", "outcome_window_days": 3.0},
         "evaluation": {"num_mask_samples": 7},
         "objective": {
@@ -309,36 +309,29 @@ def test_an_older_scale_of_lora_is_alpha_over_rank_now(rank, lora):
 
 
 @pytest.mark.parametrize(
-    ("history", "codes", "features"),
+    ("history", "features"),
     [
-        ({"age_and_sex": True}, (), ("age_sex",)),
-        ({"age_and_sex": False}, (), ()),
-        ({"age_and_sex": True, "regression": True}, (), ("regression",)),
-        ({"age_and_sex": True, "regression": False}, ("X",), ("age_sex", "forecast")),
-        ({"age_and_sex": False, "regression": True}, ("X",), ("regression", "forecast")),
+        ({"age_and_sex": True}, ("age_sex",)),
+        ({"age_and_sex": False}, ()),
+        ({"age_and_sex": True, "regression": True}, ("regression",)),
+        ({"age_and_sex": False, "regression": True}, ("regression",)),
     ],
 )
-def test_the_older_keys_of_what_a_head_reads_are_features_now(history, codes, features):
-    older = {"history": {"include_at": True, **history}, "forecast": {"codes": codes, "ids": (7,), "edges": ()}}
+def test_the_older_keys_of_what_a_head_reads_are_features_now(history, features):
+    older = {"history": {"include_at": True, **history}, "forecast": {"codes": (), "ids": (), "edges": ()}}
     found = config_file.rename_keys(older)
     assert found["history"] == {"include_at": True} and "forecast" not in found
-    assert found["head"] == {
-        "features": features,
-        "forecast_codes": codes,
-        "forecast_ids": (7,),
-        "forecast_edges": (),
-    }
-    assert recipe.HeadConfig(found["head"]["features"], codes).features == features
+    assert found["head"] == {"features": features}
+    assert recipe.HeadConfig(**found["head"]).features == features
 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"features": ("age",)}, "head.features: found age; expected a tuple of age_sex, regression, forecast"),
+        ({"features": ("age",)}, "head.features: found age; expected a tuple of age_sex, regression"),
         ({"features": "age_sex"}, "head.features: found age_sex; expected a tuple of"),
         ({"features": ("age_sex", "regression")}, "head.features: found age_sex and regression"),
-        ({"features": ("forecast",)}, "head.forecast_codes: found .*; expected codes"),
-        ({"forecast_codes": ("X",)}, "head.forecast_codes: found .*; expected codes"),
+        ({"features": ("forecast",)}, "head.features: found forecast; expected a tuple of"),
     ],
 )
 def test_a_head_that_cannot_be_is_refused(keys, message):
@@ -406,9 +399,20 @@ def test_a_run_of_a_removed_choice_is_refused_with_the_commit_that_loads_it(tmp_
     content = json.loads((tmp_path / "config.json").read_text())
     content["recipe"][section] |= {**REMOVED_KEYS.get(section, {}), key: value}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    removed = rf"config.json: .*\({section}.{key}={value}: removed, as it measured no better \(docs/ablations.md\); "
-    with pytest.raises(ValueError, match=removed + f"`git checkout {commit}` to load the run"):
+    removed = rf"config.json: .*\({section}.{key}={value} \(`git checkout {commit}` has it\): removed, as measured no"
+    with pytest.raises(ValueError, match=removed):
         config_file.read(tmp_path)
+
+
+def test_all_removed_choices_of_a_run_are_named():
+    older = {
+        "model": {"age_encoding": "time2vec"},
+        "objective": {"masking": "spans"},
+        "history": {"age_and_sex": True},
+        "forecast": {"codes": ["X"]},
+    }
+    with pytest.raises(ValueError, match="model.age_encoding=time2vec .*objective.masking=spans .*head.forecast_codes"):
+        config_file.drop_removed_keys(config_file.rename_keys(older))
 
 
 def test_edges_of_the_user_are_in_the_recipe_and_fitted_ones_in_the_facts(tmp_path):
@@ -422,8 +426,7 @@ def test_edges_of_the_user_are_in_the_recipe_and_fitted_ones_in_the_facts(tmp_pa
 @pytest.mark.parametrize("name", ["classification", "survival"])
 def test_a_fine_tuned_config_is_read_back_as_it_was_and_an_older_one_too(tmp_path, name):
     made = default.get_finetune_config(name)
-    made.head.features, made.head.forecast_codes = ("age_sex", "forecast"), ("X",)
-    facts = recipe.Facts(30, names=("a", "b"), forecast_ids=(7,), forecast_edges=(3.0,))
+    facts = recipe.Facts(30, names=("a", "b"))
     kinds = {"classification": {"label_kind": "multi_label"}, "survival": {"survival_edges": (5.0, 9.0)}}
     facts = dataclasses.replace(facts, **kinds[name])
     own = recipe.with_facts(recipe.read_recipe(made.to_dict()), facts)
@@ -433,8 +436,8 @@ def test_a_fine_tuned_config_is_read_back_as_it_was_and_an_older_one_too(tmp_pat
     older = recipe.to_config(own, facts)
     older["history"]["mark"] = older["history"].pop("prediction_token")
     older["history"] |= {"age_and_sex": True, "regression": False}
-    older["foretold"] = {key.removeprefix("forecast_"): each for key, each in older.pop("head").items()}
-    del older["foretold"]["features"]
+    del older["head"]
+    older["foretold"] = {"codes": [], "ids": [], "edges": []}
     (tmp_path / "config.json").write_text(json.dumps(older))
     assert config_file.read(tmp_path) == (own, facts)
     assert recipe.read_recipe(recipe.to_config(own, facts)) == own  # a loaded config is a recipe too
