@@ -96,7 +96,8 @@ def write(workload: Workload, folder: Path, prepared_dir: str, data: str = "") -
     columns: dict = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
     np.savez(folder / worker.BATCHES_FILE, **columns)
     if workload.what in ("embed", "host"):
-        np.savez(settings["patients"], **dataclasses.asdict(train))
+        arrays = dataclasses.asdict(train)
+        np.savez(settings["patients"], **{name: array for name, array in arrays.items() if array is not None})
     return settings
 
 
