@@ -84,6 +84,11 @@ def ask_finetuned(
 def report(case: AttributionCase, truth: np.ndarray | None, scores: dict[str, np.ndarray], seed: int) -> str:
     """Formats the tables of a case: agreement with the model's own changes, and with the truth if it is known."""
     model_effects = np.where(scores["occlusion"] != 0, scores["occlusion"], np.nan)
+    if np.isnan(model_effects).all():
+        return (
+            f"nothing to compare: no code of {len(scores['occlusion']):,} histories changes what the model says, as "
+            "where fine-tuning kept its initial head, which reads age and sex alone"
+        )
     parts = ["against what the same model says without each code", table(compare(case, model_effects, scores, seed))]
     if truth is not None:
         parts += ["against the truth", table(compare(case, truth, scores, seed))]

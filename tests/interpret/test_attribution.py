@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from behrt_jax.data.vocabulary import CLS, MASK, SEP, UNK
-from behrt_jax.interpret import attribution, counterfactuals
+from behrt_jax.interpret import attribution, counterfactuals, explain
 from behrt_jax.models.behrt import encode
 from behrt_jax.models.classification import BEHRTForSequenceClassification
 from behrt_jax.models.pretraining import BEHRTForPretraining
@@ -307,3 +307,9 @@ def test_log_hazard_by_a_day_is_the_risk(loss):
 def test_log_hazard_of_cox_is_its_score():
     found = log_hazard_by(jnp.array([[0.3], [-1.0]]), SurvivalConfig("cox", 1, (), 1), 365.0)
     np.testing.assert_allclose(found, [0.3, -1.0], rtol=1e-6)
+
+
+def test_a_model_that_reads_no_code_is_said_to_read_none():
+    nothing = {"occlusion": np.zeros((3, 5)), "gradient times input": np.zeros((3, 5))}
+    said = explain.report(None, None, nothing, 0)  # pyright: ignore[reportArgumentType]
+    assert said.startswith("nothing to compare: no code of 3 histories changes what the model says")
