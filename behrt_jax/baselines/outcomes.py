@@ -127,10 +127,6 @@ def fit_classification(train: Classified, tuning: Classified, tokens: tuple[str,
         raise ValueError(f"train: all {len(train.classes):,} rows have one class; expected rows of two or more")
     encode, rows, table, checks = _encode(train, tuning, tokens)
     targets, size = train.classes[rows], 1 + max(train.classes.max(), tuning.classes.max())
-
-    def loss(tuned: np.ndarray) -> float:
-        return float(-np.log(np.maximum(tuned[np.arange(len(tuned)), tuning.classes], 1e-7)).mean())
-
     families = {
         "logistic regression on age and sex": _logistic(table, targets, checks, size, operator.attrgetter("basic")),
         "logistic regression on codes": _logistic(table, targets, checks, size, Inputs.joined),
@@ -140,6 +136,7 @@ def fit_classification(train: Classified, tuning: Classified, tokens: tuple[str,
     if train.embeddings is not None and tuning.embeddings is not None:
         wide = table.widened(train.embeddings[rows]), targets, checks.widened(tuning.embeddings)
         families[BOOSTED] = _boosted_classes(*wide, size)
+    loss = _cross_entropy(tuning.classes)
     choices = {name: choose(name, candidates, loss) for name, candidates in families.items()}
 
     def classify(name, patients, times, embeddings=None):
@@ -209,6 +206,32 @@ def choose(name: str, candidates: Iterable[Candidate], loss: Callable[[np.ndarra
     edge = ", at the edge of the settings tried" if best.at_edge else ""
     logger.info(f"fitting baselines: {name}: {best.setting}{edge}, tuning loss {lowest:.4f}")
     return best
+
+
+def fit_inputs(
+    train: tuple[Inputs, np.ndarray], tuning: tuple[Inputs, np.ndarray], boosted: bool = False
+) -> Callable[[Inputs], np.ndarray]:
+    """Fits ridge logistic regression or gradient boosting to a table of inputs; selects its settings on tuning.
+
+    Args:
+      train: inputs scaled by `outcome_features.fit_columns`, and the (N,) bool outcomes.
+      tuning: likewise.
+      boosted: whether to fit gradient boosting.
+
+    Returns:
+      A function from scaled inputs to (M,) probabilities.
+    """
+    (table, happened), (checks, tuning_happened) = train, tuning
+    data = table, happened.astype(int), checks, 2
+    candidates = _boosted_classes(*data) if boosted else _logistic(*data, Inputs.joined)
+    name = f"{'boosting' if boosted else 'ridge'}, {table.basic.shape[1] + table.codes.shape[1]:,} features"
+    best = choose(name, candidates, _cross_entropy(tuning_happened.astype(int)))
+    return lambda inputs: best.predict(inputs)[:, 1]
+
+
+def _cross_entropy(classes: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Returns the mean cross-entropy of (N,) classes as a function of (N, K) probabilities."""
+    return lambda tuned: float(-np.log(np.maximum(tuned[np.arange(len(tuned)), classes], 1e-7)).mean())
 
 
 def _partial_loss(days: np.ndarray, happened: np.ndarray) -> Callable[[np.ndarray], float]:
