@@ -38,16 +38,18 @@ def read(patients: Patients, times: np.ndarray, tokens: tuple[str, ...], days: f
 
     blocks = [count(recent), count(timed & ~recent), static_tokens(patients, len(tokens)).astype(np.float64)]
     if patients.values is not None:
-        blocks += _summarize(patients, recent & ~np.isnan(patients.values), shape)
+        blocks += _summarize(patients, patients.values, recent & ~np.isnan(patients.values), shape)
     basic = covariates_at(patients, times, tokens).astype(float)
     return Inputs(basic, scipy.sparse.hstack(blocks).tocsr())
 
 
-def _summarize(patients: Patients, kept: np.ndarray, shape: tuple[int, int]) -> list[scipy.sparse.csr_array]:
+def _summarize(
+    patients: Patients, values: np.ndarray, kept: np.ndarray, shape: tuple[int, int]
+) -> list[scipy.sparse.csr_array]:
     """Returns the last, lowest, highest and mean of the kept values of each code, (N, V) each."""
     cells = patients.owners[kept].astype(np.int64) * shape[1] + patients.codes[kept]
     order = np.lexsort((patients.times[kept], cells))
-    cells, values = cells[order], patients.values[kept][order].astype(np.float64)
+    cells, values = cells[order], values[kept][order].astype(np.float64)
     places, starts, sizes = np.unique(cells, return_index=True, return_counts=True)
     if not len(places):
         return []
