@@ -22,7 +22,7 @@ from behrt_jax.objectives import survival
 from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.regression import cox
 from behrt_jax.regression.code_regression import MAX_ROWS, NET_PENALTIES, sample
-from behrt_jax.regression.outcome_features import Inputs, fit_scaler
+from behrt_jax.regression.outcome_features import Inputs, fit_columns, fit_scaler
 
 logger = logging.getLogger(__name__)
 
@@ -209,24 +209,25 @@ def choose(name: str, candidates: Iterable[Candidate], loss: Callable[[np.ndarra
 
 
 def fit_inputs(
-    train: tuple[Inputs, np.ndarray], tuning: tuple[Inputs, np.ndarray], boosted: bool = False
+    train: tuple[Inputs, np.ndarray], tuning: tuple[Inputs, np.ndarray], subject_ids: np.ndarray, boosted: bool = False
 ) -> Callable[[Inputs], np.ndarray]:
     """Fits ridge logistic regression or gradient boosting to a table of inputs; selects its settings on tuning.
 
     Args:
-      train: inputs scaled by `outcome_features.fit_columns`, and the (N,) bool outcomes.
+      train: N rows of inputs, which are scaled by `outcome_features.fit_columns`, and their (N,) bool outcomes.
       tuning: likewise.
+      subject_ids: (N,) of train.
       boosted: whether to fit gradient boosting.
 
     Returns:
-      A function from scaled inputs to (M,) probabilities.
+      A function from inputs to (M,) probabilities.
     """
-    (table, happened), (checks, tuning_happened) = train, tuning
-    data = table, happened.astype(int), checks, 2
+    scaler, classes = fit_columns(train[0], subject_ids), tuning[1].astype(int)
+    data = scaler.scale(train[0]), train[1].astype(int), scaler.scale(tuning[0]), 2
     candidates = _boosted_classes(*data) if boosted else _logistic(*data, Inputs.joined)
-    name = f"{'boosting' if boosted else 'ridge'}, {table.basic.shape[1] + table.codes.shape[1]:,} features"
-    best = choose(name, candidates, _cross_entropy(tuning_happened.astype(int)))
-    return lambda inputs: best.predict(inputs)[:, 1]
+    name = f"{'boosting' if boosted else 'ridge'}, {data[0].basic.shape[1] + data[0].codes.shape[1]:,} features"
+    best = choose(name, candidates, _cross_entropy(classes))
+    return lambda inputs: best.predict(scaler.scale(inputs))[:, 1]
 
 
 def _cross_entropy(classes: np.ndarray) -> Callable[[np.ndarray], float]:

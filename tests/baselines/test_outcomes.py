@@ -439,10 +439,9 @@ def test_a_table_of_inputs_is_fitted_and_its_settings_are_chosen_on_tuning(boost
         return outcome_features.Inputs(np.ones((count, 1)), scipy.sparse.csr_array(codes)), happened
 
     (train, died), (tuning, tuning_died), (held_out, held_out_died) = draw(400), draw(200), draw(400)
-    scaler = outcome_features.fit_columns(train, np.arange(400))
-    train, tuning, held_out = (scaler.scale(each) for each in (train, tuning, held_out))
-    assert train.basic.shape[1] == 0 and train.codes.shape[1] == 6  # a constant column is left out
-    predict = baselines.fit_inputs((train, died), (tuning, tuning_died), boosted)
+    scaled = outcome_features.fit_columns(train, np.arange(400)).scale(train)
+    assert scaled.basic.shape[1] == 0 and scaled.codes.shape[1] == 6  # a constant column is left out
+    predict = baselines.fit_inputs((train, died), (tuning, tuning_died), np.arange(400), boosted)
     scores = predict(held_out)
     assert scores.shape == (400,) and sklearn.metrics.roc_auc_score(held_out_died, scores) > 0.8
     assert abs(scores.mean() - held_out_died.mean()) < 0.1
