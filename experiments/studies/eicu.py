@@ -130,16 +130,13 @@ def main() -> None:
     for title, chosen in COHORTS.items():
         part = rows.filter(chosen)
         models = [*scores.columns[len(KEYS) :], *([APACHE] if APACHE in title else [])]
-        given = part["boolean_value"].to_numpy(), part["subject_id"].to_numpy()
-        found = {name: classification.measure(part[name].to_numpy(), *given) for name in models}
-        counts = (part.height, *(part[name].n_unique() for name in ("subject_id", "hospital")), given[0].sum())
-        about = "{:,} stays of {:,} patients in {} hospitals, {} deaths".format(*counts)
+        died, patients = part["boolean_value"].to_numpy(), part["subject_id"].to_numpy()
+        found = {name: classification.measure(part[name].to_numpy(), died, patients) for name in models}
+        about = f"{len(died):,} stays, {died.sum()} deaths, {part['hospital'].n_unique()} hospitals"
         texts.append(f"{title}: {about}\n\n{format_markdown(found)}")
         versus = {a: {b: bootstrap.compare(found[a], found[b]) for b in found if b != a} for a in found}
-        results[title] = {
-            "metrics": {name: bootstrap.summaries(each) for name, each in found.items()},
-            "versus": versus,
-        }
+        metrics = {name: bootstrap.summaries(each) for name, each in found.items()}
+        results[title] = {"metrics": metrics, "versus": versus}
     (folder / "eicu.json").write_text(json.dumps(results, indent=1))
     (folder / "eicu.md").write_text("\n\n".join(texts))
     print("\n\n".join(texts), f"written: {folder / 'eicu.md'} and .json", sep="\n")
