@@ -22,7 +22,7 @@ from behrt_jax.objectives import survival
 from behrt_jax.objectives.survival import SurvivalConfig
 from behrt_jax.regression import cox
 from behrt_jax.regression.code_regression import MAX_ROWS, NET_PENALTIES, sample
-from behrt_jax.regression.outcome_features import Inputs, fit_scaler
+from behrt_jax.regression.outcome_features import Inputs, fit_columns, fit_scaler
 
 logger = logging.getLogger(__name__)
 
@@ -127,10 +127,6 @@ def fit_classification(train: Classified, tuning: Classified, tokens: tuple[str,
         raise ValueError(f"train: all {len(train.classes):,} rows have one class; expected rows of two or more")
     encode, rows, table, checks = _encode(train, tuning, tokens)
     targets, size = train.classes[rows], 1 + max(train.classes.max(), tuning.classes.max())
-
-    def loss(tuned: np.ndarray) -> float:
-        return float(-np.log(np.maximum(tuned[np.arange(len(tuned)), tuning.classes], 1e-7)).mean())
-
     families = {
         "logistic regression on age and sex": _logistic(table, targets, checks, size, operator.attrgetter("basic")),
         "logistic regression on codes": _logistic(table, targets, checks, size, Inputs.joined),
@@ -140,6 +136,7 @@ def fit_classification(train: Classified, tuning: Classified, tokens: tuple[str,
     if train.embeddings is not None and tuning.embeddings is not None:
         wide = table.widened(train.embeddings[rows]), targets, checks.widened(tuning.embeddings)
         families[BOOSTED] = _boosted_classes(*wide, size)
+    loss = _cross_entropy(tuning.classes)
     choices = {name: choose(name, candidates, loss) for name, candidates in families.items()}
 
     def classify(name, patients, times, embeddings=None):
@@ -209,6 +206,33 @@ def choose(name: str, candidates: Iterable[Candidate], loss: Callable[[np.ndarra
     edge = ", at the edge of the settings tried" if best.at_edge else ""
     logger.info(f"fitting baselines: {name}: {best.setting}{edge}, tuning loss {lowest:.4f}")
     return best
+
+
+def fit_inputs(
+    train: tuple[Inputs, np.ndarray], tuning: tuple[Inputs, np.ndarray], subject_ids: np.ndarray, boosted: bool = False
+) -> Callable[[Inputs], np.ndarray]:
+    """Fits ridge logistic regression or gradient boosting to a table of inputs; selects its settings on tuning.
+
+    Args:
+      train: N rows of inputs, which are scaled by `outcome_features.fit_columns`, and their (N,) bool outcomes.
+      tuning: likewise.
+      subject_ids: (N,) of train.
+      boosted: whether to fit gradient boosting.
+
+    Returns:
+      A function from inputs to (M,) probabilities.
+    """
+    scaler, classes = fit_columns(train[0], subject_ids), tuning[1].astype(int)
+    data = scaler.scale(train[0]), train[1].astype(int), scaler.scale(tuning[0]), 2
+    candidates = _boosted_classes(*data) if boosted else _logistic(*data, Inputs.joined)
+    name = f"{'boosting' if boosted else 'ridge'}, {data[0].basic.shape[1] + data[0].codes.shape[1]:,} features"
+    best = choose(name, candidates, _cross_entropy(classes))
+    return lambda inputs: best.predict(scaler.scale(inputs))[:, 1]
+
+
+def _cross_entropy(classes: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Returns the mean cross-entropy of (N,) classes as a function of (N, K) probabilities."""
+    return lambda tuned: float(-np.log(np.maximum(tuned[np.arange(len(tuned)), classes], 1e-7)).mean())
 
 
 def _partial_loss(days: np.ndarray, happened: np.ndarray) -> Callable[[np.ndarray], float]:

@@ -36,7 +36,9 @@ def write_view(data: Path, folder: Path, fold: int, folds: int, groups: Path | N
     is_tuning = hash_fraction(TUNING_SALT, ids) < TUNING_SHARE
     fold_numbers = fold_of(ids, folds) if groups is None else _folds_of_groups(ids, groups, folds)
     names = np.where(fold_numbers == fold, "held_out", np.where(is_tuning, "tuning", "train"))
-    pl.DataFrame({"subject_id": ids, "split": names}).write_parquet(view / events.SPLITS_FILE)
+    splits, file = pl.DataFrame({"subject_id": ids, "split": names}), view / events.SPLITS_FILE
+    if not file.exists() or not pl.read_parquet(file).equals(splits):  # a newer file would be prepared anew
+        splits.write_parquet(file)
     return view
 
 

@@ -105,20 +105,27 @@ class FeatureScaler(NamedTuple):
 
     def encode(self, patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> Inputs:
         """Computes the selected columns of histories at their prediction times, scaled."""
-        inputs = (read if self.splines else features)(patients, times, tokens)
+        return self.scale((read if self.splines else features)(patients, times, tokens))
+
+    def scale(self, inputs: Inputs) -> Inputs:
+        """Selects and scales columns of inputs with the columns that it was fitted to."""
         basic = (inputs.basic[:, self.varied] - self.centre) * self.basic_scale
         return Inputs(basic, (inputs.codes[:, self.used] @ scipy.sparse.diags_array(self.code_scale)).tocsr())
 
 
 def fit_scaler(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -> FeatureScaler:
-    """Selects and scales the columns of `read` on train.
+    """Selects and scales the columns of `read` on train; see `fit_columns`."""
+    return fit_columns(read(patients, times, tokens), patients.subject_ids)
+
+
+def fit_columns(table: Inputs, subject_ids: np.ndarray) -> FeatureScaler:
+    """Selects and scales the columns of the inputs of train, of which row N is of the patient `subject_ids[N]`.
 
     Columns that fewer than `MIN_PATIENTS` patients have, or that are constant, are left out; the others are divided by
     their standard deviation. Age and sex share one scale, `FREE` times as large, so that a knot with few patients near
     it is not larger than the others.
     """
-    table = read(patients, times, tokens)
-    _, subjects = np.unique(patients.subject_ids, return_inverse=True)
+    _, subjects = np.unique(subject_ids, return_inverse=True)
     groups = scipy.sparse.csr_array((np.ones(len(subjects)), (subjects, np.arange(len(subjects)))))
     num_patients = np.diff((groups @ table.codes).tocsc().indptr)
     mean = table.codes.mean(axis=0)

@@ -18,23 +18,37 @@ from behrt_jax.sources.tables import RowCounts
 
 
 class Layout(NamedTuple):
-    """Columns of a table: the offset in minutes, those to keep (the first is required), and those of one value each."""
+    """Columns of a table.
+
+    Attributes:
+      offset: minutes from the unit's admission.
+      keep: those to keep; the first is required.
+      values: those of one value each.
+      entered: the offset at which a row was entered, where the table has one beside the offset it is about.
+    """
 
     offset: str
     keep: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
+    entered: str = ""
 
 
 LAYOUTS = {
     "diagnosis": Layout("diagnosisoffset", ("diagnosisstring", "icd9code")),
     "treatment": Layout("treatmentoffset", ("treatmentstring",)),
     "admissiondx": Layout("admitdxenteredoffset", ("admitdxpath",)),
-    "pasthistory": Layout("pasthistoryoffset", ("pasthistorypath",)),
-    "allergy": Layout("allergyoffset", ("allergyname",)),
-    "admissiondrug": Layout("drugoffset", ("drugname",)),
-    "medication": Layout("drugstartoffset", ("drugname", "drughiclseqno", "drugordercancelled")),
+    "pasthistory": Layout("pasthistoryoffset", ("pasthistorypath",), entered="pasthistoryenteredoffset"),
+    "allergy": Layout("allergyoffset", ("allergyname",), entered="allergyenteredoffset"),
+    "admissiondrug": Layout("drugoffset", ("drugname",), entered="drugenteredoffset"),
+    "medication": Layout(
+        "drugstartoffset", ("drugname", "drughiclseqno", "drugordercancelled"), entered="drugorderoffset"
+    ),
     "infusiondrug": Layout("infusionoffset", ("drugname", "drugrate")),
-    "lab": Layout("labresultoffset", ("labname", "labresult", "labresulttext", "labmeasurenamesystem")),
+    "lab": Layout(
+        "labresultoffset",
+        ("labname", "labresult", "labresulttext", "labmeasurenamesystem"),
+        entered="labresultrevisedoffset",
+    ),
     "customlab": Layout("labotheroffset", ("labothername", "labothervaluetext")),
     "microlab": Layout("culturetakenoffset", ("culturesite", "organism", "antibiotic", "sensitivitylevel")),
     "vitalaperiodic": Layout(
@@ -48,17 +62,25 @@ LAYOUTS = {
         + ("systemicdiastolic", "systemicmean", "pasystolic", "padiastolic", "pamean", "st1", "st2", "st3", "icp"),
     ),
     "physicalexam": Layout("physicalexamoffset", ("physicalexampath", "physicalexamtext")),
-    "nurseassessment": Layout("nurseassessoffset", ("celllabel", "cellattribute", "cellattributevalue")),
-    "nursecare": Layout("nursecareoffset", ("celllabel", "cellattribute", "cellattributevalue")),
-    "nursecharting": Layout(
-        "nursingchartoffset", ("nursingchartcelltypevallabel", "nursingchartcelltypevalname", "nursingchartvalue")
+    "nurseassessment": Layout(
+        "nurseassessoffset", ("celllabel", "cellattribute", "cellattributevalue"), entered="nurseassessentryoffset"
     ),
-    "respiratorycharting": Layout("respchartoffset", ("respchartvaluelabel", "respchartvalue")),
+    "nursecare": Layout(
+        "nursecareoffset", ("celllabel", "cellattribute", "cellattributevalue"), entered="nursecareentryoffset"
+    ),
+    "nursecharting": Layout(
+        "nursingchartoffset",
+        ("nursingchartcelltypevallabel", "nursingchartcelltypevalname", "nursingchartvalue"),
+        entered="nursingchartentryoffset",
+    ),
+    "respiratorycharting": Layout(
+        "respchartoffset", ("respchartvaluelabel", "respchartvalue"), entered="respchartentryoffset"
+    ),
     "respiratorycare": Layout("respcarestatusoffset", ("airwaytype",)),
-    "intakeoutput": Layout("intakeoutputoffset", ("celllabel", "cellvaluenumeric")),
+    "intakeoutput": Layout("intakeoutputoffset", ("celllabel", "cellvaluenumeric"), entered="intakeoutputentryoffset"),
     "careplangeneral": Layout("cplitemoffset", ("cplgroup", "cplitemvalue")),
     "careplangoal": Layout("cplgoaloffset", ("cplgoalcategory", "cplgoalvalue")),
-    "note": Layout("noteoffset", ("notepath", "notevalue")),
+    "note": Layout("noteoffset", ("notepath", "notevalue"), entered="noteenteredoffset"),
 }
 PATHS = {"diagnosis": "DIAGNOSIS//", "treatment": "TREATMENT//", "admissiondx": "ADMISSION_DX//"}
 OLDEST = 90  # the age that "> 89" stands for
@@ -70,7 +92,8 @@ def prepare(folder: Path, output: Path) -> Iterator[tuple[str, RowCounts]]:
 
     Tables have the columns `uniquepid`, `patientunitstayid`, `time` and what `LAYOUTS` keeps; with `values`, a row for
     each value, as `name` and `value`. Rows are skipped if they name no stay of `patient`, have no offset, lie before
-    the patient's birth or are cancelled orders. `metadata/codes.parquet` gets the ancestors of diagnoses, treatments
+    the patient's birth or are cancelled orders. What was entered later than the offset that it is about has the time of
+    its entry, as it was not known before. `metadata/codes.parquet` gets the ancestors of diagnoses, treatments
     and admission diagnoses, whose paths are separated by `|`, and the ICD codes of diagnoses.
 
     Raises:
@@ -147,14 +170,15 @@ def _hospital_dates(stays: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _prepare_events(layout: Layout, paths: list[Path], stays: pl.LazyFrame, output: Path) -> RowCounts:
-    required = ("patientunitstayid", layout.offset, *layout.keep[:1])
-    rows = tables.scan_text(paths, required, (*layout.keep, *layout.values))
+    required, entered = ("patientunitstayid", layout.offset, *layout.keep[:1]), layout.entered or layout.offset
+    rows = tables.scan_text(paths, required, (*layout.keep, *layout.values, entered))
     if layout.values:
         rows = rows.unpivot(list(layout.values), index=["patientunitstayid", layout.offset], variable_name="name")
         rows = rows.filter(pl.col("value").is_not_null())
-    minutes = pl.duration(minutes=pl.col(layout.offset).cast(pl.Int64, strict=False))
+    offset, entry = (pl.col(name).cast(pl.Int64, strict=False) for name in (layout.offset, entered))
+    minutes = pl.when(offset.is_not_null()).then(pl.max_horizontal(offset, entry))
     rows = rows.join(stays, on="patientunitstayid", how="left", maintain_order="left")
-    rows = rows.with_columns(time=pl.col("unit_admission") + minutes)
+    rows = rows.with_columns(time=pl.col("unit_admission") + pl.duration(minutes=minutes))
     reasons = [
         ("no unit stay id", pl.col("patientunitstayid").is_null()),
         ("unit stay not in patient", pl.col("unit_admission").is_null()),

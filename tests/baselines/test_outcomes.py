@@ -3,6 +3,7 @@ import functools
 
 import numpy as np
 import pytest
+import scipy.sparse
 import sklearn.metrics
 
 from behrt_jax.baselines import outcomes as baselines
@@ -426,3 +427,21 @@ def test_without_birth_and_sex_the_models_of_them_are_left_out(kind, messages):
     for fitted in found.values():
         said = fitted(other.patients, other.times, *([HORIZONS] if kind == "survival" else []))
         assert len(said if kind == "classification" else said.risks) == SIZE
+
+
+@pytest.mark.parametrize("boosted", [False, True])
+def test_a_table_of_inputs_is_fitted_and_its_settings_are_chosen_on_tuning(boosted):
+    rng = np.random.default_rng(0)
+
+    def draw(count: int) -> tuple[outcome_features.Inputs, np.ndarray]:
+        codes = (rng.random((count, 6)) < 0.4) * 1.0
+        happened = rng.random(count) < 1 / (1 + np.exp(2 - 4 * codes[:, 0]))
+        return outcome_features.Inputs(np.ones((count, 1)), scipy.sparse.csr_array(codes)), happened
+
+    (train, died), (tuning, tuning_died), (held_out, held_out_died) = draw(400), draw(200), draw(400)
+    scaled = outcome_features.fit_columns(train, np.arange(400)).scale(train)
+    assert scaled.basic.shape[1] == 0 and scaled.codes.shape[1] == 6  # a constant column is left out
+    predict = baselines.fit_inputs((train, died), (tuning, tuning_died), np.arange(400), boosted)
+    scores = predict(held_out)
+    assert scores.shape == (400,) and sklearn.metrics.roc_auc_score(held_out_died, scores) > 0.8
+    assert abs(scores.mean() - held_out_died.mean()) < 0.1

@@ -25,6 +25,8 @@ EICU = {
     "3,4,-99999999,renal,584.9\n4,9,1,renal,584.9\n5,4,soon,renal,584.9\n6,4,,renal,584.9\n",
     "medication": "patientunitstayid,drugstartoffset,drugordercancelled,drugname,drughiclseqno\n"
     "1,5,No,ASPIRIN,1\n1,6,No,,77\n1,7,Yes,ASPIRIN,1\n",
+    "nurseAssessment": "patientunitstayid,nurseassessoffset,nurseassessentryoffset,celllabel,cellattribute,"
+    "cellattributevalue\n4,10,30,Pain,Score,3\n4,50,40,Pain,Score,4\n4,60,,Pain,Score,5\n",
     "vitalAperiodic": "vitalaperiodicid,patientunitstayid,observationoffset,noninvasivesystolic,noninvasivemean\n"
     "1,1,10,120,80\n2,1,20,,90\n",
 }
@@ -61,6 +63,12 @@ def test_offsets_become_dates_in_the_order_of_stays(converted):
         ("MEDS_DEATH", datetime.datetime(2014, 1, 5, 12, 10)),
     ]
     assert visits.name_visits(converted[2], "auto")["visit_name"].drop_nulls().n_unique() == 5
+
+
+def test_what_is_entered_later_has_the_time_of_its_entry(converted):
+    rows = converted[2].filter(pl.col("code") == "NURSE_ASSESSMENT//Pain//Score").sort("numeric_value")
+    admission = datetime.datetime(2015, 1, 1)
+    assert [(time - admission).total_seconds() / 60 for time in rows["time"]] == [30, 50, 60]
 
 
 def test_every_row_that_makes_no_event_is_counted(converted):
