@@ -27,10 +27,10 @@ from behrt_jax.metrics import bootstrap, classification
 from behrt_jax.metrics.bootstrap import Estimate
 from behrt_jax.regression import value_features
 from behrt_jax.regression.outcome_features import Inputs
-from behrt_jax.sources import convert, eicu_stays
+from behrt_jax.sources import convert
 from configs import classification as classification_recipe
 from experiments import _cli
-from experiments.studies import sweep
+from experiments.studies import eicu_stays, sweep
 
 HOURS, FOLDS, POOLINGS, PROBABILITY = 24, 5, ("mean", "max"), "predicted_boolean_probability"
 # APACHE_DX has the time of the admission, though entered later; ADMISSION_DX has the same with the time of its entry.

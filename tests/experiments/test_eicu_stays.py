@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from behrt_jax.data import folds
-from behrt_jax.sources import eicu_stays
+from experiments.studies import eicu_stays
 from tests.data.handmade import MedsFolder
 from tests.sources.tiny import write_csv
 
