@@ -30,6 +30,7 @@ def test_counts_and_values_of_the_last_day_and_counts_before_it():
     recent, before, static, last, lowest, highest, mean = inputs.codes.toarray().reshape(7, len(TOKENS))
     assert np.expm1(recent[[A, B]]) == pytest.approx([3, 1]) and np.expm1(before[[A, B]]) == pytest.approx([1, 0])
     assert np.flatnonzero(static).tolist() == [F]
+    assert not recent[:A].any() and not before[:A].any()  # static and special tokens are of no time
     assert [each[A] for each in (last, lowest, highest, mean)] == pytest.approx([0, -1, 3, 2 / 3], abs=1e-6)
     assert last[A] != 0 and not any(each[B] for each in (last, lowest, highest, mean))
     without = value_features.read(
