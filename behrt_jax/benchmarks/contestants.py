@@ -16,8 +16,13 @@ from behrt_jax.benchmarks import worker
 
 ROOT = Path(__file__).parents[2]
 # Files of the contestants of this library.
-OWN = {"embed": "embedding.py", "host": "host.py", "main_job": "main_job.py", "prepare": "preparation.py"}
-OWN["startup"] = "startup.py"
+OWN = {
+    "embed": "embedding.py",
+    "host": "host.py",
+    "main_job": "main_job.py",
+    "prepare": "preparation.py",
+    "startup": "startup.py",
+}
 NO_PEERS = ("embed", "host", "main_job", "prepare")
 
 

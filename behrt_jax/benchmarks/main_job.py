@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import behrt_jax
+from behrt_jax.benchmarks import worker
 from behrt_jax.training import metrics_writer
 
 ACCURACIES = (0.55, 0.60)  # of masked codes, on tuning
@@ -30,7 +31,8 @@ def start(settings: dict, batches: list[dict]) -> dict:
             behrt_jax.pretrain(config, f"{folder}/run", baselines=False)
             total = time.perf_counter() - begin
             lines = [line for line in metrics_writer.read_metrics(Path(folder) / "run") if line["split"] == "tuning"]
-        return {"total_seconds": total, "accuracy": lines[-1]["mlm/accuracy"], "reached": find_times(lines)}
+        figures = {"accuracy": lines[-1]["mlm/accuracy"], "reached": find_times(lines), "total_seconds": total}
+        return {**figures, "peak_bytes": worker.peak_bytes()}  # the worker's own is of before the job
 
     return {"measure": measure}
 

@@ -117,7 +117,7 @@ def build(
 
 
 def find_facts(recipe: FinetuningRecipe, train: Labels, vocab_size: int) -> Facts:
-    """Returns what the labels of train and the vocabulary say."""
+    """Returns the facts that follow from train labels and the vocabulary."""
     if not isinstance(recipe.outcome, SurvivalConfig):
         return Facts(vocab_size, label_kind=KINDS[train.kind], names=train.names)
     edges = () if recipe.outcome.edges else survival.fit_edges(train.days, train.events, recipe.outcome.num_bins)

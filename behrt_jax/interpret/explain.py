@@ -50,6 +50,11 @@ def compare(
 def table(found: dict[str, bootstrap.PerTargetScores]) -> str:
     """Formats a row for each method, with 95% intervals over patients."""
     histories = len(next(iter(found.values())).patients)
+    if not histories:
+        return (
+            f"no history to compare: expected {2 * ground_truth.TOP} codes or more, {ground_truth.TOP} of them with an "
+            "effect. No code has one where fine-tuning kept its initial head, which reads age and sex alone"
+        )
     lines = [f"{f'{histories:,} histories':24}" + "".join(f"{label:>26}" for label in MEASURES.values())]
     for name, scores in found.items():
         entries = bootstrap.summarize(scores, "x")
@@ -84,11 +89,6 @@ def ask_finetuned(
 def report(case: AttributionCase, truth: np.ndarray | None, scores: dict[str, np.ndarray], seed: int) -> str:
     """Formats the tables of a case: agreement with the model's own changes, and with the truth if it is known."""
     model_effects = np.where(scores["occlusion"] != 0, scores["occlusion"], np.nan)
-    if np.isnan(model_effects).all():
-        return (
-            f"nothing to compare: no code of {len(scores['occlusion']):,} histories changes what the model says, as "
-            "where fine-tuning kept its initial head, which reads age and sex alone"
-        )
     parts = ["against what the same model says without each code", table(compare(case, model_effects, scores, seed))]
     if truth is not None:
         parts += ["against the truth", table(compare(case, truth, scores, seed))]

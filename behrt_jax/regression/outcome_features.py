@@ -119,7 +119,7 @@ def fit_scaler(patients: Patients, times: np.ndarray, tokens: tuple[str, ...]) -
 
 
 def fit_columns(table: Inputs, subject_ids: np.ndarray) -> FeatureScaler:
-    """Selects and scales the columns of the inputs of train, of which row N is of the patient `subject_ids[N]`.
+    """Selects columns of the train inputs and fits their scales; row n belongs to the patient `subject_ids[n]`.
 
     Columns that fewer than `MIN_PATIENTS` patients have, or that are constant, are left out; the others are divided by
     their standard deviation. Age and sex share one scale, `FREE` times as large, so that a knot with few patients near

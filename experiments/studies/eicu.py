@@ -55,9 +55,9 @@ def read_cohort(folder: Path, source: Path) -> pl.DataFrame:
     """Converts the tables unless that is done, and writes the labels and the groups of hospitals; returns the stays."""
     if not (folder / "meds" / "data").exists():
         convert.convert(convert.Source(source, "eicu"), folder / "meds")
-    stays = eicu_stays.read_stays(source, folder / "meds", HOURS)
+    stays = eicu_stays.read_stays(source, admissions := eicu_stays.read_admissions(folder / "meds"), HOURS)
     write_labels(stays.select(*KEYS, "boolean_value"), folder / "death_in_hospital.parquet")
-    write_labels(eicu_stays.group_hospitals(source, folder / "meds"), folder / "groups.parquet")
+    write_labels(eicu_stays.group_hospitals(source, admissions), folder / "groups.parquet")
     return stays
 
 

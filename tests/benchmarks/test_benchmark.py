@@ -222,5 +222,6 @@ def test_a_short_main_job_is_timed(tmp_path, sixty):
     content = benchmark(work, chosen, tmp_path / "out", num_rounds=1, prepared_dir=folder, data=str(sixty))
     (row,) = content["contestants"]
     assert row["reached_seconds"] == {"0.55": None, "0.60": None} and 0 <= row["accuracy"]["median"] < 0.55
-    assert row["total_seconds"]["median"] > 0 and row["peak_bytes"] > 0
+    assert row["total_seconds"]["median"] > 0
+    assert row["peak_bytes"] > 2**28  # of training, beside which what is imported before it is small
     assert "| this checkout | not | not |" in (tmp_path / "out" / report.TABLE_FILE).read_text()

@@ -29,7 +29,7 @@ APACHE = ((1, "IV", 0.9), (1, "IVa", 0.1), (2, "IVa", 0.2), (4, "IVa", -1), (8, 
 
 @pytest.fixture
 def source(tmp_path):
-    """Tables of eICU, and the admissions as a MEDS data set."""
+    """Tables of eICU, the admissions of the MEDS data set that goes with them, and that data set."""
     head = "patientunitstayid,uniquepid,hospitalid,unitdischargeoffset,hospitaldischargeoffset,unitdischargestatus,"
     rows = [f"{stay},{name},{','.join(map(str, rest))}" for stay, name, _, *rest in STAYS]
     results = [f"{stay},{version},{value}" for stay, version, value in APACHE]
@@ -41,11 +41,12 @@ def source(tmp_path):
     schema = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "visit_id": pl.String}
     table = pl.DataFrame(events, schema, orient="row").with_columns(numeric_value=pl.lit(None, pl.Float32))
     meds.shard("0", table.sort("subject_id", "time"))
-    return write_csv(tmp_path / "csv", tables), meds.root
+    return write_csv(tmp_path / "csv", tables), eicu_stays.read_admissions(meds.root), meds.root
 
 
 def test_stays_are_labelled_by_their_own_hospital_stay_and_carry_their_own_prediction(source):
-    found = eicu_stays.read_stays(*source)
+    folder, admissions, _ = source
+    found = eicu_stays.read_stays(folder, admissions)
     start = datetime.datetime(2014, 1, 2)
     assert found.select("subject_id", "prediction_time", "boolean_value", "in_unit", "apache", "hospital").rows() == [
         (ord("p"), start, False, False, 0.1, "7"),
@@ -54,14 +55,14 @@ def test_stays_are_labelled_by_their_own_hospital_stay_and_carry_their_own_predi
         (ord("u"), start, True, True, None, "10"),
         (ord("v"), start, False, True, 0.3, "10"),
     ]
-    shorter = eicu_stays.read_stays(*source, hours=12)
+    shorter = eicu_stays.read_stays(folder, admissions, hours=12)
     assert shorter.height == 8 and shorter["prediction_time"].min() == start - DAY / 2
-    (source[0] / "apachePatientResult.csv").unlink()
-    assert eicu_stays.read_stays(*source)["apache"].null_count() == 5
+    (folder / "apachePatientResult.csv").unlink()
+    assert eicu_stays.read_stays(folder, admissions)["apache"].null_count() == 5
 
 
 def test_hospitals_that_share_a_patient_are_never_on_two_sides(source, tmp_path):
-    groups = eicu_stays.group_hospitals(*source)
+    groups = eicu_stays.group_hospitals(*source[:2])
     by_patient = {chr(subject): group for subject, group in groups.iter_rows()}
     assert sorted(by_patient) == sorted({stay[1] for stay in STAYS})
     assert by_patient["p"] == by_patient["q"] and len({*by_patient.values()}) == 3
@@ -69,7 +70,7 @@ def test_hospitals_that_share_a_patient_are_never_on_two_sides(source, tmp_path)
     hospitals = pl.DataFrame([(ord(stay[1]), stay[3]) for stay in STAYS], ["subject_id", "hospital"], orient="row")
     held_out = []
     for fold in range(3):
-        view = folds.write_view(source[1], tmp_path / str(fold), fold, 3, tmp_path / "groups.parquet")
+        view = folds.write_view(source[2], tmp_path / str(fold), fold, 3, tmp_path / "groups.parquet")
         rows = hospitals.join(pl.read_parquet(view / "metadata" / "subject_splits.parquet"), on="subject_id")
         sides = [set(part["hospital"]) for _, part in rows.group_by(pl.col("split") == "held_out")]
         assert len(sides) == 2 and not sides[0] & sides[1]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from behrt_jax.data.vocabulary import CLS, MASK, SEP, UNK
-from behrt_jax.interpret import attribution, counterfactuals, explain
+from behrt_jax.interpret import attribution, counterfactuals, explain, ground_truth
 from behrt_jax.models.behrt import encode
 from behrt_jax.models.classification import BEHRTForSequenceClassification
 from behrt_jax.models.pretraining import BEHRTForPretraining
@@ -309,7 +309,9 @@ def test_log_hazard_of_cox_is_its_score():
     np.testing.assert_allclose(found, [0.3, -1.0], rtol=1e-6)
 
 
-def test_a_model_that_reads_no_code_is_said_to_read_none():
-    nothing = {"occlusion": np.zeros((3, 5)), "gradient times input": np.zeros((3, 5))}
-    said = explain.report(None, None, nothing, 0)  # pyright: ignore[reportArgumentType]
-    assert said.startswith("nothing to compare: no code of 3 histories changes what the model says")
+@pytest.mark.parametrize("num_effects", [0, 1])
+def test_without_effects_no_history_is_compared(num_effects):
+    truth = np.full((3, 20), np.nan)
+    truth[:, :num_effects] = 1.0
+    found = {"occlusion": ground_truth.agreement(truth, np.zeros((3, 20)), np.arange(3))}
+    assert explain.table(found).startswith("no history to compare: expected 10 codes or more, 5 of them with an effect")
