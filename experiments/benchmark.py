@@ -31,6 +31,7 @@ def main() -> None:
         FLAGS.dropout,
         FLAGS.threads,
         updates=FLAGS.updates,
+        peer_learning_rate=FLAGS.peer_learning_rate,
     )
     chosen = contestants.choose(PEERS, FLAGS.peers, FLAGS.against, FLAGS.peer_python, FLAGS.what)
     options = {"num_rounds": FLAGS.rounds, "steps": FLAGS.steps, "least_ratio": FLAGS.least_ratio}
@@ -49,6 +50,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("rounds", 5, "Rounds; each contestant runs once per round.")
     flags.DEFINE_integer("steps", 5, "Steps per contestant and round.")
     flags.DEFINE_integer("updates", 0, "Updates of main_job; 0: the recipe's.", lower_bound=0)
+    flags.DEFINE_float("peer_learning_rate", 0.0, "Peak of peers in main_job; 0: the recipe's.", lower_bound=0.0)
     flags.DEFINE_float("least_ratio", 0.0, "An error below this ratio to any other contestant, by the median.")
     flags.DEFINE_list("peers", [], "PyTorch peers: reference, strong, hf.")
     flags.DEFINE_string("peer_python", "", "The Python that runs peers; default: this one.")

@@ -23,7 +23,7 @@ OWN = {
     "prepare": "preparation.py",
     "startup": "startup.py",
 }
-NO_PEERS = ("embed", "host", "main_job", "prepare")
+NO_PEERS = ("embed", "host", "prepare")
 
 
 class Contestant(NamedTuple):
@@ -82,7 +82,8 @@ def choose(
         root = Path(against).resolve()
         if not (root / "behrt_jax" / "training" / "loop.py").is_file():
             raise ValueError(f"--against={against}: expected a checkout of behrt_jax, with behrt_jax/training/loop.py")
-        file = root / own if (root / own).is_file() else ROOT / own
+        is_theirs = what != "main_job" and (root / own).is_file()
+        file = (root if is_theirs else ROOT) / own
         contestants.append(Contestant(root.name, file, root, sys.executable))
     known = sorted(file.stem for file in peer_folder.glob("*.py") if not file.stem.startswith("_"))
     for name in peers:

@@ -106,7 +106,9 @@ def main() -> None:
         elif "read" in request:
             answer(read_all(contestant["read"], len(batches)))
         else:
-            answer({"start_bytes": at_start, "peak_bytes": peak_bytes(), **contestant["measure"]()})
+            before = peak_bytes()
+            measures = contestant["measure"]()
+            answer({"start_bytes": at_start, "peak_bytes": before, "final_bytes": peak_bytes(), **measures})
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from behrt_jax.benchmarks import worker
-from behrt_jax.data.dataset import Patients
-from behrt_jax.data.vocabulary import Vocabulary
+from behrt_jax.data import batches, dataset
+from behrt_jax.models import inputs
+from behrt_jax.objectives import scoring
 from behrt_jax.training import pretraining
 
 TIERS = ("small", "medium", "large")
+EVALUATE_EVERY = 100  # updates of main_job; more often than the recipe, to find when an accuracy is reached
 PADDED_LENGTHS = {"small": 50, "medium": 100, "large": 200}  # tokens a row of one patient in padded peers
 
 
@@ -28,10 +30,11 @@ class Workload:
       vocabulary: V; rows of the code table. At least the fitted vocabulary of the data.
       row_length: L, tokens per packed row.
       rows: B, rows per step; 0 takes the recipe's.
-      dropout: dropout rate of every contestant.
+      dropout: dropout rate of every contestant; `main_job` takes the recipe's.
       threads: CPUs of every contestant; 0 takes all that this process may use.
       num_batches: different batches, used in turn.
       updates: of `main_job`; 0 takes the recipe's.
+      peer_learning_rate: the peak of peers in `main_job`; 0 takes the recipe's.
     """
 
     what: str = "step"
@@ -43,6 +46,7 @@ class Workload:
     threads: int = 0
     num_batches: int = 8
     updates: int = 0
+    peer_learning_rate: float = 0.0
 
     def __post_init__(self):
         if self.tier not in TIERS:
@@ -75,7 +79,8 @@ def write(workload: Workload, folder: Path, prepared_dir: str, data: str = "") -
     recipe.data.prepared_dir, recipe.data.row_length = prepared_dir, workload.row_length
     recipe.data.path = data or recipe.data.path
     recipe.train.batch_size = workload.rows or recipe.train.batch_size
-    batches, vocabulary, train = make_batches(recipe, workload.num_batches)
+    first, run = make_batches(recipe, workload.num_batches)
+    vocabulary = run.prepared.vocabulary
     if workload.vocabulary < len(vocabulary):
         raise ValueError(
             f"--vocabulary: found {workload.vocabulary}; expected {len(vocabulary)} or more, the codes of the data"
@@ -90,19 +95,47 @@ def write(workload: Workload, folder: Path, prepared_dir: str, data: str = "") -
         "padded_length": PADDED_LENGTHS[workload.tier],
         "mask_rate": recipe.objective.mask_rate,
         "model": {name: recipe.model[name] for name in sizes},
-        "optimizer": {name: recipe.optimizer[name] for name in ("learning_rate", "weight_decay", "b2", "clip_norm")},
+        "optimizer": recipe.optimizer.to_dict(),
     }
+    if workload.what == "main_job":
+        settings |= {"updates": workload.updates or recipe.train.num_steps, "evaluate_every": EVALUATE_EVERY}
+        settings |= {"dropout": recipe.model.dropout, "job": str(folder / "job.npz")}
+        settings["optimizer"]["learning_rate"] = workload.peer_learning_rate or recipe.optimizer.learning_rate
+        np.savez(settings["job"], **make_job(recipe, settings["updates"]))
     (folder / worker.SETTINGS_FILE).write_text(json.dumps(settings, indent=1))
-    columns: dict = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+    columns: dict = {name: np.stack([batch[name] for batch in first]) for name in first[0]}
     np.savez(folder / worker.BATCHES_FILE, **columns)
     if workload.what in ("embed", "host"):
-        arrays = dataclasses.asdict(train)
+        arrays = dataclasses.asdict(run.train)
         np.savez(settings["patients"], **{name: array for name, array in arrays.items() if array is not None})
     return settings
 
 
-def make_batches(recipe, number: int) -> tuple[list[dict], Vocabulary, Patients]:
-    """Prepares the data of a recipe; returns its first training batches, its vocabulary and its train patients."""
+def make_batches(recipe, number: int) -> tuple[list[dict], pretraining.PretrainingRun]:
+    """Prepares the data of a recipe; returns its first training batches and its run."""
     run = pretraining.setup(recipe)
     columns = pretraining.training_columns(run.task, run.train, 0)
-    return [next(columns) for _ in range(number)], run.prepared.vocabulary, run.train
+    return [next(columns) for _ in range(number)], run
+
+
+def make_job(recipe, updates: int) -> dict[str, np.ndarray]:
+    """Returns what peers read in `main_job`: the batches of every update, and tuning with its masked codes.
+
+    Returns:
+      (U, B, L) columns by name; and, named `tuning_...`, (T, B, L) columns, `inputs`, the codes after masking, and
+      `labels`, the masked codes, 0 elsewhere. Rows of padding fill the last batch.
+    """
+    train, run = make_batches(recipe, updates)
+    tuning = dataset.read(run.prepared.folder, "tuning")
+    length, rows, use_sep = recipe.data.row_length, recipe.train.batch_size, recipe.data.use_sep
+    stream = batches.evaluation_batches(tuning, length, rows, use_sep)
+    vocabulary = len(run.prepared.vocabulary)
+    masked = list(scoring.mask_batches(stream, recipe.evaluation.mask_rate, vocabulary, draws=1))
+    arrays = {name: np.stack([batch[name] for batch in train]) for name in train[0]}
+    for name in train[0]:
+        arrays[f"tuning_{name}"] = np.stack([inputs.device_columns(each.batch)[name] for each in masked])
+    arrays["tuning_inputs"] = np.stack([each.masked.inputs for each in masked])
+    arrays["tuning_labels"] = np.zeros_like(arrays["tuning_inputs"])
+    for number, each in enumerate(masked):
+        arrays["tuning_labels"][number][each.targets] = each.labels
+    return arrays

@@ -1,4 +1,9 @@
-"""Shared by the PyTorch peers: embeddings, masks, and the train step."""
+"""Shared by the PyTorch peers: embeddings, masks, the train step, and training to an accuracy."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -7,6 +12,24 @@ from torch import nn
 MASK_ID, FIRST_CODE_ID = 3, 5
 AGE_BIN, LAST_AGE = 5.0, 100.0  # years
 COLUMNS = ("codes", "ages", "visit_ids", "positions", "patient_ids", "maskable")
+MASKED_COLUMNS = ("inputs", "labels")  # of batches that are masked already; 0 is no label
+FINAL_SHARE = 0.01  # of the peak learning rate
+
+
+class Peer(NamedTuple):
+    """What a peer computes.
+
+    Attributes:
+      losses: (model, codes, batch, chosen indices) -> mean loss at these.
+      logits: (model, codes, batch) -> (B, L, V).
+      embed: (model, batch) -> embeddings of patients.
+      layout: from a packed batch to one in the peer's layout.
+    """
+
+    losses: Callable
+    logits: Callable
+    embed: Callable
+    layout: Callable = lambda batch: batch
 
 
 class Embedding(nn.Module):
@@ -33,7 +56,8 @@ class Embedding(nn.Module):
 
 def to_tensors(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """Returns the columns that peers read: ints as int64."""
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(batch[name])) for name in COLUMNS}
+    names = [name for name in (*COLUMNS, *MASKED_COLUMNS) if name in batch]
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(batch[name])) for name in names}
     return {
         name: value if value.dtype in (torch.float32, torch.bool) else value.long() for name, value in tensors.items()
     }
@@ -51,7 +75,7 @@ def pad(batch: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
     offsets = np.arange(len(keys)) - np.repeat(starts, np.diff(np.append(starts, len(keys))))
     targets, columns = np.cumsum(offsets % length == 0) - 1, offsets % length
     padded = {}
-    for name in COLUMNS:
+    for name in (name for name in (*COLUMNS, *MASKED_COLUMNS) if name in batch):
         padded[name] = np.zeros((targets[-1] + 1, length), batch[name].dtype)
         padded[name][targets, columns] = batch[name][rows, places]
     return {**padded, "patient_ids": (padded["patient_ids"] > 0).astype(np.int32)}
@@ -72,41 +96,89 @@ def mask(batch: dict[str, torch.Tensor], rate: float, vocabulary: int):
     return codes.view_as(batch["codes"]), chosen
 
 
-def start(settings: dict, model: nn.Module, batches: list[dict], losses, embed, **adamw) -> dict:
+def start(settings: dict, model: nn.Module, batches: list[dict], peer: Peer, **adamw) -> dict:
     """Starts a peer; see `behrt_jax.benchmarks.worker`.
 
     Args:
       settings: of the workload.
       model: the peer.
-      batches: in the peer's layout.
-      losses: (model, codes, batch, chosen indices) -> mean loss at these.
-      embed: (model, batch) -> embeddings of patients.
+      batches: packed.
+      peer: its functions.
       **adamw: options of AdamW.
     """
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(0)
-    tensors, recipe = [to_tensors(batch) for batch in batches], settings["optimizer"]
+    recipe = settings["optimizer"]
     options = {"lr": recipe["learning_rate"], "betas": (0.9, recipe["b2"]), "weight_decay": recipe["weight_decay"]}
     optimizer = torch.optim.AdamW(model.parameters(), **options, **adamw)
 
-    def train(number: int):
-        codes, chosen = mask(tensors[number], settings["mask_rate"], settings["vocabulary"])
+    def train(batch):
+        codes, chosen = mask(batch, settings["mask_rate"], settings["vocabulary"])
         optimizer.zero_grad(set_to_none=True)
-        loss = losses(model, codes, tensors[number], chosen)
+        loss = peer.losses(model, codes, batch, chosen)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe["clip_norm"])
         optimizer.step()
         return loss.item(), len(chosen)
 
-    def infer(number: int):
+    def infer(batch):
         with torch.inference_mode():
-            embed(model, tensors[number])
+            peer.embed(model, batch)
         return 0.0, 0
 
+    if settings["what"] == "main_job":
+        return {"measure": lambda: run_job(settings, model, optimizer, train, peer)}
     is_inference = settings["what"] == "inference"
+    laid_out = [peer.layout(batch) for batch in batches]
+    tensors = [to_tensors(batch) for batch in laid_out]
     model.train(not is_inference)
     return {
-        "step": infer if is_inference else train,
-        "read": lambda number: batches[number]["codes"][batches[number]["patient_ids"] != 0],
+        "step": lambda number: (infer if is_inference else train)(tensors[number]),
+        "read": lambda number: laid_out[number]["codes"][laid_out[number]["patient_ids"] != 0],
         "measure": lambda: {"parameters": sum(leaf.numel() for leaf in model.parameters())},
     }
+
+
+def run_job(settings: dict, model: nn.Module, optimizer, train: Callable, peer: Peer) -> dict:
+    """Trains on the batches of `settings["job"]` by the recipe's schedule; returns accuracies on tuning by seconds."""
+    begin = time.perf_counter()
+    with np.load(settings["job"], allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+
+    def tensors_of(number: int, prefix: str = "") -> dict:
+        names = [name for name in (*COLUMNS, *MASKED_COLUMNS) if prefix + name in arrays]
+        return to_tensors(peer.layout({name: arrays[prefix + name][number] for name in names}))
+
+    tuning = [tensors_of(number, "tuning_") for number in range(len(arrays["tuning_codes"]))]
+    updates, share = len(arrays["codes"]), settings["optimizer"]["warmup_share"]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: learning_rate_share(update, share, updates))
+    lines, started = [], time.perf_counter()
+    for number in range(updates):
+        model.train()
+        train(tensors_of(number))
+        schedule.step()
+        if (number + 1) % settings["evaluate_every"] == 0 or number + 1 == updates:
+            lines.append((time.perf_counter() - started, accuracy(model, tuning, peer.logits)))
+    return {"lines": lines, "total_seconds": time.perf_counter() - begin}
+
+
+def learning_rate_share(update: int, warmup_share: float, updates: int) -> float:
+    """Returns the share of the peak learning rate of an update, from 0 on: linear warm-up, then a cosine."""
+    warmup, done = int(warmup_share * updates), update + 1
+    if done < warmup:
+        return done / warmup
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / max(1, updates - warmup))))
+    return FINAL_SHARE + (1 - FINAL_SHARE) * cosine
+
+
+def accuracy(model: nn.Module, batches: list[dict], logits: Callable) -> float:
+    """Returns the share of masked codes that have the highest logit."""
+    model.eval()
+    right = total = 0
+    with torch.inference_mode():
+        for batch in batches:
+            chosen = batch["labels"] > 0
+            found = logits(model, batch["inputs"], batch)[chosen].argmax(-1)
+            right += int((found == batch["labels"][chosen]).sum())
+            total += len(found)
+    return right / total

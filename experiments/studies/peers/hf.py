@@ -4,6 +4,8 @@ Its code table has the hidden width. The embeddings of ages, visits and codes ar
 its own position table.
 """
 
+import functools
+
 import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
@@ -43,6 +45,11 @@ class HuggingFace(nn.Module):
         return {"inputs_embeds": embedded, "attention_mask": (batch["patient_ids"] != 0).long()}
 
 
+def logits(model, codes, batch):
+    """Computes (B, L, V) logits."""
+    return model.bert(**model.inputs(codes, batch)).logits
+
+
 def losses(model, codes, batch, chosen):
     """Computes the mean loss at the masked codes."""
     labels = torch.full((codes.numel(),), IGNORED)
@@ -59,5 +66,5 @@ def embed(model, batch):
 
 def start(settings: dict, batches: list[dict]) -> dict:
     """Starts the peer."""
-    padded = [_torch.pad(batch, settings["padded_length"]) for batch in batches]
-    return _torch.start(settings, HuggingFace(settings), padded, losses, embed)
+    layout = functools.partial(_torch.pad, length=settings["padded_length"])
+    return _torch.start(settings, HuggingFace(settings), batches, _torch.Peer(losses, logits, embed, layout))

@@ -4,6 +4,8 @@ One patient per row, padded to the length of the tier; the sum of code, age, vis
 encoder, normalised after each branch; a head over the vocabulary at all positions.
 """
 
+import functools
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -34,12 +36,16 @@ class Reference(nn.Module):
         return self.encoder(hidden, src_key_padding_mask=batch["patient_ids"] == 0)
 
 
+def logits(model, codes, batch):
+    """Computes (B, L, V) logits."""
+    return model.head(model(codes, batch))
+
+
 def losses(model, codes, batch, chosen):
     """Computes the mean loss at the masked codes from logits at all positions."""
     labels = torch.full((codes.numel(),), IGNORED)
     labels[chosen] = batch["codes"].flatten()[chosen]
-    logits = model.head(model(codes, batch))
-    return functional.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORED)
+    return functional.cross_entropy(logits(model, codes, batch).flatten(0, 1), labels, ignore_index=IGNORED)
 
 
 def embed(model, batch):
@@ -50,5 +56,5 @@ def embed(model, batch):
 
 def start(settings: dict, batches: list[dict]) -> dict:
     """Starts the peer."""
-    padded = [_torch.pad(batch, settings["padded_length"]) for batch in batches]
-    return _torch.start(settings, Reference(settings), padded, losses, embed)
+    layout = functools.partial(_torch.pad, length=settings["padded_length"])
+    return _torch.start(settings, Reference(settings), batches, _torch.Peer(losses, logits, embed, layout))

@@ -65,6 +65,11 @@ def losses(model, codes, batch, chosen):
     return functional.cross_entropy(model.score(hidden), batch["codes"].flatten()[chosen])
 
 
+def logits(model, codes, batch):
+    """Computes (B, L, V) logits."""
+    return model.score(model(codes, batch))
+
+
 def embed(model, batch):
     """Returns the mean hidden state of each patient of each row."""
     owners = batch["patient_ids"]
@@ -74,4 +79,4 @@ def embed(model, batch):
 
 def start(settings: dict, batches: list[dict]) -> dict:
     """Starts the peer."""
-    return _torch.start(settings, Strong(settings), batches, losses, embed, fused=True)
+    return _torch.start(settings, Strong(settings), batches, _torch.Peer(losses, logits, embed), fused=True)
