@@ -119,7 +119,7 @@ def training_columns(recipe: FinetuningRecipe, train: LabeledHistories, start_st
     """Yields the inputs of the train step, from the batch of `start_step` on."""
     length, size, use_sep = recipe.data.row_length, recipe.train.batch_size, recipe.data.use_sep
     stream = batches.training_batches(train.model_inputs, length, size, recipe.seed, start_step, use_sep, newest=True)
-    return (inputs.device_columns(add_labels(batch, train)) for batch in stream)
+    return (inputs.read_columns(add_labels(batch, train)) for batch in stream)
 
 
 def evaluation_batches(recipe: FinetuningRecipe, found: LabeledHistories) -> Iterator[dict]:

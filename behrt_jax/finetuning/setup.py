@@ -18,7 +18,7 @@ from behrt_jax.finetuning import pretrained as pretrained_runs
 from behrt_jax.finetuning.labeled_histories import LabeledHistories
 from behrt_jax.labels import labels as label_data
 from behrt_jax.labels.labels import Labels
-from behrt_jax.models import lora
+from behrt_jax.models import devices, lora
 from behrt_jax.models.classification import BEHRTForSequenceClassification
 from behrt_jax.objectives import classification, scoring, survival
 from behrt_jax.objectives.base import Objective
@@ -77,6 +77,7 @@ def setup(config: ConfigDict) -> FinetuningTask:
       ValueError: the recipe, the labels or the data cannot be used, or nothing can be learned.
     """
     recipe, pretrained = read(config.to_dict()), None
+    devices.check_batch_size(recipe.train.batch_size, recipe.train.accumulate_steps)
     if recipe.pretrained:
         recipe, pretrained = pretrained_runs.load_pretrained(recipe)
     prepared, splits = data.read_splits(recipe, pretrained and pretrained.vocabulary, recipe.add_codes)

@@ -1,9 +1,12 @@
 """Model inputs: checks of shapes and (except while tracing) of values, and selection of batch columns."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from behrt_jax.models import devices
 from behrt_jax.models.config import BEHRTConfig
 
 
@@ -69,7 +72,12 @@ def model_arguments(batch: dict) -> tuple[tuple, dict]:
     return columns, {name: batch[name] for name in names if name in batch}
 
 
-def device_columns(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def read_columns(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the columns that a model or an objective reads, without host-only ones."""
     host_only = ("patient_index", "window_index", "window_starts", "times")
     return {name: values for name, values in batch.items() if name not in host_only}
+
+
+def device_columns(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the columns that a model or an objective reads, with their rows split over the devices at hand."""
+    return devices.split_rows(read_columns(batch))

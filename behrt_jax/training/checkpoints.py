@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from behrt_jax.models import devices
 from behrt_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -210,8 +211,8 @@ def _quiet_threads() -> None:
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Returns shape, dtype and sharding of an array; the first device if it has none, wherever it was saved."""
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    """Returns shape, dtype and sharding of an array; that of parameters if it has none, wherever it was saved."""
+    sharding = getattr(leaf, "sharding", None) or devices.replicated()
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from behrt_jax.metrics.bootstrap import mean_metrics, merge_sums
+from behrt_jax.models import devices
 from behrt_jax.objectives.base import Objective
 from behrt_jax.training.state import TrainState, step_keys
 
@@ -81,6 +82,7 @@ def make_train_step(
         if accumulate_steps == 1:
             return part_gradients(params, prepared, counts, keys["dropout"])
         parts = jax.tree.map(lambda x: x.reshape(accumulate_steps, -1, *x.shape[1:]), prepared)
+        parts = devices.split_parts(parts)
 
         def part(number):
             dropout_key = jax.random.fold_in(keys["dropout"], number)
@@ -158,7 +160,7 @@ def train(
     window = _Window()
     while step < config.num_steps:
         batch = next(batches)
-        state, metrics = train_step(state, batch)
+        state, metrics = train_step(state, devices.split_rows(batch))
         window.add(batch, metrics)
         step += 1
         advance(step)

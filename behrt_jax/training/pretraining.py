@@ -16,7 +16,7 @@ from behrt_jax.data.hashing import hash_integers
 from behrt_jax.data.prepare import Prepared, prepare
 from behrt_jax.data.vocabulary import Vocabulary
 from behrt_jax.embeddings import code_init
-from behrt_jax.models import inputs
+from behrt_jax.models import devices, inputs
 from behrt_jax.models.pretraining import BEHRTForPretraining
 from behrt_jax.objectives import mlm, scoring
 from behrt_jax.objectives.base import Objective
@@ -80,6 +80,7 @@ def setup(config: ConfigDict) -> PretrainingRun:
     recipe = read_recipe(precision.resolve_dtype(config.to_dict(), precision.fastest_dtype(jax.devices()[0])))
     if not isinstance(recipe, PretrainingRecipe):
         raise ValueError(f"recipe: is of {recipe.kind}; expected one of pre-training, such as configs/small.py")
+    devices.check_batch_size(recipe.train.batch_size, recipe.train.accumulate_steps)
     code_init.check(recipe.code_init, recipe.model.embedding_dim)
     prepared = prepare(recipe.data)
     train = dataset.sample(dataset.read(prepared.folder, "train"), recipe.train.max_patients)
@@ -147,7 +148,7 @@ def training_columns(task: PretrainingTask, train: dataset.Patients, start_step:
     weights = times.weights if times and recipe.objective.query_times == "anytime" else None
     stream = batches.training_batches(train, length, size, recipe.seed, start_step, use_sep, weights=weights)
     add = adder(recipe.objective, times, recipe.seed)
-    return (inputs.device_columns(add(batch, step)) for step, batch in enumerate(stream, start_step))
+    return (inputs.read_columns(add(batch, step)) for step, batch in enumerate(stream, start_step))
 
 
 def tuning_scorer(task: PretrainingTask, tuning: dataset.Patients) -> Callable[[Any], dict[str, float]]:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from behrt_jax.models import devices
+
 
 class TrainState(flax.struct.PyTreeNode):
     """The state saved in a checkpoint; random keys are not part of it, as they depend only on (seed, step).
@@ -41,7 +43,7 @@ def create_state(initialize, optimizer: optax.GradientTransformation, seed: int)
         params = initialize(key)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    return create(jax.random.key(seed))
+    return devices.replicate(create(jax.random.key(seed)))
 
 
 def step_keys(seed: int, step: jax.Array) -> dict[str, jax.Array]:
