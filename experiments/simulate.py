@@ -1,6 +1,6 @@
 """Writes simulated patients with known truth as a MEDS data set; docs/simulator.md describes the simulator.
 
-python -m experiments.simulate --patients=10000 --output=DIR [--seed=0] [--ceilings]
+python -m experiments.simulate --patients=10000 --output=DIR [--measurements=6] [--seed=0] [--ceilings]
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from experiments import _cli
 
 def main() -> None:
     """Runs the command."""
-    print(write_patients(output := Path(FLAGS.output), FLAGS.patients, FLAGS.seed))
+    print(write_patients(output := Path(FLAGS.output), FLAGS.patients, FLAGS.seed, FLAGS.measurements))
     if FLAGS.ceilings:
         print(ceilings(output, FLAGS.seed))
     print("next: python -m experiments.pretrain --config=configs/small.py", end=" ")
@@ -24,6 +24,7 @@ if __name__ == "__main__":
     FLAGS = flags.FLAGS
     flags.DEFINE_integer("patients", 10_000, "How many.", lower_bound=1)
     flags.DEFINE_string("output", None, "A directory to write; new or empty.", required=True)
+    flags.DEFINE_integer("measurements", 0, "Codes that carry a value; four depend on a disease each.", lower_bound=0)
     flags.DEFINE_integer("seed", 0, "Decides the world and the patients.", lower_bound=0)
     flags.DEFINE_bool("ceilings", False, "Also print what the oracle reaches on the held-out patients.")
     _cli.run(main)

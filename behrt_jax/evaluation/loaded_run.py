@@ -111,7 +111,9 @@ def check_comparable(run: Run, other: Run, folder: str) -> None:
 def read_simulation(
     source: Path, vocabulary: Vocabulary, patients: dataset.Patients, index: windows.VisitIndex
 ) -> tuple[world.World, world.Histories]:
-    """Reads the world of a simulated data set and the observed histories of its patients.
+    """Reads the world of a simulated data set and the observed histories of its patients, as far as they are prepared.
+
+    Without measurements in the vocabulary, neither holds any; without values of them, the histories have none.
 
     Args:
       source: the simulated data set.
@@ -129,14 +131,19 @@ def read_simulation(
             f"{source}: holds {len(histories.owner):,} visits of these patients, the prepared data {visits.sum():,}, "
             f"or other ones; {advice} to compare with the oracle"
         )
-    tokens = {
-        vocabulary.tokens[code] for code in np.unique(patients.codes[patients.visits >= 0]) if code >= NUM_SPECIAL
-    }
-    if unknown := sorted(tokens - set(simulated_world.codes)):
+    ids = np.unique(patients.codes[patients.visits >= 0])
+    in_bins = {token: token.rpartition("//Q")[0] for token in (vocabulary.tokens[i] for i in ids if i >= NUM_SPECIAL)}
+    codes = {code if code in vocabulary.value_edges else token for token, code in in_bins.items()}
+    if unknown := sorted(codes - set(simulated_world.codes)):
         raise ValueError(
             f"{source}: {len(unknown):,} codes that the model reads, such as {unknown[0]}, are not of the simulation; "
             f"{advice} and these codes in data.codes_exclude to compare with the oracle"
         )
+    measured = codes & set(simulated_world.codes[simulated_world.measured])
+    if not measured:
+        return world.without_measurements(simulated_world, histories)
+    if not measured & {*vocabulary.value_edges, *vocabulary.value_scales}:
+        histories = dataclasses.replace(histories, values=None)
     return simulated_world, histories
 
 

@@ -75,11 +75,20 @@ def by_group(scores: bootstrap.PerTargetScores, groups: dict[str, np.ndarray]) -
 
 
 def ask_oracle(run: Run, scored_batches: list[scoring.MaskedBatch]) -> bootstrap.PerTargetScores:
-    """Scores the oracle, which knows the simulation and the patients' whole histories, on the masked codes."""
+    """Scores the oracle, which knows the simulation and the patients' whole histories, on the masked codes.
+
+    Raises:
+      ValueError: the prepared data differ from the simulation, or tokens hold bins of values.
+    """
     simulated_world, histories = read_simulation(run.source, run.vocabulary, run.patients, run.index(run.patients))
     tokens = run.vocabulary.tokens
     column = {code: place for place, code in enumerate(simulated_world.codes)}
     columns = np.array([column.get(token, -1) for token in tokens])
+    if binned := sum(token.rpartition("//Q")[0] in column for token in tokens):
+        raise ValueError(
+            f"{binned:,} tokens hold a bin of a value, whose probability it does not know; train with "
+            "data.value_encoding=continuous or none to compare masked codes with the oracle"
+        )
     draws = run.recipe.evaluation.num_mask_samples
     parts = []
     for draw in range(draws):

@@ -1,8 +1,9 @@
 """Oracle for simulated patients: exact posterior probabilities by forward-backward.
 
-The oracle knows the world's probabilities and sees what a model sees: sex, the months of age of visits, and codes. It
-does not see states, nor when or why observation ended; predictions from a whole history know that no visit followed.
-Predictions from the past of a visit are computed row by row, so that the future cannot change a single bit of them.
+The oracle knows the world's probabilities and sees what a model sees: sex, the months of age of visits, codes, and the
+values of measurements, unless `Histories.values` is None. It does not see states, nor when or why observation ended;
+predictions from a whole history know that no visit followed. Predictions from the past of a visit are computed row by
+row, so that the future cannot change a single bit of them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -43,9 +44,13 @@ def read_histories(folder: str | Path, subject_ids: Iterable[int]) -> Histories:
     if visits["owner"].n_unique() != len(subjects) or sexes["owner"].to_list() != list(range(len(subjects))):
         raise ValueError(f"{folder}: not each of the {len(subjects)} subjects has a sex and a visit; correct the ids")
     codes = np.zeros((visits.height, len(world.codes)), bool)
-    codes[code_events["row"].to_numpy(), code_events["column"].to_numpy()] = True
+    rows, places = code_events["row"].to_numpy(), code_events["column"].to_numpy()
+    codes[rows, places] = True
+    values = np.full(codes.shape, np.nan)
+    values[rows, places] = code_events["numeric_value"].cast(pl.Float64).fill_null(np.nan).to_numpy()
     sex = (sexes["code"] == f"GENDER//{worlds.SEXES[1]}").to_numpy().astype(np.int64)
-    return Histories(sex, visits["owner"].to_numpy(), visits["month"].to_numpy(), codes)
+    values = values[:, world.measured]
+    return Histories(sex, visits["owner"].to_numpy(), visits["month"].to_numpy(), codes, values=values)
 
 
 def next_visit_probabilities(
@@ -85,7 +90,7 @@ def masked_probabilities(world: World, histories: Histories, is_masked: np.ndarr
     """
     if (is_masked & ~histories.codes).any():
         raise ValueError("is_masked: holds codes that are not in histories.codes; expected a part of those")
-    posteriors = _smooth_states(world, histories, code_likelihoods(world, histories.codes, is_masked))
+    posteriors = _smooth_states(world, histories, visit_likelihoods(world, histories, is_masked))
     probabilities = np.zeros(is_masked.shape)
     for rows, odds, prefix_sums in _behind_masks(world, histories.codes, is_masked):
         suffix_sums = _sums_before(odds[..., ::-1], len(prefix_sums))[::-1, ..., ::-1]
@@ -163,7 +168,7 @@ def survival_curves(world: World, sex: np.ndarray, month: np.ndarray, states: np
 def filter_states(world: World, histories: Histories, likelihoods: np.ndarray | None = None) -> np.ndarray:
     """Returns the distribution of the state at each visit given its patient's visits up to and including it: (V, S).
 
-    `likelihoods`, (V, S), are from `code_likelihoods`; computed if not given.
+    `likelihoods`, (V, S), are from `visit_likelihoods`; computed if not given.
     """
     return _filter(world, histories, likelihoods)[1]
 
@@ -177,8 +182,8 @@ def states_before(world: World, histories: Histories) -> np.ndarray:
 
 
 def _filter(world: World, histories: Histories, likelihoods: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the distributions of the state at each visit before and after observing its codes: (V, S) each."""
-    likelihoods = code_likelihoods(world, histories.codes) if likelihoods is None else likelihoods
+    """Returns the distributions of the state at each visit before and after observing what it holds: (V, S) each."""
+    likelihoods = visit_likelihoods(world, histories) if likelihoods is None else likelihoods
     first_months = histories.month[histories.first_visits()]
     states = worlds.state_priors(world)[:, histories.sex, first_months]
     priors, posteriors = np.zeros_like(likelihoods), np.zeros_like(likelihoods)
@@ -193,13 +198,21 @@ def _filter(world: World, histories: Histories, likelihoods: np.ndarray | None) 
     return priors, posteriors
 
 
-def code_likelihoods(world: World, codes: np.ndarray, is_masked: np.ndarray | None = None) -> np.ndarray:
-    """Returns the likelihood of each visit's observed codes in each state, up to a factor per visit: (V, S)."""
-    odds = _odds(world)
+def visit_likelihoods(world: World, histories: Histories, is_masked: np.ndarray | None = None) -> np.ndarray:
+    """Returns the likelihood of each visit's codes and values in each state, up to a factor per visit: (V, S).
+
+    `is_masked`, (V, C) bool, hides codes and their values.
+    """
+    odds, codes = _odds(world), histories.codes
     is_masked = np.zeros_like(codes) if is_masked is None else is_masked
     log = _by_row(codes & ~is_masked, np.log(odds).T) - np.log1p(odds).sum(axis=1)
     for rows, masked_odds, prefix_sums in _behind_masks(world, codes, is_masked):
         log[rows] += np.log((masked_odds * prefix_sums[-1]).sum(axis=2))
+    if histories.values is not None:
+        hidden = is_masked[:, world.measured] | np.isnan(histories.values)
+        for place, deviation in enumerate(world.value_deviations):
+            distance = (histories.values[:, place, None] - world.value_means[:, place]) / deviation
+            log -= np.where(hidden[:, place, None], 0.0, 0.5 * distance**2)
     return np.exp(log - log.max(axis=1, keepdims=True))
 
 

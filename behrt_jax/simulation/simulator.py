@@ -55,7 +55,10 @@ def simulate(world: World, num_patients: int, seed: int) -> Simulated:
     owner, month, state, end, died = _follow(world, rng, sex, start, state)
     parts = np.split(state, range(_CHUNK, len(state), _CHUNK))
     codes = np.concatenate([rng.random((len(part), len(world.codes))) < world.emission[part] for part in parts])
-    return Simulated(sex, owner, month, codes, state, end, died)
+    noise = np.random.default_rng([seed, 5]).standard_normal((len(state), len(world.value_deviations)))
+    values = (world.value_means[state] + world.value_deviations * noise).astype(np.float32).astype(float)  # as written
+    values[~codes[:, world.measured]] = np.nan
+    return Simulated(sex, owner, month, codes, state, end, died, values=values)
 
 
 def _follow(world: World, rng: np.random.Generator, sex, start, state) -> tuple[np.ndarray, ...]:
@@ -91,7 +94,7 @@ def _draw(rng: np.random.Generator, distributions: np.ndarray) -> np.ndarray:
 def select(histories: Simulated, patients: np.ndarray) -> Simulated:
     """Selects the patients at ascending indices (n,), and renumbers them."""
     visits = np.isin(histories.owner, patients)
-    columns = {name: getattr(histories, name)[visits] for name in ("month", "codes", "state")}
+    columns = {name: getattr(histories, name)[visits] for name in ("month", "codes", "state", "values")}
     columns.update({name: getattr(histories, name)[patients] for name in ("sex", "end", "died")})
     return Simulated(owner=np.searchsorted(patients, histories.owner[visits]), **columns)
 
@@ -143,21 +146,23 @@ def _to_events(world: World, histories: Simulated, subject_ids: np.ndarray, birt
     names = [*world.codes, *(f"GENDER//{sex}" for sex in worlds.SEXES), events.BIRTH, events.DEATH]
     gender, _, birth, death = range(len(world.codes), len(names))
     people, died = np.arange(len(births)), np.flatnonzero(histories.died)
-    visits, columns = np.nonzero(histories.codes)
-    parts = [  # owner, time, code, visit
-        (people, np.full(len(births), np.datetime64("NaT", "us")), gender + histories.sex, people * 0),
-        (people, births, np.full(len(births), birth), people * 0),
-        (histories.owner[visits], _times(births, histories.owner, histories.month)[visits], columns, visits + 1),
-        (died, _times(births, died, histories.end[died]), np.full(len(died), death), died * 0),
+    (visits, columns), owners, months = np.nonzero(histories.codes), histories.owner, histories.month
+    values = np.full(histories.codes.shape, np.nan)
+    values[:, world.measured] = histories.values
+    parts = [  # owner, time, code, visit, value
+        (people, np.full(len(births), np.datetime64("NaT", "us")), gender + histories.sex, people * 0, people * np.nan),
+        (people, births, np.full(len(births), birth), people * 0, people * np.nan),
+        (owners[visits], _times(births, owners, months)[visits], columns, visits + 1, values[visits, columns]),
+        (died, _times(births, died, histories.end[died]), np.full(len(died), death), died * 0, died * np.nan),
     ]
-    owner, time, code, visit = (np.concatenate(column) for column in zip(*parts, strict=True))
+    owner, time, code, visit, value = (np.concatenate(column) for column in zip(*parts, strict=True))
     table = pl.DataFrame({"subject_id": subject_ids[owner], "time": time, "code": code, "visit_id": visit})
-    table = table.sort("subject_id", "time", nulls_last=False, maintain_order=True)
+    table = table.with_columns(value=value).sort("subject_id", "time", nulls_last=False, maintain_order=True)
     return table.select(
         pl.col("subject_id").cast(pl.Int64),
         pl.col("time").cast(pl.Datetime("us")),
         pl.Series("code", names).gather(table["code"]),
-        pl.lit(None, pl.Float32).alias("numeric_value"),
+        pl.col("value").fill_nan(None).cast(pl.Float32).alias("numeric_value"),
         pl.when(pl.col("visit_id") > 0).then(pl.col("visit_id").cast(pl.Int64)),
     )
 

@@ -19,13 +19,15 @@ SECONDS_PER_MONTH = 2_629_800  # 30.4375 days
 SEXES = ("F", "M")
 DISEASES = ("diabetes", "asthma", "heart", "depression", "kidney", "migraine")
 WORLD_FILE = "world.npz"
+SILENT = 0.002  # factor of the log chance that a disease is coded, where measurements tell of it
 NUM_CODES = (40, 50)  # codes of any visit; codes of each disease, a quarter of them shared with the next disease
+MEASUREMENTS = ("hba1c", "eosinophils", "bnp", "cortisol", "creatinine", "cgrp")  # of each disease; further: others
 _KINDS = ("CONDITION", "PROCEDURE", "MEDICATION")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class World:
-    """All probabilities of a simulated population; D diseases, S = 3^D states, C codes, Y years of age.
+    """All probabilities of a simulated population; D diseases, S = 3^D states, C codes, Y years, M measurements.
 
     States are numbered in base 3: state s has disease d in stage `s // 3**(D - 1 - d) % 3`.
 
@@ -37,6 +39,8 @@ class World:
       leave: (1,) monthly probability of leaving observation.
       visit: (S,) monthly probability of a visit.
       emission: (S, C) probability of each code at a visit; codes are independent given the state.
+      value_means: (S, M) mean value of each measurement; the last M codes are measurements.
+      value_deviations: (M,) standard deviations of the values, which are normal and independent given the state.
     """
 
     diseases: tuple[str, ...]
@@ -46,6 +50,13 @@ class World:
     leave: np.ndarray
     visit: np.ndarray
     emission: np.ndarray
+    value_means: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((STAGES ** len(DISEASES), 0)))
+    value_deviations: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def measured(self) -> slice:
+        """Returns the columns of the codes that carry a value: M."""
+        return slice(len(self.codes) - len(self.value_deviations), None)
 
     def advance(self, states: np.ndarray, sex: np.ndarray, month: np.ndarray, backward: bool = False) -> np.ndarray:
         """Advances (S, n) distributions of the state by a month, to the months of age (n,), each column on its own.
@@ -77,12 +88,14 @@ class Histories:
       owner: (V,) patient of each visit, ascending.
       month: (V,) month of age of each visit, ascending within a patient.
       codes: (V, C) bool, the recorded codes.
+      values: (V, M), NaN where not measured; None where values are not known.
     """
 
     sex: np.ndarray
     owner: np.ndarray
     month: np.ndarray
     codes: np.ndarray
+    values: np.ndarray | None = dataclasses.field(default=None, kw_only=True)
 
     def first_visits(self) -> np.ndarray:
         """Returns the index of each patient's first visit: (N,)."""
@@ -126,16 +139,22 @@ def state_priors(world: World) -> np.ndarray:
     return np.stack(priors, axis=2)
 
 
-def make_world(seed: int, num_diseases: int = 4) -> World:
+def make_world(seed: int, num_diseases: int = 4, num_measurements: int = 0) -> World:
     """Draws a world of 1 to 6 diseases, determined by the seed; cost grows with 3^D.
+
+    With measurements, the mean value of the first D depends on the stage of one disease each, that of further ones on
+    nothing. Whether one is taken does not depend on the state, so that its value alone informs. Every second disease,
+    from the first on, then seldom has a code.
 
     Onset rises with age and differs between the sexes; late stages bring more visits, other codes and more deaths;
     every second disease can also improve. Neighbouring diseases and stages share codes, so that no single code
     identifies a state.
 
     Raises:
-      ValueError: the number of diseases is out of range.
+      ValueError: the number of diseases or measurements is out of range.
     """
+    if num_measurements < 0:
+        raise ValueError(f"num_measurements: found {num_measurements}; expected 0 or more")
     if not 1 <= num_diseases <= len(DISEASES):
         raise ValueError(f"num_diseases: found {num_diseases}; expected 1 to {len(DISEASES)}")
     rng = np.random.default_rng([seed, 0])
@@ -146,8 +165,14 @@ def make_world(seed: int, num_diseases: int = 4) -> World:
     log_excess = _sum_over(_stage_terms(rng, num_diseases, [0.0, 0.4], [0.8, 1.6]), stages)
     death = np.minimum(baseline * np.exp(log_excess)[:, None, None], 0.5)
     log_no_visit = _sum_over(np.log1p(-_stage_terms(rng, num_diseases, [0.05, 0.1], [0.15, 0.3])), stages)
-    codes, emission = _draw_codes(rng, names, stages)
-    return World(names, codes, moves, death, np.array([0.003]), 1 - 0.9 * np.exp(log_no_visit), emission)
+    silent = (np.arange(num_diseases) % 2 == 0) & (num_measurements > 0)
+    codes, emission = _draw_codes(rng, names, stages, np.where(silent, SILENT, 1.0))
+    taken, means, deviations = _draw_measurements(np.random.default_rng([seed, 4]), num_measurements, stages)
+    places = range(num_measurements)
+    tests = [f"LAB//SIM//{(MEASUREMENTS[:num_diseases] + ('other',))[min(p, num_diseases)]}-{p:02d}" for p in places]
+    emission = np.concatenate([emission, np.broadcast_to(taken, (len(stages), num_measurements))], axis=1)
+    visit = 1 - 0.9 * np.exp(log_no_visit)
+    return World(names, (*codes, *tests), moves, death, np.array([0.003]), visit, emission, means, deviations)
 
 
 def _draw_moves(rng: np.random.Generator, recovers: bool) -> np.ndarray:
@@ -173,8 +198,11 @@ def _sum_over(terms: np.ndarray, stages: np.ndarray) -> np.ndarray:
     return np.stack([terms[disease][stages[:, disease]] for disease in range(len(terms))]).sum(axis=0)
 
 
-def _draw_codes(rng, names, stages) -> tuple[tuple[str, ...], np.ndarray]:
-    """Draws the codes and their emission (S, C): a noisy-or of common codes and the codes of each disease."""
+def _draw_codes(rng, names, stages, strengths) -> tuple[tuple[str, ...], np.ndarray]:
+    """Draws the codes and their emission (S, C): a noisy-or of common codes and the codes of each disease.
+
+    The log chance that a code is absent is multiplied by the disease's strength: (D,).
+    """
     num_common, num_per_disease = NUM_CODES
     common_chances = 0.005 + 0.25 * rng.beta(0.25, 4.0, num_common)
     log_absence = np.zeros((len(names), STAGES, num_common + len(names) * num_per_disease))
@@ -183,13 +211,22 @@ def _draw_codes(rng, names, stages) -> tuple[tuple[str, ...], np.ndarray]:
         shared_codes = num_common + (disease - 1) % len(names) * num_per_disease + np.arange(num_per_disease // 4)
         log_absence[disease, 1:, disease_codes] += np.log1p(-_draw_chances(rng, num_per_disease, 4)).T
         log_absence[disease, 1:, shared_codes] += np.log1p(-_draw_chances(rng, num_per_disease // 4, 3)).T
-    log_absence = _sum_over(log_absence, stages)
+    log_absence = _sum_over(log_absence * strengths[:, None, None], stages)
     log_absence[:, :num_common] += np.log1p(-common_chances)
     emission = np.minimum(1 - np.exp(log_absence) * (1 - 5e-4), 0.95)  # any code can appear without its disease
     places = range(len(names) * num_per_disease)
     codes = [f"CONDITION//SIM//common-{place:02d}" for place in range(num_common)]
     codes += [f"{_KINDS[p % 3]}//SIM//{names[p // num_per_disease]}-{p % num_per_disease:02d}" for p in places]
     return ("ENCOUNTER//SIM//visit", *codes), np.concatenate([np.ones((len(stages), 1)), emission], axis=1)
+
+
+def _draw_measurements(rng, count: int, stages: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draws how often each measurement is taken, (M,), its mean in each state, (S, M), and its deviation, (M,)."""
+    taken, normal, deviations = (rng.uniform(low, high, count) for low, high in ((0.3, 0.7), (50, 150), (5, 15)))
+    shifts = rng.choice([-1, 1], (count, 1)) * rng.uniform([0.0, 0.5, 1.2], [0.0, 1.0, 2.0], (count, STAGES))
+    shifts[stages.shape[1] :] = 0.0
+    disease = np.arange(count) % stages.shape[1]
+    return taken, normal + deviations * shifts[np.arange(count), stages[:, disease]], deviations
 
 
 def _draw_chances(rng: np.random.Generator, count: int, num_core: int) -> np.ndarray:
@@ -200,6 +237,15 @@ def _draw_chances(rng: np.random.Generator, count: int, num_core: int) -> np.nda
         core = order[stage * (num_core // 2) :][:num_core]
         chances[stage, core] = rng.uniform(0.3, 0.95, num_core)
     return chances
+
+
+def without_measurements(world: World, histories: Histories) -> tuple[World, Histories]:
+    """Returns a world and its histories as one sees them who reads no measurement; exact, as these are independent."""
+    kept = slice(world.measured.start)
+    fields = {"codes": world.codes[kept], "emission": world.emission[:, kept]}
+    fields |= {"value_means": world.value_means[:, :0], "value_deviations": world.value_deviations[:0]}
+    seen = dataclasses.replace(histories, codes=histories.codes[:, kept], values=None)
+    return dataclasses.replace(world, **fields), seen
 
 
 def save_world(folder: str | Path, world: World) -> None:
@@ -222,8 +268,9 @@ def load_world(folder: str | Path) -> World:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file}: not a readable .npz file of arrays; {cure}") from error
-    names = [field.name for field in dataclasses.fields(World)]
-    if missing := [name for name in names if name not in arrays]:
+    fields = dataclasses.fields(World)
+    required = [each.name for each in fields if each.default_factory is dataclasses.MISSING]
+    if missing := [name for name in required if name not in arrays]:
         raise ValueError(f"{file}: {', '.join(missing)} missing (found {', '.join(arrays) or 'nothing'}); {cure}")
     arrays.update({name: tuple(arrays[name].tolist()) for name in ("diseases", "codes")})
-    return World(**{name: arrays[name] for name in names})
+    return World(**{each.name: arrays[each.name] for each in fields if each.name in arrays})
