@@ -7,6 +7,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
+import scipy.stats
 from sklearn.metrics import average_precision_score
 
 from behrt_jax.simulation import oracle
@@ -22,22 +23,25 @@ SETS = np.array(list(itertools.product([False, True], repeat=NUM_CODES)))
 
 
 # Enumeration. A year has two months here, and nobody is seen after the month `last`.
-def tiny_world(diseases: int, seed: int) -> worlds.World:
+def tiny_world(diseases: int, seed: int, measurements: int) -> worlds.World:
     rng = np.random.default_rng(seed)
     states, years = 3**diseases, worlds.MAX_YEARS
     moves = np.moveaxis(rng.dirichlet(np.ones(3), (diseases, 3, 2, years)), -1, 2)
     emission = rng.uniform(0.05, 0.95, (states, NUM_CODES))
     emission[:, 0], emission[0, 1], emission[1, 2] = 1.0, 1e-4, 1 - 1e-6
     rest = rng.uniform(0, 0.3, (states, 2, years)), np.array([0.1]), rng.uniform(0.2, 0.8, states)
-    return worlds.World(("x",) * diseases, tuple("abcde"), moves, *rest, emission)
+    values = 3 * rng.normal(size=(states, measurements)), rng.uniform(1, 3, measurements)
+    return worlds.World(("x",) * diseases, tuple("abcde"), moves, *rest, emission, *values)
 
 
-def tiny_histories(last: int, seed: int) -> worlds.Histories:
+def tiny_histories(last: int, seed: int, measurements: int) -> worlds.Histories:
     months = [[0, 1, last], [2], [1, last - 1], [0], [last], list(range(last))]
     owner = np.repeat(np.arange(len(months)), [len(found) for found in months])
-    codes = np.random.default_rng(seed).random((len(owner), NUM_CODES)) < 0.5
+    rng = np.random.default_rng(seed)
+    codes = rng.random((len(owner), NUM_CODES)) < 0.5
     codes[:, 0] = True
-    return worlds.Histories(np.array([0, 1, 1, 0, 1, 0]), owner, np.concatenate(months), codes)
+    values = np.where(codes, 3 * rng.normal(size=codes.shape), np.nan)[:, NUM_CODES - measurements :]
+    return worlds.Histories(np.array([0, 1, 1, 0, 1, 0]), owner, np.concatenate(months), codes, values=values)
 
 
 class Enumeration:
@@ -94,15 +98,32 @@ def set_chances(world) -> np.ndarray:
     return np.where(SETS, emission, 1 - emission).prod(axis=2)
 
 
-CASES = [(1, 9), (2, 5)]
+def recorded(world, histories, chances, visit: int) -> np.ndarray:
+    """The likelihood of the codes and values of a visit in each state: (S,)."""
+    same = (SETS == histories.codes[visit]).all(axis=1).argmax()
+    return chances[:, same] * density(world, histories, visit, np.zeros(NUM_CODES, bool))
 
 
-@pytest.fixture(params=CASES, ids=["one disease", "two diseases"])
+def density(world, histories, visit: int, hidden: np.ndarray) -> np.ndarray:
+    """The density of a visit's values in each state, without those of hidden codes: (S,)."""
+    found = np.ones(len(world.visit))
+    for place, code in enumerate(range(NUM_CODES)[world.measured]):
+        if histories.codes[visit, code] and not hidden[code]:
+            spread = world.value_deviations[place]
+            found *= scipy.stats.norm.pdf(histories.values[visit, place], world.value_means[:, place], spread)
+    return found
+
+
+CASES = {"one disease": (1, 9, 0), "two diseases": (2, 5, 0), "one disease, measured": (1, 9, 2)}
+CASES |= {"two diseases, measured": (2, 5, 2)}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
 def tiny(request, monkeypatch):
-    diseases, last = request.param
+    diseases, last, measurements = request.param
     monkeypatch.setattr(worlds, "MONTHS_PER_YEAR", 2)
     monkeypatch.setattr(oracle, "MAX_MONTHS", last)
-    world, histories = tiny_world(diseases, 3), tiny_histories(last, 4)
+    world, histories = tiny_world(diseases, 3, measurements), tiny_histories(last, 4, measurements)
     return world, histories, [Enumeration(world, sex, last) for sex in range(2)]
 
 
@@ -120,8 +141,9 @@ def test_next_visits_equal_those_of_enumeration(tiny):
     compared = 0
     for visit, sex, visits in visits_of(histories):
         past = visits[visits <= visit]
-        which = [(SETS == histories.codes[row]).all(axis=1).argmax() for row in past]
-        joint = paths[sex].seen(histories.month[past].tolist(), [chances[:, place] for place in which])
+        joint = paths[sex].seen(
+            histories.month[past].tolist(), [recorded(world, histories, chances, row) for row in past]
+        )
         sets = (paths[sex].next_state(joint, histories.month[visit]) @ chances) * hit
         if sets.sum() > 0:
             np.testing.assert_allclose(found[visit], sets @ SETS / sets.sum(), rtol=1e-9, atol=1e-12)
@@ -148,6 +170,7 @@ def test_masked_codes_equal_those_of_enumeration(tiny, rate):
             assert not found[visit].any()
             continue
         others = [chances[:, possible[row]].sum(axis=1) if row != visit else np.ones(len(chances)) for row in visits]
+        others = [own * density(world, histories, row, hidden[row]) for own, row in zip(others, visits, strict=True)]
         months = histories.month[visits].tolist()
         joint = paths[sex].seen(months, others) * paths[sex].silent_after(months[-1])
         states = np.bincount(paths[sex].paths[:, histories.month[visit]], joint, len(chances))
@@ -167,8 +190,9 @@ def test_death_risks_equal_those_of_enumeration(tiny):
         past, month = visits[visits <= visit], histories.month[visit]
         if month + horizon > paths[sex].last:
             continue
-        which = [(SETS == histories.codes[row]).all(axis=1).argmax() for row in past]
-        joint = paths[sex].seen(histories.month[past].tolist(), [chances[:, place] for place in which])
+        joint = paths[sex].seen(
+            histories.month[past].tolist(), [recorded(world, histories, chances, row) for row in past]
+        )
         lives = math.prod(paths[sex].lives[month + 1 : month + 1 + horizon])
         np.testing.assert_allclose(found[visit], 1 - (joint * lives).sum() / joint.sum(), rtol=1e-9)
         compared += 1
@@ -185,8 +209,7 @@ def test_what_is_known_at_a_visit_before_its_codes_are_read_equals_enumeration(t
     compared = 0
     for visit, sex, visits in visits_of(histories):
         past, month, own = visits[visits < visit], histories.month[visit], paths[sex]
-        which = [(SETS == histories.codes[row]).all(axis=1).argmax() for row in past]
-        seen = [*(chances[:, place] for place in which), np.ones(len(chances))]
+        seen = [*(recorded(world, histories, chances, row) for row in past), np.ones(len(chances))]
         joint = own.seen([*histories.month[past].tolist(), month], seen)
         states = np.bincount(own.paths[:, month], joint, len(chances))
         np.testing.assert_allclose(before[visit], states / states.sum(), rtol=1e-9)
@@ -371,7 +394,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("places", [np.arange(90), np.array([3, 4, 17, 60, 88])])
 def test_histories_are_read_as_they_were_simulated(folder, places):
     found, expected = oracle.read_histories(folder, (places + 1).tolist()), select(PATIENTS, places)
-    for name in ("sex", "owner", "month", "codes"):
+    for name in ("sex", "owner", "month", "codes", "values"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
