@@ -101,7 +101,8 @@ def write(workload: Workload, folder: Path, prepared_dir: str, data: str = "") -
         settings |= {"updates": workload.updates or recipe.train.num_steps, "evaluate_every": EVALUATE_EVERY}
         settings |= {"dropout": recipe.model.dropout, "job": str(folder / "job.npz")}
         settings["optimizer"]["learning_rate"] = workload.peer_learning_rate or recipe.optimizer.learning_rate
-        np.savez(settings["job"], **make_job(recipe, settings["updates"]))
+        job: dict = make_job(recipe, settings["updates"])
+        np.savez(settings["job"], **job)
     (folder / worker.SETTINGS_FILE).write_text(json.dumps(settings, indent=1))
     columns: dict = {name: np.stack([batch[name] for batch in first]) for name in first[0]}
     np.savez(folder / worker.BATCHES_FILE, **columns)

@@ -14,20 +14,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 ROWS = "rows"  # the axis of the mesh
 
 
-def at_hand() -> tuple[jax.Device, ...]:
+def at_hand() -> tuple[Any, ...]:
     """Returns the devices that share the work."""
     return tuple(jax.devices())
 
 
 @functools.cache
-def _sharding(devices: tuple[jax.Device, ...], *axes: str | None) -> NamedSharding:
+def _sharding(devices: tuple[Any, ...], *axes: str | None) -> NamedSharding:
     return NamedSharding(Mesh(np.array(devices), (ROWS,)), PartitionSpec(*axes))
 
 
 def replicated() -> Sharding:
     """Returns the sharding of parameters: a copy on each device."""
     devices = at_hand()
-    return _sharding(devices) if len(devices) > 1 else SingleDeviceSharding(devices[0])
+    return SingleDeviceSharding(devices[0]) if len(devices) == 1 else _sharding(devices)
 
 
 def replicate(tree: Any) -> Any:

@@ -72,8 +72,8 @@ def measure_oracle(found: pl.DataFrame, name: str, visits: pl.DataFrame, data: s
         return f"not measured, as {held_out.height:,} patients have one outcome"
     if name == "death":
         days = (held_out["event_time"] - held_out["prediction_time"]).dt.total_seconds().to_numpy() / 86_400
-        found = [survival.concordance(held_out["event"].to_numpy(), days, each) for each in scores]
-        return f"Harrell's C {_list(found)}; no score is expected to exceed {bound_concordance(held_out, data):.3f}"
+        figures = [survival.concordance(held_out["event"].to_numpy(), days, each) for each in scores]
+        return f"Harrell's C {_list(figures)}; no score is expected to exceed {bound_concordance(held_out, data):.3f}"
     return f"AUROC {_list([roc_auc_score(held_out['boolean_value'].to_numpy(), each) for each in scores])}"
 
 
