@@ -42,8 +42,7 @@ class Embedding(nn.Module):
         self.visits = nn.Embedding(max_visits, dim)
         self.positions = nn.Embedding(max_positions, dim)
         self.norm, self.dropout = nn.LayerNorm(dim), nn.Dropout(dropout)
-        nn.init.normal_(self.codes.weight, std=0.1)  # at equal scales the others would drown the code
-        for table in (self.ages, self.visits, self.positions):
+        for table in (self.codes, self.ages, self.visits, self.positions):
             nn.init.normal_(table.weight, std=0.02)
 
     def forward(self, codes, batch):
