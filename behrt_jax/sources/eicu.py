@@ -206,7 +206,7 @@ def _path_codes(file: Path, name: str) -> pl.DataFrame:
         {*rows["path"], *(code.removeprefix(PATHS[name]) for link in links[1:] for code in link["parent"])}
     )
     parents = pl.concat(links).group_by("path").agg(parent_codes=pl.col("parent").unique().sort())
-    codes = pl.DataFrame({"path": everything}).join(parents, on="path", how="left")
+    codes = pl.DataFrame({"path": everything}, {"path": pl.String}).join(parents, on="path", how="left")
     return codes.select(
         pl.format(f"{PATHS[name]}{{}}", "path").alias("code"), description="path", parent_codes="parent_codes"
     )
