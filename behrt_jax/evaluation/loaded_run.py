@@ -113,7 +113,7 @@ def read_simulation(
 ) -> tuple[world.World, world.Histories]:
     """Reads the world of a simulated data set and the observed histories of its patients, as far as they are prepared.
 
-    Without measurements in the vocabulary, neither holds any; without values of them, the histories have none.
+    They hold the measurements that are in the vocabulary, and the values of those that have values there.
 
     Args:
       source: the simulated data set.
@@ -139,12 +139,10 @@ def read_simulation(
             f"{source}: {len(unknown):,} codes that the model reads, such as {unknown[0]}, are not of the simulation; "
             f"{advice} and these codes in data.codes_exclude to compare with the oracle"
         )
-    measured = codes & set(simulated_world.codes[simulated_world.measured])
-    if not measured:
-        return world.without_measurements(simulated_world, histories)
-    if not measured & {*vocabulary.value_edges, *vocabulary.value_scales}:
-        histories = dataclasses.replace(histories, values=None)
-    return simulated_world, histories
+    seen_world, seen = world.keep_measurements(simulated_world, histories, codes)
+    valued = {*vocabulary.value_edges, *vocabulary.value_scales}
+    has_value = np.array([code in valued for code in seen_world.codes[seen_world.measured]], bool)
+    return seen_world, dataclasses.replace(seen, values=np.where(has_value, seen.values, np.nan))
 
 
 def is_simulated(source: str | Path) -> bool:

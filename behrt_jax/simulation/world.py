@@ -7,6 +7,7 @@ the equations.
 
 import dataclasses
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -239,12 +240,18 @@ def _draw_chances(rng: np.random.Generator, count: int, num_core: int) -> np.nda
     return chances
 
 
-def without_measurements(world: World, histories: Histories) -> tuple[World, Histories]:
-    """Returns a world and its histories as one sees them who reads no measurement; exact, as these are independent."""
-    kept = slice(world.measured.start)
-    fields = {"codes": world.codes[kept], "emission": world.emission[:, kept]}
-    fields |= {"value_means": world.value_means[:, :0], "value_deviations": world.value_deviations[:0]}
-    seen = dataclasses.replace(histories, codes=histories.codes[:, kept], values=None)
+def keep_measurements(world: World, histories: Histories, read: Collection[str]) -> tuple[World, Histories]:
+    """Returns a world and its histories as one sees them who reads these measurements alone.
+
+    This is exact: measurements are independent given the state, and whether one is taken does not depend on it.
+    """
+    first = world.measured.start
+    places = [place for place, code in enumerate(world.codes[first:]) if code in read]
+    columns = [*range(first), *(first + place for place in places)]
+    fields = {"codes": tuple(world.codes[column] for column in columns), "emission": world.emission[:, columns]}
+    fields |= {"value_means": world.value_means[:, places], "value_deviations": world.value_deviations[places]}
+    values = None if histories.values is None else histories.values[:, places]
+    seen = dataclasses.replace(histories, codes=histories.codes[:, columns], values=values)
     return dataclasses.replace(world, **fields), seen
 
 

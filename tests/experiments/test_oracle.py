@@ -11,6 +11,8 @@ import pytest
 
 from behrt_jax.baselines import masked_codes, next_visit
 from behrt_jax.baselines.mlp import MLPConfig
+from behrt_jax.data import dataset, windows
+from behrt_jax.data.prepare import prepare
 from behrt_jax.evaluation import masked_codes as masked_code_evaluation
 from behrt_jax.evaluation import next_visit as next_visit_evaluation
 from behrt_jax.evaluation.loaded_run import load_run, read_simulation
@@ -99,6 +101,26 @@ def test_a_recipe_for_other_data_is_evaluated_without_the_oracle_and_says_so_bef
     assert "oracle" not in result and "mlm/accuracy" in result["metrics"]
     again = workplace.run([*workplace.arguments("plain", **keys), "--nobaselines"])
     assert again.returncode == 0 and "nothing to do" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("excluded", "encoding", "number", "known"),
+    [("LAB//*", "bins", 0, 0), ("LAB//*a1c*", "bins", 2, 2), ("NONE", "none", 3, 0), ("NONE", "continuous", 3, 3)],
+)
+def test_the_oracle_reads_the_measurements_that_a_run_reads(run, tmp_path, excluded, encoding, number, known):
+    write_patients(tmp_path / "measured", 60, seed=0, measurements=3)
+    exclude = ("MEDS_BIRTH", "MEDS_DEATH", excluded)
+    config = dataclasses.replace(
+        run.recipe.data, path=str(tmp_path / "measured"), prepared_dir=str(tmp_path / "prepared")
+    )
+    config = dataclasses.replace(config, codes_exclude=exclude, value_encoding=encoding, min_patients=1)
+    prepared = prepare(config)
+    patients = dataset.read(prepared.folder, "train")
+    index = windows.index_visits(patients, config.row_length, config.use_sep)
+    world, histories = read_simulation(tmp_path / "measured", prepared.vocabulary, patients, index)
+    assert len(world.codes[world.measured]) == number == histories.values.shape[1]
+    assert (~np.isnan(histories.values)).any(axis=0).sum() == known
+    assert histories.codes.shape[1] == len(world.codes)
 
 
 def test_codes_that_the_simulation_does_not_have_are_no_codes_to_ask_it_about(run):

@@ -63,9 +63,19 @@ def test_values_that_tell_nothing_change_nothing():
 
 
 def test_without_measurements_the_oracle_is_that_of_a_world_that_has_none():
-    world, histories = worlds.without_measurements(WORLD, PATIENTS)
+    world, histories = worlds.keep_measurements(WORLD, PATIENTS, ())
     assert not world.codes[world.measured] and len(world.codes) == histories.codes.shape[1]
     np.testing.assert_allclose(oracle.filter_states(world, histories), oracle.filter_states(WORLD, BLIND), atol=1e-12)
+
+
+def test_one_measurement_tells_what_its_values_alone_tell():
+    names = WORLD.codes[WORLD.measured]
+    world, histories = worlds.keep_measurements(WORLD, PATIENTS, {names[1], "CONDITION//SIM//common-00"})
+    assert world.codes[world.measured] == names[1:2] and world.codes[: world.measured.start] == WORLD.codes[:-3]
+    values = np.where(np.arange(3) == 1, PATIENTS.values, np.nan)
+    expected = oracle.filter_states(WORLD, dataclasses.replace(PATIENTS, values=values))
+    np.testing.assert_allclose(oracle.filter_states(world, histories), expected, atol=1e-12)
+    assert np.abs(expected - oracle.filter_states(WORLD, BLIND)).max() > 0.1
 
 
 def test_values_tell_of_the_disease_that_seldom_has_a_code():
