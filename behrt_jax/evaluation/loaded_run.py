@@ -142,7 +142,8 @@ def read_simulation(
     seen_world, seen = world.keep_measurements(simulated_world, histories, codes)
     valued = {*vocabulary.value_edges, *vocabulary.value_scales}
     has_value = np.array([code in valued for code in seen_world.codes[seen_world.measured]], bool)
-    return seen_world, dataclasses.replace(seen, values=np.where(has_value, seen.values, np.nan))
+    values = None if seen.values is None else np.where(has_value, seen.values, np.nan)
+    return seen_world, dataclasses.replace(seen, values=values)
 
 
 def is_simulated(source: str | Path) -> bool:

@@ -5,7 +5,7 @@ import json
 import platform
 from pathlib import Path
 
-from behrt_jax.data import events
+from behrt_jax.data import events, roll_up
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.values import round_scale
 from behrt_jax.data.vocabulary import MIN_BIN_PATIENTS, Vocabulary, round_edge
@@ -13,7 +13,7 @@ from behrt_jax.evaluation.small_cells import drop_small
 from behrt_jax.training import workdir
 
 EDGE_DIGITS = 2
-PATHS = ("path", "prepared_dir")
+PATHS = ("path", "prepared_dir", "unit_table")
 
 
 def check_floor(vocabulary: Vocabulary, floor: int) -> None:
@@ -88,15 +88,19 @@ def read_evaluation(file: Path, floor: int) -> tuple[dict, int]:
 
 def without_places(config: DataConfig) -> tuple[DataConfig, list[str]]:
     """Makes paths relative, or keeps only the last part of a path elsewhere; also returns the changes."""
-    paths, changes = {}, []
-    for key in PATHS:
-        path = Path(getattr(config, key))
-        if path.is_absolute() or ".." in path.parts:
-            here = Path.cwd()
-            full = path.resolve()
-            paths[key] = str(full.relative_to(here)) if full.is_relative_to(here) else full.name
-            changes.append(f"data.{key} became {paths[key]!r}")
+    paths: dict = {key: _without_place(getattr(config, key)) for key in PATHS}
+    paths["roll_up"] = tuple(rule if rule in roll_up.RULES else _without_place(rule) for rule in config.roll_up)
+    changes = [f"data.{key} became {found!r}" for key, found in paths.items() if found != getattr(config, key)]
     return dataclasses.replace(config, **paths), changes
+
+
+def _without_place(name: str) -> str:
+    """Returns a path relative to this folder, or its last part if it is elsewhere; "" as it is."""
+    path, here = Path(name), Path.cwd()
+    if not name or not (path.is_absolute() or ".." in path.parts):
+        return name
+    full = path.resolve()
+    return str(full.relative_to(here)) if full.is_relative_to(here) else full.name
 
 
 def check_anonymous(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What is published of a run, and what must not be."""
 
+import dataclasses
 import json
 import platform
 import shutil
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 
 import behrt_jax
+from behrt_jax.data.config import DataConfig
 from behrt_jax.data.vocabulary import ValueScale, Vocabulary
 from behrt_jax.publishing import checks, model_card, publish
+from behrt_jax.recipes import default
 
 SIMULATED = model_card.Origin("simulated", "Apache-2.0", "Made by Synthea.")
 
@@ -199,6 +202,19 @@ def test_a_damaged_best_checkpoint_is_refused(whole, tmp_path):
     next((steps[min(losses, key=losses.__getitem__)] / "params").rglob("d/*")).unlink()
     with pytest.raises(ValueError, match=r"none of the checkpoints \[\d+\] can be read"):
         publish.publish(folder, tmp_path / "out", SIMULATED, floor=1)
+
+
+def test_paths_of_a_users_tables_do_not_go_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = DataConfig(**default.get_config().data.to_dict())
+    tables = ("icd", "/data/hospital/groups.csv", f"{tmp_path}/own.csv", "beside.csv")
+    config = dataclasses.replace(config, unit_table="/data/hospital/units.csv", roll_up=tables, path="../meds")
+    found, changes = checks.without_places(config)
+    assert (found.unit_table, found.path) == ("units.csv", "meds")
+    assert found.roll_up == ("icd", "groups.csv", "own.csv", "beside.csv")
+    assert [change.split()[0] for change in changes] == ["data.path", "data.unit_table", "data.roll_up"]
+    again, changes = checks.without_places(dataclasses.replace(found, unit_table=""))
+    assert not changes and again.unit_table == ""
 
 
 def test_a_file_that_names_the_machine_is_refused(tmp_path):
