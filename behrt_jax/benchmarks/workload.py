@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,6 @@ import numpy as np
 
 from behrt_jax.benchmarks import worker
 from behrt_jax.data import batches, dataset
-from behrt_jax.models import inputs
 from behrt_jax.objectives import scoring
 from behrt_jax.training import pretraining
 
@@ -79,8 +79,8 @@ def write(workload: Workload, folder: Path, prepared_dir: str, data: str = "") -
     recipe.data.prepared_dir, recipe.data.row_length = prepared_dir, workload.row_length
     recipe.data.path = data or recipe.data.path
     recipe.train.batch_size = workload.rows or recipe.train.batch_size
-    first, run = make_batches(recipe, workload.num_batches)
-    vocabulary = run.prepared.vocabulary
+    run = pretraining.setup(recipe)
+    first, vocabulary = take_batches(run, workload.num_batches), run.prepared.vocabulary
     if workload.vocabulary < len(vocabulary):
         raise ValueError(
             f"--vocabulary: found {workload.vocabulary}; expected {len(vocabulary)} or more, the codes of the data"
@@ -101,7 +101,7 @@ def write(workload: Workload, folder: Path, prepared_dir: str, data: str = "") -
         settings |= {"updates": workload.updates or recipe.train.num_steps, "evaluate_every": EVALUATE_EVERY}
         settings |= {"dropout": recipe.model.dropout, "job": str(folder / "job.npz")}
         settings["optimizer"]["learning_rate"] = workload.peer_learning_rate or recipe.optimizer.learning_rate
-        job: dict = make_job(recipe, settings["updates"])
+        job: dict = make_job(recipe, run, settings["updates"])
         np.savez(settings["job"], **job)
     (folder / worker.SETTINGS_FILE).write_text(json.dumps(settings, indent=1))
     columns: dict = {name: np.stack([batch[name] for batch in first]) for name in first[0]}
@@ -112,21 +112,19 @@ def write(workload: Workload, folder: Path, prepared_dir: str, data: str = "") -
     return settings
 
 
-def make_batches(recipe, number: int) -> tuple[list[dict], pretraining.PretrainingRun]:
-    """Prepares the data of a recipe; returns its first training batches and its run."""
-    run = pretraining.setup(recipe)
-    columns = pretraining.training_columns(run.task, run.train, 0)
-    return [next(columns) for _ in range(number)], run
+def take_batches(run: pretraining.PretrainingRun, number: int) -> list[dict]:
+    """Returns the first training batches of a run."""
+    return list(itertools.islice(pretraining.training_columns(run.task, run.train, 0), number))
 
 
-def make_job(recipe, updates: int) -> dict[str, np.ndarray]:
+def make_job(recipe, run: pretraining.PretrainingRun, updates: int) -> dict[str, np.ndarray]:
     """Returns what peers read in `main_job`: the batches of every update, and tuning with its masked codes.
 
     Returns:
       (U, B, L) columns by name; and, named `tuning_...`, (T, B, L) columns, `inputs`, the codes after masking, and
       `labels`, the masked codes, 0 elsewhere. Rows of padding fill the last batch.
     """
-    train, run = make_batches(recipe, updates)
+    train = take_batches(run, updates)
     tuning = dataset.read(run.prepared.folder, "tuning")
     length, rows, use_sep = recipe.data.row_length, recipe.train.batch_size, recipe.data.use_sep
     stream = batches.evaluation_batches(tuning, length, rows, use_sep)
@@ -134,7 +132,7 @@ def make_job(recipe, updates: int) -> dict[str, np.ndarray]:
     masked = list(scoring.mask_batches(stream, recipe.evaluation.mask_rate, vocabulary, draws=1))
     arrays = {name: np.stack([batch[name] for batch in train]) for name in train[0]}
     for name in train[0]:
-        arrays[f"tuning_{name}"] = np.stack([inputs.device_columns(each.batch)[name] for each in masked])
+        arrays[f"tuning_{name}"] = np.stack([each.batch[name] for each in masked])
     arrays["tuning_inputs"] = np.stack([each.masked.inputs for each in masked])
     arrays["tuning_labels"] = np.zeros_like(arrays["tuning_inputs"])
     for number, each in enumerate(masked):
