@@ -83,7 +83,7 @@ def test_values_tell_of_the_disease_that_seldom_has_a_code():
     truth = has_disease[PATIENTS.state]
     with_values, without = (oracle.states_before(WORLD, own) @ has_disease for own in (PATIENTS, BLIND))
     assert roc_auc_score(truth, with_values) > roc_auc_score(truth, without) + 0.015
-    for said in (with_values, without):  # both are calibrated to what they know
+    for said in (with_values, without):  # each is calibrated given what it reads
         for group in np.unique(bins := np.digitize(said, (0.01, 0.03, 0.1, 0.3, 0.7))):
             by_patient = np.bincount(PATIENTS.owner, (truth - said) * (bins == group))
             assert abs(by_patient.sum()) < 4 * np.sqrt((by_patient**2).sum())
@@ -108,7 +108,7 @@ def test_files_hold_the_values_and_labels_have_both_oracles(tmp_path):
     has_value = table["numeric_value"].is_not_null()
     assert (table["code"].str.starts_with("LAB//") == has_value).all() and has_value.any()
     made, visits = make_labels(str(folder), 0)
-    told = measure_oracle(made["diabetes"], "diabetes", visits, str(folder))
-    with_values, without = (float(part) for part in told.replace(" without values)", "").split("AUROC ")[1].split(" ("))
+    text = measure_oracle(made["diabetes"], "diabetes", visits, str(folder))
+    with_values, without = (float(part) for part in text.replace(" without values)", "").split("AUROC ")[1].split(" ("))
     assert with_values > without
     assert "without values" in measure_oracle(made["death"], "death", visits, str(folder))

@@ -99,7 +99,7 @@ ROWS = {
     },
     "eicu": {
         "no stay": (",10,renal,584.9", "no unit stay id"),
-        "a stay of nobody": ("9,10,renal,584.9", "unit stay not in patient"),
+        "an unknown stay": ("9,10,renal,584.9", "unit stay not in patient"),
         "no offset": ("1,,renal,584.9", "no time"),
         "words for an offset": ("1,soon,renal,584.9", "unreadable time"),
         "part of a minute": ("1,10.5,renal,584.9", "unreadable time"),
