@@ -1,4 +1,4 @@
-"""Shared code of the commands: flags, one-line errors, interrupts, and memory settings for long CPU runs."""
+"""Shared code of the commands: flags, one-line errors and interrupts."""
 
 import hashlib
 import os
@@ -23,13 +23,6 @@ USER_ERROR = 2
 INTERRUPTED = {
     False: "No partial output was written; run the same command to start over.",
     True: "Finished parts are kept; run the same command to resume.",
-}
-# By default glibc returns memory to the system and requests it again at each step; CPU steps are faster if it keeps it.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "34359738368",
-    "MALLOC_TOP_PAD_": "67108864",
-    "MALLOC_ARENA_MAX": "1",
 }
 
 
@@ -115,10 +108,3 @@ def resume_command(command: str, folder: Path) -> str:
     if not any(word.partition("=")[0] == "--workdir" for word in arguments):
         arguments = [*arguments, f"--workdir={folder}"]
     return f"python -m experiments.{command} {shlex.join(arguments)}"
-
-
-def reexec_with_malloc_settings() -> None:
-    """Restarts the command with glibc settings that keep memory; does nothing without glibc or if already set."""
-    if platform.libc_ver()[0] == "glibc" and not any(name in os.environ for name in KEEP_MEMORY):
-        sys.stdout.flush()
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEEP_MEMORY})

@@ -58,5 +58,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("data", "", "A MEDS data set; default: the recipe's.")
     flags.DEFINE_string("prepared_dir", "prepared", "The cache of prepared data.")
     flags.DEFINE_string("output", "runs/benchmark", "Where benchmark.json and benchmark.md are written.")
-    _cli.reexec_with_malloc_settings()
     _cli.run(main)

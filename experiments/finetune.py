@@ -29,5 +29,4 @@ if __name__ == "__main__":
     flags.DEFINE_bool("baselines", True, "Fit baselines for the evaluation at the end; they take some minutes.")
     flags.DEFINE_list("compare_to", [], "Workdirs of other runs of the same labels, to compare with.")
     flags.DEFINE_alias("versus", "compare_to")
-    _cli.reexec_with_malloc_settings()
     _cli.run(main)

@@ -27,5 +27,4 @@ if __name__ == "__main__":
     flags.mark_flag_as_required("config")
     flags.DEFINE_string("workdir", None, "Where everything is written; default: runs/ and the recipe's name.")
     flags.DEFINE_bool("baselines", True, "Fit baselines for the evaluation at the end; they take some minutes.")
-    _cli.reexec_with_malloc_settings()
     _cli.run(main)

@@ -101,6 +101,7 @@ def launch(contestant: Contestant, folder: Path) -> Process:
     """
     begin = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(contestant.root)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # it would add seconds of compiling modules to each start
     if cache := jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         minimum = {"MIN_COMPILE_TIME_SECS": "0", "MIN_ENTRY_SIZE_BYTES": "-1"}
         environment |= {"JAX_COMPILATION_CACHE_DIR": cache}

@@ -106,5 +106,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("trained_draws", 3, "Draws of these, which take longest.", lower_bound=1)
     flags.DEFINE_string("workdir", "runs/few-labels", "Where results are kept.")
     config_flags.DEFINE_config_dict("config", recipe())
-    _cli.reexec_with_malloc_settings()
     _cli.run(main)

@@ -15,7 +15,7 @@ from matplotlib import image
 
 from behrt_jax.training import workdir
 from behrt_jax.training.checkpoints import Checkpoints
-from experiments._cli import KEEP_MEMORY
+from experiments import KEEP_MEMORY
 from tests.experiments.commands import Command, Server
 from tests.experiments.pages import find_chromium
 

@@ -1,11 +1,15 @@
 """What all commands share: where compiled programs are kept."""
 
+import os
+import platform
 import signal
+import subprocess
+import sys
 
 import jax
 import pytest
 
-from experiments import _cli
+from experiments import KEEP_MEMORY, _cli
 
 KEYS = (
     "jax_compilation_cache_dir",
@@ -44,6 +48,17 @@ def test_nothing_is_kept_where_the_cache_cannot_be_written(monkeypatch, tmp_path
     (tmp_path / "cache").write_text("a file, not a folder")
     _cli.use_compilation_cache()
     assert jax.config.jax_compilation_cache_dir is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are those of glibc")
+@pytest.mark.parametrize("name", ["-m", "a program"])
+def test_a_command_and_nothing_else_starts_again_with_malloc_settings(name):
+    program = f"import os, sys; sys.argv[0] = {name!r}; import experiments; print(os.environ.get('MALLOC_ARENA_MAX'))"
+    environment = {key: value for key, value in os.environ.items() if key not in KEEP_MEMORY}
+    printed = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert printed.stdout.strip() == (KEEP_MEMORY["MALLOC_ARENA_MAX"] if name == "-m" else "None")
 
 
 @pytest.mark.parametrize(
