@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from behrt_jax.models.fused import CUTOFFS, code_losses
 from behrt_jax.models.heads import QUANTILES
@@ -198,9 +199,16 @@ def score_values(model, params, batch: dict[str, jax.Array], masked: Masked) -> 
     return value_outcomes(quantiles, jnp.take_along_axis(batch["values"], masked.positions, axis=1))
 
 
-def score_masked(model, params, batch: dict[str, jax.Array], masked: Masked) -> dict[str, jax.Array]:
-    """Computes `masked_outcomes` of a model, without dropout; `confidence` is the probability of the likeliest code."""
+def score_masked(
+    model, params, batch: dict[str, jax.Array], masked: Masked, candidates: np.ndarray | None = None
+) -> dict[str, jax.Array]:
+    """Computes `masked_outcomes` of a model, without dropout; `confidence` is the probability of the likeliest code.
+
+    With `candidates`, (V,) bool, all other codes have probability 0: it is known that the masked code is one of them.
+    """
     logits = _apply(model, params, batch, masked)
+    if candidates is not None:
+        logits = jnp.where(candidates, logits, -jnp.inf)
     confidence = jax.nn.softmax(logits.astype(jnp.float32)).max(axis=-1)
     return {**masked_outcomes(logits, masked), "confidence": confidence}
 

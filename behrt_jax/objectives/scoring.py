@@ -68,9 +68,9 @@ def _mask(key, codes, maskable, mask_rate, vocab_size):
     return mlm.mask_codes(key, codes, maskable, mask_rate, vocab_size, mlm.EVALUATION)
 
 
-def make_score_step(model):
+def make_score_step(model, candidates: np.ndarray | None = None):
     """Returns a jitted (params, columns, masked) -> `mlm.score_masked` of each masked code, (B, K) each."""
-    return jax.jit(lambda params, columns, masked: mlm.score_masked(model, params, columns, masked))
+    return jax.jit(lambda params, columns, masked: mlm.score_masked(model, params, columns, masked, candidates))
 
 
 def make_value_step(model):

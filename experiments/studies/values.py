@@ -5,8 +5,9 @@ python -m experiments.studies.values --labels=LABELS [--workdir=runs/values] [--
 
 Each variant and seed pre-trains configs/labs.py on the same events in the same rows, and fine-tunes the encoder on the
 labels. Masked codes are compared on those of objective.targets alone (conditions, procedures, medications), which carry
-no value, so that they are the same tokens for all variants. Of each patient, `--max_labels_per_patient` labels of each
-outcome are kept, chosen by a hash of their time: some patients have a hundred. Finished runs are not repeated.
+no value, with these as the only candidates, so that all variants choose among the same tokens. Of each patient,
+`--max_labels_per_patient` labels of each outcome are kept, chosen by a hash of their time: some patients have a
+hundred. Finished runs are not repeated.
 """
 
 import re
@@ -26,12 +27,12 @@ from behrt_jax.objectives import scoring
 from experiments import _cli
 from experiments.studies import sweep
 
-NOT_READ = {"model.value_encoding": "none", "objective.value_weight": 0.0}
+CONTINUOUS = {"data.value_encoding": "continuous", "model.value_encoding": "film"}
 VARIANTS = {
-    "no values": {"data.value_encoding": "none", **NOT_READ},
-    "quantile tokens": {"data.value_encoding": "bins", **NOT_READ},
-    "continuous, read": {"objective.value_weight": 0.0},
-    "continuous, read and predicted": {},
+    "no values": {"data.value_encoding": "none"},
+    "quantile tokens": {"data.value_encoding": "bins"},
+    "continuous, read": CONTINUOUS,
+    "continuous, read and predicted": {**CONTINUOUS, "objective.value_weight": 1.0},
 }
 COLUMNS = {
     "loss": "masked-code loss, nats",
@@ -76,11 +77,11 @@ def cap_labels(source: str, output: Path, most: int) -> None:
 
 
 def score_targets(workdir: Path) -> dict[str, float]:
-    """Returns the mean loss and accuracy of a pre-trained run on masked codes of `objective.targets`, on tuning."""
+    """Returns the mean loss and accuracy on tuning's masked codes of `objective.targets`, scored among these alone."""
     run = load_run(workdir, "tuning", None)
     masked = list(masked_batches(run, run.patients, run.recipe.evaluation.num_mask_samples))
-    scores = scoring.score(scoring.make_score_step(run.task.model), run.params, masked)
     is_target = target_codes(run.vocabulary, run.recipe.objective.targets, run.recipe.objective.min_patients)
+    scores = scoring.score(scoring.make_score_step(run.task.model, is_target), run.params, masked)
     chosen = is_target[np.concatenate([each.labels for each in masked])]
     return {name: float(scores.values[name][chosen].mean()) for name in ("loss", "accuracy")}
 

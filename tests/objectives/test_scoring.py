@@ -69,14 +69,19 @@ def test_masks_of_an_evaluation_are_fixed_and_differ_by_batch_and_draw():
     assert not np.array_equal(other_seed.masked.inputs, first[0].masked.inputs)
 
 
-def test_scores_of_a_model_are_those_of_its_logits_at_the_hidden_codes():
+@pytest.mark.parametrize("some", [False, True])
+def test_scores_of_a_model_are_those_of_its_logits_at_the_hidden_codes(some):
+    """With candidates, softmax and rank are among these."""
     model = BEHRTForMLM(tiny.config())
     batch = plain_batches()[0]
     params = tiny.scattered(jax.jit(model.init)(jax.random.key(0), *tiny.columns(batch), **tiny.named(batch)))
     (masked,) = scoring.mask_batches([batch], 0.3, tiny.VOCAB_SIZE, draws=1)
-    found = scoring.score(scoring.make_score_step(model), params, [masked])
+    candidates = np.isin(np.arange(tiny.VOCAB_SIZE), masked.labels) if some else None
+    found = scoring.score(scoring.make_score_step(model, candidates), params, [masked])
     logits = jax.jit(model.apply)(params, *tiny.columns({**batch, "codes": masked.masked.inputs}), **tiny.named(batch))
     wide = np.asarray(logits, np.float64)[masked.targets]
+    if candidates is not None:
+        wide[:, ~candidates] = -np.inf
     losses = np.log(np.exp(wide).sum(axis=1)) - wide[np.arange(len(wide)), masked.labels]
     np.testing.assert_allclose(found.values["loss"], losses, atol=1e-4)
     np.testing.assert_array_equal(found.values["accuracy"], wide.argmax(axis=1) == masked.labels)
