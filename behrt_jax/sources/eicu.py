@@ -213,6 +213,6 @@ def _path_codes(file: Path, name: str) -> pl.DataFrame:
 
 
 def _icd_code(text: pl.Expr) -> pl.Expr:
-    code = text.str.strip_chars().replace("", None)
+    code = tables.strip(text)
     system = pl.when(code.str.contains(ICD9)).then(pl.lit("ICD9CM")).otherwise(pl.lit("ICD10CM"))
     return pl.format("{}/{}", system, code)

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -12,8 +13,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import polars as pl
+
 LAUNCHERS = {"joblib": "hydra-joblib-launcher", "submitit_slurm": "hydra-submitit-launcher"}  # and their packages
 INSTALL = "pip install -r requirements-sources.txt"
+STREAMED = "split_and_shard_subjects"  # reads the patient of every row; without Polars' streaming, all at once
 
 
 class Workers(NamedTuple):
@@ -109,7 +113,8 @@ def _run_here(pipeline: Path, stage: str) -> None:
     for name, value in {**names, "stage_docstring": ""}.items():
         OmegaConf.register_new_resolver(name, lambda value=value: value, replace=True)
     try:
-        with quiet(), hydra.initialize(version_base=None):
+        affinity = "streaming" if stage == STREAMED else None
+        with quiet(), hydra.initialize(version_base=None), pl.Config(set_engine_affinity=affinity):
             step.main(hydra.compose("_main"))
     except Exception as error:
         raise ValueError(f"MEDS-Extract failed in {stage}: {without_values(str(error))}") from error
@@ -129,8 +134,9 @@ def quiet() -> Iterator[None]:
 def _run_jobs(pipeline: Path, stage: str, workers: Workers, log: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "MEDS_transforms", str(pipeline), stage, "--multirun"]
     command += [f"worker=range(0,{workers.number})", f"hydra/launcher={workers.launcher}"]
+    environment = {**os.environ, **({"POLARS_ENGINE_AFFINITY": "streaming"} if stage == STREAMED else {})}
     with log.open("w") as output:
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False, env=environment)
     if done.returncode:
         raise ValueError(f"MEDS-Extract failed in {stage} with {workers.launcher}; its output is in {log}")
 

@@ -154,8 +154,13 @@ def _read_parents(found: dict[str, list[Path]]) -> pl.LazyFrame:
 
 def _name(id_column: str, concepts: pl.DataFrame, column: str = "code") -> pl.Expr:
     """Returns the code (or another column) of the concept in an id column; null for 0 and for null."""
-    ids, values = concepts["concept_id"], concepts[column]
-    return pl.col(id_column).replace_strict(ids, values, default=None, return_dtype=pl.String)
+    keys, values = concepts["concept_id"], concepts[column]
+
+    def names(ids: pl.Series) -> pl.Series:
+        return ids.replace_strict(keys, values, default=None, return_dtype=pl.String)
+
+    # Polars streams a function of its own, but not `Expr.replace_strict`: memory would grow with the rows of a file.
+    return pl.col(id_column).map_batches(names, return_dtype=pl.String, is_elementwise=True)
 
 
 def _prepare_persons(rows: pl.LazyFrame, concepts: pl.DataFrame, paths: list[Path], output: Path) -> RowCounts:

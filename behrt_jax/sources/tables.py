@@ -95,13 +95,20 @@ def _scan_file(path: Path, required: tuple[str, ...], optional: tuple[str, ...])
                 f"{len(set(names) - set(known))} others; add the column, or a first line of names separated by commas"
             )
     columns = {
-        name: pl.col(names[name]).cast(pl.String).str.strip_chars().replace("", None)
-        if name in names
-        else pl.lit(None, pl.String)
+        name: strip(pl.col(names[name]).cast(pl.String)) if name in names else pl.lit(None, pl.String)
         for column in (*required, *optional)
         for name in column.split("|")
     }
     return scan.select(**columns)
+
+
+def strip(text: pl.Expr) -> pl.Expr:
+    """Strips text of spaces at both ends; empty text becomes null.
+
+    Polars does not stream `Expr.replace`: with it, memory grows with the rows of a file.
+    """
+    stripped = text.str.strip_chars()
+    return pl.when(stripped != "").then(stripped)
 
 
 def check_readable(paths: Iterable[Path]) -> None:
