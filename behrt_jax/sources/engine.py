@@ -17,6 +17,7 @@ import polars as pl
 
 LAUNCHERS = {"joblib": "hydra-joblib-launcher", "submitit_slurm": "hydra-submitit-launcher"}  # and their packages
 INSTALL = "pip install -r requirements-sources.txt"
+NO_SPLITS = "ensure all splits have at least 1 subject"  # in MEDS-Extract's error
 STREAMED = "split_and_shard_subjects"  # reads the patient of every row; without Polars' streaming, all at once
 
 
@@ -117,6 +118,11 @@ def _run_here(pipeline: Path, stage: str) -> None:
         with quiet(), hydra.initialize(version_base=None), pl.Config(set_engine_affinity=affinity):
             step.main(hydra.compose("_main"))
     except Exception as error:
+        if NO_SPLITS in str(error):
+            raise ValueError(
+                "Found fewer patients with events than splits; each of train, tuning and held_out needs one: convert "
+                "more patients, or name fewer splits in split_fracs of a copy of the spec"
+            ) from error
         raise ValueError(f"MEDS-Extract failed in {stage}: {without_values(str(error))}") from error
 
 

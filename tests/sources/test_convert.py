@@ -236,3 +236,9 @@ def test_times_are_read_in_every_form():
         None,
         None,
     ]
+
+
+def test_fewer_patients_than_splits_are_said_to_be(tmp_path):
+    tables = {**SYNTHEA, "patients": "".join(SYNTHEA["patients"].splitlines(keepends=True)[:3])}
+    with pytest.raises(ValueError, match="fewer patients with events than splits"):
+        convert_to(tmp_path / "meds", write_csv(tmp_path / "csv", tables), "synthea")
