@@ -2,7 +2,10 @@
 
 import contextlib
 import functools
+import json
 import logging
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -136,3 +139,12 @@ def named(batch: dict) -> dict:
     """Returns the keyword arguments of a model's call."""
     names = ("positions", "time_deltas", "dates", *["values"] * ("values" in batch))
     return {name: batch[name] for name in names}
+
+
+@contextlib.contextmanager
+def edited_config(folder: Path) -> Iterator[dict]:
+    """Gives the content of a workdir's `config.json`, and writes it at the end, as if it had been written so."""
+    content = json.loads((folder / "config.json").read_text())
+    del content["digest"]
+    yield content
+    (folder / "config.json").write_text(json.dumps(content))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from behrt_jax.data import dataset, events, roll_up, sexes, tokenize, values, vocabulary
+from behrt_jax.data import checksums, dataset, events, locks, roll_up, sexes, tokenize, values, vocabulary
 from behrt_jax.data.config import DataConfig
 from behrt_jax.data.tokenize import ShardStats, gather_shard_stats
 
@@ -61,7 +61,8 @@ def prepare(
     prepared = _load(folder)
     if prepared is None:
         try:
-            prepared = _prepare(config, fitted, splits, folder, add_codes)
+            with locks.hold(folder.parent / f".{name}.lock", f"{folder} is prepared"):
+                prepared = _load(folder) or _prepare(config, fitted, splits, folder, add_codes)
         except OSError as error:
             raise ValueError(
                 f"{folder.parent}: cannot write the prepared data ({error}); free space there, or name a folder that "
@@ -71,7 +72,10 @@ def prepare(
 
 
 def _load(folder: Path) -> Prepared | None:
-    """Loads the result of `_prepare`; None if it is missing or incomplete."""
+    """Loads the result of `_prepare`; None if it is missing, incomplete or damaged."""
+    if damage := checksums.find_damage(folder):
+        logger.warning(f"{folder}: {damage}; preparing it again")
+        return None
     try:
         report = json.loads((folder / "report.json").read_text())
         return Prepared(folder, vocabulary.Vocabulary.load(folder / "vocabulary.json"), report)
@@ -159,6 +163,7 @@ def _write(folder: Path, config: DataConfig, examples: dict[str, Iterator], stat
         counts["codes"] = len(fitted.codes)
         report = {**dict(sorted(counts.items())), "unmatched_patterns": stats.unmatched}
         (scratch / "report.json").write_text(json.dumps(report, indent=1))
+        checksums.record(scratch)
         if _load(folder) is None:  # no other process was faster
             shutil.rmtree(folder, ignore_errors=True)
             scratch.rename(folder)

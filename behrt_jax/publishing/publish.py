@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
+from behrt_jax.data import checksums
 from behrt_jax.data.prepare import prepare
 from behrt_jax.evaluation.small_cells import MIN_PATIENTS
 from behrt_jax.models.behrt import count_parameters
@@ -45,7 +46,7 @@ def write_parameters(folder: Path, params, step: int, metrics: dict[str, float])
     checkpoints.close()
     for file in folder.rglob(COMMIT):
         file.write_text("")
-    checkpoints.record_sizes(step)
+    checksums.record(folder / str(step))
 
 
 def publish(folder: Path, output: Path, origin: model_card.Origin, floor: int, hardware: str = "") -> list[str]:

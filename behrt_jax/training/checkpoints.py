@@ -1,7 +1,6 @@
 """Orbax checkpoints: keeps the two newest and the best one, and falls back to another if one is damaged."""
 
 import functools
-import json
 import logging
 import sys
 import threading
@@ -12,12 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from behrt_jax.data import checksums
 from behrt_jax.models import devices
 from behrt_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 NEWEST_KEPT = 2
-FILES = "files.json"  # the size of each file of a step, to detect damage before Orbax fails on it
 
 
 class Checkpoints:
@@ -82,11 +81,7 @@ class Checkpoints:
             raise OSError(
                 f"{self.folder}: checkpoint {step} could not be written; free some space ({reason})"
             ) from error
-        self.record_sizes(step)
-
-    def record_sizes(self, step: int) -> None:
-        """Records the size of each file of a step, to detect damage later."""
-        (self.folder / str(step) / FILES).write_text(json.dumps(self._list_files(step)))
+        checksums.record(self.folder / str(step))
 
     def best(self) -> tuple[int, dict[str, float]] | None:
         """Returns the step of lowest tuning loss and its metrics; None if no step was evaluated."""
@@ -135,7 +130,7 @@ class Checkpoints:
         target, ocp = jax.tree.map(_placed, like), _import_orbax()
         items = ocp.args.Composite(**{name: ocp.args.StandardRestore(item) for name, item in target.items()})
         for step in steps:
-            damage = self._find_damage(step)
+            damage = checksums.find_damage(self.folder / str(step))
             if damage is None:
                 if mismatch := shape_mismatch(self._stored_shapes(step), like["params"]):
                     folder = self.folder / str(step)
@@ -149,23 +144,6 @@ class Checkpoints:
             raise ValueError(
                 f"{self.folder}: none of the checkpoints {steps} can be read; train anew in another workdir"
             )
-        return None
-
-    def _list_files(self, step: int) -> dict[str, int]:
-        root = self.folder / str(step)
-        files = sorted(file for file in root.rglob("*") if file.is_file() and file.name != FILES)
-        return {str(file.relative_to(root)): file.stat().st_size for file in files}
-
-    def _find_damage(self, step: int) -> str | None:
-        """Describes the first missing or truncated file of a checkpoint; None if there is none or sizes are unknown."""
-        try:
-            expected_sizes = json.loads((self.folder / str(step) / FILES).read_text())
-        except (OSError, ValueError):  # the process was killed before the sizes were written
-            return None
-        sizes = self._list_files(step)
-        for name, size in expected_sizes.items():
-            if sizes.get(name) != size:
-                return f"{name} has {sizes[name]} bytes, expected {size}" if name in sizes else f"{name} is missing"
         return None
 
     def _stored_shapes(self, step: int) -> dict[str, tuple[int, ...]]:

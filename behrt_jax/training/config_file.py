@@ -1,6 +1,7 @@
 """The file `config.json` of a workdir: the recipe of a run and the facts beside it; reads those of older versions."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from behrt_jax.training.recipe import Facts, Recipe, find_facts, read_recipe, take, to_config, with_facts, without_facts
 
 CONFIG_FILE = "config.json"
+DIGEST = "digest"  # the key of the SHA-256 of the rest of the file, which older versions and edited files lack
 # Keys that may change when a run resumes: locations of data, and settings of logging and evaluation only.
 # The vocabulary size follows from the vocabulary, which is compared by its fingerprint.
 KEYS_ALLOWED_TO_CHANGE = (
@@ -63,11 +65,14 @@ def read(workdir: Path) -> tuple[Recipe, Facts]:
     """Reads the recipe of a workdir, with the facts in its sections, and the facts.
 
     Raises:
-      ValueError: the file is missing, is not JSON, does not hold a recipe, or holds one with a removed choice.
+      ValueError: the file is missing, is not JSON, has changed since it was written, does not hold a recipe, or holds
+        one with a removed choice.
     """
     file = workdir / CONFIG_FILE
     try:
         content = json.loads(file.read_text())
+        if (digest := content.pop(DIGEST, None)) and digest != _digest(content):
+            raise ValueError("it has changed since it was written; restore it")
         is_flat = "recipe" not in content  # before version 0.2 the file was a config that held the facts
         config = to_tuples(rename_keys(content if is_flat else content["recipe"]))
         for section, defaults in DEFAULTS.items():
@@ -88,8 +93,12 @@ def write(workdir: Path, recipe: Recipe, facts: Facts) -> None:
     """Writes the recipe and the facts of a run."""
     content = {"kind": recipe.kind, "recipe": without_facts(recipe, facts), "facts": dataclasses.asdict(facts)}
     scratch = workdir / f"{CONFIG_FILE}.tmp"
-    scratch.write_text(json.dumps(content, indent=1))
+    scratch.write_text(json.dumps({**content, DIGEST: _digest(content)}, indent=1))
     scratch.replace(workdir / CONFIG_FILE)
+
+
+def _digest(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def rename_keys(config: dict) -> dict:

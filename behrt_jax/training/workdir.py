@@ -1,11 +1,12 @@
 """The workdir of a run: recipe, vocabulary and checkpoints; checks them on resumption and loads the model."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -13,7 +14,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from behrt_jax.data import histories
+from behrt_jax.data import histories, locks
 from behrt_jax.data.dataset import Patients
 from behrt_jax.data.hashing import hash_integers
 from behrt_jax.data.vocabulary import Vocabulary
@@ -49,6 +50,7 @@ CODE_EMBEDDINGS_FILE = "code_embeddings.json"
 EMBEDDING_QUALITY_FILE = "embedding_quality.json"
 ATTRIBUTIONS_FILE = "attributions.json"
 CHECKPOINTS = "checkpoints"
+LOCK_FILE = ".lock"
 TUNING_LOSS = "loss"  # the weighted sum of the trained losses
 NO_LORA = LoRAConfig()
 
@@ -223,6 +225,23 @@ def check_digests(workdir: Path, recipe: Recipe, digests: Mapping[str, str]) -> 
         )
 
 
+@contextlib.contextmanager
+def hold(workdir: Path) -> Iterator[None]:
+    """Creates a workdir, and lets no other process train in it until the block ends.
+
+    Raises:
+      ValueError: another process trains in it; the message names that process.
+      OSError: the workdir cannot be written, for lack of space or permission.
+    """
+    cure = "wait until it ends, stop it, or use another --workdir"
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.hold(workdir / LOCK_FILE, f"{workdir}: is trained", cure))
+        except OSError as error:
+            raise _unwritable(workdir, error) from error
+        yield
+
+
 def open_workdir(
     workdir: Path, recipe: Recipe, facts: Facts, vocabulary: Vocabulary, digests: Mapping[str, str] | None = None
 ) -> bool:
@@ -263,8 +282,12 @@ def open_workdir(
             (workdir / DIGESTS_FILE).write_text(json.dumps(dict(digests), indent=1))
         config_file.write(workdir, recipe, facts)
     except OSError as error:
-        raise OSError(f"{workdir}: cannot be written ({error}); use another --workdir, or free some space") from error
+        raise _unwritable(workdir, error) from error
     return False
+
+
+def _unwritable(workdir: Path, error: OSError) -> OSError:
+    return OSError(f"{workdir}: cannot be written ({error}); use another --workdir, or free some space")
 
 
 def _refuse(workdir: Path, differing: list[str]) -> None:

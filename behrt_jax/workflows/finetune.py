@@ -46,28 +46,29 @@ def finetune(
     recipe = task.recipe
     for other in compare_to:  # fails before training if the evaluation cannot use a run
         finetuned.load_other(Path(other), recipe.labels, task.splits["held_out"].labels)
-    workdirs.open_workdir(folder, recipe, task.facts, task.prepared.vocabulary, task.digests)
-    if task.regression:
-        task.regression.save(folder / REGRESSION_FILE)
-    optimizer = make_optimizer(recipe.optimizer, recipe.train.num_steps, scales=task.scales)
-    train_state = state.create_state(task.initialize, optimizer, recipe.seed)
-    sizes = jax.tree.map(count_trained, train_state.params, task.scales(train_state.params))
-    num_params, num_trained = (
-        sum(leaf.size for leaf in jax.tree.leaves(train_state.params)),
-        sum(jax.tree.leaves(sizes)),
-    )
-    logger.info(f"parameters: {num_params:,}, of which {num_trained:,} are trained")
-    (folder / PARAMETERS_FILE).write_text(json.dumps({"all": num_params, "trained": num_trained}))
-    columns = functools.partial(labeled_histories.training_columns, recipe, task.splits["train"])
-    evaluation_digest = functools.partial(digests.of_evaluation, folder, task.digests)
-    scorer = setup.tuning_scorer(task)
-    training = Training(recipe, folder, task.objective, optimizer, columns, scorer)
-    resume_with = resume_with or f"behrt_jax.finetune(config, '{folder}')"
-    status = resume_and_fit(training, train_state, evaluation_digest, resume_with)
-    if status is not None:
-        return TrainedRun(folder, status, None)
-    evaluation = outcomes.evaluate_run(folder, task.splits, [str(other) for other in compare_to], baselines)
-    logger.info(evaluation.table())
-    figures = "figures/, " if evaluation.figures else ""
-    logger.info(f"written to {folder}: {EVALUATION_FILE}, predictions.parquet, {figures}and what load() needs")
-    return TrainedRun(folder, 0, evaluation)
+    with workdirs.hold(folder):
+        workdirs.open_workdir(folder, recipe, task.facts, task.prepared.vocabulary, task.digests)
+        if task.regression:
+            task.regression.save(folder / REGRESSION_FILE)
+        optimizer = make_optimizer(recipe.optimizer, recipe.train.num_steps, scales=task.scales)
+        train_state = state.create_state(task.initialize, optimizer, recipe.seed)
+        sizes = jax.tree.map(count_trained, train_state.params, task.scales(train_state.params))
+        num_params, num_trained = (
+            sum(leaf.size for leaf in jax.tree.leaves(train_state.params)),
+            sum(jax.tree.leaves(sizes)),
+        )
+        logger.info(f"parameters: {num_params:,}, of which {num_trained:,} are trained")
+        (folder / PARAMETERS_FILE).write_text(json.dumps({"all": num_params, "trained": num_trained}))
+        columns = functools.partial(labeled_histories.training_columns, recipe, task.splits["train"])
+        evaluation_digest = functools.partial(digests.of_evaluation, folder, task.digests)
+        scorer = setup.tuning_scorer(task)
+        training = Training(recipe, folder, task.objective, optimizer, columns, scorer)
+        resume_with = resume_with or f"behrt_jax.finetune(config, '{folder}')"
+        status = resume_and_fit(training, train_state, evaluation_digest, resume_with)
+        if status is not None:
+            return TrainedRun(folder, status, None)
+        evaluation = outcomes.evaluate_run(folder, task.splits, [str(other) for other in compare_to], baselines)
+        logger.info(evaluation.table())
+        figures = "figures/, " if evaluation.figures else ""
+        logger.info(f"written to {folder}: {EVALUATION_FILE}, predictions.parquet, {figures}and what load() needs")
+        return TrainedRun(folder, 0, evaluation)

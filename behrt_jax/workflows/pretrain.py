@@ -56,29 +56,31 @@ def pretrain(config: ConfigDict, workdir: str | Path, *, baselines: bool = True,
     pretraining.count_examples(task, pretraining.add_query_tokens(recipe, splits["held_out"]), "held_out")
     check_oracle(task, splits["held_out"])
     digests = input_digests.of_pretraining(recipe.code_init, patients, splits["tuning"])
-    workdirs.open_workdir(folder, recipe, task.facts, prepared.vocabulary, digests)
-    optimizer = make_optimizer(recipe.optimizer, recipe.train.num_steps)
-    train_state = state.create_state(pretraining.initialize(task, patients), optimizer, recipe.seed)
-    for line in (*describe_data(prepared, count_parameters(train_state.params)), *describe_unmatched(recipe, prepared)):
-        logger.info(line)
-    logger.info(f"a page on this data: python -m experiments.describe --data={recipe.data.path}")
-    logger.info(describe_rows(patients, recipe.data.row_length, recipe.data.use_sep, recipe.seed))
-    if task.is_target.any():
-        logger.info(f"targets: {task.is_target.sum():,} codes by objective.targets and objective.min_patients")
-    columns = functools.partial(pretraining.training_columns, task, patients)
-    evaluation_digest = functools.partial(input_digests.of_evaluation, folder, digests, splits["held_out"])
-    training = Training(recipe, folder, task.objective, optimizer, columns, scorer)
-    resume_with = resume_with or f"behrt_jax.pretrain(config, '{folder}')"
-    status = resume_and_fit(training, train_state, evaluation_digest, resume_with)
-    if status is not None:
-        return TrainedRun(folder, status, None)
-    from behrt_jax.evaluation import pretrained  # here, as the baselines and metrics import libraries for seconds
+    with workdirs.hold(folder):
+        workdirs.open_workdir(folder, recipe, task.facts, prepared.vocabulary, digests)
+        optimizer = make_optimizer(recipe.optimizer, recipe.train.num_steps)
+        train_state = state.create_state(pretraining.initialize(task, patients), optimizer, recipe.seed)
+        size = count_parameters(train_state.params)
+        for line in (*describe_data(prepared, size), *describe_unmatched(recipe, prepared)):
+            logger.info(line)
+        logger.info(f"a page on this data: python -m experiments.describe --data={recipe.data.path}")
+        logger.info(describe_rows(patients, recipe.data.row_length, recipe.data.use_sep, recipe.seed))
+        if task.is_target.any():
+            logger.info(f"targets: {task.is_target.sum():,} codes by objective.targets and objective.min_patients")
+        columns = functools.partial(pretraining.training_columns, task, patients)
+        evaluation_digest = functools.partial(input_digests.of_evaluation, folder, digests, splits["held_out"])
+        training = Training(recipe, folder, task.objective, optimizer, columns, scorer)
+        resume_with = resume_with or f"behrt_jax.pretrain(config, '{folder}')"
+        status = resume_and_fit(training, train_state, evaluation_digest, resume_with)
+        if status is not None:
+            return TrainedRun(folder, status, None)
+        from behrt_jax.evaluation import pretrained  # here, as the baselines and metrics import libraries for seconds
 
-    evaluation = pretrained.evaluate_run(folder, "held_out", with_baselines=baselines)
-    logger.info(evaluation.table())
-    outputs = f"{workdirs.EVALUATION_FILE}, metrics.jsonl, tensorboard/, checkpoints/, and what load() needs"
-    logger.info(f"written to {folder}: {outputs}")
-    return TrainedRun(folder, 0, evaluation)
+        evaluation = pretrained.evaluate_run(folder, "held_out", with_baselines=baselines)
+        logger.info(evaluation.table())
+        outputs = f"{workdirs.EVALUATION_FILE}, metrics.jsonl, tensorboard/, checkpoints/, and what load() needs"
+        logger.info(f"written to {folder}: {outputs}")
+        return TrainedRun(folder, 0, evaluation)
 
 
 def check_oracle(task: pretraining.PretrainingTask, held_out: dataset.Patients) -> None:

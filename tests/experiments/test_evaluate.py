@@ -1,6 +1,5 @@
 """Evaluation of a trained workdir on other splits and other data."""
 
-import json
 import runpy
 import shutil
 import signal
@@ -10,6 +9,7 @@ import pytest
 
 from behrt_jax.baselines import masked_codes
 from behrt_jax.evaluation.pretrained import evaluate_run
+from tests import tiny
 from tests.experiments.conftest import cut_data_set, evaluation_of
 
 
@@ -43,8 +43,7 @@ def test_other_data(trained, whole, tmp_path):
 
 
 def test_data_that_changed_since_training_is_refused(trained, tmp_path):
-    config = json.loads((trained / "config.json").read_text())
-    config["recipe"]["data"]["path"] = str(cut_data_set(tmp_path / "other", skip=50))
-    (trained / "config.json").write_text(json.dumps(config))
+    with tiny.edited_config(trained) as config:
+        config["recipe"]["data"]["path"] = str(cut_data_set(tmp_path / "other", skip=50))
     with pytest.raises(ValueError, match="gives another vocabulary than .* was trained with"):
         evaluate_run(trained, "held_out")

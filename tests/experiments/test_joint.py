@@ -18,6 +18,7 @@ from behrt_jax.evaluation.next_visit import find_examples, predict, score_next_v
 from behrt_jax.evaluation.pretrained import evaluate_run
 from behrt_jax.models.inputs import device_columns, model_arguments
 from behrt_jax.plots.pretraining import draw_pretraining
+from tests import tiny
 from tests.experiments.conftest import JOINT, assert_same_end, evaluation_of, has_curve, metrics_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -28,10 +29,9 @@ WEIGHTS = {"mlm/loss": 1.0, "next_visit/loss": 0.2, "next_visit/days_loss": 0.2 
 def changed_copy(folder, target, facts=None, **changes):
     """Copies a workdir and changes keys of its objective, or facts, as if it had been trained with them."""
     shutil.copytree(folder, target)
-    config = json.loads((folder / "config.json").read_text())
-    config["recipe"]["objective"].update(changes)
-    config["facts"].update(facts or {})
-    (target / "config.json").write_text(json.dumps(config))
+    with tiny.edited_config(target) as config:
+        config["recipe"]["objective"].update(changes)
+        config["facts"].update(facts or {})
     return target
 
 

@@ -22,6 +22,7 @@ from behrt_jax.report import source as report_source
 from behrt_jax.report.layout import SIDE, Colouring
 from behrt_jax.report.scores import judge
 from behrt_jax.report.training import cost, format_time
+from tests import tiny
 from tests.experiments.conftest import NUM_STEPS, evaluation_of
 from tests.experiments.pages import Page, visit
 
@@ -223,9 +224,8 @@ def planted(run, folder, data):
     result |= {"baselines": {"linear": metrics}, "versus": {"linear": versus}}
     result["reliability"] = {"mlm": [[{**one, "predicted": 0.9}, {**entry, "predicted": 0.4}], [COARSE]]}
     (folder / "evaluation.json").write_text(json.dumps(result))
-    config = json.loads((folder / "config.json").read_text())
-    config["recipe"]["data"]["path"] = str(data)
-    (folder / "config.json").write_text(json.dumps(config))
+    with tiny.edited_config(folder) as config:
+        config["recipe"]["data"]["path"] = str(data)
     return [format_cell(each) for each in (one, few, {**entry, "value": 0.55555}, rest)]
 
 
@@ -280,9 +280,8 @@ def test_what_is_missing_names_the_command_that_makes_it(workplace, whole, tmp_p
     for name in ("evaluation.json", "metrics.jsonl"):
         (folder / name).unlink()
     shutil.rmtree(folder / "tensorboard")
-    config = json.loads((folder / "config.json").read_text())
-    config["recipe"]["data"]["path"] = str(tmp_path / "gone")
-    (folder / "config.json").write_text(json.dumps(config))
+    with tiny.edited_config(folder) as config:
+        config["recipe"]["data"]["path"] = str(tmp_path / "gone")
     source = report_source.load(folder, None, None)
     page = Page(report_page.render(source, report_page.find_sections(source, report_maps.DISEASES)))
     assert any("--data=DIR" in line for line in messages)

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from behrt_jax.training.checkpoints import FILES, Checkpoints
+from behrt_jax.data import checksums
+from behrt_jax.training.checkpoints import Checkpoints
 from behrt_jax.training.state import TrainState
 
 OPTIMIZER = optax.adam(0.1)
@@ -54,6 +55,13 @@ def files_of(checkpoints, step):
 def cut_short(checkpoints, step):
     largest = files_of(checkpoints, step)[0]
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
+def flip_a_bit(checkpoints, step):
+    largest = files_of(checkpoints, step)[0]
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
 
 
 def remove_manifests(checkpoints, step):
@@ -107,7 +115,7 @@ def test_best_without_any_evaluation_is_the_newest(checkpoints):
     assert_identical(checkpoints.restore_best(state_at(0).params), state_at(2).params)
 
 
-@pytest.mark.parametrize("damage", [cut_short, remove_manifests, remove_parameters])
+@pytest.mark.parametrize("damage", [cut_short, flip_a_bit, remove_manifests, remove_parameters])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(checkpoints, damage, messages):
     save(checkpoints, {4: 0.5, 8: 0.4})
     damage(checkpoints, 8)
@@ -139,7 +147,7 @@ def test_an_error_of_orbax_is_taken_for_damage(checkpoints, monkeypatch, message
 @pytest.mark.parametrize("left", [None, "", '{"params/'])
 def test_a_kill_before_the_list_of_files_was_written_does_not_matter(checkpoints, left):
     save(checkpoints, {4: 0.5, 8: 0.4})
-    listing = checkpoints.folder / "8" / FILES
+    listing = checkpoints.folder / "8" / checksums.FILE
     listing.unlink() if left is None else listing.write_text(left)
     assert_identical(reopened(checkpoints).restore_newest(state_at(0)), state_at(8))
 

@@ -78,9 +78,8 @@ def test_a_workdir_of_another_config_names_keys_and_values(tmp_path, overrides, 
 
 def test_a_run_from_before_a_key_goes_on_where_the_key_is_empty(tmp_path):
     workdir.open_workdir(tmp_path, *run_of(config()), vocabulary())
-    content = json.loads((tmp_path / "config.json").read_text())
-    del content["recipe"]["code_init"]
-    (tmp_path / "config.json").write_text(json.dumps(content))
+    with tiny.edited_config(tmp_path) as content:
+        del content["recipe"]["code_init"]
     other = config()
     other.code_init = "table.parquet"
     with pytest.raises(ValueError, match="code_init: absent there, table.parquet now"):
@@ -183,11 +182,20 @@ def test_load_refuses_files_of_different_runs(tmp_path):
         behrt_jax.load(tmp_path)
 
 
+def test_a_config_that_has_changed_since_it_was_written_is_not_loaded(tmp_path):
+    trained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"mask_rate": 0.3', '"mask_rate": 0.7'))
+    with pytest.raises(ValueError, match=r"config.json: .*has changed since it was written"):
+        behrt_jax.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(json.loads(text)))  # the layout of the text does not matter
+    behrt_jax.load(tmp_path)
+
+
 def test_load_says_when_the_parameters_are_of_another_model(tmp_path):
     trained(tmp_path)
-    content = json.loads((tmp_path / "config.json").read_text())
-    content["recipe"]["model"]["feedforward_dim"] = 24
-    (tmp_path / "config.json").write_text(json.dumps(content))
+    with tiny.edited_config(tmp_path) as content:
+        content["recipe"]["model"]["feedforward_dim"] = 24
     with pytest.raises(ValueError, match=r"feedforward.*has shape .*16.*, expected .*24.*another model config"):
         behrt_jax.load(tmp_path)
 
@@ -372,11 +380,14 @@ REMOVED_KEYS = {"model": {"age_encoding": "bins", "date_encoding": "none"}, "obj
 @pytest.mark.parametrize("is_flat", [False, True])
 def test_a_run_with_keys_that_were_removed_since_resumes_if_it_left_them_at_their_defaults(tmp_path, is_flat):
     workdir.open_workdir(tmp_path, *run_of(config()), vocabulary())
-    content = json.loads((tmp_path / "config.json").read_text())
-    older = as_older(config().to_dict()) if is_flat else content
-    for section, keys in REMOVED_KEYS.items():
-        (older if is_flat else older["recipe"])[section] |= keys
-    (tmp_path / "config.json").write_text(json.dumps(older))
+    with tiny.edited_config(tmp_path) as content:
+        for section, keys in REMOVED_KEYS.items():
+            content["recipe"][section] |= keys
+    if is_flat:
+        older = as_older(config().to_dict())
+        for section, keys in REMOVED_KEYS.items():
+            older[section] |= keys
+        (tmp_path / "config.json").write_text(json.dumps(older))
     assert config_file.read(tmp_path) == run_of(config())
     assert workdir.open_workdir(tmp_path, *run_of(config()), vocabulary()) is True
     with pytest.raises(ValueError, match="model.hidden_dim: 16 there, 32 now"):
@@ -396,9 +407,8 @@ def test_a_run_with_keys_that_were_removed_since_resumes_if_it_left_them_at_thei
 )
 def test_a_run_of_a_removed_choice_is_refused_with_the_commit_that_loads_it(tmp_path, section, key, value, commit):
     workdir.open_workdir(tmp_path, *run_of(config()), vocabulary())
-    content = json.loads((tmp_path / "config.json").read_text())
-    content["recipe"][section] |= {**REMOVED_KEYS.get(section, {}), key: value}
-    (tmp_path / "config.json").write_text(json.dumps(content))
+    with tiny.edited_config(tmp_path) as content:
+        content["recipe"][section] |= {**REMOVED_KEYS.get(section, {}), key: value}
     removed = rf"config.json: .*\({section}.{key}={value} \(`git checkout {commit}` has it\): removed, as measured no"
     with pytest.raises(ValueError, match=removed):
         config_file.read(tmp_path)
