@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from behrt_jax.training.interrupts import exit_on_signal
+from behrt_jax.training.interrupts import exit_on_signal, keep_interrupts
 
 flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs in ~/.cache/behrt_jax for the next command.")
@@ -32,6 +32,7 @@ def run(main: Callable[[], int | None], resumes: bool = False) -> None:
     `resumes`: whether the command keeps what it finished before Ctrl-C, and goes on from there.
     """
     signal.signal(signal.SIGTERM, exit_on_signal)
+    keep_interrupts()
     try:
         _parse_flags()
         if flags.FLAGS["compilation_cache"].value:

@@ -1,13 +1,32 @@
 """Handlers of Ctrl-C and SIGTERM that let the training loop save and stop."""
 
+import os
 import signal
 import sys
+import threading
+
+RETRY = 0.1  # seconds
 
 
 def exit_on_signal(number, frame) -> None:
     """Exits with status 128 + signal number, as shells expect."""
     del frame
     sys.exit(128 + number)
+
+
+def keep_interrupts() -> None:
+    """Sends Ctrl-C and SIGTERM again where Python drops the exception that they raise, as in garbage collection."""
+    show = sys.unraisablehook
+
+    def send_again(arguments) -> None:
+        is_exit = getattr(arguments.exc_value, "code", None) == 128 + signal.SIGTERM
+        if is_exit or arguments.exc_type is KeyboardInterrupt:
+            number = signal.SIGTERM if is_exit else signal.SIGINT
+            threading.Timer(RETRY, os.kill, (os.getpid(), number)).start()  # by then the callback has ended
+        else:
+            show(arguments)
+
+    sys.unraisablehook = send_again
 
 
 class Interrupt:

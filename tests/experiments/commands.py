@@ -107,6 +107,9 @@ class Command:
     def printed(self) -> str:
         return self._files[0].read_text(errors="replace")  # while it is written it may end within a letter
 
+    def errors(self) -> str:
+        return self._files[1].read_text(errors="replace")
+
     def wait_until(self, reached) -> None:
         """Waits until a function gives true, or until the command has ended."""
         while self.poll() is None and not reached():
