@@ -36,6 +36,9 @@ def hold(file: Path, what: str, cure: str = "") -> Iterator[None]:
       OSError: the lock file cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
     said = False
     while (handle := _try(file)) is None:
         holder = _read(file)
@@ -57,8 +60,8 @@ def _try(file: Path) -> IO[str] | None:
     handle = file.open("a+")
     try:
         _lock(handle, file)
-        if not file.exists() or file.stat().st_ino != os.fstat(handle.fileno()).st_ino:
-            handle.close()  # the process that held the lock has removed the file meanwhile
+        if not _is_at(handle, file):  # the process that held the lock has removed the file meanwhile
+            handle.close()
             return _try(file)
         handle.truncate(0)
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
@@ -75,14 +78,20 @@ def _try(file: Path) -> IO[str] | None:
 
 def _lock(handle: IO[str], file: Path) -> None:
     """Locks an open file; raises a BlockingIOError if another process has it, and warns where files have no locks."""
-    if fcntl is None:
-        return
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # pyright: ignore[reportOptionalMemberAccess]
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
         logger.warning(f"{file.parent}: its file system has no locks; let one process at a time write there")
+
+
+def _is_at(handle: IO[str], file: Path) -> bool:
+    """Returns whether an open file is still the one at its path."""
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _read(file: Path) -> str:

@@ -33,7 +33,11 @@ class Checkpoints:
 
     @functools.cached_property
     def _manager(self):
-        """Opens the folder, or creates it, at first use: training starts before Orbax is imported."""
+        """Opens the folder, or creates it, at first use: training starts before Orbax is imported.
+
+        Raises:
+          ValueError: the metrics of a checkpoint are damaged; the message names the file.
+        """
         from orbax.checkpoint.checkpoint_managers import preservation_policy
 
         ocp = _import_orbax()
@@ -52,7 +56,16 @@ class Checkpoints:
             best_mode="min",
             enable_async_checkpointing=False,
         )
-        return ocp.CheckpointManager(self.folder, options=options)
+        try:
+            manager = ocp.CheckpointManager(self.folder, options=options)
+            manager.best_step()  # reads the metrics of all steps
+        except Exception as error:  # Orbax raises many kinds for damaged JSON
+            for folder in sorted(self.folder.iterdir()):
+                if damage := checksums.find_damage(folder):
+                    cure = "restore it, or remove this folder to go on with the other checkpoints"
+                    raise ValueError(f"{folder}: {damage}; {cure}") from error
+            raise
+        return manager
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, ascending."""

@@ -9,7 +9,7 @@ from typing import Any
 from behrt_jax.training.recipe import Facts, Recipe, find_facts, read_recipe, take, to_config, with_facts, without_facts
 
 CONFIG_FILE = "config.json"
-DIGEST = "digest"  # the key of the SHA-256 of the rest of the file, which older versions and edited files lack
+DIGEST = "digest"  # the key of the SHA-256 of the rest of the file, which files of older versions lack
 # Keys that may change when a run resumes: locations of data, and settings of logging and evaluation only.
 # The vocabulary size follows from the vocabulary, which is compared by its fingerprint.
 KEYS_ALLOWED_TO_CHANGE = (
@@ -72,7 +72,7 @@ def read(workdir: Path) -> tuple[Recipe, Facts]:
     try:
         content = json.loads(file.read_text())
         if (digest := content.pop(DIGEST, None)) and digest != _digest(content):
-            raise ValueError("it has changed since it was written; restore it")
+            raise ValueError(f"it has changed since it was written; restore it, or remove '{DIGEST}' to accept it")
         is_flat = "recipe" not in content  # before version 0.2 the file was a config that held the facts
         config = to_tuples(rename_keys(content if is_flat else content["recipe"]))
         for section, defaults in DEFAULTS.items():

@@ -3,11 +3,12 @@
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from behrt_jax.objectives.joint import make_objective
 from behrt_jax.recipes import small
 from behrt_jax.training import loop, state, workdir
 from behrt_jax.training.optimizer import make_optimizer
-from behrt_jax.training.recipe import read_recipe
+from behrt_jax.training.recipe import PretrainingRecipe, read_recipe
 
 LOSSES = (7.0406, 6.9760, 6.7592)  # nats a masked code of the first steps on a CPU, by `run_steps`
 TOLERANCE = 0.01  # relative; products in TensorFloat-32 differ by less
@@ -65,7 +66,7 @@ def check_versions(versions: dict[str, str]) -> Finding:
     """Checks that plugins for GPUs go with the version of JAX."""
     found = ", ".join(f"{name} {version}" for name, version in versions.items())
     found = f"Python {platform.python_version()}, {found}"
-    number = {name: tuple(int(part) for part in each.split(".")[:2]) for name, each in versions.items()}
+    number = {name: tuple(map(int, re.findall(r"\d+", version)[:2])) for name, version in versions.items()}
     cure = ""
     if "jax-metal" in versions and number["jax"] > (0, 5):
         cure = "jax-metal takes JAX up to 0.5.0: install requirements-metal.txt, or remove it for 'jax-mps<0.11'"
@@ -140,7 +141,7 @@ def run_steps() -> tuple[list[float], float]:
     rng, (rows, length) = np.random.default_rng(0), SHAPE
     config = small.get_config().to_dict()
     config["model"] |= {"vocab_size": 1000, "dropout": 0.0}
-    recipe = read_recipe(config)
+    recipe = cast(PretrainingRecipe, read_recipe(config))
     batch = {"codes": rng.integers(5, 1000, SHAPE, np.int32)}
     batch |= {"visit_ids": np.sort(rng.integers(0, 10, SHAPE, np.int32)), "patient_ids": np.ones(SHAPE, np.int32)}
     batch |= {"positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)), "maskable": np.ones(SHAPE, bool)}

@@ -69,6 +69,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, resumes, line):
         raise KeyboardInterrupt
 
     handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # put back at the end
     for name in ("_parse_flags", "use_compilation_cache"):
         monkeypatch.setattr(_cli, name, lambda: None)
     with pytest.raises(SystemExit, match="130"):

@@ -109,6 +109,17 @@ def test_best_is_the_lowest_loss_and_newest_the_last_step(checkpoints):
     assert_identical(again.restore_newest(state_at(0)), state_at(4))
 
 
+@pytest.mark.parametrize("text", ['{"los', '{"lost": 0.2}', ""])
+def test_damaged_metrics_are_named(checkpoints, text):
+    save(checkpoints, {4: 0.5, 8: 0.4})
+    (checkpoints.folder / "4" / "metrics" / "metrics").write_text(text)
+    for read in (Checkpoints.steps, Checkpoints.best, lambda each: each.restore_best(state_at(0).params)):
+        with pytest.raises(ValueError, match=r"checkpoints/4: metrics/metrics is not as it was written; restore"):
+            read(reopened(checkpoints))
+    shutil.rmtree(checkpoints.folder / "4")
+    assert_identical(reopened(checkpoints).restore_best(state_at(0).params), state_at(8).params)
+
+
 @pytest.mark.usefixtures("no_messages")
 def test_best_without_any_evaluation_is_the_newest(checkpoints):
     save(checkpoints, {1: None, 2: None})
