@@ -456,7 +456,7 @@ def modified(folder: Path) -> dict[str, int]:
 def test_second_preparation_writes_and_reads_nothing(cohort, messages):
     first = prepare(cohort.config())
     before = modified(cohort.prepared_dir)
-    assert len(before) == 7 and len(messages) == 3
+    assert len(before) == 8 and len(messages) == 3
     second = prepare(cohort.config(row_length=64, use_sep=False))
     assert modified(cohort.prepared_dir) == before and len(messages) == 3
     assert second == first
