@@ -1,7 +1,8 @@
 """The study of conversion: its tables hold the events they were made from, and its figures are of both parts."""
 
 import math
-import os
+import subprocess
+import sys
 
 import polars as pl
 import pytest
@@ -28,10 +29,13 @@ def test_tables_repeat_all_patients_under_new_ids_up_to_the_number(tables, tmp_p
 
 
 def test_memory_of_a_process_is_what_it_holds():
-    before = conversion.held_mib(os.getpid())
-    block = bytearray(b"1") * 100 * 2**20
-    assert math.isnan(before) or 80 < conversion.held_mib(os.getpid()) - before < 150
-    del block
+    program = "block = b'1' * 100 * 2**20; print(flush=True); input()"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline()
+        held = conversion.held_mib(process.pid)
+        process.communicate("\n")
+    assert math.isnan(held) or 100 < held < 150
     assert math.isnan(conversion.held_mib(2**30))
 
 
