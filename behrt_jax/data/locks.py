@@ -39,14 +39,14 @@ def hold(file: Path, what: str, cure: str = "") -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    said = False
+    has_logged = False
     while (handle := _try(file)) is None:
         holder = _read(file)
         if cure:
             raise ValueError(f"{what} by {holder}; {cure}")
-        if not said:
+        if not has_logged:
             logger.info(f"waiting: {what} by {holder}")
-        said = True
+        has_logged = True
         time.sleep(POLL)
     with handle:
         try:

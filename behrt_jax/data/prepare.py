@@ -73,8 +73,7 @@ def prepare(
 
 def _load(folder: Path) -> Prepared | None:
     """Loads the result of `_prepare`; None if it is missing, incomplete or damaged."""
-    if damage := checksums.find_damage(folder):
-        logger.warning(f"{folder}: {damage}; preparing it again")
+    if checksums.find_damage(folder):
         return None
     try:
         report = json.loads((folder / "report.json").read_text())
@@ -85,6 +84,8 @@ def _load(folder: Path) -> Prepared | None:
 
 def _prepare(config: DataConfig, fitted, needed: tuple[str, ...], folder: Path, add_codes) -> Prepared:
     """Reads the data set, then writes `folder` atomically."""
+    if damage := checksums.find_damage(folder):
+        logger.warning(f"{folder}: {damage}; preparing it again")
     counts: collections.Counter = collections.Counter()
     base_vocab = vocab = fitted or vocabulary.EMPTY
     fit, known_tokens = fitted is None or add_codes, frozenset(base_vocab.ids)

@@ -462,6 +462,16 @@ def test_second_preparation_writes_and_reads_nothing(cohort, messages):
     assert second == first
 
 
+def test_damaged_prepared_data_are_prepared_again_with_one_warning(cohort, messages):
+    first = prepare(cohort.config())
+    (first.folder / "report.json").write_text("{}")
+    messages.clear()
+    assert prepare(cohort.config()) == first
+    assert [message for message in messages if "preparing it again" in message] == [
+        f"warning: {first.folder}: report.json is not as it was written; preparing it again"
+    ]
+
+
 def test_changed_source_is_prepared_anew(cohort):
     first = prepare(cohort.config())
     cohort.shard("0", [row for subject in SUBJECTS[1:5] for row in history(subject)])

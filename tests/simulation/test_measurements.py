@@ -83,9 +83,9 @@ def test_values_tell_of_the_disease_that_seldom_has_a_code():
     truth = has_disease[PATIENTS.state]
     with_values, without = (oracle.states_before(WORLD, own) @ has_disease for own in (PATIENTS, BLIND))
     assert roc_auc_score(truth, with_values) > roc_auc_score(truth, without) + 0.015
-    for said in (with_values, without):  # each is calibrated given what it reads
-        for group in np.unique(bins := np.digitize(said, (0.01, 0.03, 0.1, 0.3, 0.7))):
-            by_patient = np.bincount(PATIENTS.owner, (truth - said) * (bins == group))
+    for probabilities in (with_values, without):  # each is calibrated given what it reads
+        for group in np.unique(bins := np.digitize(probabilities, (0.01, 0.03, 0.1, 0.3, 0.7))):
+            by_patient = np.bincount(PATIENTS.owner, (truth - probabilities) * (bins == group))
             assert abs(by_patient.sum()) < 4 * np.sqrt((by_patient**2).sum())
 
 
